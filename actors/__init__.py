@@ -1,0 +1,1 @@
+"""Ray actors and deployments, one role a file: build an engine, forward calls, report health."""

@@ -1,0 +1,81 @@
+"""Reading a run's YAML, with `key=value` overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import omegaconf
+import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ValidationError
+
+from rlad.config.models import RunConfig
+from rlad.errors import ConfigError
+
+
+def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and validate a run's configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: dotted `key=value` settings, later ones winning, for example `learner.zero_stage=3`.
+
+    Raises:
+        ConfigError: one sentence for each problem: where, what was expected, what came.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at {path}")
+    malformed = [override for override in overrides if "=" not in override]
+    if malformed:
+        raise ConfigError(f"an override is key=value, for example training.steps=10; got {', '.join(map(repr, malformed))}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.to_container(merged, resolve=True)
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{path}:", *(f"  {problem}" for problem in _problems(error))])) from error
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+        if problem["type"] == "extra_forbidden":
+            yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(RunConfig))}"
+        elif problem["type"] == "missing":
+            yield f"{where}: required, but not set"
+        else:
+            yield f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {_shortened(problem['input'])})"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean `{nearest[0]}`?" if nearest else ""
+
+
+def _known_keys(model: type[BaseModel]) -> set[str]:
+    """Field names of a model and of every model its fields mention, unions and containers included."""
+    names: set[str] = set()
+    pending: list[Any] = [model]
+    seen: set[Any] = set()
+    while pending:
+        annotation = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if annotation in seen:
+                continue
+            seen.add(annotation)
+            names |= annotation.model_fields.keys()
+            pending += [field.annotation for field in annotation.model_fields.values()]
+        pending += getattr(annotation, "__args__", ())
+    return names
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,68 @@
+"""Every error rlad raises on purpose. One root, and each also is the stdlib error a caller would expect.
+
+All of them travel between processes: they hold one message and pickle by it.
+"""
+
+
+class RladError(Exception):
+    """Root of all errors raised by rlad. The message says what was expected, what came, where, and what to do."""
+
+
+class ConfigError(RladError, ValueError):
+    """A run's configuration is wrong: an unknown key, a value out of range, settings that contradict each other."""
+
+
+class PlanError(RladError, ValueError):
+    """A valid configuration that cannot run here: models that do not fit together, too few CPUs or GPUs, no such file."""
+
+
+class ContractError(RladError, ValueError):
+    """A record's columns contradict each other: lengths, dtypes, ranges."""
+
+
+class DataError(RladError, ValueError):
+    """A prompt file or puzzle cannot be read."""
+
+
+class RunDirectoryError(RladError, FileExistsError):
+    """A run directory that exists, is missing, or belongs to another configuration."""
+
+
+class LedgerError(RladError, RuntimeError):
+    """A transition the ledger does not allow, for example committing a group that was never claimed."""
+
+
+class StaleAttemptError(LedgerError):
+    """A late answer to an attempt that has been replaced. The caller drops it."""
+
+
+class EngineError(RladError, RuntimeError):
+    """An inference or training engine failed or refused its input."""
+
+
+class WeightsMismatchError(EngineError):
+    """Weights that arrived are not those that were sent: wrong checksum or version. A sampler in this state never serves."""
+
+
+class TeacherScoresError(RladError, RuntimeError):
+    """Too many teacher log-probabilities are missing, NaN or infinite."""
+
+
+class VocabularyMismatchError(PlanError):
+    """Student and teacher (or a client and a teacher service) do not share one tokenizer."""
+
+
+class NonFiniteGradientError(RladError, FloatingPointError):
+    """More optimizer steps in a row than allowed had NaN or infinite gradients."""
+
+
+class DeadlineError(RladError, TimeoutError):
+    """A remote wait passed its deadline. The message names who was waited for."""
+
+
+class PoolExhaustedError(RladError, RuntimeError):
+    """A pool lost more workers than its restart budget allows."""
+
+
+class WorkerLostError(RladError, ConnectionError):
+    """The worker that had the work died or became unreachable. The work may be issued again."""

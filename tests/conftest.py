@@ -1,0 +1,70 @@
+"""Tiny models shared by all tests: Qwen3 architecture, random weights, head size 32 (the smallest that vLLM's CPU attention takes)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MakeModel = Callable[..., Path]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real public data beside the project."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Build a tiny random Qwen3 checkpoint with a character tokenizer; equal arguments give the same directory."""
+    built: dict[tuple[bool, int, int], Path] = {}
+
+    def make(*, tied: bool = True, seed: int = 0, layers: int = 2) -> Path:
+        key = (tied, seed, layers)
+        if key not in built:
+            built[key] = _write_model(tmp_path_factory.mktemp("model"), tied=tied, seed=seed, layers=layers)
+        return built[key]
+
+    return make
+
+
+def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    alphabet = ["<pad>", "$", *"ABCDEFGHabcdefgh:;?=&|>~TFx", "!"]
+    tokenizer = Tokenizer(models.WordLevel({character: index for index, character in enumerate(alphabet)}, unk_token="!"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="$", unk_token="!").save_pretrained(directory)
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(alphabet),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    Qwen3ForCausalLM(config).float().save_pretrained(directory)
+    return directory
