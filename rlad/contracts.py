@@ -213,7 +213,9 @@ class ScoredGroup:
         if len(self.verdicts.rewards) != self.group.num_responses:
             raise ContractError(f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses")
         if self.teacher_scores is not None and len(self.teacher_scores.logprobs) != self.group.num_tokens:
-            raise ContractError(f"ScoredGroup {self.group.uid}: {len(self.teacher_scores.logprobs)} teacher scores for {self.group.num_tokens} tokens")
+            raise ContractError(
+                f"ScoredGroup {self.group.uid}: {len(self.teacher_scores.logprobs)} teacher scores for {self.group.num_tokens} tokens"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,3 +66,7 @@ class PoolExhaustedError(RladError, RuntimeError):
 
 class WorkerLostError(RladError, ConnectionError):
     """The worker that had the work died or became unreachable. The work may be issued again."""
+
+
+class RunStoppedError(RladError, RuntimeError):
+    """The run was told to stop, or has failed elsewhere. The message gives the reason."""

@@ -22,7 +22,9 @@ class ConfigModel(BaseModel):
 
 class ModelConfig(ConfigModel):
     path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE` for a model that `rlad pretrain` makes.")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the weights in the engines (the learner keeps float32 masters).")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Precision of the weights in the engines (the learner keeps float32 masters)."
+    )
 
 
 class KnightsKnavesPrompts(ConfigModel):
@@ -87,7 +89,9 @@ class TeacherConfig(ConfigModel):
     tensor_parallel: PositiveInt = Field(1, description="GPUs of one replica (vllm engine).")
     max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
-    cache_tokens: Annotated[int, Field(ge=0)] = Field(1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off.")
+    cache_tokens: Annotated[int, Field(ge=0)] = Field(
+        1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off."
+    )
     gpu_memory_fraction: Fraction = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1.0
@@ -127,7 +131,8 @@ class LearnerConfig(ConfigModel):
     activation_checkpointing: bool = False
     offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory.")
     pi_old: Literal["rollout", "recompute"] = Field(
-        "rollout", description="Behaviour log-probabilities from the sampling engine (one forward fewer), or recomputed by the learner before the first update."
+        "rollout",
+        description="Behaviour log-probabilities from the sampling engine (one forward fewer), or recomputed by the learner before the first update.",
     )
     truncated: Literal["keep", "mask"] = Field("keep", description="Whether responses that hit the token budget are trained on.")
     max_missing_teacher_fraction: Fraction = Field(0.01, description="Above this share of missing, NaN or infinite teacher scores, the step fails.")
@@ -142,7 +147,9 @@ class LearnerConfig(ConfigModel):
 class TrainingConfig(ConfigModel):
     steps: PositiveInt = Field(description="Training steps: batches of prompts sampled, scored and trained on.")
     prompts_per_step: PositiveInt = 32
-    updates_per_step: PositiveInt = Field(1, description="Optimizer steps on one batch: its groups, in prompt order, cut into so many equal mini-batches.")
+    updates_per_step: PositiveInt = Field(
+        1, description="Optimizer steps on one batch: its groups, in prompt order, cut into so many equal mini-batches."
+    )
     max_staleness: Literal[0] = Field(0, description="Versions a sampled token may lag behind. 0: strictly on-policy.")
 
     @model_validator(mode="after")

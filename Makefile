@@ -1,0 +1,49 @@
+# rlad: `make demo` shows it, `make test` proves it. Both make the environment they need, once.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/cpu.lock
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo smoke test check format lock clean
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## the environment in .venv, with the `rlad` command in it
+
+$(STAMP): $(LOCK) pyproject.toml
+	@echo "Making the environment in $(VENV): about 4 GB of packages, a few minutes, once."
+	@$(PYTHON) -c 'import sys; sys.exit("rlad needs Python 3.11 or newer; name one: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK) || { \
+	  echo "If pip found no torch+cpu: PyTorch's CPU builds are on PyTorch's own index; set PIP_EXTRA_INDEX_URL to it and run make again."; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## distil a small student under a larger teacher on this machine's CPU, about ten minutes
+	$(BIN)/rlad run configs/quickstart_cpu.yaml --run-dir runs/demo --resume
+
+smoke: $(STAMP) ## every part of a run in under two minutes
+	$(BIN)/rlad run configs/smoke_cpu.yaml --run-dir runs/smoke --resume
+
+test: $(STAMP) ## all tests, real engines included
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, format, types, import layers, the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not engine" -q
+
+format: $(STAMP) ## write the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## renew the lock from a fresh environment (see requirements/README.md)
+	bash requirements/lock.sh
+
+clean: ## remove the environment and every run
+	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,160 @@
+"""The command `rlad`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# The environment of every process that this one starts, so set before the libraries that read it are imported.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import typer
+from rich.console import Console
+
+from rlad.errors import RladError
+
+app = typer.Typer(
+    name="rlad",
+    help="RL-aware distillation: train a small student by reinforcement while a large teacher scores every token.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+@app.callback()
+def common(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, one event a line.")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
+) -> None:
+    """Distil a student, as CONFIG says."""
+    from pipelines.distill import distill
+    from pipelines.pretrain import ensure_starters_of
+    from pipelines.run_directory import RunDirectory
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    console = Console()
+    ensure_starters_of(settings, console)
+    distill(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="Plan for the Ray cluster at this address.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many CPUs. [default: this machine's]", show_default=False)] = None,
+    gpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many GPUs. [default: this machine's]", show_default=False)] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(help="Memory of one of its GPUs.")] = 80.0,
+) -> None:
+    """Check CONFIG in seconds, without starting an engine: models, vocabularies, templates, prompts, placement, memory."""
+    from pipelines.plan import available_resources, make_plan
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=gpu_memory_gib)
+    console = Console()
+    console.print(made.table())
+    for finding in made.findings:
+        console.print(finding.line(), soft_wrap=True, highlight=False)
+    if made.has_errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Which pair of starter models: kk (the demo's) or kk-smoke.")] = "kk",
+    force: Annotated[bool, typer.Option("--force", help="Make them again although they are in the cache.")] = False,
+) -> None:
+    """Make a tokenizer, a teacher and a weak student from generated puzzles, on CPU; once, then they come from the cache."""
+    from pipelines.pretrain import pretrain as make
+
+    make(recipe, cache_dir=None, force=force, console=Console())
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run whose evaluation prompts, verifiers and engine settings are used.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+) -> None:
+    """Evaluate MODEL on the evaluation prompts of a configuration."""
+    from pipelines.evaluate import evaluate_model
+    from pipelines.pretrain import ensure_starters_of
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), f"student.path={model}"])
+    console = Console()
+    ensure_starters_of(settings, console, teacher=False)
+    summary = evaluate_model(settings, console)
+    if output is not None:
+        output.write_text(json.dumps({"model": model, **summary.as_dict()}, indent=2) + "\n")
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write RUN's report.html from what it has recorded so far."""
+    from pipelines.report import write_report
+    from pipelines.run_directory import RunDirectory
+
+    directory = RunDirectory(run)
+    write_report(directory)
+    typer.echo(directory.report)
+
+
+@app.command()
+def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Count RUN's groups by state. `lost` and `duplicated` must be 0."""
+    from pipelines.run_directory import RunDirectory
+    from rlad.ledger import Ledger
+
+    book = Ledger(RunDirectory(run).ledger, read_only=True)
+    counts = book.counts().as_dict()
+    book.close()
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        width = max(map(len, counts))
+        typer.echo("\n".join(f"{name:<{width}}  {count}" for name, count in counts.items()))
+    if counts["lost"] or counts["duplicated"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: an error of ours is one clear message and status 1, not a traceback."""
+    try:
+        app()
+    except RladError as error:
+        _fail(getattr(error, "cause", None) or error)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume")
+        sys.exit(130)
+
+
+def _fail(error: BaseException) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Joining or starting a Ray cluster, and asking whether a run fits on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import ray
+
+from rlad.config import ClusterConfig, RunConfig
+from rlad.errors import PlanError
+
+logger = logging.getLogger(__name__)
+
+# What every worker process needs to stay offline and quiet. Set for a cluster's workers by runtime_env, so they hold on every node.
+_WORKER_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """CPUs and GPUs, of a demand or of a cluster."""
+
+    cpus: float
+    gpus: float
+
+
+def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
+    """What each pool of a run asks of Ray."""
+    rollout, learner, verifier, teacher = config.rollout, config.learner, config.verifier_pool, config.teacher
+    demand = {
+        "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
+        "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
+        "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+    }
+    if teacher is not None:
+        demand["teacher"] = Resources(cpus=teacher.replicas * teacher.cpus_per_replica, gpus=teacher.replicas * teacher.gpus_per_replica)
+    return demand
+
+
+def require_room(config: RunConfig, available: Resources, where: str) -> None:
+    """Refuse a run that the cluster can never place.
+
+    Raises:
+        PlanError: with what each pool asks for and what is there.
+    """
+    demand = demand_by_pool(config)
+    for kind in ("cpus", "gpus"):
+        wanted, there = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
+        if wanted > there + 1e-6:
+            shares = ", ".join(f"{name} {getattr(pool, kind):g}" for name, pool in demand.items() if getattr(pool, kind))
+            raise PlanError(
+                f"too few {kind.upper().replace('S', 's')} for the placement: the pools need {wanted:g} ({shares}), {where} has {there:g}; "
+                f"take fewer or smaller workers, or a larger cluster"
+            )
+
+
+def local_resources(config: ClusterConfig) -> Resources:
+    """What a local cluster would have."""
+    gpus = ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    return Resources(cpus=config.num_cpus or psutil.cpu_count() or 1, gpus=gpus)
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[Resources]:
+    """Join the cluster at `config.address`, or start one on this machine that ends with the block.
+
+    Raises:
+        PlanError: no cluster answers at the address.
+    """
+    runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
+    try:
+        if config.address is None:
+            ray.init(num_cpus=config.num_cpus, include_dashboard=False, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise PlanError(f"no Ray cluster answers at {config.address or 'this machine'}: {error}") from error
+    try:
+        total = ray.cluster_resources()
+        yield Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,251 @@
+"""`rlad plan`: everything about a run that can be wrong and can be seen without starting an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+from rich.table import Table
+from rlad.starters import is_missing_starter, resolve_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.cluster import Resources, connected, demand_by_pool, local_resources, require_room
+from pipelines.evaluate import require_group_key
+from pipelines.prompts import prepare_prompts, require_disjoint
+from rlad.config import LearnerConfig, RunConfig
+from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
+from rlad.errors import PlanError, RladError, VocabularyMismatchError
+
+GIB = 2**30
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# What a process costs before it holds a model: the interpreter with torch, and an engine's own buffers.
+_PROCESS_GIB = 1.0
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was checked."""
+
+    level: Level
+    text: str
+
+    def line(self) -> str:
+        return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[self.level] + self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What memory and limits follow from.
+
+    Attributes:
+        parameters: their number, tied ones counted once.
+        kv_values_per_token: key and value entries of one token over all layers.
+        max_tokens: longest sequence the model was made for.
+    """
+
+    parameters: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    kv_values_per_token: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """A pool's size and what one of its workers needs, in GiB; None where the model is not known here."""
+
+    pool: str
+    workers: int
+    resources: Resources
+    worker_gib: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All findings, and the pools as they would be placed."""
+
+    pools: list[PoolPlan]
+    findings: list[Finding]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
+
+    def table(self) -> Table:
+        table = Table(title="Pools", title_justify="left")
+        for column in ("pool", "workers", "CPUs", "GPUs", "GiB a worker"):
+            table.add_column(column, justify="left" if column == "pool" else "right")
+        for pool in self.pools:
+            memory = f"{pool.worker_gib:.1f}" if pool.worker_gib is not None else "unknown"
+            table.add_row(pool.pool, str(pool.workers), f"{pool.resources.cpus:g}", f"{pool.resources.gpus:g}", memory)
+        return table
+
+
+def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | None) -> Resources:
+    """What the plan is for: the given figures, else the cluster at the configured address, else this machine."""
+    if config.cluster.address is not None:
+        with connected(config.cluster) as resources:
+            found = resources
+    else:
+        found = local_resources(config.cluster)
+    return Resources(cpus=found.cpus if cpus is None else cpus, gpus=found.gpus if gpus is None else gpus)
+
+
+def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
+    """Check a run against models, prompts and machines."""
+    student, teacher = _shape_of(config.student.path), _shape_of(config.teacher.path) if config.teacher else None
+    pools = list(_pools(config, student, teacher))
+    findings = [
+        Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
+        *_check_models(config, student),
+        *_check_prompts(config),
+        *_check_placement(config, available),
+        *_check_memory(config, pools, gpu_memory_gib),
+    ]
+    return Plan(pools=pools, findings=findings)
+
+
+def _check_models(config: RunConfig, student: ModelShape | None) -> Iterator[Finding]:
+    paths = {"student": config.student.path, **({"teacher": config.teacher.path} if config.teacher else {})}
+    fingerprints, templates = {}, {}
+    for role, path in paths.items():
+        if is_missing_starter(path):
+            yield Finding(level="warning", text=f"{role} {path} is not made yet: `rlad run` makes it first, or `rlad pretrain` now")
+            continue
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(resolve_model(path)))
+        except (RladError, OSError, ValueError) as error:
+            yield Finding(level="error", text=f"{role} {path} cannot be read: {_first_line(error)}")
+            continue
+        fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
+        yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
+    if len(set(fingerprints.values())) > 1:
+        error = VocabularyMismatchError(
+            "student and teacher have different vocabularies: the teacher scores the student's token ids, so both must share one tokenizer"
+        )
+        yield Finding(level="error", text=str(error))
+    elif len(set(templates.values())) > 1:
+        yield Finding(level="warning", text="the chat templates differ: the student's is applied, and the teacher scores what it gives")
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if student is not None and longest > student.max_tokens:
+        yield Finding(level="error", text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}")
+
+
+def _check_prompts(config: RunConfig) -> Iterator[Finding]:
+    if is_missing_starter(config.student.path):
+        yield Finding(level="warning", text="prompts are not checked before the student's tokenizer exists")
+        return
+    try:
+        student = str(resolve_model(config.student.path))
+        training = prepare_prompts(config.prompts, config, student)
+        evaluation = prepare_prompts(config.evaluation.prompts, config, student)
+        require_disjoint(training, evaluation)
+        require_group_key(evaluation, config.evaluation)
+    except (RladError, OSError, ValueError) as error:
+        yield Finding(level="error", text=f"prompts: {_first_line(error)}")
+        return
+    epochs = config.training.steps * config.training.prompts_per_step / len(training.records)
+    longest = max(len(ids) for ids in training.token_ids)
+    text = f"{len(training.records)} training prompts (longest {longest} tokens, {epochs:.2f} epochs), {len(evaluation.records)} for evaluation"
+    yield Finding(level="ok", text=text)
+
+
+def _check_placement(config: RunConfig, available: Resources) -> Iterator[Finding]:
+    try:
+        require_room(config, available, "the cluster")
+    except PlanError as error:
+        yield Finding(level="error", text=str(error))
+    else:
+        yield Finding(level="ok", text=f"the pools fit on {available.cpus:g} CPUs and {available.gpus:g} GPUs")
+
+
+def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: float) -> Iterator[Finding]:
+    known = [pool for pool in pools if pool.worker_gib is not None]
+    if len(known) < len(pools):
+        yield Finding(level="warning", text="memory is not checked for models that are not on this machine")
+    on_gpu = [pool for pool in known if pool.resources.gpus]
+    for pool in on_gpu:
+        share = pool.resources.gpus / pool.workers
+        if pool.worker_gib is not None and pool.worker_gib > share * gpu_memory_gib:
+            yield Finding(
+                level="error", text=f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
+            )
+    total = sum((pool.worker_gib or 0.0) * pool.workers for pool in known if not pool.resources.gpus)
+    machine = psutil.virtual_memory().total / GIB
+    if config.cluster.address is None and total > machine:
+        yield Finding(level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}")
+
+
+def _pools(config: RunConfig, student: ModelShape | None, teacher: ModelShape | None) -> Iterator[PoolPlan]:
+    demand, rollout = demand_by_pool(config), config.rollout
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    yield PoolPlan(
+        pool="rollout",
+        workers=rollout.workers,
+        resources=demand["rollout"],
+        worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
+    )
+    if config.teacher is not None:
+        memory = engine_gib(teacher, config.teacher.dtype, config.teacher.tensor_parallel, tokens) if teacher else None
+        yield PoolPlan(pool="teacher", workers=config.teacher.replicas, resources=demand["teacher"], worker_gib=memory)
+    yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)
+    memory = learner_gib(student, config.learner) if student else None
+    yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
+
+
+def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:
+    """Least memory of one engine over all its GPUs: weights, and the key-value cache of one longest sequence. More cache means more sequences at once."""
+    bytes_per_value = _DTYPE_BYTES[dtype]
+    needed = shape.parameters * bytes_per_value + tokens * shape.kv_values_per_token * bytes_per_value
+    return needed / GIB + _PROCESS_GIB * tensor_parallel
+
+
+def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
+    """Memory of one rank.
+
+    ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3) with mixed precision: 2 bytes a parameter for weights, 2 for gradients and 12 for the float32
+    master and Adam's moments; on CPU everything is float32 (4, 4 and 8). Each stage divides one more of them by the ranks. Activations: 34 bytes per
+    token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the attention matrix), 2 with checkpointing; plus one chunk's logits.
+    """
+    on_gpu = config.gpus_per_rank > 0
+    weights, gradients, optimizer = (2, 2, 12) if on_gpu else (4, 4, 8)
+    share = config.ranks
+    per_parameter = (
+        weights / (share if config.zero_stage >= 3 else 1)
+        + gradients / (share if config.zero_stage >= 2 else 1)
+        + (0.0 if config.offload_optimizer else optimizer / (share if config.zero_stage >= 1 else 1))
+    )
+    per_token = shape.layers * shape.hidden * (2 if config.activation_checkpointing else 34) * (1 if on_gpu else 2)
+    logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
+    return (shape.parameters * per_parameter + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB
+
+
+def _shape_of(path: str) -> ModelShape | None:
+    """The model's shape from its config.json, with parameters counted on the meta device; None if it is not on this machine."""
+    if is_missing_starter(path):
+        return None
+    try:
+        config = AutoConfig.from_pretrained(str(resolve_model(path)))
+    except (RladError, OSError, ValueError):
+        return None  # `_check_models` reports it
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelShape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        kv_values_per_token=2 * config.num_hidden_layers * config.num_key_value_heads * head,
+        max_tokens=config.max_position_embeddings,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

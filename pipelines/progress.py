@@ -1,0 +1,110 @@
+"""What a person watches while a run goes: a live line on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rlad.evaluation import EvaluationSummary
+
+
+class RunProgress:
+    """Progress of one run on a console."""
+
+    def __init__(self, console: Console, *, total_steps: int) -> None:
+        self._console = console
+        self._total = total_steps
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._steps = self._live.add_task("training", total=total_steps, detail="", visible=False)
+
+    def __enter__(self) -> RunProgress:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[PhaseProgress]:
+        """Something that takes more than two seconds: a spinner or bar while it lasts, a line with its time when it is done."""
+        start = time.monotonic()
+        task = self._live.add_task(name, total=total, detail="")
+        if not self._console.is_terminal:
+            self._console.print(f"{name} ...")
+        try:
+            yield PhaseProgress(self._live, task)
+        finally:
+            self._live.remove_task(task)
+        self._console.print(f"[green]✓[/] {name} [dim]({time.monotonic() - start:.0f} s)[/]")
+
+    def step(self, step: int, metrics: dict[str, float], accuracy: float | None) -> None:
+        """`step` trained steps are done."""
+        detail = step_line(metrics, accuracy)
+        self._live.update(self._steps, completed=step, detail=detail, visible=True)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}/{self._total}  {detail}", highlight=False, soft_wrap=True)
+
+
+class PhaseProgress:
+    """Handle of a phase that counts."""
+
+    def __init__(self, live: Progress, task: object) -> None:
+        self._live, self._task = live, task
+
+    def advance(self) -> None:
+        self._live.advance(self._task, 1)  # type: ignore[arg-type]
+
+
+def step_line(metrics: dict[str, float], accuracy: float | None) -> str:
+    """One line on a step: reward, accuracy, speed, and where its time went."""
+    parts = [f"reward {metrics['reward/mean']:.2f}"]
+    if accuracy is not None:
+        parts.append(f"accuracy {accuracy:.1%}")
+    parts.append(f"{metrics['rollout/tokens_per_s']:,.0f} tok/s")
+    parts.append(f"{metrics['time/step_s']:.1f} s = {where_time_goes(metrics)}")
+    return "  ".join(parts)
+
+
+def where_time_goes(metrics: dict[str, float]) -> str:
+    """The exposed share of each stage; what overlaps another stage is not counted twice."""
+    step = max(metrics["time/step_s"], 1e-9)
+    stages = {name: metrics[f"time/{name}_s"] / step for name in ("generate", "score", "learn", "weights")}
+    return " ".join(f"{name} {share:.0%}" for name, share in stages.items())
+
+
+def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_by: str) -> Table:
+    """Accuracy by group, a column an evaluation, and with two or more the difference of the last to the first in points."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(group_by)
+    table.add_column("prompts", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    first, last = next(iter(columns.values())), list(columns.values())[-1]
+    if len(columns) > 1:
+        table.add_column("change", justify="right")
+    for group in [*first.groups, None]:
+        rows = [summary.groups[group] if group is not None else summary.overall for summary in columns.values()]
+        cells = [f"{row.mean:.1%} [dim]({row.low:.0%}-{row.high:.0%})[/]" for row in rows]
+        if len(columns) > 1:
+            cells.append(f"{100 * (rows[-1].mean - rows[0].mean):+.1f}")
+        if group is None:
+            table.add_section()
+        table.add_row(group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None)
+    table.caption = f"mean@{last.overall.samples}, 95% confidence interval"
+    return table

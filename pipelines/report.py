@@ -1,0 +1,142 @@
+"""`report.html`: one self-contained page that tells how a run went. Plots are drawn by matplotlib and embedded as SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from importlib.resources import files
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, select_autoescape
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
+from rlad.errors import RunDirectoryError
+from rlad.ledger import Ledger
+
+_COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#db2777")
+_STAGES = ("generate", "score", "learn", "weights")
+_STYLE: dict[str, Any] = {
+    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "legend.frameon": False,
+}
+
+
+def write_report(run: RunDirectory) -> None:
+    """Write the report of a finished or running run from the files in its directory.
+
+    Raises:
+        RunDirectoryError: there is no run, or it has recorded nothing yet.
+    """
+    config = run.read_config()
+    steps, evaluations = read_json_lines(run.metrics), read_json_lines(run.evaluations)
+    if not steps and not evaluations:
+        raise RunDirectoryError(f"nothing to report yet: {run.path} has neither steps nor evaluations")
+    template = Environment(autoescape=select_autoescape(default=True)).from_string(
+        files("pipelines").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    )
+    ledger = Ledger(run.ledger, read_only=True)
+    try:
+        counts = ledger.counts().as_dict()
+    finally:
+        ledger.close()
+    page = template.render(
+        name=config.name,
+        objective=config.objective.model_dump(mode="json"),
+        config_text=run.config.read_text(),
+        steps=len(steps),
+        total_steps=config.training.steps,
+        elapsed_s=steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0.0,
+        evaluations=evaluations,
+        group_by=config.evaluation.group_by,
+        plots=_plots(steps, evaluations, config.evaluation.group_by),
+        shares=_stage_shares(steps),
+        counts=counts,
+    )
+    write_atomically(run.report, page)
+
+
+def _plots(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], group_by: str) -> list[Markup]:
+    drawings = []
+    if evaluations:
+        drawings.append(_draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by)))
+    if steps:
+        drawings += [
+            _draw("Training reward", "trained steps", lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True)),
+            _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
+            _draw("Response length (tokens)", "trained steps", lambda axes: _lines(axes, steps, {"rollout/response_tokens_mean": "mean"})),
+            _draw("Distance in nats a token, mean |log ratio|", "trained steps", lambda axes: _lines(axes, steps, _DISTANCES)),
+            _draw("Share of tokens clipped", "trained steps", lambda axes: _lines(axes, steps, _CLIPPED)),
+            _draw("Gradient norm", "trained steps", lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"})),
+            _draw("Engine against learner: |Δ log-probability|", "trained steps", lambda axes: _lines(axes, steps, _GAP, log=True)),
+        ]
+    return drawings
+
+
+_DISTANCES = {"objective/log_ratio_teacher_abs_mean": "student to teacher", "objective/log_ratio_behaviour_abs_mean": "student to sampler"}
+_CLIPPED = {"objective/clip_fraction_positive": "advantage > 0", "objective/clip_fraction_negative": "advantage < 0"}
+_GAP = {"learner/logprob_gap_max": "largest", "learner/logprob_gap_mean": "mean"}
+
+
+def _draw(title: str, x_label: str, plot: Any) -> Markup:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        plot(axes)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return Markup(re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), count=1, flags=re.DOTALL))
+
+
+def _accuracy(axes: Axes, evaluations: list[dict[str, Any]], group_by: str) -> None:
+    at = [line["step"] for line in evaluations]
+    overall = [line["overall"] for line in evaluations]
+    axes.plot(at, [row["mean"] for row in overall], color="black", linewidth=2, label="all", marker="o", markersize=3)
+    axes.fill_between(at, [row["low"] for row in overall], [row["high"] for row in overall], color="black", alpha=0.1, linewidth=0)
+    groups = evaluations[0]["groups"]
+    for group in groups if len(groups) > 1 else []:
+        axes.plot(at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=f"{group_by} {group}")
+    axes.set_ylim(0, 1)
+
+
+def _lines(axes: Axes, steps: list[dict[str, Any]], names: dict[str, str], *, smooth: bool = False, log: bool = False) -> None:
+    for name, label in names.items():
+        points = [(line["step"], line[name]) for line in steps if name in line]
+        if not points:
+            continue
+        at, values = zip(*points, strict=True)
+        axes.plot(at, values, label=label, alpha=0.35 if smooth else 1.0, linewidth=1.2)
+        if smooth:
+            axes.plot(at, _smoothed(values), color=_COLOURS[0], linewidth=2, label="moving average")
+    if log:
+        axes.set_yscale("log")
+
+
+def _stack(axes: Axes, steps: list[dict[str, Any]]) -> None:
+    axes.stackplot([line["step"] for line in steps], [[line[f"time/{stage}_s"] for line in steps] for stage in _STAGES], labels=_STAGES, alpha=0.8)
+
+
+def _smoothed(values: tuple[float, ...], window: int = 7) -> list[float]:
+    return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
+
+
+def _stage_shares(steps: list[dict[str, Any]]) -> dict[str, float]:
+    total = sum(line["time/step_s"] for line in steps)
+    return {stage: sum(line[f"time/{stage}_s"] for line in steps) / total for stage in _STAGES} if total else {}

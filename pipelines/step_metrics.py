@@ -1,0 +1,65 @@
+"""One training step's metrics, from the small numbers the driver saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from actors.rollout import SampledGroup
+from actors.verifier import JudgedGroup
+
+from rlad.contracts import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowedGroup:
+    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed."""
+
+    sampled: SampledGroup
+    judged: JudgedGroup
+    issued_at: float
+    sampled_at: float
+    scored_at: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """When a step began, when the learner had applied it, and when the samplers held its weights; seconds since the epoch."""
+
+    started_at: float
+    trained_at: float
+    weights_at: float
+
+
+def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dict[str, float]) -> dict[str, float]:
+    """Metrics named `area/name_unit`.
+
+    `time/*_s` add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was left
+    over, that is, not hidden behind the stage before.
+    """
+    sampled_at, scored_at = max(group.sampled_at for group in groups), max(group.scored_at for group in groups)
+    rewards = [np.asarray(group.judged.rewards) for group in groups]
+    outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.judged.outcomes)
+    lengths = np.concatenate([group.sampled.response_lengths for group in groups])
+    num_responses = len(lengths)
+    generate_s = max(sampled_at - times.started_at, 1e-9)
+    return {
+        "reward/mean": float(np.mean(np.concatenate(rewards))),
+        "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
+        **{f"verifier/{outcome.name.lower()}": float(outcomes[outcome]) for outcome in Outcome},
+        "rollout/response_tokens": float(lengths.sum()),
+        "rollout/response_tokens_mean": float(lengths.mean()),
+        "rollout/response_tokens_max": float(lengths.max()),
+        "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / num_responses,
+        "rollout/tokens_per_s": float(lengths.sum()) / generate_s,
+        "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),
+        "time/step_s": times.weights_at - times.started_at,
+        "time/generate_s": generate_s,
+        "time/score_s": max(0.0, scored_at - sampled_at),
+        "time/learn_s": max(0.0, times.trained_at - scored_at),
+        "time/weights_s": times.weights_at - times.trained_at,
+        **learner,
+    }

@@ -1,0 +1,68 @@
+"""A configuration is right, or it is refused in one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlad.config import load_run_config
+from rlad.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SMOKE = CONFIGS / "smoke_cpu.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    assert load_run_config(path).name.replace("-", "_") == path.stem
+
+
+def test_overrides_win_and_keep_their_types() -> None:
+    config = load_run_config(
+        SMOKE, ["learner.optimizer.lr=3e-5", "learner.zero_stage=3", "training.steps=2", "objective={name: grpo}", "teacher=null"]
+    )
+    assert config.learner.optimizer.lr == 3e-5
+    assert config.learner.zero_stage == 3
+    assert config.training.steps == 2
+    assert config.teacher is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.zero_stag=3", "did you mean `zero_stage`"),
+        ("objective.alhpa=0.3", "did you mean `alpha`"),
+        ("objective.alpha=1.5", "alpha"),
+        ("rollout.top_p=0.9", "rescales pi_old"),
+        ("rollout.group_size=1", "group_size"),
+        ("training.updates_per_step=3", "must divide"),
+        ("objective={name: ppo}", "ppo"),
+        ("objective={name: grpo}", "uses no teacher"),
+        ("teacher=null", "needs a teacher"),
+        ("training.max_staleness=2", "max_staleness"),
+        ("name=../../etc", "name"),
+        ("learner", "key=value"),
+        ("prompts.people={9: 1}", "people"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(SMOKE, [override])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere\.yaml"):
+        load_run_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [unclosed")
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        load_run_config(path)
+
+
+def test_the_vllm_teacher_is_refused_at_another_temperature() -> None:
+    with pytest.raises(ConfigError, match="temperature 1 only"):
+        load_run_config(SMOKE, ["teacher.engine=vllm", "rollout.temperature=0.8"])

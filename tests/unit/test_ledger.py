@@ -1,0 +1,134 @@
+"""The ledger keeps one history in which every group is trained on exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlad.errors import LedgerError, RunDirectoryError, StaleAttemptError
+from rlad.ledger import GroupState, Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def groups(step: int, count: int = 2) -> list[tuple[str, str]]:
+    return [(f"d:0:{step * count + index}", f"prompt{index}") for index in range(count)]
+
+
+def train(ledger: Ledger, step: int) -> list[str]:
+    attempts = ledger.issue(step, groups(step))
+    for uid, attempt in attempts.items():
+        ledger.record_sampled(uid, attempt)
+        ledger.record_scored(uid, attempt)
+    ledger.record_claimed(attempts)
+    ledger.record_trained(step, attempts)
+    return list(attempts)
+
+
+def test_a_group_passes_through_every_state(ledger: Ledger) -> None:
+    train(ledger, 0)
+    assert ledger.counts().states[GroupState.CLAIMED] == 2
+    ledger.commit(1)
+    counts = ledger.counts()
+    assert counts.states[GroupState.COMMITTED] == 2
+    assert (counts.trained_steps, counts.lost, counts.duplicated, counts.retried) == (1, 0, 0, 0)
+
+
+def test_a_late_answer_to_a_replaced_attempt_is_stale(ledger: Ledger) -> None:
+    (uid, _), *_ = groups(0)
+    ledger.issue(0, groups(0))
+    assert ledger.reissue(uid) == 1
+    with pytest.raises(StaleAttemptError, match="attempt 0 has been replaced by attempt 1"):
+        ledger.record_sampled(uid, 0)
+    ledger.record_sampled(uid, 1)
+
+
+@pytest.mark.parametrize("steps_after_checkpoint", [1, 3])
+def test_training_after_the_checkpoint_is_forgotten_when_the_learner_restarts(ledger: Ledger, steps_after_checkpoint: int) -> None:
+    train(ledger, 0)
+    ledger.commit(1)
+    claimed = {step: train(ledger, step) for step in range(1, 1 + steps_after_checkpoint)}
+    ledger.rewind(1)
+    assert ledger.counts().trained_steps == 1
+    for step, uids in claimed.items():
+        ledger.record_claimed(uids)
+        ledger.record_trained(step, uids)
+    counts = ledger.counts()
+    assert (counts.trained_steps, counts.lost, counts.duplicated) == (1 + steps_after_checkpoint, 0, 0)
+
+
+def test_without_the_rewind_the_same_restart_counts_as_duplicated(ledger: Ledger) -> None:
+    uids = train(ledger, 0)
+    ledger.record_trained(0, uids)
+    assert ledger.counts().duplicated == 2
+
+
+def test_a_group_left_out_of_a_trained_step_counts_as_lost(ledger: Ledger) -> None:
+    attempts = ledger.issue(0, groups(0))
+    for uid in attempts:
+        ledger.record_sampled(uid, 0)
+        ledger.record_scored(uid, 0)
+    first, _ = attempts
+    ledger.record_claimed([first])
+    ledger.record_trained(0, [first])
+    assert ledger.counts().lost == 1
+
+
+def test_reopening_issues_uncommitted_groups_again_under_a_new_attempt(ledger: Ledger) -> None:
+    train(ledger, 0)
+    ledger.commit(1)
+    train(ledger, 1)
+    ledger.issue(2, groups(2))
+    ledger.reopen(1)
+    counts = ledger.counts()
+    assert counts.states[GroupState.COMMITTED] == 2
+    assert counts.states[GroupState.ISSUED] == 4
+    assert counts.trained_steps == 1
+    assert ledger.issue(1, groups(1)) == {uid: 1 for uid, _ in groups(1)}
+
+
+@pytest.mark.parametrize(
+    ("breach", "message"),
+    [
+        (lambda ledger: ledger.record_sampled("never", 0), "never issued"),
+        (lambda ledger: ledger.record_scored("d:0:0", 0), "expected sampled"),
+        (lambda ledger: ledger.record_claimed(["d:0:0"]), "cannot be claimed"),
+        (lambda ledger: ledger.issue(5, groups(0)), "for step 0"),
+    ],
+)
+def test_a_transition_out_of_order_is_refused(ledger: Ledger, breach, message: str) -> None:
+    ledger.issue(0, groups(0))
+    with pytest.raises(LedgerError, match=message):
+        breach(ledger)
+
+
+def test_reading_a_ledger_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="no ledger"):
+        Ledger(tmp_path / "nowhere.sqlite", read_only=True)
+
+
+def test_what_was_recorded_survives_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    program = f"""
+import sys
+from rlad.ledger import Ledger
+ledger = Ledger({str(path)!r})
+ledger.issue(0, [("d:0:0", "p")])
+ledger.record_sampled("d:0:0", 0)
+print("recorded", flush=True)
+sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "recorded"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert Ledger(path, read_only=True).counts().states[GroupState.SAMPLED] == 1
