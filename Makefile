@@ -6,7 +6,7 @@ LOCK   := requirements/cpu.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test check format lock clean
+.PHONY: help setup demo smoke test check format reference lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,7 +42,10 @@ format: $(STAMP) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## renew the lock from a fresh environment (see requirements/README.md)
+reference: $(STAMP) ## docs/configuration.md from the configuration models
+	$(BIN)/python -m rlad.config.reference > docs/configuration.md
+
+lock: ## renew the lock from a fresh environment (requirements/lock.sh)
 	bash requirements/lock.sh
 
 clean: ## remove the environment and every run

@@ -38,7 +38,6 @@ from rlad.config import RunConfig
 from rlad.data.prompts import PromptOrder, dataset_fingerprint
 from rlad.errors import DeadlineError, RunDirectoryError, WorkerLostError
 from rlad.evaluation import EvaluationSummary
-from rlad.objectives import build_objective
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class _Distillation:
         policy = PartPolicy(
             ranks=config.learner.ranks,
             token_budget=config.learner.micro_batch_tokens,
-            skip_equal_rewards=build_objective(config.objective).zero_advantage_gives_zero_gradient,
+            skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
             skip_truncated=config.learner.truncated == "mask",
         )
         self._broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(self._run.ledger), policy, config.rollout.group_size)

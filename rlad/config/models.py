@@ -33,7 +33,7 @@ class KnightsKnavesPrompts(ConfigModel):
     source: Literal["knights_knaves"] = "knights_knaves"
     form: Literal["sentences", "compact"] = Field("sentences", description="Sentences for language models, or one character a token for tiny ones.")
     people: dict[Annotated[int, Field(ge=2, le=8)], Annotated[float, Field(gt=0)]] = Field(description="Share of puzzles by number of people.")
-    count: PositiveInt = Field(description="Number of distinct puzzles.")
+    count: PositiveInt = Field(description="Number of puzzles. There are only 399 of 2 people: training repeats them, evaluation refuses.")
     split: Literal["train", "evaluation"] = Field(description="Puzzles are split by a hash of themselves: the two can never overlap.")
     seed: int = 0
 
@@ -43,6 +43,7 @@ class PromptFile(ConfigModel):
 
     source: Literal["file"] = "file"
     path: str = Field(description="A .jsonl or .parquet file.")
+    form: Literal["sentences", "compact"] = Field("sentences", description="For parquet files of the K&K set, which are read as they are.")
     limit: PositiveInt | None = Field(None, description="Read only the first so many.")
 
 

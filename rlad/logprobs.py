@@ -1,0 +1,111 @@
+"""Log-probabilities of chosen tokens without a [tokens, vocabulary] tensor in memory.
+
+Shape letters: S tokens, H hidden size, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlad.errors import ContractError
+
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> Tensor:
+    """`log softmax(hidden @ weight.T / temperature)[target]` of every token, in nats.
+
+    Logits exist for `chunk_tokens` tokens at a time, in the forward pass and again in the backward pass, which recomputes them: memory beyond inputs
+    and gradients is C * V, whatever S is. Half precision is multiplied with float32 accumulation and float32 results, and the gradient of `weight` is
+    summed over chunks in float32.
+
+    `weight` is kept by reference: a partitioned parameter (ZeRO-3) must be whole during the forward and again during the backward pass.
+
+    Args:
+        hidden: [S, H], the last hidden states, in the dtype of `weight`.
+        weight: [V, H], the output embedding.
+        target_ids: int64 [S], each within [0, V).
+        temperature: the sampling temperature; logits are divided by it.
+        chunk_tokens: C.
+
+    Returns:
+        [S], float64 for float64 inputs, float32 for all others.
+
+    Raises:
+        ContractError: shapes or dtypes do not fit, a temperature or chunk size that is not positive.
+    """
+    _check(hidden, weight, target_ids, temperature, chunk_tokens)
+    logprobs: Tensor = _SelectedLogprobs.apply(hidden, weight, target_ids, temperature, chunk_tokens)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+def _check(hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_tokens: int) -> None:
+    shapes = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, target_ids {list(target_ids.shape)}"
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target_ids.shape != hidden.shape[:1]:
+        raise ContractError(f"selected_logprobs: expected hidden [S, H], weight [V, H] and target_ids [S], got {shapes}")
+    if hidden.dtype != weight.dtype or not hidden.is_floating_point() or target_ids.dtype != torch.int64:
+        dtypes = f"{hidden.dtype}, {weight.dtype} and {target_ids.dtype}"
+        raise ContractError(f"selected_logprobs: hidden and weight must share a floating dtype and target_ids be int64, got {dtypes}")
+    if not temperature > 0 or chunk_tokens < 1:
+        raise ContractError(f"selected_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}")
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_tokens: int) -> Tensor:
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logprobs = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
+        log_normalisers = torch.empty_like(logprobs)
+        for chunk in _chunks(hidden.shape[0], chunk_tokens):
+            logits = _product(hidden[chunk], weight.t()).div_(temperature)
+            log_normalisers[chunk] = logits.logsumexp(dim=1)
+            logprobs[chunk] = logits.gather(1, target_ids[chunk, None])[:, 0] - log_normalisers[chunk]
+        # `weight` itself, no view of it: a partitioned parameter is empty between the passes, and whole again when the backward pass reads it.
+        ctx.save_for_backward(hidden, weight, target_ids, log_normalisers)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        return logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """With p the softmax: d logprob / d logits = (one_hot(target) - p) / temperature."""
+        hidden, weight, target_ids, log_normalisers = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=log_normalisers.dtype) if needs_weight else None
+        for chunk in _chunks(hidden.shape[0], ctx.chunk_tokens):
+            scale = grad_logprobs[chunk, None] / ctx.temperature
+            grad_logits = _product(hidden[chunk], weight.t()).div_(ctx.temperature)
+            grad_logits.sub_(log_normalisers[chunk, None]).exp_().mul_(-scale)
+            grad_logits.scatter_add_(1, target_ids[chunk, None], scale)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = _product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits.to(hidden.dtype).t(), hidden[chunk])
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def _chunks(size: int, chunk_tokens: int) -> Iterator[slice]:
+    return (slice(start, min(start + chunk_tokens, size)) for start in range(0, size, chunk_tokens))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` of one dtype, in float32 where they are of a half type: logits rounded to bfloat16 would be off by up to 0.06 nats at 16."""
+    if left.dtype not in _HALF_TYPES:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # The CPU has no product of half types with a float32 result.
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, in the dtype of `total`."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(_product(left, right))

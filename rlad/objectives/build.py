@@ -1,0 +1,56 @@
+"""The union of all objectives' configurations, and the way from a configuration to an objective."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from rlad.errors import ConfigError
+from rlad.objectives.grpo import GrpoConfig
+from rlad.objectives.objective import Objective, ObjectiveSettings
+from rlad.objectives.trrd import TrrdConfig
+
+ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig, Field(discriminator="name")]
+
+_ADAPTER: TypeAdapter[ObjectiveSettings] = TypeAdapter(ObjectiveConfig)
+
+
+def build_objective(config: Mapping[str, Any] | ObjectiveSettings) -> Objective[Any]:
+    """The objective a configuration describes, with the paper's defaults for whatever it does not set.
+
+    Args:
+        config: a mapping such as `{"name": "trrd", "alpha": 0.5}`, or one of the configuration models.
+
+    Raises:
+        ConfigError: an unknown objective, an unknown setting, or a value out of range; one sentence for each.
+    """
+    try:
+        validated = _ADAPTER.validate_python(dict(config) if isinstance(config, Mapping) else config)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentences(error))) from error
+    return validated.build()
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        kind, location, came = problem["type"], [str(part) for part in problem["loc"]], problem["input"]
+        if kind == "union_tag_invalid":
+            yield f"unknown objective {problem['ctx']['tag']!r}: expected one of {problem['ctx']['expected_tags']}"
+        elif kind == "union_tag_not_found":
+            yield f"an objective needs a `name`, one of {', '.join(repr(name) for name in _settings_by_name())}; got {came!r}"
+        elif kind == "extra_forbidden":
+            name, key = location[0], location[-1]
+            known = _settings_by_name()[name]
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"it has {', '.join(known)}"
+            yield f"objective {name!r} has no setting `{key}`; {hint}"
+        else:
+            yield f"objective setting {'.'.join(location) or 'name'}: {problem['msg']} (got {came!r})"
+
+
+def _settings_by_name() -> dict[str, list[str]]:
+    union, _ = get_args(ObjectiveConfig)
+    return {model.model_fields["name"].default: list(model.model_fields) for model in get_args(union)}

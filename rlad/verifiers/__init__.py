@@ -1,0 +1,35 @@
+"""Verifiers: what a response is worth. One file a task; the typed union below is their only registration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from rlad.errors import ConfigError
+from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
+from rlad.verifiers.math_answer import MathAnswerVerifierConfig
+from rlad.verifiers.verdict import Verdict, Verifier
+
+VerifierConfig = Annotated[KnightsKnavesVerifierConfig | MathAnswerVerifierConfig, Field(discriminator="name")]
+
+_ADAPTER: TypeAdapter[VerifierConfig] = TypeAdapter(VerifierConfig)
+
+
+def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
+    """The verifier of these settings, for example `{"name": "knights_knaves"}`.
+
+    Raises:
+        ConfigError: an unknown name, an unknown key, or a wrong value.
+    """
+    if isinstance(spec, Mapping):
+        try:
+            spec = _ADAPTER.validate_python(spec)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})" for problem in error.errors())
+            raise ConfigError(f"not the settings of a verifier: {problems}") from error
+    return spec.build()
+
+
+__all__ = ["KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]

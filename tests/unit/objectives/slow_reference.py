@@ -1,0 +1,87 @@
+"""Losses and gradients of the clipped objectives, one token at a time in Python floats: written from the paper's formulas, sharing no code with rlad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Rows = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    alpha: float = 0.5
+    clamp: float = 1.0
+    straight_through: bool = False
+    eps_low: float = 0.20
+    eps_high: float = 0.28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padded:
+    """A padded batch in float64: B responses, T tokens."""
+
+    policy: Tensor
+    behaviour: Tensor
+    teacher: Tensor
+    advantages: Tensor
+    mask: Tensor
+
+    def arguments(self, *, policy: Tensor | None = None, with_teacher: bool = True) -> dict[str, Tensor | None]:
+        return {
+            "policy_logprobs": self.policy if policy is None else policy,
+            "behaviour_logprobs": self.behaviour,
+            "teacher_logprobs": self.teacher if with_teacher else None,
+            "advantages": self.advantages,
+            "mask": self.mask,
+        }
+
+
+def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> Padded:
+    """Responses of these lengths; log ratios of standard deviation `spread`, so that every side of clip and clamp occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max([*lengths, 1]))
+
+    def noise() -> Tensor:
+        return spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    behaviour = -2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return Padded(
+        policy=behaviour + noise(),
+        behaviour=behaviour,
+        teacher=behaviour + 2 * noise(),
+        advantages=torch.randn(len(lengths), generator=generator, dtype=torch.float64),
+        mask=torch.arange(shape[1]) < torch.tensor(lengths)[:, None],
+    )
+
+
+def token_value_and_slope(policy: float, behaviour: float, teacher: float, advantage: float, settings: Settings) -> tuple[float, float]:
+    """The surrogate of one token (to maximise) and its derivative in `policy`."""
+    gap = policy - teacher
+    is_clamped = abs(gap) > settings.clamp
+    log_ratio = settings.alpha * (policy - behaviour) + (1 - settings.alpha) * max(-settings.clamp, min(settings.clamp, gap))
+    slope_of_log_ratio = settings.alpha if is_clamped and not settings.straight_through else 1.0
+    ratio = math.exp(log_ratio)
+    if advantage > 0 and ratio > 1 + settings.eps_high:
+        return (1 + settings.eps_high) * advantage, 0.0
+    if advantage < 0 and ratio < 1 - settings.eps_low:
+        return (1 - settings.eps_low) * advantage, 0.0
+    return ratio * advantage, ratio * advantage * slope_of_log_ratio
+
+
+def slow_loss_and_gradient(batch: Padded, settings: Settings) -> tuple[float, Tensor]:
+    """The loss, and its gradient [B, T]."""
+    num_responses, size = batch.policy.shape
+    loss, gradient = 0.0, torch.zeros(num_responses, size, dtype=torch.float64)
+    for i in range(num_responses):
+        tokens = [t for t in range(size) if batch.mask[i, t]]
+        for t in tokens:
+            columns = (batch.policy, batch.behaviour, batch.teacher)
+            value, slope = token_value_and_slope(*(column[i, t].item() for column in columns), batch.advantages[i].item(), settings)
+            loss -= value / len(tokens) / num_responses
+            gradient[i, t] = -slope / len(tokens) / num_responses
+    return loss, gradient

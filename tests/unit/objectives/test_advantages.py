@@ -1,0 +1,52 @@
+"""Group advantages against the definition."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlad.errors import ContractError
+from rlad.objectives import group_advantages
+
+
+def test_population_standard_deviation_by_hand() -> None:
+    # mean 1/4, population std sqrt(3)/4
+    assert group_advantages([1, 0, 0, 0]).tolist() == pytest.approx([math.sqrt(3), *[-1 / math.sqrt(3)] * 3])
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=16))
+def test_equals_the_definition(rewards: list[float]) -> None:
+    deviation = statistics.pstdev(rewards)
+    mean = statistics.fmean(rewards)
+    expected = [(reward - mean) / deviation if deviation > 0 else 0.0 for reward in rewards]
+    advantages = group_advantages(np.array(rewards, dtype=np.float32))
+    assert advantages.dtype == np.float32
+    assert np.isfinite(advantages).all()
+    if len(set(rewards)) == 1:
+        assert (advantages == 0).all()
+    elif deviation > 1e-3:
+        assert advantages.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1 / 3, -7e-11, 1e300])
+@pytest.mark.parametrize("size", [1, 3, 7, 8])
+def test_group_with_equal_rewards_gets_exactly_zero(reward: float, size: int) -> None:
+    """The rounded mean of three times 0.1 is not 0.1: a computed deviation would turn that into advantages of order 1."""
+    assert group_advantages([reward] * size).tolist() == [0.0] * size
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-45, 1.0, 1e300])
+def test_scale_of_the_rewards_does_not_matter(scale: float) -> None:
+    assert group_advantages([0.0, scale]).tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("rewards", [[], [[1.0, 2.0]], [1.0, math.nan], [1.0, math.inf]])
+def test_anything_but_finite_numbers_is_refused(rewards: list[float]) -> None:
+    with pytest.raises(ContractError, match="finite numbers in one dimension"):
+        group_advantages(rewards)

@@ -1,0 +1,98 @@
+"""The metrics' values, and that they add up across micro-batches and ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlad.errors import ContractError
+from rlad.objectives import MetricSums, ObjectiveOutput, build_objective
+
+
+def packed_output(config: dict[str, object], rows: list[tuple[float, float, float, float]]) -> ObjectiveOutput:
+    """Rows of (log pi / pi_old, log pi / pi_T, advantage, weight)."""
+    to_behaviour, to_teacher, advantages, weights = torch.tensor(rows, dtype=torch.float64).T
+    policy = torch.full_like(weights, -2.0, requires_grad=True)
+    return build_objective(config).packed(
+        policy_logprobs=policy,
+        behaviour_logprobs=-2.0 - to_behaviour,
+        teacher_logprobs=-2.0 - to_teacher,
+        advantages=advantages,
+        weights=weights,
+    )
+
+
+ROWS = [
+    (0.3, 1.5, 1.0, 0.1),  # log r 0.65: clipped, and the teacher's ratio clamped
+    (-0.1, 0.1, 1.0, 0.2),
+    (-0.2, -0.4, -2.0, 0.3),  # log r -0.3: clipped
+    (0.4, -2.0, -2.0, 0.1),  # log r -0.3, for the clamp: clipped
+    (0.0, 0.2, -2.0, 0.1),
+    (0.2, 0.0, 0.0, 0.1),  # advantage 0: counts in the means over all tokens
+    (9.0, 9.0, 1.0, 0.0),  # weight 0: counts nowhere
+]
+
+
+def test_values_by_hand() -> None:
+    metrics = packed_output({"name": "trrd"}, ROWS).metrics
+    ratios = torch.tensor([0.65, 0.0, -0.3, -0.3, 0.1, 0.1], dtype=torch.float64).exp()
+    assert metrics == pytest.approx(
+        {
+            "objective/clip_fraction": 3 / 6,
+            "objective/clip_fraction_positive": 1 / 2,
+            "objective/clip_fraction_negative": 2 / 3,
+            "objective/ratio_mean": ratios.mean().item(),
+            "objective/log_ratio_behaviour_mean": (0.3 - 0.1 - 0.2 + 0.4 + 0.0 + 0.2) / 6,
+            "objective/log_ratio_behaviour_abs_mean": 1.2 / 6,
+            "objective/log_ratio_teacher_mean": (1.5 + 0.1 - 0.4 - 2.0 + 0.2 + 0.0) / 6,
+            "objective/log_ratio_teacher_abs_mean": 4.2 / 6,
+            "objective/teacher_clamp_fraction": 2 / 6,
+            "objective/behaviour_missing_tokens": 0,
+            "objective/teacher_missing_tokens": 0,
+        },
+        abs=1e-12,
+    )
+
+
+def test_objectives_without_a_teacher_say_nothing_about_one() -> None:
+    for config in ({"name": "grpo"}, {"name": "trrd", "alpha": 1.0}):
+        assert not [name for name in packed_output(config, ROWS).metrics if "teacher" in name]
+
+
+@pytest.mark.parametrize("cut", range(len(ROWS) + 1))
+def test_sums_of_shares_give_the_metrics_of_the_whole(cut: int) -> None:
+    whole = packed_output({"name": "trrd"}, ROWS)
+    # As the learner does it: add micro-batches, reduce one flat tensor over ranks, put it back.
+    shares = [packed_output({"name": "trrd"}, [*rows, ROWS[-1]]).sums for rows in (ROWS[:cut], ROWS[cut:])]
+    reduced = shares[0].to_tensor() + shares[1].to_tensor()
+    assert shares[0].from_tensor(reduced).means() == pytest.approx(whole.metrics, rel=1e-12)
+    assert shares[0].add(shares[1]).means() == pytest.approx(whole.metrics, rel=1e-12)
+
+
+def test_mean_over_no_token_is_left_out() -> None:
+    metrics = packed_output({"name": "trrd"}, ROWS[:2]).metrics
+    assert "objective/clip_fraction_positive" in metrics
+    assert "objective/clip_fraction_negative" not in metrics
+
+
+def test_sums_carry_no_graph_and_their_tensor_is_a_copy() -> None:
+    sums = packed_output({"name": "trrd"}, ROWS).sums
+    before = sums.means()
+    flat = sums.to_tensor()
+    assert flat.dtype == torch.float64
+    assert not flat.requires_grad
+    flat.zero_()
+    assert sums.means() == before
+
+
+def test_sums_of_different_objectives_do_not_add() -> None:
+    trrd, grpo = (packed_output({"name": name}, ROWS).sums for name in ("trrd", "grpo"))
+    with pytest.raises(ContractError, match="names and order differ"):
+        trrd.add(grpo)
+    with pytest.raises(ContractError, match="expected 20 values"):
+        trrd.from_tensor(grpo.to_tensor())
+
+
+def test_totals_are_added_and_not_averaged() -> None:
+    one, two = (MetricSums.of(means={}, totals={"missing": torch.tensor(count)}) for count in (3, 4))
+    assert one.add(two).means() == {"missing": 7.0}

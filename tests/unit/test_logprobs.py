@@ -1,0 +1,162 @@
+"""Selected log-probabilities against the dense computation: values, gradients, memory, and a weight that is away between the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlad.errors import ContractError
+from rlad.logprobs import selected_logprobs
+
+
+def problem(tokens: int, *, hidden: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, weight, targets, and the gradient that comes from the loss. Logits of standard deviation about 3."""
+    generator = torch.Generator().manual_seed(tokens)
+    states = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
+    weight = 3 * hidden**-0.5 * torch.randn(vocabulary, hidden, generator=generator, dtype=torch.float64)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    incoming = torch.randn(tokens, generator=generator, dtype=torch.float64)
+    return states.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets, incoming
+
+
+def dense_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(hidden @ weight.T / temperature, dim=1).gather(1, targets[:, None])[:, 0]
+
+
+def values_and_gradients(compute: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, incoming: Tensor) -> list[Tensor]:
+    logprobs = compute(hidden, weight)
+    return [logprobs.detach(), *torch.autograd.grad(logprobs, [hidden, weight], incoming.to(logprobs.dtype))]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize(("tokens", "chunk_tokens"), [(1, 1), (7, 1), (7, 3), (7, 7), (8, 4), (5, 1024)])
+def test_equals_the_dense_computation(tokens: int, chunk_tokens: int, temperature: float) -> None:
+    hidden, weight, targets, incoming = problem(tokens)
+    came = values_and_gradients(
+        lambda h, w: selected_logprobs(h, w, targets, temperature=temperature, chunk_tokens=chunk_tokens), hidden, weight, incoming
+    )
+    expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, temperature), hidden, weight, incoming)
+    for one, other in zip(came, expected, strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_gradient_is_the_finite_difference() -> None:
+    hidden, weight, targets, _ = problem(5)
+    assert torch.autograd.gradcheck(lambda h, w: selected_logprobs(h, w, targets, temperature=0.7, chunk_tokens=2), (hidden, weight))
+
+
+def test_large_logits_stay_finite() -> None:
+    """Logits of +-1e4 in float32: exp of them overflows."""
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    logprobs = selected_logprobs(hidden, weight, torch.tensor([0, 0]))
+    logprobs.sum().backward()
+    assert logprobs.tolist() == [0.0, -2e4]
+    assert hidden.grad.tolist() == [[0.0], [2.0]]
+    assert weight.grad.tolist() == [[-1e4], [1e4]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_as_exact_as_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
+    """The values lose nothing; gradients pass through products of the half type, so they keep about its precision."""
+    hidden, weight, targets, incoming = problem(300, hidden=32, vocabulary=50, dtype=dtype)
+    came = values_and_gradients(lambda h, w: selected_logprobs(h, w, targets, chunk_tokens=64), hidden, weight, incoming)
+    wide_hidden, wide_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), wide_hidden, wide_weight, incoming)
+    assert [tensor.dtype for tensor in came] == [torch.float32, dtype, dtype]
+    torch.testing.assert_close(came[0], expected[0], rtol=1e-5, atol=1e-5)
+    for one, other in zip(came[1:], expected[1:], strict=True):
+        error = (one.float() - other).norm() / other.norm()
+        assert error < 2 * torch.finfo(dtype).eps
+
+
+def test_weight_gradient_is_summed_over_chunks_in_float32() -> None:
+    """4096 equal contributions, one a chunk: a bfloat16 sum stops growing at 256 times the first of them."""
+    hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    selected_logprobs(hidden, weight, torch.zeros(4096, dtype=torch.int64), chunk_tokens=1).sum().backward()
+    assert weight.grad.tolist() == [[2048.0], [-2048.0]]
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return result
+
+
+def largest_tensor(tokens: int) -> int:
+    hidden, weight, targets, incoming = problem(tokens, hidden=4, vocabulary=100, dtype=torch.float32)
+    with LargestTensor() as largest:
+        selected_logprobs(hidden, weight, targets, chunk_tokens=8).backward(incoming.float())
+    return largest.num_elements
+
+
+def test_memory_does_not_grow_with_the_tokens() -> None:
+    """No tensor larger than a chunk's logits, 8 * 100, in forward or backward; 200 tokens' hidden states are as large."""
+    assert largest_tensor(8) == largest_tensor(64) == largest_tensor(200) == 800
+
+
+def test_weight_may_be_away_between_the_passes() -> None:
+    """As a parameter partitioned by ZeRO-3: its storage is released after the forward pass and gathered again before the backward pass."""
+    hidden, weight, targets, incoming = problem(6)
+    expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
+    parameter = torch.nn.Parameter(weight.detach().clone())
+    logprobs = selected_logprobs(hidden, parameter, targets, chunk_tokens=4)
+    whole, parameter.data = parameter.data, torch.empty(0, dtype=torch.float64)
+    parameter.data = whole.clone()
+    whole.fill_(float("nan"))
+    logprobs.backward(incoming)
+    torch.testing.assert_close(hidden.grad, expected[1])
+    torch.testing.assert_close(parameter.grad, expected[2])
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_only_what_is_trained_gets_a_gradient(frozen: str) -> None:
+    hidden, weight, targets, incoming = problem(6)
+    _, *expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    selected_logprobs(hidden, weight, targets, chunk_tokens=4).backward(incoming)
+    trained, frozen_tensor, gradient = (weight, hidden, expected[1]) if frozen == "hidden" else (hidden, weight, expected[0])
+    assert frozen_tensor.grad is None
+    torch.testing.assert_close(trained.grad, gradient)
+
+
+def test_no_token_gives_a_zero_gradient() -> None:
+    """A rank without work still joins the backward pass."""
+    hidden, weight, targets, _ = problem(0)
+    logprobs = selected_logprobs(hidden, weight, targets)
+    logprobs.sum().backward()
+    assert logprobs.shape == (0,)
+    assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(5, 3)}, r"expected hidden \[S, H\].*got hidden \[2, 4\], weight \[5, 3\]"),
+        ({"target_ids": torch.zeros(3, dtype=torch.int64)}, r"target_ids \[3\]"),
+        ({"weight": torch.zeros(5, 4, dtype=torch.bfloat16)}, "must share a floating dtype"),
+        ({"target_ids": torch.zeros(2)}, "target_ids be int64"),
+        ({"temperature": 0.0}, "temperature and chunk_tokens must be positive"),
+        ({"chunk_tokens": 0}, "temperature and chunk_tokens must be positive"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    arguments = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(5, 4), "target_ids": torch.zeros(2, dtype=torch.int64)}
+    with pytest.raises(ContractError, match=message):
+        selected_logprobs(**(arguments | change))
