@@ -1,0 +1,108 @@
+"""Exact attention over a row that holds several sequences end to end: causal within each sequence, none between them.
+
+Registered with transformers under `PACKED_ATTENTION`; a model loaded with `attn_implementation=PACKED_ATTENTION` is called with the row's
+`packed_layout` and makes no mask at all, so memory grows with the row's length and not with its square.
+
+Shape letters: S tokens of the row, M sequences, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from rlad.contracts import Array
+from rlad.errors import EngineError
+
+PACKED_ATTENTION = "rlad_packed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedLayout:
+    """Where the sequences of a row lie.
+
+    Attributes:
+        lengths: tokens of each of the M sequences; they add up to S.
+        offsets: int32 [M + 1] on the model's device.
+    """
+
+    lengths: tuple[int, ...]
+    offsets: Tensor
+
+    @classmethod
+    def from_offsets(cls, offsets: Array, device: torch.device) -> PackedLayout:
+        """From a `TrainingBatch`'s int32 `sequence_offsets`."""
+        return cls(lengths=tuple((offsets[1:] - offsets[:-1]).tolist()), offsets=torch.from_numpy(offsets).to(device))
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls.
+
+    On CUDA in half precision this is one `varlen_attn` call, which the CPU tests cannot run. Elsewhere each sequence is attended to on its own:
+    on CPU that was faster than padding sequences of similar length into batches.
+
+    Args:
+        query: [1, H, S, D].
+        key, value: [1, K, S, D].
+
+    Returns:
+        [1, S, H, D], and None for the attention weights.
+
+    Raises:
+        EngineError: the model wants attention that is not plain and causal.
+    """
+    _require_plain_attention(packed_layout, dropout, sliding_window, softcap, s_aux)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        longest = packed_layout.longest
+        attended = varlen_attn(
+            *(states[0].transpose(0, 1) for states in (query, key, value)),
+            packed_layout.offsets,
+            packed_layout.offsets,
+            longest,
+            longest,
+            scale=scaling,
+            window_size=(-1, 0),  # any number of tokens back, none ahead: causal
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return attended[None], None
+    enable_gqa = query.shape[1] != key.shape[1]
+    sequences = zip(*(states.split(packed_layout.lengths, dim=2) for states in (query, key, value)), strict=True)
+    attended_sequences = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa) for q, k, v in sequences]
+    return torch.cat(attended_sequences, dim=2).transpose(1, 2), None
+
+
+def _require_plain_attention(layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None) -> None:
+    """Refuse what a model may ask of its attention and the packed kernels do not do: the log-probabilities would be silently wrong."""
+    if dropout:
+        raise EngineError(f"the learner's attention has no dropout, the model asks for {dropout}: a random policy has no likelihood ratio")
+    if sliding_window is not None and layout.longest > sliding_window:
+        raise EngineError(f"the learner's attention has no sliding window: the model's is {sliding_window}, the longest sequence {layout.longest}")
+    if softcap is not None or s_aux is not None:
+        raise EngineError("the learner's attention has neither soft-capped scores nor attention sinks, which this model uses")
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,71 @@
+"""The student as the learner runs it: rows of packed sequences in, log-probabilities of chosen tokens out, logits never."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from actors.engines.output_layer import plain_output_weight
+from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
+from rlad.logprobs import selected_logprobs
+
+
+class _LogprobHead(nn.Module):
+    """Takes the output layer's place and its weight, under the same name. ZeRO-3 gathers a weight when its module is called."""
+
+    def __init__(self, weight: nn.Parameter, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
+        self.weight = weight
+        self._temperature = temperature
+        self._chunk_tokens = chunk_tokens
+
+    def forward(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
+        return selected_logprobs(hidden, self.weight, target_ids, temperature=self._temperature, chunk_tokens=self._chunk_tokens)
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that gives log-probabilities of given tokens.
+
+    Attributes:
+        causal_lm: the transformers model; its parameters keep their names below this one.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+        """Raises EngineError for a model whose logits are not `hidden @ weight.T`."""
+        super().__init__()
+        weight = cast(nn.Parameter, plain_output_weight(causal_lm))
+        causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens))
+        self.causal_lm = causal_lm
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor, layout: PackedLayout, positions: Tensor, target_ids: Tensor) -> Tensor:
+        """Log-probabilities of the tokens that chosen positions predict.
+
+        Args:
+            token_ids, position_ids: int64 [S], one row of packed sequences.
+            layout: where its sequences lie.
+            positions: int64 [N], the positions of the row that matter; the output layer runs on no other.
+            target_ids: int64 [N], the token that each of them predicts.
+
+        Returns:
+            float32 [N], nats, at the sampling temperature.
+        """
+        outputs = self.causal_lm.base_model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout)
+        hidden = outputs.last_hidden_state[0].index_select(0, positions)
+        return cast(Tensor, self.causal_lm.get_output_embeddings()(hidden, target_ids))
+
+
+def load_policy_model(model_path: str, *, dtype: torch.dtype, temperature: float, chunk_tokens: int, activation_checkpointing: bool) -> PolicyModel:
+    """Load a Hugging Face model directory for training.
+
+    Dropout is turned off whatever the model's configuration says: sampling engines have none, and a random policy has no likelihood ratio.
+    """
+    config = AutoConfig.from_pretrained(model_path)
+    for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
+        setattr(config, name, 0.0)
+    causal_lm = AutoModelForCausalLM.from_pretrained(model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION)
+    if activation_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return PolicyModel(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens).train()

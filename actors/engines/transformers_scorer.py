@@ -1,0 +1,190 @@
+"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the selected log-probabilities kept.
+
+Shape letters: S tokens of a row, N response tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.engines.output_layer import plain_output_weight
+from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
+from rlad.config import TeacherConfig
+from rlad.contracts import Array
+from rlad.errors import EngineError
+from rlad.logprobs import selected_logprobs
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Group:
+    """A group on its way through the rows: which may hold only some of its sequences, together with sequences of other groups."""
+
+    temperature: float
+    logprobs: Array
+    sequences: list[_Sequence] = field(default_factory=list)
+    remaining: int = 0
+    done: Future[Array] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sequence:
+    """Prompt and one response. The last token is only a target, so the row holds the others."""
+
+    group: _Group
+    token_ids: Array
+    num_prompt: int
+    scores: slice
+
+    @property
+    def row_tokens(self) -> int:
+        return len(self.token_ids) - 1
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.token_ids) - self.num_prompt
+
+
+class TransformersScorer:
+    """A `Scorer` whose forward passes run on one thread, so the event loop never blocks.
+
+    Whatever is waiting when a pass begins goes into it, up to `config.token_budget` tokens, first come first served: a group that
+    arrives while others are computed joins the next row.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        """Load the model, onto the GPU where the process has one.
+
+        Raises:
+            EngineError: no model can be loaded from `config.path`, or one whose log-probabilities this engine cannot compute.
+        """
+        self._token_budget = config.token_budget
+        self._threads = config.threads
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype), attn_implementation=PACKED_ATTENTION)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"no causal language model can be loaded from {config.path}: {error}") from error
+        self._model = model.eval().requires_grad_(False).to(self._device)
+        self._output_weight = plain_output_weight(self._model)
+        self._max_sequence_tokens = int(self._model.config.max_position_embeddings)
+        self._arrivals: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._waiting: deque[_Sequence] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="transformers-scorer", daemon=True)
+        self._thread.start()
+
+    async def score(self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float) -> Array:
+        group = _Group(temperature=temperature, logprobs=np.empty(len(response_ids), np.float32))
+        for start, end in itertools.pairwise(response_offsets.tolist()):
+            if start < end:
+                token_ids = np.concatenate([prompt_ids, response_ids[start:end]])
+                group.sequences.append(_Sequence(group=group, token_ids=token_ids, num_prompt=len(prompt_ids), scores=slice(start, end)))
+        if not group.sequences:
+            return group.logprobs
+        longest = max(len(sequence.token_ids) for sequence in group.sequences)
+        if longest > self._max_sequence_tokens:
+            raise EngineError(f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}")
+        await self.check_health()
+        group.remaining = len(group.sequences)
+        self._arrivals.put(group)
+        return await asyncio.wrap_future(group.done)
+
+    async def check_health(self) -> None:
+        if self._closed or not self._thread.is_alive():
+            raise EngineError("the teacher's transformers engine has stopped")
+
+    async def close(self) -> None:
+        self._closed = True
+        self._arrivals.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while row := self._next_row():
+            try:
+                self._score_row(row)
+            except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to the groups of this row; the next row may be fine
+                _fail(row, EngineError(f"the teacher's forward pass failed: {type(error).__name__}: {error}"))
+                if isinstance(error, torch.AcceleratorError):
+                    break  # the GPU's context is lost for this process: an unhealthy replica is replaced
+        self._closed = True
+        _fail(self._waiting, EngineError("the teacher's transformers engine has stopped"))
+
+    def _next_row(self) -> list[_Sequence]:
+        """Sequences to compute together, at least one; none when the engine is closed."""
+        row: list[_Sequence] = []
+        while not row:
+            while not self._waiting or not self._arrivals.empty():
+                group = self._arrivals.get()
+                if group is None:
+                    return []
+                self._waiting.extend(group.sequences)
+            row = self._fill_row()
+        return row
+
+    def _fill_row(self) -> list[_Sequence]:
+        """Take sequences of one temperature, in order, while they fit into the token budget; a longer one goes alone. Those nobody waits for are dropped."""
+        row: list[_Sequence] = []
+        budget = self._token_budget
+        while self._waiting:
+            sequence = self._waiting[0]
+            if not sequence.group.done.done():
+                if row and (sequence.row_tokens > budget or sequence.group.temperature != row[0].group.temperature):
+                    break
+                row.append(sequence)
+                budget -= sequence.row_tokens
+            self._waiting.popleft()
+        return row
+
+    @torch.inference_mode()
+    def _score_row(self, row: list[_Sequence]) -> None:
+        lengths = [sequence.row_tokens for sequence in row]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        token_ids = np.concatenate([sequence.token_ids[:-1] for sequence in row])
+        target_ids = np.concatenate([sequence.token_ids[sequence.num_prompt :] for sequence in row])
+        # Position p of a sequence predicts its token p + 1: the first response token is predicted by the last of the prompt.
+        positions = np.concatenate(
+            [np.arange(start + each.num_prompt - 1, end) for each, (start, end) in zip(row, itertools.pairwise(offsets), strict=True)]
+        )
+        outputs = self._model.base_model(
+            input_ids=self._on_device(token_ids)[None],
+            position_ids=self._on_device(np.concatenate([np.arange(length) for length in lengths]))[None],
+            use_cache=False,
+            packed_layout=PackedLayout.from_offsets(offsets, self._device),
+        )
+        hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(positions))
+        logprobs = selected_logprobs(hidden, self._output_weight, self._on_device(target_ids), temperature=row[0].group.temperature)
+        scores = logprobs.cpu().numpy()
+        for sequence, part in zip(row, np.split(scores, np.cumsum([each.num_targets for each in row])[:-1]), strict=True):
+            sequence.group.logprobs[sequence.scores] = part
+            sequence.group.remaining -= 1
+            if sequence.group.remaining == 0:
+                _resolve(sequence.group.done, sequence.group.logprobs)
+
+    def _on_device(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(self._device)
+
+
+def _resolve(future: Future[Array], outcome: Array | EngineError) -> None:
+    with contextlib.suppress(InvalidStateError):  # cancelled by the caller, or failed with an earlier row
+        if isinstance(outcome, EngineError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _fail(sequences: Iterable[_Sequence], error: EngineError) -> None:
+    for sequence in sequences:
+        _resolve(sequence.group.done, error)

@@ -1,0 +1,231 @@
+"""Sampling with vLLM: an `AsyncLLM` that gives log-probabilities at the sampling temperature and takes new weights from a file.
+
+Import this module only after `vllm_settings.apply_environment`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.exceptions import VLLMError
+from vllm.inputs import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from actors.engines.vllm_settings import VllmSettings, engine_args
+from rlad.contracts import Array, FinishReason, WeightsManifest
+from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
+
+# Must be the name under which `weight_transfer` registers itself. Not imported from there: that module belongs into vLLM's processes only.
+_TRANSFER_BACKEND = "object_store"
+_EXTENSION = "actors.engines.weight_transfer.WeightsExtension"
+_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Responses:
+    """The G responses to one prompt, N tokens in all; columns as in `RolloutGroup`."""
+
+    response_ids: Array
+    response_offsets: Array
+    behaviour_logprobs: Array
+    policy_versions: Array
+    finish_reasons: Array
+
+
+class VllmSampler:
+    """One engine, which starts with the weights at its model path as version 0. Create and use it in one event loop.
+
+    The engine's model runs in a process of its own; where that dies, every method raises `WorkerLostError`.
+    """
+
+    def __init__(self, settings: VllmSettings) -> None:
+        """Start the engine; takes about 20 s on CPU.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        arguments = engine_args(
+            settings,
+            # Log-probabilities after the temperature (and top-p), as the behaviour policy of the ratio must have them.
+            logprobs_mode="processed_logprobs",
+            enable_prefix_caching=True,
+            weight_transfer_config=WeightTransferConfig(backend=_TRANSFER_BACKEND),
+            worker_extension_cls=_EXTENSION,
+        )
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"vLLM does not start on {settings.model_path}: {error}") from error
+        self._version: int | None = None
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Name the weights that the engine came up with."""
+        async with _engine_errors():
+            await self._engine.update_weight_version("0")
+        self._version = 0
+
+    async def sample(
+        self,
+        prompt_ids: Array,
+        *,
+        request_id: str,
+        num_responses: int,
+        max_response_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+    ) -> Responses:
+        """Sample responses to one prompt. Cancelling the call takes the request out of the engine.
+
+        Args:
+            prompt_ids: int32 [P].
+            request_id: unique among the requests in flight.
+            num_responses: G.
+            max_response_tokens: budget of a response; one that reaches it is truncated. One that stops by itself ends with its end-of-sequence token.
+            temperature: 0 takes the most likely token each time; the log-probabilities are then those at temperature 1.
+            top_p: below 1, log-probabilities are those of the distribution cut to that mass.
+            seed: decides the samples together with the index of the response, up to rounding in differently composed batches; None takes the engine's stream.
+
+        Raises:
+            EngineError: the engine refused the request, or the weights changed while it ran.
+            WeightsMismatchError: the last update failed; this engine does not serve any more.
+        """
+        version = self._version
+        if version is None:
+            raise WeightsMismatchError("this engine has no weights to sample from: an update is going on, or the last one failed half way")
+        async with self._flight(), _engine_errors():
+            parameters = SamplingParams(
+                n=num_responses,
+                max_tokens=max_response_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            outputs = [output async for output in self._engine.generate(tokens_input(prompt_ids.tolist()), parameters, request_id)]
+        return _columns(outputs[-1], version)
+
+    async def update_weights(self, path: Path, manifest: WeightsManifest) -> WeightsManifest:
+        """Load weights once nothing is in flight.
+
+        Args:
+            path: a safetensors file on this node.
+            manifest: what it must be.
+
+        Returns:
+            What the engine says it has loaded.
+
+        Raises:
+            WeightsMismatchError: the file was refused, and the engine goes on with the weights it had; or loading failed half way, and it serves no more.
+        """
+        await self._idle.wait()
+        before, self._version = self._version, None
+        request = WeightTransferUpdateRequest(
+            update_info={"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
+        )
+        async with _engine_errors():
+            loaded_before = await self._loaded()
+            try:
+                await self._engine.start_weight_update()
+                await self._engine.update_weights(request)
+                await self._engine.finish_weight_update(weight_version=str(manifest.version))
+            except EngineDeadError:
+                raise
+            except Exception as error:
+                if await self._loaded() == loaded_before:
+                    self._version = before
+                raise WeightsMismatchError(f"the engine did not take the weights: {error}") from error
+            # Keys and values of the old weights must not serve the new ones.
+            if not await self._engine.reset_prefix_cache():
+                raise EngineError("vLLM did not clear its prefix cache after a weight update, though nothing was in flight")
+            loaded = await self._loaded()
+            version = await self._engine.get_weight_version()
+        if loaded != {(manifest.version, manifest.checksum)} or version != str(manifest.version):
+            raise WeightsMismatchError(f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}")
+        self._version = manifest.version
+        return manifest
+
+    async def version(self) -> int | None:
+        """Version of the weights, asked of the engine's process; None when the last update failed half way."""
+        async with _engine_errors():
+            version = int(await self._engine.get_weight_version())
+        return version if self._version is not None else None
+
+    async def close(self) -> None:
+        """End the engine's process."""
+        await asyncio.to_thread(self._engine.shutdown, 1.0)  # then by force: there is nothing in it to lose
+
+    async def _loaded(self) -> set[tuple[int, str] | None]:
+        """What each of the engine's processes loaded last."""
+        answers = await self._engine.collective_rpc("loaded_weights")
+        return {tuple(answer) if answer else None for answer in answers}
+
+    @asynccontextmanager
+    async def _flight(self) -> AsyncIterator[None]:
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+
+@asynccontextmanager
+async def _engine_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise WorkerLostError(f"the vLLM engine's process has died: {error}") from error
+    except (VLLMError, ValueError) as error:
+        raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
+
+
+def _columns(output: RequestOutput, version: int) -> Responses:
+    parts = output.outputs
+    lengths = [len(part.token_ids) for part in parts]
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    responses = Responses(
+        response_ids=np.concatenate([np.asarray(part.token_ids, np.int32) for part in parts]),
+        response_offsets=offsets,
+        behaviour_logprobs=np.concatenate([np.asarray(part.logprobs.logprobs, np.float32) for part in parts]),
+        policy_versions=np.concatenate([_versions(part) for part in parts]),
+        finish_reasons=np.array([_finish_reason(part) for part in parts], np.uint8),
+    )
+    if not len(responses.response_ids) == len(responses.behaviour_logprobs) == len(responses.policy_versions):
+        raise EngineError(f"vLLM gave {len(responses.behaviour_logprobs)} log-probabilities for {len(responses.response_ids)} tokens")
+    if (responses.policy_versions != version).any():
+        found = np.unique(responses.policy_versions).tolist()
+        raise EngineError(f"the weights changed while a group was sampled: it began with version {version} and has tokens of {found}")
+    return responses
+
+
+def _versions(part: CompletionOutput) -> Array:
+    """int32 [tokens]: vLLM reports the versions as spans of tokens."""
+    spans = part.weight_versions or []
+    return np.repeat(np.array([int(span.version) for span in spans], np.int32), [span.end - span.start for span in spans])
+
+
+def _finish_reason(part: CompletionOutput) -> FinishReason:
+    if part.finish_reason not in _FINISH_REASONS:
+        raise EngineError(f"vLLM ended a response with {part.finish_reason!r}, expected one of {sorted(_FINISH_REASONS)}")
+    return _FINISH_REASONS[part.finish_reason]

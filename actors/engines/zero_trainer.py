@@ -1,0 +1,280 @@
+"""The learner's engine: one student under DeepSpeed ZeRO, fed packed micro-batches, stepped when the caller says so.
+
+It knows nothing of Ray. `torch.distributed` is either up already, or this is the only rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.engines.deepspeed_config import deepspeed_config, learning_rate
+from actors.engines.export import export_model
+from actors.engines.packed_attention import PackedLayout
+from actors.engines.policy_model import PolicyModel, load_policy_model
+from actors.engines.update_totals import UpdateTotals
+from rlad.config.models import LearnerConfig
+from rlad.contracts import TrainingBatch
+from rlad.errors import EngineError, NonFiniteGradientError
+from rlad.objectives import MetricSums, Objective, check_missing_teacher
+from rlad.packing import BatchCounts
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
+
+import deepspeed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_TAG = "zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """What one optimizer step did, over all ranks and micro-batches.
+
+    Attributes:
+        applied: false where the gradient was NaN or infinite: weights, optimizer state and schedule are as before.
+        metrics: by name. `learner/logprob_gap_*` compares the sampler's log-probabilities with the learner's before the update; it is engine noise
+            where the weights are those that sampled, so only in the first update of a batch.
+        sums: the objective's metrics as sums, for means over several updates.
+    """
+
+    applied: bool
+    metrics: dict[str, float]
+    sums: MetricSums
+
+
+class ZeroTrainer:
+    """One rank of the learner. Methods marked collective must be called by all ranks, the same number of times, in the same order."""
+
+    def __init__(
+        self, *, model_path: str, dtype: torch.dtype, config: LearnerConfig, objective: Objective[Any], temperature: float, total_updates: int
+    ) -> None:
+        """Load the student and hand it to DeepSpeed. Collective.
+
+        Args:
+            model_path: Hugging Face model directory.
+            dtype: of the weights, float32 or bfloat16; the optimizer keeps float32 masters either way. Published and exported weights have it too.
+            temperature: sampling temperature of the rollouts; the logits are divided by it.
+            total_updates: optimizer steps of the whole run, for the learning-rate schedule.
+
+        Raises:
+            ConfigError: settings that ZeRO cannot honour.
+            EngineError: a model whose log-probabilities would be wrong here.
+        """
+        self._model_path = Path(model_path)
+        self._config = config
+        self._objective = objective
+        self._total_updates = total_updates
+        self._applied_updates = 0
+        self._nonfinite_in_a_row = 0
+        self._totals: UpdateTotals | None = None
+        model = load_policy_model(
+            model_path,
+            dtype=dtype,
+            temperature=temperature,
+            chunk_tokens=config.logprob_chunk_tokens,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        self._engine = _start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
+        self._device = torch.device(self._engine.device)
+
+    def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
+        """Log-probability of every target of a row under the present weights, without gradient: float32 [S]. Collective."""
+        with torch.no_grad():
+            return self._forward(batch, torch.arange(len(batch.token_ids), device=self._device))
+
+    def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
+        """Forward and backward of one micro-batch; its gradient adds to what is there. Collective.
+
+        Nothing is averaged: the batch's weights carry every normaliser.
+        """
+        # Prompt tokens weigh nothing, so the output layer is not run on them. A dummy batch keeps one: ZeRO wants every parameter in the graph.
+        trained = torch.from_numpy(batch.weights).nonzero().flatten()
+        positions = (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
+
+        def chosen(column: Any) -> Tensor:
+            return torch.from_numpy(column).to(self._device, non_blocking=True).index_select(0, positions)
+
+        policy = self._forward(batch, positions)
+        sampled = chosen(batch.behaviour_logprobs)
+        # With one update a step the policy still is pi_old at its only forward pass, so recomputing pi_old costs nothing.
+        behaviour = policy.detach() if self._config.pi_old == "recompute" else sampled
+        weights = chosen(batch.weights)
+        output = self._objective.packed(
+            policy_logprobs=policy,
+            behaviour_logprobs=behaviour,
+            teacher_logprobs=None if batch.teacher_logprobs is None else chosen(batch.teacher_logprobs),
+            advantages=chosen(batch.advantages),
+            weights=weights,
+        )
+        # DeepSpeed averages over ranks, at ZeRO 3 without a way to turn it off: undone here, for all stages alike.
+        self._engine.backward(output.loss * dist.get_world_size())
+        gap = (policy.detach() - sampled).abs().where(weights > 0, 0)
+        totals = UpdateTotals(
+            sums=output.sums,
+            loss=output.loss.detach(),
+            gap_sum=gap.sum(dtype=torch.float64),
+            gap_max=gap.max(),
+            counts=counts,
+            micro_batches=1,
+        )
+        if self._totals is None:
+            self._totals = totals
+        else:
+            self._totals.add(totals)
+
+    def step(self) -> UpdateResult:
+        """Apply what was accumulated. Collective, and all ranks come to the same result or error.
+
+        Raises:
+            TeacherScoresError: too many teacher scores are missing; the weights are as before.
+            NonFiniteGradientError: this was one too many updates in a row with a NaN or infinite gradient.
+            EngineError: nothing was accumulated.
+        """
+        if self._totals is None:
+            raise EngineError("an optimizer step needs at least one micro-batch, a dummy one where there is nothing to train on")
+        totals, self._totals = self._totals.reduced(), None
+        counts = totals.counts
+        check_missing_teacher(counts.missing_teacher_tokens, counts.response_tokens, self._config.max_missing_teacher_fraction)
+        lr = learning_rate(self._config.optimizer, self._applied_updates, self._total_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        self._count_update(applied)
+        metrics = {
+            "learner/loss": float(totals.loss),
+            "learner/lr": lr,
+            "learner/tokens": float(counts.trained_tokens),
+            "learner/missing_teacher_tokens": float(counts.missing_teacher_tokens),
+            "learner/missing_behaviour_tokens": float(counts.missing_behaviour_tokens),
+            "learner/micro_batches": float(totals.micro_batches),
+            "learner/nonfinite_updates": float(not applied),
+            **totals.sums.means(),
+        }
+        if applied:
+            metrics["learner/gradient_norm"] = float(self._engine.get_global_grad_norm())
+        if counts.trained_tokens:
+            metrics["learner/logprob_gap_mean"] = float(totals.gap_sum) / counts.trained_tokens
+            metrics["learner/logprob_gap_max"] = float(totals.gap_max)
+        return UpdateResult(applied=applied, metrics=metrics, sums=totals.sums)
+
+    @torch.no_grad()
+    def gather_weights(self) -> dict[str, Tensor] | None:
+        """The whole model on the CPU of rank 0 under its Hugging Face names, None on other ranks. Collective.
+
+        Tied embeddings appear once. A tensor may share memory with the model: use it before the next step. ZeRO 3 is gathered parameter by
+        parameter, so no GPU ever holds more than its shard and one whole parameter.
+        """
+        weights: dict[str, Tensor] = {}
+        is_sharded = self._config.zero_stage == 3
+        for name, parameter in self._causal_lm.named_parameters():
+            with GatheredParameters([parameter], enabled=is_sharded):
+                if dist.get_rank() == 0:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        return weights if dist.get_rank() == 0 else None
+
+    def save(self, directory: Path, state: dict[str, Any]) -> None:
+        """Write a checkpoint: weights, optimizer state, the place in the schedule, and `state`. Collective; the directory is seen by all ranks."""
+        own = {"applied_updates": self._applied_updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
+        self._engine.save_checkpoint(str(directory), tag=_CHECKPOINT_TAG, client_state={"trainer": own, "caller": state})
+
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Take up a checkpoint that `save` wrote with the same number of ranks and ZeRO stage, and return its `state`. Collective.
+
+        Raises:
+            EngineError: there is none.
+        """
+        path, loaded = self._engine.load_checkpoint(str(directory), tag=_CHECKPOINT_TAG)
+        if path is None:
+            raise EngineError(f"no learner checkpoint in {directory}")
+        self._applied_updates = loaded["trainer"]["applied_updates"]
+        self._nonfinite_in_a_row = loaded["trainer"]["nonfinite_in_a_row"]
+        return dict(loaded["caller"])
+
+    def export(self, directory: Path) -> None:
+        """Write a Hugging Face model directory with tokenizer that transformers and vLLM load. Collective; appears whole or not at all."""
+        weights = self.gather_weights()
+        if weights is not None:
+            export_model(weights, self._model_path, directory)
+
+    @property
+    def _causal_lm(self) -> torch.nn.Module:
+        model: PolicyModel = self._engine.module
+        return model.causal_lm
+
+    def _forward(self, batch: TrainingBatch, positions: Tensor) -> Tensor:
+        token_ids, position_ids, target_ids = (
+            torch.from_numpy(column).to(self._device, non_blocking=True) for column in (batch.token_ids, batch.position_ids, batch.target_ids)
+        )
+        layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
+        logprobs: Tensor = self._engine(token_ids, position_ids, layout, positions, target_ids.index_select(0, positions))
+        return logprobs
+
+    def _count_update(self, applied: bool) -> None:
+        if applied:
+            self._applied_updates += 1
+            self._nonfinite_in_a_row = 0
+            return
+        self._nonfinite_in_a_row += 1
+        logger.warning("gradient is not finite: update skipped in_a_row=%d applied_updates=%d", self._nonfinite_in_a_row, self._applied_updates)
+        if self._nonfinite_in_a_row >= self._config.max_nonfinite_steps:
+            raise NonFiniteGradientError(
+                f"{self._nonfinite_in_a_row} optimizer steps in a row had NaN or infinite gradients (learner.max_nonfinite_steps); the weights are those "
+                f"after update {self._applied_updates}. Lower the learning rate, or look at the log-probabilities of the last batch"
+            )
+
+
+class _ClippedAdamW(torch.optim.AdamW):
+    """What DeepSpeed's own optimizers do, for ZeRO 0 where it uses a plain one: clip by the global norm, skip a gradient that is not finite.
+
+    DeepSpeed reads `overflow` and `_global_grad_norm` after each step.
+    """
+
+    def __init__(self, parameters: Iterator[torch.nn.Parameter], *, max_gradient_norm: float, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self._max_gradient_norm = max_gradient_norm
+        self._global_grad_norm = 0.0
+        self.overflow = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        self._global_grad_norm = float(norm)
+        self.overflow = not norm.isfinite()
+        if not self.overflow:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_gradient_norm, norm)
+            super().step()
+
+
+def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: bool) -> Any:
+    on_gpu = torch.cuda.is_available()
+    settings = deepspeed_config(config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(p.numel() for p in model.parameters()))
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without
+        dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    # Its shared-memory collectives are compiled on first use, and a rank that dies in one leaves the others spinning: gloo notices.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    optimizer = None
+    if config.zero_stage == 0:
+        adamw = settings.pop("optimizer")["params"]
+        adamw.pop("torch_adam")
+        optimizer = _ClippedAdamW(model.parameters(), max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
+        settings["gradient_clipping"] = 0.0  # left out, it would be 1
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=model.parameters(), optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return engine

@@ -1,0 +1,45 @@
+"""What the broker hands to the learner's ranks: which responses to train on, and references to their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# A `ray.ObjectRef` of a record's columns. Ray's reference type is not subscripted here because it holds a plain mapping of arrays.
+ColumnsRef = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRefs:
+    """One scored group: references to the columns of its `RolloutGroup`, `Verdicts` and, where the objective has a teacher, `TeacherScores`."""
+
+    group: ColumnsRef
+    verdicts: ColumnsRef
+    teacher_scores: ColumnsRef | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of one optimizer update, for one rank.
+
+    Every rank gets the same number of micro-batches in a part, because ZeRO reduces gradients in each backward pass and all ranks must take part.
+
+    Attributes:
+        step: training step.
+        update: optimizer update within the step.
+        index: part within the step, counted over its updates.
+        ends_update: the optimizer steps after this part.
+        ends_step: the last part of the step.
+        num_responses: responses of the whole update over all ranks: the normaliser, known before they have all arrived.
+        micro_batches: for each micro-batch, its sequences as (group uid, response index); an empty list is a dummy batch.
+        groups: the groups that the micro-batches name.
+    """
+
+    step: int
+    update: int
+    index: int
+    ends_update: bool
+    ends_step: bool
+    num_responses: int
+    micro_batches: list[list[tuple[str, int]]]
+    groups: dict[str, GroupRefs]

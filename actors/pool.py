@@ -1,0 +1,266 @@
+"""An elastic set of equal actors: routing, health, replacement.
+
+A pool lives in the driver's event loop and owns the handles. An actor is *admitted* once it is up and prepared; only admitted actors get work. One that
+dies, or becomes unreachable, is removed at once and replaced in the background while the restart budget lasts; whoever had work on it gets
+`WorkerLostError` and may issue the work again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
+
+from rlad.errors import DeadlineError, PoolExhaustedError, RladError, WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What says that an actor cannot go on. `WorkerLostError` comes from an actor that lost something it cannot live without, such as its engine's process.
+_LOST = (RayActorError, NodeDiedError, WorkerLostError)
+
+
+def least_loaded(outstanding: Mapping[str, int]) -> str | None:
+    """The routing policy: the worker with the least outstanding cost, the earlier one of equals; None when there is no worker."""
+    return min(outstanding, key=outstanding.__getitem__, default=None)
+
+
+@dataclass(slots=True)
+class RestartBudget:
+    """How many workers may still be replaced."""
+
+    left: int
+
+    def take(self) -> bool:
+        """Whether one more replacement is allowed; if so it is counted."""
+        if self.left <= 0:
+            return False
+        self.left -= 1
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class _Replica:
+    name: str
+    actor: ActorHandle
+    outstanding: int = 0
+
+
+class ActorPool:
+    """A set of actors of one kind. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        size: int,
+        spawn: Callable[[int], ActorHandle],
+        prepare: Callable[[ActorHandle], Awaitable[None]] | None,
+        max_restarts: int,
+        start_timeout_s: float,
+    ) -> None:
+        """
+        Args:
+            name: of the pool; its workers are `name-0`, `name-1`, ... in logs and errors.
+            size: number of workers.
+            spawn: creates an actor (with whatever Ray options it needs) without waiting for it. The number it gets is never used twice.
+            prepare: what an actor must go through before it is admitted; without it, being up is enough. After its last await it must be true
+                that the actor may serve: the pool admits it without giving way to other tasks.
+            max_restarts: replacements over the pool's life.
+            start_timeout_s: deadline of one actor's start and preparation, and of waiting for an admitted one.
+        """
+        self._name = name
+        self._size = size
+        self._spawn = spawn
+        self._prepare = prepare or _up
+        self._start_timeout_s = start_timeout_s
+        self._budget = RestartBudget(max_restarts)
+        self._admitted: dict[str, _Replica] = {}
+        self._numbers = itertools.count()
+        self._names: dict[ActorHandle, str] = {}
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._can_route = asyncio.Event()
+        self._last_failure: Exception | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Bring up all workers.
+
+        Raises:
+            DeadlineError: a worker was not ready in time.
+            PoolExhaustedError: a worker failed to start or to prepare; the message names each and why. Nothing is left running.
+        """
+        outcomes = await asyncio.gather(*(self._bring_up() for _ in range(self._size)), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not failures:
+            return
+        await self.close()
+        for failure in failures:
+            if not isinstance(failure, Exception):
+                raise failure
+        kind = DeadlineError if all(isinstance(failure, DeadlineError) for failure in failures) else PoolExhaustedError
+        reasons = "; ".join(str(failure) for failure in failures)
+        raise kind(f"the {self._name} pool did not start, {len(failures)} of {self._size} workers failed: {reasons}") from failures[0]
+
+    @asynccontextmanager
+    async def lease(self, cost: int) -> AsyncIterator[ActorHandle]:
+        """An admitted worker for the length of the block, the one with the least outstanding cost.
+
+        Args:
+            cost: of the work to come, in the pool's own unit (tokens, responses).
+
+        Raises:
+            WorkerLostError: the worker died or became unreachable during the block. It is being replaced.
+            PoolExhaustedError: no worker is left and none may be started.
+            DeadlineError: no worker was admitted within `start_timeout_s`.
+            RladError: one of ours that the actor raised comes out as itself, not wrapped by Ray.
+        """
+        replica = await self._route()
+        replica.outstanding += cost
+        try:
+            with self._watch(replica):
+                yield replica.actor
+        finally:
+            replica.outstanding -= cost
+
+    async def for_each(self, call: Callable[[ActorHandle], Awaitable[T]]) -> list[T]:
+        """Call every worker that is admitted now, all at once. One that is lost meanwhile is left out of the results and replaced.
+
+        Args:
+            call: must end by itself within a deadline; raising `WorkerLostError` gives the worker up.
+
+        Raises:
+            PoolExhaustedError: every worker was lost and none may be started.
+            Exception: the first other error that a call raised, after all calls ended.
+        """
+        outcomes = await asyncio.gather(*(self._watched(replica, call) for replica in self._admitted.values()), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerLostError):
+                raise outcome
+        self._require_hope()
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+    def worker_name(self, actor: ActorHandle) -> str:
+        """What logs and errors call this actor."""
+        return self._names[actor]
+
+    async def close(self) -> None:
+        """Kill all actors, and give up on those that are starting. May be called twice."""
+        self._closed = True
+        replacing = list(self._replacing)
+        for task in replacing:
+            task.cancel()
+        await asyncio.gather(*replacing, return_exceptions=True)
+        for replica in self._admitted.values():
+            ray.kill(replica.actor)
+        self._admitted.clear()
+        self._can_route.set()
+
+    async def _route(self) -> _Replica:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                while True:
+                    self._require_hope()
+                    chosen = least_loaded({name: replica.outstanding for name, replica in self._admitted.items()})
+                    if chosen is not None:
+                        return self._admitted[chosen]
+                    self._can_route.clear()
+                    await self._can_route.wait()
+        except TimeoutError as error:
+            raise DeadlineError(f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting") from error
+
+    def _require_hope(self) -> None:
+        if self._closed:
+            raise PoolExhaustedError(f"the {self._name} pool is closed")
+        if not self._admitted and not self._replacing:
+            reason = f"; the last one failed because: {_reason(self._last_failure)}" if self._last_failure else ""
+            raise PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
+
+    async def _watched(self, replica: _Replica, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
+        with self._watch(replica):
+            return await call(replica.actor)
+
+    @contextmanager
+    def _watch(self, replica: _Replica) -> Iterator[None]:
+        """Around work on a worker: notices that it is lost, and gives the caller errors of ours."""
+        try:
+            yield
+        except _LOST as error:
+            self._lose(replica, error)
+            raise WorkerLostError(f"{replica.name} was lost: {_reason(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, RladError):
+                raise error.cause from error
+            raise
+
+    def _lose(self, replica: _Replica, error: Exception) -> None:
+        """Remove a worker that failed its caller, and start its replacement. The first of several callers that notice does it."""
+        if self._admitted.get(replica.name) is not replica:
+            return
+        del self._admitted[replica.name]
+        self._last_failure = error
+        ray.kill(replica.actor)  # it may only be unreachable, and must not come back beside its replacement
+        logger.warning("pool=%s worker=%s state=lost restarts_left=%d reason=%s", self._name, replica.name, self._budget.left, _reason(error))
+        if not self._closed and self._budget.take():
+            task = asyncio.create_task(self._replace())
+            self._replacing.add(task)
+            task.add_done_callback(self._replacing_ended)
+
+    def _replacing_ended(self, task: asyncio.Task[None]) -> None:
+        self._replacing.discard(task)
+        self._can_route.set()
+
+    async def _replace(self) -> None:
+        while True:
+            try:
+                return await self._bring_up()
+            except RladError as error:
+                self._last_failure = error
+                logger.warning("pool=%s state=replacement_failed restarts_left=%d reason=%s", self._name, self._budget.left, error)
+                if not self._budget.take():
+                    return None
+
+    async def _bring_up(self) -> None:
+        """Spawn one actor, prepare and admit it."""
+        number = next(self._numbers)
+        name = f"{self._name}-{number}"
+        actor: ActorHandle | None = None
+        deadline = asyncio.timeout(self._start_timeout_s)
+        try:
+            async with deadline:
+                actor = self._spawn(number)
+                self._names[actor] = name
+                await self._prepare(actor)
+        except BaseException as error:
+            if actor is not None:
+                ray.kill(actor)
+            if not isinstance(error, Exception):
+                raise
+            if deadline.expired():
+                raise DeadlineError(f"{name} was not ready within {self._start_timeout_s:g} s") from error
+            raise PoolExhaustedError(f"{name} did not start: {_reason(error)}") from error
+        # No await since the preparation ended: what it saw (the newest weights, say) still holds.
+        self._admitted[name] = _Replica(name, actor)
+        self._can_route.set()
+        logger.info("pool=%s worker=%s state=admitted", self._name, name)
+
+
+async def _up(actor: ActorHandle) -> None:
+    await actor.__ray_ready__.remote()
+
+
+def _reason(error: BaseException) -> str:
+    """One line. Ray's own messages say what happened in their last line, below a list of ids or a traceback."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,160 @@
+"""A rollout worker: a vLLM engine that samples groups of responses from the student."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+import xxhash
+from ray.exceptions import ObjectLostError
+
+from actors.engines.vllm_settings import VllmSettings, apply_environment
+from actors.weights import NodeWeights, WeightsPublication
+from rlad.contracts import Array, Columns, FinishReason, RolloutGroup, WeightsManifest
+from rlad.errors import EngineError, WeightsMismatchError
+
+if TYPE_CHECKING:
+    from actors.engines.vllm_sampler import VllmSampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One group to sample. Fields as in `RolloutGroup`, and:
+
+    Attributes:
+        prompt_ids: int32 [P].
+        num_responses: G.
+        max_response_tokens: budget of one response.
+        temperature: 0 is greedy, for evaluation; the group then records temperature 1, at which its log-probabilities are.
+        top_p: below 1 for evaluation only: log-probabilities are then those of the cut distribution.
+        seed: with `uid` it decides the responses, up to rounding in differently composed batches; None takes the engine's own stream.
+    """
+
+    uid: str
+    attempt: int
+    prompt_id: str
+    task: str
+    answer: str
+    prompt_ids: Array
+    num_responses: int
+    max_response_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        return len(self.prompt_ids) + self.num_responses * self.max_response_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """What the driver needs of a group, without its tokens: its part of `SampledGroup`."""
+
+    response_lengths: tuple[int, ...]
+    is_truncated: tuple[bool, ...]
+    policy_version: int
+    elapsed_s: float
+
+
+class RolloutWorker:
+    """A Ray actor around one engine."""
+
+    def __init__(self, settings: VllmSettings, run_id: str) -> None:
+        self._settings = settings
+        self._run_id = run_id
+        self._weights: NodeWeights
+        self._sampler: VllmSampler
+
+    async def start(self) -> int:
+        """Start the engine. A method, not the constructor, so that what fails comes back as an error of ours.
+
+        Returns:
+            The process id of the worker.
+        """
+        apply_environment(self._settings)
+        from actors.engines.vllm_sampler import VllmSampler
+
+        self._weights = NodeWeights(self._run_id)
+        self._sampler = VllmSampler(self._settings)
+        await self._sampler.start()
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
+        """Sample one group; the two parts become two objects of the caller."""
+        started = time.monotonic()
+        responses = await self._sampler.sample(
+            request.prompt_ids,
+            request_id=f"{request.uid}#{request.attempt}",
+            num_responses=request.num_responses,
+            max_response_tokens=request.max_response_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            # vLLM seeds response i with seed + i: spread the groups, so that no two of them share a stream.
+            seed=None if request.seed is None else xxhash.xxh32_intdigest(request.uid.encode(), seed=request.seed),
+        )
+        group = RolloutGroup(
+            uid=request.uid,
+            attempt=request.attempt,
+            prompt_id=request.prompt_id,
+            task=request.task,
+            answer=request.answer,
+            temperature=request.temperature or 1.0,
+            prompt_ids=request.prompt_ids,
+            response_ids=responses.response_ids,
+            response_offsets=responses.response_offsets,
+            behaviour_logprobs=responses.behaviour_logprobs,
+            policy_versions=responses.policy_versions,
+            finish_reasons=responses.finish_reasons,
+        )
+        summary = GroupSummary(
+            response_lengths=tuple(group.response_lengths.tolist()),
+            is_truncated=tuple((group.finish_reasons == FinishReason.LENGTH).tolist()),
+            policy_version=int(group.policy_versions[0]),
+            elapsed_s=time.monotonic() - started,
+        )
+        return summary, group.to_columns()
+
+    async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
+        """Load published weights.
+
+        Returns:
+            What the engine reports to have loaded.
+
+        Raises:
+            WeightsMismatchError: they are not what was published, or not this model's.
+            EngineError: they are nowhere any more.
+        """
+        manifest = publication.manifest
+        path = self._weights.path(manifest)
+        if not path.exists():
+            try:
+                content = await publication.ref
+            except ObjectLostError as error:
+                raise EngineError(
+                    f"the weights of version {manifest.version} are gone with the process that published them: publish them again"
+                ) from error
+            await asyncio.to_thread(self._weights.write, manifest, content)
+        try:
+            return await self._sampler.update_weights(path, manifest)
+        except WeightsMismatchError:
+            path.unlink(missing_ok=True)  # the next to try must not find the same bad file
+            raise
+
+    async def keep_only(self, manifest: WeightsManifest) -> None:
+        """Remove the files of other weights from this node."""
+        self._weights.keep_only(manifest)
+
+    async def version(self) -> int | None:
+        """Version of the weights, asked of the engine's own process: an answer also says that it lives."""
+        return await self._sampler.version()
+
+    async def close(self) -> None:
+        """End the engine and leave the node as it was."""
+        await self._sampler.close()
+        self._weights.close()

@@ -1,0 +1,257 @@
+"""The teacher service: a named Serve application, independent of any run, and the client with which a driver has groups scored.
+
+Group data goes from the object store to a replica and scores go back into it; the driver passes references.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from threading import Thread
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from actors.parts import ColumnsRef
+from actors.remote_errors import as_rlad_error
+from actors.teacher_server import TeacherIdentity, TeacherServer, TeacherStats
+from rlad.config import TeacherConfig
+from rlad.errors import DeadlineError, EngineError, PlanError, RladError, VocabularyMismatchError, WorkerLostError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# How often Serve asks a replica for its health. A dead replica is found, and replaced, no sooner than that.
+_HEALTH_CHECK_PERIOD_S = 1.0
+# How long a replica that is being removed may go on with the groups it has.
+_DRAIN_S = 20.0
+# Deadline of questions that a replica answers at once, and of Serve's own management calls.
+_CONTROL_TIMEOUT_S = 60.0
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherClient:
+    """A driver's side of a deployed teacher.
+
+    Attributes:
+        handle: of the Serve deployment.
+        app_name: names the teacher in errors.
+        teacher: fingerprint of its weights and tokenizer.
+        tokenizer_fingerprint: of the student, sent with every group.
+        timeout_s: deadline of scoring one group, retries included.
+        max_retries: after a replica died.
+    """
+
+    handle: Any
+    app_name: str
+    teacher: str
+    tokenizer_fingerprint: str
+    timeout_s: float
+    max_retries: int
+
+    async def score(self, group_ref: ColumnsRef, *, num_tokens: int) -> ColumnsRef:
+        """Have a group scored.
+
+        Args:
+            group_ref: reference to the columns of a `RolloutGroup`.
+            num_tokens: its response tokens.
+
+        Returns:
+            Reference to the columns of its `TeacherScores`, owned by this process: it outlives the replica.
+
+        Raises:
+            DeadlineError: not scored within `timeout_s`.
+            WorkerLostError: replicas died in every attempt.
+            VocabularyMismatchError, EngineError: the teacher refused the group or failed on it; not tried again.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(WorkerLostError),
+            stop=stop_after_attempt(self.max_retries + 1),
+            wait=wait_exponential(max=10),
+            before_sleep=before_sleep_log(logger, logging.WARNING),
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                scores_ref: ColumnsRef = await retrying(self._score_once, group_ref, num_tokens)
+                return scores_ref
+        except TimeoutError as error:
+            if isinstance(error, DeadlineError):
+                raise
+            raise DeadlineError(f"teacher {self.app_name!r} did not score a group of {num_tokens} tokens within {self.timeout_s:g} s") from error
+
+    async def stats(self) -> TeacherStats:
+        """Sums over the replicas that run now; those that died have taken their counts along."""
+        responses = self.handle.broadcast("stats").results_async(timeout_s=_CONTROL_TIMEOUT_S)
+        replicas: list[TeacherStats] = await self._translated(responses)
+        return reduce(add, replicas, TeacherStats())
+
+    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int) -> ColumnsRef:
+        response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint)
+        try:
+            scores_ref, receipt = await self._translated(_scores_and_receipt(response))
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        if receipt != num_tokens:
+            raise EngineError(f"teacher {self.app_name!r} scored {receipt} tokens of a group that was said to have {num_tokens}")
+        return scores_ref
+
+    async def _translated(self, call: Any) -> Any:
+        try:
+            return await call
+        except Exception as error:
+            raise as_rlad_error(error, who=f"teacher {self.app_name!r}") from error
+
+
+async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, int]:
+    """The first item as a reference, unfetched, and the second by value. A call that failed has one item: the error."""
+    items = await response._to_object_ref_gen()  # Serve's way to results by reference; `async for` would fetch them
+    scores_ref = await anext(items)
+    try:
+        receipt_ref = await anext(items)
+    except StopAsyncIteration:
+        await scores_ref  # raises what ended the call
+        raise EngineError("the teacher ended a call without a receipt") from None
+    return scores_ref, await receipt_ref
+
+
+async def deploy_teacher(config: TeacherConfig, *, app_name: str, tokenizer_fingerprint: str, start_timeout_s: float) -> TeacherClient:
+    """Deploy a teacher and wait until all its replicas are up. Starts Serve where it is not running, without any HTTP server.
+
+    Args:
+        config: with `path` a model directory that the replicas' nodes can read.
+        app_name: of the Serve application; one of this name that is already there is replaced.
+        tokenizer_fingerprint: of the student.
+        start_timeout_s: deadline.
+
+    Raises:
+        EngineError: the engine does not start on this model.
+        VocabularyMismatchError: teacher and student do not share a vocabulary. The teacher is taken down again.
+        DeadlineError: replicas were not up in time.
+        PlanError: Serve is set up so that results cannot be passed by reference.
+    """
+    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
+        raise PlanError("RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    deadline = time.monotonic() + start_timeout_s
+    who = f"teacher {app_name!r}"
+    handle = await _blocking(lambda: _run_application(config, app_name), timeout_s=start_timeout_s, who=who)
+    try:
+        await _wait_until_running(app_name, deadline=deadline, who=who)
+        identity = await _ask_identity(handle, who=who)
+        if identity.tokenizer != tokenizer_fingerprint:
+            raise VocabularyMismatchError(
+                f"{who} ({config.path}) has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}: "
+                "their token ids mean different things; use a teacher and a student with one vocabulary"
+            )
+    except RladError:
+        await delete_teacher(app_name)
+        raise
+    logger.info("teacher=%s fingerprint=%s engine=%s replicas=%d", app_name, identity.teacher, config.engine, config.replicas)
+    return TeacherClient(
+        handle=handle,
+        app_name=app_name,
+        teacher=identity.teacher,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+    )
+
+
+async def delete_teacher(app_name: str) -> None:
+    """Take a teacher down, after the groups that it has. Does nothing where there is none of this name.
+
+    Raises:
+        DeadlineError: it did not end in time.
+    """
+    await _blocking(lambda: serve.delete(app_name), timeout_s=_CONTROL_TIMEOUT_S + _DRAIN_S, who=f"removing teacher {app_name!r}")
+
+
+def _run_application(config: TeacherConfig, app_name: str) -> Any:
+    serve.start(proxy_location="Disabled", logging_config=_QUIET)
+    deployment = serve.deployment(TeacherServer).options(
+        num_replicas=config.replicas,
+        # Serve's default of 5 would leave an engine that batches idle.
+        max_ongoing_requests=config.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        # A model that cannot be loaded does not load at the twentieth try either.
+        max_constructor_retry_count=2,
+        logging_config=_QUIET,
+    )
+    target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
+    [handle] = serve.run_many([target], wait_for_applications_running=False)
+    return handle
+
+
+async def _wait_until_running(app_name: str, *, deadline: float, who: str) -> None:
+    message = "nothing is known of it"
+    while (left := deadline - time.monotonic()) > 0:
+        status = await _blocking(serve.status, timeout_s=min(left, _CONTROL_TIMEOUT_S), who="Serve's status")
+        application = status.applications[app_name]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        message = "; ".join([application.message, *(each.message for each in application.deployments.values())]).strip("; ") or application.status
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise EngineError(f"{who} did not start: {_last_error(message)}")
+        await asyncio.sleep(0.1)
+    raise DeadlineError(f"{who} was not up in time: {message}")
+
+
+def _last_error(message: str) -> str:
+    """Serve gives the replica's whole traceback. Its last line is the error, ours without the name of its class."""
+    return re.sub(r"^rlad\.errors\.\w+: ", "", message.strip().splitlines()[-1])
+
+
+async def _ask_identity(handle: Any, *, who: str) -> TeacherIdentity:
+    try:
+        identity: TeacherIdentity = await asyncio.wait_for(_awaited(handle.identity.remote()), _CONTROL_TIMEOUT_S)
+    except Exception as error:
+        raise as_rlad_error(error, who=who) from error
+    return identity
+
+
+async def _awaited(response: Any) -> Any:
+    return await response
+
+
+async def _blocking(call: Callable[[], T], *, timeout_s: float, who: str) -> T:
+    """Await a blocking call of Serve's. It runs on a daemon thread: a call that never returns keeps neither the loop nor the process.
+
+    Raises:
+        DeadlineError: it did not return within `timeout_s`.
+        RladError: what it raised.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001 - handed to the awaiting side, which translates it
+            loop.call_soon_threadsafe(_set, done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(_set, done.set_result, result)
+
+    def _set(setter: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            setter(value)
+
+    Thread(target=run, name="serve-management", daemon=True).start()
+    try:
+        return await asyncio.wait_for(done, timeout_s)
+    except Exception as error:
+        raise as_rlad_error(error, who=who) from error

@@ -1,0 +1,255 @@
+"""The verifier pool: actors that decode the responses of a group and judge each one under a hard deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import queue
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+from tokenizers import Tokenizer
+
+from actors.judge import BuildVerifiers, Judge, Judgement
+from actors.parts import ColumnsRef
+from actors.pool import ActorPool
+from actors.remote_errors import as_rlad_error
+from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
+from rlad.errors import ConfigError, WorkerLostError
+from rlad.verifiers import Verifier, VerifierConfig, build_verifier
+
+if TYPE_CHECKING:  # with it would come torch, which the actors have no use for
+    from rlad.config import VerifierPoolConfig
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_MAX_RESTARTS = 3
+# So many responses of a group may time out, one after the other, before the worker itself counts as hung.
+_TIMEOUTS_PER_GROUP = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSummary:
+    """What the driver learns of a judged group: one entry a response, and the worker's seconds."""
+
+    rewards: tuple[float, ...]
+    outcomes: tuple[int, ...]
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedGroup:
+    """A judged group.
+
+    Attributes:
+        verdicts_ref: reference to the columns of its `Verdicts`.
+        rewards, outcomes: of each response; outcomes are `Outcome` values.
+        elapsed_s: seconds that a worker spent on it.
+    """
+
+    verdicts_ref: ColumnsRef
+    rewards: tuple[float, ...]
+    outcomes: tuple[int, ...]
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierStats:
+    """What the pool has done.
+
+    Attributes:
+        busy_s: seconds that processes spent on groups; idle is the rest of `processes` times the wall clock.
+        processes: that judge, over all workers.
+        num_groups: judged.
+        outcomes: responses by outcome.
+    """
+
+    busy_s: float
+    processes: int
+    num_groups: int
+    outcomes: dict[Outcome, int]
+
+
+class VerifierWorker:
+    """An actor with its judges. Takes as many groups at once as it has processes."""
+
+    def __init__(self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float) -> None:
+        """
+        Raises:
+            ConfigError: a verifier cannot be built, or the model directory has no `tokenizer.json`.
+        """
+        # Spawned children import whatever `__main__.__file__` names. Here that is Ray's worker program, and all of Ray with it, for nothing.
+        sys.modules["__main__"].__dict__.pop("__file__", None)
+        self._tasks = sorted(build_verifiers())  # also fails here, with the reason, where children could only die
+        self._tokenizer = _load_tokenizer(tokenizer_path)
+        self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
+        for _ in range(processes):
+            self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
+        self._logged: set[tuple[str, str]] = set()
+
+    def verify(self, columns: Columns) -> tuple[Columns, JudgeSummary]:
+        """Judge a group.
+
+        A truncated response earns 0 as unparseable without being looked at: it did not end, so whatever it holds is no answer.
+
+        Args:
+            columns: of a `RolloutGroup`.
+
+        Returns:
+            The columns of its `Verdicts`, and a summary of them: two results, of which the driver fetches the second.
+
+        Raises:
+            ConfigError: the group's task has no verifier.
+            EngineError: no verifier process stays up.
+        """
+        start = time.perf_counter()
+        group = RolloutGroup.from_columns(columns)
+        if group.task not in self._tasks:
+            raise ConfigError(
+                f"prompt {group.prompt_id!r} is of task {group.task!r}, for which the run has no verifier; it has: {', '.join(self._tasks)}"
+            )
+        judgements = [Judgement(reward=0.0, outcome=Outcome.UNPARSEABLE, elapsed_s=0.0)] * group.num_responses
+        ended = np.flatnonzero(~group.is_truncated).tolist()
+        token_ids = [group.response_ids[group.response(index)].tolist() for index in ended]
+        texts = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
+        judge = self._judges.get()
+        try:
+            for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
+                judgements[index] = judgement
+        finally:
+            self._judges.put(judge)
+        self._log_problems(group, judgements)
+        verdicts = Verdicts(
+            uid=group.uid,
+            attempt=group.attempt,
+            rewards=np.array([each.reward for each in judgements], np.float32),
+            outcomes=np.array([each.outcome for each in judgements], np.uint8),
+            elapsed_s=np.array([each.elapsed_s for each in judgements], np.float32),
+        )
+        summary = JudgeSummary(
+            rewards=tuple(verdicts.rewards.tolist()), outcomes=tuple(verdicts.outcomes.tolist()), elapsed_s=time.perf_counter() - start
+        )
+        return verdicts.to_columns(), summary
+
+    def _log_problems(self, group: RolloutGroup, judgements: list[Judgement]) -> None:
+        """Each kind of problem once: a broken verifier fails on thousands of responses alike."""
+        for judgement in judgements:
+            if judgement.problem is None:
+                continue
+            kind = (group.task, judgement.problem.partition(":")[0])
+            if kind not in self._logged:
+                self._logged.add(kind)
+                logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, judgement.problem)
+
+
+def _load_tokenizer(model_path: str) -> Tokenizer:
+    path = Path(model_path) / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist: save the model's tokenizer in its fast form (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`)"
+        )
+    return Tokenizer.from_file(str(path))
+
+
+def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier]:
+    """The verifiers of a run, by task."""
+    return {task: build_verifier(config) for task, config in configs.items()}
+
+
+class VerifierPool:
+    """The driver's side. All methods belong to one event loop."""
+
+    def __init__(self, config: VerifierPoolConfig, verifiers: Mapping[str, VerifierConfig], *, tokenizer_path: str, start_timeout_s: float) -> None:
+        """
+        Args:
+            config: size of the pool, and the deadline of one response.
+            verifiers: settings by the prompts' `task`.
+            tokenizer_path: model directory whose `tokenizer.json` decodes the responses.
+            start_timeout_s: deadline of the pool's start, and of a replacement's.
+        """
+        self._processes = config.workers * config.processes_per_worker
+        # A worker is given no more groups than it can judge at once, so a group's deadline counts no time in its queue.
+        self._free_processes = asyncio.Semaphore(self._processes)
+        self._deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
+        self._busy_s = 0.0
+        self._num_groups = 0
+        self._outcomes: Counter[Outcome] = Counter()
+
+        def spawn(number: int) -> ActorHandle:
+            worker = ray.remote(VerifierWorker).options(num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker)
+            return worker.remote(
+                build_verifiers=functools.partial(build_verifiers, dict(verifiers)),
+                tokenizer_path=tokenizer_path,
+                processes=config.processes_per_worker,
+                timeout_s=config.timeout_s,
+            )
+
+        self._pool = ActorPool(
+            name="verifier", size=config.workers, spawn=spawn, prepare=None, max_restarts=_MAX_RESTARTS, start_timeout_s=start_timeout_s
+        )
+
+    async def start(self) -> None:
+        """Bring up all workers.
+
+        Raises:
+            DeadlineError, PoolExhaustedError: a worker was not up in time, or failed; the message says why.
+        """
+        await self._pool.start()
+
+    async def verify(self, group_ref: ColumnsRef, *, num_tokens: int) -> JudgedGroup:
+        """Have a group judged.
+
+        Args:
+            group_ref: reference to the columns of a `RolloutGroup`.
+            num_tokens: its response tokens.
+
+        Raises:
+            WorkerLostError: workers died, or hung, in every attempt.
+            PoolExhaustedError: no worker is left.
+            ConfigError: the group's task has no verifier.
+            EngineError: a worker failed on the group.
+        """
+        retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+        async with self._free_processes:
+            try:
+                judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens)
+            except Exception as error:
+                raise as_rlad_error(error, who="a verifier worker") from error
+        self._busy_s += judged.elapsed_s
+        self._num_groups += 1
+        self._outcomes.update(Outcome(outcome) for outcome in judged.outcomes)
+        return judged
+
+    def stats(self) -> VerifierStats:
+        """Since the pool's start."""
+        return VerifierStats(busy_s=self._busy_s, processes=self._processes, num_groups=self._num_groups, outcomes=dict(self._outcomes))
+
+    async def close(self) -> None:
+        """Kill all workers, and their processes with them. May be called twice."""
+        await self._pool.close()
+
+    async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int) -> JudgedGroup:
+        async with self._pool.lease(num_tokens) as worker:
+            verdicts_ref, summary_ref = worker.verify.options(num_returns=2).remote(group_ref)
+            try:
+                summary = await asyncio.wait_for(_value_of(summary_ref), self._deadline_s)
+            except TimeoutError as error:
+                # Its own waits all have shorter deadlines. The pool kills and replaces it.
+                raise WorkerLostError(f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens") from error
+        return JudgedGroup(verdicts_ref=verdicts_ref, rewards=summary.rewards, outcomes=summary.outcomes, elapsed_s=summary.elapsed_s)
+
+
+async def _value_of(ref: Any) -> JudgeSummary:
+    summary: JudgeSummary = await ref
+    return summary
