@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ T = TypeVar("T")
 # What says that an actor cannot go on. `WorkerLostError` comes from an actor that lost something it cannot live without, such as its engine's process.
 _LOST = (RayActorError, NodeDiedError, WorkerLostError)
 
+# Of Ray's last line: what comes after is a list of common causes.
+_REASON_CHARS = 220
+
 
 def least_loaded(outstanding: Mapping[str, int]) -> str | None:
-    """The routing policy: the worker with the least outstanding cost, the earlier one of equals; None when there is no worker."""
+    """The routing policy: the worker with the least outstanding cost, the first of equals; None when there is no worker."""
     return min(outstanding, key=outstanding.__getitem__, default=None)
 
 
@@ -263,4 +267,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}"
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return textwrap.shorten(lines[-1], _REASON_CHARS, placeholder="...") if lines else type(error).__name__

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from actors.learner import LearnerGroup
-from actors.rollout import SampleRequest
 from rich.console import Console
-from rlad.starters import resolve_model
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
+from actors.learner import LearnerGroup
 from actors.parts import GroupRefs
+from actors.rollout import SampleRequest
 from pipelines.cluster import connected, require_room
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.pools import Pools, open_pools
@@ -38,6 +37,7 @@ from rlad.config import RunConfig
 from rlad.data.prompts import PromptOrder, dataset_fingerprint
 from rlad.errors import DeadlineError, RunDirectoryError, WorkerLostError
 from rlad.evaluation import EvaluationSummary
+from rlad.starters import resolve_model
 
 logger = logging.getLogger(__name__)
 

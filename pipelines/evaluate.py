@@ -8,12 +8,11 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from actors.rollout import RolloutPool, SampledGroup, SampleRequest
-from actors.verifier import VerifierPool
 from rich.console import Console
-from rlad.starters import resolve_model
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from actors.rollout import RolloutPool, SampledGroup, SampleRequest
+from actors.verifier import VerifierPool
 from pipelines.cluster import connected
 from pipelines.pools import open_pools
 from pipelines.progress import RunProgress, accuracy_table
@@ -22,6 +21,7 @@ from pipelines.waiting import together
 from rlad.config import EvaluationConfig, RunConfig
 from rlad.errors import ConfigError, DeadlineError, WorkerLostError
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
+from rlad.starters import resolve_model
 
 # An evaluation prompt whose worker was lost is asked again; one lost this often points at the prompt or the cluster.
 _ATTEMPTS = 3

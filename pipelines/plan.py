@@ -9,7 +9,6 @@ from typing import Literal
 import psutil
 import torch
 from rich.table import Table
-from rlad.starters import is_missing_starter, resolve_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.cluster import Resources, connected, demand_by_pool, local_resources, require_room
@@ -18,6 +17,7 @@ from pipelines.prompts import prepare_prompts, require_disjoint
 from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError, VocabularyMismatchError
+from rlad.starters import is_missing_starter, resolve_model
 
 GIB = 2**30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -126,10 +126,10 @@ def _check_models(config: RunConfig, student: ModelShape | None) -> Iterator[Fin
         fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
         yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
     if len(set(fingerprints.values())) > 1:
-        error = VocabularyMismatchError(
+        mismatch = VocabularyMismatchError(
             "student and teacher have different vocabularies: the teacher scores the student's token ids, so both must share one tokenizer"
         )
-        yield Finding(level="error", text=str(error))
+        yield Finding(level="error", text=str(mismatch))
     elif len(set(templates.values())) > 1:
         yield Finding(level="warning", text="the chat templates differ: the student's is applied, and the teacher scores what it gives")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens

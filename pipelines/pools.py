@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from actors.verifier import VerifierPool
-from rlad.starters import resolve_model
-
 from pipelines.waiting import together
 from rlad.config import RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
+from rlad.starters import resolve_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
-        starting = [rollout.start(), verifiers.start()]
+        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
         if config.teacher is not None and with_teacher:
             closing.push_async_callback(delete_teacher, f"{run_id}-teacher")
             starting.append(_deploy(config.teacher, f"{run_id}-teacher", tokenizer_fingerprint(student), timeout_s))

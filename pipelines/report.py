@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from jinja2 import Environment, select_autoescape
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ from rlad.ledger import Ledger
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#db2777")
 _STAGES = ("generate", "score", "learn", "weights")
 _STYLE: dict[str, Any] = {
-    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
+    "axes.prop_cycle": cycler(color=_COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

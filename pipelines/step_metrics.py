@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from actors.rollout import SampledGroup
 from actors.verifier import JudgedGroup
-
 from rlad.contracts import Outcome
 
 

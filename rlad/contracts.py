@@ -69,7 +69,7 @@ class ColumnarRecord:
             raise ContractError(f"{type(self).__name__} {getattr(self, 'uid', '')}: {problem}")
 
     def _require_array(self, name: str, dtype: type[np.generic], length: int | None = None) -> Array:
-        array = getattr(self, name)
+        array: Array = getattr(self, name)
         self._require(isinstance(array, np.ndarray) and array.ndim == 1, f"{name} must be a one-dimensional numpy array, got {type(array).__name__}")
         self._require(array.dtype == dtype, f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
         if length is not None:
@@ -142,7 +142,8 @@ class RolloutGroup(ColumnarRecord):
     @property
     def is_truncated(self) -> Array:
         """bool [G]: the response hit the token budget."""
-        return self.finish_reasons == FinishReason.LENGTH
+        is_truncated: Array = self.finish_reasons == FinishReason.LENGTH
+        return is_truncated
 
     def response(self, index: int) -> slice:
         """The tokens of response `index` in every token column."""

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rlad.advantages import group_advantages
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import ContractError
-from rlad.objectives.advantages import group_advantages
 
 Array = npt.NDArray[Any]
 

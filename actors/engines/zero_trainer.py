@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+# DeepSpeed 0.19 calls a collective by its old name, with every gradient bucket.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 An objective is one file (its configuration and its token losses) and its entry in the union `ObjectiveConfig`, which is its only registration.
 """
 
-from rlad.objectives.advantages import group_advantages
+from rlad.advantages import group_advantages
 from rlad.objectives.build import ObjectiveConfig, build_objective
 from rlad.objectives.grpo import GrpoConfig
 from rlad.objectives.metrics import MetricSums

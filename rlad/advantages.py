@@ -9,7 +9,7 @@ from rlad.errors import ContractError
 
 
 def group_advantages(rewards: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """`(r - mean(r)) / std(r)` over a group, population standard deviation (arXiv:2602.22495, section 3, below Eq. 1).
+    """`(r - mean(r)) / std(r)` over a group, population standard deviation (the advantage of arXiv:2602.22495, Eq. 1).
 
     No constant is added to the deviation: a group's advantages have mean square 1 whatever the scale of its rewards. A group with equal rewards
     has nothing to tell apart: its advantages are exactly 0, never NaN.

@@ -1,0 +1,92 @@
+"""From puzzles to batches of padded token ids."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rlad.data.knights_knaves.compact import careless_trace, render_prompt, solution_trace
+from rlad.data.knights_knaves.puzzle import Puzzle
+from rlad.starters.tokenizer import END, PAD_ID, encode
+
+IGNORED = -100
+"""Target of a position without loss (PyTorch's default `ignore_index`)."""
+
+_POOL = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A puzzle with a response to imitate.
+
+    Attributes:
+        token_ids: prompt and response, end of sequence included.
+        prompt_length: tokens of the prompt.
+    """
+
+    token_ids: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples side by side, padded on the right, where causal attention never looks back at the padding.
+
+    Attributes:
+        token_ids: int64 [B, T].
+        targets: int64 [B, T], the next token where that is of the response, `IGNORED` elsewhere.
+    """
+
+    token_ids: torch.Tensor
+    targets: torch.Tensor
+
+
+def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careless"], seed: int) -> list[Example]:
+    """One example a puzzle, its trace correct or a careless reader's."""
+    rng = random.Random(f"{traces} traces:{seed}")
+    examples = []
+    for puzzle in puzzles:
+        prompt = render_prompt(puzzle)
+        trace = solution_trace(puzzle) if traces == "correct" else careless_trace(puzzle, rng)
+        examples.append(Example(token_ids=encode(prompt + trace + END), prompt_length=len(prompt)))
+    return examples
+
+
+def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: int) -> Iterator[Batch]:
+    """Batches of at most `tokens_per_step` padded tokens (a longer example alone), epoch after epoch in new orders.
+
+    Within a random pool, examples of like length share a batch: little padding, and which examples meet still changes with every epoch.
+    """
+    rng = random.Random(f"batches:{seed}")
+    order = list(examples)
+    while True:
+        rng.shuffle(order)
+        for start in range(0, len(order), _POOL):
+            batches = list(_cut(sorted(order[start : start + _POOL], key=lambda example: len(example.token_ids)), tokens_per_step))
+            rng.shuffle(batches)
+            yield from map(_pad, batches)
+
+
+def _cut(examples: Sequence[Example], tokens_per_step: int) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    for example in examples:  # in rising length, so each is the longest of its batch so far
+        if batch and (len(batch) + 1) * len(example.token_ids) > tokens_per_step:
+            yield batch
+            batch = []
+        batch.append(example)
+    yield batch
+
+
+def _pad(examples: Sequence[Example]) -> Batch:
+    longest = max(len(example.token_ids) for example in examples)
+    token_ids = torch.full((len(examples), longest), PAD_ID)
+    targets = torch.full((len(examples), longest), IGNORED)
+    for row, example in enumerate(examples):
+        ids, start = torch.tensor(example.token_ids), example.prompt_length
+        token_ids[row, : len(ids)] = ids
+        targets[row, start - 1 : len(ids) - 1] = ids[start:]
+    return Batch(token_ids=token_ids, targets=targets)

@@ -1,0 +1,99 @@
+"""What a model answers, and how often it is right: a small batched sampler for measuring starters where no engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache, Qwen3ForCausalLM
+
+from rlad.data.knights_knaves.compact import render_answer, render_prompt
+from rlad.data.knights_knaves.puzzle import Puzzle
+from rlad.evaluation import EvaluationSummary, PromptResult, summarise
+from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
+from rlad.verifiers import build_verifier
+
+_MAX_ROWS = 512
+_SYMBOLS = list(VOCABULARY)
+
+
+@torch.inference_mode()
+def sample_responses(
+    model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, generator: torch.Generator
+) -> list[list[int]]:
+    """One response for each prompt, end of sequence included where it was reached within `max_tokens`.
+
+    Prompts are padded on the left. Rows that have ended leave the batch, so a few long responses do not keep the others busy.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+    """
+    longest = max(map(len, prompts))
+    token_ids = torch.tensor([[PAD_ID] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    responses: list[list[int]] = [[] for _ in prompts]
+    rows = torch.arange(len(prompts))
+    cache = DynamicCache(config=model.config)
+    for _ in range(max_tokens):
+        output = model(input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        chosen = _choose(output.logits[:, -1], temperature, generator)
+        for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
+            responses[row].append(token)
+        going = (chosen != END_ID).nonzero().squeeze(-1)
+        if len(going) < len(rows):
+            if not len(going):
+                break
+            cache.batch_select_indices(going)
+            rows, chosen, mask, positions = rows[going], chosen[going], mask[going], positions[going]
+        token_ids, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(token_ids)], dim=-1)
+    return responses
+
+
+def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+def measure_accuracy(
+    model: Qwen3ForCausalLM, puzzles: Sequence[Puzzle], *, temperature: float, samples: int, seed: int, on_responses: Callable[[int], None]
+) -> EvaluationSummary:
+    """Accuracy over puzzles, by number of people.
+
+    Args:
+        samples: responses a puzzle.
+        on_responses: called with the number of responses that have just been made.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    verifier = build_verifier({"name": "knights_knaves", "form": "compact"})
+    results = []
+    for num_people in sorted({puzzle.num_people for puzzle in puzzles}):
+        chosen = [puzzle for puzzle in puzzles if puzzle.num_people == num_people]
+        prompts = [encode(render_prompt(puzzle)) for puzzle in chosen for _ in range(samples)]
+        responses: list[list[int]] = []
+        for start in range(0, len(prompts), _MAX_ROWS):
+            part = prompts[start : start + _MAX_ROWS]
+            responses += sample_responses(model, part, temperature=temperature, max_tokens=longest_trace(num_people), generator=generator)
+            on_responses(len(part))
+        for index, puzzle in enumerate(chosen):
+            own = responses[index * samples : (index + 1) * samples]
+            ended = [response[-1] == END_ID for response in own]
+            texts = ["".join(_SYMBOLS[token] for token in response) for response in own]
+            verdicts = [verifier.verify(text, render_answer(puzzle.solution)) for text in texts]
+            results.append(
+                PromptResult(
+                    prompt_id=render_prompt(puzzle),
+                    group=str(num_people),
+                    rewards=tuple(verdict.reward if end else 0.0 for verdict, end in zip(verdicts, ended, strict=True)),
+                    response_tokens=tuple(map(len, own)),
+                    num_truncated=ended.count(False),
+                )
+            )
+    return summarise(results)
+
+
+def longest_trace(num_people: int) -> int:
+    """Tokens of the longest well-formed response: every candidate, its colon, every statement's value and the contradiction; `=`, the answer, the end."""
+    return 2**num_people * (2 * num_people + 2) + num_people + 2

@@ -1,0 +1,89 @@
+"""Supervised training of one starter model, on one thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from rlad.data.knights_knaves.puzzle import Puzzle
+from rlad.starters.batches import IGNORED, Batch, endless_batches, make_examples
+from rlad.starters.recipes import HEAD_DIM, ModelShape, RoleRecipe, TrainingPhase
+from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY
+
+MAX_POSITIONS = 1024
+"""More than the longest prompt and trace of 5 people; those of 8 people may need more than a tiny model can follow."""
+
+OnStep = Callable[[int, float, int], None]
+"""Called after each step with its number (from 1, over all phases), its loss in nats a token, and the padded tokens of its batch."""
+
+
+def build_model(shape: ModelShape, seed: int) -> Qwen3ForCausalLM:
+    """A model with random weights, float32."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    return Qwen3ForCausalLM(config).float()
+
+
+def train(model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle], *, tokens_per_step: int, on_step: OnStep) -> None:
+    """Run the recipe's phases on `model`, in place."""
+    model.train()
+    step = 0
+    for number, phase in enumerate(recipe.phases):
+        seed = recipe.seed * len(recipe.phases) + number
+        batches = endless_batches(make_examples(puzzles, phase.traces, seed), tokens_per_step=tokens_per_step, seed=seed)
+        optimizers = build_optimizers(model, phase)
+        for phase_step in range(phase.steps):
+            _set_learning_rates(optimizers, 0.5 + 0.5 * math.cos(math.pi * phase_step / phase.steps))
+            batch = next(batches)
+            loss = training_loss(model, batch)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            on_step(step, loss.item(), batch.token_ids.numel())
+    model.eval()
+
+
+def training_loss(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
+    """Mean negative log-likelihood of the response tokens, nats."""
+    logits = model(input_ids=batch.token_ids, use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+
+
+def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torch.optim.Optimizer]:
+    """Muon on the layers' matrices and AdamW on embeddings, head and norms; AdamW alone where the phase gives Muon no learning rate."""
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2] if phase.matrix_learning_rate else []
+    chosen = set(map(id, matrices))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    if phase.matrix_learning_rate:
+        optimizers.append(torch.optim.Muon(matrices, lr=phase.matrix_learning_rate, weight_decay=0.0))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], share_of_peak: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share_of_peak
