@@ -9,7 +9,7 @@ Shape letters: S tokens of the row, M sequences, H query heads, K key-value head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,22 +77,20 @@ def packed_attention(
     """
     _require_plain_attention(packed_layout, dropout, sliding_window, softcap, s_aux)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        longest = packed_layout.longest
-        attended = varlen_attn(
-            *(states[0].transpose(0, 1) for states in (query, key, value)),
-            packed_layout.offsets,
-            packed_layout.offsets,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(-1, 0),  # any number of tokens back, none ahead: causal
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return attended[None], None
+        return _varlen_attention(query, key, value, packed_layout, scaling), None
     enable_gqa = query.shape[1] != key.shape[1]
     sequences = zip(*(states.split(packed_layout.lengths, dim=2) for states in (query, key, value)), strict=True)
-    attended_sequences = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa) for q, k, v in sequences]
-    return torch.cat(attended_sequences, dim=2).transpose(1, 2), None
+    attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa) for q, k, v in sequences]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    causal = (-1, 0)  # any number of tokens back, none ahead
+    enable_gqa = query.shape[1] != key.shape[1]
+    longest = layout.longest
+    attended = varlen_attn(q, k, v, layout.offsets, layout.offsets, longest, longest, scale=scaling, window_size=causal, enable_gqa=enable_gqa)
+    return cast(Tensor, attended)[None]
 
 
 def _require_plain_attention(layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None) -> None:

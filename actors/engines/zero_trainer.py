@@ -9,23 +9,23 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from actors.engines.deepspeed_config import deepspeed_config, learning_rate
 from actors.engines.export import export_model
 from actors.engines.packed_attention import PackedLayout
 from actors.engines.policy_model import PolicyModel, load_policy_model
-from actors.engines.update_totals import UpdateTotals
+from actors.engines.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.models import LearnerConfig
 from rlad.contracts import TrainingBatch
 from rlad.errors import EngineError, NonFiniteGradientError
-from rlad.objectives import MetricSums, Objective, check_missing_teacher
+from rlad.objectives import Objective, check_missing_teacher
 from rlad.packing import BatchCounts
 
 if not torch.cuda.is_available():
@@ -40,22 +40,6 @@ warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is depreca
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_TAG = "zero"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateResult:
-    """What one optimizer step did, over all ranks and micro-batches.
-
-    Attributes:
-        applied: false where the gradient was NaN or infinite: weights, optimizer state and schedule are as before.
-        metrics: by name. `learner/logprob_gap_*` compares the sampler's log-probabilities with the learner's before the update; it is engine noise
-            where the weights are those that sampled, so only in the first update of a batch.
-        sums: the objective's metrics as sums, for means over several updates.
-    """
-
-    applied: bool
-    metrics: dict[str, float]
-    sums: MetricSums
 
 
 class ZeroTrainer:
@@ -157,29 +141,13 @@ class ZeroTrainer:
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         self._count_update(applied)
-        metrics = {
-            "learner/loss": float(totals.loss),
-            "learner/lr": lr,
-            "learner/tokens": float(counts.trained_tokens),
-            "learner/missing_teacher_tokens": float(counts.missing_teacher_tokens),
-            "learner/missing_behaviour_tokens": float(counts.missing_behaviour_tokens),
-            "learner/micro_batches": float(totals.micro_batches),
-            "learner/nonfinite_updates": float(not applied),
-            **totals.sums.means(),
-        }
-        if applied:
-            metrics["learner/gradient_norm"] = float(self._engine.get_global_grad_norm())
-        if counts.trained_tokens:
-            metrics["learner/logprob_gap_mean"] = float(totals.gap_sum) / counts.trained_tokens
-            metrics["learner/logprob_gap_max"] = float(totals.gap_max)
-        return UpdateResult(applied=applied, metrics=metrics, sums=totals.sums)
+        return UpdateResult(applied=applied, gradient_norm=float(self._engine.get_global_grad_norm()), lr=lr, totals=totals)
 
     @torch.no_grad()
     def gather_weights(self) -> dict[str, Tensor] | None:
         """The whole model on the CPU of rank 0 under its Hugging Face names, None on other ranks. Collective.
 
-        Tied embeddings appear once. A tensor may share memory with the model: use it before the next step. ZeRO 3 is gathered parameter by
-        parameter, so no GPU ever holds more than its shard and one whole parameter.
+        Tied embeddings appear once. ZeRO 3 is gathered parameter by parameter, so no GPU ever holds more than its shard and one whole parameter.
         """
         weights: dict[str, Tensor] = {}
         is_sharded = self._config.zero_stage == 3
@@ -214,7 +182,7 @@ class ZeroTrainer:
             export_model(weights, self._model_path, directory)
 
     @property
-    def _causal_lm(self) -> torch.nn.Module:
+    def _causal_lm(self) -> PreTrainedModel:
         model: PolicyModel = self._engine.module
         return model.causal_lm
 
@@ -268,7 +236,8 @@ def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: boo
     settings = deepspeed_config(config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(p.numel() for p in model.parameters()))
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without
-        dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
     # Its shared-memory collectives are compiled on first use, and a rank that dies in one leaves the others spinning: gloo notices.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

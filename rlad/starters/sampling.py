@@ -96,4 +96,4 @@ def measure_accuracy(
 
 def longest_trace(num_people: int) -> int:
     """Tokens of the longest well-formed response: every candidate, its colon, every statement's value and the contradiction; `=`, the answer, the end."""
-    return 2**num_people * (2 * num_people + 2) + num_people + 2
+    return int(2**num_people) * (2 * num_people + 2) + num_people + 1

@@ -54,7 +54,7 @@ def train(model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle]
             _set_learning_rates(optimizers, 0.5 + 0.5 * math.cos(math.pi * phase_step / phase.steps))
             batch = next(batches)
             loss = training_loss(model, batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

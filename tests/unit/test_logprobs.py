@@ -85,7 +85,7 @@ def test_weight_gradient_is_summed_over_chunks_in_float32() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor any operation gave."""
+    """The number of elements of the largest tensor any operation gave, views aside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,15 +94,16 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not func.is_view:
                 self.num_elements = max(self.num_elements, tensor.numel())
         return result
 
 
-def largest_tensor(tokens: int) -> int:
+def largest_tensor(tokens: int, *, chunk_tokens: int = 8, is_weight_frozen: bool = False) -> int:
     hidden, weight, targets, incoming = problem(tokens, hidden=4, vocabulary=100, dtype=torch.float32)
+    weight.requires_grad_(not is_weight_frozen)
     with LargestTensor() as largest:
-        selected_logprobs(hidden, weight, targets, chunk_tokens=8).backward(incoming.float())
+        selected_logprobs(hidden, weight, targets, chunk_tokens=chunk_tokens).backward(incoming.float())
     return largest.num_elements
 
 
@@ -111,15 +112,25 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
     assert largest_tensor(8) == largest_tensor(64) == largest_tensor(200) == 800
 
 
+def test_frozen_weight_costs_no_gradient_buffer() -> None:
+    """A chunk's logits are 2 * 100, the weight's gradient 100 * 4."""
+    assert largest_tensor(20, chunk_tokens=2) == 400
+    assert largest_tensor(20, chunk_tokens=2, is_weight_frozen=True) == 200
+
+
 def test_weight_may_be_away_between_the_passes() -> None:
-    """As a parameter partitioned by ZeRO-3: its storage is released after the forward pass and gathered again before the backward pass."""
+    """As a parameter partitioned by ZeRO-3: empty after the forward pass, gathered into new memory before the backward pass, never copied by us."""
     hidden, weight, targets, incoming = problem(6)
     expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
     parameter = torch.nn.Parameter(weight.detach().clone())
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        selected_logprobs(hidden, parameter, targets, chunk_tokens=4)
+    assert [tensor.data_ptr() for tensor in saved if tensor.shape == parameter.shape] == [parameter.data_ptr()]
+
     logprobs = selected_logprobs(hidden, parameter, targets, chunk_tokens=4)
-    whole, parameter.data = parameter.data, torch.empty(0, dtype=torch.float64)
-    parameter.data = whole.clone()
-    whole.fill_(float("nan"))
+    parameter.data = torch.empty(0, dtype=torch.float64)
+    parameter.data = weight.detach().clone()
     logprobs.backward(incoming)
     torch.testing.assert_close(hidden.grad, expected[1])
     torch.testing.assert_close(parameter.grad, expected[2])

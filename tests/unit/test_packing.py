@@ -69,6 +69,7 @@ def test_micro_batches_that_run_at_once_are_the_most_similar(lengths: list[int],
         ([6, 6, 4, 4], 10, 1, [[[0, 2], [1, 3]]]),
         ([6, 6, 4, 4], 10, 2, [[[0, 2]], [[1, 3]]]),
         ([5, 5, 5, 5], 20, 2, [[[0, 2]], [[1, 3]]]),  # one row would do, but two ranks are there
+        ([10, 8, 6, 4], 10, 2, [[[0], [3]], [[1], [2]]]),  # the rank that got less gets the larger one next
         ([7, 5, 3, 3, 2], 10, 1, [[[0, 3], [1, 2, 4]]]),
         ([6, 4, 4, 3, 3], 10, 1, [[[0, 1], [2, 3, 4]]]),  # evenly spread (6+3, 4+4) the last would not fit
     ],

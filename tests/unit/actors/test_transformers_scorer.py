@@ -71,7 +71,7 @@ async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_
         np.testing.assert_allclose(scored, plain_logprobs(model, group, temperature), atol=1e-5, rtol=0)
 
 
-async def test_nan_of_the_model_stays_nan_and_where_it_belongs(make_model: Callable[..., Path], tmp_path: Path) -> None:
+async def test_nan_of_the_model_stays_nan_and_in_its_sequence(make_model: Callable[..., Path], tmp_path: Path) -> None:
     poisoned = 7
     model = AutoModelForCausalLM.from_pretrained(make_model(tied=False), dtype=torch.float32)
     with torch.no_grad():
@@ -80,7 +80,9 @@ async def test_nan_of_the_model_stays_nan_and_where_it_belongs(make_model: Calla
     prompt, responses = np.array([3, 4], np.int32), np.array([5, poisoned, 6, 8, 9], np.int32)
     async with open_scorer(tmp_path) as scorer:
         scored = await scorer.score(prompt, responses, np.array([0, 3, 5], np.int64), 1.0)
-    assert np.isnan(scored).tolist() == [False, False, True, False, False]
+    assert np.isnan(scored[2])  # how many of its neighbours turn NaN is up to the attention kernel
+    clean = (prompt, responses[3:], np.array([0, 2], np.int64))
+    np.testing.assert_allclose(scored[3:], plain_logprobs(tmp_path, clean, 1.0), atol=1e-5, rtol=0)
 
 
 async def test_cancelled_group_is_dropped_and_others_go_on(make_model: Callable[..., Path]) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlad.errors import ContractError, TeacherScoresError
-from rlad.objectives import build_objective, check_missing_teacher
+from rlad.objectives import Objective, TrrdConfig, build_objective, check_missing_teacher
+from rlad.objectives.objective import TokenLosses, Tokens
 
 from .slow_reference import Padded, ragged_batch
 
@@ -196,6 +197,32 @@ def test_packed_form_equals_the_padded_form(config: dict[str, Any], lengths: lis
     torch.testing.assert_close(policy.grad[::2], gradient[batch.mask], rtol=1e-12, atol=0)
     assert (policy.grad[1::2] == 0).all()
     assert output.metrics == pytest.approx(metrics, rel=1e-12)
+
+
+class OnePerToken(Objective[TrrdConfig]):
+    """A loss of 1 for every token, valid or not, that keeps what it was given to see."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        self.seen = tokens
+        return TokenLosses(losses=tokens.policy_logprobs + 1, means={})
+
+
+def test_an_objective_sees_only_zeros_where_a_token_is_not_valid_and_its_loss_there_does_not_count() -> None:
+    objective = OnePerToken(TrrdConfig())
+    zero, nan = 0.0, math.nan
+    loss = objective.packed(
+        policy_logprobs=torch.tensor([zero, nan, nan, nan]),
+        behaviour_logprobs=torch.tensor([-1.0, -math.inf, -1.0, nan]),
+        teacher_logprobs=torch.tensor([-2.0, -2.0, nan, nan]),
+        advantages=torch.tensor([3.0, 3.0, 3.0, nan]),
+        weights=torch.tensor([0.5, 0.5, 0.5, 0.0]),
+    ).loss
+    assert loss.item() == 0.5
+    assert objective.seen.is_valid.tolist() == [True, False, False, False]
+    assert objective.seen.policy_logprobs.tolist() == [0, 0, 0, 0]
+    assert objective.seen.behaviour_logprobs.tolist() == [-1, 0, 0, 0]
+    assert objective.seen.teacher_logprobs.tolist() == [-2, 0, 0, 0]
+    assert objective.seen.advantages.tolist() == [3, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

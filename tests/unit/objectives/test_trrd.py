@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlad.objectives import build_objective
+from rlad.objectives.ratios import clamped_teacher_log_ratio
 
 from .slow_reference import Padded, Settings, ragged_batch, slow_loss_and_gradient
 
@@ -169,13 +170,12 @@ def test_clamp_gradient_inside_the_clamp_is_one_either_way() -> None:
 
 
 def test_straight_through_value_is_the_clamped_value_to_the_bit() -> None:
-    batch = ragged_batch([9, 9, 9], seed=5, spread=30.0)
-    single = {name: getattr(batch, name).float() for name in ("policy", "behaviour", "teacher", "advantages")}
-    losses = [
-        loss_and_gradient({"name": "trrd", "teacher_clamp_gradient": clamp_gradient}, Padded(**single, mask=batch.mask))[0]
-        for clamp_gradient in ("clipped", "straight_through")
-    ]
-    assert torch.equal(*losses)
+    """With c = 0.3, where `x + (clamp(x) - x)` is rounded."""
+    batch = ragged_batch([9] * 100, seed=5, spread=30.0)
+    log_ratio = (batch.policy - batch.teacher).float()
+    values = clamped_teacher_log_ratio(log_ratio, 0.3, "straight_through")
+    assert torch.equal(values, log_ratio.clamp(-0.3, 0.3))
+    assert not torch.equal(log_ratio + (log_ratio.clamp(-0.3, 0.3) - log_ratio), values)
 
 
 @quick

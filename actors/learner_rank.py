@@ -1,0 +1,216 @@
+"""One rank of the learner: claims parts of batches from the broker, trains on them, publishes weights, writes checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.train.torch
+import torch
+import torch.distributed as dist
+import transformers
+from ray import train
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+
+from actors.engines.update_metrics import UpdateResult, step_metrics
+from actors.engines.zero_trainer import ZeroTrainer
+from actors.learner import CHECKPOINTS, EXPORT, LearnerSettings
+from actors.parts import GroupRefs, Part
+from actors.remote_errors import as_rlad_error
+from actors.weights import publish
+from rlad.contracts import RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
+from rlad.errors import DeadlineError, RladError
+from rlad.objectives import build_objective
+from rlad.packing import BatchCounts, build_training_batch
+
+T = TypeVar("T")
+MicroBatch = tuple[TrainingBatch, BatchCounts]
+
+# The broker answers within its long poll of 10 s, with nothing if it must. How long a batch may take is the driver's to say, and it tells the broker.
+_ANSWER_TIMEOUT_S = 120.0
+_REGISTRATION_TIMEOUT_S = 120.0
+_PARTIAL = ".partial-"
+
+
+class AgreedError(Exception):
+    """An error of one rank that all ranks know of, so that they end together and none waits for another."""
+
+    def __init__(self, error: RladError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class LearnerRank:
+    """Lives from one start of the ranks to the next."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings = settings
+        self._rank = train.get_context().get_world_rank()
+        self._checkpoints = settings.run_dir / CHECKPOINTS
+        self._checkpoint_s = 0.0
+        config = settings.config
+        torch.set_num_threads(config.learner.threads)
+        transformers.utils.logging.disable_progress_bar()
+        self._trainer = self._together(
+            lambda: ZeroTrainer(
+                model_path=settings.model_path,
+                dtype=getattr(torch, config.student.dtype),
+                config=config.learner,
+                objective=build_objective(config.objective),
+                temperature=config.rollout.temperature,
+                total_updates=config.training.steps * config.training.updates_per_step,
+            )
+        )
+
+    def run(self) -> None:
+        """Train from the newest checkpoint, or from the start, to the end; then export.
+
+        Raises:
+            AgreedError: on all ranks, what ended the training early.
+        """
+        training = self._settings.config.training
+        first = self._restore()
+        self._publish(first, self._tell_started)
+        for step in range(first, training.steps):
+            metrics = self._train(step)
+            started = time.monotonic()
+            self._publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
+            if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
+                self._save(step + 1)
+        self._together(lambda: self._trainer.export(self._settings.run_dir / EXPORT))
+
+    def _restore(self) -> int:
+        """The step to begin with."""
+        if self._rank == 0:
+            for leftover in self._checkpoints.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(leftover)
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as directory:
+            return int(self._together(lambda: self._trainer.load(Path(directory)))["step"])
+
+    def _train(self, step: int) -> dict[str, float]:
+        """One training step, part by part as the broker hands them out."""
+        updates: list[UpdateResult] = []
+        wait_s = train_s = 0.0
+        index = 0
+        while True:
+            asked = time.monotonic()
+            part, micro_batches = self._together(functools.partial(self._claim, step, index))
+            claimed = time.monotonic()
+            for batch, counts in micro_batches:
+                self._trainer.accumulate(batch, counts)
+            if part.ends_update:
+                updates.append(self._together(self._trainer.step))
+            wait_s += claimed - asked
+            train_s += time.monotonic() - claimed
+            index += 1
+            if part.ends_step:
+                return {**step_metrics(updates), "learner/wait_s": wait_s, "learner/train_s": train_s, "learner/checkpoint_s": self._checkpoint_s}
+
+    def _claim(self, step: int, index: int) -> tuple[Part, list[MicroBatch]]:
+        """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""
+        part: Part | None = None
+        while part is None:
+            part = _answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
+        groups = _fetch(part.groups)
+        config = self._settings.config
+        build = functools.partial(
+            build_training_batch,
+            groups,
+            num_responses=part.num_responses,
+            truncated=config.learner.truncated,
+            uses_teacher=config.objective.uses_teacher,
+        )
+        return part, [build(sequences) for sequences in part.micro_batches]
+
+    def _publish(self, version: int, tell: Callable[[list[Any]], None]) -> None:
+        """Put the present weights where the samplers find them, and tell the broker."""
+        weights = self._trainer.gather_weights()
+
+        def publish_and_tell() -> None:
+            if weights is not None:
+                tell([publish(weights, version)])
+
+        self._together(publish_and_tell)
+
+    def _tell_started(self, publications: list[Any]) -> None:
+        _answer(self._settings.broker.report_started.remote(publications[0].manifest.version, publications), "the broker (report_started)")
+
+    def _tell_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
+        metrics = {**metrics, "learner/publish_s": time.monotonic() - started}
+        _answer(self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics), "the broker (finish_step)")
+
+    def _save(self, steps: int) -> None:
+        """Write the checkpoint of so many trained steps, and let go of the batches it holds once Ray Train knows it.
+
+        It is written in its place under another name, so that whatever has the right name is whole. `report` returns before Ray Train has registered it, and
+        a rank that died then would be started from the checkpoint before: so the batches are released only behind the registration.
+        """
+        started = time.monotonic()
+        partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
+        self._together(lambda: self._trainer.save(partial, {"step": steps}))
+        checkpoint = None
+        if self._rank == 0:
+            if final.exists():  # whole, but never registered: the ranks died in between
+                shutil.rmtree(final)
+            partial.rename(final)
+            checkpoint = Checkpoint.from_directory(final)
+        train.report({"step": steps}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        self._together(lambda: self._commit(steps, final))
+        self._checkpoint_s = time.monotonic() - started
+
+    def _commit(self, steps: int, path: Path) -> None:
+        if self._rank != 0:
+            return
+        known = train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S)
+        if not any(Path(reported.checkpoint.path) == path for reported in known):
+            raise DeadlineError(f"Ray Train has not registered the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s")
+        _answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
+
+    def _together(self, action: Callable[[], T]) -> T:
+        """Do something that can fail on one rank alone, and fail on all if it failed on any.
+
+        Raises:
+            AgreedError: with this rank's error, or another's where this one had none.
+        """
+        error: RladError | None = None
+        result: T
+        try:
+            result = action()
+        except RladError as raised:
+            error = raised
+        failed = torch.tensor(int(error is not None), device=ray.train.torch.get_device())
+        dist.all_reduce(failed)
+        if failed:
+            errors: list[RladError | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(errors, error)
+            raise AgreedError(error or next(each for each in errors if each is not None))
+        return result
+
+
+def _answer(ref: Any, who: str) -> Any:
+    try:
+        return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)
+    except Exception as error:
+        raise as_rlad_error(error, who=who) from error
+
+
+def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
+    """The groups' columns, in one request. Arrays stay views of shared memory."""
+    refs = [ref for each in groups.values() for ref in (each.group, each.verdicts, each.teacher_scores) if ref is not None]
+    columns = iter(_answer(refs, "the object store") if refs else [])
+    return {
+        uid: ScoredGroup(
+            group=RolloutGroup.from_columns(next(columns)),
+            verdicts=Verdicts.from_columns(next(columns)),
+            teacher_scores=None if each.teacher_scores is None else TeacherScores.from_columns(next(columns)),
+        )
+        for uid, each in groups.items()
+    }

@@ -1,0 +1,268 @@
+"""The pool against a real Ray, with actors that do nothing but can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+import ray
+
+from actors.pool import ActorPool
+from rlad.errors import DataError, DeadlineError, EngineError, PoolExhaustedError, WorkerLostError
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MakePool = Callable[..., Awaitable[ActorPool]]
+
+
+@ray.remote(num_cpus=0)
+class Echo:
+    """Answers, waits, fails or dies as it is told."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._prepared = False
+
+    async def prepare(self) -> None:
+        self._prepared = True
+
+    async def number(self) -> int:
+        assert self._prepared
+        return self._number
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+    async def fail(self) -> None:
+        raise DataError("the prompt is empty")
+
+    async def lose_engine(self) -> None:
+        raise WorkerLostError("the engine's process has died")
+
+
+@ray.remote(num_cpus=0)
+class Stillborn:
+    def __init__(self, number: int) -> None:
+        raise ValueError("no such model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def make_pool() -> AsyncIterator[MakePool]:
+    pools: list[ActorPool] = []
+
+    async def make(size: int, **settings: Any) -> ActorPool:
+        defaults = {"spawn": Echo.remote, "prepare": lambda actor: as_coroutine(actor.prepare.remote()), "max_restarts": 1, "start_timeout_s": 60.0}
+        pool = ActorPool(name="echo", size=size, **(defaults | settings))
+        pools.append(pool)
+        await pool.start()
+        return pool
+
+    yield make
+    for pool in pools:
+        await pool.close()
+
+
+async def as_coroutine(ref: Any) -> Any:
+    return await ref
+
+
+async def kill_process(actor: Any) -> None:
+    os.kill(await actor.pid.remote(), signal.SIGKILL)
+
+
+async def use_and_kill(pool: ActorPool) -> None:
+    """Lease a worker, kill its process, and go on using it."""
+    async with pool.lease(1) as actor:
+        await kill_process(actor)
+        await actor.wait.remote()
+
+
+async def call(pool: ActorPool, method: str) -> Any:
+    async with pool.lease(1) as actor:
+        return await getattr(actor, method).remote()
+
+
+async def test_workers_are_prepared_before_they_are_admitted(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    assert sorted(await pool.for_each(lambda actor: actor.number.remote())) == [0, 1]  # `number` asserts that it was prepared
+
+
+async def test_without_a_preparation_being_up_is_enough(make_pool: MakePool) -> None:
+    pool = await make_pool(1, prepare=None)
+    assert len(await pool.for_each(lambda actor: actor.pid.remote())) == 1
+
+
+async def test_a_lease_goes_to_the_worker_with_the_least_outstanding_cost(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    async with pool.lease(10) as heavy, pool.lease(3) as light, pool.lease(3) as second_light, pool.lease(3) as third_light:
+        assert heavy != light
+        assert light == second_light == third_light
+        async with pool.lease(1) as next_lightest:  # 10 against 9
+            assert next_lightest == light
+        async with pool.lease(2), pool.lease(1) as after:  # 10 against 11
+            assert after == heavy
+
+
+async def test_cost_is_given_back_when_the_block_ends_even_by_an_error(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    async with pool.lease(5) as first:
+        pass
+    with pytest.raises(RuntimeError, match="of the caller"):
+        async with pool.lease(5) as second:
+            raise RuntimeError("of the caller")
+    assert first == second
+    async with pool.lease(1) as third:
+        assert third == first
+
+
+async def test_an_error_of_ours_comes_out_of_the_lease_as_it_was_raised(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    with pytest.raises(DataError) as raised:
+        await call(pool, "fail")
+    assert str(raised.value) == "the prompt is empty"
+    assert await call(pool, "number") == 0, "the worker did nothing wrong and stays"
+
+
+async def test_a_killed_worker_is_replaced_and_its_caller_told(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    with pytest.raises(WorkerLostError, match="echo-0 was lost"):
+        await use_and_kill(pool)
+    assert await call(pool, "number") == 1, "the replacement, prepared"
+
+
+async def test_all_callers_of_a_killed_worker_are_told_but_it_is_replaced_once(make_pool: MakePool) -> None:
+    pool = await make_pool(1, max_restarts=1)
+
+    async def wait() -> None:
+        async with pool.lease(1) as actor:
+            await actor.wait.remote()
+
+    callers = [asyncio.create_task(wait()) for _ in range(5)]
+    async with pool.lease(1) as actor:
+        await kill_process(actor)
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [WorkerLostError] * 5
+    assert await call(pool, "number") == 1
+
+
+async def test_a_worker_that_lost_its_engine_is_replaced_though_its_process_lives(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    process = psutil.Process(await call(pool, "pid"))
+    with pytest.raises(WorkerLostError, match=r"echo-0 was lost: .*the engine's process has died"):
+        await call(pool, "lose_engine")
+    assert await call(pool, "number") == 1
+    await asyncio.to_thread(process.wait, 30)  # killed by the pool: it must not go on beside its replacement
+
+
+async def test_the_other_workers_go_on_when_the_budget_is_spent(make_pool: MakePool) -> None:
+    pool = await make_pool(2, max_restarts=0)
+    with pytest.raises(WorkerLostError):
+        await use_and_kill(pool)
+    survivors = await pool.for_each(lambda actor: actor.number.remote())
+    assert len(survivors) == 1
+    assert await call(pool, "number") == survivors[0]
+
+
+async def test_losing_the_last_worker_with_the_budget_spent_exhausts_the_pool(make_pool: MakePool) -> None:
+    pool = await make_pool(1, max_restarts=1)
+    for _ in range(2):
+        with pytest.raises(WorkerLostError):
+            await use_and_kill(pool)
+    with pytest.raises(PoolExhaustedError, match=r"no echo worker is left and the restart budget is spent; the last one failed because: .*exit"):
+        await call(pool, "number")
+    with pytest.raises(PoolExhaustedError):
+        await pool.for_each(lambda actor: actor.number.remote())
+
+
+async def test_a_replacement_that_fails_to_prepare_is_tried_again_within_the_budget(make_pool: MakePool) -> None:
+    attempts: list[int] = []
+
+    async def prepare(actor: Any) -> None:
+        await actor.prepare.remote()
+        attempts.append(await actor.number.remote())
+        if attempts[-1] == 1:
+            raise EngineError("out of memory")
+
+    pool = await make_pool(1, prepare=prepare, max_restarts=2)
+    with pytest.raises(WorkerLostError):
+        await use_and_kill(pool)
+    assert await call(pool, "number") == 2
+    assert attempts == [0, 1, 2]
+
+
+async def test_for_each_leaves_out_a_worker_that_dies_meanwhile_and_replaces_it(make_pool: MakePool) -> None:
+    replacement_is_prepared = asyncio.Event()
+
+    async def prepare(actor: Any) -> None:
+        await actor.prepare.remote()
+        if await actor.number.remote() == 2:
+            replacement_is_prepared.set()
+
+    async def die_if_first(actor: Any) -> int:
+        number = int(await actor.number.remote())
+        if number == 0:
+            await kill_process(actor)
+            await actor.wait.remote()
+        return number
+
+    pool = await make_pool(2, prepare=prepare)
+    assert await pool.for_each(die_if_first) == [1]
+    await asyncio.wait_for(replacement_is_prepared.wait(), 60)
+    assert sorted(await pool.for_each(lambda actor: actor.number.remote())) == [1, 2]
+
+
+async def test_for_each_raises_what_a_call_raised(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    with pytest.raises(DataError, match="the prompt is empty"):
+        await pool.for_each(lambda actor: actor.fail.remote())
+
+
+async def test_a_worker_that_cannot_start_fails_the_pool_with_its_reason(make_pool: MakePool) -> None:
+    with pytest.raises(
+        PoolExhaustedError, match=r"echo pool did not start, 2 of 2 workers failed: echo-0 did not start: ValueError: no such model; echo-1"
+    ):
+        await make_pool(2, spawn=Stillborn.remote, prepare=None)
+
+
+async def test_a_worker_that_is_too_slow_fails_the_pool_by_its_deadline(make_pool: MakePool) -> None:
+    with pytest.raises(DeadlineError, match=r"1 of 1 workers failed: echo-0 was not ready within 1.5 s"):
+        await make_pool(1, prepare=lambda actor: as_coroutine(actor.wait.remote()), start_timeout_s=1.5)
+
+
+async def test_waiting_for_a_replacement_ends_at_the_deadline(make_pool: MakePool) -> None:
+    async def prepare(actor: Any) -> None:
+        if await actor.__ray_call__.remote(lambda echo: echo._number) > 0:
+            await actor.wait.remote()
+        await actor.prepare.remote()
+
+    pool = await make_pool(1, prepare=prepare, start_timeout_s=5.0, max_restarts=5)
+    with pytest.raises(WorkerLostError):
+        await use_and_kill(pool)
+    with pytest.raises(DeadlineError, match="no echo worker was ready within 5 s"):
+        await call(pool, "number")
+
+
+async def test_closing_kills_every_worker_and_refuses_further_work(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    processes = [psutil.Process(pid) for pid in await pool.for_each(lambda actor: actor.pid.remote())]
+    await pool.close()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 30)
+    assert not alive
+    with pytest.raises(PoolExhaustedError, match="closed"):
+        await call(pool, "number")

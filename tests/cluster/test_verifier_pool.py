@@ -1,0 +1,154 @@
+"""The verifier pool on a local Ray, with real worker processes that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from transformers import AutoTokenizer
+
+from actors.verifier import VerifierPool
+from rlad.config import VerifierPoolConfig
+from rlad.contracts import FinishReason, Outcome, RolloutGroup, Verdicts
+from rlad.errors import ConfigError, PoolExhaustedError
+from rlad.verifiers import Verdict, build_verifier
+
+from .stuck_verifier import StuckVerifierConfig
+
+COMPACT = build_verifier({"name": "knights_knaves", "form": "compact"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+MakeGroup = Callable[..., RolloutGroup]
+
+
+@pytest.fixture(scope="module")
+def make_group(make_model: Callable[..., Path]) -> MakeGroup:
+    tokenizer = AutoTokenizer.from_pretrained(make_model())
+
+    def make(texts: list[str], *, task: str = "compact", answer: str = "TF", truncated: tuple[int, ...] = (), uid: str = "d:0:0") -> RolloutGroup:
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])]).astype(np.int64)
+        num_tokens = int(offsets[-1])
+        return RolloutGroup(
+            uid=uid,
+            attempt=2,
+            prompt_id="p0",
+            task=task,
+            answer=answer,
+            temperature=1.0,
+            prompt_ids=np.array([3], np.int32),
+            response_ids=np.array([token for each in ids for token in each], np.int32),
+            response_offsets=offsets,
+            behaviour_logprobs=np.zeros(num_tokens, np.float32),
+            policy_versions=np.zeros(num_tokens, np.int32),
+            finish_reasons=np.array([FinishReason.LENGTH if index in truncated else FinishReason.STOP for index in range(len(texts))], np.uint8),
+        )
+
+    return make
+
+
+def make_pool(make_model: Callable[..., Path], *, timeout_s: float = 5.0, workers: int = 1, processes: int = 1) -> VerifierPool:
+    config = VerifierPoolConfig(workers=workers, processes_per_worker=processes, cpus_per_worker=0.5, timeout_s=timeout_s)
+    verifiers: Any = {"compact": {"name": "knights_knaves", "form": "compact"}, "stuck": StuckVerifierConfig()}
+    return VerifierPool(config, verifiers, tokenizer_path=str(make_model()), start_timeout_s=60)
+
+
+async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+    pool = make_pool(make_model, workers=2, processes=2)
+    # The end-of-sequence token is no part of the text; a response may be empty; a truncated one is not looked at, though it says the answer.
+    texts = ["TT:TFxTF=TF$", "TF=FT$", "", "TFTF", "T=TF", "TF=TF$"]
+    await pool.start()
+    try:
+        groups = [make_group(texts, truncated=(4,), uid=f"d:0:{index}") for index in range(12)]
+        judged = await asyncio.gather(*(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups))
+        for group, each in zip(groups, judged, strict=True):
+            verdicts = Verdicts.from_columns(await each.verdicts_ref)
+            assert (verdicts.uid, verdicts.attempt) == (group.uid, 2)
+            expected = [COMPACT.verify(text.replace("$", ""), "TF") for text in texts]
+            expected[4] = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)
+            assert verdicts.rewards.tolist() == [verdict.reward for verdict in expected] == [1, 0, 0, 0, 0, 1]
+            assert verdicts.outcomes.tolist() == [verdict.outcome for verdict in expected]
+            assert (each.rewards, each.outcomes) == (tuple(verdicts.rewards.tolist()), tuple(verdicts.outcomes.tolist()))
+        stats = pool.stats()
+        assert (stats.num_groups, stats.processes) == (12, 4)
+        assert stats.outcomes == {Outcome.CORRECT: 24, Outcome.WRONG: 12, Outcome.UNPARSEABLE: 36}
+        assert 0 < stats.busy_s == pytest.approx(sum(each.elapsed_s for each in judged))
+    finally:
+        await pool.close()
+
+
+async def test_stuck_verifier_is_a_timeout_and_the_next_responses_are_judged(
+    make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path
+) -> None:
+    pool = make_pool(make_model, timeout_s=0.5)
+    note = tmp_path / "pid"
+    await pool.start()
+    try:
+        group = make_group(["T", "F", "TT"], task="stuck", answer=str(note))
+        judged = await pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens)
+        assert judged.outcomes == (Outcome.CORRECT, Outcome.TIMEOUT, Outcome.CORRECT)
+        assert judged.rewards == (1.0, 0.0, 1.0)
+        assert not psutil.pid_exists(int(note.read_text()))
+    finally:
+        await pool.close()
+
+
+async def test_group_of_a_killed_worker_is_judged_by_its_replacement(make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path) -> None:
+    pool = make_pool(make_model, timeout_s=3.0)
+    note = tmp_path / "pid"
+    await pool.start()
+    try:
+        group = make_group(["F", "T"], task="stuck", answer=str(note))
+        verifying = asyncio.create_task(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens))
+        stuck = await asyncio.to_thread(read_pid, note)
+        note.unlink()
+        os.kill(psutil.Process(stuck).ppid(), signal.SIGKILL)  # the worker: its verifier process is in an endless loop
+        judged = await verifying
+        assert judged.outcomes == (Outcome.TIMEOUT, Outcome.CORRECT)
+        assert int(note.read_text()) != stuck
+        assert not psutil.pid_exists(stuck), "a verifier process outlived its worker"
+    finally:
+        await pool.close()
+
+
+async def test_task_without_a_verifier_is_named(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+    pool = make_pool(make_model)
+    await pool.start()
+    try:
+        group = make_group(["T"], task="riddles")
+        with pytest.raises(ConfigError, match="task 'riddles', for which the run has no verifier; it has: compact, stuck"):
+            await pool.verify(ray.put(group.to_columns()), num_tokens=1)
+    finally:
+        await pool.close()
+
+
+async def test_pool_that_cannot_read_its_tokenizer_does_not_start(tmp_path: Path) -> None:
+    config = VerifierPoolConfig(cpus_per_worker=0.5)
+    pool = VerifierPool(config, {}, tokenizer_path=str(tmp_path), start_timeout_s=60)
+    with pytest.raises(PoolExhaustedError, match=r"tokenizer\.json does not exist"):
+        await pool.start()
+
+
+def read_pid(note: Path) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if note.is_file() and (text := note.read_text()):
+            return int(text)
+        time.sleep(0.02)
+    raise AssertionError("the verifier never began")

@@ -1,0 +1,121 @@
+"""What the learner is compared with: scored groups, and a slow trainer in plain PyTorch that knows no packing, no ranks and no ZeRO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlad.config.models import OptimizerConfig
+from rlad.contracts import FinishReason, RolloutGroup, ScoredGroup, TeacherScores, Verdicts
+
+Sequences = Sequence[tuple[str, int]]
+
+ALPHA, EPS_LOW, EPS_HIGH = 0.5, 0.2, 0.28
+OBJECTIVE = {"name": "trrd", "alpha": ALPHA, "eps_low": EPS_LOW, "eps_high": EPS_HIGH}
+
+
+def make_groups(model_path: Path | str, *, count: int, temperature: float = 1.0, seed: int = 0) -> dict[str, ScoredGroup]:
+    """Groups of three responses of 0 to 25 tokens, whose behaviour and teacher log-probabilities are near those of the model."""
+    rng = np.random.default_rng(seed)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
+    groups = {}
+    for number in range(count):
+        lengths = [1, *rng.integers(2, 26, 2)] if number else [7, 0, 20]
+        prompt, tokens = (rng.integers(2, 28, size).astype(np.int32) for size in (int(rng.integers(3, 12)), sum(lengths)))
+        offsets = np.cumsum([0, *lengths]).astype(np.int64)
+        with torch.no_grad():
+            scores = torch.cat([response_logprobs(model, prompt, part, temperature) for part in np.split(tokens, offsets[1:-1])]).numpy()
+        group = RolloutGroup(
+            uid=f"g{number}",
+            attempt=0,
+            prompt_id=f"p{number}",
+            task="any",
+            answer="",
+            temperature=temperature,
+            prompt_ids=prompt,
+            response_ids=tokens,
+            response_offsets=offsets,
+            behaviour_logprobs=(scores + rng.normal(0, 0.2, len(scores))).astype(np.float32),
+            policy_versions=np.zeros(len(tokens), np.int32),
+            finish_reasons=np.full(3, FinishReason.STOP, np.uint8),
+        )
+        verdicts = Verdicts(
+            uid=group.uid,
+            attempt=0,
+            rewards=np.array([1, 0, number % 2], np.float32),
+            outcomes=np.zeros(3, np.uint8),
+            elapsed_s=np.zeros(3, np.float32),
+        )
+        teacher = TeacherScores(uid=group.uid, attempt=0, teacher="t", logprobs=(scores + rng.normal(0, 0.8, len(scores))).astype(np.float32))
+        groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher)
+    return groups
+
+
+def sequences_of(groups: Mapping[str, ScoredGroup]) -> list[tuple[str, int]]:
+    return [(uid, index) for uid, scored in groups.items() for index in range(scored.group.num_responses)]
+
+
+def response_logprobs(model: torch.nn.Module, prompt: np.ndarray, response: np.ndarray, temperature: float) -> Tensor:
+    """[N] in the model's precision: one unpacked forward pass, a whole log-softmax."""
+    token_ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
+    logits = model(token_ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
+    return logits.log_softmax(dim=-1).gather(1, token_ids[len(prompt) :, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class ReferenceUpdate:
+    loss: float
+    gradient_norm: float
+    gaps: Tensor
+
+
+class ReferenceTrainer:
+    """TRRD by hand (arXiv:2602.22495, Eq. 3-5), one response at a time in float64, under `torch.optim.AdamW`."""
+
+    def __init__(self, model_path: Path | str, optimizer: OptimizerConfig, *, temperature: float = 1.0) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
+        self._settings = optimizer
+        self._temperature = temperature
+        self._adamw = torch.optim.AdamW(
+            self.model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        )
+
+    def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
+        """One optimizer step on these sequences, at a constant learning rate."""
+        loss, gaps = torch.zeros((), dtype=torch.float64), []
+        for uid, index in sequences:
+            scored = groups[uid]
+            tokens = scored.group.response(index)
+            rewards = scored.verdicts.rewards.astype(np.float64)
+            if tokens.start == tokens.stop:
+                continue
+            advantage = (rewards[index] - rewards.mean()) / rewards.std() if rewards.std() else 0.0
+            policy = response_logprobs(self.model, scored.group.prompt_ids, scored.group.response_ids[tokens], self._temperature)
+            behaviour = torch.from_numpy(scored.group.behaviour_logprobs[tokens].astype(np.float64))
+            teacher = torch.from_numpy(scored.teacher_scores.logprobs[tokens].astype(np.float64))
+            ratio = (ALPHA * (policy - behaviour) + (1 - ALPHA) * (policy - teacher).clamp(-1, 1)).exp()
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - EPS_LOW, 1 + EPS_HIGH) * advantage)
+            loss = loss - surrogate.mean() / len(sequences)
+            gaps.append((policy - behaviour).abs().detach())
+        self._adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_gradient_norm)
+        self._adamw.step()
+        return ReferenceUpdate(loss=loss.item(), gradient_norm=float(norm), gaps=torch.cat(gaps))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+
+def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """Of the movement from `start`: |found - expected| / |expected - start|, over all parameters together."""
+    assert found.keys() == expected.keys()
+    error = sum(float((found[name].double() - expected[name].double()).square().sum()) for name in expected)
+    moved = sum(float((expected[name].double() - start[name].double()).square().sum()) for name in expected)
+    return (error / moved) ** 0.5

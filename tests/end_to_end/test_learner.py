@@ -1,0 +1,313 @@
+"""The learner under real Ray Train and DeepSpeed, fed by the real broker: ranks and drivers are killed, and nothing of it shows in the weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from ray.train import Result
+from safetensors.torch import load
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
+from actors.learner import LearnerGroup
+from actors.parts import GroupRefs
+from rlad.config import RunConfig
+from rlad.contracts import ScoredGroup
+from rlad.errors import ConfigError, RunStoppedError, TeacherScoresError
+
+from .learner_reference import OBJECTIVE, ReferenceTrainer, make_groups, relative_error, sequences_of
+
+pytestmark = pytest.mark.engine
+
+MakeModel = Callable[..., Path]
+
+STEPS, PROMPTS, UPDATES = 4, 4, 2
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def start_ray() -> None:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=f"/tmp/ray_learner_{os.getpid()}")
+
+
+def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
+    knights = {"source": "knights_knaves", "people": {2: 1.0}, "count": 4}
+    return RunConfig.model_validate(
+        {
+            "name": "learner-test",
+            "student": {"path": str(model_path), "dtype": "float32"},
+            "teacher": {"path": str(model_path)},
+            "objective": OBJECTIVE,
+            "prompts": {**knights, "split": "train"},
+            "verifiers": {"knights_knaves": {"name": "knights_knaves"}},
+            "rollout": {"group_size": 3},
+            "learner": {"ranks": 2, "micro_batch_tokens": 24, "cpus_per_rank": 0.5, "optimizer": {"lr": 1e-3, "eps": 1e-3}, **learner},
+            "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES},
+            "evaluation": {"prompts": {**knights, "split": "evaluation"}},
+            "checkpoints": {"every_steps": 2, "keep": 1},
+        }
+    )
+
+
+class Run:
+    """The driver's part of a run: opens steps, hands the broker groups that are sampled and scored already, waits for the learner."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, groups: dict[str, ScoredGroup]) -> None:
+        self.config, self.groups = config, groups
+        policy = PartPolicy(ranks=config.learner.ranks, token_budget=config.learner.micro_batch_tokens, skip_equal_rewards=True, skip_truncated=False)
+        self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
+        self.learner = LearnerGroup(config, run_dir=run_dir, broker=self.broker, run_id="learner-test")
+        self.learner.start()
+        self._attempts: dict[str, int] = {}
+
+    async def start(self) -> StepReport:
+        started = await self.poll("wait_started")
+        await self.broker.reopen.remote(started.version)
+        return started
+
+    def updates(self, step: int) -> list[list[str]]:
+        uids = list(self.groups)[step * PROMPTS : (step + 1) * PROMPTS]
+        return [uids[: PROMPTS // UPDATES], uids[PROMPTS // UPDATES :]]
+
+    async def open(self, step: int) -> list[str]:
+        updates = self.updates(step)
+        self._attempts |= await self.broker.open_step.remote(step, [[(uid, uid) for uid in update] for update in updates])
+        return [uid for update in updates for uid in update]
+
+    async def add(self, step: int, uid: str) -> None:
+        scored, attempt = self.groups[uid], self._attempts[uid]
+        await self.broker.record_sampled.remote(uid, attempt)
+        columns = [{**record.to_columns(), "attempt": attempt} for record in (scored.group, scored.verdicts, scored.teacher_scores)]
+        finished = FinishedGroup(
+            uid=uid,
+            attempt=attempt,
+            refs=GroupRefs(**dict(zip(("group", "verdicts", "teacher_scores"), map(ray.put, columns), strict=True))),
+            prompt_tokens=len(scored.group.prompt_ids),
+            response_lengths=tuple(scored.group.response_lengths.tolist()),
+            is_truncated=tuple(scored.group.is_truncated.tolist()),
+            rewards=tuple(scored.verdicts.rewards.tolist()),
+        )
+        await self.broker.add.remote(step, finished)
+
+    async def train(self, step: int) -> StepReport:
+        for uid in await self.open(step):
+            await self.add(step, uid)
+        return await self.poll("wait_finished", step)
+
+    async def train_half(self, step: int) -> list[str]:
+        """Hand out the step's first group and wait until the ranks have it. Returns the groups that are still missing."""
+        first, *missing = await self.open(step)
+        before = (await self.broker.counts.remote())["claimed"]
+        await self.add(step, first)
+        await self.until(lambda: self._claimed_since(before))
+        return missing
+
+    async def finish(self, step: int, missing: list[str]) -> StepReport:
+        for uid in missing:
+            await self.add(step, uid)
+        return await self.poll("wait_finished", step)
+
+    async def end(self) -> None:
+        await asyncio.wait_for(self.learner.wait(), DEADLINE_S)
+        await self.learner.close()
+
+    async def poll(self, method: str, *arguments: Any) -> StepReport:
+        async def ask() -> StepReport | None:
+            failure = self.learner.failure()
+            if failure is not None:
+                raise failure
+            return await getattr(self.broker, method).remote(*arguments)
+
+        return await self.until(ask)
+
+    async def until(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            while not (answer := await ask()):
+                await asyncio.sleep(0.05)
+            return answer
+
+    async def _claimed_since(self, before: int) -> bool:
+        return (await self.broker.counts.remote())["claimed"] > before
+
+
+@pytest.fixture(scope="module")
+def model_path(make_model: MakeModel) -> Path:
+    return make_model(tied=True)
+
+
+@pytest.fixture(scope="module")
+def groups(model_path: Path) -> dict[str, ScoredGroup]:
+    return make_groups(model_path, count=STEPS * PROMPTS)
+
+
+def published(report: StepReport) -> dict[str, Tensor]:
+    publication = report.publications[0]
+    assert publication.manifest.version == report.version
+    return load(ray.get(publication.ref, timeout=30).tobytes())
+
+
+def exported(run_dir: Path) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "export").named_parameters()}
+
+
+def start_weights(model_path: Path) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()}
+
+
+def checkpoints(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def reference(model_path: Path, groups: dict[str, ScoredGroup]) -> list[dict[str, Tensor]]:
+    """The weights of versions 0 to STEPS, by plain PyTorch."""
+    config = run_config(model_path)
+    trainer = ReferenceTrainer(model_path, config.learner.optimizer)
+    uids, size = list(groups), PROMPTS // UPDATES
+    versions = [trainer.weights()]
+    for step in range(STEPS):
+        for update in range(UPDATES):
+            first = step * PROMPTS + update * size
+            trainer.update(groups, sequences_of({uid: groups[uid] for uid in uids[first : first + size]}))
+        versions.append(trainer.weights())
+    return versions
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+async def test_every_version_that_is_published_is_that_of_plain_pytorch(
+    model_path: Path, groups: dict[str, ScoredGroup], reference: list[dict[str, Tensor]], tmp_path: Path, stage: int
+) -> None:
+    run = Run(run_config(model_path, zero_stage=stage), tmp_path, groups)
+    reports = [await run.start()] + [await run.train(step) for step in range(STEPS)]
+    start = start_weights(model_path)
+    for report in reports[1:]:
+        assert relative_error(published(report), reference[report.version], start) <= 2e-5
+    assert all(torch.equal(tensor, start[name]) for name, tensor in published(reports[0]).items())
+    await run.end()
+    assert all(torch.equal(tensor, published(reports[-1])[name]) for name, tensor in exported(tmp_path).items())
+
+    assert [report.version for report in reports] == [0, 1, 2, 3, 4]
+    last = reports[-1].metrics
+    assert last["learner/updates"] == UPDATES
+    assert last["learner/tokens"] == sum(groups[uid].group.num_tokens for update in run.updates(STEPS - 1) for uid in update)
+    assert all(last[f"learner/{name}_s"] > 0 for name in ("wait", "train", "publish"))
+    assert reports[3].metrics["learner/checkpoint_s"] > 0  # of the checkpoint after step 1
+    assert checkpoints(tmp_path) == ["step-000004"]  # keep: 1
+    counts = await run.broker.counts.remote()
+    assert (counts["committed"], counts["lost"], counts["duplicated"]) == (STEPS * PROMPTS, 0, 0)
+
+
+async def test_a_rank_killed_in_mid_step_costs_nothing_but_time(
+    model_path: Path, groups: dict[str, ScoredGroup], reference: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    run = Run(run_config(model_path), tmp_path, groups)
+    await run.start()
+    for step in range(3):
+        await run.train(step)
+    missing = await run.train_half(3)
+    ranks = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(ranks) == 2
+    os.kill(ranks[0].pid, signal.SIGKILL)
+
+    report = await run.finish(3, missing)  # trained again from the checkpoint after step 1, so step 2 is too
+    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5
+    assert (await run.poll("wait_started")).version == 2
+    await run.end()
+    assert all(not rank.is_running() for rank in ranks)
+    counts = await run.broker.counts.remote()
+    assert (counts["committed"], counts["lost"], counts["duplicated"]) == (STEPS * PROMPTS, 0, 0)
+    assert checkpoints(tmp_path) == ["step-000004"]
+
+
+async def test_a_killed_driver_is_followed_by_one_that_continues_from_the_checkpoint(
+    model_path: Path, groups: dict[str, ScoredGroup], reference: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", f"from {__name__} import run_until_killed; run_until_killed({str(model_path)!r}, {str(tmp_path)!r})"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if line == "in step 2\n":
+            break
+    else:
+        pytest.fail(f"the first driver ended by itself with {driver.wait()}")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    half_written = tmp_path / "checkpoints" / ".partial-step-000004"
+    half_written.mkdir()
+
+    run = Run(run_config(model_path), tmp_path, groups)
+    assert Result.from_path(tmp_path / "checkpoints").metrics == {"step": 2}
+    started = await run.start()
+    assert started.version == 2
+    assert relative_error(published(started), reference[2], start_weights(model_path)) <= 2e-5
+    for step in (2, 3):
+        report = await run.train(step)
+    await run.end()
+    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5
+    counts = await run.broker.counts.remote()
+    assert (counts["committed"], counts["lost"], counts["duplicated"], counts["retried"]) == (STEPS * PROMPTS, 0, 0, PROMPTS)
+    assert checkpoints(tmp_path) == ["step-000004"]
+
+
+def run_until_killed(model_path: str, run_dir: str) -> None:
+    """In a process of its own: train two steps, begin a third, say so, and wait for the end."""
+    start_ray()
+
+    async def drive() -> None:
+        run = Run(run_config(model_path), Path(run_dir), make_groups(model_path, count=STEPS * PROMPTS))
+        await run.start()
+        for step in (0, 1):
+            await run.train(step)
+        await run.train_half(2)
+        print("in step 2", flush=True)
+        await asyncio.sleep(DEADLINE_S)
+
+    asyncio.run(drive())
+
+
+async def test_an_error_all_ranks_agree_on_ends_the_run_without_a_restart(model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path) -> None:
+    spoiled = make_groups(model_path, count=PROMPTS)
+    spoiled["g3"].teacher_scores.logprobs[:] = np.nan
+    run = Run(run_config(model_path), tmp_path, spoiled)
+    await run.start()
+    with pytest.raises(TeacherScoresError, match="max_missing_teacher_fraction"):
+        await run.train(0)
+    with pytest.raises(TeacherScoresError):
+        await run.end()
+    await run.learner.close()
+
+
+async def test_ranks_that_wait_for_a_batch_leave_when_the_run_is_stopped(model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path) -> None:
+    run = Run(run_config(model_path), tmp_path, groups)
+    await run.start()
+    await run.train_half(0)
+    await run.broker.stop.remote("enough")
+    await run.learner.close()
+    assert isinstance(run.learner.failure(), RunStoppedError)
+    with pytest.raises(RunStoppedError, match="enough"):
+        await run.learner.wait()
+
+
+async def test_recomputing_pi_old_with_several_updates_a_step_is_refused(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="updates_per_step 1"):
+        LearnerGroup(run_config(model_path, pi_old="recompute"), run_dir=tmp_path, broker=None, run_id="r")
