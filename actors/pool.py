@@ -20,6 +20,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
 
+from actors.remote_errors import as_rlad_error
 from rlad.errors import DeadlineError, PoolExhaustedError, RladError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class ActorPool:
             WorkerLostError: the worker died or became unreachable during the block. It is being replaced.
             PoolExhaustedError: no worker is left and none may be started.
             DeadlineError: no worker was admitted within `start_timeout_s`.
-            RladError: one of ours that the actor raised comes out as itself, not wrapped by Ray.
+            RladError: what the actor raised: one of ours as itself, anything else as EngineError.
         """
         replica = await self._route()
         replica.outstanding += cost
@@ -202,9 +203,7 @@ class ActorPool:
             self._lose(replica, error)
             raise WorkerLostError(f"{replica.name} was lost: {_reason(error)}") from error
         except RayTaskError as error:
-            if isinstance(error.cause, RladError):
-                raise error.cause from error
-            raise
+            raise as_rlad_error(error, who=replica.name) from error
 
     def _lose(self, replica: _Replica, error: Exception) -> None:
         """Remove a worker that failed its caller, and start its replacement. The first of several callers that notice does it."""

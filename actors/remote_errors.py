@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ray.exceptions import GetTimeoutError, OwnerDiedError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
 
 from rlad.errors import DeadlineError, EngineError, RladError, WorkerLostError
@@ -35,6 +38,18 @@ def as_rlad_error(error: Exception, *, who: str) -> RladError:
     if isinstance(error, TimeoutError | GetTimeoutError):
         return DeadlineError(f"no answer from {who} in time: {_first_line(error)}")
     return EngineError(f"{who} failed: {type(error).__name__}: {_first_line(error)}")
+
+
+@contextmanager
+def translated(*, who: str) -> Iterator[None]:
+    """Around remote calls: whatever they raise leaves the block as `as_rlad_error` tells it."""
+    try:
+        yield
+    except Exception as error:
+        ours = as_rlad_error(error, who=who)
+        if ours is error:
+            raise
+        raise ours from error
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,18 +12,17 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import RayTaskError, TaskCancelledError
 
 from actors.engines.vllm_settings import VllmSettings
 from actors.pool import ActorPool
+from actors.remote_errors import as_rlad_error
 from actors.rollout_worker import GroupSummary, RolloutWorker, SampleRequest
 from actors.weights import WeightsPublication
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
 
 __all__ = ["RolloutPool", "SampleRequest", "SampledGroup", "WorkerStats"]
-
-logger = logging.getLogger(__name__)
 
 # How long a worker may take to give up a group that is past its deadline, before it counts as lost; and to leave when the pool closes.
 _ABORT_TIMEOUT_S = 30.0
@@ -149,6 +147,8 @@ class RolloutPool:
                 clock = self._clocks.setdefault(name, _Clock())
                 with clock.running():
                     summary, group_ref = await self._sample_on(worker, name, request)
+                if summary.policy_version != self._version:
+                    raise WorkerLostError(f"it sampled with weights of version {summary.policy_version}, the newest are {self._version}")
                 clock.generated_tokens += sum(summary.response_lengths)
         finally:
             self._in_flight -= 1
@@ -181,6 +181,10 @@ class RolloutPool:
             await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.keep_only.remote(publication.manifest), "remove old weights"))
         finally:
             self._is_updating = False
+
+    @property
+    def _version(self) -> int:
+        return self._newest.manifest.version if self._newest else 0
 
     def stats(self) -> tuple[WorkerStats, ...]:
         """Of every worker that has had a group, lost ones included."""
@@ -226,11 +230,12 @@ class RolloutPool:
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 return await summary_ref, group_ref
-        except asyncio.CancelledError:
-            ray.cancel(summary_ref)
-            raise
-        except TimeoutError as error:
-            if not deadline.expired():
+        except BaseException as error:
+            # Both parts fail alike. Ray would print the error of the one that nobody looks at.
+            group_ref.future().add_done_callback(lambda part: part.cancelled() or part.exception())
+            if isinstance(error, asyncio.CancelledError):
+                ray.cancel(summary_ref)
+            if not isinstance(error, TimeoutError) or not deadline.expired():
                 raise
             await self._take_out(worker, summary_ref)
             raise DeadlineError(f"{request.uid} attempt {request.attempt}: {name} did not finish the group within {timeout_s:g} s") from error
@@ -238,7 +243,7 @@ class RolloutPool:
     async def _take_out(self, worker: ActorHandle, summary_ref: ObjectRef) -> None:
         """Take a group out of its engine. A worker that cannot do that hangs, and would swallow every group it is given."""
         ray.cancel(summary_ref)
-        with suppress(TaskCancelledError):
+        with suppress(TaskCancelledError, RayTaskError):
             await _within(_ABORT_TIMEOUT_S, summary_ref, "give up a group")
         await _within(_ABORT_TIMEOUT_S, worker.version.remote(), "say which weights it has")
 
@@ -278,7 +283,10 @@ class _Clock:
 
 
 async def _load(worker: ActorHandle, publication: WeightsPublication) -> None:
-    reported = await worker.update_weights.remote(publication)
+    try:
+        reported = await worker.update_weights.remote(publication)
+    except RayTaskError as error:
+        raise as_rlad_error(error, who="a rollout worker") from error
     if reported != publication.manifest:
         raise WeightsMismatchError(f"a worker reports {reported}, it was sent {publication.manifest}")
 

@@ -117,5 +117,5 @@ class CachedScorer:
     async def check_health(self) -> None:
         await self._scorer.check_health()
 
-    async def close(self) -> None:
-        await self._scorer.close()
+    def close(self) -> None:
+        self._scorer.close()

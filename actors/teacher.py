@@ -6,11 +6,13 @@ Group data goes from the object store to a replica and scores go back into it; t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -18,11 +20,12 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from actors.parts import ColumnsRef
-from actors.remote_errors import as_rlad_error
+from actors.remote_errors import translated
 from actors.teacher_server import TeacherIdentity, TeacherServer, TeacherStats
 from rlad.config import TeacherConfig
 from rlad.errors import DeadlineError, EngineError, PlanError, RladError, VocabularyMismatchError, WorkerLostError
@@ -93,25 +96,21 @@ class TeacherClient:
     async def stats(self) -> TeacherStats:
         """Sums over the replicas that run now; those that died have taken their counts along."""
         responses = self.handle.broadcast("stats").results_async(timeout_s=_CONTROL_TIMEOUT_S)
-        replicas: list[TeacherStats] = await self._translated(responses)
+        with translated(who=f"teacher {self.app_name!r}"):
+            replicas: list[TeacherStats] = await responses
         return reduce(add, replicas, TeacherStats())
 
     async def _score_once(self, group_ref: ColumnsRef, num_tokens: int) -> ColumnsRef:
         response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint)
         try:
-            scores_ref, receipt = await self._translated(_scores_and_receipt(response))
+            with translated(who=f"teacher {self.app_name!r}"):
+                scores_ref, receipt = await _scores_and_receipt(response)
         except asyncio.CancelledError:
             response.cancel()
             raise
         if receipt != num_tokens:
             raise EngineError(f"teacher {self.app_name!r} scored {receipt} tokens of a group that was said to have {num_tokens}")
         return scores_ref
-
-    async def _translated(self, call: Any) -> Any:
-        try:
-            return await call
-        except Exception as error:
-            raise as_rlad_error(error, who=f"teacher {self.app_name!r}") from error
 
 
 async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, int]:
@@ -175,7 +174,7 @@ async def delete_teacher(app_name: str) -> None:
     Raises:
         DeadlineError: it did not end in time.
     """
-    await _blocking(lambda: serve.delete(app_name), timeout_s=_CONTROL_TIMEOUT_S + _DRAIN_S, who=f"removing teacher {app_name!r}")
+    await _blocking(lambda: _delete_application(app_name), timeout_s=_CONTROL_TIMEOUT_S + _DRAIN_S, who=f"removing teacher {app_name!r}")
 
 
 def _run_application(config: TeacherConfig, app_name: str) -> Any:
@@ -195,6 +194,11 @@ def _run_application(config: TeacherConfig, app_name: str) -> Any:
     target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
     [handle] = serve.run_many([target], wait_for_applications_running=False)
     return handle
+
+
+def _delete_application(app_name: str) -> None:
+    with contextlib.suppress(RayServeException):  # Serve does not run here
+        serve.delete(app_name)
 
 
 async def _wait_until_running(app_name: str, *, deadline: float, who: str) -> None:
@@ -217,10 +221,8 @@ def _last_error(message: str) -> str:
 
 
 async def _ask_identity(handle: Any, *, who: str) -> TeacherIdentity:
-    try:
+    with translated(who=who):
         identity: TeacherIdentity = await asyncio.wait_for(_awaited(handle.identity.remote()), _CONTROL_TIMEOUT_S)
-    except Exception as error:
-        raise as_rlad_error(error, who=who) from error
     return identity
 
 
@@ -231,27 +233,25 @@ async def _awaited(response: Any) -> Any:
 async def _blocking(call: Callable[[], T], *, timeout_s: float, who: str) -> T:
     """Await a blocking call of Serve's. It runs on a daemon thread: a call that never returns keeps neither the loop nor the process.
 
+    Being cancelled takes effect when the call has returned: what it set up must be there for whoever takes it down.
+
     Raises:
         DeadlineError: it did not return within `timeout_s`.
         RladError: what it raised.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    done: Future[T] = Future()
 
     def run() -> None:
         try:
-            result = call()
+            done.set_result(call())
         except Exception as error:  # noqa: BLE001 - handed to the awaiting side, which translates it
-            loop.call_soon_threadsafe(_set, done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(_set, done.set_result, result)
-
-    def _set(setter: Callable[[Any], None], value: Any) -> None:
-        if not done.done():
-            setter(value)
+            done.set_exception(error)
 
     Thread(target=run, name="serve-management", daemon=True).start()
+    returned = asyncio.wrap_future(done)
     try:
-        return await asyncio.wait_for(done, timeout_s)
-    except Exception as error:
-        raise as_rlad_error(error, who=who) from error
+        with translated(who=who):
+            return await asyncio.wait_for(asyncio.shield(returned), timeout_s)
+    except asyncio.CancelledError:
+        await asyncio.wait({returned}, timeout=timeout_s)
+        raise

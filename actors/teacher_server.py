@@ -107,9 +107,11 @@ class TeacherServer:
         """Serve calls this, and replaces the replica when it raises."""
         await self._scorer.check_health()
 
-    async def __del__(self) -> None:
-        """Serve awaits this after the last group, before it ends the process."""
-        await self._scorer.close()
+    def __del__(self) -> None:
+        """Serve calls this after the last group, before it ends the process."""
+        scorer: Scorer | None = getattr(self, "_scorer", None)  # missing where the constructor failed
+        if scorer is not None:
+            scorer.close()
 
 
 def _build_scorer(config: TeacherConfig) -> Scorer:

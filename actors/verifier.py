@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from actors.judge import BuildVerifiers, Judge, Judgement
 from actors.parts import ColumnsRef
 from actors.pool import ActorPool
-from actors.remote_errors import as_rlad_error
+from actors.remote_errors import translated
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError, WorkerLostError
 from rlad.verifiers import Verifier, VerifierConfig, build_verifier
@@ -222,10 +222,8 @@ class VerifierPool:
         """
         retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
         async with self._free_processes:
-            try:
+            with translated(who="a verifier worker"):
                 judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens)
-            except Exception as error:
-                raise as_rlad_error(error, who="a verifier worker") from error
         self._busy_s += judged.elapsed_s
         self._num_groups += 1
         self._outcomes.update(Outcome(outcome) for outcome in judged.outcomes)
@@ -240,7 +238,7 @@ class VerifierPool:
         await self._pool.close()
 
     async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int) -> JudgedGroup:
-        async with self._pool.lease(num_tokens) as worker:
+        async with self._pool.lease(1) as worker:  # a group takes one process, whatever its length
             verdicts_ref, summary_ref = worker.verify.options(num_returns=2).remote(group_ref)
             try:
                 summary = await asyncio.wait_for(_value_of(summary_ref), self._deadline_s)

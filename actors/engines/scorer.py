@@ -33,6 +33,6 @@ class Scorer(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Stop the engine. What is still being scored fails."""
+    def close(self) -> None:
+        """Stop the engine. What is still being scored fails. May be called twice."""
         ...

@@ -1,7 +1,4 @@
-"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the selected log-probabilities kept.
-
-Shape letters: S tokens of a row, N response tokens.
-"""
+"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the selected log-probabilities kept."""
 
 from __future__ import annotations
 
@@ -73,7 +70,9 @@ class TransformersScorer:
         self._threads = config.threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype), attn_implementation=PACKED_ATTENTION)
+            model = AutoModelForCausalLM.from_pretrained(
+                config.path, dtype=getattr(torch, config.dtype), attn_implementation=PACKED_ATTENTION, use_safetensors=True
+            )
         except (OSError, ValueError) as error:
             raise EngineError(f"no causal language model can be loaded from {config.path}: {error}") from error
         self._model = model.eval().requires_grad_(False).to(self._device)
@@ -105,10 +104,10 @@ class TransformersScorer:
         if self._closed or not self._thread.is_alive():
             raise EngineError("the teacher's transformers engine has stopped")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._closed = True
         self._arrivals.put(None)
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)

@@ -10,9 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+# For an orderly end. A main thread in the middle of a long kernel sees the signal late.
+_GRACE_S = 10.0
 
 
 class UniProcessExecutor(UniProcExecutor):
@@ -32,13 +36,15 @@ class MultiProcessExecutor(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """Kill this process as soon as the process that spawned it is gone, however that one died. Does nothing in a process nobody spawned."""
+    """End this process as soon as the process that spawned it is gone, however that one died. Does nothing in a process nobody spawned."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def wait() -> None:
         parent.join()  # returns when the kernel closes the parent's end of a pipe
-        os.kill(os.getpid(), signal.SIGKILL)  # not an exit: the main thread may be inside a long kernel
+        os.kill(os.getpid(), signal.SIGTERM)  # vLLM leaves in order: it removes its semaphores and sockets
+        time.sleep(_GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, name="end-with-parent", daemon=True).start()

@@ -65,8 +65,8 @@ class VllmSampler:
         )
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"vLLM does not start on {settings.model_path}: {error}") from error
+        except Exception as error:
+            raise EngineError(f"vLLM does not start on {settings.model_path}: {error} (its log: {Path('/proc/self/fd/2').readlink()})") from error
         self._version: int | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -170,7 +170,7 @@ class VllmSampler:
 
     async def close(self) -> None:
         """End the engine's process."""
-        await asyncio.to_thread(self._engine.shutdown, 1.0)  # then by force: there is nothing in it to lose
+        await asyncio.to_thread(self._engine.shutdown)
 
     async def _loaded(self) -> set[tuple[int, str] | None]:
         """What each of the engine's processes loaded last."""

@@ -87,8 +87,8 @@ class VllmScorer:
         if self._engine.errored:
             raise EngineError("the teacher's vLLM engine has died")
 
-    async def close(self) -> None:
-        await asyncio.to_thread(self._engine.shutdown)
+    def close(self) -> None:
+        self._engine.shutdown()
 
 
 def _context_length(model_path: str) -> int:

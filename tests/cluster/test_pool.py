@@ -45,6 +45,9 @@ class Echo:
     async def fail(self) -> None:
         raise DataError("the prompt is empty")
 
+    async def fail_otherwise(self) -> None:
+        raise KeyError("no such key")
+
     async def lose_engine(self) -> None:
         raise WorkerLostError("the engine's process has died")
 
@@ -137,6 +140,12 @@ async def test_an_error_of_ours_comes_out_of_the_lease_as_it_was_raised(make_poo
         await call(pool, "fail")
     assert str(raised.value) == "the prompt is empty"
     assert await call(pool, "number") == 0, "the worker did nothing wrong and stays"
+
+
+async def test_any_other_error_of_the_actor_is_told_in_one_line(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    with pytest.raises(EngineError, match=r"^echo-0 failed: KeyError: 'no such key'$"):
+        await call(pool, "fail_otherwise")
 
 
 async def test_a_killed_worker_is_replaced_and_its_caller_told(make_pool: MakePool) -> None:

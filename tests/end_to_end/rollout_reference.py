@@ -36,6 +36,16 @@ def load_policy(directory: Path) -> torch.nn.Module:
     return Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+def endless_prompt(policy: Any, length: int) -> np.ndarray:
+    """A prompt that `policy` continues greedily for `length` tokens without stopping."""
+    for first in range(2, 30):
+        prompt = np.array([first, 18, 10, 19], np.int32)
+        continued = policy.generate(torch.tensor(prompt).long()[None], max_new_tokens=length, do_sample=False)
+        if continued.shape[1] == len(prompt) + length:
+            return prompt
+    raise AssertionError("every greedy continuation of this random model stops: take another seed")
+
+
 def token_logprobs(policy: torch.nn.Module, group: RolloutGroup, *, top_p: float = 1.0) -> np.ndarray:
     """Log-probability of every response token at the group's temperature, one response at a time, in float64 after the logits: [N]."""
     parts = []

@@ -17,10 +17,10 @@ import torch
 from actors.engines.vllm_settings import VllmSettings
 from actors.rollout import RolloutPool
 from actors.rollout_worker import RolloutWorker
-from actors.weights import publish
+from actors.weights import WeightsPublication, publish
 from rlad.config import RolloutConfig
 from rlad.contracts import RolloutGroup
-from rlad.errors import WeightsMismatchError
+from rlad.errors import EngineError, WeightsMismatchError
 
 from .rollout_reference import largest_gap, load_policy, request
 
@@ -38,6 +38,14 @@ class Engines:
     untied: Any
 
 
+@ray.remote(num_cpus=0)
+class Publisher:
+    """Stands for the learner: what it publishes lives as long as it does."""
+
+    def publish(self, model: Path, version: int) -> WeightsPublication:
+        return publish(load_policy(model).state_dict(), version)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -48,7 +56,7 @@ def cluster() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines(cluster: None, make_model) -> AsyncIterator[Engines]:
     config = RolloutConfig(workers=2, max_prompt_tokens=256, max_response_tokens=64, max_restarts=0)
-    pool = RolloutPool(config, model_path=str(make_model(tied=True)), dtype="float32", seed=0, start_timeout_s=240, run_id="test-tied")
+    pool = RolloutPool(config, model_path=str(make_model(tied=True)), dtype="float32", seed=0, start_timeout_s=400, run_id="test-tied")
     settings = VllmSettings(
         model_path=str(make_model(tied=False)),
         dtype="float32",
@@ -104,6 +112,18 @@ async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines
         assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], "one for both workers, and no older one"
 
 
+async def test_weights_whose_publisher_died_are_reported_and_cost_no_worker(engines: Engines, make_model) -> None:
+    publisher = Publisher.remote()
+    publication = await publisher.publish.remote(make_model(tied=True, seed=2), 9)
+    ray.kill(publisher)
+    with pytest.raises(EngineError, match="the weights of version 9 are gone with the process that published them: publish them again"):
+        await engines.tied.update_weights(publication)
+    again = load_policy(make_model(tied=True, seed=2))
+    await engines.tied.update_weights(publish(again.state_dict(), 9))
+    for group in await sample_on_both(engines.tied):
+        assert largest_gap(again, group) <= 1e-4
+
+
 async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> None:
     old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (0, 1))
     assert largest_gap(old, await sample(engines.untied)) <= 1e-4
@@ -124,9 +144,11 @@ async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engin
 
 
 async def test_weights_published_in_bfloat16_are_cast(engines: Engines, make_model) -> None:
-    policy = load_policy(make_model(tied=False, seed=5)).bfloat16()
-    await engines.untied.update_weights.remote(publish(policy.state_dict(), 5))
-    assert largest_gap(policy.float(), await sample(engines.untied)) <= 1e-4
+    policy = load_policy(make_model(tied=False, seed=5))
+    rounded = {name: tensor.bfloat16() for name, tensor in policy.state_dict().items()}
+    policy.load_state_dict(rounded)
+    await engines.untied.update_weights.remote(publish(rounded, 5))
+    assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
 
 
 async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_ones_stay(engines: Engines, make_model) -> None:

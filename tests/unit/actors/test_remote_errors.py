@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, TaskCancelledError
 
-from actors.remote_errors import as_rlad_error
+from actors.remote_errors import as_rlad_error, translated
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError, WorkerLostError
 
 
@@ -38,3 +38,18 @@ def test_timeout_is_a_deadline_that_names_the_callee(late: Exception) -> None:
     error = as_rlad_error(late, who="teacher 't'")
     assert type(error) is DeadlineError
     assert "teacher 't'" in str(error)
+
+
+def test_block_gives_the_translated_error_with_the_original_behind_it() -> None:
+    remote = as_ray_raises(KeyError("uid"))
+    with pytest.raises(EngineError, match="teacher 't' failed") as caught, translated(who="teacher 't'"):
+        raise remote
+    assert caught.value.__cause__ is remote
+
+
+def test_block_passes_an_error_of_ours_on_untouched() -> None:
+    ours = EngineError("no receipt")
+    with pytest.raises(EngineError) as caught, translated(who="teacher 't'"):
+        raise ours
+    assert caught.value is ours
+    assert ours.__cause__ is None

@@ -49,7 +49,7 @@ async def open_scorer(model_path: Path, token_budget: int = 8192) -> AsyncIterat
     try:
         yield scorer
     finally:
-        await scorer.close()
+        scorer.close()
 
 
 @pytest.mark.parametrize("token_budget", [1, 40, 64, 8192])

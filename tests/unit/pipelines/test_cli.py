@@ -1,0 +1,68 @@
+"""The command says what is wrong in one sentence and a status, never in a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlad.config.reference import reference
+from rlad.ledger import Ledger
+
+ROOT = Path(__file__).parents[3]
+SMOKE = "configs/smoke_cpu.yaml"
+
+
+def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "configs/nowhere.yaml"), "no configuration file at configs/nowhere.yaml"),
+        (("run", SMOKE, "objective.alhpa=0.3"), "did you mean `alpha`"),
+        (("run", SMOKE, "student.path=/nowhere", "--run-dir", "{tmp}/run"), "/nowhere"),
+        (("plan", SMOKE, "rollout.workers=99"), "too few CPUs"),
+        (("ledger", "{tmp}"), "no ledger at"),
+        (("report", "{tmp}"), "no run at"),
+        (("pretrain", "chess"), "chess"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = rlad(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.returncode == 1
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
+    result = rlad("run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run"))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_the_ledger_s_status_tells_whether_the_history_is_whole(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.issue(0, [("a", "prompt")])
+    ledger.record_sampled("a", 0)
+    ledger.record_scored("a", 0)
+    ledger.record_claimed(["a"])
+    ledger.record_trained(0, ["a"])
+    assert rlad("ledger", str(tmp_path)).returncode == 0
+    ledger.record_trained(0, ["a"])
+    result = rlad("ledger", str(tmp_path))
+    assert result.returncode == 1
+    assert "duplicated" in result.stdout
+
+
+def test_help_names_every_command() -> None:
+    text = rlad("--help").stdout
+    for command in ("run", "plan", "pretrain", "eval", "report", "ledger"):
+        assert command in text
+
+
+def test_the_configuration_reference_is_that_of_the_code() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference(), "run `make reference`"

@@ -1,0 +1,138 @@
+"""`rlad plan` finds what is wrong with a run in seconds, and the paper's configurations plan clean on the clusters they are for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from pipelines.cluster import Resources
+from pipelines.plan import GIB, ModelShape, Plan, engine_gib, learner_gib, make_plan
+from rlad.config import LearnerConfig, load_run_config
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+CPU_MACHINE = Resources(cpus=2, gpus=0)
+BYTES = "rollout.max_prompt_tokens=4096"  # the tokenizer of these tests has a token a byte
+
+
+def write_shape(directory: Path, *, hidden: int, layers: int, feed_forward: int, heads: int, tied: bool, other_vocabulary: bool = False) -> Path:
+    """A model directory without weights: what a plan looks at."""
+    Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=feed_forward,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=tied,
+        architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(directory)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=other_vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=alphabet[0])
+    fast.chat_template = "{% for message in messages %}{{ message['role'] }} : {{ message['content'] }} {% endfor %}"
+    fast.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("shapes")
+    return {
+        "0.6B": write_shape(root / "0.6B", hidden=1024, layers=28, feed_forward=3072, heads=16, tied=True),
+        "1.7B": write_shape(root / "1.7B", hidden=2048, layers=28, feed_forward=6144, heads=16, tied=True),
+        "8B": write_shape(root / "8B", hidden=4096, layers=36, feed_forward=12288, heads=32, tied=False),
+        "32B": write_shape(root / "32B", hidden=5120, layers=64, feed_forward=25600, heads=64, tied=False),
+    }
+
+
+def errors(plan: Plan) -> list[str]:
+    return [finding.text for finding in plan.findings if finding.level == "error"]
+
+
+def prompt_files(directory: Path) -> list[str]:
+    for name in ("train", "evaluation"):
+        rows = [{"id": f"{name}{index}", "prompt": f"{name} {index}", "task": "math", "answer": "1"} for index in range(4)]
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"prompts.path={directory / 'train.jsonl'}", f"evaluation.prompts.path={directory / 'evaluation.jsonl'}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "cluster", "gpu_memory_gib"),
+    [
+        ("qwen3_0.6b_kk_2k", "0.6B", "8B", Resources(cpus=256, gpus=8), 80),
+        ("qwen3_1.7b_kk_8k", "1.7B", "8B", Resources(cpus=256, gpus=8), 80),
+        ("qwen3_8b_math_30k", "8B", "32B", Resources(cpus=1024, gpus=64), 141),
+    ],
+)
+def test_the_paper_s_configurations_fit_their_clusters(
+    qwen: dict[str, Path], tmp_path: Path, name: str, student: str, teacher: str, cluster: Resources, gpu_memory_gib: float
+) -> None:
+    files = prompt_files(tmp_path) if "math" in name else ["prompts.count=64", "evaluation.prompts.count=35", BYTES]
+    config = load_run_config(CONFIGS / f"{name}.yaml", [f"student.path={qwen[student]}", f"teacher.path={qwen[teacher]}", *files])
+    plan = make_plan(config, cluster, gpu_memory_gib=gpu_memory_gib)
+    assert errors(plan) == []
+    assert not any(finding.level == "warning" for finding in plan.findings)
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_what_each_pool_asks(qwen: dict[str, Path]) -> None:
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES])
+    (problem,) = errors(make_plan(config, Resources(cpus=64, gpus=4), gpu_memory_gib=80))
+    assert "too few GPUs" in problem
+    assert "need 8 (rollout 4, learner 2, teacher 2), the cluster has 4" in problem
+
+
+def test_a_teacher_too_large_for_its_gpus_is_refused(qwen: dict[str, Path]) -> None:
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['32B']}", "prompts.count=64", BYTES])
+    (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=40))
+    assert "a teacher worker needs about 6" in problem
+
+
+def test_different_vocabularies_are_refused(qwen: dict[str, Path], tmp_path: Path) -> None:
+    other = write_shape(tmp_path / "other", hidden=1024, layers=2, feed_forward=64, heads=8, tied=True, other_vocabulary=True)
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={other}", "prompts.count=64", BYTES])
+    (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=80))
+    assert "different vocabularies" in problem
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    config = load_run_config(CONFIGS / "smoke_cpu.yaml", ["student.path=/nowhere/student"])
+    problems = errors(make_plan(config, CPU_MACHINE, gpu_memory_gib=80))
+    assert any("/nowhere/student" in problem for problem in problems)
+
+
+def test_a_missing_prompt_file_and_a_task_without_a_verifier_are_named(qwen: dict[str, Path], tmp_path: Path) -> None:
+    base = [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}"]
+    cluster = Resources(cpus=1024, gpus=64)
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", base)
+    (problem,) = errors(make_plan(config, cluster, gpu_memory_gib=141))
+    assert "no prompt file at data/skywork_or1_math.jsonl" in problem
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*base, *prompt_files(tmp_path), "verifiers={chess: {name: math_answer}}"])
+    (problem,) = errors(make_plan(config, cluster, gpu_memory_gib=141))
+    assert "no verifier for task math" in problem
+
+
+def test_evaluating_on_training_prompts_is_refused(qwen: dict[str, Path], tmp_path: Path) -> None:
+    train, _ = prompt_files(tmp_path)
+    same = f"evaluation.{train}"
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", train, same])
+    (problem,) = errors(make_plan(config, Resources(cpus=1024, gpus=64), gpu_memory_gib=141))
+    assert "4 evaluation prompts are also trained on" in problem
+
+
+def test_memory_of_engine_and_learner_by_hand() -> None:
+    shape = ModelShape(parameters=GIB, hidden=0, layers=0, vocabulary=0, kv_values_per_token=1024, max_tokens=0)
+    # 2 GiB of bfloat16 weights, 1024 tokens * 1024 values * 2 bytes = 2 MiB of cache, and one process on each of 2 GPUs.
+    assert engine_gib(shape, "bfloat16", 2, 1024) == pytest.approx(2 + 2 / 1024 + 2)
+    on_gpu = {"gpus_per_rank": 1, "ranks": 4}
+    for stage, bytes_per_parameter in {0: 16, 1: 4 + 12 / 4, 2: 2 + 14 / 4, 3: 16 / 4}.items():
+        config = LearnerConfig(zero_stage=stage, **on_gpu)
+        assert learner_gib(shape, config) == pytest.approx(bytes_per_parameter + 1)
+    offloaded = LearnerConfig(zero_stage=3, offload_optimizer=True, **on_gpu)
+    assert learner_gib(shape, offloaded) == pytest.approx(1 + 1)
