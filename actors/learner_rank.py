@@ -112,7 +112,8 @@ class LearnerRank:
             train_s += time.monotonic() - claimed
             index += 1
             if part.ends_step:
-                return {**step_metrics(updates), "learner/wait_s": wait_s, "learner/train_s": train_s, "learner/checkpoint_s": self._checkpoint_s}
+                checkpoint_s, self._checkpoint_s = self._checkpoint_s, 0.0  # of the checkpoint before this step, if there was one
+                return {**step_metrics(updates), "learner/wait_s": wait_s, "learner/train_s": train_s, "learner/checkpoint_s": checkpoint_s}
 
     def _claim(self, step: int, index: int) -> tuple[Part, list[MicroBatch]]:
         """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""

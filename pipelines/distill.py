@@ -25,6 +25,7 @@ from actors.parts import GroupRefs
 from actors.rollout import SampleRequest
 from pipelines.cluster import connected, require_room
 from pipelines.evaluate import evaluate, require_group_key
+from pipelines.model_card import write_model_card
 from pipelines.pools import Pools, open_pools
 from pipelines.progress import RunProgress, accuracy_table
 from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
@@ -73,6 +74,7 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
         else:
             result = _run_on_cluster(config, run, prompts, evaluation_prompts, console)
         write_report(run)
+        write_model_card(run, before=result.before, after=result.after)
         columns = {"before": result.before, "after": result.after}
         console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_by))
         console.print(f"student: {run.export}\nreport:  {run.report}", soft_wrap=True, highlight=False)

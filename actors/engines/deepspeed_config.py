@@ -24,10 +24,12 @@ def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num
         num_parameters: of the model, to size the reduction buffer.
 
     Raises:
-        ConfigError: bfloat16 at ZeRO stage 0, which would accumulate gradients in bfloat16.
+        ConfigError: what ZeRO stage 0 does not do: gradients of bfloat16 weights in float32, and offloading the optimizer.
     """
     if bfloat16 and config.zero_stage == 0:
         raise ConfigError("learner.zero_stage 0 would accumulate bfloat16 gradients; set it to 1, which keeps float32 masters and gradients")
+    if config.offload_optimizer and config.zero_stage == 0:
+        raise ConfigError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3, got 0")
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "reduce_bucket_size": min(num_parameters, _LARGEST_REDUCE_BUCKET),

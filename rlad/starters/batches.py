@@ -12,6 +12,7 @@ import torch
 from rlad.data.knights_knaves.compact import careless_trace, render_prompt, solution_trace
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.starters.tokenizer import END, PAD_ID, encode
+from rlad.starters.traces import show_working
 
 IGNORED = -100
 """Target of a position without loss (PyTorch's default `ignore_index`)."""
@@ -52,7 +53,7 @@ def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careles
     for puzzle in puzzles:
         prompt = render_prompt(puzzle)
         trace = solution_trace(puzzle) if traces == "correct" else careless_trace(puzzle, rng)
-        examples.append(Example(token_ids=encode(prompt + trace + END), prompt_length=len(prompt)))
+        examples.append(Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt)))
     return examples
 
 

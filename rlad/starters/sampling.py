@@ -11,6 +11,7 @@ from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
 from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
+from rlad.starters.traces import longest_trace
 from rlad.verifiers import build_verifier
 
 _MAX_ROWS = 512
@@ -92,8 +93,3 @@ def measure_accuracy(
                 )
             )
     return summarise(results)
-
-
-def longest_trace(num_people: int) -> int:
-    """Tokens of the longest well-formed response: every candidate, its colon, every statement's value and the contradiction; `=`, the answer, the end."""
-    return int(2**num_people) * (2 * num_people + 2) + num_people + 1

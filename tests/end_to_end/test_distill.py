@@ -63,6 +63,7 @@ def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: Run
 def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
     assert [line["step"] for line in read_json_lines(run.metrics)] == list(range(1, STEPS + 1))
     assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 3, STEPS]
+    assert "| all | 24 |" in (run.export / "README.md").read_text()
     for path in (run.config, run.tensorboard, run.ledger, run.checkpoints, run.export, run.timeline, run.report):
         assert path.exists(), path
 

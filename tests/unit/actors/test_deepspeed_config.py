@@ -33,6 +33,11 @@ def test_stage_zero_in_bfloat16_is_refused() -> None:
         deepspeed_config(LearnerConfig(zero_stage=0), bfloat16=True, on_gpu=False, num_parameters=10)
 
 
+def test_offloading_at_stage_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs learner.zero_stage 1, 2 or 3"):
+        deepspeed_config(LearnerConfig(zero_stage=0, offload_optimizer=True), bfloat16=False, on_gpu=False, num_parameters=10)
+
+
 def test_bfloat16_weights_have_float32_gradients() -> None:
     settings = deepspeed_config(LearnerConfig(zero_stage=3), bfloat16=True, on_gpu=True, num_parameters=10)
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}

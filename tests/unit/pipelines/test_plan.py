@@ -56,9 +56,9 @@ def errors(plan: Plan) -> list[str]:
     return [finding.text for finding in plan.findings if finding.level == "error"]
 
 
-def prompt_files(directory: Path) -> list[str]:
+def prompt_files(directory: Path, task: str = "math") -> list[str]:
     for name in ("train", "evaluation"):
-        rows = [{"id": f"{name}{index}", "prompt": f"{name} {index}", "task": "math", "answer": "1"} for index in range(4)]
+        rows = [{"id": f"{name}{index}", "prompt": f"{name} {index}", "task": task, "answer": "1"} for index in range(4)]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [f"prompts.path={directory / 'train.jsonl'}", f"evaluation.prompts.path={directory / 'evaluation.jsonl'}"]
 
@@ -113,9 +113,9 @@ def test_a_missing_prompt_file_and_a_task_without_a_verifier_are_named(qwen: dic
     config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", base)
     (problem,) = errors(make_plan(config, cluster, gpu_memory_gib=141))
     assert "no prompt file at data/skywork_or1_math.jsonl" in problem
-    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*base, *prompt_files(tmp_path), "verifiers={chess: {name: math_answer}}"])
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*base, *prompt_files(tmp_path, task="chess")])
     (problem,) = errors(make_plan(config, cluster, gpu_memory_gib=141))
-    assert "no verifier for task math" in problem
+    assert "no verifier for task chess" in problem
 
 
 def test_evaluating_on_training_prompts_is_refused(qwen: dict[str, Path], tmp_path: Path) -> None:

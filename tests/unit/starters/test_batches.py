@@ -22,7 +22,7 @@ def _rows(batch: Batch) -> list[tuple[int, ...]]:
 
 
 def test_only_the_response_and_its_end_are_targets() -> None:
-    prompt, response = "A:b;B:A&B;?", "TT:FxTF:TF=TF$"
+    prompt, response = "A:b;B:A&B;?", "AB:AFxAb:ATBT&FF=TF$"
     (example,) = make_examples([puzzle_from_statements([("lying", 1), ("and", ("telling-truth", 0), ("telling-truth", 1))])], "correct", seed=0)
     longer = Example(token_ids=encode(prompt + response + "$$"), prompt_length=len(prompt))
     batch = next(endless_batches([example, longer], tokens_per_step=1000, seed=0))

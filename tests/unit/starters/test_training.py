@@ -10,8 +10,9 @@ from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.starters.batches import IGNORED, endless_batches, make_examples
 from rlad.starters.recipes import ModelShape, RoleRecipe, TrainingPhase
-from rlad.starters.sampling import longest_trace, measure_accuracy, sample_responses
+from rlad.starters.sampling import measure_accuracy, sample_responses
 from rlad.starters.tokenizer import END, END_ID, encode
+from rlad.starters.traces import longest_trace
 from rlad.starters.training import build_model, build_optimizers, train, training_loss
 
 SHAPE = ModelShape(hidden_size=32, num_layers=2, num_heads=2, feed_forward=64)
@@ -115,9 +116,3 @@ def test_measured_accuracy_counts_ended_right_answers_by_number_of_people() -> N
     assert sum(made) == len(puzzles)
     assert summary.overall.mean == pytest.approx(sum(right) / 20)
     assert {group: row.mean for group, row in summary.groups.items()} == pytest.approx({"2": sum(right[:16]) / 16, "3": sum(right[16:]) / 4})
-
-
-def test_longest_trace_is_that_of_a_reader_who_always_fails_at_the_last_statement() -> None:
-    for num_people in (2, 3, 4):
-        steps = ["T" * num_people + ":" + "T" * num_people + "x"] * (2**num_people - 1) + ["F" * num_people + ":" + "F" * num_people]
-        assert longest_trace(num_people) == len("".join(steps) + "=" + "F" * num_people + END)

@@ -1,0 +1,40 @@
+"""The model card of an exported student: where it comes from, how it was trained, what it reaches."""
+
+from __future__ import annotations
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from pipelines.run_directory import RunDirectory, write_atomically
+from rlad import __version__
+from rlad.evaluation import EvaluationSummary
+
+
+def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: EvaluationSummary) -> None:
+    """Write `README.md` into the run's export."""
+    config = run.read_config()
+    metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["rlad", "distillation", config.objective.name])
+    teacher = f" under the teacher `{config.teacher.path}`" if config.teacher else ""
+    settings = ", ".join(f"{key} {value}" for key, value in config.objective.model_dump(mode="json").items() if key != "name")
+    evaluation = config.evaluation
+    text = f"""---
+{metadata.to_yaml()}
+---
+# {config.name}
+
+`{config.student.path}`, trained by rlad {__version__} with the objective `{config.objective.name}` ({settings}){teacher}: {config.training.steps} steps of
+{config.training.prompts_per_step} prompts with {config.rollout.group_size} responses each, {config.training.updates_per_step} updates a step, learning rate {config.learner.optimizer.lr:g}.
+
+Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
+
+| {evaluation.group_by} | prompts | before | after | 95% interval |
+| --- | --- | --- | --- | --- |
+{_rows(before, after)}
+
+The complete settings are in `config.yaml` of the run.
+"""
+    write_atomically(run.export / "README.md", str(ModelCard(text)))
+
+
+def _rows(before: EvaluationSummary, after: EvaluationSummary) -> str:
+    pairs = [(name, before.groups[name], after.groups[name]) for name in after.groups] + [("all", before.overall, after.overall)]
+    return "\n".join(f"| {name} | {new.prompts} | {old.mean:.1%} | {new.mean:.1%} | {new.low:.1%} to {new.high:.1%} |" for name, old, new in pairs)
