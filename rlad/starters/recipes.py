@@ -33,7 +33,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPhase:
-    """Supervised training on one kind of traces, the learning rate falling from its peak to 0 as a cosine.
+    """Supervised training on one kind of traces.
 
     Attributes:
         traces: `correct`, or `careless`: those of a reader who mistakes statements for others.
@@ -95,19 +95,19 @@ _KK = StarterRecipe(
     name="kk",
     people={2: 0.1, 3: 0.4, 4: 0.5},
     training_puzzles=30_000,
-    tokens_per_step=1024,
+    tokens_per_step=512,
     evaluation_puzzles=300,
     teacher=RoleRecipe(
         shape=ModelShape(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
-        phases=(TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),),
+        phases=(TrainingPhase(traces="correct", steps=3500, learning_rate=3e-3, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(
         shape=ModelShape(hidden_size=96, num_layers=3, num_heads=3, feed_forward=192),
         # The skill first, then a bad habit: a model merely trained too little lacks the skill that reinforcement could bring out.
         phases=(
-            TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),
-            TrainingPhase(traces="careless", steps=400, learning_rate=1e-3, matrix_learning_rate=None),
+            TrainingPhase(traces="correct", steps=3500, learning_rate=3e-3, matrix_learning_rate=0.02),
+            TrainingPhase(traces="careless", steps=500, learning_rate=1e-3, matrix_learning_rate=None),
         ),
         seed=1,
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import DynamicCache, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
+from transformers.cache_utils import Cache, DynamicLayer
 
 from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.puzzle import Puzzle
@@ -14,8 +15,40 @@ from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
 from rlad.starters.traces import longest_trace
 from rlad.verifiers import build_verifier
 
-_MAX_ROWS = 512
+_MAX_ROWS = 256
+_SPARE_TOKENS = 64
+_WORTH_SHRINKING = 0.75
 _SYMBOLS = list(VOCABULARY)
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, with room for tokens to come: appending one does not copy all before it, as transformers' own does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        self.keys = self._append("keys", self.keys, key_states, length)
+        self.values = self._append("values", self.values, value_states, length)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rooms.clear()
+
+    def _append(self, name: str, held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
+        rows, heads, added, size = new.shape
+        end = length + added
+        if name not in self._rooms or self._rooms[name].shape[2] < end:
+            self._rooms[name] = new.new_empty(rows, heads, end + _SPARE_TOKENS, size)
+            if length:
+                self._rooms[name][:, :, :length] = held
+        self._rooms[name][:, :, length:end] = new
+        return self._rooms[name][:, :, :end]
 
 
 @torch.inference_mode()
@@ -24,7 +57,7 @@ def sample_responses(
 ) -> list[list[int]]:
     """One response for each prompt, end of sequence included where it was reached within `max_tokens`.
 
-    Prompts are padded on the left. Rows that have ended leave the batch, so a few long responses do not keep the others busy.
+    Prompts are padded on the left. Rows that have ended leave the batch together when they are many enough to be worth the copying.
 
     Args:
         temperature: 0 takes the likeliest token.
@@ -34,19 +67,20 @@ def sample_responses(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     responses: list[list[int]] = [[] for _ in prompts]
-    rows = torch.arange(len(prompts))
-    cache = DynamicCache(config=model.config)
+    rows, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+    cache = Cache(layer_class_to_replicate=_RoomyLayer)
     for _ in range(max_tokens):
         output = model(input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         chosen = _choose(output.logits[:, -1], temperature, generator)
-        for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
+        for row, token in zip(rows[going].tolist(), chosen[going].tolist(), strict=True):
             responses[row].append(token)
-        going = (chosen != END_ID).nonzero().squeeze(-1)
-        if len(going) < len(rows):
-            if not len(going):
-                break
-            cache.batch_select_indices(going)
-            rows, chosen, mask, positions = rows[going], chosen[going], mask[going], positions[going]
+        going &= chosen != END_ID
+        if not going.any():
+            break
+        if going.sum() <= _WORTH_SHRINKING * len(going):
+            kept = going.nonzero().squeeze(-1)
+            cache.batch_select_indices(kept)
+            rows, chosen, mask, positions, going = rows[kept], chosen[kept], mask[kept], positions[kept], going[kept]
         token_ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(token_ids)], dim=-1)
     return responses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,7 +50,7 @@ def train(model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle]
         batches = endless_batches(make_examples(puzzles, phase.traces, seed), tokens_per_step=tokens_per_step, seed=seed)
         optimizers = build_optimizers(model, phase)
         for phase_step in range(phase.steps):
-            _set_learning_rates(optimizers, 0.5 + 0.5 * math.cos(math.pi * phase_step / phase.steps))
+            _set_learning_rates(optimizers, share_of_peak(phase_step, phase.steps))
             batch = next(batches)
             loss = training_loss(model, batch)
             torch.autograd.backward(loss)
@@ -83,7 +82,15 @@ def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torc
     return optimizers
 
 
-def _set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], share_of_peak: float) -> None:
+def share_of_peak(step: int, steps: int) -> float:
+    """Learning rate of a step (from 0), as a share of its peak: constant, then falling linearly over the last third.
+
+    Puzzles are learned abruptly, at a step that varies with the seed; a rate that falls from the start (a cosine) may be too low by then.
+    """
+    return min(1.0, 3 * (steps - step) / steps)
+
+
+def _set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share_of_peak
+            group["lr"] = group["peak_lr"] * share
