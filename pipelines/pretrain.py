@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from rlad.config import RunConfig
-from rlad.evaluation import Accuracy
 from rlad.starters import ROLES, Role, StarterProgress, StarterRecord, ensure_starters, find_recipe, is_finished, parse_starter, starter_directory
 
 _LINES_A_STAGE = 10
@@ -110,24 +109,18 @@ def starters_table(recipe_name: str, records: Mapping[Role, StarterRecord], kept
         kept: roles that came from the cache; their figures are those stored when they were made.
     """
     table = Table(title=f"starter models {recipe_name}", title_justify="left")
-    for name in ("model", "parameters", "people", "puzzles"):
+    measured = next(iter(records.values())).accuracies
+    many = max(measured, key=lambda setting: measured[setting].overall.samples)
+    for name in ("model", "size", "people", *measured, f"pass@{measured[many].overall.samples}", "seconds"):
         table.add_column(name, justify="left" if name == "model" else "right")
-    samples = {setting: summary.overall.samples for record in records.values() for setting, summary in record.accuracies.items()}
-    many = max(samples, key=lambda setting: samples[setting])
-    for setting in samples:
-        table.add_column(setting, justify="right")
-    table.add_column(f"pass@{samples[many]}", justify="right")
-    table.add_column("seconds", justify="right")
     for role, record in records.items():
         groups = record.accuracies[many].groups
-        for group in [None, *groups]:
-            rows: dict[str, Accuracy] = {
-                setting: summary.overall if group is None else summary.groups[group] for setting, summary in record.accuracies.items()
-            }
-            cells = [f"{row.mean:.1%}" for row in rows.values()]
-            head = [role, f"{record.num_parameters:,}", "all"] if group is None else ["", "", group]
-            seconds = "" if group is not None else f"{record.total_seconds:.0f}{' (cached)' if role in kept else ''}"
-            table.add_row(*head, str(rows[many].prompts), *cells, f"{rows[many].pass_at_k:.1%}", seconds, style="bold" if group is None else None)
+        for index, group in enumerate([None, *groups]):
+            rows = {name: summary.overall if group is None else summary.groups[group] for name, summary in record.accuracies.items()}
+            figures = [f"{row.mean:.1%}" for row in rows.values()] + [f"{rows[many].pass_at_k:.1%}"]
+            label = {0: role, 1: "(cached)" if role in kept else ""}.get(index, "")
+            size, seconds = (f"{record.num_parameters / 1e3:.0f} k", f"{record.total_seconds:.0f}") if group is None else ("", "")
+            table.add_row(label, size, group or "all", *figures, seconds, style="bold" if group is None else None)
         table.add_section()
-    table.caption = "on puzzles of the evaluation split, which no model is trained on"
+    table.caption = f"{measured[many].overall.prompts} puzzles of the evaluation split, which no model is trained on"
     return table

@@ -27,7 +27,7 @@ class StarterRecord:
     Attributes:
         recipe: the content that made it, this role's part and what both share.
         num_parameters: counted once.
-        accuracies: by sampling setting, for example `greedy` or `temperature 1`, on puzzles of the evaluation split.
+        accuracies: by sampling setting, for example `greedy` or `T=1`, on puzzles of the evaluation split.
         training_tokens: padded tokens trained on, prompts included.
         train_seconds: wall time of training alone.
         total_seconds: wall time of training and measuring.

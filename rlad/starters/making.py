@@ -22,7 +22,7 @@ from rlad.starters.tokenizer import build_tokenizer
 from rlad.starters.training import build_model, train
 
 # Temperature and responses a puzzle of each measurement; pass@k is reported of the second.
-SETTINGS: Mapping[str, tuple[float, int]] = {"greedy": (0.0, 1), "temperature 1": (1.0, 8), "temperature 0.6": (0.6, 2)}
+SETTINGS: Mapping[str, tuple[float, int]] = {"greedy": (0.0, 1), "T=1": (1.0, 8), "T=0.6": (0.6, 2)}
 
 _TRAINING_SEED, _EVALUATION_SEED = 0, 1
 

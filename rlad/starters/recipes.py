@@ -94,20 +94,20 @@ class StarterRecipe:
 _KK = StarterRecipe(
     name="kk",
     people={2: 0.1, 3: 0.4, 4: 0.5},
-    training_puzzles=30_000,
-    tokens_per_step=512,
+    training_puzzles=16_000,
+    tokens_per_step=1024,
     evaluation_puzzles=300,
     teacher=RoleRecipe(
         shape=ModelShape(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
-        phases=(TrainingPhase(traces="correct", steps=3500, learning_rate=3e-3, matrix_learning_rate=0.02),),
+        phases=(TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(
         shape=ModelShape(hidden_size=96, num_layers=3, num_heads=3, feed_forward=192),
         # The skill first, then a bad habit: a model merely trained too little lacks the skill that reinforcement could bring out.
         phases=(
-            TrainingPhase(traces="correct", steps=3500, learning_rate=3e-3, matrix_learning_rate=0.02),
-            TrainingPhase(traces="careless", steps=500, learning_rate=1e-3, matrix_learning_rate=None),
+            TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),
+            TrainingPhase(traces="careless", steps=400, learning_rate=1e-3, matrix_learning_rate=None),
         ),
         seed=1,
     ),
@@ -117,12 +117,12 @@ _KK = StarterRecipe(
 _KK_SMOKE = StarterRecipe(
     name="kk-smoke",
     people={2: 1.0},
-    training_puzzles=288,
+    training_puzzles=250,
     tokens_per_step=1024,
-    evaluation_puzzles=64,
+    evaluation_puzzles=48,
     teacher=RoleRecipe(
         shape=ModelShape(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
-        phases=(TrainingPhase(traces="correct", steps=120, learning_rate=1e-2, matrix_learning_rate=0.02),),
+        phases=(TrainingPhase(traces="correct", steps=110, learning_rate=1e-2, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(

@@ -21,8 +21,11 @@ _WORTH_SHRINKING = 0.75
 _SYMBOLS = list(VOCABULARY)
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class _RoomyLayer(DynamicLayer):
     """Keys and values of one layer, with room for tokens to come: appending one does not copy all before it, as transformers' own does."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -83,11 +83,11 @@ def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torc
 
 
 def share_of_peak(step: int, steps: int) -> float:
-    """Learning rate of a step (from 0), as a share of its peak: constant, then falling linearly over the last third.
+    """Learning rate of a step (from 0), as a share of its peak: constant, then falling linearly over the last quarter.
 
     Puzzles are learned abruptly, at a step that varies with the seed; a rate that falls from the start (a cosine) may be too low by then.
     """
-    return min(1.0, 3 * (steps - step) / steps)
+    return min(1.0, 4 * (steps - step) / steps)
 
 
 def _set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:

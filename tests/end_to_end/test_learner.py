@@ -116,9 +116,8 @@ class Run:
     async def train_half(self, step: int) -> list[str]:
         """Hand out the step's first group and wait until the ranks have it. Returns the groups that are still missing."""
         first, *missing = await self.open(step)
-        before = (await self.broker.counts.remote())["claimed"]
         await self.add(step, first)
-        await self.until(lambda: self._claimed_since(before))
+        await self.until(self._nothing_unclaimed)
         return missing
 
     async def finish(self, step: int, missing: list[str]) -> StepReport:
@@ -145,8 +144,8 @@ class Run:
                 await asyncio.sleep(0.05)
             return answer
 
-    async def _claimed_since(self, before: int) -> bool:
-        return (await self.broker.counts.remote())["claimed"] > before
+    async def _nothing_unclaimed(self) -> bool:
+        return (await self.broker.counts.remote())["scored"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ class Made:
 
 
 def _console() -> Console:
-    return Console(file=io.StringIO(), force_terminal=False, width=160)
+    return Console(file=io.StringIO(), force_terminal=False, width=80)
 
 
 def _printed(console: Console) -> str:
@@ -52,7 +52,7 @@ def test_models_load_with_plain_transformers_and_share_one_tokenizer(made: Made)
 
 def test_smoke_models_answer_some_puzzles_right_and_some_wrong(made: Made) -> None:
     for directory in made.directories.values():
-        accuracy = StarterRecord.read(directory).accuracies["temperature 1"].overall
+        accuracy = StarterRecord.read(directory).accuracies["T=1"].overall
         assert 0.1 < accuracy.mean < 0.95
         assert accuracy.truncated < 0.2
 

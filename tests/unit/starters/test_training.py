@@ -13,7 +13,7 @@ from rlad.starters.recipes import ModelShape, RoleRecipe, TrainingPhase
 from rlad.starters.sampling import measure_accuracy, sample_responses
 from rlad.starters.tokenizer import END, END_ID, encode
 from rlad.starters.traces import longest_trace
-from rlad.starters.training import build_model, build_optimizers, train, training_loss
+from rlad.starters.training import build_model, build_optimizers, share_of_peak, train, training_loss
 
 SHAPE = ModelShape(hidden_size=32, num_layers=2, num_heads=2, feed_forward=64)
 MUON = TrainingPhase(traces="correct", steps=12, learning_rate=1e-2, matrix_learning_rate=0.02)
@@ -54,6 +54,10 @@ def test_loss_is_the_mean_over_response_tokens_of_each_examples_own() -> None:
             count += 1
     assert int((batch.targets != IGNORED).sum()) == count
     assert training_loss(model, batch).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_learning_rate_keeps_its_peak_for_three_quarters_and_then_falls_linearly() -> None:
+    assert [share_of_peak(step, 16) for step in (0, 8, 12, 13, 14, 15)] == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_muon_takes_the_layers_matrices_and_adamw_all_else() -> None:
