@@ -102,7 +102,9 @@ class LearnerGroup:
         Raises:
             RladError: why the training ended before.
         """
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        ended = asyncio.wrap_future(self._ended)
+        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # looked at, though the waiter may be gone by then
+        await asyncio.shield(ended)
 
     def failure(self) -> BaseException | None:
         """The error that ended the learner; None while it runs and after it has finished."""

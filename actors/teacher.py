@@ -142,7 +142,8 @@ async def deploy_teacher(config: TeacherConfig, *, app_name: str, tokenizer_fing
     """
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
         raise PlanError("RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Its warnings are of single probes that a busy machine answered late; what fails is raised.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     deadline = time.monotonic() + start_timeout_s
     who = f"teacher {app_name!r}"
     handle = await _blocking(lambda: _run_application(config, app_name), timeout_s=start_timeout_s, who=who)

@@ -31,6 +31,8 @@ def export_model(weights: Mapping[str, Tensor], source: Path, directory: Path) -
     for pattern in _TOKENIZER_AND_GENERATION_FILES:
         for path in source.glob(pattern):
             shutil.copy2(path, partial / path.name)
+    for path in partial.glob("*.safetensors*"):  # written for their owner alone, but a server may run as another user
+        shutil.copymode(partial / "config.json", path)
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)

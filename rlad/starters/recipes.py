@@ -119,17 +119,17 @@ _KK_SMOKE = StarterRecipe(
     people={2: 1.0},
     training_puzzles=250,
     tokens_per_step=1024,
-    evaluation_puzzles=48,
+    evaluation_puzzles=32,
     teacher=RoleRecipe(
         shape=ModelShape(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
-        phases=(TrainingPhase(traces="correct", steps=110, learning_rate=1e-2, matrix_learning_rate=0.02),),
+        phases=(TrainingPhase(traces="correct", steps=90, learning_rate=1e-2, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(
         shape=ModelShape(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
         phases=(
-            TrainingPhase(traces="correct", steps=80, learning_rate=1e-2, matrix_learning_rate=0.02),
-            TrainingPhase(traces="careless", steps=20, learning_rate=1e-3, matrix_learning_rate=None),
+            TrainingPhase(traces="correct", steps=70, learning_rate=1e-2, matrix_learning_rate=0.02),
+            TrainingPhase(traces="careless", steps=15, learning_rate=1e-3, matrix_learning_rate=None),
         ),
         seed=1,
     ),

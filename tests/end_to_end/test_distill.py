@@ -39,7 +39,16 @@ def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[byte
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run of the smoke configuration whose driver was killed between two checkpoints, and then continued to its end."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "smoke")
-    arguments = [sys.executable, "-m", "pipelines", "run", str(CONFIGS / "smoke_cpu.yaml"), f"training.steps={STEPS}", "--run-dir", str(directory.path)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "run",
+        str(CONFIGS / "smoke_cpu.yaml"),
+        f"training.steps={STEPS}",
+        "--run-dir",
+        str(directory.path),
+    ]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         wait_for_steps(directory, 3, process, timeout_s=300)
         os.killpg(process.pid, signal.SIGKILL)

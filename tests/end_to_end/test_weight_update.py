@@ -17,10 +17,10 @@ import torch
 from actors.engines.vllm_settings import VllmSettings
 from actors.rollout import RolloutPool
 from actors.rollout_worker import RolloutWorker
-from actors.weights import WeightsPublication, publish
+from actors.weights import publish
 from rlad.config import RolloutConfig
 from rlad.contracts import RolloutGroup
-from rlad.errors import EngineError, WeightsMismatchError
+from rlad.errors import WeightsMismatchError
 
 from .rollout_reference import largest_gap, load_policy, request
 
@@ -36,14 +36,6 @@ class Engines:
 
     tied: RolloutPool
     untied: Any
-
-
-@ray.remote(num_cpus=0)
-class Publisher:
-    """Stands for the learner: what it publishes lives as long as it does."""
-
-    def publish(self, model: Path, version: int) -> WeightsPublication:
-        return publish(load_policy(model).state_dict(), version)
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +102,6 @@ async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines
             assert largest_gap(other, group) > 0.1
         files = in_shared_memory("rlad-test-tied/*.safetensors")
         assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], "one for both workers, and no older one"
-
-
-async def test_weights_whose_publisher_died_are_reported_and_cost_no_worker(engines: Engines, make_model) -> None:
-    publisher = Publisher.remote()
-    publication = await publisher.publish.remote(make_model(tied=True, seed=2), 9)
-    ray.kill(publisher)
-    with pytest.raises(EngineError, match="the weights of version 9 are gone with the process that published them: publish them again"):
-        await engines.tied.update_weights(publication)
-    again = load_policy(make_model(tied=True, seed=2))
-    await engines.tied.update_weights(publish(again.state_dict(), 9))
-    for group in await sample_on_both(engines.tied):
-        assert largest_gap(again, group) <= 1e-4
 
 
 async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> None:

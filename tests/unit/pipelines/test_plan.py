@@ -82,14 +82,18 @@ def test_the_paper_s_configurations_fit_their_clusters(
 
 
 def test_a_cluster_that_is_too_small_is_refused_with_what_each_pool_asks(qwen: dict[str, Path]) -> None:
-    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES])
+    config = load_run_config(
+        CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES]
+    )
     (problem,) = errors(make_plan(config, Resources(cpus=64, gpus=4), gpu_memory_gib=80))
     assert "too few GPUs" in problem
     assert "need 8 (rollout 4, learner 2, teacher 2), the cluster has 4" in problem
 
 
 def test_a_teacher_too_large_for_its_gpus_is_refused(qwen: dict[str, Path]) -> None:
-    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['32B']}", "prompts.count=64", BYTES])
+    config = load_run_config(
+        CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['32B']}", "prompts.count=64", BYTES]
+    )
     (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=40))
     assert "a teacher worker needs about 6" in problem
 
