@@ -22,7 +22,8 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
 # {config.name}
 
 `{config.student.path}`, trained by rlad {__version__} with the objective `{config.objective.name}` ({settings}){teacher}: {config.training.steps} steps of
-{config.training.prompts_per_step} prompts with {config.rollout.group_size} responses each, {config.training.updates_per_step} updates a step, learning rate {config.learner.optimizer.lr:g}.
+{config.training.prompts_per_step} prompts with {config.rollout.group_size} responses each, {config.training.updates_per_step} updates a step,
+learning rate {config.learner.optimizer.lr:g}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
 

@@ -40,7 +40,7 @@ def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, tem
         ContractError: shapes or dtypes do not fit, a temperature or chunk size that is not positive.
     """
     _check(hidden, weight, target_ids, temperature, chunk_tokens)
-    logprobs: Tensor = _SelectedLogprobs.apply(hidden, weight, target_ids, temperature, chunk_tokens)  # type: ignore[no-untyped-call]
+    logprobs: Tensor = _SelectedLogprobs.apply(hidden, weight, target_ids, temperature, chunk_tokens)
     return logprobs
 
 

@@ -208,7 +208,7 @@ def _upcast(policy: Tensor, dtype: torch.dtype) -> Tensor:
     upcast = policy.to(dtype)
     if policy.dtype == torch.float16 and upcast.requires_grad:
         largest = torch.finfo(torch.float16).max
-        upcast.register_hook(lambda gradient: gradient.clamp(-largest, largest))  # type: ignore[no-untyped-call]
+        upcast.register_hook(lambda gradient: gradient.clamp(-largest, largest))
     return upcast
 
 
