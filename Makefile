@@ -17,9 +17,9 @@ $(STAMP): $(LOCK) pyproject.toml
 	@echo "Making the environment in $(VENV): about 4 GB of packages, a few minutes, once."
 	@$(PYTHON) -c 'import sys; sys.exit("rlad needs Python 3.11 or newer; name one: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK) || { \
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r $(LOCK) || { \
 	  echo "If pip found no torch+cpu: PyTorch's CPU builds are on PyTorch's own index; set PIP_EXTRA_INDEX_URL to it and run make again."; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(STAMP) ## distil a small student under a larger teacher on this machine's CPU, about ten minutes
