@@ -6,7 +6,6 @@ Group data goes from the object store to a replica and scores go back into it; t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
@@ -19,8 +18,9 @@ from operator import add
 from threading import Thread
 from typing import Any, TypeVar
 
+import ray
 from ray import serve
-from ray.serve.exceptions import RayServeException
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
 
@@ -198,8 +198,12 @@ def _run_application(config: TeacherConfig, app_name: str) -> Any:
 
 
 def _delete_application(app_name: str) -> None:
-    with contextlib.suppress(RayServeException):  # Serve does not run here
-        serve.delete(app_name)
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return  # Serve does not run here
+    serve.start(proxy_location="Disabled", logging_config=_QUIET)  # joins it; without this a client of an earlier cluster would be used
+    serve.delete(app_name)
 
 
 async def _wait_until_running(app_name: str, *, deadline: float, who: str) -> None:

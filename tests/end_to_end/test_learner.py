@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,10 +43,15 @@ def cluster() -> Iterator[None]:
     start_ray()
     yield
     ray.shutdown()
+    shutil.rmtree(ray_folder(os.getpid()), ignore_errors=True)
+
+
+def ray_folder(pid: int) -> str:
+    return f"/tmp/ray_learner_{pid}"  # short: sockets lie in it
 
 
 def start_ray() -> None:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=f"/tmp/ray_learner_{os.getpid()}")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
 
 
 def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
@@ -253,6 +259,7 @@ async def test_a_killed_driver_is_followed_by_one_that_continues_from_the_checkp
         pytest.fail(f"the first driver ended by itself with {driver.wait()}")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    shutil.rmtree(ray_folder(driver.pid), ignore_errors=True)
     half_written = tmp_path / "checkpoints" / ".partial-step-000004"
     half_written.mkdir()
 

@@ -34,7 +34,6 @@ START_TIMEOUT_S = 180.0
 def cluster() -> Iterator[None]:
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
-    serve.shutdown()
     ray.shutdown()
 
 
