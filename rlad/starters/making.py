@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
@@ -40,6 +41,7 @@ def evaluation_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
 def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnProgress) -> StarterRecord:
     """Train and measure a model on one thread, and write it with its tokenizer and record to `directory`, which is made."""
     torch.set_num_threads(1)
+    disable_progress_bar()  # of saving: it would break the caller's own
     torch.use_deterministic_algorithms(True)
     start, cpu_start = time.monotonic(), time.process_time()
     own = recipe.of(role)
