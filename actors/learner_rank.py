@@ -205,13 +205,14 @@ def _answer(ref: Any, who: str) -> Any:
 
 def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
     """The groups' columns, in one request. Arrays stay views of shared memory."""
-    refs = [ref for each in groups.values() for ref in (each.group, each.verdicts, each.teacher_scores) if ref is not None]
+    refs = [ref for each in groups.values() for ref in (each.group, each.verdicts, each.teacher_scores, each.reference_scores) if ref is not None]
     columns = iter(_answer(refs, "the object store") if refs else [])
     return {
         uid: ScoredGroup(
             group=RolloutGroup.from_columns(next(columns)),
             verdicts=Verdicts.from_columns(next(columns)),
             teacher_scores=None if each.teacher_scores is None else TeacherScores.from_columns(next(columns)),
+            reference_scores=None if each.reference_scores is None else TeacherScores.from_columns(next(columns)),
         )
         for uid, each in groups.items()
     }

@@ -11,11 +11,17 @@ ColumnsRef = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRefs:
-    """One scored group: references to the columns of its `RolloutGroup`, `Verdicts` and, where the objective has a teacher, `TeacherScores`."""
+    """One scored group: references to the columns of its `RolloutGroup` and `Verdicts`, and to the `TeacherScores` that the objective needs.
+
+    Attributes:
+        teacher_scores: the teacher's; None where the objective has none.
+        reference_scores: the frozen reference policy's; None where the objective has none.
+    """
 
     group: ColumnsRef
     verdicts: ColumnsRef
     teacher_scores: ColumnsRef | None
+    reference_scores: ColumnsRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

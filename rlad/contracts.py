@@ -1,12 +1,13 @@
 """Records that move between the pools, as flat numpy columns.
 
-Shape letters: G responses of a group, N tokens of all its responses together, P tokens of the prompt.
+Shape letters: G responses of a group, N tokens of all its responses together, P tokens of the prompt, K tokens of a teacher's support.
 
 A record is validated once, at construction, and frozen. `to_columns` gives the plain mapping of arrays and small scalars that the object store (or a file,
 or a wire without pickle) carries; `from_columns` wraps such a mapping again without copying an array. Arrays that come out of Ray's object store are
 read-only views of shared memory: nothing here writes to them.
 
-A response token costs 16 bytes across all columns: id, behaviour log-probability, policy version and teacher log-probability, 4 each.
+A response token costs 16 bytes across all columns: id, behaviour log-probability, policy version and teacher log-probability, 4 each. A frozen
+reference adds 4; a teacher's support of K tokens adds 8 K + 4, and is asked for only where the objective needs it.
 """
 
 from __future__ import annotations
@@ -152,21 +153,41 @@ class RolloutGroup(ColumnarRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores(ColumnarRecord):
-    """The teacher's log-probability of every sampled token of a group.
+    """What a frozen model says about a group: its log-probability of every sampled token and, where asked for, of its own K likeliest tokens there.
+
+    All log-probabilities are in nats, at the group's temperature. NaN or infinite where the model gave none: masked later, never replaced.
 
     Attributes:
         uid, attempt: of the group that was scored.
-        teacher: fingerprint of the teacher's weights and tokenizer.
-        logprobs: float32 [N], nats, at the group's temperature. NaN or infinite where the teacher gave none: masked later, never replaced.
+        teacher: fingerprint of the model's weights and tokenizer.
+        logprobs: float32 [N], of the sampled tokens.
+        support_size: K, the size of the vocabulary where the support is all of it; 0 where only sampled tokens are scored.
+        support_ids: int32 [N * K], for each response token in turn the K likeliest tokens in any order; None where K is 0.
+        support_logprobs: float32 [N * K], theirs; None where K is 0.
+        tail_logprobs: float32 [N], log of the probability outside the support, -inf where nothing is outside; None where K is 0.
     """
 
     uid: str
     attempt: int
     teacher: str
     logprobs: Array
+    support_size: int = 0
+    support_ids: Array | None = None
+    support_logprobs: Array | None = None
+    tail_logprobs: Array | None = None
 
     def __post_init__(self) -> None:
-        self._require_array("logprobs", np.float32)
+        num_tokens = len(self._require_array("logprobs", np.float32))
+        columns = {"support_ids": self.support_ids, "support_logprobs": self.support_logprobs, "tail_logprobs": self.tail_logprobs}
+        given = [name for name, column in columns.items() if column is not None]
+        self._require(self.support_size >= 0, f"support_size must be at least 0, got {self.support_size}")
+        wanted = list(columns) if self.support_size > 0 else []
+        self._require(given == wanted, f"support_size {self.support_size} goes with the columns {wanted}, got {given}")
+        if self.support_size > 0:
+            ids = self._require_array("support_ids", np.int32, num_tokens * self.support_size)
+            self._require(bool(np.all(ids >= 0)), "support_ids holds a negative token id")
+            self._require_array("support_logprobs", np.float32, num_tokens * self.support_size)
+            self._require_array("tail_logprobs", np.float32, num_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +216,7 @@ class Verdicts(ColumnarRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with its verdicts and, where the objective needs a teacher, its scores: all the learner wants to know.
+    """A group with its verdicts and, where the objective needs them, the scores of a teacher and of a frozen reference: all the learner wants to know.
 
     Raises:
         ContractError: the parts are of different groups or attempts, or differ in length.
@@ -204,19 +225,19 @@ class ScoredGroup:
     group: RolloutGroup
     verdicts: Verdicts
     teacher_scores: TeacherScores | None
+    reference_scores: TeacherScores | None = None
 
     def __post_init__(self) -> None:
-        parts: list[Verdicts | TeacherScores] = [self.verdicts, *([self.teacher_scores] if self.teacher_scores else [])]
-        for part in parts:
+        scores = {name: part for name in ("teacher", "reference") if (part := getattr(self, f"{name}_scores")) is not None}
+        for part in (self.verdicts, *scores.values()):
             if (part.uid, part.attempt) != (self.group.uid, self.group.attempt):
                 came, want = f"{part.uid} attempt {part.attempt}", f"{self.group.uid} attempt {self.group.attempt}"
                 raise ContractError(f"ScoredGroup: {type(part).__name__} is of {came}, the group is {want}")
         if len(self.verdicts.rewards) != self.group.num_responses:
             raise ContractError(f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses")
-        if self.teacher_scores is not None and len(self.teacher_scores.logprobs) != self.group.num_tokens:
-            raise ContractError(
-                f"ScoredGroup {self.group.uid}: {len(self.teacher_scores.logprobs)} teacher scores for {self.group.num_tokens} tokens"
-            )
+        for name, part in scores.items():
+            if len(part.logprobs) != self.group.num_tokens:
+                raise ContractError(f"ScoredGroup {self.group.uid}: {len(part.logprobs)} {name} scores for {self.group.num_tokens} tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
