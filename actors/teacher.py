@@ -28,6 +28,7 @@ from actors.parts import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher_server import TeacherIdentity, TeacherServer, TeacherStats
 from rlad.config import TeacherConfig
+from rlad.contracts import TeacherSupport
 from rlad.errors import DeadlineError, EngineError, PlanError, RladError, VocabularyMismatchError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,13 @@ class TeacherClient:
     timeout_s: float
     max_retries: int
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int) -> ColumnsRef:
+    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
         """Have a group scored.
 
         Args:
             group_ref: reference to the columns of a `RolloutGroup`.
             num_tokens: its response tokens.
+            support: what to score beside the sampled tokens; nothing costs nothing.
 
         Returns:
             Reference to the columns of its `TeacherScores`, owned by this process: it outlives the replica.
@@ -86,7 +88,7 @@ class TeacherClient:
         )
         try:
             async with asyncio.timeout(self.timeout_s):
-                scores_ref: ColumnsRef = await retrying(self._score_once, group_ref, num_tokens)
+                scores_ref: ColumnsRef = await retrying(self._score_once, group_ref, num_tokens, support)
                 return scores_ref
         except TimeoutError as error:
             if isinstance(error, DeadlineError):
@@ -100,8 +102,8 @@ class TeacherClient:
             replicas: list[TeacherStats] = await responses
         return reduce(add, replicas, TeacherStats())
 
-    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int) -> ColumnsRef:
-        response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint)
+    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
+        response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint, support)
         try:
             with translated(who=f"teacher {self.app_name!r}"):
                 scores_ref, receipt = await _scores_and_receipt(response)

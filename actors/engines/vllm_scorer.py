@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
+from dataclasses import dataclass
 
 import numpy as np
 
+from actors.engines.scorer import TokenScores, support_size
 from actors.engines.vllm_settings import VllmSettings, apply_environment, engine_args
 from rlad.config import TeacherConfig
-from rlad.contracts import Array
+from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, WorkerLostError
 
 # Prefills that may be in one batch. The token budget is what bounds a batch; this is beyond what it lets in.
@@ -20,7 +22,8 @@ _MAX_SEQUENCES = 256
 class VllmScorer:
     """A `Scorer` over an `AsyncLLM`, which batches continuously by itself: every response is a request of its own.
 
-    vLLM gives log-probabilities of prompts at temperature 1 only, and generates at least one token a request, which is dropped.
+    vLLM gives log-probabilities of prompts at temperature 1 only, and generates at least one token a request, which is dropped. It turns every
+    log-probability into a Python number, so a support of the whole vocabulary is refused.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -30,10 +33,12 @@ class VllmScorer:
             EngineError: it does not start.
         """
         max_sequences = min(_MAX_SEQUENCES, config.token_budget)
+        model = _model_limits(config.path)
+        self._vocabulary = model.vocabulary
         settings = VllmSettings(
             model_path=config.path,
             dtype=config.dtype,
-            max_sequence_tokens=_context_length(config.path),
+            max_sequence_tokens=model.context_tokens,
             max_sequences=max_sequences,
             seed=0,
             on_gpu=config.gpus_per_replica > 0,
@@ -43,45 +48,58 @@ class VllmScorer:
             threads=config.threads,
         )
         apply_environment(settings)
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
         # Prefixes are not cached: vLLM recomputes the whole prompt where its log-probabilities are asked for.
         # The budget bounds memory too: logits of a whole prefill batch, [tokens, vocabulary], exist at once.
-        arguments = engine_args(settings, enable_prefix_caching=False, max_num_batched_tokens=config.token_budget)
+        # `max_logprobs` is only a limit on requests: runs that share this teacher may want supports of different sizes.
+        arguments = engine_args(settings, enable_prefix_caching=False, max_num_batched_tokens=config.token_budget, max_logprobs=model.vocabulary)
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"vLLM does not start on {config.path}: {error}") from error
-        self._sampling = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY
-        )
 
-    async def score(self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float) -> Array:
+    async def score(
+        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+    ) -> TokenScores:
         if temperature != 1.0:
             raise EngineError(
                 f"the vllm teacher engine scores at temperature 1 only, the group was sampled at {temperature}: use the transformers engine"
             )
+        if support == "full":
+            raise EngineError(
+                "the vllm teacher engine scores a chosen number of likeliest tokens, not the full vocabulary: use the transformers engine"
+            )
+        size = support_size(support, self._vocabulary)
         prompt = prompt_ids.tolist()
         responses = [response_ids[start:end].tolist() for start, end in itertools.pairwise(response_offsets)]
-        scores = await asyncio.gather(*(self._score_response(prompt, response) for response in responses if response))
-        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+        scores = await asyncio.gather(*(self._score_response(prompt, response, size) for response in responses if response))
+        return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
 
-    async def _score_response(self, prompt: list[int], response: list[int]) -> Array:
-        from vllm import TokensPrompt
+    async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
+        from vllm import SamplingParams, TokensPrompt
         from vllm.exceptions import VLLMError
+        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        request = self._engine.generate(TokensPrompt(prompt_token_ids=prompt + response), self._sampling, request_id=uuid.uuid4().hex)
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=support, detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        request = self._engine.generate(TokensPrompt(prompt_token_ids=prompt + response), sampling, request_id=uuid.uuid4().hex)
         try:
             [output] = [output async for output in request]
         except EngineDeadError as error:
             raise WorkerLostError(f"the teacher's vLLM engine has died: {error}") from error
         except VLLMError as error:
             raise EngineError(f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}") from error
-        # One entry a token, but for the first token of the prompt, which nothing predicts.
-        return np.array(output.prompt_logprobs.logprobs[len(prompt) - 1 :], np.float32)
+        # For each token itself and the likeliest ones, but for the first token of the prompt, which nothing predicts.
+        found, start = output.prompt_logprobs, (len(prompt) - 1) * (1 + support)
+        logprobs = np.array(found.logprobs[start:], np.float32).reshape(len(response), 1 + support)
+        if support == 0:
+            return TokenScores(logprobs=logprobs[:, 0])
+        ids = np.array(found.token_ids[start:], np.int32).reshape(logprobs.shape)
+        tail = np.full(len(response), -np.inf, np.float32) if support == self._vocabulary else tail_logprobs(logprobs[:, 1:])
+        return TokenScores(logprobs=logprobs[:, 0], support_ids=ids[:, 1:], support_logprobs=logprobs[:, 1:], tail_logprobs=tail)
 
     async def check_health(self) -> None:
         if self._engine.errored:
@@ -91,7 +109,25 @@ class VllmScorer:
         self._engine.shutdown()
 
 
-def _context_length(model_path: str) -> int:
+def tail_logprobs(support_logprobs: Array) -> Array:
+    """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1; -inf where that is nothing.
+
+    A difference from 1: the engine gives no more. A tail below its noise, about 1e-7, comes out as that noise or as -inf.
+    """
+    inside = np.exp(support_logprobs.astype(np.float64)).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        tail: Array = np.log1p(-np.minimum(inside, 1.0)).astype(np.float32)
+    return tail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelLimits:
+    context_tokens: int
+    vocabulary: int
+
+
+def _model_limits(model_path: str) -> _ModelLimits:
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(model_path).max_position_embeddings)
+    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    return _ModelLimits(context_tokens=int(config.max_position_embeddings), vocabulary=int(config.vocab_size))

@@ -91,7 +91,8 @@ class TeacherConfig(ConfigModel):
     max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
-        1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off."
+        1_000_000,
+        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
     )
     gpu_memory_fraction: Fraction = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
