@@ -10,17 +10,25 @@ ColumnsRef = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedScores:
+    """One teacher's scores of a group: a reference to the columns of its `TeacherScores`, and the weight of its probabilities in the mixture of all."""
+
+    weight: float
+    scores: ColumnsRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRefs:
     """One scored group: references to the columns of its `RolloutGroup` and `Verdicts`, and to the `TeacherScores` that the objective needs.
 
     Attributes:
-        teacher_scores: the teacher's; None where the objective has none.
+        teacher_scores: of each of its teachers; empty where the objective has none.
         reference_scores: the frozen reference policy's; None where the objective has none.
     """
 
     group: ColumnsRef
     verdicts: ColumnsRef
-    teacher_scores: ColumnsRef | None
+    teacher_scores: tuple[WeightedScores, ...]
     reference_scores: ColumnsRef | None = None
 
 

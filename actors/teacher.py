@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import ray
@@ -40,6 +40,8 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _DRAIN_S = 20.0
 # Deadline of questions that a replica answers at once, and of Serve's own management calls.
 _CONTROL_TIMEOUT_S = 60.0
+# Serve is started and joined through one client of this process, which its own calls do not guard: several teachers are deployed at once.
+_SERVE_LOCK = Lock()
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -181,7 +183,6 @@ async def delete_teacher(app_name: str) -> None:
 
 
 def _run_application(config: TeacherConfig, app_name: str) -> Any:
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)
     deployment = serve.deployment(TeacherServer).options(
         num_replicas=config.replicas,
         # Serve's default of 5 would leave an engine that batches idle.
@@ -195,7 +196,9 @@ def _run_application(config: TeacherConfig, app_name: str) -> Any:
         logging_config=_QUIET,
     )
     target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
-    [handle] = serve.run_many([target], wait_for_applications_running=False)
+    with _SERVE_LOCK:
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)
+        [handle] = serve.run_many([target], wait_for_applications_running=False)
     return handle
 
 
@@ -204,7 +207,8 @@ def _delete_application(app_name: str) -> None:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
         return  # Serve does not run here
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)  # joins it; without this a client of an earlier cluster would be used
+    with _SERVE_LOCK:
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)  # joins it; without this a client of an earlier cluster would be used
     serve.delete(app_name)
 
 

@@ -1,6 +1,6 @@
 """The distillation run: the picture in docs/design.md, from top to bottom.
 
-    prompts -> rollout pool -> (teacher, verifiers) -> broker -> learner -> weights -> rollout pool
+    prompts -> rollout pool -> (teachers, verifiers) -> broker -> learner -> weights -> rollout pool
 
 This process holds references and small numbers; token data goes from pool to pool through the object store.
 """
@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,8 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, s
 
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
 from actors.learner import LearnerGroup
-from actors.parts import GroupRefs
-from actors.rollout import SampleRequest
+from actors.parts import ColumnsRef, GroupRefs, WeightedScores
+from actors.rollout import SampledGroup, SampleRequest
 from pipelines.cluster import connected, require_room
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
@@ -32,6 +33,7 @@ from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
 from pipelines.report import write_report
 from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup, StepTimes, step_metrics
+from pipelines.teachers import require_one_vocabulary, route_prompts
 from pipelines.telemetry import Telemetry
 from pipelines.waiting import poll, together, unless, within
 from rlad.config import RunConfig
@@ -88,9 +90,11 @@ def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
 
 
 def _run_on_cluster(config: RunConfig, run: RunDirectory, prompts: EncodedPrompts, evaluation_prompts: EncodedPrompts, console: Console) -> RunResult:
+    require_one_vocabulary(config)
+    teachers = route_prompts(config, prompts.records)
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
-        asyncio.run(_Distillation(config, run, prompts, evaluation_prompts, progress).run())
+        asyncio.run(_Distillation(config, run, prompts, evaluation_prompts, teachers, progress).run())
     result = finished_result(config, run)
     if result is None:
         raise RunDirectoryError(f"{run.path} does not hold what the run has just written: was it changed meanwhile?")
@@ -99,10 +103,17 @@ def _run_on_cluster(config: RunConfig, run: RunDirectory, prompts: EncodedPrompt
 
 class _Distillation:
     def __init__(
-        self, config: RunConfig, run: RunDirectory, prompts: EncodedPrompts, evaluation_prompts: EncodedPrompts, progress: RunProgress
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        prompts: EncodedPrompts,
+        evaluation_prompts: EncodedPrompts,
+        teachers: Mapping[str, Mapping[str, float]],
+        progress: RunProgress,
     ) -> None:
         self._config, self._run, self._progress = config, run, progress
         self._prompts, self._evaluation_prompts = prompts, evaluation_prompts
+        self._teachers = teachers  # of each prompt, with their weights
         self._order = PromptOrder(len(prompts.records), seed=config.seed)
         self._fingerprint = dataset_fingerprint(prompts.records)
         # Names Ray actors, Serve applications and shared memory: two runs of one name in two directories must not meet.
@@ -134,7 +145,7 @@ class _Distillation:
     async def _run_with(self, learner: LearnerGroup) -> None:
         config, total = self._config, self._config.training.steps
         async with AsyncExitStack() as closing:
-            with self._progress.phase("starting rollout workers, teacher, verifiers and learner"):
+            with self._progress.phase("starting rollout workers, teachers, verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             await self._tell("reopen", started.version)
@@ -168,7 +179,7 @@ class _Distillation:
         self._record(step, followed, times, report)
 
     async def _follow(self, step: int, request: SampleRequest) -> FollowedGroup:
-        """Bring one group from the sampler through teacher and verifier to the broker. A lost worker costs an attempt, not the run."""
+        """Bring one group from the sampler through teachers and verifier to the broker. A lost worker costs an attempt, not the run."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((WorkerLostError, DeadlineError)),
             stop=stop_after_attempt(_ATTEMPTS_PER_GROUP),
@@ -186,17 +197,17 @@ class _Distillation:
         issued_at = time.time()
         sampled = await self._pools.rollout.sample(request)
         sampled_at = time.time()
-        num_tokens = sum(sampled.response_lengths)
-        teacher = self._pools.teacher
-        _, judged, *scores = await together(
+        teachers = self._teachers[request.prompt_id]
+        _, judged, teacher_scores, reference_scores = await together(
             self._tell("record_sampled", request.uid, request.attempt),
-            self._pools.verifiers.verify(sampled.group_ref, num_tokens=num_tokens),
-            *([teacher.score(sampled.group_ref, num_tokens=num_tokens)] if teacher else []),
+            self._pools.verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths)),
+            self._ask_teachers(sampled, teachers),
+            self._ask_reference(sampled),
         )
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
-            refs=GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts_ref, teacher_scores=scores[0] if scores else None),
+            refs=GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts_ref, teacher_scores=teacher_scores, reference_scores=reference_scores),
             prompt_tokens=sampled.prompt_tokens,
             response_lengths=sampled.response_lengths,
             is_truncated=sampled.is_truncated,
@@ -204,7 +215,26 @@ class _Distillation:
         )
         scored_at = time.time()
         await self._tell("add", step, finished)
-        return FollowedGroup(sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=sampled_at, scored_at=scored_at, attempts=attempts)
+        return FollowedGroup(
+            sampled=sampled,
+            judged=judged,
+            teachers=tuple(teachers),
+            issued_at=issued_at,
+            sampled_at=sampled_at,
+            scored_at=scored_at,
+            attempts=attempts,
+        )
+
+    async def _ask_teachers(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> tuple[WeightedScores, ...]:
+        """What the objective needs of each of the group's teachers, and nothing more."""
+        num_tokens, support = sum(sampled.response_lengths), self._config.teacher_support
+        clients = [self._pools.teachers[teacher] for teacher in teachers]
+        scores = await together(*(client.score(sampled.group_ref, num_tokens=num_tokens, support=support) for client in clients))
+        return tuple(WeightedScores(weight=weight, scores=ref) for weight, ref in zip(teachers.values(), scores, strict=True))
+
+    async def _ask_reference(self, sampled: SampledGroup) -> ColumnsRef | None:
+        reference = self._pools.reference
+        return None if reference is None else await reference.score(sampled.group_ref, num_tokens=sum(sampled.response_lengths))
 
     def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
         prompt, rollout = self._prompts.records[record], self._config.rollout
