@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +21,13 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 from actors.engines.update_metrics import UpdateResult, step_metrics
 from actors.engines.zero_trainer import ZeroTrainer
 from actors.learner import CHECKPOINTS, EXPORT, LearnerSettings
-from actors.parts import ColumnsRef, GroupRefs, Part
+from actors.parts import GroupRefs, Part
 from actors.remote_errors import as_rlad_error
 from actors.weights import publish
-from rlad.contracts import Columns, RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
+from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import DeadlineError, RladError
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, build_training_batch
-from rlad.teacher_mixing import mix_teacher_scores
 
 T = TypeVar("T")
 MicroBatch = tuple[TrainingBatch, BatchCounts]
@@ -206,19 +206,6 @@ def _answer(ref: Any, who: str) -> Any:
 
 def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
     """The groups' columns, in one request. Arrays stay views of shared memory, but for a mixture of teachers."""
-    refs = [ref for each in groups.values() for ref in _refs_of(each)]
+    refs = [ref for each in groups.values() for ref in each.all_refs]
     columns = iter(_answer(refs, "the object store") if refs else [])
-    return {uid: _scored_group(each, columns) for uid, each in groups.items()}
-
-
-def _refs_of(group: GroupRefs) -> list[ColumnsRef]:
-    references = [] if group.reference_scores is None else [group.reference_scores]
-    return [group.group, group.verdicts, *(each.scores for each in group.teacher_scores), *references]
-
-
-def _scored_group(refs: GroupRefs, columns: Iterator[Columns]) -> ScoredGroup:
-    """From the columns behind `_refs_of(refs)`, which come first in `columns`."""
-    group, verdicts = RolloutGroup.from_columns(next(columns)), Verdicts.from_columns(next(columns))
-    scores = [(each.weight, TeacherScores.from_columns(next(columns))) for each in refs.teacher_scores]
-    reference = None if refs.reference_scores is None else TeacherScores.from_columns(next(columns))
-    return ScoredGroup(group=group, verdicts=verdicts, teacher_scores=mix_teacher_scores(scores) if scores else None, reference_scores=reference)
+    return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,14 +93,8 @@ class VllmScorer:
             raise WorkerLostError(f"the teacher's vLLM engine has died: {error}") from error
         except VLLMError as error:
             raise EngineError(f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}") from error
-        # For each token itself and the likeliest ones, but for the first token of the prompt, which nothing predicts.
-        found, start = output.prompt_logprobs, (len(prompt) - 1) * (1 + support)
-        logprobs = np.array(found.logprobs[start:], np.float32).reshape(len(response), 1 + support)
-        if support == 0:
-            return TokenScores(logprobs=logprobs[:, 0])
-        ids = np.array(found.token_ids[start:], np.int32).reshape(logprobs.shape)
-        tail = np.full(len(response), -np.inf, np.float32) if support == self._vocabulary else tail_logprobs(logprobs[:, 1:])
-        return TokenScores(logprobs=logprobs[:, 0], support_ids=ids[:, 1:], support_logprobs=logprobs[:, 1:], tail_logprobs=tail)
+        found = output.prompt_logprobs
+        return response_scores(found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary)
 
     async def check_health(self) -> None:
         if self._engine.errored:
@@ -109,7 +104,25 @@ class VllmScorer:
         self._engine.shutdown()
 
 
-def tail_logprobs(support_logprobs: Array) -> Array:
+def response_scores(token_ids: Sequence[int], logprobs: Sequence[float], num_tokens: int, *, support: int, vocabulary: int) -> TokenScores:
+    """The scores of a response of N tokens from vLLM's flat lists.
+
+    Args:
+        token_ids, logprobs: for each token that something predicts, of the prompt and then of the response, its own entry and those of the K likeliest.
+        num_tokens: N.
+        support: K.
+        vocabulary: the support is all of it where K is so large.
+    """
+    start = len(logprobs) - num_tokens * (1 + support)
+    values = np.array(logprobs[start:], np.float32).reshape(num_tokens, 1 + support)
+    if support == 0:
+        return TokenScores(logprobs=values[:, 0])
+    ids = np.array(token_ids[start:], np.int32).reshape(values.shape)
+    tail = np.full(num_tokens, -np.inf, np.float32) if support == vocabulary else _tail_logprobs(values[:, 1:])
+    return TokenScores(logprobs=values[:, 0], support_ids=ids[:, 1:], support_logprobs=values[:, 1:], tail_logprobs=tail)
+
+
+def _tail_logprobs(support_logprobs: Array) -> Array:
     """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1; -inf where that is nothing.
 
     A difference from 1: the engine gives no more. A tail below its noise, about 1e-7, comes out as that noise or as -inf.
