@@ -140,7 +140,7 @@ def _check_models(config: RunConfig, student: ModelShape | None, scoring: Mappin
 
 def _check_outputs(config: RunConfig, student: ModelShape | None, scoring: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
     for pool, shape in scoring.items():
-        if config.teacher_support != "full" or pool == "reference" or student is None or shape is None:
+        if config.objective.teacher_support != "full" or pool == "reference" or student is None or shape is None:
             continue
         try:
             require_equal_outputs(pool, shape.vocabulary, student.vocabulary)

@@ -19,11 +19,11 @@ class FollowedGroup:
 
     sampled: SampledGroup
     judged: JudgedGroup
-    teachers: tuple[str, ...]
     issued_at: float
     sampled_at: float
     scored_at: float
     attempts: int
+    teachers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def _route(config: RunConfig, record: PromptRecord) -> Mapping[str, float]:
         )
     if unknown := sorted(mix.keys() - teachers.keys()):
         raise PlanError(f"prompt {record.id} names the unknown teacher {unknown[0]}: there are {', '.join(teachers)}")
-    if len(mix) > 1 and config.teacher_support is not None:
+    if len(mix) > 1 and config.objective.teacher_support is not None:
         raise PlanError(
             f"prompt {record.id} mixes several teachers, and objective {config.objective.name!r} wants each token's likeliest tokens of one: "
             "give it one teacher"
@@ -81,7 +81,7 @@ def require_one_vocabulary(config: RunConfig) -> None:
         path = resolve_model(model.path)
         if tokenizer_fingerprint(path) != fingerprint:
             raise vocabulary_mismatch(pool)
-        if config.teacher_support == "full" and pool != "reference":
+        if config.objective.teacher_support == "full" and pool != "reference":
             require_equal_outputs(pool, _output_size(path), _output_size(student))
 
 

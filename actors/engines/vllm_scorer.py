@@ -18,6 +18,8 @@ from rlad.errors import EngineError, WorkerLostError
 
 # Prefills that may be in one batch. The token budget is what bounds a batch; this is beyond what it lets in.
 _MAX_SEQUENCES = 256
+# The rounding of float32 probabilities near 1.
+_SMALLEST_TAIL = float(np.finfo(np.float32).eps)
 
 
 class VllmScorer:
@@ -123,13 +125,13 @@ def response_scores(token_ids: Sequence[int], logprobs: Sequence[float], num_tok
 
 
 def _tail_logprobs(support_logprobs: Array) -> Array:
-    """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1; -inf where that is nothing.
+    """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1, at least `_SMALLEST_TAIL`.
 
-    A difference from 1: the engine gives no more. A tail below its noise, about 1e-7, comes out as that noise or as -inf.
+    A difference from 1, since the engine gives no more: a tail below its noise cannot be told from none. None, -inf, would be read as a support of the
+    whole vocabulary, and a student's own mass out there would go unseen.
     """
     inside = np.exp(support_logprobs.astype(np.float64)).sum(axis=1)
-    with np.errstate(divide="ignore"):
-        tail: Array = np.log1p(-np.minimum(inside, 1.0)).astype(np.float32)
+    tail: Array = np.log1p(-np.minimum(inside, 1 - _SMALLEST_TAIL)).astype(np.float32)
     return tail
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rlad.contracts import TeacherSupport
+from rlad.advantages import OverlongPenalty
 from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
 
@@ -171,6 +171,16 @@ class LearnerConfig(ConfigModel):
     step_timeout_s: Seconds = Field(3600, description="Deadline of one training step after its last group has arrived.")
 
 
+class RewardConfig(ConfigModel):
+    """What is done to the verifiers' rewards before advantages are made of them."""
+
+    overlong_buffer_tokens: PositiveInt | None = Field(
+        None,
+        description="Soft overlong punishment (DAPO): over the last so many tokens of the budget a response's reward falls linearly; none turns it off.",
+    )
+    overlong_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="By how much, at the full budget.")
+
+
 class TrainingConfig(ConfigModel):
     steps: PositiveInt = Field(description="Training steps: batches of prompts sampled, scored and trained on.")
     prompts_per_step: PositiveInt = 32
@@ -227,6 +237,7 @@ class RunConfig(ConfigModel):
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
+    rewards: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig
@@ -269,7 +280,7 @@ class RunConfig(ConfigModel):
                 raise ValueError(f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}")
             if task not in self.verifiers:
                 raise ValueError(f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}")
-            if len(mix) > 1 and self.teacher_support is not None:
+            if len(mix) > 1 and self.objective.teacher_support is not None:
                 raise ValueError(
                     f"teacher_routes.{task} mixes several teachers, and objective {self.objective.name!r} wants each token's likeliest tokens of one: "
                     "route the task to one teacher"
@@ -284,12 +295,35 @@ class RunConfig(ConfigModel):
                 raise ValueError(
                     f"the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or {section}.engine to transformers"
                 )
-            if model.engine == "vllm" and self.teacher_support == "full" and pool != "reference":
+            if model.engine == "vllm" and self.objective.teacher_support == "full" and pool != "reference":
                 raise ValueError(
                     f"objective {self.objective.name!r} wants the teacher's full vocabulary, which the vllm engine does not give: set {section}.engine "
                     "to transformers, or take a number of likeliest tokens"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _corrections_have_what_they_need(self) -> Self:
+        if self.objective.corrects_mismatch and self.learner.pi_old != "recompute":
+            raise ValueError(
+                "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
+                "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
+            )
+        buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > budget:
+            raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
+        return self
+
+    @property
+    def overlong_penalty(self) -> OverlongPenalty | None:
+        """What a response's length costs it."""
+        if self.rewards.overlong_buffer_tokens is None:
+            return None
+        return OverlongPenalty(
+            max_tokens=self.rollout.max_response_tokens,
+            buffer_tokens=self.rewards.overlong_buffer_tokens,
+            penalty=self.rewards.overlong_penalty,
+        )
 
     @property
     def needs_teacher(self) -> bool:
@@ -297,13 +331,7 @@ class RunConfig(ConfigModel):
 
     @property
     def needs_reference(self) -> bool:
-        return bool(getattr(self.objective, "uses_reference", False))
-
-    @property
-    def teacher_support(self) -> TeacherSupport:
-        """What the objective wants of a teacher beside the sampled tokens' scores."""
-        support: TeacherSupport = getattr(self.objective, "teacher_support", None)
-        return support
+        return self.objective.uses_reference
 
     @property
     def teachers_by_id(self) -> dict[str, TeacherConfig]:

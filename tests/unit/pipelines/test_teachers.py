@@ -14,28 +14,15 @@ from transformers import AutoTokenizer
 from pipelines.cluster import demand_by_pool
 from pipelines.teachers import require_one_vocabulary, route_prompts
 from rlad.config import RunConfig
-from rlad.contracts import TeacherSupport
 from rlad.data.prompts import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
-from rlad.objectives import GrpoConfig, TrrdConfig
 
 TWO = {"algebra": {"path": "/models/a"}, "logic": {"path": "/models/l"}}
 
 
-class WithSupport(TrrdConfig):
-    """An objective that compares the student with more than the sampled tokens."""
-
-    wanted: TeacherSupport = 4
-
-    @property
-    def teacher_support(self) -> TeacherSupport:
-        return self.wanted
-
-
-class WithReference(GrpoConfig):
-    @property
-    def uses_reference(self) -> bool:
-        return True
+LIKELIEST = {"name": "opd", "estimator": "topk", "top_k": 4}
+FULL = {"name": "opd", "estimator": "full"}
+WITH_REFERENCE = {"name": "grpo", "reference_kl": 0.01}
 
 
 def run_config(**settings: Any) -> RunConfig:
@@ -106,7 +93,7 @@ def test_routes_that_lead_nowhere_are_refused(records: list[PromptRecord], messa
 
 
 def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_are_wanted() -> None:
-    config = run_config(teachers=TWO, teacher_routes={"math": "algebra"}, objective=WithSupport())
+    config = run_config(teachers=TWO, teacher_routes={"math": "algebra"}, objective=LIKELIEST)
     mixed = [prompt("m", "math", teacher_id={"algebra": 1, "logic": 1})]
     with pytest.raises(PlanError, match="prompt m mixes several teachers.*give it one teacher"):
         route_prompts(config, mixed)
@@ -125,15 +112,15 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
         ({"teachers": TWO, "teacher_routes": {"math": {"logic": -1}}}, "greater than 0"),
         ({"teachers": TWO, "teacher_routes": {"math": {}}}, "at least 1 item"),
         ({"teachers": {"a/b": {"path": "/t"}}}, "should match pattern"),
-        ({"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": WithSupport()}, "route the task to one teacher"),
+        ({"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST}, "route the task to one teacher"),
         ({"teachers": TWO, "rollout": {"temperature": 0.8}}, "set rollout.temperature to 1, or teachers.algebra.engine to transformers"),
         (
-            {"teacher": {"path": "/t"}, "objective": WithSupport(wanted="full")},
+            {"teacher": {"path": "/t"}, "objective": FULL},
             "full vocabulary, which the vllm engine does not give: set teacher.engine",
         ),
-        ({"objective": WithReference()}, "needs a frozen reference policy: add a `reference:` section"),
+        ({"objective": WITH_REFERENCE}, "needs a frozen reference policy: add a `reference:` section"),
         ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference: remove the `reference:` section"),
-        ({"objective": WithReference(), "reference": {}, "rollout": {"temperature": 0.8}}, "or reference.engine to transformers"),
+        ({"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}}, "or reference.engine to transformers"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -146,13 +133,13 @@ def test_every_scoring_model_is_a_pool_and_the_reference_is_the_students_start()
     assert list(config.scoring_pools) == ["teacher-algebra", "teacher-logic"]
     demand = demand_by_pool(config)["teacher-logic"]
     assert (demand.cpus, demand.gpus) == (12, 6)
-    referred = run_config(objective=WithReference(), reference={"engine": "transformers", "replicas": 2})
+    referred = run_config(objective=WITH_REFERENCE, reference={"engine": "transformers", "replicas": 2})
     assert {pool: (model.path, model.engine) for pool, model in referred.scoring_pools.items()} == {"reference": ("/models/s", "transformers")}
     assert demand_by_pool(referred)["reference"].cpus == 2
-    elsewhere = run_config(objective=WithReference(), reference={"path": "/models/r"})
+    elsewhere = run_config(objective=WITH_REFERENCE, reference={"path": "/models/r"})
     assert elsewhere.scoring_pools["reference"].path == "/models/r"
-    full = run_config(objective=WithSupport(wanted="full"), teacher={"path": "/t", "engine": "transformers"})
-    assert full.teacher_support == "full"
+    full = run_config(objective=FULL, teacher={"path": "/t", "engine": "transformers"})
+    assert full.objective.teacher_support == "full"
 
 
 def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -167,7 +154,7 @@ def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path
     with pytest.raises(VocabularyMismatchError, match="student and teacher-b have different vocabularies"):
         require_one_vocabulary(run_config(**base, teachers={"a": alike, "b": unlike}))
     with pytest.raises(VocabularyMismatchError, match="student and reference have different vocabularies"):
-        require_one_vocabulary(run_config(**base, objective=WithReference(), reference=unlike))
+        require_one_vocabulary(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
 
 
 def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(make_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -177,6 +164,6 @@ def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(make_mo
     config_file.write_text(config_file.read_text().replace('"vocab_size": 30', '"vocab_size": 32'))
     models = {"student": {"path": str(make_model())}, "teacher": {"path": str(padded), "engine": "transformers"}}
     require_one_vocabulary(run_config(**models))
-    require_one_vocabulary(run_config(**models, objective=WithSupport(wanted=4)))
+    require_one_vocabulary(run_config(**models, objective=LIKELIEST))
     with pytest.raises(PlanError, match="output layers of teacher and student have 32 and 30 entries"):
-        require_one_vocabulary(run_config(**models, objective=WithSupport(wanted="full")))
+        require_one_vocabulary(run_config(**models, objective=FULL))
