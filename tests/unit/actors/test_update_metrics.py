@@ -23,7 +23,7 @@ def update(
         counts=BatchCounts(responses=2, response_tokens=tokens + 1, trained_tokens=tokens, missing_teacher_tokens=1),
         micro_batches=3,
     )
-    return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, totals=totals)
+    return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, entropy_coefficient=0.0, totals=totals)
 
 
 def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_first_alone() -> None:
