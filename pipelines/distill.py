@@ -21,7 +21,7 @@ from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup
-from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, prepare_evaluation
+from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, prepare_evaluation, require_kind
 from pipelines.waiting import together
 from rlad.config import RunConfig
 from rlad.data.prompts import dataset_fingerprint
@@ -40,6 +40,7 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
     Raises:
         RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
     """
+    require_kind(config, offline=False)
     with run.hold(config, resume=resume):
         student = str(resolve_model(config.student.path))
         prompts = prepare_prompts(config.prompts, config, student)

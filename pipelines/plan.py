@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.cluster import Resources, connected, demand_by_pool, local_resources, require_room
+from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
 from rlad.config import LearnerConfig, RunConfig
@@ -150,9 +150,9 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
         return
-    epochs = config.training.steps * config.training.prompts_per_step / len(training.records)
-    longest = max(len(ids) for ids in training.token_ids)
-    text = f"{len(training.records)} training prompts (longest {longest} tokens, {epochs:.2f} epochs), {len(evaluation.records)} for evaluation"
+    groups, longest = config.training.steps * config.training.prompts_per_step, max(len(ids) for ids in training.token_ids)
+    amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
+    text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
     yield Finding(level="ok", text=text)
 
 
@@ -191,7 +191,12 @@ def _pools(config: RunConfig, student: ModelShape | None, teacher: ModelShape | 
         resources=demand["rollout"],
         worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
     )
-    if config.teacher is not None:
+    if config.teacher is not None and config.offline is not None and config.offline.traces is None:
+        generator = config.offline.generator_of(rollout)
+        longest = generator.max_prompt_tokens + generator.max_response_tokens
+        memory = engine_gib(teacher, config.teacher.dtype, generator.tensor_parallel, longest) if teacher else None
+        yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
+    if config.teacher is not None and config.objective.uses_teacher:
         memory = engine_gib(teacher, config.teacher.dtype, config.teacher.tensor_parallel, tokens) if teacher else None
         yield PoolPlan(pool="teacher", workers=config.teacher.replicas, resources=demand["teacher"], worker_gib=memory)
     yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)

@@ -36,7 +36,7 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
-        if config.teacher is not None and with_teacher:
+        if config.teacher is not None and config.objective.uses_teacher and with_teacher:
             closing.push_async_callback(delete_teacher, f"{run_id}-teacher")
             starting.append(_deploy(config.teacher, f"{run_id}-teacher", tokenizer_fingerprint(student), timeout_s))
         _, _, *teachers = await together(*starting)

@@ -8,6 +8,7 @@ from rlad.objectives.build import ObjectiveConfig, build_objective
 from rlad.objectives.grpo import GrpoConfig
 from rlad.objectives.metrics import MetricSums
 from rlad.objectives.objective import Objective, ObjectiveOutput, ObjectiveSettings, check_missing_teacher
+from rlad.objectives.sft import SftConfig
 from rlad.objectives.trrd import TrrdConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveOutput",
     "ObjectiveSettings",
+    "SftConfig",
     "TrrdConfig",
     "build_objective",
     "check_missing_teacher",

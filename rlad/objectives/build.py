@@ -11,9 +11,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rlad.errors import ConfigError
 from rlad.objectives.grpo import GrpoConfig
 from rlad.objectives.objective import Objective, ObjectiveSettings
+from rlad.objectives.sft import SftConfig
 from rlad.objectives.trrd import TrrdConfig
 
-ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig | SftConfig, Field(discriminator="name")]
 
 _ADAPTER: TypeAdapter[ObjectiveSettings] = TypeAdapter(ObjectiveConfig)
 
