@@ -241,16 +241,6 @@ class RunConfig(ConfigModel):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
-    def _teacher_iff_needed(self) -> Self:
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path")
-        if self.teacher is not None and not self.needs_teacher and self.offline is None:
-            raise ValueError(f"objective {self.objective.name!r} uses no teacher: remove the `teacher:` section, it would hold machines for nothing")
-        if self.teacher is not None and self.objective.uses_teacher and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
-            raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
-        return self
-
-    @model_validator(mode="after")
     def _offline_iff_sft(self) -> Self:
         if self.offline is None and self.objective.name == "sft":
             raise ValueError("objective 'sft' trains on the teacher's traces: add an `offline:` section (it may be empty: `offline: {}`)")
@@ -260,6 +250,16 @@ class RunConfig(ConfigModel):
             )
         if self.offline is not None and self.rollout.temperature != 1.0:
             raise ValueError("cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_iff_needed(self) -> Self:
+        if self.needs_teacher and self.teacher is None:
+            raise ValueError(f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path")
+        if self.teacher is not None and not self.needs_teacher and self.offline is None:
+            raise ValueError(f"objective {self.objective.name!r} uses no teacher: remove the `teacher:` section, it would hold machines for nothing")
+        if self.teacher is not None and self.objective.uses_teacher and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
+            raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
         return self
 
     @property

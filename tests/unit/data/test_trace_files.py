@@ -10,50 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rlad.contracts import Outcome
-from rlad.data.trace_files import MANIFEST, Trace, TracedPrompt, TraceFolder, TraceManifest, TraceProvenance, require_manifest
+from rlad.data.trace_files import MANIFEST, TraceFolder, TraceManifest, require_manifest
 from rlad.errors import DataError, PlanError, RunDirectoryError
 
-PROVENANCE = TraceProvenance(
-    teacher="t" * 32,
-    teacher_path="starter:kk/teacher",
-    tokenizer="a" * 16,
-    template="b" * 16,
-    dataset="c" * 16,
-    traces_per_prompt=3,
-    max_accepted_per_prompt=2,
-    max_prompts=None,
-    temperature=0.7,
-    top_p=0.9,
-    max_response_tokens=32,
-)
-R, W, U, T = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.TIMEOUT
-
-
-def prompt(position: int, outcomes: tuple[Outcome, ...], kept: tuple[int, ...]) -> TracedPrompt:
-    """Response i of prompt p has the tokens p, i and, as its log-probabilities, -p and -i."""
-    return TracedPrompt(
-        position=position,
-        prompt_id=f"prompt-{position}",
-        task="puzzle",
-        traces=[
-            Trace(
-                trace_index=index,
-                response_ids=np.array([position, index], np.int32),
-                response_text=f"{position} {index}",
-                behaviour_logprobs=np.array([-position, -index], np.float32),
-                reward=1.0,
-                outcome=R,
-            )
-            for index in kept
-        ],
-        outcomes=outcomes,
-        num_tokens=2 * len(outcomes),
-    )
+from .trace_prompts import PROVENANCE, R, T, U, W, prompt
 
 
 def test_every_row_says_where_it_comes_from(tmp_path: Path) -> None:
@@ -129,15 +92,15 @@ def test_parts_of_a_killed_process_are_whole(tmp_path: Path) -> None:
     program = f"""
 import itertools
 from pathlib import Path
-from tests.unit.data.test_trace_files import PROVENANCE, R, W, prompt
+from trace_prompts import PROVENANCE, R, W, prompt
 from rlad.data.trace_files import TraceFolder
 folder = TraceFolder(Path({str(tmp_path)!r}), PROVENANCE, prompts_per_part=3)
 for position in itertools.count():
     folder.add(prompt(position, (R, W, W), (0,)))
     print(position, flush=True)
 """
-    root = Path(__file__).parents[3]
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[3])])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= 50:

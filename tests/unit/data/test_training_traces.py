@@ -12,7 +12,8 @@ from rlad.contracts import Outcome
 from rlad.data.trace_files import TracedPrompt, TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import DataError
-from tests.unit.data.test_trace_files import PROVENANCE, R, W, prompt
+
+from .trace_prompts import PROVENANCE, R, W, prompt
 
 A, B, C = prompt(0, (R, R, R), (0, 2)), prompt(1, (W, R, R), (1, 2)), prompt(2, (R, R, R), (0, 1, 2))
 UNSOLVED = prompt(3, (W, W, W), ())
