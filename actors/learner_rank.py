@@ -26,7 +26,7 @@ from actors.weights import publish
 from rlad.contracts import RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
 from rlad.errors import DeadlineError, RladError
 from rlad.objectives import build_objective
-from rlad.packing import BatchCounts, build_training_batch
+from rlad.packing import BatchCounts, BatchRules, build_training_batch
 
 T = TypeVar("T")
 MicroBatch = tuple[TrainingBatch, BatchCounts]
@@ -54,6 +54,7 @@ class LearnerRank:
         self._checkpoints = settings.run_dir / CHECKPOINTS
         self._checkpoint_s = 0.0
         config = settings.config
+        self._rules = BatchRules(objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty)
         torch.set_num_threads(config.learner.threads)
         transformers.utils.logging.disable_progress_bar()
         self._trainer = self._together(
@@ -121,15 +122,7 @@ class LearnerRank:
         while part is None:
             part = _answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(part.groups)
-        config = self._settings.config
-        build = functools.partial(
-            build_training_batch,
-            groups,
-            num_responses=part.num_responses,
-            truncated=config.learner.truncated,
-            uses_teacher=config.objective.uses_teacher,
-        )
-        return part, [build(sequences) for sequences in part.micro_batches]
+        return part, [build_training_batch(groups, sequences, size=part.size, rules=self._rules) for sequences in part.micro_batches]
 
     def _publish(self, version: int, tell: Callable[[list[Any]], None]) -> None:
         """Put the present weights where the samplers find them, and tell the broker."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlad.packing import UpdateSize
+
 # A `ray.ObjectRef` of a record's columns. Ray's reference type is not subscripted here because it holds a plain mapping of arrays.
 ColumnsRef = Any
 
@@ -36,7 +38,7 @@ class Part:
         index: part within the step, counted over its updates.
         ends_update: the optimizer steps after this part.
         ends_step: the last part of the step.
-        num_responses: responses of the whole update over all ranks: the normaliser, known before they have all arrived.
+        size: of the whole update over all ranks: the normaliser.
         micro_batches: for each micro-batch, its sequences as (group uid, response index); an empty list is a dummy batch.
         groups: the groups that the micro-batches name.
     """
@@ -46,6 +48,6 @@ class Part:
     index: int
     ends_update: bool
     ends_step: bool
-    num_responses: int
+    size: UpdateSize
     micro_batches: list[list[tuple[str, int]]]
     groups: dict[str, GroupRefs]

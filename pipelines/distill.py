@@ -23,6 +23,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup
 from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, prepare_evaluation, require_kind
 from pipelines.waiting import together
+from rlad.advantages import shaped_rewards
 from rlad.config import RunConfig
 from rlad.data.prompts import dataset_fingerprint
 from rlad.errors import DeadlineError, WorkerLostError
@@ -98,7 +99,7 @@ class _Distillation(TrainingRun):
             prompt_tokens=sampled.prompt_tokens,
             response_lengths=sampled.response_lengths,
             is_truncated=sampled.is_truncated,
-            rewards=judged.rewards,
+            rewards=tuple(shaped_rewards(judged.rewards, sampled.response_lengths, self._config.overlong_penalty).tolist()),
         )
         scored_at = time.time()
         await self._tell("add", step, finished)

@@ -156,6 +156,7 @@ class TrainingRun(abc.ABC):
             token_budget=config.learner.micro_batch_tokens,
             skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
             skip_truncated=config.learner.truncated == "mask",
+            counts_tokens=config.objective.aggregation == "token_mean",
         )
         self._broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(self._run.ledger), policy, self._training_set.group_size)
         learner = LearnerGroup(config, run_dir=self._run.path, broker=self._broker, run_id=self._run_id)

@@ -257,6 +257,12 @@ class TrainingBatch(ColumnarRecord):
         teacher_logprobs: float32 [S], 0 where the weight is 0; None without a teacher.
         advantages: float32 [S].
         weights: float32 [S].
+        reference_logprobs: float32 [S], 0 where the weight is 0; None without a frozen reference.
+        is_imitated: bool [S], whether a token has a distillation term; None where all have.
+        support_size: K of the teacher's support; 0 without one.
+        support_ids: int64 [S * K]; None without a support, like the two below.
+        teacher_support_logprobs: float32 [S * K], 0 where the weight is 0.
+        teacher_tail_logprobs: float32 [S], 0 where the weight is 0; -inf where the support is the whole vocabulary.
     """
 
     token_ids: Array
@@ -267,14 +273,30 @@ class TrainingBatch(ColumnarRecord):
     teacher_logprobs: Array | None
     advantages: Array
     weights: Array
+    reference_logprobs: Array | None = None
+    is_imitated: Array | None = None
+    support_size: int = 0
+    support_ids: Array | None = None
+    teacher_support_logprobs: Array | None = None
+    teacher_tail_logprobs: Array | None = None
 
     def __post_init__(self) -> None:
         size = len(self._require_array("token_ids", np.int64))
         self._require(size > 0, "the micro-batch is empty")
         for name in ("target_ids", "position_ids"):
             self._require_array(name, np.int64, size)
-        for name in ("behaviour_logprobs", "advantages", "weights", *(["teacher_logprobs"] if self.teacher_logprobs is not None else [])):
+        given = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
+        for name in ("behaviour_logprobs", "advantages", "weights", *given):
             self._require(bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite")
+        if self.is_imitated is not None:
+            self._require_array("is_imitated", np.bool_, size)
+        if self.support_size:
+            self._require_array("support_ids", np.int64, size * self.support_size)
+            self._require(
+                bool(np.isfinite(self._require_array("teacher_support_logprobs", np.float32, size * self.support_size)).all()),
+                "teacher_support_logprobs must be finite",
+            )
+            self._require(not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(), "teacher_tail_logprobs holds NaN")
         offsets = self._require_array("sequence_offsets", np.int32)
         self._require(len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}")
         self._require(bool(np.all(np.diff(offsets) > 0)), "a sequence in the row is empty")

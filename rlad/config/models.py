@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rlad.advantages import OverlongPenalty
 from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
 
@@ -185,6 +186,16 @@ class LearnerConfig(ConfigModel):
     step_timeout_s: Seconds = Field(3600, description="Deadline of one training step after its last group has arrived.")
 
 
+class RewardConfig(ConfigModel):
+    """What is done to the verifiers' rewards before advantages are made of them."""
+
+    overlong_buffer_tokens: PositiveInt | None = Field(
+        None,
+        description="Soft overlong punishment (DAPO): over the last so many tokens of the budget a response's reward falls linearly; none turns it off.",
+    )
+    overlong_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="By how much, at the full budget.")
+
+
 class TrainingConfig(ConfigModel):
     steps: PositiveInt = Field(description="Training steps: batches of prompts sampled, scored and trained on.")
     prompts_per_step: PositiveInt = 32
@@ -233,6 +244,7 @@ class RunConfig(ConfigModel):
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
+    rewards: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig
@@ -261,6 +273,29 @@ class RunConfig(ConfigModel):
         if self.teacher is not None and self.objective.uses_teacher and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
             raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
         return self
+
+    @model_validator(mode="after")
+    def _corrections_have_what_they_need(self) -> Self:
+        if self.objective.corrects_mismatch and self.learner.pi_old != "recompute":
+            raise ValueError(
+                "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
+                "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
+            )
+        buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > budget:
+            raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
+        return self
+
+    @property
+    def overlong_penalty(self) -> OverlongPenalty | None:
+        """What a response's length costs it."""
+        if self.rewards.overlong_buffer_tokens is None:
+            return None
+        return OverlongPenalty(
+            max_tokens=self.rollout.max_response_tokens,
+            buffer_tokens=self.rewards.overlong_buffer_tokens,
+            penalty=self.rewards.overlong_penalty,
+        )
 
     @property
     def needs_teacher(self) -> bool:

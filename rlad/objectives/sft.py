@@ -1,22 +1,25 @@
-"""Supervised fine-tuning: cross-entropy on given responses."""
+"""Supervised fine-tuning: the likelihood of given responses, such as a teacher's traces."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from rlad.objectives.objective import Objective, ObjectiveSettings, TokenLosses, Tokens
-from rlad.objectives.ratios import mean_over
+from rlad.objectives.metrics import mean_over
+from rlad.objectives.objective import Objective, ObjectiveSettings, TokenLosses
+from rlad.objectives.tokens import Tokens
 
 
 class SftConfig(ObjectiveSettings):
-    """`-log pi(token)`: maximum likelihood of traces that the teacher sampled (`rlad offline`). Uses neither rewards nor a teacher while it trains."""
-
-    zero_advantage_gives_zero_gradient: ClassVar[bool] = False
+    """`-log pi` of every token of the responses. Offline distillation where a teacher wrote them and a verifier chose them; uses neither at training."""
 
     name: Literal["sft"] = "sft"
 
     @property
     def uses_teacher(self) -> bool:
+        return False
+
+    @property
+    def _is_advantage_times_something(self) -> bool:
         return False
 
     def build(self) -> SftObjective:
@@ -26,4 +29,4 @@ class SftConfig(ObjectiveSettings):
 class SftObjective(Objective[SftConfig]):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         losses = -tokens.policy_logprobs
-        return TokenLosses(losses=losses, means={"objective/cross_entropy": mean_over(losses.detach(), tokens.is_valid)})
+        return TokenLosses(losses=losses, means={"objective/negative_log_likelihood": mean_over(losses.detach(), tokens.is_valid)})
