@@ -227,6 +227,11 @@ class TrainingConfig(ConfigModel):
     updates_per_step: PositiveInt = Field(
         1, description="Optimizer steps on one batch: its groups, in prompt order, cut into so many equal mini-batches."
     )
+    max_refills: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Dynamic sampling (DAPO): a group with equal rewards is dropped and the next prompt takes its place, up to so many times a step; "
+        "behind that such groups are kept. 0 turns it off.",
+    )
     max_staleness: Literal[0] = Field(0, description="Versions a sampled token may lag behind. 0: strictly on-policy.")
 
     @model_validator(mode="after")
@@ -307,7 +312,7 @@ class RunConfig(ConfigModel):
                 )
             if self.offline.traces is None and self.teacher is None:
                 raise ValueError(
-                    "an offline run needs a teacher: add a `teacher:` section, whose model writes the traces, or set offline.traces to a folder of them"
+                    "an offline run needs a teacher, which writes the traces: add a `teacher:` section, or set offline.traces to a folder of them"
                 )
             return self
         if self.teacher is not None and self.teachers:
@@ -372,6 +377,8 @@ class RunConfig(ConfigModel):
                 "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
                 "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
             )
+        if self.training.max_refills and self.objective.name in ("opd", "sft"):
+            raise ValueError(f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards")
         buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
         if buffer is not None and buffer > budget:
             raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
