@@ -94,21 +94,26 @@ def pretrain(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run whose evaluation prompts, verifiers and engine settings are used.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="A file of evaluation sets (configs/eval_math.yaml), or a run, whose evaluation is then used.")
+    ],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    sets: Annotated[
+        str | None, typer.Option("--sets", help="Only these sets of the file, separated by commas. [default: all]", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")] = None,
 ) -> None:
-    """Evaluate MODEL on the evaluation prompts of a configuration."""
+    """Evaluate MODEL: mean@k, maj@k and pass@k with confidence intervals."""
     from pipelines.evaluate import evaluate_model
-    from pipelines.pretrain import ensure_starters_of
-    from rlad.config import load_run_config
+    from pipelines.pretrain import ensure_models
+    from rlad.config import load_evaluation_suite
 
-    settings = load_run_config(config, [*(overrides or []), f"student.path={model}"])
+    suite = load_evaluation_suite(config, [*(overrides or []), f"student.path={model}"])
+    if sets is not None:
+        suite = suite.only(sets.split(","))
     console = Console()
-    ensure_starters_of(settings, console, teacher=False)
-    summary = evaluate_model(settings, console)
-    if output is not None:
-        output.write_text(json.dumps({"model": model, **summary.as_dict()}, indent=2) + "\n")
+    ensure_models([suite.student.path], console)
+    evaluate_model(suite, console, output=output)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from actors.verifier import VerifierPool
 from pipelines.waiting import together
-from rlad.config import RunConfig, TeacherConfig
+from rlad.config import EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.starters import resolve_model
 
@@ -26,8 +26,8 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = True) -> AsyncIterator[Pools]:
-    """Start every pool at once and close them at the end of the block, whatever happens in it."""
+async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, with_teacher: bool = True) -> AsyncIterator[Pools]:
+    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has no teacher."""
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
     rollout = RolloutPool(config.rollout, model_path=student, dtype=config.student.dtype, seed=config.seed, start_timeout_s=timeout_s, run_id=run_id)
@@ -36,7 +36,7 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
-        if config.teacher is not None and with_teacher:
+        if isinstance(config, RunConfig) and config.teacher is not None and with_teacher:
             closing.push_async_callback(delete_teacher, f"{run_id}-teacher")
             starting.append(_deploy(config.teacher, f"{run_id}-teacher", tokenizer_fingerprint(student), timeout_s))
         _, _, *teachers = await together(*starting)

@@ -40,13 +40,13 @@ def pretrain(recipe_name: str, *, cache_dir: Path | None, force: bool, console: 
     return directories
 
 
-def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = True) -> None:
-    """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make.
+def ensure_starters_of(config: RunConfig, console: Console) -> None:
+    """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make."""
+    ensure_models([config.student.path, *([config.teacher.path] if config.teacher is not None else [])], console)
 
-    Args:
-        teacher: whether the run's teacher is wanted too.
-    """
-    paths = [config.student.path, *([config.teacher.path] if teacher and config.teacher is not None else [])]
+
+def ensure_models(paths: Sequence[str], console: Console) -> None:
+    """The same for model paths, of which those that are no starters are left alone."""
     wanted: dict[str, list[Role]] = {}
     for recipe, role in filter(None, map(parse_starter, paths)):
         if not is_finished(starter_directory(recipe, role)):

@@ -62,8 +62,8 @@ def write_report(run: RunDirectory) -> None:
         total_steps=config.training.steps,
         elapsed_s=steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0.0,
         evaluations=evaluations,
-        group_by=config.evaluation.group_by,
-        plots=_plots(steps, evaluations, config.evaluation.group_by),
+        group_by=config.evaluation.group_label,
+        plots=_plots(steps, evaluations, config.evaluation.group_label),
         shares=_stage_shares(steps),
         counts=counts,
     )
@@ -113,7 +113,9 @@ def _accuracy(axes: Axes, evaluations: list[dict[str, Any]], group_by: str) -> N
     axes.fill_between(at, [row["low"] for row in overall], [row["high"] for row in overall], color="black", alpha=0.1, linewidth=0)
     groups = evaluations[0]["groups"]
     for group in groups if len(groups) > 1 else []:
-        axes.plot(at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=f"{group_by} {group}")
+        axes.plot(
+            at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=group if "," in group_by else f"{group_by} {group}"
+        )
     axes.set_ylim(0, 1)
 
 
