@@ -117,6 +117,33 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A comparison's YAML file, for example configs/compare_kk_cpu.yaml.")],
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Only these methods, separated by commas; the others are compared with the first. [default: all]", show_default=False),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds, separated by commas, instead of the file's.", show_default=False)] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the runs and the report go. [default: runs/NAME]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")] = False,
+) -> None:
+    """Compare methods from one start over several seeds, and say whether they differ by more than chance."""
+    from pipelines.compare import ComparisonDirectory
+    from pipelines.compare import compare as run_comparison
+    from pipelines.pretrain import ensure_starters_of
+    from rlad.config.comparison import load_comparison
+
+    comparison = load_comparison(
+        config, overrides or [], methods=methods.split(",") if methods else None, seeds=_whole_numbers(seeds) if seeds else None
+    )
+    console = Console()
+    for planned in comparison.runs[: len(comparison.config.methods)]:
+        ensure_starters_of(planned.config, console)
+    run_comparison(comparison, ComparisonDirectory(run_dir or Path("runs") / comparison.config.name), resume=resume, console=console)
+
+
+@app.command()
 def report(run: RunPath) -> None:
     """Write RUN's report.html from what it has recorded so far."""
     from pipelines.report import write_report
@@ -143,6 +170,13 @@ def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="P
         typer.echo("\n".join(f"{name:<{width}}  {count}" for name, count in counts.items()))
     if counts["lost"] or counts["duplicated"]:
         raise typer.Exit(1)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from None
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ async def evaluate_set(
             seed=None,
         )
         async with in_flight:
-            sampled, judged = await _sample_and_judge(rollout, verifiers, request, with_texts)
+            sampled, judged = await sample_and_judge(rollout, verifiers, request, with_texts=with_texts)
         if on_responses is not None:
             on_responses(record, sampled, judged)
         on_prompt()
@@ -166,9 +166,14 @@ async def evaluate_set(
 
 
 @retry(retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
-async def _sample_and_judge(
-    rollout: RolloutPool, verifiers: VerifierPool, request: SampleRequest, with_texts: bool
+async def sample_and_judge(
+    rollout: RolloutPool, verifiers: VerifierPool, request: SampleRequest, *, with_texts: bool = False
 ) -> tuple[SampledGroup, JudgedGroup]:
+    """Sample one group that no ledger knows, and have it judged. It is asked for again where its worker is lost.
+
+    Raises:
+        WorkerLostError, DeadlineError: in every attempt.
+    """
     sampled = await rollout.sample(request)
     judged = await verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths), with_texts=with_texts)
     return sampled, judged

@@ -14,7 +14,7 @@ SMOKE = CONFIGS / "smoke_cpu.yaml"
 
 
 EVALUATIONS = sorted(CONFIGS.glob("eval_*.yaml"))
-RUNS = sorted(set(CONFIGS.glob("*.yaml")) - {*EVALUATIONS})
+RUNS = sorted(set(CONFIGS.glob("*.yaml")) - {*EVALUATIONS, *CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablation_*.yaml")})
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
