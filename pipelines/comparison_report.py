@@ -110,8 +110,8 @@ def _draw_curves(figure: Figure, result: ComparisonResult, groups: list[str], ro
     label = result.evaluation.group_label
     panels = {
         "All evaluation prompts": curves(result.records, ALL),
-        "Training reward": metric_curves(result.records, "reward/mean"),
         **{group if "," in label else f"{label} {group}": curves(result.records, group) for group in groups},
+        "Training reward": metric_curves(result.records, "reward/mean"),
     }
     grid = figure.subplots(rows, min(len(panels), _PANELS_A_ROW), squeeze=False).flatten()
     for axes, (title, by_name) in zip(grid, panels.items(), strict=False):
@@ -151,7 +151,9 @@ def _draw_accuracy(figure: Figure, result: ComparisonResult) -> None:
             at = place + (index - (len(methods) - 1) / 2) * width
             values = [accuracy_of(run.final, column) for run in runs]
             label = name if place == 0 else None
-            axes.scatter([at] * len(values), values, s=22, color=colour, alpha=0.75, linewidths=0, marker=_marker(index), label=label)
+            axes.scatter(
+                [at] * len(values), values, s=26, color=colour, alpha=0.8, edgecolors="white", linewidths=0.6, marker=_marker(index), label=label
+            )
             axes.hlines(result.accuracy[name][column].mean, at - 0.42 * width, at + 0.42 * width, color=colour, linewidth=2)
     for place, column in enumerate(columns):
         start = result.accuracy["start"][column].mean

@@ -93,7 +93,7 @@ class Difference:
         low, high: 95% interval of Student's t over the seeds' differences; None with one seed.
         p_seeds: two-sided, of that t; None with one seed.
         p_prompts: two-sided, of the sign permutation over prompts.
-        p_value: the larger of both, after Holm's correction.
+        p_value: the larger of both, after Holm's correction for the number of `comparisons`.
         seeds, prompts: how many pairs of each.
     """
 
@@ -105,6 +105,7 @@ class Difference:
     p_seeds: float | None
     p_prompts: float
     p_value: float
+    comparisons: int
     seeds: int
     prompts: int
     verdict: Verdict
@@ -118,13 +119,15 @@ class Difference:
                 f"{self.method} against {self.reference}: {points} with one seed. These two students {told} differ on such prompts by more than their draw "
                 f"explains (p = {self.p_prompts:.3f}); one seed says nothing about another, so the methods cannot be ranked."
             )
-        evidence = f"{points}, 95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f} over {self.seeds} seeds, p = {self.p_value:.3f}"
-        finding = {
-            "better": f"{self.method} is better than {self.reference}",
-            "worse": f"{self.method} is worse than {self.reference}",
-            "equal": f"{self.method} and {self.reference} are equal for practical purposes",
-        }.get(self.verdict, f"{self.method} and {self.reference} are within the noise of each other")
-        return f"{finding} ({evidence})."
+        corrected = f" corrected for {self.comparisons} comparisons" if self.comparisons > 1 else ""
+        interval = f"95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f} over {self.seeds} seeds"
+        evidence = f"{points}, {interval}, p = {self.p_value:.3f}{corrected}"
+        if self.verdict in ("better", "worse"):
+            return f"{self.method} is {self.verdict} than {self.reference} ({evidence})."
+        if self.verdict == "equal":
+            return f"{self.method} and {self.reference} are equal for practical purposes ({evidence})."
+        hint = " The interval alone leaves 0 out; more seeds would settle it." if self.low > 0 or self.high < 0 else ""
+        return f"{self.method} and {self.reference} are within the noise of each other ({evidence}).{hint}"
 
 
 def columns_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -192,7 +195,10 @@ def differences(runs: Sequence[RunRecord], *, margin: float) -> list[Difference]
     (reference, first), *others = methods.items()
     pairs = [_paired(method, own, reference, first) for method, own in others]
     corrected = holm([max(pair["p_seeds"] or 0.0, pair["p_prompts"]) for pair in pairs])
-    return [Difference(**pair, p_value=p_value, verdict=_verdict(pair, p_value, margin)) for pair, p_value in zip(pairs, corrected, strict=True)]
+    return [
+        Difference(**pair, p_value=p_value, comparisons=len(pairs), verdict=_verdict(pair, p_value, margin))
+        for pair, p_value in zip(pairs, corrected, strict=True)
+    ]
 
 
 def paired_t(pairs: Sequence[float]) -> tuple[float, float, float]:

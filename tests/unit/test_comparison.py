@@ -111,6 +111,20 @@ def test_seeds_that_disagree_are_noise_and_it_is_said_plainly() -> None:
     assert found.sentence().startswith("trrd and grpo are within the noise of each other (+4.2 points, 95% interval -74.0 to +82.3 over 3 seeds")
 
 
+def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() -> None:
+    # Of 20 prompts 10, 11 and 10 more are solved: t = (31 / 60) / (1 / 60) = 31, p = 0.00104. Nothing of the others differs.
+    prompts = 20
+    first = [run("grpo", seed, [0] * prompts) for seed in range(3)]
+    other = [run("trrd", seed, [1] * (10 + seed % 2) + [0] * (10 - seed % 2)) for seed in range(3)]
+    alike = [run(f"like{index}", seed, [0] * prompts) for index in range(50) for seed in range(3)]
+    (alone,) = differences([*first, *other], margin=0.01)
+    among = differences([*first, *other, *alike], margin=0.01)[0]
+    assert (alone.verdict, alone.p_seeds) == ("better", pytest.approx(1 - 31 / (2 + 31**2) ** 0.5))
+    assert (among.verdict, among.p_value) == ("within the noise", pytest.approx(51 * max(alone.p_seeds or 0, alone.p_prompts)))
+    assert "corrected for 51 comparisons" in among.sentence()
+    assert among.sentence().endswith("The interval alone leaves 0 out; more seeds would settle it.")
+
+
 def test_one_seed_ranks_nothing() -> None:
     (found,) = differences([run("grpo", 0, [0] * 10), run("trrd", 0, [1] * 10)], margin=0.01)
     assert (found.verdict, found.low, found.p_seeds) == ("one seed", None, None)
