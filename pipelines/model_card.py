@@ -13,7 +13,8 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
     """Write `README.md` into the run's export."""
     config = run.read_config()
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["rlad", "distillation", config.objective.name])
-    teacher = f" under the teacher `{config.teacher.path}`" if config.teacher else ""
+    paths = [f"`{teacher.path}`" for teacher in config.teachers_by_id.values()]
+    teacher = f" under the teacher{'s' if len(paths) > 1 else ''} {', '.join(paths)}" if paths else ""
     settings = ", ".join(f"{key} {value}" for key, value in config.objective.model_dump(mode="json").items() if key != "name")
     evaluation = config.evaluation
     text = f"""---

@@ -40,9 +40,13 @@ def pretrain(recipe_name: str, *, cache_dir: Path | None, force: bool, console: 
     return directories
 
 
-def ensure_starters_of(config: RunConfig, console: Console) -> None:
-    """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make."""
-    ensure_models([config.student.path, *([config.teacher.path] if config.teacher is not None else [])], console)
+def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = True) -> None:
+    """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make.
+
+    Args:
+        teacher: whether the run's teachers and reference are wanted too.
+    """
+    ensure_models([config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)], console)
 
 
 def ensure_models(paths: Sequence[str], console: Console) -> None:

@@ -73,7 +73,7 @@ class Cost:
         step_s: seconds of a step.
         exposed_scoring_s: seconds of a step in which only teacher and verifiers were waited for.
         generated_tokens: response tokens that the student generated.
-        teacher_tokens: response tokens that the teacher scored, or generated.
+        teacher_tokens: response tokens that the teacher scored; in offline distillation, those of its traces that were trained on.
         training_s: seconds of all steps.
     """
 
@@ -279,11 +279,11 @@ def _cost(runs: Sequence[RunRecord]) -> Cost:
 
     generated = mean_over_runs("rollout/response_tokens", a_step=False)
     scored = generated if runs[0].uses_teacher else 0.0
-    recorded = mean_over_runs("teacher/tokens", a_step=False)
+    traces = mean_over_runs("traces/response_tokens", a_step=False)
     return Cost(
         step_s=mean_over_runs("time/step_s", a_step=True),
         exposed_scoring_s=mean_over_runs("time/score_s", a_step=True),
         generated_tokens=generated,
-        teacher_tokens=recorded if recorded is not None else scored,
+        teacher_tokens=traces if traces is not None else scored,
         training_s=mean_over_runs("time/step_s", a_step=False),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from rlad.advantages import OverlongPenalty
 from rlad.errors import ConfigError
 from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
@@ -14,6 +15,18 @@ from rlad.verifiers import VerifierConfig
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# Part of a Serve application's name, of a metric's, and of a setting's on the command line.
+TeacherId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _alone(value: Any) -> Any:
+    """A single teacher's id as the mapping it is short for."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+TeacherMix = Annotated[dict[TeacherId, Weight], Field(min_length=1), BeforeValidator(_alone)]
+"""Who scores a prompt's responses: an id, or ids with the weights that each teacher's probabilities have in the mixture of all."""
 
 
 class ConfigModel(BaseModel):
@@ -82,10 +95,10 @@ class RolloutConfig(ConfigModel):
         return self
 
 
-class TeacherConfig(ConfigModel):
-    """The Serve application that scores finished groups."""
+class ScoringConfig(ConfigModel):
+    """A Serve application in which a frozen model scores finished groups."""
 
-    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+    path: str | None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
     replicas: PositiveInt = 1
@@ -93,7 +106,8 @@ class TeacherConfig(ConfigModel):
     max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
-        1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off."
+        1_000_000,
+        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
     )
     gpu_memory_fraction: Fraction = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
@@ -102,6 +116,18 @@ class TeacherConfig(ConfigModel):
     threads: PositiveInt = 1
     timeout_s: Seconds = Field(300, description="Deadline of scoring one group.")
     max_retries: Annotated[int, Field(ge=0)] = 3
+
+
+class TeacherConfig(ScoringConfig):
+    """The Serve application that scores finished groups."""
+
+    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+
+
+class ReferenceConfig(ScoringConfig):
+    """The frozen reference policy of objectives with a penalty for leaving it: one more application like a teacher's, asked for sampled tokens only."""
+
+    path: str | None = Field(None, description="As a teacher's; default: the student as it starts.")
 
 
 class VerifierPoolConfig(ConfigModel):
@@ -145,6 +171,16 @@ class LearnerConfig(ConfigModel):
     threads: PositiveInt = 1
     max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="Times Ray Train may restart the ranks from the last checkpoint.")
     step_timeout_s: Seconds = Field(3600, description="Deadline of one training step after its last group has arrived.")
+
+
+class RewardConfig(ConfigModel):
+    """What is done to the verifiers' rewards before advantages are made of them."""
+
+    overlong_buffer_tokens: PositiveInt | None = Field(
+        None,
+        description="Soft overlong punishment (DAPO): over the last so many tokens of the budget a response's reward falls linearly; none turns it off.",
+    )
+    overlong_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="By how much, at the full budget.")
 
 
 class TrainingConfig(ConfigModel):
@@ -230,11 +266,21 @@ class RunConfig(ConfigModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     seed: int = 0
     student: ModelConfig
-    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher.")
+    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
+    teachers: dict[TeacherId, TeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
+    teacher_routes: dict[str, TeacherMix] = Field(
+        {},
+        description="Who teaches a task: an id, or `{ID: weight}` for the mixture of several. A prompt's metadata `teacher_id` goes before it. "
+        "One teacher alone needs no routes.",
+    )
+    reference: ReferenceConfig | None = Field(
+        None, description="Left out where the objective uses no reference; `{}` takes the student as it starts."
+    )
     objective: ObjectiveConfig
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
+    rewards: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig
@@ -243,15 +289,103 @@ class RunConfig(ConfigModel):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
-    def _teacher_iff_needed(self) -> Self:
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path")
-        if self.teacher is not None and not self.needs_teacher:
-            raise ValueError(f"objective {self.objective.name!r} uses no teacher: remove the `teacher:` section, it would hold machines for nothing")
-        if self.teacher is not None and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
-            raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
+    def _teachers_iff_needed(self) -> Self:
+        if self.teacher is not None and self.teachers:
+            raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
+        if self.needs_teacher and not self.teachers_by_id:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path, or `teachers:` with several"
+            )
+        unused = [name for name in ("teacher", "teachers", "teacher_routes") if getattr(self, name)]
+        if unused and not self.needs_teacher:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no teacher: remove the `{unused[0]}:` section, it would hold machines for nothing"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _reference_iff_needed(self) -> Self:
+        if self.needs_reference and self.reference is None:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a frozen reference policy: add a `reference:` section, `reference: {{}}` takes the student "
+                "as it starts"
+            )
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no reference: remove the `reference:` section, it would hold machines for nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_to_teachers(self) -> Self:
+        for task, mix in self.teacher_routes.items():
+            if unknown := sorted(mix.keys() - self.teachers_by_id.keys()):
+                raise ValueError(f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}")
+            if task not in self.verifiers:
+                raise ValueError(f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}")
+            if len(mix) > 1 and self.objective.teacher_support is not None:
+                raise ValueError(
+                    f"teacher_routes.{task} mixes several teachers, and objective {self.objective.name!r} wants each token's likeliest tokens of one: "
+                    "route the task to one teacher"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can_score(self) -> Self:
+        for pool, model in self.scoring_pools.items():
+            section = pool.replace("teacher-", "teachers.", 1)
+            if model.engine == "vllm" and self.rollout.temperature != 1.0:
+                raise ValueError(
+                    f"the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or {section}.engine to transformers"
+                )
+            if model.engine == "vllm" and self.objective.teacher_support == "full" and pool != "reference":
+                raise ValueError(
+                    f"objective {self.objective.name!r} wants the teacher's full vocabulary, which the vllm engine does not give: set {section}.engine "
+                    "to transformers, or take a number of likeliest tokens"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_have_what_they_need(self) -> Self:
+        if self.objective.corrects_mismatch and self.learner.pi_old != "recompute":
+            raise ValueError(
+                "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
+                "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
+            )
+        buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > budget:
+            raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
+        return self
+
+    @property
+    def overlong_penalty(self) -> OverlongPenalty | None:
+        """What a response's length costs it."""
+        if self.rewards.overlong_buffer_tokens is None:
+            return None
+        return OverlongPenalty(
+            max_tokens=self.rollout.max_response_tokens,
+            buffer_tokens=self.rewards.overlong_buffer_tokens,
+            penalty=self.rewards.overlong_penalty,
+        )
 
     @property
     def needs_teacher(self) -> bool:
         return self.objective.uses_teacher
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.objective.uses_reference
+
+    @property
+    def teachers_by_id(self) -> dict[str, TeacherConfig]:
+        """All teachers; the only one, given as `teacher`, has that as its id."""
+        return {"teacher": self.teacher} if self.teacher is not None else self.teachers
+
+    @property
+    def scoring_pools(self) -> dict[str, TeacherConfig]:
+        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several, in the order of `teachers_by_id`; `reference`."""
+        pools = {"teacher": self.teacher} if self.teacher is not None else {f"teacher-{name}": model for name, model in self.teachers.items()}
+        if self.reference is not None:
+            path = self.student.path if self.reference.path is None else self.reference.path
+            pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})
+        return pools

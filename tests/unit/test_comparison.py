@@ -62,7 +62,7 @@ def test_costs_are_means_over_seeds_of_a_run_s_steps() -> None:
     assert (table["trrd"].step_s, table["trrd"].exposed_scoring_s, table["trrd"].training_s) == pytest.approx((3.0, 0.5, 6.0))
     assert (table["trrd"].generated_tokens, table["trrd"].teacher_tokens) == (300.0, 300.0)
     assert (table["grpo"].generated_tokens, table["grpo"].teacher_tokens) == (300.0, 0.0)
-    silent = RunRecord(method="sft", seed=0, steps=[{"step": 1, "teacher/tokens": 7.0}], evaluations={0: evaluation([0])}, uses_teacher=False)
+    silent = RunRecord(method="sft", seed=0, steps=[{"step": 1, "traces/response_tokens": 7.0}], evaluations={0: evaluation([0])}, uses_teacher=False)
     assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 7.0)
 
 

@@ -25,7 +25,7 @@ def finished(
     truncated: tuple[bool, ...] = (False, False),
     attempt: int = 0,
 ) -> FinishedGroup:
-    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=None)
+    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=())
     return FinishedGroup(uid=uid, attempt=attempt, refs=refs, prompt_tokens=10, response_lengths=lengths, is_truncated=truncated, rewards=rewards)
 
 
@@ -51,7 +51,7 @@ def test_every_response_is_handed_out_once_over_ranks_that_stay_in_step() -> Non
     for row in rows:
         assert len({len(part.micro_batches) for part in row}) == 1
     assert [row[0].ends_step for row in rows] == [False] * (len(rows) - 1) + [True]
-    assert all(part.num_responses == 6 for row in rows for part in row)
+    assert all(part.size.num_responses == 6 for row in rows for part in row)
 
 
 def test_a_part_is_formed_once_it_fills_the_ranks_while_other_groups_are_still_sampled() -> None:
@@ -95,7 +95,7 @@ def test_groups_with_equal_rewards_cost_no_forward_pass_but_still_count() -> Non
     ((part,),) = all_parts(parts)
     assert {uid for uid, _ in sequences(part)} == {"b"}
     assert part.groups.keys() == {"b"}
-    assert part.num_responses == 4
+    assert part.size.num_responses == 4
 
 
 def test_an_update_without_any_gradient_still_has_one_backward_pass_on_every_rank() -> None:

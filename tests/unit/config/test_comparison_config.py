@@ -91,7 +91,8 @@ def test_the_shipped_ablation_is_grpo_and_five_alphas() -> None:
 
 
 def test_the_shipped_comparison_gives_every_method_the_same_work() -> None:
-    runs = load_comparison(CONFIGS / "compare_kk_cpu.yaml", methods=["trrd", "grpo"]).runs
-    assert [run.name for run in runs] == [f"{method}-seed{seed}" for seed in (0, 1, 2) for method in ("trrd", "grpo")]
+    methods = ("trrd", "grpo", "kdrl", "opd")
+    runs = load_comparison(CONFIGS / "compare_kk_cpu.yaml", methods=methods).runs
+    assert [run.name for run in runs] == [f"{method}-seed{seed}" for seed in (0, 1, 2) for method in methods]
     for key in ("student", "prompts", "rollout", "training", "learner", "evaluation"):
         assert len({str(getattr(run.config, key)) for run in runs}) == 1, key
