@@ -86,11 +86,15 @@ def local_resources(config: ClusterConfig) -> Resources:
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Resources]:
-    """Join the cluster at `config.address`, or start one on this machine that ends with the block.
+    """Join the cluster at `config.address`, or start one on this machine that ends with the block. Inside another such block it is that block's cluster,
+    which goes on: several runs then share one start.
 
     Raises:
         PlanError: no cluster answers at the address.
     """
+    if ray.is_initialized():
+        yield _total_resources()
+        return
     runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
     try:
         if config.address is None:
@@ -100,7 +104,11 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
     except (ConnectionError, ValueError) as error:
         raise PlanError(f"no Ray cluster answers at {config.address or 'this machine'}: {error}") from error
     try:
-        total = ray.cluster_resources()
-        yield Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+        yield _total_resources()
     finally:
         ray.shutdown()
+
+
+def _total_resources() -> Resources:
+    total = ray.cluster_resources()
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))

@@ -26,7 +26,7 @@ learning rate {config.learner.optimizer.lr:g}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
 
-| {evaluation.group_by} | prompts | before | after | 95% interval |
+| {evaluation.group_label} | prompts | before | after | 95% interval |
 | --- | --- | --- | --- | --- |
 {_rows(before, after)}
 

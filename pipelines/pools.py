@@ -12,7 +12,7 @@ from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from actors.verifier import VerifierPool
 from pipelines.waiting import together
-from rlad.config import RunConfig, TeacherConfig
+from rlad.config import EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.starters import resolve_model
 
@@ -33,12 +33,8 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = True) -> AsyncIterator[Pools]:
-    """Start every pool at once and close them at the end of the block, whatever happens in it.
-
-    Args:
-        with_teacher: whether teachers and the reference are wanted; an evaluation needs neither.
-    """
+async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> AsyncIterator[Pools]:
+    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference."""
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
     rollout = RolloutPool(config.rollout, model_path=student, dtype=config.student.dtype, seed=config.seed, start_timeout_s=timeout_s, run_id=run_id)
@@ -47,7 +43,7 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
-        scoring = config.scoring_pools if with_teacher else {}
+        scoring, teacher_ids = (config.scoring_pools, list(config.teachers_by_id)) if isinstance(config, RunConfig) else ({}, [])
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
@@ -55,7 +51,7 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
         _, _, *started = await together(*starting)
         clients = dict(zip(scoring, started, strict=True))
         reference = clients.pop("reference", None)
-        teachers = dict(zip(config.teachers_by_id, clients.values(), strict=True)) if with_teacher else {}
+        teachers = dict(zip(teacher_ids, clients.values(), strict=True))
         yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=reference)
 
 

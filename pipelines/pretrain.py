@@ -46,7 +46,11 @@ def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = T
     Args:
         teacher: whether the run's teachers and reference are wanted too.
     """
-    paths = [config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)]
+    ensure_models([config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)], console)
+
+
+def ensure_models(paths: Sequence[str], console: Console) -> None:
+    """The same for model paths, of which those that are no starters are left alone."""
     wanted: dict[str, list[Role]] = {}
     for recipe, role in filter(None, map(parse_starter, paths)):
         if not is_finished(starter_directory(recipe, role)):

@@ -106,7 +106,7 @@ def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_b
         table.add_column("change", justify="right")
     for group in [*first.groups, None]:
         rows = [summary.groups[group] if group is not None else summary.overall for summary in columns.values()]
-        cells = [f"{row.mean:.1%} [dim]({row.low:.0%}-{row.high:.0%})[/]" for row in rows]
+        cells = [_with_interval(row.mean, row.low, row.high) for row in rows]
         if len(columns) > 1:
             cells.append(f"{100 * (rows[-1].mean - rows[0].mean):+.1f}")
         if group is None:
@@ -114,3 +114,29 @@ def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_b
         table.add_row(group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None)
     table.caption = f"mean@{last.overall.samples}, 95% confidence interval"
     return table
+
+
+def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -> Table:
+    """One evaluation in full: mean@k, maj@k where there is a vote, pass@k for several k, lengths."""
+    table = Table(title=title, title_justify="left")
+    samples, several = summary.overall.samples, [k for k in summary.overall.pass_at if k > 1]
+    with_majority = samples > 1 and any(row.majority for row in (summary.overall, *summary.groups.values()))
+    table.add_column(group_by)
+    majority = [f"maj@{samples}"] if with_majority else []
+    for name in ("prompts", f"mean@{samples}", *majority, *(f"pass@{k}" for k in several), "tokens", "truncated"):
+        table.add_column(name, justify="right")
+    for group, row in [*summary.groups.items(), ("all", summary.overall)]:
+        if row is summary.overall:
+            table.add_section()
+        cells = [_with_interval(row.mean, row.low, row.high)]
+        if with_majority:
+            cells.append(_with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-")
+        cells += [f"{row.pass_at[k].mean:.1%}" for k in several]
+        style = "bold" if row is summary.overall else None
+        table.add_row(group, str(row.prompts), *cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", style=style)
+    table.caption = "in brackets the 95% confidence interval over prompts"
+    return table
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1%} [dim]({low:.0%}-{high:.0%})[/]"

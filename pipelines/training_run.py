@@ -98,7 +98,7 @@ def complete(config: RunConfig, run: RunDirectory, console: Console, train: Trai
     write_report(run)
     write_model_card(run, before=result.before, after=result.after)
     columns = {"before": result.before, "after": result.after}
-    console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_by))
+    console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_label))
     console.print(f"student: {run.export}\nreport:  {run.report}", soft_wrap=True, highlight=False)
     return result
 

@@ -1,10 +1,11 @@
 """A run's configuration: pydantic models of its YAML. Unknown keys are refused with the nearest right one."""
 
-from rlad.config.load import load_run_config
+from rlad.config.load import load_evaluation_suite, load_run_config
 from rlad.config.models import (
     CheckpointConfig,
     ClusterConfig,
     EvaluationConfig,
+    EvaluationSuite,
     GeneratorConfig,
     KnightsKnavesPrompts,
     LearnerConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointConfig",
     "ClusterConfig",
     "EvaluationConfig",
+    "EvaluationSuite",
     "GeneratorConfig",
     "KnightsKnavesPrompts",
     "LearnerConfig",
@@ -41,5 +43,6 @@ __all__ = [
     "TeacherMix",
     "TrainingConfig",
     "VerifierPoolConfig",
+    "load_evaluation_suite",
     "load_run_config",
 ]

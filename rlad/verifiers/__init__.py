@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rlad.errors import ConfigError
 from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
-from rlad.verifiers.verdict import Verdict, Verifier
+from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[KnightsKnavesVerifierConfig | MathAnswerVerifierConfig, Field(discriminator="name")]
 
@@ -32,4 +32,4 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     return spec.build()
 
 
-__all__ = ["KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]
+__all__ = ["GivesAnswer", "KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]

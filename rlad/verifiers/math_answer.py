@@ -51,3 +51,14 @@ class MathAnswerVerifier:
         if not given:
             return UNPARSEABLE
         return CORRECT if verify(gold, given, timeout_seconds=None) else WRONG
+
+    def answer_of(self, response_text: str) -> str | None:
+        """The final answer as sympy prints it, numbers as fractions: `1/2` for `\\frac{2}{4}` and for `0.5`."""
+        from math_verify import parse
+        from sympy import Basic, nsimplify
+
+        given: list[Any] = parse(response_text.rpartition("</think>")[2], parsing_timeout=None)
+        if not given:
+            return None
+        answer = given[0]
+        return str(nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer)

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.run_directory import RunDirectory, read_json_lines
+from rlad.evaluation import EvaluationSummary, majority_vote
 
 pytestmark = pytest.mark.engine
 
@@ -98,12 +101,31 @@ def test_the_student_moved_and_loads_with_plain_transformers(run: RunDirectory) 
 
 
 def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output)
+    output = tmp_path / "evaluation"
+    settings = ["evaluation.samples=4", "evaluation.group_by=[task, people]"]
+    result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", *settings, "--output", output)
     assert result.returncode == 0, result.stderr
-    figures = json.loads(output.read_text())
-    assert figures["overall"]["prompts"] == 24
-    assert 0 <= figures["overall"]["low"] <= figures["overall"]["mean"] <= figures["overall"]["high"] <= 1
+    summary = EvaluationSummary.from_dict(json.loads((output / "evaluation.json").read_text())["sets"]["evaluation"])
+    lines = read_json_lines(output / "responses-evaluation.jsonl")
+    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        by_prompt[line["prompt_id"]].append(line)
+    assert {len(each) for each in by_prompt.values()} == {4}
+    assert {prompt: sum(line["reward"] for line in each) / 4 for prompt, each in by_prompt.items()} == summary.prompts
+    assert list(summary.groups) == ["people 2", "task knights_knaves"]
+    assert summary.groups["people 2"] == summary.overall
+    assert summary.overall.prompts == 24
+    assert 0 <= summary.overall.low <= summary.overall.mean <= summary.overall.high <= 1
+    assert summary.overall.mean == pytest.approx(summary.overall.pass_at[1].mean)
+    answered = [line for line in lines if line["outcome"] in ("correct", "wrong")]
+    assert answered
+    assert all(line["response"].replace(" ", "").endswith(f"={line['answer']}") for line in answered)
+    assert all(line["answer"] is None for line in lines if line not in answered)
+    votes = [majority_vote([line["answer"] for line in each], [line["reward"] for line in each]) for each in by_prompt.values()]
+    assert summary.overall.majority is not None
+    assert summary.overall.majority.mean == pytest.approx(sum(votes) / 24)
+    again = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output, timeout_s=60)
+    assert "already holds evaluation.json" in again.stderr
 
 
 def test_a_finished_run_is_not_run_again(run: RunDirectory) -> None:

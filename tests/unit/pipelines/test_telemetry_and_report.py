@@ -27,7 +27,7 @@ SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 def evaluation(solved: int) -> EvaluationSummary:
     return summarise(
         [
-            PromptResult(prompt_id=str(index), group=str(2 + index % 2), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
+            PromptResult(prompt_id=str(index), groups=(str(2 + index % 2),), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
             for index in range(10)
         ]
     )

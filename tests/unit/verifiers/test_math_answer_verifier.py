@@ -52,3 +52,19 @@ def test_the_verdict_is_the_same_off_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert verdicts[0].outcome == Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"\boxed{\frac{2}{4}}", "1/2"),
+        (r"\boxed{0.5}", "1/2"),
+        (r"\boxed{50\%}", "1/2"),
+        (r"\boxed{\sqrt{8}}", "2*sqrt(2)"),
+        (r"\boxed{1+x^2}", "x**2 + 1"),
+        (r"<think>\boxed{97}</think> it is \boxed{96}", "96"),
+        ("it is clear", None),
+    ],
+)
+def test_equal_answers_have_one_spelling(response: str, answer: str | None) -> None:
+    assert VERIFIER.answer_of(response) == answer
