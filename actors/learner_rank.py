@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from actors.learner import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.parts import GroupRefs, Part
 from actors.remote_errors import as_rlad_error
 from actors.weights import publish
-from rlad.contracts import RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
+from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import DeadlineError, RladError
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
@@ -197,15 +198,7 @@ def _answer(ref: Any, who: str) -> Any:
 
 
 def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
-    """The groups' columns, in one request. Arrays stay views of shared memory."""
-    refs = [ref for each in groups.values() for ref in (each.group, each.verdicts, each.teacher_scores, each.reference_scores) if ref is not None]
+    """The groups' columns, in one request. Arrays stay views of shared memory, but for a mixture of teachers."""
+    refs = [ref for each in groups.values() for ref in each.all_refs]
     columns = iter(_answer(refs, "the object store") if refs else [])
-    return {
-        uid: ScoredGroup(
-            group=RolloutGroup.from_columns(next(columns)),
-            verdicts=Verdicts.from_columns(next(columns)),
-            teacher_scores=None if each.teacher_scores is None else TeacherScores.from_columns(next(columns)),
-            reference_scores=None if each.reference_scores is None else TeacherScores.from_columns(next(columns)),
-        )
-        for uid, each in groups.items()
-    }
+    return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

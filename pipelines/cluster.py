@@ -35,15 +35,15 @@ class Resources:
 def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
     """What each pool of a run asks of Ray while it trains."""
     rollout, learner, verifier = config.rollout, config.learner, config.verifier_pool
-    teacher = config.teacher if config.objective.uses_teacher else None
-    demand = {
+    return {
         "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
         "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **{
+            pool: Resources(cpus=model.replicas * model.cpus_per_replica, gpus=model.replicas * model.gpus_per_replica)
+            for pool, model in config.scoring_pools.items()
+        },
     }
-    if teacher is not None:
-        demand["teacher"] = Resources(cpus=teacher.replicas * teacher.cpus_per_replica, gpus=teacher.replicas * teacher.gpus_per_replica)
-    return demand
 
 
 def generation_demand(config: RunConfig) -> dict[str, Resources]:

@@ -1,6 +1,6 @@
 """The distillation run: the picture in docs/design.md, from top to bottom.
 
-    prompts -> rollout pool -> (teacher, verifiers) -> broker -> learner -> weights -> rollout pool
+    prompts -> rollout pool -> (teachers, verifiers) -> broker -> learner -> weights -> rollout pool
 
 This process holds references and small numbers; token data goes from pool to pool through the object store.
 """
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rich.console import Console
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
 from actors.broker import FinishedGroup
-from actors.parts import GroupRefs
-from actors.rollout import SampleRequest
+from actors.parts import ColumnsRef, GroupRefs, WeightedScores
+from actors.rollout import SampledGroup, SampleRequest
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup
-from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, prepare_evaluation, require_kind
+from pipelines.teachers import require_one_vocabulary, route_prompts
+from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, finished_result, prepare_evaluation, require_kind
 from pipelines.waiting import together
 from rlad.advantages import shaped_rewards
 from rlad.config import RunConfig
@@ -46,16 +48,30 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
         student = str(resolve_model(config.student.path))
         prompts = prepare_prompts(config.prompts, config, student)
         evaluation_prompts = prepare_evaluation(config, student, prompts)
-        return complete(config, run, console, lambda progress: _Distillation(config, run, prompts, evaluation_prompts, progress).run())
+        teachers = route_prompts(config, prompts.records)
+        if finished_result(config, run) is None:
+            require_one_vocabulary(config)
+        return complete(config, run, console, lambda progress: _Distillation(config, run, prompts, evaluation_prompts, teachers, progress).run())
 
 
 class _Distillation(TrainingRun):
-    """The student's own responses, scored by the teacher and judged by verifiers."""
+    """The student's own responses, scored by teachers and judged by verifiers."""
 
     def __init__(
-        self, config: RunConfig, run: RunDirectory, prompts: EncodedPrompts, evaluation_prompts: EncodedPrompts, progress: RunProgress
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        prompts: EncodedPrompts,
+        evaluation_prompts: EncodedPrompts,
+        teachers: Mapping[str, Mapping[str, float]],
+        progress: RunProgress,
     ) -> None:
+        """
+        Args:
+            teachers: of every prompt, by its id: their ids and weights.
+        """
         self._prompts = prompts
+        self._teachers = teachers
         training_set = TrainingSet(
             fingerprint=dataset_fingerprint(prompts.records),
             prompt_ids=[record.id for record in prompts.records],
@@ -67,7 +83,7 @@ class _Distillation(TrainingRun):
         return await self._follow(step, self._request(uid, attempt, record))
 
     async def _follow(self, step: int, request: SampleRequest) -> FollowedGroup:
-        """Bring one group from the sampler through teacher and verifier to the broker. A lost worker costs an attempt, not the run."""
+        """Bring one group from the sampler through teachers and verifier to the broker. A lost worker costs an attempt, not the run."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((WorkerLostError, DeadlineError)),
             stop=stop_after_attempt(_ATTEMPTS_PER_GROUP),
@@ -85,17 +101,17 @@ class _Distillation(TrainingRun):
         issued_at = time.time()
         sampled = await self._pools.rollout.sample(request)
         sampled_at = time.time()
-        num_tokens = sum(sampled.response_lengths)
-        teacher = self._pools.teacher
-        _, judged, *scores = await together(
+        teachers = self._teachers[request.prompt_id]
+        _, judged, teacher_scores, reference_scores = await together(
             self._tell("record_sampled", request.uid, request.attempt),
-            self._pools.verifiers.verify(sampled.group_ref, num_tokens=num_tokens),
-            *([teacher.score(sampled.group_ref, num_tokens=num_tokens)] if teacher else []),
+            self._pools.verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths)),
+            self._ask_teachers(sampled, teachers),
+            self._ask_reference(sampled),
         )
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
-            refs=GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts_ref, teacher_scores=scores[0] if scores else None),
+            refs=GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts_ref, teacher_scores=teacher_scores, reference_scores=reference_scores),
             prompt_tokens=sampled.prompt_tokens,
             response_lengths=sampled.response_lengths,
             is_truncated=sampled.is_truncated,
@@ -103,7 +119,26 @@ class _Distillation(TrainingRun):
         )
         scored_at = time.time()
         await self._tell("add", step, finished)
-        return FollowedGroup(sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=sampled_at, scored_at=scored_at, attempts=attempts)
+        return FollowedGroup(
+            sampled=sampled,
+            judged=judged,
+            issued_at=issued_at,
+            sampled_at=sampled_at,
+            scored_at=scored_at,
+            attempts=attempts,
+            teachers=tuple(teachers),
+        )
+
+    async def _ask_teachers(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> tuple[WeightedScores, ...]:
+        """What the objective needs of each of the group's teachers, and nothing more."""
+        num_tokens, support = sum(sampled.response_lengths), self._config.objective.teacher_support
+        clients = [self._pools.teachers[teacher] for teacher in teachers]
+        scores = await together(*(client.score(sampled.group_ref, num_tokens=num_tokens, support=support) for client in clients))
+        return tuple(WeightedScores(weight=weight, scores=ref) for weight, ref in zip(teachers.values(), scores, strict=True))
+
+    async def _ask_reference(self, sampled: SampledGroup) -> ColumnsRef | None:
+        reference = self._pools.reference
+        return None if reference is None else await reference.score(sampled.group_ref, num_tokens=sum(sampled.response_lengths))
 
     def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
         prompt, rollout = self._prompts.records[record], self._config.rollout

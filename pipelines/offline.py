@@ -111,7 +111,7 @@ class _OfflineTraining(TrainingRun):
     async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
         issued_at = time.time()
         group, verdicts = group_of(self._traces[record], self._prompts, uid=uid, attempt=attempt)
-        refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=ray.put(verdicts.to_columns()), teacher_scores=None)
+        refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=ray.put(verdicts.to_columns()), teacher_scores=())
         await self._tell("record_sampled", uid, attempt)
         finished = FinishedGroup(
             uid=uid,

@@ -44,9 +44,9 @@ def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = T
     """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make.
 
     Args:
-        teacher: whether the run's teacher is wanted too.
+        teacher: whether the run's teachers and reference are wanted too.
     """
-    paths = [config.student.path, *([config.teacher.path] if teacher and config.teacher is not None else [])]
+    paths = [config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)]
     wanted: dict[str, list[Role]] = {}
     for recipe, role in filter(None, map(parse_starter, paths)):
         if not is_finished(starter_directory(recipe, role)):

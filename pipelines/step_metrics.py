@@ -15,7 +15,7 @@ from rlad.contracts import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowedGroup:
-    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed."""
+    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers."""
 
     sampled: SampledGroup
     judged: JudgedGroup
@@ -23,6 +23,7 @@ class FollowedGroup:
     sampled_at: float
     scored_at: float
     attempts: int
+    teachers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,9 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
     sampled_at, scored_at = max(group.sampled_at for group in groups), max(group.scored_at for group in groups)
     rewards = [np.asarray(group.judged.rewards) for group in groups]
     outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.judged.outcomes)
+    tokens_by_teacher: Counter[str] = Counter()
+    for group in groups:
+        tokens_by_teacher.update(dict.fromkeys(group.teachers, sum(group.sampled.response_lengths)))
     lengths = np.concatenate([group.sampled.response_lengths for group in groups])
     num_responses = len(lengths)
     generate_s = max(sampled_at - times.started_at, 1e-9)
@@ -50,6 +54,7 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
         "reward/mean": float(np.mean(np.concatenate(rewards))),
         "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
         **{f"verifier/{outcome.name.lower()}": float(outcomes[outcome]) for outcome in Outcome},
+        **{f"teacher/{teacher}_tokens": float(tokens) for teacher, tokens in tokens_by_teacher.items()},
         "rollout/response_tokens": float(lengths.sum()),
         "rollout/response_tokens_mean": float(lengths.mean()),
         "rollout/response_tokens_max": float(lengths.max()),

@@ -172,7 +172,8 @@ class TrainingRun(abc.ABC):
     async def _run_with(self, learner: LearnerGroup) -> None:
         config, total = self._config, self._config.training.steps
         async with AsyncExitStack() as closing:
-            with self._progress.phase(f"starting rollout workers, {'teacher, ' if config.objective.uses_teacher else ''}verifiers and learner"):
+            teachers = "teachers, " if config.scoring_pools else ""
+            with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             await self._tell("reopen", started.version)

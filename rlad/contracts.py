@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from rlad.errors import ContractError
 
 Columns = dict[str, Any]
 Array = npt.NDArray[Any]
+TeacherSupport = int | Literal["full"] | None
+"""What an objective wants of a teacher: scores of sampled tokens only (None), those and of so many likeliest tokens, or of the whole vocabulary."""
 
 
 class FinishReason(enum.IntEnum):

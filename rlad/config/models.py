@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlad.advantages import OverlongPenalty
 from rlad.objectives import ObjectiveConfig
@@ -13,6 +13,18 @@ from rlad.verifiers import VerifierConfig
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# Part of a Serve application's name, of a metric's, and of a setting's on the command line.
+TeacherId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _alone(value: Any) -> Any:
+    """A single teacher's id as the mapping it is short for."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+TeacherMix = Annotated[dict[TeacherId, Weight], Field(min_length=1), BeforeValidator(_alone)]
+"""Who scores a prompt's responses: an id, or ids with the weights that each teacher's probabilities have in the mixture of all."""
 
 
 class ConfigModel(BaseModel):
@@ -121,10 +133,10 @@ class OfflineConfig(ConfigModel):
         return rollout.model_copy(update=self.rollout.model_dump(exclude_none=True))
 
 
-class TeacherConfig(ConfigModel):
-    """The Serve application that scores finished groups."""
+class ScoringConfig(ConfigModel):
+    """A Serve application in which a frozen model scores finished groups."""
 
-    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+    path: str | None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
     replicas: PositiveInt = 1
@@ -132,7 +144,8 @@ class TeacherConfig(ConfigModel):
     max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
-        1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off."
+        1_000_000,
+        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
     )
     gpu_memory_fraction: Fraction = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
@@ -141,6 +154,18 @@ class TeacherConfig(ConfigModel):
     threads: PositiveInt = 1
     timeout_s: Seconds = Field(300, description="Deadline of scoring one group.")
     max_retries: Annotated[int, Field(ge=0)] = 3
+
+
+class TeacherConfig(ScoringConfig):
+    """The Serve application that scores finished groups."""
+
+    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+
+
+class ReferenceConfig(ScoringConfig):
+    """The frozen reference policy of objectives with a penalty for leaving it: one more application like a teacher's, asked for sampled tokens only."""
+
+    path: str | None = Field(None, description="As a teacher's; default: the student as it starts.")
 
 
 class VerifierPoolConfig(ConfigModel):
@@ -238,7 +263,16 @@ class RunConfig(ConfigModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     seed: int = 0
     student: ModelConfig
-    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher.")
+    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
+    teachers: dict[TeacherId, TeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
+    teacher_routes: dict[str, TeacherMix] = Field(
+        {},
+        description="Who teaches a task: an id, or `{ID: weight}` for the mixture of several. A prompt's metadata `teacher_id` goes before it. "
+        "One teacher alone needs no routes.",
+    )
+    reference: ReferenceConfig | None = Field(
+        None, description="Left out where the objective uses no reference; `{}` takes the student as it starts."
+    )
     objective: ObjectiveConfig
     offline: OfflineConfig | None = Field(None, description="The teacher's traces, for `rlad offline`. Only with objective `sft`.")
     prompts: PromptSource
@@ -267,13 +301,70 @@ class RunConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
-    def _teacher_iff_needed(self) -> Self:
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path")
-        if self.teacher is not None and not self.needs_teacher and self.offline is None:
-            raise ValueError(f"objective {self.objective.name!r} uses no teacher: remove the `teacher:` section, it would hold machines for nothing")
-        if self.teacher is not None and self.objective.uses_teacher and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
-            raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
+    def _teachers_iff_needed(self) -> Self:
+        if self.offline is not None:
+            if self.teachers or self.teacher_routes:
+                raise ValueError(
+                    "an offline run has one teacher, given as `teacher:`, which writes the traces: remove `teachers:` and `teacher_routes:`"
+                )
+            if self.offline.traces is None and self.teacher is None:
+                raise ValueError(
+                    "an offline run needs a teacher: add a `teacher:` section, whose model writes the traces, or set offline.traces to a folder of them"
+                )
+            return self
+        if self.teacher is not None and self.teachers:
+            raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
+        if self.objective.uses_teacher and not self.teachers_by_id:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path, or `teachers:` with several"
+            )
+        unused = [name for name in ("teacher", "teachers", "teacher_routes") if getattr(self, name)]
+        if unused and not self.objective.uses_teacher:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no teacher: remove the `{unused[0]}:` section, it would hold machines for nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_iff_needed(self) -> Self:
+        if self.needs_reference and self.reference is None:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a frozen reference policy: add a `reference:` section, `reference: {{}}` takes the student "
+                "as it starts"
+            )
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no reference: remove the `reference:` section, it would hold machines for nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_to_teachers(self) -> Self:
+        for task, mix in self.teacher_routes.items():
+            if unknown := sorted(mix.keys() - self.teachers_by_id.keys()):
+                raise ValueError(f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}")
+            if task not in self.verifiers:
+                raise ValueError(f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}")
+            if len(mix) > 1 and self.objective.teacher_support is not None:
+                raise ValueError(
+                    f"teacher_routes.{task} mixes several teachers, and objective {self.objective.name!r} wants each token's likeliest tokens of one: "
+                    "route the task to one teacher"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can_score(self) -> Self:
+        for pool, model in self.scoring_pools.items():
+            section = pool.replace("teacher-", "teachers.", 1)
+            if model.engine == "vllm" and self.rollout.temperature != 1.0:
+                raise ValueError(
+                    f"the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or {section}.engine to transformers"
+                )
+            if model.engine == "vllm" and self.objective.teacher_support == "full" and pool != "reference":
+                raise ValueError(
+                    f"objective {self.objective.name!r} wants the teacher's full vocabulary, which the vllm engine does not give: set {section}.engine "
+                    "to transformers, or take a number of likeliest tokens"
+                )
         return self
 
     @model_validator(mode="after")
@@ -301,4 +392,31 @@ class RunConfig(ConfigModel):
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether a teacher scores, or writes traces."""
         return self.objective.uses_teacher or (self.offline is not None and self.offline.traces is None)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.objective.uses_reference
+
+    @property
+    def teachers_by_id(self) -> dict[str, TeacherConfig]:
+        """All teachers; the only one, given as `teacher`, has that as its id."""
+        return {"teacher": self.teacher} if self.teacher is not None else self.teachers
+
+    @property
+    def frozen_models(self) -> dict[str, TeacherConfig]:
+        """Every frozen model by its pool: those that score, or the teacher that writes an offline run's traces."""
+        writer = {"teacher": self.teacher} if self.teacher is not None and self.offline is not None else {}
+        return writer | self.scoring_pools
+
+    @property
+    def scoring_pools(self) -> dict[str, TeacherConfig]:
+        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several, in the order of `teachers_by_id`; `reference`."""
+        pools: dict[str, TeacherConfig] = {}
+        if self.objective.uses_teacher:
+            pools = {"teacher": self.teacher} if self.teacher is not None else {f"teacher-{name}": model for name, model in self.teachers.items()}
+        if self.reference is not None:
+            path = self.student.path if self.reference.path is None else self.reference.path
+            pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})
+        return pools

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
 from rlad.errors import ContractError
-from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
 from rlad.objectives import Extras, GrpoConfig, KdrlConfig, Objective, TrrdConfig, build_objective
 from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch, dummy_batch, plan_microbatches
 

@@ -25,7 +25,7 @@ def finished(
     truncated: tuple[bool, ...] = (False, False),
     attempt: int = 0,
 ) -> FinishedGroup:
-    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=None)
+    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=())
     return FinishedGroup(uid=uid, attempt=attempt, refs=refs, prompt_tokens=10, response_lengths=lengths, is_truncated=truncated, rewards=rewards)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Padded:
     teacher: Tensor
     advantages: Tensor
     mask: Tensor
-    extras: Extras = Extras()
+    extras: Extras = field(default_factory=Extras)
 
     def arguments(self, *, policy: Tensor | None = None, with_teacher: bool = True) -> dict[str, Tensor | Extras | None]:
         return {

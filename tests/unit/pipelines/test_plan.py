@@ -121,6 +121,30 @@ def test_different_vocabularies_are_refused(qwen: dict[str, Path], tmp_path: Pat
     assert "different vocabularies" in problem
 
 
+def test_several_teachers_are_all_placed_sized_and_compared(qwen: dict[str, Path], tmp_path: Path) -> None:
+    other = write_shape(tmp_path / "other", hidden=1024, layers=2, feed_forward=64, heads=8, tied=True, other_vocabulary=True)
+    overrides = [
+        f"student.path={qwen['0.6B']}",
+        "teacher=null",
+        f"teachers.small={{path: {qwen['8B']}, gpus_per_replica: 1, replicas: 2}}",
+        f"teachers.large={{path: {qwen['32B']}, gpus_per_replica: 1}}",
+        f"teachers.foreign={{path: {other}, gpus_per_replica: 1}}",
+        "teacher_routes.knights_knaves={small: 1, large: 2}",
+        "prompts.count=64",
+        BYTES,
+    ]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", overrides)
+    plan = make_plan(config, Resources(cpus=256, gpus=16), gpu_memory_gib=40)
+    pools = {pool.pool: pool for pool in plan.pools}
+    assert {"teacher-small", "teacher-large", "teacher-foreign"} <= pools.keys()
+    assert (pools["teacher-small"].workers, pools["teacher-small"].resources.gpus) == (2, 2)
+    problems = errors(plan)
+    assert len(problems) == 3, problems
+    assert "student and teacher-foreign have different vocabularies" in problems[0]
+    assert "no prompt is for teacher foreign" in problems[1]
+    assert "a teacher-large worker needs about 6" in problems[2]
+
+
 def test_a_model_that_is_not_there_is_named() -> None:
     config = load_run_config(CONFIGS / "smoke_cpu.yaml", ["student.path=/nowhere/student"])
     problems = errors(make_plan(config, CPU_MACHINE, gpu_memory_gib=80))
