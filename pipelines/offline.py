@@ -28,7 +28,7 @@ from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete
 from rlad.config import RunConfig
 from rlad.contracts import FinishReason, RolloutGroup, Verdicts
 from rlad.data.trace_files import TraceManifest
-from rlad.data.training_traces import TrainingTraces, write_training_traces
+from rlad.data.training_traces import TrainingTrace, TrainingTraces, write_training_traces
 from rlad.errors import PlanError
 from rlad.starters import resolve_model
 
@@ -110,7 +110,7 @@ class _OfflineTraining(TrainingRun):
 
     async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
         issued_at = time.time()
-        group, verdicts = self._columns(uid, attempt, record)
+        group, verdicts = group_of(self._traces[record], self._prompts, uid=uid, attempt=attempt)
         refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=ray.put(verdicts.to_columns()), teacher_scores=())
         await self._tell("record_sampled", uid, attempt)
         finished = FinishedGroup(
@@ -139,32 +139,6 @@ class _OfflineTraining(TrainingRun):
         judged = JudgedGroup(verdicts_ref=refs.verdicts, rewards=finished.rewards, outcomes=(int(verdicts.outcomes[0]),), elapsed_s=0.0)
         return FollowedGroup(sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, scored_at=read_at, attempts=1)
 
-    def _columns(self, uid: str, attempt: int, record: int) -> tuple[RolloutGroup, Verdicts]:
-        trace = self._traces[record]
-        prompt = self._prompts.records[trace.prompt_position]
-        group = RolloutGroup(
-            uid=uid,
-            attempt=attempt,
-            prompt_id=prompt.id,
-            task=prompt.task,
-            answer=prompt.answer,
-            temperature=1.0,
-            prompt_ids=self._prompts.token_ids[trace.prompt_position],
-            response_ids=trace.response_ids,
-            response_offsets=np.array([0, len(trace.response_ids)], np.int64),
-            behaviour_logprobs=trace.behaviour_logprobs,
-            policy_versions=np.zeros(len(trace.response_ids), np.int32),
-            finish_reasons=np.array([FinishReason.STOP], np.uint8),
-        )
-        verdicts = Verdicts(
-            uid=uid,
-            attempt=attempt,
-            rewards=np.array([trace.reward], np.float32),
-            outcomes=np.array([trace.outcome], np.uint8),
-            elapsed_s=np.zeros(1, np.float32),
-        )
-        return group, verdicts
-
     def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
         """Metrics of a step, named as those of other runs where they are the same thing: reading the traces stands for generation."""
         read_at, lengths = max(group.sampled_at for group in groups), np.concatenate([group.sampled.response_lengths for group in groups])
@@ -182,3 +156,30 @@ class _OfflineTraining(TrainingRun):
             # Without the distance of the learner's log-probabilities to the sampler's: the sampler was the teacher, it is no engine's noise.
             **{name: value for name, value in report.metrics.items() if not name.startswith("learner/logprob_gap")},
         }
+
+
+def group_of(trace: TrainingTrace, prompts: EncodedPrompts, *, uid: str, attempt: int) -> tuple[RolloutGroup, Verdicts]:
+    """A trace as a group of one response, at the temperature of its cross-entropy, with the verdict that let it in."""
+    prompt = prompts.records[trace.prompt_position]
+    group = RolloutGroup(
+        uid=uid,
+        attempt=attempt,
+        prompt_id=prompt.id,
+        task=prompt.task,
+        answer=prompt.answer,
+        temperature=1.0,
+        prompt_ids=prompts.token_ids[trace.prompt_position],
+        response_ids=trace.response_ids,
+        response_offsets=np.array([0, len(trace.response_ids)], np.int64),
+        behaviour_logprobs=trace.behaviour_logprobs,
+        policy_versions=np.zeros(len(trace.response_ids), np.int32),
+        finish_reasons=np.array([FinishReason.STOP], np.uint8),
+    )
+    verdicts = Verdicts(
+        uid=uid,
+        attempt=attempt,
+        rewards=np.array([trace.reward], np.float32),
+        outcomes=np.array([trace.outcome], np.uint8),
+        elapsed_s=np.zeros(1, np.float32),
+    )
+    return group, verdicts

@@ -342,6 +342,8 @@ class RunConfig(ConfigModel):
             raise ValueError(
                 f"objective {self.objective.name!r} trains on the student's own responses: remove the `offline:` section, or choose `sft`"
             )
+        if self.offline is not None and self.objective.uses_reference:
+            raise ValueError("an offline run scores its traces by no frozen reference: leave objective.reference_kl at 0")
         if self.offline is not None and self.rollout.temperature != 1.0:
             raise ValueError("cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)")
         return self

@@ -90,6 +90,7 @@ def test_a_wrong_setting_is_refused_with_its_remedy(override: str, message: str)
         ("objective={name: grpo}", "remove the `offline:` section"),
         ("teacher=null", "needs a teacher"),
         ("rollout.temperature=0.7", "cross-entropy is taken at temperature 1"),
+        ("objective.reference_kl=0.1", "leave objective.reference_kl at 0"),
         ("offline.trace=somewhere", "did you mean `traces`"),
         ("offline.rollout.top_p=0.9", "unknown key"),
         ("offline.top_p=0", "top_p"),
