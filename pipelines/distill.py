@@ -23,7 +23,7 @@ from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup
 from pipelines.teachers import require_one_vocabulary, route_prompts
-from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, finished_result, prepare_evaluation
+from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, finished_result, prepare_evaluation, require_kind
 from pipelines.waiting import together
 from rlad.advantages import shaped_rewards
 from rlad.config import RunConfig
@@ -43,6 +43,7 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
     Raises:
         RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
     """
+    require_kind(config, offline=False)
     with run.hold(config, resume=resume):
         student = str(resolve_model(config.student.path))
         prompts = prepare_prompts(config.prompts, config, student)

@@ -12,7 +12,7 @@ from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from actors.rollout import RolloutPool, SampledGroup, SampleRequest
-from actors.verifier import VerifierPool
+from actors.verifier import JudgedGroup, VerifierPool
 from pipelines.cluster import connected
 from pipelines.pools import open_pools
 from pipelines.progress import RunProgress, accuracy_table
@@ -23,7 +23,7 @@ from rlad.errors import ConfigError, DeadlineError, WorkerLostError
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
 from rlad.starters import resolve_model
 
-# An evaluation prompt whose worker was lost is asked again; one lost this often points at the prompt or the cluster.
+# A prompt whose worker was lost is asked again; one lost this often points at the prompt or the cluster.
 _ATTEMPTS = 3
 
 
@@ -95,13 +95,13 @@ async def evaluate(
             seed=None,
         )
         async with in_flight:
-            sampled, rewards = await _sample_and_judge(rollout, verifiers, request)
+            sampled, judged = await sample_and_judge(rollout, verifiers, request)
         on_prompt()
         group = record.task if settings.group_by == "task" else str(record.metadata[settings.group_by])
         return PromptResult(
             prompt_id=record.id,
             group=group,
-            rewards=rewards,
+            rewards=judged.rewards,
             response_tokens=sampled.response_lengths,
             num_truncated=sampled.num_truncated,
         )
@@ -110,7 +110,12 @@ async def evaluate(
 
 
 @retry(retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
-async def _sample_and_judge(rollout: RolloutPool, verifiers: VerifierPool, request: SampleRequest) -> tuple[SampledGroup, tuple[float, ...]]:
+async def sample_and_judge(rollout: RolloutPool, verifiers: VerifierPool, request: SampleRequest) -> tuple[SampledGroup, JudgedGroup]:
+    """Sample one group that no ledger knows, and have it judged. It is asked for again where its worker is lost.
+
+    Raises:
+        WorkerLostError, DeadlineError: in every attempt.
+    """
     sampled = await rollout.sample(request)
     judged = await verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths))
-    return sampled, judged.rewards
+    return sampled, judged

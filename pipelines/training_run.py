@@ -32,7 +32,7 @@ from pipelines.telemetry import Telemetry
 from pipelines.waiting import poll, together, unless, within
 from rlad.config import RunConfig
 from rlad.data.prompts import PromptOrder
-from rlad.errors import RunDirectoryError
+from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation import EvaluationSummary
 
 _BROKER_TIMEOUT_S = 60.0
@@ -62,6 +62,18 @@ class TrainingSet:
     fingerprint: str
     prompt_ids: Sequence[str]
     group_size: int
+
+
+def require_kind(config: RunConfig, *, offline: bool) -> None:
+    """Refuse a configuration of the other kind of run.
+
+    Raises:
+        ConfigError: which command it is for.
+    """
+    if offline and config.offline is None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the student's own responses: start it with `rlad run`, not `rlad offline`")
+    if not offline and config.offline is not None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the teacher's traces: start it with `rlad offline`, not `rlad run`")
 
 
 def prepare_evaluation(config: RunConfig, student: str, training: EncodedPrompts) -> EncodedPrompts:
@@ -160,7 +172,8 @@ class TrainingRun(abc.ABC):
     async def _run_with(self, learner: LearnerGroup) -> None:
         config, total = self._config, self._config.training.steps
         async with AsyncExitStack() as closing:
-            with self._progress.phase("starting rollout workers, teachers, verifiers and learner"):
+            teachers = "teachers, " if config.scoring_pools else ""
+            with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             await self._tell("reopen", started.version)
@@ -214,7 +227,7 @@ class TrainingRun(abc.ABC):
         self._telemetry.record_evaluation(step, summary, time.time() - start)
 
     def _record(self, step: int, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> None:
-        metrics = step_metrics(groups, times, report.metrics)
+        metrics = self._metrics(groups, times, report)
         self._telemetry.record_step(step + 1, metrics)
         for group in groups:
             self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)
@@ -222,6 +235,9 @@ class TrainingRun(abc.ABC):
         self._telemetry.add_span("learner (exposed)", f"step {step}", max(group.scored_at for group in groups), times.trained_at)
         self._telemetry.add_span("weights", f"version {step + 1}", times.trained_at, times.weights_at)
         self._progress.step(step + 1, metrics, self._accuracy)
+
+    def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
+        return step_metrics(groups, times, report.metrics)
 
     async def _tell(self, method: str, *arguments: object) -> Any:
         """Call the broker."""
