@@ -54,9 +54,8 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
             starting += [_deploy(model, f"{run_id}-{pool}", fingerprint, timeout_s) for pool, model in scoring.items()]
         _, _, *started = await together(*starting)
         clients = dict(zip(scoring, started, strict=True))
-        reference = clients.pop("reference", None)
-        teachers = dict(zip(config.teachers_by_id, clients.values(), strict=True)) if with_teacher else {}
-        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=reference)
+        teachers = {name: clients[pool] for name, pool in config.teacher_pools.items() if with_teacher}
+        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 
 
 async def _deploy(config: TeacherConfig, app_name: str, fingerprint: str, timeout_s: float) -> TeacherClient:
