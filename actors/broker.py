@@ -115,6 +115,12 @@ class StepParts:
     def add(self, group: FinishedGroup) -> None:
         self._update_of[group.uid].arrived[group.uid] = group
 
+    def replace(self, uid: str, by: str) -> None:
+        """Give the place of a group that has not arrived to another: which update it is of does not depend on when that happens."""
+        update = self._update_of.pop(uid)
+        update.uids[update.uids.index(uid)] = by
+        self._update_of[by] = update
+
     def part(self, rank: int, index: int) -> Part | None:
         """The part `index` of this step for `rank`, formed now if enough groups are there. None: come back later."""
         while len(parts := [part for update in self._updates for part in update.parts]) <= index:
@@ -187,9 +193,9 @@ class ExperienceBroker:
         self._stopped: str | None = None
         self._changed = asyncio.Condition()
 
-    async def reopen(self, checkpoint: int) -> None:
-        """A new driver takes over from `checkpoint`: what came later is issued again."""
-        self._ledger.reopen(checkpoint)
+    async def reopen(self, checkpoint: int) -> int:
+        """A new driver takes over from `checkpoint`: what came later will be issued again. Returns how many groups came before."""
+        return self._ledger.reopen(checkpoint)
 
     async def open_step(self, step: int, updates: list[list[tuple[str, str]]]) -> dict[str, int]:
         """Issue a step's groups, (uid, prompt id) each, cut into updates. Returns each uid's attempt number."""
@@ -202,6 +208,13 @@ class ExperienceBroker:
 
     async def reissue(self, uid: str) -> int:
         return self._ledger.reissue(uid)
+
+    async def refill(self, step: int, dropped: str, attempt: int, uid: str, prompt_id: str) -> int:
+        """Drop a sampled group and issue another in its place. Returns the other's attempt number."""
+        self._ledger.drop(dropped, attempt)
+        attempts = self._ledger.issue(step, [(uid, prompt_id)])
+        self._steps[step].replace(dropped, uid)
+        return attempts[uid]
 
     async def record_sampled(self, uid: str, attempt: int) -> None:
         self._ledger.record_sampled(uid, attempt)

@@ -49,12 +49,36 @@ def run(
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run_directory import RunDirectory
+    from pipelines.training_run import require_kind
     from rlad.config import load_run_config
 
     settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    require_kind(settings, offline=False)
     console = Console()
     ensure_starters_of(settings, console)
     distill(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
+
+
+@app.command()
+def offline(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
+) -> None:
+    """Train a student on traces of its teacher that a verifier accepts, as CONFIG says."""
+    from pipelines.offline import offline as distil_offline
+    from pipelines.pretrain import ensure_starters_of
+    from pipelines.run_directory import RunDirectory
+    from pipelines.training_run import require_kind
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    require_kind(settings, offline=True)
+    console = Console()
+    ensure_starters_of(settings, console, teacher=settings.needs_teacher)
+    distil_offline(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
 
 
 @app.command()

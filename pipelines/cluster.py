@@ -33,7 +33,7 @@ class Resources:
 
 
 def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of a run asks of Ray."""
+    """What each pool of a run asks of Ray while it trains."""
     rollout, learner, verifier = config.rollout, config.learner, config.verifier_pool
     return {
         "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
@@ -46,13 +46,28 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
     }
 
 
+def generation_demand(config: RunConfig) -> dict[str, Resources]:
+    """What each pool of an offline run asks of Ray while the teacher makes traces; they are gone before it trains. Empty for other runs."""
+    if config.offline is None or config.offline.traces is not None:
+        return {}
+    generator, verifier = config.offline.generator_of(config.rollout), config.verifier_pool
+    return {
+        "teacher": Resources(cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker),
+        "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+    }
+
+
 def require_room(config: RunConfig, available: Resources, where: str) -> None:
     """Refuse a run that the cluster can never place.
 
     Raises:
         PlanError: with what each pool asks for and what is there.
     """
-    demand = demand_by_pool(config)
+    for demand in (generation_demand(config), demand_by_pool(config)):
+        _require_room_for(demand, available, where)
+
+
+def _require_room_for(demand: dict[str, Resources], available: Resources, where: str) -> None:
     for kind in ("cpus", "gpus"):
         wanted, there = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
         if wanted > there + 1e-6:

@@ -18,12 +18,13 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, s
 from actors.broker import FinishedGroup
 from actors.parts import ColumnsRef, GroupRefs, WeightedScores
 from actors.rollout import SampledGroup, SampleRequest
+from actors.verifier import JudgedGroup
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
 from pipelines.step_metrics import FollowedGroup
 from pipelines.teachers import require_one_vocabulary, route_prompts
-from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, finished_result, prepare_evaluation
+from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, finished_result, prepare_evaluation, require_kind
 from pipelines.waiting import together
 from rlad.advantages import shaped_rewards
 from rlad.config import RunConfig
@@ -43,6 +44,7 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
     Raises:
         RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
     """
+    require_kind(config, offline=False)
     with run.hold(config, resume=resume):
         student = str(resolve_model(config.student.path))
         prompts = prepare_prompts(config.prompts, config, student)
@@ -79,7 +81,13 @@ class _Distillation(TrainingRun):
         super().__init__(config, run, training_set, evaluation_prompts, progress)
 
     async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
-        return await self._follow(step, self._request(uid, attempt, record))
+        followed = await self._follow(step, self._request(uid, attempt, record))
+        while followed.is_dropped:
+            uid, record = self._take_turn()
+            dropped = followed.sampled
+            attempt = await self._tell("refill", step, dropped.uid, dropped.attempt, uid, self._training_set.prompt_ids[record])
+            followed = await self._follow(step, self._request(uid, attempt, record))
+        return followed
 
     async def _follow(self, step: int, request: SampleRequest) -> FollowedGroup:
         """Bring one group from the sampler through teachers and verifier to the broker. A lost worker costs an attempt, not the run."""
@@ -101,12 +109,27 @@ class _Distillation(TrainingRun):
         sampled = await self._pools.rollout.sample(request)
         sampled_at = time.time()
         teachers = self._teachers[request.prompt_id]
-        _, judged, teacher_scores, reference_scores = await together(
-            self._tell("record_sampled", request.uid, request.attempt),
-            self._pools.verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths)),
-            self._ask_teachers(sampled, teachers),
-            self._ask_reference(sampled),
-        )
+
+        def followed(*, judged: JudgedGroup, is_dropped: bool) -> FollowedGroup:
+            return FollowedGroup(
+                sampled=sampled,
+                judged=judged,
+                issued_at=issued_at,
+                sampled_at=sampled_at,
+                scored_at=time.time(),
+                attempts=attempts,
+                teachers=() if is_dropped else tuple(teachers),
+                is_dropped=is_dropped,
+            )
+
+        if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
+            judged = await self._judge(sampled)
+            if self._is_to_drop(sampled, judged):
+                self._dropped.append(followed(judged=judged, is_dropped=True))
+                return self._dropped[-1]
+            teacher_scores, reference_scores = await self._ask_scorers(sampled, teachers)
+        else:
+            judged, (teacher_scores, reference_scores) = await together(self._judge(sampled), self._ask_scorers(sampled, teachers))
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
@@ -114,19 +137,32 @@ class _Distillation(TrainingRun):
             prompt_tokens=sampled.prompt_tokens,
             response_lengths=sampled.response_lengths,
             is_truncated=sampled.is_truncated,
-            rewards=tuple(shaped_rewards(judged.rewards, sampled.response_lengths, self._config.overlong_penalty).tolist()),
+            rewards=self._rewards(sampled, judged),
         )
-        scored_at = time.time()
+        result = followed(judged=judged, is_dropped=False)
         await self._tell("add", step, finished)
-        return FollowedGroup(
-            sampled=sampled,
-            judged=judged,
-            issued_at=issued_at,
-            sampled_at=sampled_at,
-            scored_at=scored_at,
-            attempts=attempts,
-            teachers=tuple(teachers),
+        return result
+
+    async def _judge(self, sampled: SampledGroup) -> JudgedGroup:
+        judged: JudgedGroup
+        _, judged = await together(
+            self._tell("record_sampled", sampled.uid, sampled.attempt),
+            self._pools.verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths)),
         )
+        return judged
+
+    def _is_to_drop(self, sampled: SampledGroup, judged: JudgedGroup) -> bool:
+        """Dynamic sampling (DAPO, arXiv:2503.14476): a group with equal rewards is dropped, up to so many a step."""
+        rewards = self._rewards(sampled, judged)
+        return min(rewards) == max(rewards) and len(self._dropped) < self._config.training.max_refills
+
+    def _rewards(self, sampled: SampledGroup, judged: JudgedGroup) -> tuple[float, ...]:
+        return tuple(shaped_rewards(judged.rewards, sampled.response_lengths, self._config.overlong_penalty).tolist())
+
+    async def _ask_scorers(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> tuple[tuple[WeightedScores, ...], ColumnsRef | None]:
+        """The scores of the group's teachers and of the reference, where the objective needs them."""
+        teacher_scores, reference_scores = await together(self._ask_teachers(sampled, teachers), self._ask_reference(sampled))
+        return teacher_scores, reference_scores
 
     async def _ask_teachers(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> tuple[WeightedScores, ...]:
         """What the objective needs of each of the group's teachers, and nothing more."""

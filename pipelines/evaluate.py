@@ -29,7 +29,7 @@ from rlad.errors import ConfigError, DeadlineError, RunDirectoryError, WorkerLos
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
 from rlad.starters import resolve_model
 
-# An evaluation prompt whose worker was lost is asked again; one lost this often points at the prompt or the cluster.
+# A prompt whose worker was lost is asked again; one lost this often points at the prompt or the cluster.
 _ATTEMPTS = 3
 
 OnResponses = Callable[[PromptRecord, SampledGroup, JudgedGroup], None]

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.cluster import Resources, connected, demand_by_pool, local_resources, require_room
+from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
 from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
@@ -101,11 +101,11 @@ def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | 
 def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
     """Check a run against models, prompts and machines."""
     student = _shape_of(config.student.path)
-    scoring = {pool: _shape_of(model.path) for pool, model in config.scoring_pools.items()}
-    pools = list(_pools(config, student, scoring))
+    frozen = {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}
+    pools = list(_pools(config, student, frozen))
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
-        *_check_models(config, student, scoring),
+        *_check_models(config, student, frozen),
         *_check_prompts(config),
         *_check_placement(config, available),
         *_check_memory(config, pools, gpu_memory_gib),
@@ -113,8 +113,8 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     return Plan(pools=pools, findings=findings)
 
 
-def _check_models(config: RunConfig, student: ModelShape | None, scoring: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
-    paths = {"student": config.student.path, **{pool: model.path for pool, model in config.scoring_pools.items()}}
+def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+    paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
     fingerprints, templates = {}, {}
     for role, path in paths.items():
         if is_missing_starter(path):
@@ -127,19 +127,19 @@ def _check_models(config: RunConfig, student: ModelShape | None, scoring: Mappin
             continue
         fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
         yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
-    for pool in [pool for pool in scoring if {pool, "student"} <= fingerprints.keys()]:
+    for pool in [pool for pool in frozen if {pool, "student"} <= fingerprints.keys()]:
         if fingerprints[pool] != fingerprints["student"]:
             yield Finding(level="error", text=str(vocabulary_mismatch(pool)))
         elif templates[pool] != templates["student"]:
             yield Finding(level="warning", text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives")
-    yield from _check_outputs(config, student, scoring)
+    yield from _check_outputs(config, student, frozen)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
         yield Finding(level="error", text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}")
 
 
-def _check_outputs(config: RunConfig, student: ModelShape | None, scoring: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
-    for pool, shape in scoring.items():
+def _check_outputs(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+    for pool, shape in frozen.items():
         if config.objective.teacher_support != "full" or pool == "reference" or student is None or shape is None:
             continue
         try:
@@ -162,9 +162,9 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
         return
-    epochs = config.training.steps * config.training.prompts_per_step / len(training.records)
-    longest = max(len(ids) for ids in training.token_ids)
-    text = f"{len(training.records)} training prompts (longest {longest} tokens, {epochs:.2f} epochs), {len(evaluation.records)} for evaluation"
+    groups, longest = config.training.steps * config.training.prompts_per_step, max(len(ids) for ids in training.token_ids)
+    amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
+    text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
     yield Finding(level="ok", text=text)
 
 
@@ -194,7 +194,7 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
         yield Finding(level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}")
 
 
-def _pools(config: RunConfig, student: ModelShape | None, scoring: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
+def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield PoolPlan(
@@ -203,8 +203,13 @@ def _pools(config: RunConfig, student: ModelShape | None, scoring: Mapping[str, 
         resources=demand["rollout"],
         worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
     )
+    if config.teacher is not None and config.offline is not None and config.offline.traces is None:
+        generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
+        longest = generator.max_prompt_tokens + generator.max_response_tokens
+        memory = engine_gib(shape, config.teacher.dtype, generator.tensor_parallel, longest) if shape else None
+        yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
     for pool, model in config.scoring_pools.items():
-        shape = scoring[pool]
+        shape = frozen[pool]
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)

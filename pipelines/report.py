@@ -51,6 +51,14 @@ def _plots(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], group
     drawings = []
     if evaluations:
         drawings.append(_draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by)))
+    if steps and "reward/mean" not in steps[0]:  # responses that were given, not sampled: nothing varies in them but the loss
+        return [
+            *drawings,
+            _draw("Loss", "trained steps", lambda axes: _lines(axes, steps, {"learner/loss": "loss"}, smooth=True)),
+            _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
+            _draw("Trace length (tokens)", "trained steps", lambda axes: _lines(axes, steps, {"traces/response_tokens_mean": "mean"})),
+            _draw("Gradient norm", "trained steps", lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"})),
+        ]
     if steps:
         drawings += [
             _draw("Training reward", "trained steps", lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True)),

@@ -31,6 +31,8 @@ class RunDirectory:
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     tensorboard = property(lambda self: self.path / "tensorboard")
     ledger = property(lambda self: self.path / "ledger.sqlite")
+    traces = property(lambda self: self.path / "traces")
+    training_traces = property(lambda self: self.path / "training_traces.arrow")
     checkpoints = property(lambda self: self.path / "checkpoints")
     export = property(lambda self: self.path / "export")
     timeline = property(lambda self: self.path / "timeline.json")

@@ -15,7 +15,11 @@ from rlad.contracts import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowedGroup:
-    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers."""
+    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers.
+
+    Attributes:
+        is_dropped: its rewards were all equal, and another took its place: it was not scored by teachers, and is not trained on.
+    """
 
     sampled: SampledGroup
     judged: JudgedGroup
@@ -24,6 +28,7 @@ class FollowedGroup:
     scored_at: float
     attempts: int
     teachers: tuple[str, ...] = ()
+    is_dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,7 @@ class StepTimes:
 
 
 def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dict[str, float]) -> dict[str, float]:
-    """Metrics named `area/name_unit`.
+    """Metrics named `area/name_unit`. Rewards, outcomes and lengths are over all that was sampled, dropped groups included: they tell of the policy.
 
     `time/*_s` add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was left
     over, that is, not hidden behind the stage before.
@@ -60,6 +65,7 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
         "rollout/response_tokens_max": float(lengths.max()),
         "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / num_responses,
         "rollout/tokens_per_s": float(lengths.sum()) / generate_s,
+        "rollout/dropped_groups": float(sum(group.is_dropped for group in groups)),
         "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),
         "time/step_s": times.weights_at - times.started_at,
         "time/generate_s": generate_s,

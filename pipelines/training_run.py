@@ -32,7 +32,7 @@ from pipelines.telemetry import Telemetry
 from pipelines.waiting import poll, together, unless, within
 from rlad.config import RunConfig
 from rlad.data.prompts import PromptOrder
-from rlad.errors import RunDirectoryError
+from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation import EvaluationSummary
 
 _BROKER_TIMEOUT_S = 60.0
@@ -62,6 +62,18 @@ class TrainingSet:
     fingerprint: str
     prompt_ids: Sequence[str]
     group_size: int
+
+
+def require_kind(config: RunConfig, *, offline: bool) -> None:
+    """Refuse a configuration of the other kind of run.
+
+    Raises:
+        ConfigError: which command it is for.
+    """
+    if offline and config.offline is None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the student's own responses: start it with `rlad run`, not `rlad offline`")
+    if not offline and config.offline is not None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the teacher's traces: start it with `rlad offline`, not `rlad run`")
 
 
 def prepare_evaluation(config: RunConfig, student: str, training: EncodedPrompts) -> EncodedPrompts:
@@ -122,6 +134,8 @@ class TrainingRun(abc.ABC):
         self._training_set, self._evaluation_prompts = training_set, evaluation_prompts
         self._order = PromptOrder(len(training_set.prompt_ids), seed=config.seed)
         self._run_id = run_id_of(config, run)
+        self._next_turn = 0
+        self._dropped: list[FollowedGroup] = []  # of the present step: sampled, found to have nothing to teach, replaced by others
         self._broker: Any = None
         self._pools: Pools
         self._telemetry: Telemetry
@@ -129,7 +143,7 @@ class TrainingRun(abc.ABC):
 
     @abc.abstractmethod
     async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
-        """Bring one group of a step to the broker.
+        """Bring one group of a step to the broker, or others in its place if it is dropped.
 
         Args:
             uid: the group's name.
@@ -160,10 +174,11 @@ class TrainingRun(abc.ABC):
     async def _run_with(self, learner: LearnerGroup) -> None:
         config, total = self._config, self._config.training.steps
         async with AsyncExitStack() as closing:
-            with self._progress.phase("starting rollout workers, teachers, verifiers and learner"):
+            teachers = "teachers, " if config.scoring_pools else ""
+            with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
-            await self._tell("reopen", started.version)
+            self._next_turn = await self._tell("reopen", started.version)
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
 
@@ -179,19 +194,25 @@ class TrainingRun(abc.ABC):
         """One step: issue its groups, follow each to the broker, and hand the weights that the learner makes of them to the samplers."""
         training = self._config.training
         started_at = time.time()
-        batch = self._order.batch(step, training.prompts_per_step)
-        groups = [(f"{self._training_set.fingerprint}:{epoch}:{position}", record) for epoch, position, record in batch]
+        groups = [self._take_turn() for _ in range(training.prompts_per_step)]
         size = training.prompts_per_step // training.updates_per_step
         named = [(uid, self._training_set.prompt_ids[record]) for uid, record in groups]
         attempts = await self._tell("open_step", step, [named[start : start + size] for start in range(0, len(named), size)])
-        followed = await together(*(self._bring(step, uid, attempts[uid], record) for uid, record in groups))
+        self._dropped = []
+        kept = await together(*(self._bring(step, uid, attempts[uid], record) for uid, record in groups))
         report = await self._poll(
             "wait_finished", step, deadline_s=self._config.learner.step_timeout_s, waiting_for=f"the learner to finish step {step}"
         )
         trained_at = time.time()
         await self._pools.rollout.update_weights(report.publications[0])
         times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=time.time())
-        self._record(step, followed, times, report)
+        self._record(step, [*kept, *self._dropped], times, report)
+
+    def _take_turn(self) -> tuple[str, int]:
+        """The next group's name, and its entry of the training set."""
+        epoch, position, record = self._order.turn(self._next_turn)
+        self._next_turn += 1
+        return f"{self._training_set.fingerprint}:{epoch}:{position}", record
 
     async def _evaluate_if_due(self, step: int) -> None:
         """Evaluate the policy that stands after `step` trained steps: before the first, after the last, and every so many between."""
@@ -214,7 +235,7 @@ class TrainingRun(abc.ABC):
         self._telemetry.record_evaluation(step, summary, time.time() - start)
 
     def _record(self, step: int, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> None:
-        metrics = step_metrics(groups, times, report.metrics)
+        metrics = self._metrics(groups, times, report)
         self._telemetry.record_step(step + 1, metrics)
         for group in groups:
             self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)
@@ -222,6 +243,9 @@ class TrainingRun(abc.ABC):
         self._telemetry.add_span("learner (exposed)", f"step {step}", max(group.scored_at for group in groups), times.trained_at)
         self._telemetry.add_span("weights", f"version {step + 1}", times.trained_at, times.weights_at)
         self._progress.step(step + 1, metrics, self._accuracy)
+
+    def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
+        return step_metrics(groups, times, report.metrics)
 
     async def _tell(self, method: str, *arguments: object) -> Any:
         """Call the broker."""

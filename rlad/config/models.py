@@ -95,6 +95,46 @@ class RolloutConfig(ConfigModel):
         return self
 
 
+class GeneratorConfig(ConfigModel):
+    """Where the pool of vLLM engines that sample from the teacher differs from `rollout`, which gives every setting left out here."""
+
+    workers: PositiveInt | None = None
+    max_response_tokens: PositiveInt | None = None
+    tensor_parallel: PositiveInt | None = Field(None, description="GPUs of one engine.")
+    max_sequences: PositiveInt | None = Field(None, description="Sequences an engine decodes at once.")
+    gpu_memory_fraction: Fraction | None = None
+    kv_cache_gib: Annotated[int, Field(ge=1)] | None = None
+    cpus_per_worker: Annotated[float, Field(gt=0)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    threads: PositiveInt | None = None
+    group_timeout_s: Seconds | None = Field(None, description="Deadline of all traces of one prompt.")
+    max_restarts: Annotated[int, Field(ge=0)] | None = None
+
+
+class OfflineConfig(ConfigModel):
+    """Offline distillation: the teacher's own responses, sampled and verified before the training, which is supervised. Goes with objective `sft`.
+
+    A training step takes `training.prompts_per_step` traces, each a group of one response.
+    """
+
+    traces: str | None = Field(
+        None, description="Folder of traces that an earlier run made (its `traces/`): they are trained on, and nothing is generated."
+    )
+    traces_per_prompt: PositiveInt = Field(4, description="Responses the teacher samples for each prompt.")
+    max_accepted_per_prompt: PositiveInt | None = Field(None, description="Take at most so many right ones of a prompt; default: all.")
+    max_prompts: PositiveInt | None = Field(None, description="Take only the first so many prompts of `prompts`; default: all.")
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    prompts_per_part: PositiveInt = Field(
+        64, description="Prompts whose traces are written together; a kill costs those that wait, a minute's worth at most."
+    )
+    rollout: GeneratorConfig = GeneratorConfig()
+
+    def generator_of(self, rollout: RolloutConfig) -> RolloutConfig:
+        """Settings of the teacher's engines, for a run whose student is sampled with `rollout`."""
+        return rollout.model_copy(update=self.rollout.model_dump(exclude_none=True))
+
+
 class ScoringConfig(ConfigModel):
     """A Serve application in which a frozen model scores finished groups."""
 
@@ -189,6 +229,11 @@ class TrainingConfig(ConfigModel):
     updates_per_step: PositiveInt = Field(
         1, description="Optimizer steps on one batch: its groups, in prompt order, cut into so many equal mini-batches."
     )
+    max_refills: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Dynamic sampling (DAPO): a group with equal rewards is dropped and the next prompt takes its place, up to so many times a step; "
+        "behind that such groups are kept. 0 turns it off.",
+    )
     max_staleness: Literal[0] = Field(0, description="Versions a sampled token may lag behind. 0: strictly on-policy.")
 
     @model_validator(mode="after")
@@ -277,6 +322,7 @@ class RunConfig(ConfigModel):
         None, description="Left out where the objective uses no reference; `{}` takes the student as it starts."
     )
     objective: ObjectiveConfig
+    offline: OfflineConfig | None = Field(None, description="The teacher's traces, for `rlad offline`. Only with objective `sft`.")
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
@@ -289,15 +335,39 @@ class RunConfig(ConfigModel):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
+    def _offline_iff_sft(self) -> Self:
+        if self.offline is None and self.objective.name == "sft":
+            raise ValueError("objective 'sft' trains on the teacher's traces: add an `offline:` section (it may be empty: `offline: {}`)")
+        if self.offline is not None and self.objective.name != "sft":
+            raise ValueError(
+                f"objective {self.objective.name!r} trains on the student's own responses: remove the `offline:` section, or choose `sft`"
+            )
+        if self.offline is not None and self.objective.uses_reference:
+            raise ValueError("an offline run scores its traces by no frozen reference: leave objective.reference_kl at 0")
+        if self.offline is not None and self.rollout.temperature != 1.0:
+            raise ValueError("cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)")
+        return self
+
+    @model_validator(mode="after")
     def _teachers_iff_needed(self) -> Self:
+        if self.offline is not None:
+            if self.teachers or self.teacher_routes:
+                raise ValueError(
+                    "an offline run has one teacher, given as `teacher:`, which writes the traces: remove `teachers:` and `teacher_routes:`"
+                )
+            if self.offline.traces is None and self.teacher is None:
+                raise ValueError(
+                    "an offline run needs a teacher, which writes the traces: add a `teacher:` section, or set offline.traces to a folder of them"
+                )
+            return self
         if self.teacher is not None and self.teachers:
             raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
-        if self.needs_teacher and not self.teachers_by_id:
+        if self.objective.uses_teacher and not self.teachers_by_id:
             raise ValueError(
                 f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path, or `teachers:` with several"
             )
         unused = [name for name in ("teacher", "teachers", "teacher_routes") if getattr(self, name)]
-        if unused and not self.needs_teacher:
+        if unused and not self.objective.uses_teacher:
             raise ValueError(
                 f"objective {self.objective.name!r} uses no teacher: remove the `{unused[0]}:` section, it would hold machines for nothing"
             )
@@ -352,6 +422,8 @@ class RunConfig(ConfigModel):
                 "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
                 "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
             )
+        if self.training.max_refills and self.objective.name in ("opd", "sft"):
+            raise ValueError(f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards")
         buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
         if buffer is not None and buffer > budget:
             raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
@@ -370,7 +442,8 @@ class RunConfig(ConfigModel):
 
     @property
     def needs_teacher(self) -> bool:
-        return self.objective.uses_teacher
+        """Whether a teacher scores, or writes traces."""
+        return self.objective.uses_teacher or (self.offline is not None and self.offline.traces is None)
 
     @property
     def needs_reference(self) -> bool:
@@ -382,9 +455,17 @@ class RunConfig(ConfigModel):
         return {"teacher": self.teacher} if self.teacher is not None else self.teachers
 
     @property
+    def frozen_models(self) -> dict[str, TeacherConfig]:
+        """Every frozen model by its pool: those that score, or the teacher that writes an offline run's traces."""
+        writer = {"teacher": self.teacher} if self.teacher is not None and self.offline is not None else {}
+        return writer | self.scoring_pools
+
+    @property
     def scoring_pools(self) -> dict[str, TeacherConfig]:
         """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several, in the order of `teachers_by_id`; `reference`."""
-        pools = {"teacher": self.teacher} if self.teacher is not None else {f"teacher-{name}": model for name, model in self.teachers.items()}
+        pools: dict[str, TeacherConfig] = {}
+        if self.objective.uses_teacher:
+            pools = {"teacher": self.teacher} if self.teacher is not None else {f"teacher-{name}": model for name, model in self.teachers.items()}
         if self.reference is not None:
             path = self.student.path if self.reference.path is None else self.reference.path
             pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})

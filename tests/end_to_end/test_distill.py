@@ -22,7 +22,8 @@ from rlad.evaluation import EvaluationSummary, majority_vote
 pytestmark = pytest.mark.engine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STEPS = 6
+STEPS, REFILLS = 6, 3
+OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
 
 
 def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
@@ -40,7 +41,7 @@ def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[byte
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of the smoke configuration whose driver was killed between two checkpoints, and then continued to its end."""
+    """A run of the smoke configuration, with dynamic sampling, whose driver was killed between two checkpoints, and then continued to its end."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "smoke")
     arguments = [
         sys.executable,
@@ -48,14 +49,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "pipelines",
         "run",
         str(CONFIGS / "smoke_cpu.yaml"),
-        f"training.steps={STEPS}",
+        *OVERRIDES,
         "--run-dir",
         str(directory.path),
     ]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         wait_for_steps(directory, 3, process, timeout_s=300)
         os.killpg(process.pid, signal.SIGKILL)
-    continued = rlad("run", CONFIGS / "smoke_cpu.yaml", f"training.steps={STEPS}", "--run-dir", directory.path, "--resume")
+    continued = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", directory.path, "--resume")
     assert continued.returncode == 0, continued.stderr
     assert "before" in continued.stdout
     assert "after" in continued.stdout
@@ -70,6 +71,9 @@ def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: Run
     assert counts["trained_steps"] == STEPS
     assert (counts["lost"], counts["duplicated"]) == (0, 0)
     assert [counts[state] for state in ("issued", "sampled", "scored", "claimed")] == [0, 0, 0, 0]
+    dropped = [line["rollout/dropped_groups"] for line in read_json_lines(run.metrics)]
+    assert counts["dropped"] == sum(dropped)
+    assert 0 < max(dropped) <= REFILLS
 
 
 def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
@@ -126,7 +130,7 @@ def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, t
 
 def test_a_finished_run_is_not_run_again(run: RunDirectory) -> None:
     before = run.metrics.read_text()
-    again = rlad("run", CONFIGS / "smoke_cpu.yaml", f"training.steps={STEPS}", "--run-dir", run.path, "--resume", timeout_s=60)
+    again = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", run.path, "--resume", timeout_s=60)
     assert again.returncode == 0, again.stderr
     assert "finished" in again.stdout
     assert run.metrics.read_text() == before

@@ -83,6 +83,37 @@ def test_a_wrong_setting_is_refused_with_its_remedy(override: str, message: str)
         load_run_config(SMOKE, [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("offline=null", "add an `offline:` section"),
+        ("objective={name: grpo}", "remove the `offline:` section"),
+        ("teacher=null", "needs a teacher"),
+        ("rollout.temperature=0.7", "cross-entropy is taken at temperature 1"),
+        ("objective.reference_kl=0.1", "leave objective.reference_kl at 0"),
+        ("offline.trace=somewhere", "did you mean `traces`"),
+        ("offline.rollout.top_p=0.9", "unknown key"),
+        ("offline.top_p=0", "top_p"),
+    ],
+)
+def test_a_wrong_setting_of_an_offline_run_is_refused_with_its_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(CONFIGS / "offline_kk_cpu.yaml", [override])
+
+
+def test_with_traces_at_hand_an_offline_run_needs_no_teacher() -> None:
+    config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.traces=runs/other/traces", "teacher=null"])
+    assert not config.needs_teacher
+    assert load_run_config(CONFIGS / "offline_kk_cpu.yaml").needs_teacher
+
+
+def test_the_teacher_s_engines_take_the_student_s_settings_where_they_have_none_of_their_own() -> None:
+    config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.rollout={max_response_tokens: 1024, workers: 3}", "rollout.threads=2"])
+    assert config.offline is not None
+    changed = {"max_response_tokens": 1024, "workers": 3}
+    assert config.offline.generator_of(config.rollout).model_dump() == {**config.rollout.model_dump(), **changed}
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere\.yaml"):
         load_run_config(tmp_path / "nowhere.yaml")

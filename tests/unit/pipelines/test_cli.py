@@ -13,6 +13,7 @@ from rlad.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
 SMOKE = "configs/smoke_cpu.yaml"
+OFFLINE = "configs/offline_kk_cpu.yaml"
 
 
 def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +34,8 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("ledger", "{tmp}"), "no ledger at"),
         (("report", "{tmp}"), "no run at"),
         (("pretrain", "chess"), "chess"),
+        (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
+        (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_the_ledger_s_status_tells_whether_the_history_is_whole(tmp_path: Path) 
 
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
-    for command in ("run", "plan", "pretrain", "eval", "compare", "report", "ledger"):
+    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger"):
         assert command in text
 
 
