@@ -43,16 +43,15 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
-        scoring, teacher_ids = (config.scoring_pools, list(config.teachers_by_id)) if isinstance(config, RunConfig) else ({}, [])
+        scoring, teacher_pools = (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
             starting += [_deploy(model, f"{run_id}-{pool}", fingerprint, timeout_s) for pool, model in scoring.items()]
         _, _, *started = await together(*starting)
         clients = dict(zip(scoring, started, strict=True))
-        reference = clients.pop("reference", None)
-        teachers = dict(zip(teacher_ids, clients.values(), strict=True))
-        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=reference)
+        teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
+        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 
 
 async def _deploy(config: TeacherConfig, app_name: str, fingerprint: str, timeout_s: float) -> TeacherClient:

@@ -26,7 +26,7 @@ def route_prompts(config: RunConfig, records: Sequence[PromptRecord]) -> dict[st
     Raises:
         PlanError: a prompt without a teacher, or with an unknown one; several where they cannot be mixed; a teacher that no prompt has.
     """
-    if not config.needs_teacher:
+    if not config.teacher_pools:
         return {record.id: {} for record in records}
     routes = {record.id: _route(config, record) for record in records}
     unused = sorted(config.teachers_by_id.keys() - {teacher for mix in routes.values() for teacher in mix})

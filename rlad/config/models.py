@@ -461,11 +461,16 @@ class RunConfig(ConfigModel):
         return writer | self.scoring_pools
 
     @property
+    def teacher_pools(self) -> dict[str, str]:
+        """The pool of every teacher that scores, by the teacher's id; none where a teacher only writes traces."""
+        if not self.objective.uses_teacher:
+            return {}
+        return {"teacher": "teacher"} if self.teacher is not None else {name: f"teacher-{name}" for name in self.teachers}
+
+    @property
     def scoring_pools(self) -> dict[str, TeacherConfig]:
-        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several, in the order of `teachers_by_id`; `reference`."""
-        pools: dict[str, TeacherConfig] = {}
-        if self.objective.uses_teacher:
-            pools = {"teacher": self.teacher} if self.teacher is not None else {f"teacher-{name}": model for name, model in self.teachers.items()}
+        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several; `reference`."""
+        pools = {pool: self.teachers_by_id[name] for name, pool in self.teacher_pools.items()}
         if self.reference is not None:
             path = self.student.path if self.reference.path is None else self.reference.path
             pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from pipelines.cluster import demand_by_pool
 from pipelines.teachers import require_one_vocabulary, route_prompts
-from rlad.config import RunConfig
+from rlad.config import RunConfig, load_run_config
 from rlad.data.prompts import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 
@@ -167,3 +167,12 @@ def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(make_mo
     require_one_vocabulary(run_config(**models, objective=LIKELIEST))
     with pytest.raises(PlanError, match="output layers of teacher and student have 32 and 30 entries"):
         require_one_vocabulary(run_config(**models, objective=FULL))
+
+
+def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
+    config = load_run_config(Path(__file__).parents[3] / "configs" / "offline_kk_cpu.yaml")
+    assert config.teacher is not None
+    assert (config.teacher_pools, config.scoring_pools) == ({}, {})
+    assert list(config.frozen_models) == ["teacher"]
+    assert run_config(teachers=TWO).teacher_pools == {"algebra": "teacher-algebra", "logic": "teacher-logic"}
+    assert run_config(teacher={"path": "/t"}).teacher_pools == {"teacher": "teacher"}
