@@ -8,11 +8,17 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlad.errors import ConfigError
+from rlad.verifiers.countdown import CountdownVerifierConfig
 from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
+from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
+from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.verdict import Verdict, Verifier
 
-VerifierConfig = Annotated[KnightsKnavesVerifierConfig | MathAnswerVerifierConfig, Field(discriminator="name")]
+VerifierConfig = Annotated[
+    KnightsKnavesVerifierConfig | MathAnswerVerifierConfig | CountdownVerifierConfig | MultipleChoiceVerifierConfig | PythonFunctionVerifierConfig,
+    Field(discriminator="name"),
+]
 
 _ADAPTER: TypeAdapter[VerifierConfig] = TypeAdapter(VerifierConfig)
 
@@ -32,4 +38,14 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     return spec.build()
 
 
-__all__ = ["KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]
+__all__ = [
+    "CountdownVerifierConfig",
+    "KnightsKnavesVerifierConfig",
+    "MathAnswerVerifierConfig",
+    "MultipleChoiceVerifierConfig",
+    "PythonFunctionVerifierConfig",
+    "Verdict",
+    "Verifier",
+    "VerifierConfig",
+    "build_verifier",
+]
