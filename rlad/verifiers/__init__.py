@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlad.errors import ConfigError
+from rlad.verifiers.code_tests import CodeTestsVerifierConfig
 from rlad.verifiers.countdown import CountdownVerifierConfig
 from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
@@ -16,7 +17,12 @@ from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.verdict import Verdict, Verifier
 
 VerifierConfig = Annotated[
-    KnightsKnavesVerifierConfig | MathAnswerVerifierConfig | CountdownVerifierConfig | MultipleChoiceVerifierConfig | PythonFunctionVerifierConfig,
+    KnightsKnavesVerifierConfig
+    | MathAnswerVerifierConfig
+    | CountdownVerifierConfig
+    | MultipleChoiceVerifierConfig
+    | CodeTestsVerifierConfig
+    | PythonFunctionVerifierConfig,
     Field(discriminator="name"),
 ]
 
@@ -39,6 +45,7 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
 
 
 __all__ = [
+    "CodeTestsVerifierConfig",
     "CountdownVerifierConfig",
     "KnightsKnavesVerifierConfig",
     "MathAnswerVerifierConfig",
