@@ -14,6 +14,7 @@ from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
 from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
+from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
 from rlad.verifiers.verdict import Verdict, Verifier
 
 VerifierConfig = Annotated[
@@ -22,6 +23,7 @@ VerifierConfig = Annotated[
     | CountdownVerifierConfig
     | MultipleChoiceVerifierConfig
     | CodeTestsVerifierConfig
+    | ReasoningGymVerifierConfig
     | PythonFunctionVerifierConfig,
     Field(discriminator="name"),
 ]
@@ -51,6 +53,7 @@ __all__ = [
     "MathAnswerVerifierConfig",
     "MultipleChoiceVerifierConfig",
     "PythonFunctionVerifierConfig",
+    "ReasoningGymVerifierConfig",
     "Verdict",
     "Verifier",
     "VerifierConfig",
