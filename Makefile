@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/cpu.lock
+PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -13,12 +14,15 @@ help: ## what can be made
 
 setup: $(STAMP) ## the environment in .venv, with the `rlad` command in it
 
-$(STAMP): $(LOCK) pyproject.toml
+$(PACKAGES): $(LOCK)
 	@echo "Making the environment in $(VENV): about 4 GB of packages, a few minutes, once."
 	@$(PYTHON) -c 'import sys; sys.exit("rlad needs Python 3.11 or newer; name one: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r $(LOCK) || { \
 	  echo "If pip found no torch+cpu: PyTorch's CPU builds are on PyTorch's own index; set PIP_EXTRA_INDEX_URL to it and run make again."; exit 1; }
+	@touch $@
+
+$(STAMP): $(PACKAGES) pyproject.toml
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

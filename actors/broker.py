@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from actors.parts import GroupRefs, Part
 from rlad.errors import RunStoppedError
 from rlad.ledger import Ledger
-from rlad.packing import plan_microbatches
+from rlad.packing import UpdateSize, plan_microbatches
 
 if TYPE_CHECKING:  # the broker needs no torch
     from actors.weights import WeightsPublication
@@ -39,12 +39,14 @@ class PartPolicy:
         token_budget: tokens (prompts included) of a rank's micro-batch.
         skip_equal_rewards: leave out groups whose rewards are all equal: the objective gives them exactly zero gradient.
         skip_truncated: leave out responses that hit the token budget.
+        counts_tokens: the loss is averaged over tokens, whose number is known only when all groups of an update are there: hand out nothing before.
     """
 
     ranks: int
     token_budget: int
     skip_equal_rewards: bool
     skip_truncated: bool
+    counts_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class FinishedGroup:
         prompt_tokens: tokens of the prompt.
         response_lengths: tokens of each response.
         is_truncated: whether each response hit the token budget.
-        rewards: of each response.
+        rewards: of each response, as advantages are made of them.
     """
 
     uid: str
@@ -74,6 +76,12 @@ class FinishedGroup:
         return [
             index for index, length in enumerate(self.response_lengths) if length > 0 and not (policy.skip_truncated and self.is_truncated[index])
         ]
+
+    def counted_tokens(self, policy: PartPolicy) -> int:
+        """Response tokens that a mean over tokens is over: also of responses that can have no gradient, not of those masked for their length."""
+        return sum(
+            length for length, truncated in zip(self.response_lengths, self.is_truncated, strict=True) if not (policy.skip_truncated and truncated)
+        )
 
 
 @dataclass(slots=True)
@@ -107,6 +115,12 @@ class StepParts:
     def add(self, group: FinishedGroup) -> None:
         self._update_of[group.uid].arrived[group.uid] = group
 
+    def replace(self, uid: str, by: str) -> None:
+        """Give the place of a group that has not arrived to another: which update it is of does not depend on when that happens."""
+        update = self._update_of.pop(uid)
+        update.uids[update.uids.index(uid)] = by
+        self._update_of[by] = update
+
     def part(self, rank: int, index: int) -> Part | None:
         """The part `index` of this step for `rank`, formed now if enough groups are there. None: come back later."""
         while len(parts := [part for update in self._updates for part in update.parts]) <= index:
@@ -123,7 +137,7 @@ class StepParts:
         is_last = len(update.arrived) == len(update.uids)
         sequences = [(group, index) for group in fresh for index in group.trainable(self._policy)]
         lengths = [group.prompt_tokens + group.response_lengths[index] for group, index in sequences]
-        if not is_last and sum(lengths) < self._policy.ranks * self._policy.token_budget:
+        if not is_last and (self._policy.counts_tokens or sum(lengths) < self._policy.ranks * self._policy.token_budget):
             return False
         plan = plan_microbatches(lengths, token_budget=self._policy.token_budget, ranks=self._policy.ranks)
         if is_last and not any(plan) and not any(part[0].micro_batches for part in update.parts):
@@ -142,10 +156,13 @@ class StepParts:
             index=sum(len(earlier.parts) for earlier in self._updates),
             ends_update=is_last,
             ends_step=is_last and number == len(self._updates) - 1,
-            num_responses=update.num_responses,
+            size=UpdateSize(num_responses=update.num_responses, num_tokens=self._num_tokens(update)),
             micro_batches=[[(sequences[index][0].uid, sequences[index][1]) for index in batch] for batch in batches],
             groups=used,
         )
+
+    def _num_tokens(self, update: _Update) -> int | None:
+        return sum(group.counted_tokens(self._policy) for group in update.arrived.values()) if self._policy.counts_tokens else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +193,9 @@ class ExperienceBroker:
         self._stopped: str | None = None
         self._changed = asyncio.Condition()
 
-    async def reopen(self, checkpoint: int) -> None:
-        """A new driver takes over from `checkpoint`: what came later is issued again."""
-        self._ledger.reopen(checkpoint)
+    async def reopen(self, checkpoint: int) -> int:
+        """A new driver takes over from `checkpoint`: what came later will be issued again. Returns how many groups came before."""
+        return self._ledger.reopen(checkpoint)
 
     async def open_step(self, step: int, updates: list[list[tuple[str, str]]]) -> dict[str, int]:
         """Issue a step's groups, (uid, prompt id) each, cut into updates. Returns each uid's attempt number."""
@@ -191,6 +208,13 @@ class ExperienceBroker:
 
     async def reissue(self, uid: str) -> int:
         return self._ledger.reissue(uid)
+
+    async def refill(self, step: int, dropped: str, attempt: int, uid: str, prompt_id: str) -> int:
+        """Drop a sampled group and issue another in its place. Returns the other's attempt number."""
+        self._ledger.drop(dropped, attempt)
+        attempts = self._ledger.issue(step, [(uid, prompt_id)])
+        self._steps[step].replace(dropped, uid)
+        return attempts[uid]
 
     async def record_sampled(self, uid: str, attempt: int) -> None:
         self._ledger.record_sampled(uid, attempt)

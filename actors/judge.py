@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from rlad.contracts import Outcome
 from rlad.errors import EngineError
-from rlad.verifiers import Verifier
+from rlad.verifiers import GivesAnswer, Verifier
 
 BuildVerifiers = Callable[[], Mapping[str, Verifier]]
 
@@ -37,6 +38,14 @@ class Judgement:
     reward: float
     outcome: Outcome
     elapsed_s: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """A response's answer; None where it gives none, or where taking it out failed or took too long: `problem` then says so, for the log."""
+
+    answer: str | None
     problem: str | None = None
 
 
@@ -61,18 +70,16 @@ class Judge:
         Raises:
             EngineError: the child cannot be started, or dies between responses again and again.
         """
-        judgements: list[Judgement] = []
-        breaks = 0
-        while len(judgements) < len(texts):
-            try:
-                for future in self._send(task, texts[len(judgements) :], answer):
-                    judgements.append(self._outcome_of(future))
-            except RuntimeError as error:  # pebble's pool broke, which it also does when its child is killed between two responses
-                self.close()
-                breaks += 1
-                if breaks > 1:
-                    raise EngineError(f"the verifier process of task {task!r} does not stay up: {error}") from error
-        return judgements
+        return self._in_order(task, _judge_in_child, [(task, text, answer) for text in texts])
+
+    def answers(self, task: str, texts: Sequence[str]) -> list[Extraction]:
+        """What each response gives as its answer, in order, with deadlines as in `judge`. The task's verifier must be one that `GivesAnswer`.
+
+        Raises:
+            EngineError: as `judge`.
+        """
+        found = self._in_order(task, _answer_in_child, [(task, text) for text in texts])
+        return [Extraction(answer=None, problem=each.problem or "Timeout") if isinstance(each, Judgement) else each for each in found]
 
     def close(self) -> None:
         """Kill the child. A later `judge` starts another."""
@@ -81,14 +88,29 @@ class Judge:
             pool.stop()
             pool.join()
 
-    def _send(self, task: str, texts: Sequence[str], answer: str) -> list[Future[Judgement]]:
+    def _in_order(self, task: str, call: Callable[..., Any], arguments: Sequence[tuple[str, ...]]) -> list[Any]:
+        """The results of calls in the child, which is replaced once where it breaks between two of them; a `Judgement` for a call that it died of."""
+        results: list[Any] = []
+        breaks = 0
+        while len(results) < len(arguments):
+            try:
+                for future in self._send(call, arguments[len(results) :]):
+                    results.append(self._outcome_of(future))
+            except RuntimeError as error:  # pebble's pool broke, which it also does when its child is killed between two responses
+                self.close()
+                breaks += 1
+                if breaks > 1:
+                    raise EngineError(f"the verifier process of task {task!r} does not stay up: {error}") from error
+        return results
+
+    def _send(self, call: Callable[..., Any], arguments: Sequence[tuple[str, ...]]) -> list[Future[Any]]:
         if self._pool is None:
             # Spawned, not forked: the parent has threads whose locks a fork would copy in any state.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(max_workers=1, initializer=_start_child, initargs=(self._build_verifiers,), context=context)
-        return [self._pool.schedule(_judge_in_child, args=(task, text, answer), timeout=self._timeout_s) for text in texts]
+        return [self._pool.schedule(call, args=each, timeout=self._timeout_s) for each in arguments]
 
-    def _outcome_of(self, future: Future[Judgement]) -> Judgement:
+    def _outcome_of(self, future: Future[Any]) -> Any:
         try:
             return future.result(timeout=self._timeout_s + _CHILD_START_TIMEOUT_S)
         except ProcessExpired as error:
@@ -117,3 +139,12 @@ def _judge_in_child(task: str, text: str, answer: str) -> Judgement:
     if not math.isfinite(verdict.reward):
         return Judgement(reward=0.0, outcome=Outcome.ERROR, elapsed_s=elapsed_s, problem=f"NonFiniteReward: {verdict.reward}")
     return Judgement(reward=float(verdict.reward), outcome=verdict.outcome, elapsed_s=elapsed_s)
+
+
+def _answer_in_child(task: str, text: str) -> Extraction:
+    verifier = _verifiers[task]
+    assert isinstance(verifier, GivesAnswer)
+    try:
+        return Extraction(answer=verifier.answer_of(text))
+    except BaseException as error:  # noqa: BLE001 - as in judging
+        return Extraction(answer=None, problem=f"{type(error).__name__}: {error}")

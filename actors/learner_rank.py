@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -23,10 +24,10 @@ from actors.learner import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.parts import GroupRefs, Part
 from actors.remote_errors import as_rlad_error
 from actors.weights import publish
-from rlad.contracts import RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
+from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import DeadlineError, RladError
 from rlad.objectives import build_objective
-from rlad.packing import BatchCounts, build_training_batch
+from rlad.packing import BatchCounts, BatchRules, build_training_batch
 
 T = TypeVar("T")
 MicroBatch = tuple[TrainingBatch, BatchCounts]
@@ -54,6 +55,7 @@ class LearnerRank:
         self._checkpoints = settings.run_dir / CHECKPOINTS
         self._checkpoint_s = 0.0
         config = settings.config
+        self._rules = BatchRules(objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty)
         torch.set_num_threads(config.learner.threads)
         transformers.utils.logging.disable_progress_bar()
         self._trainer = self._together(
@@ -121,15 +123,7 @@ class LearnerRank:
         while part is None:
             part = _answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(part.groups)
-        config = self._settings.config
-        build = functools.partial(
-            build_training_batch,
-            groups,
-            num_responses=part.num_responses,
-            truncated=config.learner.truncated,
-            uses_teacher=config.objective.uses_teacher,
-        )
-        return part, [build(sequences) for sequences in part.micro_batches]
+        return part, [build_training_batch(groups, sequences, size=part.size, rules=self._rules) for sequences in part.micro_batches]
 
     def _publish(self, version: int, tell: Callable[[list[Any]], None]) -> None:
         """Put the present weights where the samplers find them, and tell the broker."""
@@ -204,14 +198,7 @@ def _answer(ref: Any, who: str) -> Any:
 
 
 def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
-    """The groups' columns, in one request. Arrays stay views of shared memory."""
-    refs = [ref for each in groups.values() for ref in (each.group, each.verdicts, each.teacher_scores) if ref is not None]
+    """The groups' columns, in one request. Arrays stay views of shared memory, but for a mixture of teachers."""
+    refs = [ref for each in groups.values() for ref in each.all_refs]
     columns = iter(_answer(refs, "the object store") if refs else [])
-    return {
-        uid: ScoredGroup(
-            group=RolloutGroup.from_columns(next(columns)),
-            verdicts=Verdicts.from_columns(next(columns)),
-            teacher_scores=None if each.teacher_scores is None else TeacherScores.from_columns(next(columns)),
-        )
-        for uid, each in groups.items()
-    }
+    return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rlad.contracts import Columns, RolloutGroup, ScoredGroup, TeacherScores, Verdicts
+from rlad.packing import UpdateSize
+from rlad.teacher_mixing import mix_teacher_scores
 
 # A `ray.ObjectRef` of a record's columns. Ray's reference type is not subscripted here because it holds a plain mapping of arrays.
 ColumnsRef = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedScores:
+    """One teacher's scores of a group: a reference to the columns of its `TeacherScores`, and the weight of its probabilities in the mixture of all."""
+
+    weight: float
+    scores: ColumnsRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRefs:
-    """One scored group: references to the columns of its `RolloutGroup`, `Verdicts` and, where the objective has a teacher, `TeacherScores`."""
+    """One scored group: references to the columns of its `RolloutGroup` and `Verdicts`, and to the `TeacherScores` that the objective needs.
+
+    Attributes:
+        teacher_scores: of each of its teachers; empty where the objective has none.
+        reference_scores: the frozen reference policy's; None where the objective has none.
+    """
 
     group: ColumnsRef
     verdicts: ColumnsRef
-    teacher_scores: ColumnsRef | None
+    teacher_scores: tuple[WeightedScores, ...]
+    reference_scores: ColumnsRef | None = None
+
+    @property
+    def all_refs(self) -> list[ColumnsRef]:
+        """Every reference, in the order in which `scored_group` takes what is behind them."""
+        references = [] if self.reference_scores is None else [self.reference_scores]
+        return [self.group, self.verdicts, *(each.scores for each in self.teacher_scores), *references]
+
+    def scored_group(self, columns: Sequence[Columns]) -> ScoredGroup:
+        """The group from the columns behind `all_refs`, with the scores of several teachers mixed into those of one.
+
+        Raises:
+            ContractError: columns that contradict each other.
+        """
+        group, verdicts, *scores = columns
+        reference = None if self.reference_scores is None else TeacherScores.from_columns(scores.pop())
+        of_teachers = [TeacherScores.from_columns(each) for each in scores]
+        weighted = [(each.weight, found) for each, found in zip(self.teacher_scores, of_teachers, strict=True)]
+        return ScoredGroup(
+            group=RolloutGroup.from_columns(group),
+            verdicts=Verdicts.from_columns(verdicts),
+            teacher_scores=mix_teacher_scores(weighted) if weighted else None,
+            reference_scores=reference,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +72,7 @@ class Part:
         index: part within the step, counted over its updates.
         ends_update: the optimizer steps after this part.
         ends_step: the last part of the step.
-        num_responses: responses of the whole update over all ranks: the normaliser, known before they have all arrived.
+        size: of the whole update over all ranks: the normaliser.
         micro_batches: for each micro-batch, its sequences as (group uid, response index); an empty list is a dummy batch.
         groups: the groups that the micro-batches name.
     """
@@ -40,6 +82,6 @@ class Part:
     index: int
     ends_update: bool
     ends_step: bool
-    num_responses: int
+    size: UpdateSize
     micro_batches: list[list[tuple[str, int]]]
     groups: dict[str, GroupRefs]

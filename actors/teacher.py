@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import ray
@@ -28,6 +28,7 @@ from actors.parts import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher_server import TeacherIdentity, TeacherServer, TeacherStats
 from rlad.config import TeacherConfig
+from rlad.contracts import TeacherSupport
 from rlad.errors import DeadlineError, EngineError, PlanError, RladError, VocabularyMismatchError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _DRAIN_S = 20.0
 # Deadline of questions that a replica answers at once, and of Serve's own management calls.
 _CONTROL_TIMEOUT_S = 60.0
+# Serve is started and joined through one client of this process, which its own calls do not guard: several teachers are deployed at once.
+_SERVE_LOCK = Lock()
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -62,12 +65,13 @@ class TeacherClient:
     timeout_s: float
     max_retries: int
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int) -> ColumnsRef:
+    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
         """Have a group scored.
 
         Args:
             group_ref: reference to the columns of a `RolloutGroup`.
             num_tokens: its response tokens.
+            support: what to score beside the sampled tokens; nothing costs nothing.
 
         Returns:
             Reference to the columns of its `TeacherScores`, owned by this process: it outlives the replica.
@@ -86,7 +90,7 @@ class TeacherClient:
         )
         try:
             async with asyncio.timeout(self.timeout_s):
-                scores_ref: ColumnsRef = await retrying(self._score_once, group_ref, num_tokens)
+                scores_ref: ColumnsRef = await retrying(self._score_once, group_ref, num_tokens, support)
                 return scores_ref
         except TimeoutError as error:
             if isinstance(error, DeadlineError):
@@ -100,8 +104,8 @@ class TeacherClient:
             replicas: list[TeacherStats] = await responses
         return reduce(add, replicas, TeacherStats())
 
-    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int) -> ColumnsRef:
-        response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint)
+    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
+        response = self.handle.options(method_name="score", stream=True).remote([group_ref], self.tokenizer_fingerprint, support)
         try:
             with translated(who=f"teacher {self.app_name!r}"):
                 scores_ref, receipt = await _scores_and_receipt(response)
@@ -179,7 +183,6 @@ async def delete_teacher(app_name: str) -> None:
 
 
 def _run_application(config: TeacherConfig, app_name: str) -> Any:
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)
     deployment = serve.deployment(TeacherServer).options(
         num_replicas=config.replicas,
         # Serve's default of 5 would leave an engine that batches idle.
@@ -193,7 +196,9 @@ def _run_application(config: TeacherConfig, app_name: str) -> Any:
         logging_config=_QUIET,
     )
     target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
-    [handle] = serve.run_many([target], wait_for_applications_running=False)
+    with _SERVE_LOCK:
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)
+        [handle] = serve.run_many([target], wait_for_applications_running=False)
     return handle
 
 
@@ -202,7 +207,8 @@ def _delete_application(app_name: str) -> None:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
         return  # Serve does not run here
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)  # joins it; without this a client of an earlier cluster would be used
+    with _SERVE_LOCK:
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)  # joins it; without this a client of an earlier cluster would be used
     serve.delete(app_name)
 
 

@@ -13,7 +13,7 @@ from actors.model_fingerprint import model_fingerprint
 from actors.parts import ColumnsRef
 from actors.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
-from rlad.contracts import Columns, RolloutGroup, TeacherScores
+from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 
@@ -62,19 +62,20 @@ class TeacherServer:
         tokenizer = fingerprint_of(config.path)
         self._identity = TeacherIdentity(teacher=model_fingerprint(Path(config.path), tokenizer=tokenizer), tokenizer=tokenizer)
         self._timeout_s = config.timeout_s
-        self._cache = ScoreCache(max_tokens=config.cache_tokens)
+        self._cache = ScoreCache(max_values=config.cache_tokens)
         self._scorer = CachedScorer(_build_scorer(config), teacher=self._identity.teacher, cache=self._cache)
         self._activity = _Activity()
 
     async def identity(self) -> TeacherIdentity:
         return self._identity
 
-    async def score(self, group_refs: list[ColumnsRef], tokenizer_fingerprint: str) -> AsyncIterator[Columns | int]:
+    async def score(self, group_refs: list[ColumnsRef], tokenizer_fingerprint: str, support: TeacherSupport = None) -> AsyncIterator[Columns | int]:
         """Score one group.
 
         Args:
             group_refs: one reference to a `RolloutGroup`'s columns, in a list so that Serve passes it on unresolved.
             tokenizer_fingerprint: of the model that sampled the group.
+            support: what to score beside the sampled tokens.
 
         Yields:
             First the columns of its `TeacherScores`, then as a receipt the number of tokens scored: the caller can wait for the receipt,
@@ -95,9 +96,9 @@ class TeacherServer:
                 group = RolloutGroup.from_columns(await asyncio.wait_for(_value_of(group_refs[0]), self._timeout_s))
             except TimeoutError as error:
                 raise DeadlineError(f"the columns of a group to score did not arrive within {self._timeout_s:g} s") from error
-            logprobs = await self._scorer.score(group.prompt_ids, group.response_ids, group.response_offsets, group.temperature)
+            scores = await self._scorer.score(group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support)
             self._activity.count(group.num_tokens)
-        yield TeacherScores(uid=group.uid, attempt=group.attempt, teacher=self._identity.teacher, logprobs=logprobs).to_columns()
+        yield TeacherScores(uid=group.uid, attempt=group.attempt, teacher=self._identity.teacher, **scores.flat_columns()).to_columns()
         yield group.num_tokens
 
     async def stats(self) -> TeacherStats:

@@ -9,7 +9,7 @@ import queue
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ from ray.actor import ActorHandle
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tokenizers import Tokenizer
 
-from actors.judge import BuildVerifiers, Judge, Judgement
+from actors.judge import BuildVerifiers, Extraction, Judge, Judgement
 from actors.parts import ColumnsRef
 from actors.pool import ActorPool
 from actors.remote_errors import translated
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError, WorkerLostError
-from rlad.verifiers import Verifier, VerifierConfig, build_verifier
+from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
 
 if TYPE_CHECKING:  # with it would come torch, which the actors have no use for
     from rlad.config import VerifierPoolConfig
@@ -41,11 +41,13 @@ _TIMEOUTS_PER_GROUP = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSummary:
-    """What the driver learns of a judged group: one entry a response, and the worker's seconds."""
+    """What the driver learns of a judged group: one entry a response, and the worker's seconds. Texts and answers as in `JudgedGroup`."""
 
     rewards: tuple[float, ...]
     outcomes: tuple[int, ...]
     elapsed_s: float
+    texts: tuple[str, ...] | None = None
+    answers: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,17 @@ class JudgedGroup:
         verdicts_ref: reference to the columns of its `Verdicts`.
         rewards, outcomes: of each response; outcomes are `Outcome` values.
         elapsed_s: seconds that a worker spent on it.
+        texts: of each response, decoded, where they were asked for.
+        answers: what each response gives as its answer, None for one without; None altogether where they were not asked for or the task's verifier
+            takes none out of a response.
     """
 
     verdicts_ref: ColumnsRef
     rewards: tuple[float, ...]
     outcomes: tuple[int, ...]
     elapsed_s: float
+    texts: tuple[str, ...] | None = None
+    answers: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +98,23 @@ class VerifierWorker:
         """
         # Spawned children import whatever `__main__.__file__` names. Here that is Ray's worker program, and all of Ray with it, for nothing.
         sys.modules["__main__"].__dict__.pop("__file__", None)
-        self._tasks = sorted(build_verifiers())  # also fails here, with the reason, where children could only die
+        verifiers = build_verifiers()  # also fails here, with the reason, where children could only die
+        self._tasks = sorted(verifiers)
+        self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
         self._tokenizer = _load_tokenizer(tokenizer_path)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
             self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
         self._logged: set[tuple[str, str]] = set()
 
-    def verify(self, columns: Columns) -> tuple[Columns, JudgeSummary]:
+    def verify(self, columns: Columns, with_texts: bool = False) -> tuple[Columns, JudgeSummary]:
         """Judge a group.
 
         A truncated response earns 0 as unparseable without being looked at: it did not end, so whatever it holds is no answer.
 
         Args:
             columns: of a `RolloutGroup`.
+            with_texts: also give texts and answers back, for an evaluation.
 
         Returns:
             The columns of its `Verdicts`, and a summary of them: two results, of which the driver fetches the second.
@@ -121,15 +131,21 @@ class VerifierWorker:
             )
         judgements = [Judgement(reward=0.0, outcome=Outcome.UNPARSEABLE, elapsed_s=0.0)] * group.num_responses
         ended = np.flatnonzero(~group.is_truncated).tolist()
-        token_ids = [group.response_ids[group.response(index)].tolist() for index in ended]
-        texts = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
+        texts = self._decoded(group, ended)
+        answers: list[Extraction] | None = None
         judge = self._judges.get()
         try:
             for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
                 judgements[index] = judgement
+            if with_texts and group.task in self._giving_answers:
+                answers = [Extraction(answer=None)] * group.num_responses
+                # Only what was understood as an answer has a vote.
+                understood = [place for place, index in enumerate(ended) if judgements[index].outcome in (Outcome.CORRECT, Outcome.WRONG)]
+                for place, extraction in zip(understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True):
+                    answers[ended[place]] = extraction
         finally:
             self._judges.put(judge)
-        self._log_problems(group, judgements)
+        self._log_problems(group, [*judgements, *(answers or [])])
         verdicts = Verdicts(
             uid=group.uid,
             attempt=group.attempt,
@@ -138,19 +154,28 @@ class VerifierWorker:
             elapsed_s=np.array([each.elapsed_s for each in judgements], np.float32),
         )
         summary = JudgeSummary(
-            rewards=tuple(verdicts.rewards.tolist()), outcomes=tuple(verdicts.outcomes.tolist()), elapsed_s=time.perf_counter() - start
+            rewards=tuple(verdicts.rewards.tolist()),
+            outcomes=tuple(verdicts.outcomes.tolist()),
+            elapsed_s=time.perf_counter() - start,
+            texts=tuple(self._decoded(group, range(group.num_responses))) if with_texts else None,
+            answers=tuple(each.answer for each in answers) if answers is not None else None,
         )
         return verdicts.to_columns(), summary
 
-    def _log_problems(self, group: RolloutGroup, judgements: list[Judgement]) -> None:
+    def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
+        token_ids = [group.response_ids[group.response(index)].tolist() for index in indices]
+        texts: list[str] = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
+        return texts
+
+    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
         """Each kind of problem once: a broken verifier fails on thousands of responses alike."""
-        for judgement in judgements:
-            if judgement.problem is None:
+        for result in results:
+            if result.problem is None:
                 continue
-            kind = (group.task, judgement.problem.partition(":")[0])
+            kind = (group.task, result.problem.partition(":")[0])
             if kind not in self._logged:
                 self._logged.add(kind)
-                logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, judgement.problem)
+                logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
 
 
 def _load_tokenizer(model_path: str) -> Tokenizer:
@@ -207,12 +232,13 @@ class VerifierPool:
         """
         await self._pool.start()
 
-    async def verify(self, group_ref: ColumnsRef, *, num_tokens: int) -> JudgedGroup:
+    async def verify(self, group_ref: ColumnsRef, *, num_tokens: int, with_texts: bool = False) -> JudgedGroup:
         """Have a group judged.
 
         Args:
             group_ref: reference to the columns of a `RolloutGroup`.
             num_tokens: its response tokens.
+            with_texts: also bring back texts and answers. For an evaluation: in training they have no business in the driver.
 
         Raises:
             WorkerLostError: workers died, or hung, in every attempt.
@@ -223,7 +249,7 @@ class VerifierPool:
         retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
         async with self._free_processes:
             with translated(who="a verifier worker"):
-                judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens)
+                judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
         self._busy_s += judged.elapsed_s
         self._num_groups += 1
         self._outcomes.update(Outcome(outcome) for outcome in judged.outcomes)
@@ -237,15 +263,22 @@ class VerifierPool:
         """Kill all workers, and their processes with them. May be called twice."""
         await self._pool.close()
 
-    async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int) -> JudgedGroup:
+    async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int, with_texts: bool) -> JudgedGroup:
         async with self._pool.lease(1) as worker:  # a group takes one process, whatever its length
-            verdicts_ref, summary_ref = worker.verify.options(num_returns=2).remote(group_ref)
+            verdicts_ref, summary_ref = worker.verify.options(num_returns=2).remote(group_ref, with_texts)
             try:
                 summary = await asyncio.wait_for(_value_of(summary_ref), self._deadline_s)
             except TimeoutError as error:
                 # Its own waits all have shorter deadlines. The pool kills and replaces it.
                 raise WorkerLostError(f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens") from error
-        return JudgedGroup(verdicts_ref=verdicts_ref, rewards=summary.rewards, outcomes=summary.outcomes, elapsed_s=summary.elapsed_s)
+        return JudgedGroup(
+            verdicts_ref=verdicts_ref,
+            rewards=summary.rewards,
+            outcomes=summary.outcomes,
+            elapsed_s=summary.elapsed_s,
+            texts=summary.texts,
+            answers=summary.answers,
+        )
 
 
 async def _value_of(ref: Any) -> JudgeSummary:

@@ -49,12 +49,36 @@ def run(
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run_directory import RunDirectory
+    from pipelines.training_run import require_kind
     from rlad.config import load_run_config
 
     settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    require_kind(settings, offline=False)
     console = Console()
     ensure_starters_of(settings, console)
     distill(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
+
+
+@app.command()
+def offline(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
+) -> None:
+    """Train a student on traces of its teacher that a verifier accepts, as CONFIG says."""
+    from pipelines.offline import offline as distil_offline
+    from pipelines.pretrain import ensure_starters_of
+    from pipelines.run_directory import RunDirectory
+    from pipelines.training_run import require_kind
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    require_kind(settings, offline=True)
+    console = Console()
+    ensure_starters_of(settings, console, teacher=settings.needs_teacher)
+    distil_offline(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
 
 
 @app.command()
@@ -94,21 +118,53 @@ def pretrain(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="The run whose evaluation prompts, verifiers and engine settings are used.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="A file of evaluation sets (configs/eval_math.yaml), or a run, whose evaluation is then used.")
+    ],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    sets: Annotated[
+        str | None, typer.Option("--sets", help="Only these sets of the file, separated by commas. [default: all]", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")] = None,
 ) -> None:
-    """Evaluate MODEL on the evaluation prompts of a configuration."""
+    """Evaluate MODEL: mean@k, maj@k and pass@k with confidence intervals."""
     from pipelines.evaluate import evaluate_model
-    from pipelines.pretrain import ensure_starters_of
-    from rlad.config import load_run_config
+    from pipelines.pretrain import ensure_models
+    from rlad.config import load_evaluation_suite
 
-    settings = load_run_config(config, [*(overrides or []), f"student.path={model}"])
+    suite = load_evaluation_suite(config, [*(overrides or []), f"student.path={model}"])
+    if sets is not None:
+        suite = suite.only(sets.split(","))
     console = Console()
-    ensure_starters_of(settings, console, teacher=False)
-    summary = evaluate_model(settings, console)
-    if output is not None:
-        output.write_text(json.dumps({"model": model, **summary.as_dict()}, indent=2) + "\n")
+    ensure_models([suite.student.path], console)
+    evaluate_model(suite, console, output=output)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A comparison's YAML file, for example configs/compare_kk_cpu.yaml.")],
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Only these methods, separated by commas; the others are compared with the first. [default: all]", show_default=False),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="These seeds, separated by commas, instead of the file's.", show_default=False)] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the runs and the report go. [default: runs/NAME]", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")] = False,
+) -> None:
+    """Compare methods from one start over several seeds, and say whether they differ by more than chance."""
+    from pipelines.compare import ComparisonDirectory
+    from pipelines.compare import compare as run_comparison
+    from pipelines.pretrain import ensure_starters_of
+    from rlad.config.comparison import load_comparison
+
+    comparison = load_comparison(
+        config, overrides or [], methods=methods.split(",") if methods else None, seeds=_whole_numbers(seeds) if seeds else None
+    )
+    console = Console()
+    for planned in comparison.runs[: len(comparison.config.methods)]:
+        ensure_starters_of(planned.config, console)
+    run_comparison(comparison, ComparisonDirectory(run_dir or Path("runs") / comparison.config.name), resume=resume, console=console)
 
 
 @app.command()
@@ -138,6 +194,13 @@ def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="P
         typer.echo("\n".join(f"{name:<{width}}  {count}" for name, count in counts.items()))
     if counts["lost"] or counts["duplicated"]:
         raise typer.Exit(1)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from None
 
 
 def main() -> None:

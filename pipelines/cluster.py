@@ -33,16 +33,28 @@ class Resources:
 
 
 def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of a run asks of Ray."""
-    rollout, learner, verifier, teacher = config.rollout, config.learner, config.verifier_pool, config.teacher
-    demand = {
+    """What each pool of a run asks of Ray while it trains."""
+    rollout, learner, verifier = config.rollout, config.learner, config.verifier_pool
+    return {
         "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
         "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **{
+            pool: Resources(cpus=model.replicas * model.cpus_per_replica, gpus=model.replicas * model.gpus_per_replica)
+            for pool, model in config.scoring_pools.items()
+        },
     }
-    if teacher is not None:
-        demand["teacher"] = Resources(cpus=teacher.replicas * teacher.cpus_per_replica, gpus=teacher.replicas * teacher.gpus_per_replica)
-    return demand
+
+
+def generation_demand(config: RunConfig) -> dict[str, Resources]:
+    """What each pool of an offline run asks of Ray while the teacher makes traces; they are gone before it trains. Empty for other runs."""
+    if config.offline is None or config.offline.traces is not None:
+        return {}
+    generator, verifier = config.offline.generator_of(config.rollout), config.verifier_pool
+    return {
+        "teacher": Resources(cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker),
+        "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+    }
 
 
 def require_room(config: RunConfig, available: Resources, where: str) -> None:
@@ -51,7 +63,11 @@ def require_room(config: RunConfig, available: Resources, where: str) -> None:
     Raises:
         PlanError: with what each pool asks for and what is there.
     """
-    demand = demand_by_pool(config)
+    for demand in (generation_demand(config), demand_by_pool(config)):
+        _require_room_for(demand, available, where)
+
+
+def _require_room_for(demand: dict[str, Resources], available: Resources, where: str) -> None:
     for kind in ("cpus", "gpus"):
         wanted, there = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
         if wanted > there + 1e-6:
@@ -70,11 +86,15 @@ def local_resources(config: ClusterConfig) -> Resources:
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Resources]:
-    """Join the cluster at `config.address`, or start one on this machine that ends with the block.
+    """Join the cluster at `config.address`, or start one on this machine that ends with the block. Inside another such block it is that block's cluster,
+    which goes on: several runs then share one start.
 
     Raises:
         PlanError: no cluster answers at the address.
     """
+    if ray.is_initialized():
+        yield _total_resources()
+        return
     runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
     try:
         if config.address is None:
@@ -84,7 +104,11 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
     except (ConnectionError, ValueError) as error:
         raise PlanError(f"no Ray cluster answers at {config.address or 'this machine'}: {error}") from error
     try:
-        total = ray.cluster_resources()
-        yield Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+        yield _total_resources()
     finally:
         ray.shutdown()
+
+
+def _total_resources() -> Resources:
+    total = ray.cluster_resources()
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pipelines.run_directory import RunDirectory, write_atomically
 from rlad import __version__
+from rlad.config import RunConfig
 from rlad.evaluation import EvaluationSummary
 
 
@@ -13,27 +14,43 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
     """Write `README.md` into the run's export."""
     config = run.read_config()
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["rlad", "distillation", config.objective.name])
-    teacher = f" under the teacher `{config.teacher.path}`" if config.teacher else ""
-    settings = ", ".join(f"{key} {value}" for key, value in config.objective.model_dump(mode="json").items() if key != "name")
     evaluation = config.evaluation
     text = f"""---
 {metadata.to_yaml()}
 ---
 # {config.name}
 
-`{config.student.path}`, trained by rlad {__version__} with the objective `{config.objective.name}` ({settings}){teacher}: {config.training.steps} steps of
-{config.training.prompts_per_step} prompts with {config.rollout.group_size} responses each, {config.training.updates_per_step} updates a step,
+`{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}: {config.training.steps} steps of
+{_diet(config)}, {config.training.updates_per_step} updates a step,
 learning rate {config.learner.optimizer.lr:g}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
 
-| {evaluation.group_by} | prompts | before | after | 95% interval |
+| {evaluation.group_label} | prompts | before | after | 95% interval |
 | --- | --- | --- | --- | --- |
 {_rows(before, after)}
 
 The complete settings are in `config.yaml` of the run.
 """
     write_atomically(run.export / "README.md", str(ModelCard(text)))
+
+
+def _objective(config: RunConfig) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in config.objective.model_dump(mode="json").items() if key != "name")
+    return f"`{config.objective.name}`{f' ({settings})' if settings else ''}"
+
+
+def _teacher(config: RunConfig) -> str:
+    if config.offline is not None and config.offline.traces is not None:
+        return f" on the traces at `{config.offline.traces}`"
+    if config.teacher is None:
+        return ""
+    return f" on traces of the teacher `{config.teacher.path}`" if config.offline is not None else f" under the teacher `{config.teacher.path}`"
+
+
+def _diet(config: RunConfig) -> str:
+    size = config.training.prompts_per_step
+    return f"{size} traces" if config.offline is not None else f"{size} prompts with {config.rollout.group_size} responses each"
 
 
 def _rows(before: EvaluationSummary, after: EvaluationSummary) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,12 +11,13 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.cluster import Resources, connected, demand_by_pool, local_resources, require_room
+from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
+from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
-from rlad.errors import PlanError, RladError, VocabularyMismatchError
+from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
 
 GIB = 2**30
@@ -99,11 +100,12 @@ def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | 
 
 def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
     """Check a run against models, prompts and machines."""
-    student, teacher = _shape_of(config.student.path), _shape_of(config.teacher.path) if config.teacher else None
-    pools = list(_pools(config, student, teacher))
+    student = _shape_of(config.student.path)
+    frozen = {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}
+    pools = list(_pools(config, student, frozen))
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
-        *_check_models(config, student),
+        *_check_models(config, student, frozen),
         *_check_prompts(config),
         *_check_placement(config, available),
         *_check_memory(config, pools, gpu_memory_gib),
@@ -111,8 +113,8 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     return Plan(pools=pools, findings=findings)
 
 
-def _check_models(config: RunConfig, student: ModelShape | None) -> Iterator[Finding]:
-    paths = {"student": config.student.path, **({"teacher": config.teacher.path} if config.teacher else {})}
+def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+    paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
     fingerprints, templates = {}, {}
     for role, path in paths.items():
         if is_missing_starter(path):
@@ -125,16 +127,25 @@ def _check_models(config: RunConfig, student: ModelShape | None) -> Iterator[Fin
             continue
         fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
         yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
-    if len(set(fingerprints.values())) > 1:
-        mismatch = VocabularyMismatchError(
-            "student and teacher have different vocabularies: the teacher scores the student's token ids, so both must share one tokenizer"
-        )
-        yield Finding(level="error", text=str(mismatch))
-    elif len(set(templates.values())) > 1:
-        yield Finding(level="warning", text="the chat templates differ: the student's is applied, and the teacher scores what it gives")
+    for pool in [pool for pool in frozen if {pool, "student"} <= fingerprints.keys()]:
+        if fingerprints[pool] != fingerprints["student"]:
+            yield Finding(level="error", text=str(vocabulary_mismatch(pool)))
+        elif templates[pool] != templates["student"]:
+            yield Finding(level="warning", text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives")
+    yield from _check_outputs(config, student, frozen)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
         yield Finding(level="error", text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}")
+
+
+def _check_outputs(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+    for pool, shape in frozen.items():
+        if config.objective.teacher_support != "full" or pool == "reference" or student is None or shape is None:
+            continue
+        try:
+            require_equal_outputs(pool, shape.vocabulary, student.vocabulary)
+        except PlanError as error:
+            yield Finding(level="error", text=str(error))
 
 
 def _check_prompts(config: RunConfig) -> Iterator[Finding]:
@@ -147,12 +158,13 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
         evaluation = prepare_prompts(config.evaluation.prompts, config, student)
         require_disjoint(training, evaluation)
         require_group_key(evaluation, config.evaluation)
+        route_prompts(config, training.records)
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
         return
-    epochs = config.training.steps * config.training.prompts_per_step / len(training.records)
-    longest = max(len(ids) for ids in training.token_ids)
-    text = f"{len(training.records)} training prompts (longest {longest} tokens, {epochs:.2f} epochs), {len(evaluation.records)} for evaluation"
+    groups, longest = config.training.steps * config.training.prompts_per_step, max(len(ids) for ids in training.token_ids)
+    amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
+    text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
     yield Finding(level="ok", text=text)
 
 
@@ -182,7 +194,7 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
         yield Finding(level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}")
 
 
-def _pools(config: RunConfig, student: ModelShape | None, teacher: ModelShape | None) -> Iterator[PoolPlan]:
+def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield PoolPlan(
@@ -191,9 +203,15 @@ def _pools(config: RunConfig, student: ModelShape | None, teacher: ModelShape | 
         resources=demand["rollout"],
         worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
     )
-    if config.teacher is not None:
-        memory = engine_gib(teacher, config.teacher.dtype, config.teacher.tensor_parallel, tokens) if teacher else None
-        yield PoolPlan(pool="teacher", workers=config.teacher.replicas, resources=demand["teacher"], worker_gib=memory)
+    if config.teacher is not None and config.offline is not None and config.offline.traces is None:
+        generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
+        longest = generator.max_prompt_tokens + generator.max_response_tokens
+        memory = engine_gib(shape, config.teacher.dtype, generator.tensor_parallel, longest) if shape else None
+        yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
+    for pool, model in config.scoring_pools.items():
+        shape = frozen[pool]
+        memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
+        yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)
     memory = learner_gib(student, config.learner) if student else None
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)

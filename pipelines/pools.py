@@ -1,8 +1,9 @@
-"""The pools that serve a run: rollout workers, the teacher, verifiers. Started together, closed together."""
+"""The pools that serve a run: rollout workers, teachers, the reference, verifiers. Started together, closed together."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +12,29 @@ from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from actors.verifier import VerifierPool
 from pipelines.waiting import together
-from rlad.config import RunConfig, TeacherConfig
+from rlad.config import EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.starters import resolve_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """Handles to the running pools. `teacher` is None where the objective uses none."""
+    """Handles to the running pools.
+
+    Attributes:
+        teachers: by id; empty where the objective uses none.
+        reference: None where the objective uses none.
+    """
 
     rollout: RolloutPool
     verifiers: VerifierPool
-    teacher: TeacherClient | None
+    teachers: dict[str, TeacherClient]
+    reference: TeacherClient | None
 
 
 @asynccontextmanager
-async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = True) -> AsyncIterator[Pools]:
-    """Start every pool at once and close them at the end of the block, whatever happens in it."""
+async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> AsyncIterator[Pools]:
+    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference."""
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
     rollout = RolloutPool(config.rollout, model_path=student, dtype=config.student.dtype, seed=config.seed, start_timeout_s=timeout_s, run_id=run_id)
@@ -36,13 +43,25 @@ async def open_pools(config: RunConfig, *, run_id: str, with_teacher: bool = Tru
         closing.push_async_callback(rollout.close)
         closing.push_async_callback(verifiers.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
-        if config.teacher is not None and with_teacher:
-            closing.push_async_callback(delete_teacher, f"{run_id}-teacher")
-            starting.append(_deploy(config.teacher, f"{run_id}-teacher", tokenizer_fingerprint(student), timeout_s))
-        _, _, *teachers = await together(*starting)
-        yield Pools(rollout=rollout, verifiers=verifiers, teacher=teachers[0] if teachers else None)
+        scoring, teacher_pools = (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
+        if scoring:
+            closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
+            fingerprint = tokenizer_fingerprint(student)
+            starting += [_deploy(model, f"{run_id}-{pool}", fingerprint, timeout_s) for pool, model in scoring.items()]
+        _, _, *started = await together(*starting)
+        clients = dict(zip(scoring, started, strict=True))
+        teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
+        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 
 
 async def _deploy(config: TeacherConfig, app_name: str, fingerprint: str, timeout_s: float) -> TeacherClient:
     local = config.model_copy(update={"path": str(resolve_model(config.path))})
     return await deploy_teacher(local, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=timeout_s)
+
+
+async def _delete_all(app_names: Iterable[str]) -> None:
+    """All of them at once: one that does not end keeps no other from ending."""
+    outcomes = await asyncio.gather(*(delete_teacher(name) for name in app_names), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome

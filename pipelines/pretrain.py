@@ -44,9 +44,13 @@ def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = T
     """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make.
 
     Args:
-        teacher: whether the run's teacher is wanted too.
+        teacher: whether the run's teachers and reference are wanted too.
     """
-    paths = [config.student.path, *([config.teacher.path] if teacher and config.teacher is not None else [])]
+    ensure_models([config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)], console)
+
+
+def ensure_models(paths: Sequence[str], console: Console) -> None:
+    """The same for model paths, of which those that are no starters are left alone."""
     wanted: dict[str, list[Role]] = {}
     for recipe, role in filter(None, map(parse_starter, paths)):
         if not is_finished(starter_directory(recipe, role)):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rlad.evaluation import EvaluationSummary
@@ -48,7 +48,7 @@ class RunProgress:
         if not self._console.is_terminal:
             self._console.print(f"{name} ...")
         try:
-            yield PhaseProgress(self._live, task)
+            yield PhaseProgress(self._console, self._live, task)
         finally:
             self._live.remove_task(task)
         self._console.print(f"[green]✓[/] {name} [dim]({time.monotonic() - start:.0f} s)[/]")
@@ -64,19 +64,25 @@ class RunProgress:
 class PhaseProgress:
     """Handle of a phase that counts."""
 
-    def __init__(self, live: Progress, task: object) -> None:
-        self._live, self._task = live, task
+    def __init__(self, console: Console, live: Progress, task: TaskID) -> None:
+        self._console, self._live, self._task = console, live, task
 
-    def advance(self) -> None:
-        self._live.advance(self._task, 1)  # type: ignore[arg-type]
+    def advance(self, detail: str = "") -> None:
+        """Another one is done. `detail` stands beside the bar; where nobody watches live, in a line each tenth of the phase."""
+        state = self._live.tasks[self._live.task_ids.index(self._task)]
+        before = state.completed
+        self._live.update(self._task, advance=1, detail=detail)
+        if detail and not self._console.is_terminal and state.total and 10 * (before + 1) // state.total > 10 * before // state.total:
+            self._console.print(f"{state.description}  {before + 1:.0f}/{state.total:.0f}  {detail}", highlight=False, soft_wrap=True)
 
 
 def step_line(metrics: dict[str, float], accuracy: float | None) -> str:
-    """One line on a step: reward, accuracy, speed, and where its time went."""
-    parts = [f"reward {metrics['reward/mean']:.2f}"]
+    """One line on a step: reward (of given traces: the loss), accuracy, speed, and where its time went."""
+    parts = [f"reward {metrics['reward/mean']:.2f}"] if "reward/mean" in metrics else [f"loss {metrics.get('learner/loss', float('nan')):.3f}"]
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.1%}")
-    parts.append(f"{metrics['rollout/tokens_per_s']:,.0f} tok/s")
+    speed = "rollout" if "rollout/tokens_per_s" in metrics else "traces"
+    parts.append(f"{metrics[f'{speed}/tokens_per_s']:,.0f} tok/s")
     parts.append(f"{metrics['time/step_s']:.1f} s = {where_time_goes(metrics)}")
     return "  ".join(parts)
 
@@ -100,7 +106,7 @@ def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_b
         table.add_column("change", justify="right")
     for group in [*first.groups, None]:
         rows = [summary.groups[group] if group is not None else summary.overall for summary in columns.values()]
-        cells = [f"{row.mean:.1%} [dim]({row.low:.0%}-{row.high:.0%})[/]" for row in rows]
+        cells = [_with_interval(row.mean, row.low, row.high) for row in rows]
         if len(columns) > 1:
             cells.append(f"{100 * (rows[-1].mean - rows[0].mean):+.1f}")
         if group is None:
@@ -108,3 +114,29 @@ def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_b
         table.add_row(group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None)
     table.caption = f"mean@{last.overall.samples}, 95% confidence interval"
     return table
+
+
+def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -> Table:
+    """One evaluation in full: mean@k, maj@k where there is a vote, pass@k for several k, lengths."""
+    table = Table(title=title, title_justify="left")
+    samples, several = summary.overall.samples, [k for k in summary.overall.pass_at if k > 1]
+    with_majority = samples > 1 and any(row.majority for row in (summary.overall, *summary.groups.values()))
+    table.add_column(group_by)
+    majority = [f"maj@{samples}"] if with_majority else []
+    for name in ("prompts", f"mean@{samples}", *majority, *(f"pass@{k}" for k in several), "tokens", "truncated"):
+        table.add_column(name, justify="right")
+    for group, row in [*summary.groups.items(), ("all", summary.overall)]:
+        if row is summary.overall:
+            table.add_section()
+        cells = [_with_interval(row.mean, row.low, row.high)]
+        if with_majority:
+            cells.append(_with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-")
+        cells += [f"{row.pass_at[k].mean:.1%}" for k in several]
+        style = "bold" if row is summary.overall else None
+        table.add_row(group, str(row.prompts), *cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", style=style)
+    table.caption = "in brackets the 95% confidence interval over prompts"
+    return table
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1%} [dim]({low:.0%}-{high:.0%})[/]"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import AutoTokenizer
 
-from rlad.config import PromptSource, RunConfig
+from rlad.config import EvaluationSuite, PromptSource, RunConfig
 from rlad.data.chat import encode_prompts
 from rlad.data.prompts import PromptRecord, load_prompts
 from rlad.errors import PlanError
@@ -21,7 +21,7 @@ class EncodedPrompts:
     token_ids: list[np.ndarray]
 
 
-def prepare_prompts(source: PromptSource, config: RunConfig, tokenizer_path: str) -> EncodedPrompts:
+def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, tokenizer_path: str) -> EncodedPrompts:
     """Read prompts and apply the student's chat template.
 
     Raises:

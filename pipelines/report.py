@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import re
-from importlib.resources import files
 from typing import Any
 
-import matplotlib as mpl
-from cycler import cycler
-from jinja2 import Environment, select_autoescape
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from pipelines.drawing import COLOURS, new_figure, render_page, svg
 from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
 from rlad.errors import RunDirectoryError
 from rlad.ledger import Ledger
 
-_COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#db2777")
 _STAGES = ("generate", "score", "learn", "weights")
-_STYLE: dict[str, Any] = {
-    "axes.prop_cycle": cycler(color=_COLOURS),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",
-    "legend.frameon": False,
-}
 
 
 def write_report(run: RunDirectory) -> None:
@@ -46,15 +25,13 @@ def write_report(run: RunDirectory) -> None:
     steps, evaluations = read_json_lines(run.metrics), read_json_lines(run.evaluations)
     if not steps and not evaluations:
         raise RunDirectoryError(f"nothing to report yet: {run.path} has neither steps nor evaluations")
-    template = Environment(autoescape=select_autoescape(default=True)).from_string(
-        files("pipelines").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    )
     ledger = Ledger(run.ledger, read_only=True)
     try:
         counts = ledger.counts().as_dict()
     finally:
         ledger.close()
-    page = template.render(
+    page = render_page(
+        "report.html.j2",
         name=config.name,
         objective=config.objective.model_dump(mode="json"),
         config_text=run.config.read_text(),
@@ -62,8 +39,8 @@ def write_report(run: RunDirectory) -> None:
         total_steps=config.training.steps,
         elapsed_s=steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0.0,
         evaluations=evaluations,
-        group_by=config.evaluation.group_by,
-        plots=_plots(steps, evaluations, config.evaluation.group_by),
+        group_by=config.evaluation.group_label,
+        plots=_plots(steps, evaluations, config.evaluation.group_label),
         shares=_stage_shares(steps),
         counts=counts,
     )
@@ -74,6 +51,14 @@ def _plots(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], group
     drawings = []
     if evaluations:
         drawings.append(_draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by)))
+    if steps and "reward/mean" not in steps[0]:  # responses that were given, not sampled: nothing varies in them but the loss
+        return [
+            *drawings,
+            _draw("Loss", "trained steps", lambda axes: _lines(axes, steps, {"learner/loss": "loss"}, smooth=True)),
+            _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
+            _draw("Trace length (tokens)", "trained steps", lambda axes: _lines(axes, steps, {"traces/response_tokens_mean": "mean"})),
+            _draw("Gradient norm", "trained steps", lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"})),
+        ]
     if steps:
         drawings += [
             _draw("Training reward", "trained steps", lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True)),
@@ -93,17 +78,14 @@ _GAP = {"learner/logprob_gap_max": "largest", "learner/logprob_gap_mean": "mean"
 
 
 def _draw(title: str, x_label: str, plot: Any) -> Markup:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+    with new_figure(5.4, 3.1) as figure:
         axes = figure.add_subplot()
         plot(axes)
         axes.set_title(title)
         axes.set_xlabel(x_label)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return Markup(re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), count=1, flags=re.DOTALL))
+        return svg(figure)
 
 
 def _accuracy(axes: Axes, evaluations: list[dict[str, Any]], group_by: str) -> None:
@@ -113,7 +95,9 @@ def _accuracy(axes: Axes, evaluations: list[dict[str, Any]], group_by: str) -> N
     axes.fill_between(at, [row["low"] for row in overall], [row["high"] for row in overall], color="black", alpha=0.1, linewidth=0)
     groups = evaluations[0]["groups"]
     for group in groups if len(groups) > 1 else []:
-        axes.plot(at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=f"{group_by} {group}")
+        axes.plot(
+            at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=group if "," in group_by else f"{group_by} {group}"
+        )
     axes.set_ylim(0, 1)
 
 
@@ -125,7 +109,7 @@ def _lines(axes: Axes, steps: list[dict[str, Any]], names: dict[str, str], *, sm
         at, values = zip(*points, strict=True)
         axes.plot(at, values, label=label, alpha=0.35 if smooth else 1.0, linewidth=1.2)
         if smooth:
-            axes.plot(at, _smoothed(values), color=_COLOURS[0], linewidth=2, label="moving average")
+            axes.plot(at, _smoothed(values), color=COLOURS[0], linewidth=2, label="moving average")
     if log:
         axes.set_yscale("log")
 

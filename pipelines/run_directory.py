@@ -31,6 +31,8 @@ class RunDirectory:
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     tensorboard = property(lambda self: self.path / "tensorboard")
     ledger = property(lambda self: self.path / "ledger.sqlite")
+    traces = property(lambda self: self.path / "traces")
+    training_traces = property(lambda self: self.path / "training_traces.arrow")
     checkpoints = property(lambda self: self.path / "checkpoints")
     export = property(lambda self: self.path / "export")
     timeline = property(lambda self: self.path / "timeline.json")
@@ -74,7 +76,7 @@ class RunDirectory:
     def evaluation_at(self, step: int) -> EvaluationSummary | None:
         """The evaluation recorded after `step` trained steps, if there is one."""
         found = [line for line in read_json_lines(self.evaluations) if line["step"] == step]
-        return EvaluationSummary.from_dict({key: found[-1][key] for key in ("overall", "groups")}) if found else None
+        return EvaluationSummary.from_dict(found[-1]) if found else None
 
     def _require_same(self, config: RunConfig) -> None:
         stored, given = self.read_config().model_dump(mode="json"), config.model_dump(mode="json")

@@ -15,7 +15,11 @@ from rlad.contracts import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowedGroup:
-    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed."""
+    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers.
+
+    Attributes:
+        is_dropped: its rewards were all equal, and another took its place: it was not scored by teachers, and is not trained on.
+    """
 
     sampled: SampledGroup
     judged: JudgedGroup
@@ -23,6 +27,8 @@ class FollowedGroup:
     sampled_at: float
     scored_at: float
     attempts: int
+    teachers: tuple[str, ...] = ()
+    is_dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class StepTimes:
 
 
 def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dict[str, float]) -> dict[str, float]:
-    """Metrics named `area/name_unit`.
+    """Metrics named `area/name_unit`. Rewards, outcomes and lengths are over all that was sampled, dropped groups included: they tell of the policy.
 
     `time/*_s` add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was left
     over, that is, not hidden behind the stage before.
@@ -43,6 +49,9 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
     sampled_at, scored_at = max(group.sampled_at for group in groups), max(group.scored_at for group in groups)
     rewards = [np.asarray(group.judged.rewards) for group in groups]
     outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.judged.outcomes)
+    tokens_by_teacher: Counter[str] = Counter()
+    for group in groups:
+        tokens_by_teacher.update(dict.fromkeys(group.teachers, sum(group.sampled.response_lengths)))
     lengths = np.concatenate([group.sampled.response_lengths for group in groups])
     num_responses = len(lengths)
     generate_s = max(sampled_at - times.started_at, 1e-9)
@@ -50,11 +59,13 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
         "reward/mean": float(np.mean(np.concatenate(rewards))),
         "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
         **{f"verifier/{outcome.name.lower()}": float(outcomes[outcome]) for outcome in Outcome},
+        **{f"teacher/{teacher}_tokens": float(tokens) for teacher, tokens in tokens_by_teacher.items()},
         "rollout/response_tokens": float(lengths.sum()),
         "rollout/response_tokens_mean": float(lengths.mean()),
         "rollout/response_tokens_max": float(lengths.max()),
         "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / num_responses,
         "rollout/tokens_per_s": float(lengths.sum()) / generate_s,
+        "rollout/dropped_groups": float(sum(group.is_dropped for group in groups)),
         "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),
         "time/step_s": times.weights_at - times.started_at,
         "time/generate_s": generate_s,

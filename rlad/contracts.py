@@ -1,12 +1,13 @@
 """Records that move between the pools, as flat numpy columns.
 
-Shape letters: G responses of a group, N tokens of all its responses together, P tokens of the prompt.
+Shape letters: G responses of a group, N tokens of all its responses together, P tokens of the prompt, K tokens of a teacher's support.
 
 A record is validated once, at construction, and frozen. `to_columns` gives the plain mapping of arrays and small scalars that the object store (or a file,
 or a wire without pickle) carries; `from_columns` wraps such a mapping again without copying an array. Arrays that come out of Ray's object store are
 read-only views of shared memory: nothing here writes to them.
 
-A response token costs 16 bytes across all columns: id, behaviour log-probability, policy version and teacher log-probability, 4 each.
+A response token costs 16 bytes across all columns: id, behaviour log-probability, policy version and teacher log-probability, 4 each. A frozen
+reference adds 4; a teacher's support of K tokens adds 8 K + 4, and is asked for only where the objective needs it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from rlad.errors import ContractError
 
 Columns = dict[str, Any]
 Array = npt.NDArray[Any]
+TeacherSupport = int | Literal["full"] | None
+"""What an objective wants of a teacher: scores of sampled tokens only (None), those and of so many likeliest tokens, or of the whole vocabulary."""
 
 
 class FinishReason(enum.IntEnum):
@@ -152,21 +155,41 @@ class RolloutGroup(ColumnarRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores(ColumnarRecord):
-    """The teacher's log-probability of every sampled token of a group.
+    """What a frozen model says about a group: its log-probability of every sampled token and, where asked for, of its own K likeliest tokens there.
+
+    All log-probabilities are in nats, at the group's temperature. NaN or infinite where the model gave none: masked later, never replaced.
 
     Attributes:
         uid, attempt: of the group that was scored.
-        teacher: fingerprint of the teacher's weights and tokenizer.
-        logprobs: float32 [N], nats, at the group's temperature. NaN or infinite where the teacher gave none: masked later, never replaced.
+        teacher: fingerprint of the model's weights and tokenizer.
+        logprobs: float32 [N], of the sampled tokens.
+        support_size: K, the size of the vocabulary where the support is all of it; 0 where only sampled tokens are scored.
+        support_ids: int32 [N * K], for each response token in turn the K likeliest tokens in any order; None where K is 0.
+        support_logprobs: float32 [N * K], theirs; None where K is 0.
+        tail_logprobs: float32 [N], log of the probability outside the support, -inf where nothing is outside; None where K is 0.
     """
 
     uid: str
     attempt: int
     teacher: str
     logprobs: Array
+    support_size: int = 0
+    support_ids: Array | None = None
+    support_logprobs: Array | None = None
+    tail_logprobs: Array | None = None
 
     def __post_init__(self) -> None:
-        self._require_array("logprobs", np.float32)
+        num_tokens = len(self._require_array("logprobs", np.float32))
+        columns = {"support_ids": self.support_ids, "support_logprobs": self.support_logprobs, "tail_logprobs": self.tail_logprobs}
+        given = [name for name, column in columns.items() if column is not None]
+        self._require(self.support_size >= 0, f"support_size must be at least 0, got {self.support_size}")
+        wanted = list(columns) if self.support_size > 0 else []
+        self._require(given == wanted, f"support_size {self.support_size} goes with the columns {wanted}, got {given}")
+        if self.support_size > 0:
+            ids = self._require_array("support_ids", np.int32, num_tokens * self.support_size)
+            self._require(bool(np.all(ids >= 0)), "support_ids holds a negative token id")
+            self._require_array("support_logprobs", np.float32, num_tokens * self.support_size)
+            self._require_array("tail_logprobs", np.float32, num_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +218,7 @@ class Verdicts(ColumnarRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with its verdicts and, where the objective needs a teacher, its scores: all the learner wants to know.
+    """A group with its verdicts and, where the objective needs them, the scores of a teacher and of a frozen reference: all the learner wants to know.
 
     Raises:
         ContractError: the parts are of different groups or attempts, or differ in length.
@@ -204,19 +227,19 @@ class ScoredGroup:
     group: RolloutGroup
     verdicts: Verdicts
     teacher_scores: TeacherScores | None
+    reference_scores: TeacherScores | None = None
 
     def __post_init__(self) -> None:
-        parts: list[Verdicts | TeacherScores] = [self.verdicts, *([self.teacher_scores] if self.teacher_scores else [])]
-        for part in parts:
+        scores = {name: part for name in ("teacher", "reference") if (part := getattr(self, f"{name}_scores")) is not None}
+        for part in (self.verdicts, *scores.values()):
             if (part.uid, part.attempt) != (self.group.uid, self.group.attempt):
                 came, want = f"{part.uid} attempt {part.attempt}", f"{self.group.uid} attempt {self.group.attempt}"
                 raise ContractError(f"ScoredGroup: {type(part).__name__} is of {came}, the group is {want}")
         if len(self.verdicts.rewards) != self.group.num_responses:
             raise ContractError(f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses")
-        if self.teacher_scores is not None and len(self.teacher_scores.logprobs) != self.group.num_tokens:
-            raise ContractError(
-                f"ScoredGroup {self.group.uid}: {len(self.teacher_scores.logprobs)} teacher scores for {self.group.num_tokens} tokens"
-            )
+        for name, part in scores.items():
+            if len(part.logprobs) != self.group.num_tokens:
+                raise ContractError(f"ScoredGroup {self.group.uid}: {len(part.logprobs)} {name} scores for {self.group.num_tokens} tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +259,12 @@ class TrainingBatch(ColumnarRecord):
         teacher_logprobs: float32 [S], 0 where the weight is 0; None without a teacher.
         advantages: float32 [S].
         weights: float32 [S].
+        reference_logprobs: float32 [S], 0 where the weight is 0; None without a frozen reference.
+        is_imitated: bool [S], whether a token has a distillation term; None where all have.
+        support_size: K of the teacher's support; 0 without one.
+        support_ids: int64 [S * K]; None without a support, like the two below.
+        teacher_support_logprobs: float32 [S * K], 0 where the weight is 0.
+        teacher_tail_logprobs: float32 [S], 0 where the weight is 0; -inf where the support is the whole vocabulary.
     """
 
     token_ids: Array
@@ -246,14 +275,30 @@ class TrainingBatch(ColumnarRecord):
     teacher_logprobs: Array | None
     advantages: Array
     weights: Array
+    reference_logprobs: Array | None = None
+    is_imitated: Array | None = None
+    support_size: int = 0
+    support_ids: Array | None = None
+    teacher_support_logprobs: Array | None = None
+    teacher_tail_logprobs: Array | None = None
 
     def __post_init__(self) -> None:
         size = len(self._require_array("token_ids", np.int64))
         self._require(size > 0, "the micro-batch is empty")
         for name in ("target_ids", "position_ids"):
             self._require_array(name, np.int64, size)
-        for name in ("behaviour_logprobs", "advantages", "weights", *(["teacher_logprobs"] if self.teacher_logprobs is not None else [])):
+        given = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
+        for name in ("behaviour_logprobs", "advantages", "weights", *given):
             self._require(bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite")
+        if self.is_imitated is not None:
+            self._require_array("is_imitated", np.bool_, size)
+        if self.support_size:
+            self._require_array("support_ids", np.int64, size * self.support_size)
+            self._require(
+                bool(np.isfinite(self._require_array("teacher_support_logprobs", np.float32, size * self.support_size)).all()),
+                "teacher_support_logprobs must be finite",
+            )
+            self._require(not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(), "teacher_tail_logprobs holds NaN")
         offsets = self._require_array("sequence_offsets", np.int32)
         self._require(len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}")
         self._require(bool(np.all(np.diff(offsets) > 0)), "a sequence in the row is empty")

@@ -2,12 +2,13 @@
 
 A group is `issued` to the rollout pool, `sampled`, `scored` (by teacher and verifier), `claimed` by the learner for a training step, and `committed`
 when a durable checkpoint contains that step. Step s trains on weights of version s and makes version s + 1; a checkpoint at step c contains steps 0 .. c - 1.
+With dynamic sampling a sampled group that has nothing to teach is `dropped`, and another takes its place in the step.
 
 Two ways back, both explicit:
 
 - `rewind(c)`: the learner restarted from checkpoint c while the batches are still held. Training since then never happened; the same groups are claimed again.
-- `reopen(c)`: the driver itself died and the batches with it. Groups of step c and later are issued again under a new attempt number, which makes any
-  late answer to the old attempt stale.
+- `reopen(c)`: the driver itself died and the batches with it. Groups of step c and later are `returned`: to be issued again, for whichever step their turn
+  then falls into, under a new attempt number, which makes any late answer to the old attempt stale.
 
 Kept in SQLite: one writer (the broker), any number of readers, and nothing is lost when a process is killed between two statements.
 """
@@ -30,6 +31,8 @@ class GroupState(enum.StrEnum):
     SCORED = "scored"
     CLAIMED = "claimed"
     COMMITTED = "committed"
+    DROPPED = "dropped"
+    RETURNED = "returned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +94,24 @@ class Ledger:
         self._connection.close()
 
     def issue(self, step: int, groups: Sequence[tuple[str, str]]) -> dict[str, int]:
-        """Issue the groups of a step: (uid, prompt id) each. Returns the attempt number of each uid; a group known from before keeps its number.
+        """Issue groups for a step: (uid, prompt id) each. Returns the attempt number of each uid; a group that was returned keeps its number.
 
         Raises:
-            LedgerError: a uid was issued for another step.
+            LedgerError: a uid was issued before, and not returned.
         """
         with self._connection as transaction, closing(transaction.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
-            cursor.executemany(
-                "INSERT INTO groups (uid, prompt_id, step, attempt, state) VALUES (?, ?, ?, 0, ?) ON CONFLICT (uid) DO NOTHING",
-                [(uid, prompt_id, step, GroupState.ISSUED) for uid, prompt_id in groups],
-            )
             attempts: dict[str, int] = {}
-            for uid, _ in groups:
-                known_step, attempt, state = self._row(uid)
-                if known_step != step or state != GroupState.ISSUED:
-                    raise LedgerError(f"group {uid} cannot be issued for step {step}: it is {state} for step {known_step}")
-                attempts[uid] = attempt
+            for uid, prompt_id in groups:
+                known = cursor.execute("SELECT step, attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
+                if known is not None and known[2] != GroupState.RETURNED:
+                    raise LedgerError(f"group {uid} cannot be issued for step {step}: it is {known[2]} for step {known[0]}")
+                attempts[uid] = known[1] if known is not None else 0
+                cursor.execute(
+                    "INSERT INTO groups (uid, prompt_id, step, attempt, state) VALUES (?, ?, ?, ?, ?) "
+                    "ON CONFLICT (uid) DO UPDATE SET step = excluded.step, state = excluded.state",
+                    (uid, prompt_id, step, attempts[uid], GroupState.ISSUED),
+                )
         return attempts
 
     def reissue(self, uid: str) -> int:
@@ -123,6 +127,10 @@ class Ledger:
 
     def record_scored(self, uid: str, attempt: int) -> None:
         self._advance(uid, attempt, GroupState.SAMPLED, GroupState.SCORED)
+
+    def drop(self, uid: str, attempt: int) -> None:
+        """The group is sampled and will not be trained on: it leaves its step for good."""
+        self._advance(uid, attempt, GroupState.SAMPLED, GroupState.DROPPED)
 
     def record_claimed(self, uids: Iterable[str]) -> None:
         """The learner has claimed these groups. Claiming again after a restart is allowed."""
@@ -152,11 +160,19 @@ class Ledger:
         """Forget the training of step `checkpoint` and later: the learner restarted before them. Claims stay, the data is still held."""
         self._connection.execute("DELETE FROM trained WHERE step >= ?", (checkpoint,))
 
-    def reopen(self, checkpoint: int) -> None:
-        """After the death of the driver: commit what the checkpoint holds; issue everything later again under a new attempt."""
+    def reopen(self, checkpoint: int) -> int:
+        """After the death of the driver: commit what the checkpoint holds; return everything later, to be issued again under a new attempt.
+
+        Returns:
+            The number of groups that the steps before `checkpoint` used up, dropped ones included: how far the order of prompts has got.
+        """
         self.rewind(checkpoint)
         self.commit(checkpoint)
-        self._connection.execute("UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ?", (GroupState.ISSUED, checkpoint))
+        self._connection.execute(
+            "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state != ?",
+            (GroupState.RETURNED, checkpoint, GroupState.RETURNED),
+        )
+        return self._scalar("SELECT COUNT(*) FROM groups WHERE state != ?", GroupState.RETURNED)
 
     def counts(self) -> LedgerCounts:
         rows = dict(self._connection.execute("SELECT state, COUNT(*) FROM groups GROUP BY state").fetchall())
@@ -166,7 +182,10 @@ class Ledger:
             self._scalar("SELECT COALESCE(SUM(attempt), 0) FROM groups"),
         )
         lost = self._scalar(
-            "SELECT COUNT(*) FROM groups WHERE step <= (SELECT COALESCE(MAX(step), -1) FROM trained) AND uid NOT IN (SELECT uid FROM trained)"
+            "SELECT COUNT(*) FROM groups WHERE step <= (SELECT COALESCE(MAX(step), -1) FROM trained) AND state NOT IN (?, ?) "
+            "AND uid NOT IN (SELECT uid FROM trained)",
+            GroupState.DROPPED,
+            GroupState.RETURNED,
         )
         states = {state: rows.get(state.value, 0) for state in GroupState}
         return LedgerCounts(states=states, trained_steps=trained_steps, lost=lost, duplicated=duplicated, retried=retried)
@@ -185,5 +204,5 @@ class Ledger:
             raise LedgerError(f"group {uid} was never issued")
         return row[0], row[1], GroupState(row[2])
 
-    def _scalar(self, query: str) -> int:
-        return int(self._connection.execute(query).fetchone()[0])
+    def _scalar(self, query: str, *values: str) -> int:
+        return int(self._connection.execute(query, values).fetchone()[0])

@@ -1,12 +1,12 @@
-"""Log-probabilities of chosen tokens without a [tokens, vocabulary] tensor in memory.
+"""Log-probabilities of chosen tokens, and entropies, without a [tokens, vocabulary] tensor in memory.
 
-Shape letters: S tokens, H hidden size, V vocabulary, C tokens of a chunk.
+Shape letters: S tokens, H hidden size, V vocabulary, C tokens of a chunk, K chosen tokens of a position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,40 @@ from rlad.errors import ContractError
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> Tensor:
-    """`log softmax(hidden @ weight.T / temperature)[target]` of every token, in nats.
+class TokenStatistics(NamedTuple):
+    """What an objective may ask of a position's distribution, in nats.
 
-    Logits exist for `chunk_tokens` tokens at a time, in the forward pass and again in the backward pass, which recomputes them: memory beyond inputs
-    and gradients is C * V, whatever S is. Half precision is multiplied with float32 accumulation and float32 results, and the gradient of `weight` is
-    summed over chunks in float32.
+    Attributes:
+        logprobs: [S], of the target.
+        support_logprobs: [S, K], of further chosen tokens; None where none were asked for.
+        entropies: [S], of the whole distribution; None where it was not asked for.
+    """
+
+    logprobs: Tensor
+    support_logprobs: Tensor | None
+    entropies: Tensor | None
+
+
+def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> Tensor:
+    """`log softmax(hidden @ weight.T / temperature)[target]` of every token, [S]: see `token_statistics`."""
+    return token_statistics(hidden, weight, target_ids, temperature=temperature, chunk_tokens=chunk_tokens).logprobs
+
+
+def token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    *,
+    support_ids: Tensor | None = None,
+    with_entropy: bool = False,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+) -> TokenStatistics:
+    """Log-probabilities and entropies of `softmax(hidden @ weight.T / temperature)`.
+
+    Logits exist for `chunk_tokens` tokens at a time, in the forward pass and again in the backward pass, which recomputes them: memory beyond inputs,
+    results and gradients is C * V, whatever S is. Half precision is multiplied with float32 accumulation and float32 results, and the gradient of
+    `weight` is summed over chunks in float32.
 
     `weight` is kept by reference: a partitioned parameter (ZeRO-3) must be whole during the forward and again during the backward pass.
 
@@ -30,64 +58,82 @@ def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, tem
         hidden: [S, H], the last hidden states, in the dtype of `weight`.
         weight: [V, H], the output embedding.
         target_ids: int64 [S], each within [0, V).
+        support_ids: int64 [S, K], further tokens of each position.
+        with_entropy: whether entropies are wanted.
         temperature: the sampling temperature; logits are divided by it.
         chunk_tokens: C.
 
     Returns:
-        [S], float64 for float64 inputs, float32 for all others.
+        float64 for float64 inputs, float32 for all others.
 
     Raises:
         ContractError: shapes or dtypes do not fit, a temperature or chunk size that is not positive.
     """
-    _check(hidden, weight, target_ids, temperature, chunk_tokens)
-    logprobs: Tensor = _SelectedLogprobs.apply(hidden, weight, target_ids, temperature, chunk_tokens)
-    return logprobs
+    _check(hidden, weight, target_ids, support_ids, temperature, chunk_tokens)
+    ids = target_ids[:, None] if support_ids is None else torch.cat([target_ids[:, None], support_ids], dim=1)
+    logprobs, entropies = _TokenStatistics.apply(hidden, weight, ids, with_entropy, temperature, chunk_tokens)
+    return TokenStatistics(logprobs[:, 0], None if support_ids is None else logprobs[:, 1:], entropies)
 
 
-def _check(hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_tokens: int) -> None:
+def _check(hidden: Tensor, weight: Tensor, target_ids: Tensor, support_ids: Tensor | None, temperature: float, chunk_tokens: int) -> None:
     shapes = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, target_ids {list(target_ids.shape)}"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target_ids.shape != hidden.shape[:1]:
         raise ContractError(f"selected_logprobs: expected hidden [S, H], weight [V, H] and target_ids [S], got {shapes}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point() or target_ids.dtype != torch.int64:
         dtypes = f"{hidden.dtype}, {weight.dtype} and {target_ids.dtype}"
         raise ContractError(f"selected_logprobs: hidden and weight must share a floating dtype and target_ids be int64, got {dtypes}")
+    if support_ids is not None and (support_ids.ndim != 2 or len(support_ids) != len(target_ids) or support_ids.dtype != torch.int64):
+        raise ContractError(
+            f"selected_logprobs: expected support_ids int64 [{len(target_ids)}, K], got {support_ids.dtype} {list(support_ids.shape)}"
+        )
     if not temperature > 0 or chunk_tokens < 1:
         raise ContractError(f"selected_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}")
 
 
-class _SelectedLogprobs(torch.autograd.Function):
+class _TokenStatistics(torch.autograd.Function):
+    """[S, H], [V, H], ids [S, K] to log-probabilities [S, K] and entropies [S] or None."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_tokens: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, with_entropy: bool, temperature: float, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logprobs = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
-        log_normalisers = torch.empty_like(logprobs)
+        logprobs = torch.empty(ids.shape, dtype=dtype, device=hidden.device)
+        log_normalisers = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
+        entropies = torch.empty_like(log_normalisers) if with_entropy else None
         for chunk in _chunks(hidden.shape[0], chunk_tokens):
             logits = _product(hidden[chunk], weight.t()).div_(temperature)
             log_normalisers[chunk] = logits.logsumexp(dim=1)
-            logprobs[chunk] = logits.gather(1, target_ids[chunk, None])[:, 0] - log_normalisers[chunk]
+            logprobs[chunk] = logits.gather(1, ids[chunk]) - log_normalisers[chunk, None]
+            if entropies is not None:
+                logits.sub_(log_normalisers[chunk, None])
+                entropies[chunk] = torch.special.entr(logits.exp_()).sum(dim=1)
         # `weight` itself, no view of it: a partitioned parameter is empty between the passes, and whole again when the backward pass reads it.
-        ctx.save_for_backward(hidden, weight, target_ids, log_normalisers)
+        ctx.save_for_backward(hidden, weight, ids, log_normalisers, entropies)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        return logprobs
+        return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """With p the softmax: d logprob / d logits = (one_hot(target) - p) / temperature."""
-        hidden, weight, target_ids, log_normalisers = ctx.saved_tensors
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """With p the softmax and H its entropy: d log p_i / d logits = (one_hot(i) - p) / temperature, d H / d logits = -p (log p + H) / temperature."""
+        hidden, weight, ids, log_normalisers, entropies = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=log_normalisers.dtype) if needs_weight else None
         for chunk in _chunks(hidden.shape[0], ctx.chunk_tokens):
-            scale = grad_logprobs[chunk, None] / ctx.temperature
-            grad_logits = _product(hidden[chunk], weight.t()).div_(ctx.temperature)
-            grad_logits.sub_(log_normalisers[chunk, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(1, target_ids[chunk, None], scale)
+            scale = grad_logprobs[chunk] / ctx.temperature
+            grad_logits = _product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalisers[chunk, None])
+            factor = -scale.sum(dim=1, keepdim=True)
+            if entropies is not None and grad_entropies is not None:
+                factor = factor - (grad_logits + entropies[chunk, None]) * (grad_entropies[chunk, None] / ctx.temperature)
+            grad_logits.exp_().mul_(factor)
+            grad_logits.scatter_add_(1, ids[chunk], scale)
             if grad_hidden is not None:
                 grad_hidden[chunk] = _product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.to(hidden.dtype).t(), hidden[chunk])
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _chunks(size: int, chunk_tokens: int) -> Iterator[slice]:

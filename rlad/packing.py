@@ -9,14 +9,17 @@ import bisect
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rlad.advantages import group_advantages
-from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
+from rlad.contracts import ScoredGroup, TeacherScores, TrainingBatch
 from rlad.errors import ContractError
+
+if TYPE_CHECKING:  # with it would come torch, which the broker has no use for
+    from rlad.objectives.objective import ObjectiveSettings
 
 Array = npt.NDArray[Any]
 
@@ -106,6 +109,7 @@ class BatchCounts:
         response_tokens: all their tokens.
         trained_tokens: tokens with a positive weight.
         missing_teacher_tokens: response tokens without a finite teacher log-probability; 0 where no teacher is used.
+        missing_reference_tokens: the same of the frozen reference.
         missing_behaviour_tokens: response tokens without a finite behaviour log-probability.
     """
 
@@ -114,69 +118,116 @@ class BatchCounts:
     response_tokens: int = 0
     trained_tokens: int = 0
     missing_teacher_tokens: int = 0
+    missing_reference_tokens: int = 0
     missing_behaviour_tokens: int = 0
 
     def __add__(self, other: BatchCounts) -> BatchCounts:
         return BatchCounts(**{name: mine + theirs for name, mine, theirs in zip(self.__slots__, astuple(self), astuple(other), strict=True)})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSize:
+    """The normaliser of an optimizer step, over all its micro-batches and ranks.
+
+    Attributes:
+        num_responses: whatever becomes of them; known before they are sampled.
+        num_tokens: of those responses that are trained on or left out for their equal rewards, not of those masked for their length. Known only when
+            all are sampled, so counted only for the aggregation that needs it; else None.
+    """
+
+    num_responses: int
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRules:
+    """How scored groups become training columns.
+
+    Attributes:
+        objective: which columns its loss needs, and how it averages.
+        truncated: whether responses that hit the token budget are trained on.
+        overlong: what a response's length costs it.
+    """
+
+    objective: ObjectiveSettings
+    truncated: Literal["keep", "mask"] = "keep"
+    overlong: OverlongPenalty | None = None
+
+    def token_weight(self, size: UpdateSize, valid_tokens: int) -> float:
+        """The weight of one token of a response with so many valid ones: `rlad.objectives.aggregation.token_weights`, response by response."""
+        match self.objective.aggregation:
+            case "response_mean":
+                return 1 / (size.num_responses * valid_tokens)
+            case "token_mean":
+                if not size.num_tokens:
+                    raise ContractError("build_training_batch: aggregation `token_mean` needs the number of tokens of the whole step")
+                return 1 / size.num_tokens
+            case "fixed_length":
+                return 1 / (size.num_responses * (self.objective.fixed_length or 1))
+
+
 def build_training_batch(
-    groups: Mapping[str, ScoredGroup],
-    sequences: Sequence[tuple[str, int]],
-    *,
-    num_responses: int,
-    truncated: Literal["keep", "mask"],
-    uses_teacher: bool,
+    groups: Mapping[str, ScoredGroup], sequences: Sequence[tuple[str, int]], *, size: UpdateSize, rules: BatchRules
 ) -> tuple[TrainingBatch, BatchCounts]:
     """One packed row: prompt and response of each sequence, end to end, with everything the loss needs.
 
-    A token weighs 1 / (num_responses * valid tokens of its response). Not valid are tokens without a finite behaviour log-probability, or without a
-    finite teacher log-probability where the teacher is used, and with `truncated="mask"` all tokens of a truncated response. A response without a
-    valid token takes no room in the row; where none is left the row is `dummy_batch`.
+    Not valid are tokens that lack a finite log-probability that the objective needs (of the sampler, the teacher, the reference), and with
+    `truncated="mask"` all tokens of a truncated response: their weight is 0. A response without a valid token takes no room in the row; where none is
+    left the row is `dummy_batch`.
 
     Args:
         groups: by uid.
         sequences: (uid, index of the response) of each.
-        num_responses: responses of the whole optimizer step over all ranks, whatever becomes of them.
-        truncated: whether responses that hit the token budget are trained on.
-        uses_teacher: whether the objective needs the teacher's log-probabilities.
+        size: of the whole optimizer step.
 
     Raises:
-        ContractError: an unknown uid or response, a group without teacher scores where they are needed, more sequences than `num_responses`.
+        ContractError: an unknown uid or response, a group without scores that are needed, more sequences than `size.num_responses`.
     """
-    if len(sequences) > num_responses:
-        raise ContractError(f"build_training_batch: {len(sequences)} sequences, but num_responses of the whole step is {num_responses}")
-    advantages = {uid: group_advantages(_group(groups, uid).verdicts.rewards) for uid, _ in sequences}
+    if len(sequences) > size.num_responses:
+        raise ContractError(f"build_training_batch: {len(sequences)} sequences, but num_responses of the whole step is {size.num_responses}")
+    trained = {uid: _TrainedGroup(_group(groups, uid), rules) for uid, _ in sequences}
     rows: list[dict[str, Array]] = []
     counts = BatchCounts()
     for uid, index in sequences:
-        scored = groups[uid]
-        if not 0 <= index < scored.group.num_responses:
-            raise ContractError(f"build_training_batch: group {uid} has {scored.group.num_responses} responses, no number {index}")
-        is_valid, found = _valid_tokens(scored, index, truncated=truncated, uses_teacher=uses_teacher)
+        group = trained[uid]
+        if not 0 <= index < group.scored.group.num_responses:
+            raise ContractError(f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses, no number {index}")
+        is_valid, found = group.valid_tokens(index)
         counts += found
         if is_valid.any():
-            rows.append(_sequence_columns(scored, index, is_valid, float(advantages[uid][index]), num_responses, uses_teacher))
+            rows.append(group.columns(index, is_valid, rules.token_weight(size, int(is_valid.sum()))))
+    support_size = max((group.support_size for group in trained.values()), default=0)
     if not rows:
-        return dummy_batch(uses_teacher), counts
-    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return dummy_batch(rules.objective, support_size=support_size), counts
+    columns: dict[str, Any] = {"teacher_logprobs": None, **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]}}
     offsets = np.cumsum([0, *(len(row["token_ids"]) for row in rows)], dtype=np.int32)
-    return TrainingBatch.from_columns({"teacher_logprobs": None, **columns, "sequence_offsets": offsets}), counts
+    return TrainingBatch(**columns, sequence_offsets=offsets, support_size=support_size), counts
 
 
-def dummy_batch(uses_teacher: bool) -> TrainingBatch:
-    """One token of weight 0: what a rank without work runs, so that it joins every collective and adds exactly nothing."""
-    ids = np.zeros(1, dtype=np.int64)
-    values = np.zeros(1, dtype=np.float32)
+def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> TrainingBatch:
+    """One token of weight 0: what a rank without work runs, so that it joins every collective and adds exactly nothing.
+
+    Args:
+        support_size: 0 where no group says how large the support is; one token then stands for it.
+    """
+    ids, values = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    size = (support_size or 1) if objective.teacher_support is not None else 0
+    support: dict[str, Any] = {}
+    if size:
+        support = {"support_ids": np.zeros(size, np.int64), "teacher_support_logprobs": np.zeros(size, np.float32), "teacher_tail_logprobs": values}
     return TrainingBatch(
         token_ids=ids,
         target_ids=ids,
         position_ids=ids,
         sequence_offsets=np.array([0, 1], dtype=np.int32),
         behaviour_logprobs=values,
-        teacher_logprobs=values if uses_teacher else None,
+        teacher_logprobs=values if objective.uses_teacher else None,
         advantages=values,
         weights=values,
+        reference_logprobs=values if objective.uses_reference else None,
+        is_imitated=None if objective.imitation_mask == "none" else np.zeros(1, dtype=np.bool_),
+        support_size=size,
+        **support,
     )
 
 
@@ -186,47 +237,99 @@ def _group(groups: Mapping[str, ScoredGroup], uid: str) -> ScoredGroup:
     return groups[uid]
 
 
-def _valid_tokens(scored: ScoredGroup, index: int, *, truncated: Literal["keep", "mask"], uses_teacher: bool) -> tuple[Array, BatchCounts]:
-    """Boolean [N], the response's tokens to train on, and what was found."""
-    tokens = scored.group.response(index)
-    has_behaviour = np.isfinite(scored.group.behaviour_logprobs[tokens])
-    has_teacher = np.ones_like(has_behaviour)
-    if uses_teacher:
-        if scored.teacher_scores is None:
-            raise ContractError(f"build_training_batch: group {scored.group.uid} has no teacher scores, but the objective uses the teacher")
-        has_teacher = np.isfinite(scored.teacher_scores.logprobs[tokens])
-    is_truncated = bool(scored.group.is_truncated[index])
-    is_valid = has_behaviour & has_teacher & (truncated == "keep" or not is_truncated)
-    return is_valid, BatchCounts(
-        responses=1,
-        truncated_responses=int(is_truncated),
-        response_tokens=len(is_valid),
-        trained_tokens=int(is_valid.sum()),
-        missing_teacher_tokens=int((~has_teacher).sum()),
-        missing_behaviour_tokens=int((~has_behaviour).sum()),
-    )
+class _TrainedGroup:
+    """A scored group, with what its responses share: advantages, and the scores that the objective needs."""
+
+    def __init__(self, scored: ScoredGroup, rules: BatchRules) -> None:
+        objective, verdicts = rules.objective, scored.verdicts
+        self.scored = scored
+        self._objective, self._masks_truncated = objective, rules.truncated == "mask"
+        self._teacher = self._needed("teacher", scored.teacher_scores) if objective.uses_teacher else None
+        self._reference = self._needed("reference", scored.reference_scores) if objective.uses_reference else None
+        self.support_size = 0
+        if objective.teacher_support is not None and self._teacher is not None:
+            self.support_size = self._teacher.support_size
+            if self.support_size == 0:
+                raise ContractError(
+                    f"build_training_batch: the teacher scores of group {scored.group.uid} have no support, "
+                    f"but the objective asks for {objective.teacher_support!r}"
+                )
+        rewards = shaped_rewards(verdicts.rewards, scored.group.response_lengths, rules.overlong)
+        self._advantages = group_advantages(rewards, objective.advantage_estimator)
+        self._is_imitated = None if objective.imitation_mask == "none" else imitated_responses(verdicts.rewards, objective.imitation_mask)
+
+    def valid_tokens(self, index: int) -> tuple[Array, BatchCounts]:
+        """Boolean [N], the response's tokens to train on, and what was found."""
+        group, tokens = self.scored.group, self.scored.group.response(index)
+        has_behaviour = np.isfinite(group.behaviour_logprobs[tokens])
+        has_teacher, has_reference = (
+            np.ones_like(has_behaviour) if scores is None else self._is_finite(scores, tokens) for scores in (self._teacher, self._reference)
+        )
+        is_truncated = bool(group.is_truncated[index])
+        is_valid = has_behaviour & has_teacher & has_reference & (not (is_truncated and self._masks_truncated))
+        return is_valid, BatchCounts(
+            responses=1,
+            truncated_responses=int(is_truncated),
+            response_tokens=len(is_valid),
+            trained_tokens=int(is_valid.sum()),
+            missing_teacher_tokens=int((~has_teacher).sum()),
+            missing_reference_tokens=int((~has_reference).sum()),
+            missing_behaviour_tokens=int((~has_behaviour).sum()),
+        )
+
+    def columns(self, index: int, is_valid: Array, weight: float) -> dict[str, Array]:
+        """The columns of one sequence, P + N positions. Position P - 1 + t predicts response token t; the last position predicts nothing."""
+        group = self.scored.group
+        tokens = group.response(index)
+        token_ids = np.concatenate([group.prompt_ids, group.response_ids[tokens]]).astype(np.int64)
+        size, first = len(token_ids), len(group.prompt_ids) - 1
+
+        def shifted(values: Array | float) -> Array:
+            column = np.zeros(size, dtype=np.float32)
+            column[first : size - 1] = np.where(is_valid, values, 0)
+            return column
+
+        columns = {
+            "token_ids": token_ids,
+            "target_ids": np.append(token_ids[1:], 0),
+            "position_ids": np.arange(size, dtype=np.int64),
+            "behaviour_logprobs": shifted(group.behaviour_logprobs[tokens]),
+            "advantages": np.full(size, self._advantages[index], dtype=np.float32),
+            "weights": shifted(weight),
+        }
+        if self._teacher is not None:
+            columns["teacher_logprobs"] = shifted(self._teacher.logprobs[tokens])
+        if self._reference is not None:
+            columns["reference_logprobs"] = shifted(self._reference.logprobs[tokens])
+        if self._is_imitated is not None:
+            columns["is_imitated"] = np.full(size, self._is_imitated[index])
+        if self.support_size and self._teacher is not None:
+            ids, logprobs, tail = _support_of(self._teacher, tokens)
+            own_ids = np.zeros((size, self.support_size), np.int64)
+            own_logprobs = np.zeros((size, self.support_size), np.float32)
+            own_ids[first : size - 1] = ids
+            own_logprobs[first : size - 1] = np.where(is_valid[:, None], logprobs, 0)
+            columns |= {"support_ids": own_ids.ravel(), "teacher_support_logprobs": own_logprobs.ravel(), "teacher_tail_logprobs": shifted(tail)}
+        return columns
+
+    def _is_finite(self, scores: TeacherScores, tokens: slice) -> Array:
+        is_finite: Array = np.isfinite(scores.logprobs[tokens])
+        if self.support_size and scores is self._teacher:
+            _, logprobs, tail = _support_of(scores, tokens)
+            is_finite = is_finite & np.isfinite(logprobs).all(axis=1) & ~np.isnan(tail) & (tail < np.inf)
+        return is_finite
+
+    def _needed(self, name: str, scores: TeacherScores | None) -> TeacherScores:
+        if scores is None:
+            raise ContractError(f"build_training_batch: group {self.scored.group.uid} has no {name} scores, but the objective uses the {name}")
+        return scores
 
 
-def _sequence_columns(scored: ScoredGroup, index: int, is_valid: Array, advantage: float, num_responses: int, uses_teacher: bool) -> dict[str, Array]:
-    """The columns of one sequence, P + N positions. Position P - 1 + t predicts response token t; the last position predicts nothing."""
-    group = scored.group
-    tokens = group.response(index)
-    token_ids = np.concatenate([group.prompt_ids, group.response_ids[tokens]]).astype(np.int64)
-    size, first = len(token_ids), len(group.prompt_ids) - 1
-
-    def shifted(values: Array | float) -> Array:
-        column = np.zeros(size, dtype=np.float32)
-        column[first : size - 1] = np.where(is_valid, values, 0)
-        return column
-
-    columns = {
-        "token_ids": token_ids,
-        "target_ids": np.append(token_ids[1:], 0),
-        "position_ids": np.arange(size, dtype=np.int64),
-        "behaviour_logprobs": shifted(group.behaviour_logprobs[tokens]),
-        "advantages": np.full(size, advantage, dtype=np.float32),
-        "weights": shifted(1 / (num_responses * int(is_valid.sum()))),
-    }
-    if uses_teacher and scored.teacher_scores is not None:
-        columns["teacher_logprobs"] = shifted(scored.teacher_scores.logprobs[tokens])
-    return columns
+def _support_of(scores: TeacherScores, tokens: slice) -> tuple[Array, Array, Array]:
+    """Ids and log-probabilities [N, K] of a response's tokens, and the tails [N]."""
+    ids, logprobs, tail = scores.support_ids, scores.support_logprobs, scores.tail_logprobs
+    assert ids is not None
+    assert logprobs is not None
+    assert tail is not None
+    rows = slice(tokens.start * scores.support_size, tokens.stop * scores.support_size)
+    return ids[rows].reshape(-1, scores.support_size), logprobs[rows].reshape(-1, scores.support_size), tail[tokens]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from actors.engines.output_layer import plain_output_weight
 from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
-from rlad.logprobs import selected_logprobs
+from rlad.logprobs import token_statistics
 
 
 class _LogprobHead(nn.Module):
@@ -22,8 +22,20 @@ class _LogprobHead(nn.Module):
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
 
-    def forward(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
-        return selected_logprobs(hidden, self.weight, target_ids, temperature=self._temperature, chunk_tokens=self._chunk_tokens)
+    def forward(
+        self, hidden: Tensor, target_ids: Tensor, support_ids: Tensor | None, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # Its fields as a plain tuple: DeepSpeed rebuilds what its hooks see, and cannot rebuild a named one.
+        logprobs, support_logprobs, entropies = token_statistics(
+            hidden,
+            self.weight,
+            target_ids,
+            support_ids=support_ids,
+            with_entropy=with_entropy,
+            temperature=self._temperature,
+            chunk_tokens=self._chunk_tokens,
+        )
+        return logprobs, support_logprobs, entropies
 
 
 class PolicyModel(nn.Module):
@@ -40,21 +52,31 @@ class PolicyModel(nn.Module):
         causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens))
         self.causal_lm = causal_lm
 
-    def forward(self, token_ids: Tensor, position_ids: Tensor, layout: PackedLayout, positions: Tensor, target_ids: Tensor) -> Tensor:
-        """Log-probabilities of the tokens that chosen positions predict.
+    def forward(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        layout: PackedLayout,
+        positions: Tensor,
+        target_ids: Tensor,
+        support_ids: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the chosen positions predict, at the sampling temperature: the fields of `TokenStatistics`.
 
         Args:
             token_ids, position_ids: int64 [S], one row of packed sequences.
             layout: where its sequences lie.
             positions: int64 [N], the positions of the row that matter; the output layer runs on no other.
             target_ids: int64 [N], the token that each of them predicts.
-
-        Returns:
-            float32 [N], nats, at the sampling temperature.
+            support_ids: int64 [N, K], further tokens whose log-probabilities are wanted.
+            with_entropy: whether entropies are wanted.
         """
         outputs = self.causal_lm.base_model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout)
         hidden = outputs.last_hidden_state[0].index_select(0, positions)
-        return cast(Tensor, self.causal_lm.get_output_embeddings()(hidden, target_ids))
+        return cast(
+            "tuple[Tensor, Tensor | None, Tensor | None]", self.causal_lm.get_output_embeddings()(hidden, target_ids, support_ids, with_entropy)
+        )
 
 
 def load_policy_model(model_path: str, *, dtype: torch.dtype, temperature: float, chunk_tokens: int, activation_checkpointing: bool) -> PolicyModel:

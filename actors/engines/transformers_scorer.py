@@ -1,4 +1,4 @@
-"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the selected log-probabilities kept."""
+"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the log-probabilities that were asked for kept."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from actors.engines.output_layer import plain_output_weight
 from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
+from actors.engines.scorer import TokenScores, support_size
 from rlad.config import TeacherConfig
-from rlad.contracts import Array
+from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError
 from rlad.logprobs import selected_logprobs
+from rlad.teacher_support import selected_and_top_logprobs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -29,10 +31,15 @@ class _Group:
     """A group on its way through the rows: which may hold only some of its sequences, together with sequences of other groups."""
 
     temperature: float
-    logprobs: Array
+    scores: TokenScores
     sequences: list[_Sequence] = field(default_factory=list)
     remaining: int = 0
-    done: Future[Array] = field(default_factory=Future)
+    done: Future[TokenScores] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple[float, int]:
+        """What all sequences of a row have in common."""
+        return self.temperature, self.scores.support_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +49,7 @@ class _Sequence:
     group: _Group
     token_ids: Array
     num_prompt: int
-    scores: slice
+    tokens: slice
 
     @property
     def row_tokens(self) -> int:
@@ -84,14 +91,17 @@ class TransformersScorer:
         self._thread = threading.Thread(target=self._run, name="transformers-scorer", daemon=True)
         self._thread.start()
 
-    async def score(self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float) -> Array:
-        group = _Group(temperature=temperature, logprobs=np.empty(len(response_ids), np.float32))
+    async def score(
+        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+    ) -> TokenScores:
+        size = support_size(support, len(self._output_weight))
+        group = _Group(temperature=temperature, scores=TokenScores.empty(len(response_ids), size))
         for start, end in itertools.pairwise(response_offsets.tolist()):
             if start < end:
                 token_ids = np.concatenate([prompt_ids, response_ids[start:end]])
-                group.sequences.append(_Sequence(group=group, token_ids=token_ids, num_prompt=len(prompt_ids), scores=slice(start, end)))
+                group.sequences.append(_Sequence(group=group, token_ids=token_ids, num_prompt=len(prompt_ids), tokens=slice(start, end)))
         if not group.sequences:
-            return group.logprobs
+            return group.scores
         longest = max(len(sequence.token_ids) for sequence in group.sequences)
         if longest > self._max_sequence_tokens:
             raise EngineError(f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}")
@@ -134,13 +144,13 @@ class TransformersScorer:
         return row
 
     def _fill_row(self) -> list[_Sequence]:
-        """Take sequences of one temperature, in order, while they fit into the token budget; a longer one goes alone. Those nobody waits for are dropped."""
+        """Take sequences of one kind, in order, while they fit into the token budget; a longer one goes alone. Those nobody waits for are dropped."""
         row: list[_Sequence] = []
         budget = self._token_budget
         while self._waiting:
             sequence = self._waiting[0]
             if not sequence.group.done.done():
-                if row and (sequence.row_tokens > budget or sequence.group.temperature != row[0].group.temperature):
+                if row and (sequence.row_tokens > budget or sequence.group.kind != row[0].group.kind):
                     break
                 row.append(sequence)
                 budget -= sequence.row_tokens
@@ -164,19 +174,26 @@ class TransformersScorer:
             packed_layout=PackedLayout.from_offsets(offsets, self._device),
         )
         hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(positions))
-        logprobs = selected_logprobs(hidden, self._output_weight, self._on_device(target_ids), temperature=row[0].group.temperature)
-        scores = logprobs.cpu().numpy()
-        for sequence, part in zip(row, np.split(scores, np.cumsum([each.num_targets for each in row])[:-1]), strict=True):
-            sequence.group.logprobs[sequence.scores] = part
+        scores = self._score_tokens(hidden, self._on_device(target_ids), *row[0].group.kind)
+        for sequence, (start, end) in zip(row, itertools.pairwise(np.cumsum([0, *(each.num_targets for each in row)]).tolist()), strict=True):
+            sequence.group.scores[sequence.tokens] = scores[start:end]
             sequence.group.remaining -= 1
             if sequence.group.remaining == 0:
-                _resolve(sequence.group.done, sequence.group.logprobs)
+                _resolve(sequence.group.done, sequence.group.scores)
+
+    def _score_tokens(self, hidden: torch.Tensor, target_ids: torch.Tensor, temperature: float, support: int) -> TokenScores:
+        if support == 0:
+            logprobs = selected_logprobs(hidden, self._output_weight, target_ids, temperature=temperature)
+            return TokenScores(logprobs=logprobs.cpu().numpy())
+        selected, *others = selected_and_top_logprobs(hidden, self._output_weight, target_ids, support_size=support, temperature=temperature)
+        support_ids, support_logprobs, tail_logprobs = (column.numpy() for column in others)
+        return TokenScores(logprobs=selected.numpy(), support_ids=support_ids, support_logprobs=support_logprobs, tail_logprobs=tail_logprobs)
 
     def _on_device(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self._device)
 
 
-def _resolve(future: Future[Array], outcome: Array | EngineError) -> None:
+def _resolve(future: Future[TokenScores], outcome: TokenScores | EngineError) -> None:
     with contextlib.suppress(InvalidStateError):  # cancelled by the caller, or failed with an earlier row
         if isinstance(outcome, EngineError):
             future.set_exception(outcome)

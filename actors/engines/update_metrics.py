@@ -70,12 +70,14 @@ class UpdateResult:
         applied: false where the gradient was NaN or infinite: weights, optimizer state and schedule are as before.
         gradient_norm: before clipping; NaN or infinite where it was not applied.
         lr: learning rate.
+        entropy_coefficient: of the entropy bonus.
         totals: of all ranks.
     """
 
     applied: bool
     gradient_norm: float
     lr: float
+    entropy_coefficient: float
     totals: UpdateTotals
 
 
@@ -90,11 +92,13 @@ def step_metrics(updates: Sequence[UpdateResult]) -> dict[str, float]:
     applied = [update for update in updates if update.applied]
     metrics = {
         "learner/lr": updates[-1].lr,
+        "learner/entropy_coefficient": updates[-1].entropy_coefficient,
         "learner/updates": float(len(updates)),
         "learner/nonfinite_updates": float(sum(not update.applied for update in updates)),
         "learner/micro_batches": float(sum(each.micro_batches for each in totals)),
         "learner/tokens": float(counts.trained_tokens),
         "learner/missing_teacher_tokens": float(counts.missing_teacher_tokens),
+        "learner/missing_reference_tokens": float(counts.missing_reference_tokens),
         "learner/missing_behaviour_tokens": float(counts.missing_behaviour_tokens),
         **functools.reduce(MetricSums.add, (each.sums for each in totals)).means(),
     }

@@ -25,7 +25,8 @@ from actors.engines.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.models import LearnerConfig
 from rlad.contracts import TrainingBatch
 from rlad.errors import EngineError, NonFiniteGradientError
-from rlad.objectives import Objective, check_missing_teacher
+from rlad.logprobs import TokenStatistics
+from rlad.objectives import EntropyController, Extras, Objective, check_missing_teacher
 from rlad.packing import BatchCounts
 
 if not torch.cuda.is_available():
@@ -66,6 +67,7 @@ class ZeroTrainer:
         self._total_updates = total_updates
         self._applied_updates = 0
         self._nonfinite_in_a_row = 0
+        self._entropy = EntropyController(objective.config.entropy_bonus)
         self._totals: UpdateTotals | None = None
         model = load_policy_model(
             model_path,
@@ -80,7 +82,7 @@ class ZeroTrainer:
     def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
         """Log-probability of every target of a row under the present weights, without gradient: float32 [S]. Collective."""
         with torch.no_grad():
-            return self._forward(batch, torch.arange(len(batch.token_ids), device=self._device))
+            return self._forward(batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False).logprobs
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
         """Forward and backward of one micro-batch; its gradient adds to what is there. Collective.
@@ -91,20 +93,36 @@ class ZeroTrainer:
         trained = torch.from_numpy(batch.weights).nonzero().flatten()
         positions = (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
 
-        def chosen(column: Any) -> Tensor:
-            return torch.from_numpy(column).to(self._device, non_blocking=True).index_select(0, positions)
+        def chosen(column: Any, width: int = 0) -> Tensor:
+            values = torch.from_numpy(column).to(self._device, non_blocking=True)
+            return (values.view(-1, width) if width else values).index_select(0, positions)
 
-        policy = self._forward(batch, positions)
-        sampled = chosen(batch.behaviour_logprobs)
+        def chosen_if_there(column: Any, width: int = 0) -> Tensor | None:
+            return None if column is None else chosen(column, width)
+
+        config = self._objective.config
+        support_ids = chosen_if_there(batch.support_ids, batch.support_size)
+        policy, support, entropies = self._forward(batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on)
+        sampled, weights = chosen(batch.behaviour_logprobs), chosen(batch.weights)
         # With one update a step the policy still is pi_old at its only forward pass, so recomputing pi_old costs nothing.
         behaviour = policy.detach() if self._config.pi_old == "recompute" else sampled
-        weights = chosen(batch.weights)
         output = self._objective.packed(
             policy_logprobs=policy,
             behaviour_logprobs=behaviour,
-            teacher_logprobs=None if batch.teacher_logprobs is None else chosen(batch.teacher_logprobs),
+            teacher_logprobs=chosen_if_there(batch.teacher_logprobs),
             advantages=chosen(batch.advantages),
             weights=weights,
+            extras=Extras(
+                sampler_logprobs=sampled,
+                reference_logprobs=chosen_if_there(batch.reference_logprobs),
+                entropies=entropies,
+                is_imitated=chosen_if_there(batch.is_imitated),
+                support_logprobs=support,
+                teacher_support_logprobs=chosen_if_there(batch.teacher_support_logprobs, batch.support_size),
+                teacher_tail_logprobs=chosen_if_there(batch.teacher_tail_logprobs),
+                progress=self._progress,
+                entropy_coefficient=self._entropy.coefficient,
+            ),
         )
         # DeepSpeed averages over ranks, at ZeRO 3 without a way to turn it off: undone here, for all stages alike.
         self._engine.backward(output.loss * dist.get_world_size())
@@ -134,14 +152,18 @@ class ZeroTrainer:
             raise EngineError("an optimizer step needs at least one micro-batch, a dummy one where there is nothing to train on")
         totals, self._totals = self._totals.reduced(), None
         counts = totals.counts
-        check_missing_teacher(counts.missing_teacher_tokens, counts.response_tokens, self._config.max_missing_teacher_fraction)
+        for missing in (counts.missing_teacher_tokens, counts.missing_reference_tokens):
+            check_missing_teacher(missing, counts.response_tokens, self._config.max_missing_teacher_fraction)
         lr = learning_rate(self._config.optimizer, self._applied_updates, self._total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
-        self._count_update(applied)
-        return UpdateResult(applied=applied, gradient_norm=float(self._engine.get_global_grad_norm()), lr=lr, totals=totals)
+        coefficient = self._entropy.coefficient
+        self._count_update(applied, totals)
+        return UpdateResult(
+            applied=applied, gradient_norm=float(self._engine.get_global_grad_norm()), lr=lr, entropy_coefficient=coefficient, totals=totals
+        )
 
     @torch.no_grad()
     def gather_weights(self) -> dict[str, Tensor] | None:
@@ -159,7 +181,7 @@ class ZeroTrainer:
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer state, the place in the schedule, and `state`. Collective; the directory is seen by all ranks."""
-        own = {"applied_updates": self._applied_updates, "nonfinite_in_a_row": self._nonfinite_in_a_row}
+        own = {"applied_updates": self._applied_updates, "nonfinite_in_a_row": self._nonfinite_in_a_row, "entropy": self._entropy.state()}
         self._engine.save_checkpoint(str(directory), tag=_CHECKPOINT_TAG, client_state={"trainer": own, "caller": state})
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -173,6 +195,7 @@ class ZeroTrainer:
             raise EngineError(f"no learner checkpoint in {directory}")
         self._applied_updates = loaded["trainer"]["applied_updates"]
         self._nonfinite_in_a_row = loaded["trainer"]["nonfinite_in_a_row"]
+        self._entropy.restore(loaded["trainer"]["entropy"])
         return dict(loaded["caller"])
 
     def export(self, directory: Path) -> None:
@@ -186,18 +209,25 @@ class ZeroTrainer:
         model: PolicyModel = self._engine.module
         return model.causal_lm
 
-    def _forward(self, batch: TrainingBatch, positions: Tensor) -> Tensor:
+    @property
+    def _progress(self) -> float:
+        """Share of the run's updates that are done: 0 in the first, 1 in the last."""
+        return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
+
+    def _forward(self, batch: TrainingBatch, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool) -> TokenStatistics:
         token_ids, position_ids, target_ids = (
             torch.from_numpy(column).to(self._device, non_blocking=True) for column in (batch.token_ids, batch.position_ids, batch.target_ids)
         )
         layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
-        logprobs: Tensor = self._engine(token_ids, position_ids, layout, positions, target_ids.index_select(0, positions))
-        return logprobs
+        targets = target_ids.index_select(0, positions)
+        return TokenStatistics(*self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy))
 
-    def _count_update(self, applied: bool) -> None:
+    def _count_update(self, applied: bool, totals: UpdateTotals) -> None:
         if applied:
             self._applied_updates += 1
             self._nonfinite_in_a_row = 0
+            if "objective/entropy" in (means := totals.sums.means()):
+                self._entropy.observe(means["objective/entropy"])
             return
         self._nonfinite_in_a_row += 1
         logger.warning("gradient is not finite: update skipped in_a_row=%d applied_updates=%d", self._nonfinite_in_a_row, self._applied_updates)

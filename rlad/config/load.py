@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import omegaconf
 import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from rlad.config.models import RunConfig
+from rlad.config.models import EvaluationSuite, RunConfig
 from rlad.errors import ConfigError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -26,6 +28,37 @@ def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfi
     Raises:
         ConfigError: one sentence for each problem: where, what was expected, what came.
     """
+    return validated(RunConfig, read_settings(path, overrides), where=str(path))
+
+
+def load_evaluation_suite(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationSuite:
+    """Read what `rlad eval` evaluates on: a file with `sets`, or a run's configuration, whose `evaluation` is then the only set, `evaluation`.
+
+    Raises:
+        ConfigError: as `load_run_config`.
+    """
+    settings = read_settings(path, overrides)
+    if "sets" in settings:
+        return validated(EvaluationSuite, settings, where=str(path))
+    run = validated(RunConfig, settings, where=str(path))
+    return EvaluationSuite(
+        name=run.name,
+        seed=run.seed,
+        student=run.student,
+        verifiers=run.verifiers,
+        verifier_pool=run.verifier_pool,
+        rollout=run.rollout,
+        sets={"evaluation": run.evaluation},
+        cluster=run.cluster,
+    )
+
+
+def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file with overrides merged into it, not validated yet.
+
+    Raises:
+        ConfigError: no such file, no YAML, or an override that is not `key=value`.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
@@ -37,17 +70,28 @@ def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfi
         settings = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds a list, a configuration is a mapping of settings")
+    return {str(key): value for key, value in settings.items()}
+
+
+def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:
+    """Settings as their model.
+
+    Raises:
+        ConfigError: one sentence for each problem, headed by `where`.
+    """
     try:
-        return RunConfig.model_validate(settings)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join([f"{path}:", *(f"  {problem}" for problem in _problems(error))])) from error
+        raise ConfigError("\n".join([f"{where}:", *(f"  {problem}" for problem in _problems(error, model))])) from error
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(RunConfig))}"
+            yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(model))}"
         elif problem["type"] == "missing":
             yield f"{where}: required, but not set"
         else:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from rlad.advantages import OverlongPenalty
+from rlad.errors import ConfigError
 from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# Part of a Serve application's name, of a metric's, and of a setting's on the command line.
+TeacherId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _alone(value: Any) -> Any:
+    """A single teacher's id as the mapping it is short for."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+TeacherMix = Annotated[dict[TeacherId, Weight], Field(min_length=1), BeforeValidator(_alone)]
+"""Who scores a prompt's responses: an id, or ids with the weights that each teacher's probabilities have in the mixture of all."""
 
 
 class ConfigModel(BaseModel):
@@ -99,10 +114,50 @@ class RolloutConfig(ConfigModel):
         return self
 
 
-class TeacherConfig(ConfigModel):
-    """The Serve application that scores finished groups."""
+class GeneratorConfig(ConfigModel):
+    """Where the pool of vLLM engines that sample from the teacher differs from `rollout`, which gives every setting left out here."""
 
-    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+    workers: PositiveInt | None = None
+    max_response_tokens: PositiveInt | None = None
+    tensor_parallel: PositiveInt | None = Field(None, description="GPUs of one engine.")
+    max_sequences: PositiveInt | None = Field(None, description="Sequences an engine decodes at once.")
+    gpu_memory_fraction: Fraction | None = None
+    kv_cache_gib: Annotated[int, Field(ge=1)] | None = None
+    cpus_per_worker: Annotated[float, Field(gt=0)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    threads: PositiveInt | None = None
+    group_timeout_s: Seconds | None = Field(None, description="Deadline of all traces of one prompt.")
+    max_restarts: Annotated[int, Field(ge=0)] | None = None
+
+
+class OfflineConfig(ConfigModel):
+    """Offline distillation: the teacher's own responses, sampled and verified before the training, which is supervised. Goes with objective `sft`.
+
+    A training step takes `training.prompts_per_step` traces, each a group of one response.
+    """
+
+    traces: str | None = Field(
+        None, description="Folder of traces that an earlier run made (its `traces/`): they are trained on, and nothing is generated."
+    )
+    traces_per_prompt: PositiveInt = Field(4, description="Responses the teacher samples for each prompt.")
+    max_accepted_per_prompt: PositiveInt | None = Field(None, description="Take at most so many right ones of a prompt; default: all.")
+    max_prompts: PositiveInt | None = Field(None, description="Take only the first so many prompts of `prompts`; default: all.")
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    prompts_per_part: PositiveInt = Field(
+        64, description="Prompts whose traces are written together; a kill costs those that wait, a minute's worth at most."
+    )
+    rollout: GeneratorConfig = GeneratorConfig()
+
+    def generator_of(self, rollout: RolloutConfig) -> RolloutConfig:
+        """Settings of the teacher's engines, for a run whose student is sampled with `rollout`."""
+        return rollout.model_copy(update=self.rollout.model_dump(exclude_none=True))
+
+
+class ScoringConfig(ConfigModel):
+    """A Serve application in which a frozen model scores finished groups."""
+
+    path: str | None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
     replicas: PositiveInt = 1
@@ -110,7 +165,8 @@ class TeacherConfig(ConfigModel):
     max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
-        1_000_000, description="Token scores a replica remembers, by hash of teacher and tokens; 0 turns it off."
+        1_000_000,
+        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
     )
     gpu_memory_fraction: Fraction = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
@@ -119,6 +175,18 @@ class TeacherConfig(ConfigModel):
     threads: PositiveInt = 1
     timeout_s: Seconds = Field(300, description="Deadline of scoring one group.")
     max_retries: Annotated[int, Field(ge=0)] = 3
+
+
+class TeacherConfig(ScoringConfig):
+    """The Serve application that scores finished groups."""
+
+    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+
+
+class ReferenceConfig(ScoringConfig):
+    """The frozen reference policy of objectives with a penalty for leaving it: one more application like a teacher's, asked for sampled tokens only."""
+
+    path: str | None = Field(None, description="As a teacher's; default: the student as it starts.")
 
 
 class VerifierPoolConfig(ConfigModel):
@@ -164,11 +232,26 @@ class LearnerConfig(ConfigModel):
     step_timeout_s: Seconds = Field(3600, description="Deadline of one training step after its last group has arrived.")
 
 
+class RewardConfig(ConfigModel):
+    """What is done to the verifiers' rewards before advantages are made of them."""
+
+    overlong_buffer_tokens: PositiveInt | None = Field(
+        None,
+        description="Soft overlong punishment (DAPO): over the last so many tokens of the budget a response's reward falls linearly; none turns it off.",
+    )
+    overlong_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="By how much, at the full budget.")
+
+
 class TrainingConfig(ConfigModel):
     steps: PositiveInt = Field(description="Training steps: batches of prompts sampled, scored and trained on.")
     prompts_per_step: PositiveInt = 32
     updates_per_step: PositiveInt = Field(
         1, description="Optimizer steps on one batch: its groups, in prompt order, cut into so many equal mini-batches."
+    )
+    max_refills: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Dynamic sampling (DAPO): a group with equal rewards is dropped and the next prompt takes its place, up to so many times a step; "
+        "behind that such groups are kept. 0 turns it off.",
     )
     max_staleness: Literal[0] = Field(0, description="Versions a sampled token may lag behind. 0: strictly on-policy.")
 
@@ -186,7 +269,22 @@ class EvaluationConfig(ConfigModel):
     temperature: Annotated[float, Field(ge=0)] = 0.6
     top_p: Fraction = 0.95
     max_response_tokens: PositiveInt | None = Field(None, description="Default: that of the rollouts.")
-    group_by: str = Field("task", description="Metadata key whose values become the table's rows, for example `people`.")
+    group_by: str | list[str] = Field(
+        "task",
+        description="Metadata key whose values become the table's rows, for example `people`; or several, each with rows of its own: `[task, people]`.",
+    )
+
+    @field_validator("group_by")
+    @classmethod
+    def _keys_differ(cls, group_by: str | list[str]) -> str | list[str]:
+        if isinstance(group_by, list) and (not group_by or len(set(group_by)) < len(group_by)):
+            raise ValueError("a list names at least one metadata key, and none twice")
+        return group_by
+
+    @property
+    def group_label(self) -> str:
+        """What the rows of the table are, as its heading."""
+        return self.group_by if isinstance(self.group_by, str) else ", ".join(self.group_by)
 
 
 class CheckpointConfig(ConfigModel):
@@ -200,17 +298,54 @@ class ClusterConfig(ConfigModel):
     start_timeout_s: Seconds = Field(300, description="Deadline for every pool to be up.")
 
 
+class EvaluationSuite(ConfigModel):
+    """What `rlad eval` needs and no more: prompt sets with their sampling, verifiers, engines. All sets are evaluated by the same engines."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    seed: int = 0
+    student: ModelConfig = Field(description="The model; `rlad eval MODEL` replaces its path.")
+    verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
+    verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sets: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)], EvaluationConfig], Field(min_length=1)] = (
+        Field(description="Prompt sets by name; `every_steps` means nothing here.")
+    )
+    cluster: ClusterConfig = ClusterConfig()
+
+    def only(self, names: Sequence[str]) -> Self:
+        """The same with these sets alone.
+
+        Raises:
+            ConfigError: a name that no set has.
+        """
+        unknown = [name for name in names if name not in self.sets]
+        if unknown:
+            raise ConfigError(f"no evaluation set {', '.join(unknown)}: there are {', '.join(self.sets)}")
+        return self.model_copy(update={"sets": {name: self.sets[name] for name in names}})
+
+
 class RunConfig(ConfigModel):
     """One distillation run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     seed: int = 0
     student: ModelConfig
-    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher.")
+    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
+    teachers: dict[TeacherId, TeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
+    teacher_routes: dict[str, TeacherMix] = Field(
+        {},
+        description="Who teaches a task: an id, or `{ID: weight}` for the mixture of several. A prompt's metadata `teacher_id` goes before it. "
+        "One teacher alone needs no routes.",
+    )
+    reference: ReferenceConfig | None = Field(
+        None, description="Left out where the objective uses no reference; `{}` takes the student as it starts."
+    )
     objective: ObjectiveConfig
+    offline: OfflineConfig | None = Field(None, description="The teacher's traces, for `rlad offline`. Only with objective `sft`.")
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
+    rewards: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig
@@ -219,15 +354,143 @@ class RunConfig(ConfigModel):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
-    def _teacher_iff_needed(self) -> Self:
-        if self.needs_teacher and self.teacher is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path")
-        if self.teacher is not None and not self.needs_teacher:
-            raise ValueError(f"objective {self.objective.name!r} uses no teacher: remove the `teacher:` section, it would hold machines for nothing")
-        if self.teacher is not None and self.teacher.engine == "vllm" and self.rollout.temperature != 1.0:
-            raise ValueError("the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or teacher.engine to transformers")
+    def _offline_iff_sft(self) -> Self:
+        if self.offline is None and self.objective.name == "sft":
+            raise ValueError("objective 'sft' trains on the teacher's traces: add an `offline:` section (it may be empty: `offline: {}`)")
+        if self.offline is not None and self.objective.name != "sft":
+            raise ValueError(
+                f"objective {self.objective.name!r} trains on the student's own responses: remove the `offline:` section, or choose `sft`"
+            )
+        if self.offline is not None and self.objective.uses_reference:
+            raise ValueError("an offline run scores its traces by no frozen reference: leave objective.reference_kl at 0")
+        if self.offline is not None and self.rollout.temperature != 1.0:
+            raise ValueError("cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_iff_needed(self) -> Self:
+        if self.offline is not None:
+            if self.teachers or self.teacher_routes:
+                raise ValueError(
+                    "an offline run has one teacher, given as `teacher:`, which writes the traces: remove `teachers:` and `teacher_routes:`"
+                )
+            if self.offline.traces is None and self.teacher is None:
+                raise ValueError(
+                    "an offline run needs a teacher, which writes the traces: add a `teacher:` section, or set offline.traces to a folder of them"
+                )
+            return self
+        if self.teacher is not None and self.teachers:
+            raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
+        if self.objective.uses_teacher and not self.teachers_by_id:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path, or `teachers:` with several"
+            )
+        unused = [name for name in ("teacher", "teachers", "teacher_routes") if getattr(self, name)]
+        if unused and not self.objective.uses_teacher:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no teacher: remove the `{unused[0]}:` section, it would hold machines for nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_iff_needed(self) -> Self:
+        if self.needs_reference and self.reference is None:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs a frozen reference policy: add a `reference:` section, `reference: {{}}` takes the student "
+                "as it starts"
+            )
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError(
+                f"objective {self.objective.name!r} uses no reference: remove the `reference:` section, it would hold machines for nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_to_teachers(self) -> Self:
+        for task, mix in self.teacher_routes.items():
+            if unknown := sorted(mix.keys() - self.teachers_by_id.keys()):
+                raise ValueError(f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}")
+            if task not in self.verifiers:
+                raise ValueError(f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}")
+            if len(mix) > 1 and self.objective.teacher_support is not None:
+                raise ValueError(
+                    f"teacher_routes.{task} mixes several teachers, and objective {self.objective.name!r} wants each token's likeliest tokens of one: "
+                    "route the task to one teacher"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can_score(self) -> Self:
+        for pool, model in self.scoring_pools.items():
+            section = pool.replace("teacher-", "teachers.", 1)
+            if model.engine == "vllm" and self.rollout.temperature != 1.0:
+                raise ValueError(
+                    f"the vllm teacher engine scores at temperature 1 only: set rollout.temperature to 1, or {section}.engine to transformers"
+                )
+            if model.engine == "vllm" and self.objective.teacher_support == "full" and pool != "reference":
+                raise ValueError(
+                    f"objective {self.objective.name!r} wants the teacher's full vocabulary, which the vllm engine does not give: set {section}.engine "
+                    "to transformers, or take a number of likeliest tokens"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_have_what_they_need(self) -> Self:
+        if self.objective.corrects_mismatch and self.learner.pi_old != "recompute":
+            raise ValueError(
+                "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
+                "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
+            )
+        if self.training.max_refills and self.objective.name in ("opd", "sft"):
+            raise ValueError(f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards")
+        buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > budget:
+            raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
         return self
 
     @property
+    def overlong_penalty(self) -> OverlongPenalty | None:
+        """What a response's length costs it."""
+        if self.rewards.overlong_buffer_tokens is None:
+            return None
+        return OverlongPenalty(
+            max_tokens=self.rollout.max_response_tokens,
+            buffer_tokens=self.rewards.overlong_buffer_tokens,
+            penalty=self.rewards.overlong_penalty,
+        )
+
+    @property
     def needs_teacher(self) -> bool:
-        return self.objective.uses_teacher
+        """Whether a teacher scores, or writes traces."""
+        return self.objective.uses_teacher or (self.offline is not None and self.offline.traces is None)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.objective.uses_reference
+
+    @property
+    def teachers_by_id(self) -> dict[str, TeacherConfig]:
+        """All teachers; the only one, given as `teacher`, has that as its id."""
+        return {"teacher": self.teacher} if self.teacher is not None else self.teachers
+
+    @property
+    def frozen_models(self) -> dict[str, TeacherConfig]:
+        """Every frozen model by its pool: those that score, or the teacher that writes an offline run's traces."""
+        writer = {"teacher": self.teacher} if self.teacher is not None and self.offline is not None else {}
+        return writer | self.scoring_pools
+
+    @property
+    def teacher_pools(self) -> dict[str, str]:
+        """The pool of every teacher that scores, by the teacher's id; none where a teacher only writes traces."""
+        if not self.objective.uses_teacher:
+            return {}
+        return {"teacher": "teacher"} if self.teacher is not None else {name: f"teacher-{name}" for name in self.teachers}
+
+    @property
+    def scoring_pools(self) -> dict[str, TeacherConfig]:
+        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several; `reference`."""
+        pools = {pool: self.teachers_by_id[name] for name, pool in self.teacher_pools.items()}
+        if self.reference is not None:
+            path = self.student.path if self.reference.path is None else self.reference.path
+            pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})
+        return pools

@@ -19,6 +19,9 @@ A run is one YAML file (see `configs/`). Any setting can be given on the command
 A key that is not listed here is refused. This page is made from the code by `make reference`.
 """
 
+# What the keys of a mapping of sections are.
+_MAPPING_KEYS = {"verifiers": ".TASK", "teachers": ".ID"}
+
 
 def reference() -> str:
     """All settings as Markdown, a table a section."""
@@ -36,7 +39,7 @@ def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
         models = list(_models(field.annotation))
         is_mapping = get_origin(field.annotation) is dict
         for submodel in models:
-            label = f"{prefix}{name}{'.TASK' if is_mapping else ''}"
+            label = f"{prefix}{name}{_MAPPING_KEYS[name] if is_mapping else ''}"
             nested.append((label, submodel))
     yield ""
     for label, submodel in nested:

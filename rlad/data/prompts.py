@@ -120,11 +120,8 @@ class PromptOrder:
         self.num_prompts = num_prompts
         self.seed = seed
 
-    def batch(self, step: int, size: int) -> list[ScheduledPrompt]:
-        """The prompts of step `step` (from 0) when each step trains on `size`. A batch may span epochs."""
-        return [self._turn(turn) for turn in range(step * size, (step + 1) * size)]
-
-    def _turn(self, turn: int) -> ScheduledPrompt:
+    def turn(self, turn: int) -> ScheduledPrompt:
+        """Whose turn it is at place `turn` (from 0) of the order, which goes on from epoch to epoch."""
         epoch, position = divmod(turn, self.num_prompts)
         return ScheduledPrompt(epoch, position, int(_permutation(self.num_prompts, self.seed, epoch)[position]))
 

@@ -10,10 +10,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rlad.errors import ConfigError
 from rlad.objectives.grpo import GrpoConfig
+from rlad.objectives.kdrl import KdrlConfig
 from rlad.objectives.objective import Objective, ObjectiveSettings
+from rlad.objectives.opd import OpdConfig
+from rlad.objectives.sft import SftConfig
 from rlad.objectives.trrd import TrrdConfig
 
-ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig | KdrlConfig | OpdConfig | SftConfig, Field(discriminator="name")]
 
 _ADAPTER: TypeAdapter[ObjectiveSettings] = TypeAdapter(ObjectiveConfig)
 
@@ -48,7 +51,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             hint = f"did you mean `{nearest[0]}`?" if nearest else f"it has {', '.join(known)}"
             yield f"objective {name!r} has no setting `{key}`; {hint}"
         else:
-            yield f"objective setting {'.'.join(location) or 'name'}: {problem['msg']} (got {came!r})"
+            yield f"objective setting {'.'.join(location) or 'name'}: {problem['msg'].removeprefix('Value error, ')} (got {came!r})"
 
 
 def _settings_by_name() -> dict[str, list[str]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from rlad.objectives.objective import Objective, TokenLosses, Tokens
-from rlad.objectives.ratios import ClippedSurrogateSettings, clipped_surrogate, surrogate_means
+from rlad.objectives.objective import Objective, TokenLosses
+from rlad.objectives.ratios import ClippedSurrogateSettings, surrogate_losses
+from rlad.objectives.tokens import Tokens
 
 
 class GrpoConfig(ClippedSurrogateSettings):
     """`min(r A, clip(r) A)` with `log r = log pi - log pi_old` (arXiv:2602.22495, Eq. 1). Uses no teacher."""
-
-    zero_advantage_gives_zero_gradient: ClassVar[bool] = True
 
     name: Literal["grpo"] = "grpo"
 
@@ -25,6 +24,4 @@ class GrpoConfig(ClippedSurrogateSettings):
 
 class GrpoObjective(Objective[GrpoConfig]):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        log_ratio = tokens.policy_logprobs - tokens.behaviour_logprobs
-        surrogate = clipped_surrogate(log_ratio, tokens.advantages, self.config)
-        return TokenLosses(losses=-surrogate.values, means=surrogate_means(tokens, log_ratio, surrogate.is_clipped))
+        return surrogate_losses(tokens, tokens.policy_logprobs - tokens.behaviour_logprobs, self.config)

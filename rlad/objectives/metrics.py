@@ -76,3 +76,9 @@ class MetricSums:
         sums, counts, totals = values[:size], values[size : 2 * size], values[2 * size :]
         means = {name: total / count for name, total, count in zip(self.mean_names, sums, counts, strict=True) if count > 0}
         return means | dict(zip(self.total_names, totals, strict=True))
+
+
+@torch.no_grad()
+def mean_over(values: Tensor, selection: Tensor) -> MeanSums:
+    """Sum (in float64) and number of the selected values."""
+    return MeanSums(values.where(selection, 0).sum(dtype=torch.float64), selection.sum())

@@ -1,4 +1,4 @@
-"""What all objectives share: which tokens count, how much each weighs, and the padded and packed forms of one arithmetic.
+"""What all objectives share: options, the loss's normaliser, and the padded and packed forms of one arithmetic.
 
 Shape letters: B responses, T tokens of the longest, S tokens of a packed row.
 """
@@ -8,53 +8,93 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from rlad.errors import ContractError, TeacherScoresError
-from rlad.objectives.aggregation import response_mean_weights
-from rlad.objectives.metrics import MeanSums, MetricSums
+from rlad.advantages import AdvantageEstimator, ImitationMask
+from rlad.errors import TeacherScoresError
+from rlad.objectives.aggregation import Aggregation, token_weights
+from rlad.objectives.divergence import SampledEstimator, sampled_divergence
+from rlad.objectives.entropy import EntropyBonus
+from rlad.objectives.metrics import MeanSums, MetricSums, mean_over
+from rlad.objectives.tokens import Extras, Needs, Tokens, require, require_shape, select_tokens
+
+LOG_RATIO_LIMIT = 20.0
+"""Log ratios are held within +-20 before exp: e^20 = 4.9e8, finite in float32 in every product with an advantage. Such a token is far outside any
+clip range; one still unclipped there (A < 0, ratio above the range) has lost all relation to its sample, and gets no gradient."""
+
+TeacherSupport = int | Literal["full"] | None
 
 
 class ObjectiveSettings(BaseModel, abc.ABC):
-    """Base of the objectives' configurations.
-
-    Attributes:
-        name: the objective's name, its tag in `ObjectiveConfig`.
-        zero_advantage_gives_zero_gradient: a response with advantage 0 may be left out of the forward pass.
-    """
+    """Options of every objective, and base of the objectives' configurations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    zero_advantage_gives_zero_gradient: ClassVar[bool]
+    aggregation: Annotated[
+        Aggregation,
+        Field(
+            description="Mean over responses of means over tokens (the paper); mean over all tokens (DAPO; an update's groups are then trained on "
+            "when all are there); or sum over tokens by a fixed length (Dr. GRPO)."
+        ),
+    ] = "response_mean"
+    fixed_length: Annotated[int | None, Field(ge=1, description="Tokens that `fixed_length` divides by; usually rollout.max_response_tokens.")] = None
+    reference_kl: Annotated[float, Field(ge=0, description="Coefficient of KL(pi, pi_ref); above 0 the run needs a `reference`.")] = 0.0
+    reference_kl_estimator: Annotated[SampledEstimator, Field(description="k3 is GRPO's own; k2 has the gradient of the reverse KL.")] = "k3"
+    entropy_bonus: EntropyBonus = EntropyBonus()
+
+    @model_validator(mode="after")
+    def _fixed_length_iff_used(self) -> Self:
+        if (self.aggregation == "fixed_length") != (self.fixed_length is not None):
+            raise ValueError("aggregation `fixed_length` and the setting `fixed_length` go together: set both or neither")
+        return self
 
     @property
     @abc.abstractmethod
     def uses_teacher(self) -> bool:
         """Whether the loss needs the teacher's log-probabilities."""
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss needs the frozen reference's log-probabilities."""
+        return self.reference_kl > 0
+
+    @property
+    def teacher_support(self) -> TeacherSupport:
+        """Which of the teacher's log-probabilities are needed beside those of the sampled tokens: of its K most likely tokens, or of all."""
+        return None
+
+    @property
+    def corrects_mismatch(self) -> bool:
+        """Whether the sampling engine's log-probabilities are needed beside the learner's own."""
+        return False
+
+    @property
+    def imitation_mask(self) -> ImitationMask:
+        """Which responses have a distillation term: all, those that earned no reward, or those of groups in which none did."""
+        return "none"
+
+    @property
+    def advantage_estimator(self) -> AdvantageEstimator:
+        return "group_std"
+
+    @property
+    def zero_advantage_gives_zero_gradient(self) -> bool:
+        """Whether a response with advantage 0 may be left out of the forward pass."""
+        return self._is_advantage_times_something and self.reference_kl == 0 and not self.entropy_bonus.is_on
+
+    @property
+    @abc.abstractmethod
+    def _is_advantage_times_something(self) -> bool:
+        """Whether each token's own loss vanishes with its advantage."""
+
     @abc.abstractmethod
     def build(self) -> Objective[Any]:
         """The objective with these settings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """Tokens as an objective's elementwise function sees them: any shape, all of one, in float32 or float64.
-
-    Every column holds 0 where `is_valid` is false, so what stood there (padding, NaN, infinity) reaches neither loss nor gradient. Only
-    `policy_logprobs` carries a graph.
-    """
-
-    policy_logprobs: Tensor
-    behaviour_logprobs: Tensor
-    teacher_logprobs: Tensor | None
-    advantages: Tensor
-    is_valid: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +119,32 @@ class ObjectiveOutput:
 
 
 SettingsT = TypeVar("SettingsT", bound=ObjectiveSettings)
+_NO_EXTRAS = Extras()
 
 
 class Objective(abc.ABC, Generic[SettingsT]):
     """A loss over sampled responses, in two forms with one arithmetic.
 
-    Log-probabilities are in nats, of the sampled tokens, all at the sampling temperature. Gradient flows to `policy_logprobs` alone. Half precision
-    is computed in float32, float64 stays float64. A token whose behaviour log-probability, or teacher log-probability where the teacher is used, is
-    NaN or infinite counts as masked, in the denominators too; the metrics count such tokens.
+    Log-probabilities are in nats, of the sampled tokens, all at the sampling temperature. Gradient flows to the student's own columns alone. Half
+    precision is computed in float32, float64 stays float64. A token whose behaviour log-probability, or any other that the objective needs, is
+    NaN or infinite counts as masked, in the denominators of `response_mean` too; the metrics count such tokens.
     """
 
     def __init__(self, config: SettingsT) -> None:
         self.config = config
+        self._needs = Needs(
+            teacher=config.uses_teacher,
+            sampler=config.corrects_mismatch,
+            reference=config.uses_reference,
+            entropy=config.entropy_bonus.is_on,
+            support=config.teacher_support is not None,
+            imitated=config.imitation_mask != "none",
+            who=f"objective {config.name!r} with {config!r}",
+        )
 
     @abc.abstractmethod
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """The loss of each token, before any averaging."""
+        """The loss of each token, before any averaging, without the terms that all objectives share."""
 
     def __call__(
         self,
@@ -104,8 +154,10 @@ class Objective(abc.ABC, Generic[SettingsT]):
         teacher_logprobs: Tensor | None = None,
         advantages: Tensor,
         mask: Tensor,
+        extras: Extras = _NO_EXTRAS,
     ) -> ObjectiveOutput:
-        """The padded form: mean over responses of the mean over their tokens. All B responses count, an empty or fully masked one as 0.
+        """The padded form. With the default aggregation, the mean over responses of the mean over their tokens: all B responses count, an empty or
+        fully masked one as 0.
 
         Args:
             policy_logprobs: [B, T], with graph.
@@ -113,18 +165,34 @@ class Objective(abc.ABC, Generic[SettingsT]):
             teacher_logprobs: [B, T]; not looked at where the objective uses no teacher.
             advantages: [B].
             mask: [B, T], boolean or 0 and 1: the response tokens to train on.
+            extras: what the configured options need beyond these.
 
         Raises:
-            ContractError: shapes differ, the mask holds other values, or a needed teacher is missing.
+            ContractError: shapes differ, the mask holds other values, or a needed column is missing.
         """
-        _require(policy_logprobs.ndim == 2, f"policy_logprobs must be [B, T], got shape {list(policy_logprobs.shape)}")
-        _require_shape("mask", mask, policy_logprobs.shape)
-        _require_shape("advantages", advantages, policy_logprobs.shape[:1])
+        require(policy_logprobs.ndim == 2, f"policy_logprobs must be [B, T], got shape {list(policy_logprobs.shape)}")
+        require_shape("mask", mask, policy_logprobs.shape)
+        require_shape("advantages", advantages, policy_logprobs.shape[:1])
         if mask.dtype != torch.bool:
-            _require(bool(((mask == 0) | (mask == 1)).all()), "mask must hold only 0 and 1; weights of other sizes go into the packed form")
+            require(bool(((mask == 0) | (mask == 1)).all()), "mask must hold only 0 and 1; weights of other sizes go into the packed form")
             mask = mask != 0
-        tokens, totals = self._tokens(policy_logprobs, behaviour_logprobs, teacher_logprobs, advantages[:, None].expand_as(policy_logprobs), mask)
-        return self._output(tokens, totals, response_mean_weights(tokens.is_valid, tokens.policy_logprobs.dtype))
+        tokens, totals = select_tokens(
+            self._needs,
+            policy=policy_logprobs,
+            behaviour=behaviour_logprobs,
+            teacher=teacher_logprobs,
+            advantages=advantages[:, None].expand_as(policy_logprobs),
+            included=mask,
+            extras=extras,
+        )
+        weights = token_weights(
+            mask,
+            tokens.is_valid,
+            aggregation=self.config.aggregation,
+            fixed_length=self.config.fixed_length,
+            dtype=tokens.policy_logprobs.dtype,
+        )
+        return self._output(tokens, totals, weights, extras)
 
     def packed(
         self,
@@ -134,6 +202,7 @@ class Objective(abc.ABC, Generic[SettingsT]):
         teacher_logprobs: Tensor | None = None,
         advantages: Tensor,
         weights: Tensor,
+        extras: Extras = _NO_EXTRAS,
     ) -> ObjectiveOutput:
         """The packed form: the sum of weighted token losses over the positions with a positive weight.
 
@@ -144,50 +213,40 @@ class Objective(abc.ABC, Generic[SettingsT]):
         Args:
             policy_logprobs: [S], with graph.
             behaviour_logprobs, teacher_logprobs, advantages, weights: [S].
+            extras: what the configured options need beyond these.
 
         Raises:
-            ContractError: shapes differ, or a needed teacher is missing.
+            ContractError: shapes differ, or a needed column is missing.
         """
-        _require(policy_logprobs.ndim == 1, f"policy_logprobs must be [S], got shape {list(policy_logprobs.shape)}")
-        _require_shape("weights", weights, policy_logprobs.shape)
-        _require_shape("advantages", advantages, policy_logprobs.shape)
-        tokens, totals = self._tokens(policy_logprobs, behaviour_logprobs, teacher_logprobs, advantages, weights > 0)
-        return self._output(tokens, totals, weights.detach().to(tokens.policy_logprobs.dtype))
-
-    def _tokens(
-        self, policy: Tensor, behaviour: Tensor, teacher: Tensor | None, advantages: Tensor, is_included: Tensor
-    ) -> tuple[Tokens, dict[str, Tensor]]:
-        """The tokens that count, and how many of the included ones are missing a log-probability."""
-        _require(policy.is_floating_point(), f"policy_logprobs must be floating point, got {policy.dtype}")
-        _require_shape("behaviour_logprobs", behaviour, policy.shape)
-        is_valid = is_included & behaviour.isfinite()
-        totals = {"objective/behaviour_missing_tokens": (is_included & ~behaviour.isfinite()).sum()}
-        if not self.config.uses_teacher:
-            teacher = None
-        elif teacher is None:
-            raise ContractError(f"objective {self.config.name!r} with {self.config!r} needs teacher_logprobs, got None")
-        else:
-            _require_shape("teacher_logprobs", teacher, policy.shape)
-            is_valid = is_valid & teacher.isfinite()
-            totals["objective/teacher_missing_tokens"] = (is_included & ~teacher.isfinite()).sum()
-        dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
-
-        def constant(column: Tensor) -> Tensor:
-            return column.detach().to(dtype).where(is_valid, 0)
-
-        tokens = Tokens(
-            policy_logprobs=_upcast(policy, dtype).where(is_valid, 0),
-            behaviour_logprobs=constant(behaviour),
-            teacher_logprobs=None if teacher is None else constant(teacher),
-            advantages=constant(advantages),
-            is_valid=is_valid,
+        require(policy_logprobs.ndim == 1, f"policy_logprobs must be [S], got shape {list(policy_logprobs.shape)}")
+        require_shape("weights", weights, policy_logprobs.shape)
+        require_shape("advantages", advantages, policy_logprobs.shape)
+        tokens, totals = select_tokens(
+            self._needs,
+            policy=policy_logprobs,
+            behaviour=behaviour_logprobs,
+            teacher=teacher_logprobs,
+            advantages=advantages,
+            included=weights > 0,
+            extras=extras,
         )
-        return tokens, totals
+        return self._output(tokens, totals, weights.detach().to(tokens.policy_logprobs.dtype), extras)
 
-    def _output(self, tokens: Tokens, totals: Mapping[str, Tensor], weights: Tensor) -> ObjectiveOutput:
-        result = self.token_losses(tokens)
-        loss = (weights.where(tokens.is_valid, 0) * result.losses).sum()
-        return ObjectiveOutput(loss=loss, sums=MetricSums.of(means=result.means, totals=totals))
+    def _output(self, tokens: Tokens, totals: Mapping[str, Tensor], weights: Tensor, extras: Extras) -> ObjectiveOutput:
+        own = self.token_losses(tokens)
+        losses, means = own.losses, dict(own.means)
+        config = self.config
+        if tokens.reference_logprobs is not None:
+            to_reference = tokens.policy_logprobs - tokens.reference_logprobs
+            divergence = sampled_divergence(to_reference, config.reference_kl_estimator, LOG_RATIO_LIMIT)
+            losses = losses + config.reference_kl * divergence
+            means["objective/reference_kl"] = mean_over(divergence, tokens.is_valid)
+        if tokens.entropies is not None:
+            coefficient = config.entropy_bonus.coefficient if extras.entropy_coefficient is None else extras.entropy_coefficient
+            losses = losses - coefficient * tokens.entropies
+            means["objective/entropy"] = mean_over(tokens.entropies, tokens.is_valid)
+        loss = (weights.where(tokens.is_valid, 0) * losses).sum()
+        return ObjectiveOutput(loss=loss, sums=MetricSums.of(means=means, totals=totals))
 
 
 def check_missing_teacher(missing: int, total: int, tolerance: float) -> None:
@@ -201,21 +260,3 @@ def check_missing_teacher(missing: int, total: int, tolerance: float) -> None:
             f"the teacher gave no finite log-probability for {missing} of {total} response tokens ({missing / total:.2%}), more than the "
             f"{tolerance:.2%} that learner.max_missing_teacher_fraction allows: look at the teacher's log, or raise that limit to train without them"
         )
-
-
-def _upcast(policy: Tensor, dtype: torch.dtype) -> Tensor:
-    """`policy` in `dtype`. A gradient too large for float16 comes back as its largest number: a ratio near the limit overflows it."""
-    upcast = policy.to(dtype)
-    if policy.dtype == torch.float16 and upcast.requires_grad:
-        largest = torch.finfo(torch.float16).max
-        upcast.register_hook(lambda gradient: gradient.clamp(-largest, largest))
-    return upcast
-
-
-def _require_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
-    _require(tensor.shape == shape, f"{name} must have shape {list(shape)} to fit policy_logprobs, got {list(tensor.shape)}")
-
-
-def _require(claim: bool, problem: str) -> None:
-    if not claim:
-        raise ContractError(f"objective: {problem}")

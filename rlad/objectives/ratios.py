@@ -8,21 +8,50 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlad.objectives.metrics import MeanSums
-from rlad.objectives.objective import ObjectiveSettings, Tokens
+from rlad.advantages import AdvantageEstimator
+from rlad.objectives.metrics import MeanSums, mean_over
+from rlad.objectives.objective import LOG_RATIO_LIMIT, ObjectiveSettings, TokenLosses
+from rlad.objectives.tokens import Tokens
 
 TeacherClampGradient = Literal["clipped", "straight_through"]
-
-LOG_RATIO_LIMIT = 20.0
-"""Log ratios are held within +-20 before exp: e^20 = 4.9e8, finite in float32 in every product with an advantage. Such a token is far outside any
-clip range; one still unclipped there (A < 0, ratio above the range) has lost all relation to its sample, and gets no gradient."""
+Mismatch = Literal["off", "truncate", "mask"]
 
 
 class ClippedSurrogateSettings(ObjectiveSettings):
-    """The clip range [1 - eps_low, 1 + eps_high] of the ratio; defaults of arXiv:2602.22495."""
+    """Options of the objectives with a likelihood ratio; defaults of arXiv:2602.22495."""
 
     eps_low: Annotated[float, Field(gt=0, lt=1, description="The ratio is clipped below 1 minus this.")] = 0.20
-    eps_high: Annotated[float, Field(gt=0, allow_inf_nan=False, description="The ratio is clipped above 1 plus this.")] = 0.28
+    eps_high: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="The ratio is clipped above 1 plus this; above eps_low it is clip-higher (DAPO).")
+    ] = 0.28
+    dual_clip: Annotated[
+        float | None,
+        Field(gt=1, description="c: where A < 0 the surrogate is at least c A (arXiv:1912.09729), so a ratio above c gives no gradient."),
+    ] = None
+    advantage: Annotated[
+        AdvantageEstimator,
+        Field(description="(r - mean) / std of the group; without the division (Dr. GRPO); or r minus the mean of the others (RLOO)."),
+    ] = "group_std"
+    mismatch: Annotated[
+        Mismatch,
+        Field(
+            description="Correction of the sampling engine's mismatch, w = pi_old of the learner / pi_old of the engine: weight the surrogate by "
+            "min(w, cap) (truncated importance sampling), or by w where 1/cap <= w <= cap and else by 0. Needs learner.pi_old `recompute`."
+        ),
+    ] = "off"
+    mismatch_cap: Annotated[float, Field(gt=1, allow_inf_nan=False, description="cap of the correction.")] = 2.0
+
+    @property
+    def corrects_mismatch(self) -> bool:
+        return self.mismatch != "off"
+
+    @property
+    def advantage_estimator(self) -> AdvantageEstimator:
+        return self.advantage
+
+    @property
+    def _is_advantage_times_something(self) -> bool:
+        return True
 
 
 class ClippedSurrogate(NamedTuple):
@@ -46,7 +75,7 @@ def clamped_teacher_log_ratio(log_ratio: Tensor, limit: float, gradient: Teacher
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, settings: ClippedSurrogateSettings) -> ClippedSurrogate:
-    """`min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)` (arXiv:2602.22495, Eq. 1 and 5).
+    """`min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)` (arXiv:2602.22495, Eq. 1 and 5), at least `dual_clip A` where A < 0.
 
     Where A is 0, value and gradient are exactly 0 however large the log ratio. Beyond `LOG_RATIO_LIMIT` the value is that at the limit.
     """
@@ -54,26 +83,45 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, settings: ClippedSu
     ratio = bounded_ratio(log_ratio.where(advantages != 0, 0))
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - settings.eps_low, 1 + settings.eps_high) * advantages
-    return ClippedSurrogate(values=torch.minimum(unclipped, clipped), is_clipped=clipped.detach() < unclipped.detach())
+    values, is_clipped = torch.minimum(unclipped, clipped), clipped.detach() < unclipped.detach()
+    if settings.dual_clip is not None:
+        bound = settings.dual_clip * advantages
+        is_bounded = (advantages < 0) & (values.detach() < bound)
+        values, is_clipped = values.where(~is_bounded, bound), is_clipped | is_bounded
+    return ClippedSurrogate(values=values, is_clipped=is_clipped)
+
+
+def surrogate_losses(tokens: Tokens, log_ratio: Tensor, settings: ClippedSurrogateSettings, *, advantages: Tensor | None = None) -> TokenLosses:
+    """The clipped surrogate as a loss, corrected for the engine's mismatch where that is on.
+
+    Args:
+        advantages: of each token, in place of the batch's.
+    """
+    surrogate = clipped_surrogate(log_ratio, tokens.advantages if advantages is None else advantages, settings)
+    means = _surrogate_means(tokens, log_ratio, surrogate.is_clipped)
+    if tokens.sampler_logprobs is None:
+        return TokenLosses(losses=-surrogate.values, means=means)
+    mismatch = bounded_ratio(tokens.behaviour_logprobs - tokens.sampler_logprobs)
+    weights, cut = mismatch_weights(mismatch, settings)
+    means |= {"objective/mismatch_mean": mean_over(mismatch, tokens.is_valid), "objective/mismatch_cut_fraction": mean_over(cut, tokens.is_valid)}
+    return TokenLosses(losses=-surrogate.values * weights, means=means)
+
+
+def mismatch_weights(mismatch: Tensor, settings: ClippedSurrogateSettings) -> tuple[Tensor, Tensor]:
+    """What the surrogate is multiplied by, and where the cap decided it.
+
+    Args:
+        mismatch: w, the learner's probability of a token over the engine's, under the same weights.
+    """
+    if settings.mismatch == "truncate":
+        return mismatch.clamp(max=settings.mismatch_cap), mismatch > settings.mismatch_cap
+    is_cut = (mismatch > settings.mismatch_cap) | (mismatch < 1 / settings.mismatch_cap)
+    return mismatch.where(~is_cut, 0), is_cut
 
 
 def bounded_ratio(log_ratio: Tensor) -> Tensor:
     """`exp(log_ratio)`, with the exponent held within +-`LOG_RATIO_LIMIT`."""
     return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-
-
-@torch.no_grad()
-def surrogate_means(tokens: Tokens, log_ratio: Tensor, is_clipped: Tensor) -> dict[str, MeanSums]:
-    """Sums behind the metrics of a clipped surrogate: clip fractions, also by sign of the advantage; the ratio; log(pi / pi_old)."""
-    valid = tokens.is_valid
-    positive, negative = valid & (tokens.advantages > 0), valid & (tokens.advantages < 0)
-    return {
-        "objective/clip_fraction": mean_over(is_clipped, valid),
-        "objective/clip_fraction_positive": mean_over(is_clipped, positive),
-        "objective/clip_fraction_negative": mean_over(is_clipped, negative),
-        "objective/ratio_mean": mean_over(bounded_ratio(log_ratio), valid),
-        **log_ratio_means("behaviour", tokens.policy_logprobs - tokens.behaviour_logprobs, valid),
-    }
 
 
 @torch.no_grad()
@@ -86,6 +134,14 @@ def log_ratio_means(name: str, log_ratio: Tensor, is_valid: Tensor) -> dict[str,
 
 
 @torch.no_grad()
-def mean_over(values: Tensor, selection: Tensor) -> MeanSums:
-    """Sum (in float64) and number of the selected values."""
-    return MeanSums(values.where(selection, 0).sum(dtype=torch.float64), selection.sum())
+def _surrogate_means(tokens: Tokens, log_ratio: Tensor, is_clipped: Tensor) -> dict[str, MeanSums]:
+    """Clip fractions, also by sign of the advantage; the ratio; log(pi / pi_old)."""
+    valid = tokens.is_valid
+    positive, negative = valid & (tokens.advantages > 0), valid & (tokens.advantages < 0)
+    return {
+        "objective/clip_fraction": mean_over(is_clipped, valid),
+        "objective/clip_fraction_positive": mean_over(is_clipped, positive),
+        "objective/clip_fraction_negative": mean_over(is_clipped, negative),
+        "objective/ratio_mean": mean_over(bounded_ratio(log_ratio), valid),
+        **log_ratio_means("behaviour", tokens.policy_logprobs - tokens.behaviour_logprobs, valid),
+    }

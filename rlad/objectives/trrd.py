@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlad.objectives.metrics import MeanSums
-from rlad.objectives.objective import Objective, TokenLosses, Tokens
+from rlad.objectives.metrics import MeanSums, mean_over
+from rlad.objectives.objective import Objective, TokenLosses
 from rlad.objectives.ratios import (
     ClippedSurrogateSettings,
     TeacherClampGradient,
     clamped_teacher_log_ratio,
-    clipped_surrogate,
     log_ratio_means,
-    mean_over,
-    surrogate_means,
+    surrogate_losses,
 )
+from rlad.objectives.tokens import Tokens
 
 
 class TrrdConfig(ClippedSurrogateSettings):
@@ -27,8 +26,6 @@ class TrrdConfig(ClippedSurrogateSettings):
     The teacher scales an update and moves the point where it is clipped; it never turns its sign. With alpha below 1 the ratio is not 1 at
     pi = pi_old: tokens are clipped from the first step, unless alpha is so near 1 that `(1 - alpha) c` stays within the clip range.
     """
-
-    zero_advantage_gives_zero_gradient: ClassVar[bool] = True
 
     name: Literal["trrd"] = "trrd"
     alpha: Annotated[float, Field(ge=0, le=1, description="Weight of pi_old in the anchor: 1 is GRPO, towards 0 the teacher alone.")] = 0.5
@@ -48,10 +45,8 @@ class TrrdConfig(ClippedSurrogateSettings):
 
 class TrrdObjective(Objective[TrrdConfig]):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        log_ratio = self._anchored_log_ratio(tokens)
-        surrogate = clipped_surrogate(log_ratio, tokens.advantages, self.config)
-        means = surrogate_means(tokens, log_ratio, surrogate.is_clipped) | self._teacher_means(tokens)
-        return TokenLosses(losses=-surrogate.values, means=means)
+        own = surrogate_losses(tokens, self._anchored_log_ratio(tokens), self.config)
+        return TokenLosses(losses=own.losses, means={**own.means, **self._teacher_means(tokens)})
 
     def _anchored_log_ratio(self, tokens: Tokens) -> Tensor:
         to_behaviour = tokens.policy_logprobs - tokens.behaviour_logprobs

@@ -123,7 +123,7 @@ def measure_accuracy(
             results.append(
                 PromptResult(
                     prompt_id=render_prompt(puzzle),
-                    group=str(num_people),
+                    groups=(str(num_people),),
                     rewards=tuple(verdict.reward if end else 0.0 for verdict, end in zip(verdicts, ended, strict=True)),
                     response_tokens=tuple(map(len, own)),
                     num_truncated=ended.count(False),

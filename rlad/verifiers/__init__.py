@@ -15,7 +15,7 @@ from rlad.verifiers.math_answer import MathAnswerVerifierConfig
 from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
-from rlad.verifiers.verdict import Verdict, Verifier
+from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[
     KnightsKnavesVerifierConfig
@@ -49,6 +49,7 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
 __all__ = [
     "CodeTestsVerifierConfig",
     "CountdownVerifierConfig",
+    "GivesAnswer",
     "KnightsKnavesVerifierConfig",
     "MathAnswerVerifierConfig",
     "MultipleChoiceVerifierConfig",

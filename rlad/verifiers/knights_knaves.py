@@ -28,6 +28,7 @@ _ROLE = r"(?P<role>knight|knave)\b"
 _BETWEEN = r"(?:\s*(?:[:=(\-–—]|->|→|\bis\b|\bwas\b)\s*|\s+)(?:(?:an?|the)\s+)?"
 # Between one person's role and the next person's name: numbering, punctuation, "and". Letters only as numbering, as in "b)".
 _FILLER = re.compile(r"(?:[\s.,;:!()\[\]{}•·\-–—\d&\"']|\band\b|\b[a-h][.)])*", re.IGNORECASE)
+_ANY_NAME = re.compile(rf"(?<!\w)(?P<name>[^\W\d_][\w'’-]*){_BETWEEN}{_ROLE}", re.IGNORECASE)
 _ANY_ROLE = re.compile(r"\bkn(?:ight|ave)s?\b", re.IGNORECASE)
 
 
@@ -64,6 +65,16 @@ class SentenceVerifier:
             return UNPARSEABLE
         return CORRECT if roles == solution else WRONG
 
+    def answer_of(self, response_text: str) -> str | None:
+        """Each person's role, by name, as in `liam: knave, zoey: knight`; None without an answer block or with a person named twice."""
+        block = _answer_block(response_text)
+        people = (
+            [] if block is None else [(person["name"].lower(), person["role"].lower()) for person in _ANY_NAME.finditer(_MARKDOWN.sub(" ", block))]
+        )
+        if not people or len({name for name, _ in people}) < len(people):
+            return None
+        return ", ".join(f"{name}: {role}" for name, role in sorted(people))
+
 
 @dataclass(frozen=True, slots=True)
 class CompactVerifier:
@@ -77,11 +88,16 @@ class CompactVerifier:
         """
         if not isinstance(answer, str) or not re.fullmatch("[TF]{2,8}", answer):
             raise DataError(f"the answer of a compact puzzle is 2 to 8 letters T or F, got {answer!r}")
+        given = self.answer_of(response_text)
+        if given is None or len(given) != len(answer):
+            return UNPARSEABLE
+        return CORRECT if given == answer else WRONG
+
+    def answer_of(self, response_text: str) -> str | None:
+        """The letters after the one `=`."""
         text = "".join(response_text.split())  # a tokenizer may put spaces between its tokens
         _, *given = text.removesuffix("$").split("=")
-        if len(given) != 1 or not re.fullmatch(f"[TF]{{{len(answer)}}}", given[0]):
-            return UNPARSEABLE
-        return CORRECT if given[0] == answer else WRONG
+        return given[0] if len(given) == 1 and re.fullmatch("[TF]{2,8}", given[0]) else None
 
 
 def _answer_block(response_text: str) -> str | None:

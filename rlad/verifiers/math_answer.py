@@ -71,26 +71,67 @@ class MathAnswerVerifier:
         gold = _parse(answer) if not words and re.search(r"\w", answer) else []
         if not words and not gold:
             raise DataError(f"the expected answer {answer!r} cannot be read as mathematics")
-        spoken = after_thinking(response_text)
-        if spoken is None:
+        final = _final_answer(response_text)
+        if final is None:
             return UNPARSEABLE
-        block = last_answer_block(spoken)
-        text = spoken if block is None else block
-        boxed = last_boxed(text)
-        stated = None if boxed is not None else next((match["stated"] for match in reversed(list(_STATED.finditer(text)))), None)
-        final = boxed if boxed is not None else stated if stated is not None else text
-        is_named = boxed is not None or stated is not None or block is not None
         if words:
-            return _judge_words(words, final, is_named=is_named)
-        if stated is not None:
-            given = _parse_statement(stated)
-        elif is_named:
-            given = _parse(final)
-        else:
-            given = _parse_prose(re.sub("answer", "result", text, flags=re.IGNORECASE))  # math-verify takes the number after any "answer"
+            return _judge_words(words, final)
+        given = _parse_final(final)
         if not given:
             return UNPARSEABLE
         return CORRECT if _are_equal(gold, given) else WRONG
+
+    def answer_of(self, response_text: str) -> str | None:
+        r"""The final answer as sympy prints it, numbers as fractions: `1/2` for `\frac{2}{4}` and for `0.5`. Boxed words as they are, in lower case."""
+        from sympy import Basic, nsimplify  # takes a while to import
+
+        final = _final_answer(response_text)
+        if final is None:
+            return None
+        words = _words_of(final.text) if final.is_marked else ""
+        given = [words] if words else _parse_final(final)
+        if not given:
+            return None
+        answer = given[0]
+        return str(nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinalAnswer:
+    """Where a response gives its answer.
+
+    Attributes:
+        is_marked: by a box or tags, so that the text is the answer and nothing else.
+        is_stated: by "the answer is", so that the answer begins the text.
+    """
+
+    text: str
+    is_marked: bool = False
+    is_stated: bool = False
+
+
+def _final_answer(response_text: str) -> _FinalAnswer | None:
+    """None where thinking has not ended."""
+    spoken = after_thinking(response_text)
+    if spoken is None:
+        return None
+    block = last_answer_block(spoken)
+    text = spoken if block is None else block
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return _FinalAnswer(text=boxed, is_marked=True)
+    statements = [match["stated"] for match in _STATED.finditer(text)]
+    if statements:
+        return _FinalAnswer(text=statements[-1], is_stated=True)
+    return _FinalAnswer(text=text, is_marked=block is not None)
+
+
+def _parse_final(final: _FinalAnswer) -> list[Any]:
+    if final.is_marked:
+        return _parse(final.text)
+    if final.is_stated:
+        return _parse_statement(final.text)
+    return _parse_prose(re.sub("answer", "result", final.text, flags=re.IGNORECASE))  # math-verify takes the number after any "answer"
 
 
 def _parse(latex: str) -> list[Any]:
@@ -136,13 +177,13 @@ def _normal_words(text: str) -> str:
     return " ".join(re.findall(r"[^\W\d_]+", text)).casefold()
 
 
-def _judge_words(words: str, final: str, *, is_named: bool) -> Verdict:
+def _judge_words(words: str, final: _FinalAnswer) -> Verdict:
     """Compare a text, its first sentence and its first clause with the expected words. A text that does not say it is the answer is no wrong one."""
-    plain = _TEXT_COMMAND.sub(r"\1", final)
+    plain = _TEXT_COMMAND.sub(r"\1", final.text)
     readings = [plain, _SENTENCE_END.split(plain, maxsplit=1)[0], _CLAUSE_END.split(plain, maxsplit=1)[0]]
     if any(_without_article(_normal_words(reading)) == _without_article(words) for reading in readings):
         return CORRECT
-    return WRONG if is_named and plain.strip() else UNPARSEABLE
+    return WRONG if (final.is_marked or final.is_stated) and plain.strip() else UNPARSEABLE
 
 
 def _without_article(words: str) -> str:

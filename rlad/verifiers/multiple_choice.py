@@ -56,11 +56,16 @@ class MultipleChoiceVerifier:
         gold = answer.strip().upper()
         if len(gold) != 1 or gold not in self.letters:
             raise DataError(f"the answer of a multiple-choice question is one letter of {self.letters}, got {answer!r}")
-        spoken = after_thinking(response_text)
-        letter = None if spoken is None else _chosen(spoken)
-        if letter is None or letter not in self.letters:
+        letter = self.answer_of(response_text)
+        if letter is None:
             return UNPARSEABLE
         return CORRECT if letter == gold else WRONG
+
+    def answer_of(self, response_text: str) -> str | None:
+        """The capital letter that is chosen."""
+        spoken = after_thinking(response_text)
+        letter = None if spoken is None else _chosen(spoken)
+        return letter if letter is not None and letter in self.letters else None
 
 
 def _chosen(text: str) -> str | None:

@@ -72,8 +72,7 @@ class ReasoningGymVerifier:
         entry = decode_entry(answer)
         if entry.get("dataset", self.dataset) != self.dataset:
             raise DataError(f"the prompt is of reasoning-gym's task {entry['dataset']!r}, its verifier is that of {self.dataset!r}")
-        spoken = after_thinking(response_text)
-        given = None if spoken is None else last_answer_block(spoken)
+        given = self.answer_of(response_text)
         if given is None:
             return UNPARSEABLE
         scorer = _dataset_of_settings(self.dataset, json.dumps(entry.get("settings", {}), sort_keys=True))
@@ -86,6 +85,11 @@ class ReasoningGymVerifier:
             reward=score if self.scoring == "graded" else float(is_correct),
             outcome=Outcome.CORRECT if is_correct else Outcome.WRONG,
         )
+
+    def answer_of(self, response_text: str) -> str | None:
+        """What the last `<answer>` tags enclose, as it is: only the task knows what else is equal."""
+        spoken = after_thinking(response_text)
+        return None if spoken is None else last_answer_block(spoken)
 
 
 def encode_entry(entry: Mapping[str, Any], *, dataset: str, settings: Mapping[str, Any]) -> str:

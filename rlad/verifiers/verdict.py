@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rlad.contracts import Outcome
 
@@ -30,4 +30,13 @@ class Verifier(Protocol):
         Raises:
             DataError: the answer, not the response, is malformed.
         """
+        ...
+
+
+@runtime_checkable
+class GivesAnswer(Protocol):
+    """A verifier that can also say what a response's answer is, for a majority vote."""
+
+    def answer_of(self, response_text: str) -> str | None:
+        """The answer in a canonical spelling: responses that answer alike give equal texts, as far as that can be told. None: there is none."""
         ...

@@ -93,6 +93,26 @@ async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: 
         await pool.close()
 
 
+async def test_texts_and_answers_come_back_only_when_asked_for(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+    pool = make_pool(make_model)
+    # One that the verifier cannot understand, or that did not end, has no answer to vote with.
+    group = make_group(["T=TF$", "F=FT$", "F=FTT$", "TF=TF", "TT"], truncated=(3,))
+    await pool.start()
+    try:
+        ref = ray.put(group.to_columns())
+        silent = await pool.verify(ref, num_tokens=group.num_tokens)
+        asked = await pool.verify(ref, num_tokens=group.num_tokens, with_texts=True)
+        assert (silent.texts, silent.answers) == (None, None)
+        assert asked.answers == ("TF", "FT", None, None, None)
+        assert asked.texts is not None
+        assert [text.replace(" ", "") for text in asked.texts] == ["T=TF", "F=FT", "F=FTT", "TF=TF", "TT"]
+        assert (asked.rewards, asked.outcomes) == (silent.rewards, silent.outcomes)
+        mute = make_group(["T"], task="stuck", answer="/dev/null")
+        assert (await pool.verify(ray.put(mute.to_columns()), num_tokens=1, with_texts=True)).answers is None
+    finally:
+        await pool.close()
+
+
 async def test_stuck_verifier_is_a_timeout_and_the_next_responses_are_judged(
     make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path
 ) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rlad.advantages import group_advantages, imitated_responses
 from rlad.config.models import OptimizerConfig
 from rlad.contracts import FinishReason, RolloutGroup, ScoredGroup, TeacherScores, Verdicts
+from rlad.objectives import Extras, Objective
 
 Sequences = Sequence[tuple[str, int]]
 
@@ -111,6 +114,99 @@ class ReferenceTrainer:
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+
+def with_supports(model_path: Path | str, groups: Mapping[str, ScoredGroup], *, seed: int = 1) -> dict[str, ScoredGroup]:
+    """The same groups, with the whole distribution of a disturbed model at every token as the teacher's support, and a reference near the sampler."""
+    rng = np.random.default_rng(seed)
+    vocabulary = AutoModelForCausalLM.from_pretrained(model_path).config.vocab_size
+    richer = {}
+    for uid, scored in groups.items():
+        size = scored.group.num_tokens
+        logits = rng.normal(size=(size, vocabulary))
+        distribution = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        teacher = TeacherScores(
+            uid=uid,
+            attempt=0,
+            teacher="t",
+            logprobs=distribution[np.arange(size), scored.group.response_ids].astype(np.float32),
+            support_size=vocabulary,
+            support_ids=np.tile(np.arange(vocabulary, dtype=np.int32), size),
+            support_logprobs=distribution.astype(np.float32).ravel(),
+            tail_logprobs=np.full(size, -np.inf, np.float32),
+        )
+        near = (scored.group.behaviour_logprobs + rng.normal(0, 0.3, size)).astype(np.float32)
+        reference = TeacherScores(uid=uid, attempt=0, teacher="r", logprobs=near)
+        richer[uid] = ScoredGroup(group=scored.group, verdicts=scored.verdicts, teacher_scores=teacher, reference_scores=reference)
+    return richer
+
+
+class PaddedReference:
+    """One optimizer step of any objective through its padded form, over whole log-softmaxes of single responses in float64."""
+
+    def __init__(self, model_path: Path | str, optimizer: OptimizerConfig) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
+        self._adamw = torch.optim.AdamW(self.model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.0)
+
+    def update(self, groups: Mapping[str, ScoredGroup], objective: Objective[Any]) -> float:
+        """Step on all groups, and return the loss."""
+        sequences = [(groups[uid], index) for uid, index in sequences_of(groups)]
+        longest = max(scored.group.num_tokens for scored, _ in sequences)
+        support_size = next(iter(groups.values())).teacher_scores.support_size
+        said: dict[str, list[Tensor]] = {}
+        for scored, index in sequences:
+            for name, column in self._columns(scored, index, objective).items():
+                padding = [0, longest - len(column)] if column.ndim == 1 else [0, 0, 0, longest - len(column)]
+                said.setdefault(name, []).append(torch.nn.functional.pad(column, padding))
+        columns = {name: torch.stack(each) for name, each in said.items()}
+        advantages = [float(group_advantages(scored.verdicts.rewards, objective.config.advantage_estimator)[index]) for scored, index in sequences]
+        imitated = [bool(imitated_responses(scored.verdicts.rewards, objective.config.imitation_mask)[index]) for scored, index in sequences]
+        mask = columns.pop("mask") > 0
+        recomputed = objective.config.corrects_mismatch
+        loss = objective(
+            policy_logprobs=columns["policy"],
+            behaviour_logprobs=columns["policy"].detach() if recomputed else columns["sampled"],
+            teacher_logprobs=columns["teacher"],
+            advantages=torch.tensor(advantages, dtype=torch.float64),
+            mask=mask,
+            extras=Extras(
+                sampler_logprobs=columns["sampled"],
+                reference_logprobs=columns["reference"],
+                entropies=columns["entropy"],
+                is_imitated=torch.tensor(imitated)[:, None].expand_as(mask),
+                support_logprobs=columns["support"],
+                teacher_support_logprobs=columns["teacher_support"].view(*mask.shape, support_size),
+                teacher_tail_logprobs=columns["tail"],
+            ),
+        ).loss
+        loss.backward()
+        self._adamw.step()
+        return loss.item()
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+    def _columns(self, scored: ScoredGroup, index: int, objective: Objective[Any]) -> dict[str, Tensor]:
+        group, teacher, reference = scored.group, scored.teacher_scores, scored.reference_scores
+        tokens = group.response(index)
+        size = teacher.support_size
+        token_ids = torch.from_numpy(np.concatenate([group.prompt_ids, group.response_ids[tokens]]).astype(np.int64))
+        distribution = self.model(token_ids[None]).logits[0, len(group.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+
+        def column(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.astype(np.float64))
+
+        return {
+            "policy": distribution.gather(1, token_ids[len(group.prompt_ids) :, None])[:, 0],
+            "entropy": -(distribution.exp() * distribution).sum(dim=-1),
+            "support": distribution[:, :size],
+            "sampled": column(group.behaviour_logprobs[tokens]),
+            "teacher": column(teacher.logprobs[tokens]),
+            "reference": column(reference.logprobs[tokens]),
+            "teacher_support": column(teacher.support_logprobs[tokens.start * size : tokens.stop * size].reshape(-1, size)),
+            "tail": column(teacher.tail_logprobs[tokens]),
+            "mask": torch.ones(tokens.stop - tokens.start, dtype=torch.float64),
+        }
 
 
 def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:

@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.run_directory import RunDirectory, read_json_lines
+from rlad.evaluation import EvaluationSummary, majority_vote
 
 pytestmark = pytest.mark.engine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STEPS = 6
+STEPS, REFILLS = 6, 3
+OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
 
 
 def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
@@ -37,7 +41,7 @@ def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[byte
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of the smoke configuration whose driver was killed between two checkpoints, and then continued to its end."""
+    """A run of the smoke configuration, with dynamic sampling, whose driver was killed between two checkpoints, and then continued to its end."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "smoke")
     arguments = [
         sys.executable,
@@ -45,14 +49,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "pipelines",
         "run",
         str(CONFIGS / "smoke_cpu.yaml"),
-        f"training.steps={STEPS}",
+        *OVERRIDES,
         "--run-dir",
         str(directory.path),
     ]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         wait_for_steps(directory, 3, process, timeout_s=300)
         os.killpg(process.pid, signal.SIGKILL)
-    continued = rlad("run", CONFIGS / "smoke_cpu.yaml", f"training.steps={STEPS}", "--run-dir", directory.path, "--resume")
+    continued = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", directory.path, "--resume")
     assert continued.returncode == 0, continued.stderr
     assert "before" in continued.stdout
     assert "after" in continued.stdout
@@ -67,6 +71,9 @@ def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: Run
     assert counts["trained_steps"] == STEPS
     assert (counts["lost"], counts["duplicated"]) == (0, 0)
     assert [counts[state] for state in ("issued", "sampled", "scored", "claimed")] == [0, 0, 0, 0]
+    dropped = [line["rollout/dropped_groups"] for line in read_json_lines(run.metrics)]
+    assert counts["dropped"] == sum(dropped)
+    assert 0 < max(dropped) <= REFILLS
 
 
 def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
@@ -94,17 +101,36 @@ def test_the_student_moved_and_loads_with_plain_transformers(run: RunDirectory) 
 
 
 def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output)
+    output = tmp_path / "evaluation"
+    settings = ["evaluation.samples=4", "evaluation.group_by=[task, people]"]
+    result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", *settings, "--output", output)
     assert result.returncode == 0, result.stderr
-    figures = json.loads(output.read_text())
-    assert figures["overall"]["prompts"] == 24
-    assert 0 <= figures["overall"]["low"] <= figures["overall"]["mean"] <= figures["overall"]["high"] <= 1
+    summary = EvaluationSummary.from_dict(json.loads((output / "evaluation.json").read_text())["sets"]["evaluation"])
+    lines = read_json_lines(output / "responses-evaluation.jsonl")
+    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        by_prompt[line["prompt_id"]].append(line)
+    assert {len(each) for each in by_prompt.values()} == {4}
+    assert {prompt: sum(line["reward"] for line in each) / 4 for prompt, each in by_prompt.items()} == summary.prompts
+    assert list(summary.groups) == ["people 2", "task knights_knaves"]
+    assert summary.groups["people 2"] == summary.overall
+    assert summary.overall.prompts == 24
+    assert 0 <= summary.overall.low <= summary.overall.mean <= summary.overall.high <= 1
+    assert summary.overall.mean == pytest.approx(summary.overall.pass_at[1].mean)
+    answered = [line for line in lines if line["outcome"] in ("correct", "wrong")]
+    assert answered
+    assert all(line["response"].replace(" ", "").endswith(f"={line['answer']}") for line in answered)
+    assert all(line["answer"] is None for line in lines if line not in answered)
+    votes = [majority_vote([line["answer"] for line in each], [line["reward"] for line in each]) for each in by_prompt.values()]
+    assert summary.overall.majority is not None
+    assert summary.overall.majority.mean == pytest.approx(sum(votes) / 24)
+    again = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output, timeout_s=60)
+    assert "already holds evaluation.json" in again.stderr
 
 
 def test_a_finished_run_is_not_run_again(run: RunDirectory) -> None:
     before = run.metrics.read_text()
-    again = rlad("run", CONFIGS / "smoke_cpu.yaml", f"training.steps={STEPS}", "--run-dir", run.path, "--resume", timeout_s=60)
+    again = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", run.path, "--resume", timeout_s=60)
     assert again.returncode == 0, again.stderr
     assert "finished" in again.stdout
     assert run.metrics.read_text() == before

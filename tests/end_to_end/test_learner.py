@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
 from actors.learner import LearnerGroup
-from actors.parts import GroupRefs
+from actors.parts import GroupRefs, WeightedScores
 from rlad.config import RunConfig
 from rlad.contracts import ScoredGroup
 from rlad.errors import ConfigError, ContractError, RunStoppedError
@@ -103,10 +103,11 @@ class Run:
         await self.broker.record_sampled.remote(uid, attempt)
         scores = self.groups[scores_of or uid].teacher_scores
         columns = [{**record.to_columns(), "attempt": attempt} for record in (scored.group, scored.verdicts, scores)]
+        group_ref, verdicts_ref, scores_ref = map(ray.put, columns)
         finished = FinishedGroup(
             uid=uid,
             attempt=attempt,
-            refs=GroupRefs(**dict(zip(("group", "verdicts", "teacher_scores"), map(ray.put, columns), strict=True))),
+            refs=GroupRefs(group=group_ref, verdicts=verdicts_ref, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)),
             prompt_tokens=len(scored.group.prompt_ids),
             response_lengths=tuple(scored.group.response_lengths[:responses].tolist()),
             is_truncated=tuple(scored.group.is_truncated.tolist()),

@@ -15,11 +15,11 @@ import pytest
 import ray
 import torch
 from ray import serve
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from rlad.config import TeacherConfig
-from rlad.contracts import RolloutGroup, TeacherScores
+from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 
@@ -97,23 +97,39 @@ def make_group(seed: int, *, prompt_tokens: int = 12, lengths: list[int] | None 
     )
 
 
-async def score(client: TeacherClient, group: RolloutGroup) -> TeacherScores:
-    scores = TeacherScores.from_columns(await (await client.score(ray.put(group.to_columns()), num_tokens=group.num_tokens)))
+async def score(client: TeacherClient, group: RolloutGroup, support: TeacherSupport = None) -> TeacherScores:
+    scores_ref = await client.score(ray.put(group.to_columns()), num_tokens=group.num_tokens, support=support)
+    scores = TeacherScores.from_columns(await scores_ref)
     assert (scores.uid, scores.attempt, scores.teacher) == (group.uid, group.attempt, client.teacher)
     return scores
 
 
 def plain_logprobs(model_path: Path, group: RolloutGroup) -> np.ndarray:
-    """One unpadded forward pass a response."""
+    """float64 [N], of the sampled tokens."""
+    return plain_distributions(model_path, group)[np.arange(group.num_tokens), group.response_ids]
+
+
+def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
+    """float64 [N, vocabulary]: one unpadded forward pass a response, a whole log-softmax."""
     causal_lm = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    scores = [np.empty(0)]
+    rows = [np.empty((0, causal_lm.config.vocab_size))]
     for index in range(group.num_responses):
         ids = torch.from_numpy(np.concatenate([group.prompt_ids, group.response_ids[group.response(index)]]).astype(np.int64))
         with torch.no_grad():
             logprobs = torch.log_softmax(causal_lm(ids[None]).logits[0].double() / group.temperature, dim=-1)
-        rows = torch.arange(len(group.prompt_ids) - 1, len(ids) - 1)
-        scores.append(logprobs[rows, ids[len(group.prompt_ids) :]].numpy())
-    return np.concatenate(scores)
+        rows.append(logprobs[len(group.prompt_ids) - 1 : -1].numpy())
+    return np.concatenate(rows)
+
+
+def assert_support_is_exact(scores: TeacherScores, group: RolloutGroup, model: Path, size: int) -> np.ndarray:
+    """Ids and log-probabilities of a support; returns the float64 [N] tails to compare with."""
+    assert scores.support_size == size
+    rows = plain_distributions(model, group)
+    ids, logprobs = (column.reshape(-1, size) for column in (scores.support_ids, scores.support_logprobs))
+    np.testing.assert_array_equal(np.sort(ids), np.sort(np.argsort(rows)[:, rows.shape[1] - size :]))
+    np.testing.assert_allclose(logprobs, np.take_along_axis(rows, ids, 1), atol=1e-5, rtol=0)
+    np.put_along_axis(rows, ids, -np.inf, 1)
+    return np.logaddexp.reduce(rows, axis=1)
 
 
 def replica_of(client: TeacherClient) -> psutil.Process:
@@ -142,6 +158,38 @@ async def test_scores_equal_a_plain_forward_pass(teacher: TeacherClient, model: 
         np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(teacher: TeacherClient, model: Path, size: int) -> None:
+    for group in (make_group(10), make_group(11, prompt_tokens=1), make_group(12, lengths=[0, 0])):
+        scores = await score(teacher, group, size)
+        np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+        tails = assert_support_is_exact(scores, group, model, size)
+        if "transformers" in teacher.app_name:
+            np.testing.assert_allclose(scores.tail_logprobs, tails, atol=1e-5, rtol=0)
+        else:  # a difference from 1: vLLM gives no more than the support
+            np.testing.assert_allclose(np.exp(scores.tail_logprobs), np.exp(tails), atol=2e-6, rtol=0)
+        sampled_only = await score(teacher, group)
+        assert sampled_only.support_ids is None
+        assert sampled_only.logprobs.nbytes == 4 * group.num_tokens
+
+
+async def test_the_whole_vocabulary(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:
+    vocabulary = AutoConfig.from_pretrained(model).vocab_size
+    group = make_group(13, temperature=0.6)
+    scores = await score(transformers_teacher, group, "full")
+    assert_support_is_exact(scores, group, model, vocabulary)
+    assert np.all(np.isneginf(scores.tail_logprobs))
+    with pytest.raises(EngineError, match="not the full vocabulary: use the transformers engine"):
+        await score(vllm_teacher, make_group(13), "full")
+    for client in (transformers_teacher, vllm_teacher):
+        with pytest.raises(EngineError, match=f"1 to {vocabulary} tokens, the teacher's vocabulary"):
+            await score(client, make_group(13), vocabulary + 1)
+    whole = make_group(14)
+    scores = await score(vllm_teacher, whole, vocabulary)
+    assert_support_is_exact(scores, whole, model, vocabulary)
+    assert np.all(np.isneginf(scores.tail_logprobs))
+
+
 async def test_nan_reaches_the_caller_as_nan_and_stays_in_its_sequence(teacher: TeacherClient, model: Path) -> None:
     clean = make_group(20, lengths=[5, 9])
     response_ids = clean.response_ids.copy()
@@ -161,6 +209,17 @@ async def test_what_was_scored_before_comes_from_the_cache(teacher: TeacherClien
     assert (after.cache_hits - before.cache_hits, after.cache_misses - before.cache_misses) == (2, 0)
     assert (after.num_groups - before.num_groups, after.num_tokens - before.num_tokens) == (1, 10)
     assert after.busy_s > before.busy_s > 0
+
+
+async def test_what_is_remembered_of_one_support_answers_no_other(teacher: TeacherClient) -> None:
+    group = make_group(31, lengths=[4, 6])
+    for support in (None, 3, 4):
+        before = await teacher.stats()
+        first, again = await score(teacher, group, support), await score(teacher, group, support)
+        after = await teacher.stats()
+        assert (after.cache_hits - before.cache_hits, after.cache_misses - before.cache_misses) == (2, 2)
+        for name, column in first.to_columns().items():
+            np.testing.assert_array_equal(again.to_columns()[name], column)
 
 
 async def test_another_temperature(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:

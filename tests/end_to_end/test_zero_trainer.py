@@ -24,9 +24,19 @@ from rlad.config.models import LearnerConfig, OptimizerConfig
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import NonFiniteGradientError, TeacherScoresError
 from rlad.objectives import build_objective
-from rlad.packing import BatchCounts, build_training_batch
+from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch
 
-from .learner_reference import OBJECTIVE, ReferenceTrainer, Sequences, make_groups, relative_error, response_logprobs, sequences_of
+from .learner_reference import (
+    OBJECTIVE,
+    PaddedReference,
+    ReferenceTrainer,
+    Sequences,
+    make_groups,
+    relative_error,
+    response_logprobs,
+    sequences_of,
+    with_supports,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -34,6 +44,14 @@ MakeModel = Callable[..., Path]
 
 # With so large an epsilon AdamW's first update is -lr * g / (|g| + 1): it shows the gradient itself, not only its sign.
 SHOW_GRADIENT = OptimizerConfig(lr=1.0, eps=1.0, max_gradient_norm=1e9)
+OTHER_OBJECTIVES: list[dict[str, Any]] = [
+    {"name": "grpo", "aggregation": "token_mean", "mismatch": "truncate"},
+    {"name": "kdrl", "beta": 0.5, "reference_kl": 0.2, "entropy_bonus": {"coefficient": 0.1}},
+    {"name": "kdrl", "beta": 0.5, "estimator": "full", "imitate": "response"},
+    {"name": "opd", "aggregation": "fixed_length", "fixed_length": 30},
+    {"name": "opd", "estimator": "topk", "top_k": 4},
+    {"name": "sft"},
+]
 PLAIN = OptimizerConfig(lr=1e-3, eps=1e-3, weight_decay=0.01)
 
 
@@ -90,6 +108,7 @@ class Plan:
     groups: dict[str, ScoredGroup]
     updates: list[list[list[Sequences]]]
     config: LearnerConfig
+    objective: dict[str, Any] = field(default_factory=lambda: OBJECTIVE)
     temperature: float = 1.0
     dtype: torch.dtype = torch.float32
     poisoned: Sequence[int] = field(default_factory=tuple)
@@ -99,14 +118,16 @@ class Plan:
             model_path=str(self.model_path),
             dtype=self.dtype,
             config=self.config,
-            objective=build_objective(OBJECTIVE),
+            objective=build_objective(self.objective),
             temperature=self.temperature,
             total_updates=len(self.updates),
         )
 
     def batch(self, update: int, sequences: Sequences) -> tuple[TrainingBatch, BatchCounts]:
-        num_responses = sum(len(micro_batch) for rank in self.updates[update] for micro_batch in rank)
-        return build_training_batch(self.groups, sequences, num_responses=num_responses, truncated="keep", uses_teacher=True)
+        whole = [sequence for rank in self.updates[update] for micro_batch in rank for sequence in micro_batch]
+        tokens = sum(int(self.groups[uid].group.response_lengths[index]) for uid, index in whole)
+        size = UpdateSize(num_responses=len(whole), num_tokens=tokens)
+        return build_training_batch(self.groups, sequences, size=size, rules=BatchRules(objective=build_objective(self.objective).config))
 
     def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:
         rank, size = dist.get_rank(), dist.get_world_size()
@@ -162,6 +183,26 @@ def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_st
     for other_results, other_weights in others:
         assert other_weights is None
         assert step_metrics(other_results) == metrics
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("objective", OTHER_OBJECTIVES, ids=str)
+def test_every_objective_has_the_gradient_of_plain_pytorch_on_two_ranks(
+    make_model: MakeModel, two_ranks: Ranks, objective: dict[str, Any], stage: int
+) -> None:
+    """Through model, output layer, packing and ZeRO, against the padded form over a whole log-softmax, one response at a time."""
+    model_path = make_model(tied=False)
+    groups = with_supports(model_path, make_groups(model_path, count=3))
+    reference = PaddedReference(model_path, SHOW_GRADIENT)
+    expected = reference.update(groups, build_objective(objective))
+    config = LearnerConfig(
+        zero_stage=stage, optimizer=SHOW_GRADIENT, logprob_chunk_tokens=16, pi_old="recompute" if "mismatch" in objective else "rollout"
+    )
+    for micro_batches in (1, 4):
+        plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, micro_batches)], config, objective=objective)
+        [([update], weights), _] = two_ranks.run(run_plan, plan)
+        assert float(update.totals.loss) == pytest.approx(expected, abs=2e-6)
+        assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlad.advantages import AdvantageEstimator, OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
 from rlad.errors import ContractError
-from rlad.objectives import group_advantages
 
 
 def test_population_standard_deviation_by_hand() -> None:
@@ -50,3 +50,29 @@ def test_scale_of_the_rewards_does_not_matter(scale: float) -> None:
 def test_anything_but_finite_numbers_is_refused(rewards: list[float]) -> None:
     with pytest.raises(ContractError, match="finite numbers in one dimension"):
         group_advantages(rewards)
+
+
+def test_mean_only_and_leave_one_out_by_hand() -> None:
+    """Rewards 1, 0, 0, 0: the mean is 1/4; the mean of the three others is 0 for the first and 1/3 for the rest."""
+    assert group_advantages([1, 0, 0, 0], "group_mean_only").tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert group_advantages([1, 0, 0, 0], "rloo").tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
+
+
+@pytest.mark.parametrize("estimator", ["group_std", "group_mean_only", "rloo"])
+@pytest.mark.parametrize("rewards", [[1.0], [0.1, 0.1, 0.1]])
+def test_equal_rewards_and_a_group_of_one_have_no_advantage(estimator: AdvantageEstimator, rewards: list[float]) -> None:
+    assert group_advantages(rewards, estimator).tolist() == [0.0] * len(rewards)
+
+
+def test_overlong_punishment_by_hand() -> None:
+    """Budget 100, buffer 20, penalty 0.5: nothing up to 80 tokens, half of it at 90, all of it at 100."""
+    overlong = OverlongPenalty(max_tokens=100, buffer_tokens=20, penalty=0.5)
+    assert shaped_rewards([1, 1, 1, 0], [10, 80, 90, 100], overlong).tolist() == [1.0, 1.0, 0.75, -0.5]
+    assert shaped_rewards([1, 0], [100, 100], None).tolist() == [1.0, 0.0]
+
+
+def test_which_responses_are_imitated() -> None:
+    assert imitated_responses([1, 0, 0.5], "none").tolist() == [True, True, True]
+    assert imitated_responses([1, 0, 0.5], "response").tolist() == [False, True, True]
+    assert imitated_responses([1, 0, 0.5], "group").tolist() == [False, False, False]
+    assert imitated_responses([0, 0, 0.5], "group").tolist() == [True, True, True]

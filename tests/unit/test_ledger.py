@@ -82,17 +82,55 @@ def test_a_group_left_out_of_a_trained_step_counts_as_lost(ledger: Ledger) -> No
     assert ledger.counts().lost == 1
 
 
-def test_reopening_issues_uncommitted_groups_again_under_a_new_attempt(ledger: Ledger) -> None:
+def test_reopening_returns_uncommitted_groups_to_be_issued_again_under_a_new_attempt(ledger: Ledger) -> None:
     train(ledger, 0)
     ledger.commit(1)
     train(ledger, 1)
     ledger.issue(2, groups(2))
-    ledger.reopen(1)
+    assert ledger.reopen(1) == 2  # so far the order of prompts has got
     counts = ledger.counts()
     assert counts.states[GroupState.COMMITTED] == 2
-    assert counts.states[GroupState.ISSUED] == 4
+    assert counts.states[GroupState.RETURNED] == 4
     assert counts.trained_steps == 1
     assert ledger.issue(1, groups(1)) == {uid: 1 for uid, _ in groups(1)}
+    ledger.reopen(1)  # and once more: only what was issued since has had another attempt
+    assert ledger.issue(1, [*groups(1), *groups(2)]) == {**{uid: 2 for uid, _ in groups(1)}, **{uid: 1 for uid, _ in groups(2)}}
+
+
+def test_a_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
+    (dropped, _), (kept, _) = groups(0)
+    attempts = ledger.issue(0, groups(0))
+    for uid in attempts:
+        ledger.record_sampled(uid, 0)
+    ledger.drop(dropped, 0)
+    refill = "d:0:9"
+    ledger.issue(0, [(refill, "prompt9")])
+    ledger.record_sampled(refill, 0)
+    for uid in (kept, refill):
+        ledger.record_scored(uid, 0)
+    ledger.record_claimed([kept, refill])
+    ledger.record_trained(0, [kept, refill])
+    ledger.commit(1)
+    counts = ledger.counts()
+    assert (counts.states[GroupState.DROPPED], counts.states[GroupState.COMMITTED]) == (1, 2)
+    assert (counts.lost, counts.duplicated) == (0, 0)
+    with pytest.raises(LedgerError, match="cannot be issued"):
+        ledger.issue(1, [(dropped, "prompt0")])
+    with pytest.raises(LedgerError, match="expected sampled"):
+        ledger.drop(kept, 0)
+
+
+def test_a_returned_group_may_fall_into_another_step(ledger: Ledger) -> None:
+    """Before the driver died it had refilled a place of step 0; in the new history it is issued for step 1."""
+    ledger.issue(0, groups(0))
+    ledger.issue(0, groups(1))
+    assert ledger.reopen(0) == 0
+    train(ledger, 0)
+    assert ledger.counts().lost == 0  # the returned ones are of no step yet
+    train(ledger, 1)
+    ledger.commit(2)
+    counts = ledger.counts()
+    assert (counts.states[GroupState.COMMITTED], counts.states[GroupState.RETURNED], counts.lost, counts.duplicated) == (4, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

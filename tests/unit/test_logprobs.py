@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlad.errors import ContractError
-from rlad.logprobs import selected_logprobs
+from rlad.logprobs import selected_logprobs, token_statistics
 
 
 def problem(tokens: int, *, hidden: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -171,3 +171,43 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
     arguments = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(5, 4), "target_ids": torch.zeros(2, dtype=torch.int64)}
     with pytest.raises(ContractError, match=message):
         selected_logprobs(**(arguments | change))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+def test_support_and_entropy_equal_those_of_the_whole_distribution(chunk_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    hidden, weight = (torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((9, 5), (13, 5)))
+    targets = torch.randint(13, (9,), generator=generator)
+    support = torch.stack([torch.randperm(13, generator=generator)[:3] for _ in range(9)])
+    incoming = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9,), (9, 3), (9,))]
+
+    came = token_statistics(hidden, weight, targets, support_ids=support, with_entropy=True, temperature=0.7, chunk_tokens=chunk_tokens)
+    gradients = torch.autograd.grad(came, (hidden, weight), incoming)
+
+    logprobs = (hidden @ weight.T / 0.7).log_softmax(dim=-1)
+    expected = (logprobs.gather(1, targets[:, None])[:, 0], logprobs.gather(1, support), -(logprobs.exp() * logprobs).sum(dim=-1))
+    for ours, theirs in zip(came, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight), incoming), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_of_support_and_entropy_alone_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = (torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (6, 3)))
+    targets, support = torch.zeros(4, dtype=torch.int64), torch.tensor([[1, 5], [2, 3], [0, 1], [4, 2]])
+
+    def support_only(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return token_statistics(h, w, targets, support_ids=support, chunk_tokens=3).support_logprobs
+
+    def entropy_only(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return token_statistics(h, w, targets, with_entropy=True, chunk_tokens=3).entropies
+
+    assert torch.autograd.gradcheck(support_only, (hidden, weight))
+    assert torch.autograd.gradcheck(entropy_only, (hidden, weight))
+
+
+def test_a_support_of_another_shape_is_refused() -> None:
+    hidden, weight, targets = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ContractError, match=r"expected support_ids int64 \[2, K\], got torch.int64 \[3, 1\]"):
+        token_statistics(hidden, weight, targets, support_ids=torch.zeros(3, 1, dtype=torch.int64))

@@ -15,19 +15,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
 from rlad.errors import ContractError
-from rlad.objectives import Objective, build_objective, group_advantages
-from rlad.packing import BatchCounts, build_training_batch, dummy_batch, plan_microbatches
+from rlad.objectives import Extras, GrpoConfig, KdrlConfig, Objective, TrrdConfig, build_objective
+from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch, dummy_batch, plan_microbatches
 
+VOCABULARY, SUPPORT = 17, 3
+CONFIGS: list[dict[str, Any]] = [
+    {"name": "trrd"},
+    {"name": "trrd", "alpha": 1.0},
+    {"name": "grpo"},
+    {"name": "grpo", "advantage": "rloo", "aggregation": "token_mean"},
+    {"name": "trrd", "advantage": "group_mean_only", "aggregation": "fixed_length", "fixed_length": 9},
+    {"name": "trrd", "reference_kl": 0.3, "entropy_bonus": {"coefficient": 0.2}},
+    {"name": "kdrl", "beta": 0.5, "imitate": "response"},
+    {"name": "kdrl", "beta": 0.5, "estimator": "k1_reward", "imitate": "group"},
+    {"name": "opd", "estimator": "topk", "top_k": SUPPORT},
+    {"name": "opd", "aggregation": "token_mean"},
+    {"name": "sft"},
+]
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 thorough = settings(max_examples=300, derandomize=True, deadline=None)
 
 
 def test_public_signatures_are_pinned() -> None:
     assert list(inspect.signature(plan_microbatches).parameters) == ["lengths", "token_budget", "ranks"]
-    assert list(inspect.signature(build_training_batch).parameters) == ["groups", "sequences", "num_responses", "truncated", "uses_teacher"]
-    assert list(inspect.signature(dummy_batch).parameters) == ["uses_teacher"]
+    assert list(inspect.signature(build_training_batch).parameters) == ["groups", "sequences", "size", "rules"]
+    assert list(inspect.signature(dummy_batch).parameters) == ["objective", "support_size"]
+
+
+def rules(uses_teacher: bool, truncated: Literal["keep", "mask"]) -> BatchRules:
+    return BatchRules(objective=TrrdConfig() if uses_teacher else GrpoConfig(), truncated=truncated)
 
 
 @thorough
@@ -130,11 +149,21 @@ def scored_group(
         elapsed_s=np.zeros(size, dtype=np.float32),
     )
     logprobs = generator.uniform(-4, -2, num_tokens).astype(np.float32)
-    return ScoredGroup(
-        group=group,
-        verdicts=verdicts,
-        teacher_scores=TeacherScores(uid=uid, attempt=0, teacher="teacher", logprobs=logprobs) if has_teacher else None,
+    likeliest = np.array([generator.permutation(VOCABULARY)[: SUPPORT + 1] for _ in range(num_tokens)], dtype=np.int32).reshape(-1, SUPPORT + 1)
+    drawn = generator.normal(size=likeliest.shape)
+    distribution = (drawn - np.log(np.exp(drawn).sum(axis=1, keepdims=True))).astype(np.float32)
+    teacher = TeacherScores(
+        uid=uid,
+        attempt=0,
+        teacher="teacher",
+        logprobs=logprobs,
+        support_size=SUPPORT,
+        support_ids=likeliest[:, :SUPPORT].ravel(),
+        support_logprobs=distribution[:, :SUPPORT].ravel(),
+        tail_logprobs=distribution[:, SUPPORT].copy(),
     )
+    reference = TeacherScores(uid=uid, attempt=0, teacher="reference", logprobs=generator.uniform(-4, -2, num_tokens).astype(np.float32))
+    return ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher if has_teacher else None, reference_scores=reference)
 
 
 def every_sequence(groups: dict[str, ScoredGroup]) -> list[tuple[str, int]]:
@@ -146,7 +175,7 @@ def test_row_by_hand() -> None:
     scored = scored_group("g", [2, 0, 1], prompt_tokens=2, rewards=[1, 0, 0])
     group, teacher = scored.group, scored.teacher_scores
     (p0, p1), (r0, r1, r2) = group.prompt_ids.tolist(), group.response_ids.tolist()
-    batch, counts = build_training_batch({"g": scored}, [("g", 2), ("g", 0)], num_responses=4, truncated="keep", uses_teacher=True)
+    batch, counts = build_training_batch({"g": scored}, [("g", 2), ("g", 0)], size=UpdateSize(num_responses=4), rules=rules(True, "keep"))
     assert batch.token_ids.tolist() == [p0, p1, r2, p0, p1, r0, r1]
     assert batch.target_ids.tolist() == [p1, r2, 0, p1, r0, r1, 0]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
@@ -166,10 +195,10 @@ def test_missing_log_probabilities_leave_the_denominator() -> None:
     scored.teacher_scores.logprobs[[0, 2]] = [np.nan, -np.inf]
     scored.group.behaviour_logprobs[3] = -np.inf
     scored.teacher_scores.logprobs[4:] = np.nan
-    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], num_responses=2, truncated="keep", uses_teacher=True)
+    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], size=UpdateSize(num_responses=2), rules=rules(True, "keep"))
     assert batch.weights.tolist() == [0, 0.5, 0, 0, 0]  # and the second response, with no token left, takes no room
     assert counts == BatchCounts(responses=2, response_tokens=6, trained_tokens=1, missing_teacher_tokens=4, missing_behaviour_tokens=1)
-    without, counts = build_training_batch({"g": scored}, [("g", 0)], num_responses=2, truncated="keep", uses_teacher=False)
+    without, counts = build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=2), rules=rules(False, "keep"))
     assert without.teacher_logprobs is None
     assert without.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0, 0])
     assert counts == BatchCounts(responses=1, response_tokens=4, trained_tokens=3, missing_behaviour_tokens=1)
@@ -178,7 +207,7 @@ def test_missing_log_probabilities_leave_the_denominator() -> None:
 @pytest.mark.parametrize(("truncated", "weights"), [("keep", [0.25, 0.25, 0, 0.5, 0]), ("mask", [0.5, 0])])
 def test_truncated_responses_are_counted_and_kept_or_masked(truncated: Literal["keep", "mask"], weights: list[float]) -> None:
     scored = scored_group("g", [2, 1], prompt_tokens=1, truncated=[0])
-    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], num_responses=2, truncated=truncated, uses_teacher=True)
+    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], size=UpdateSize(num_responses=2), rules=rules(True, truncated))
     assert batch.weights.tolist() == weights
     trained = 3 if truncated == "keep" else 1
     assert counts == BatchCounts(responses=2, truncated_responses=1, response_tokens=3, trained_tokens=trained)
@@ -198,7 +227,7 @@ def test_counts_add() -> None:
 def test_nothing_to_train_on_gives_the_dummy_batch(uses_teacher: bool) -> None:
     groups = {"g": scored_group("g", [0, 3], truncated=[1])}
     for sequences in ([], [("g", 0), ("g", 1)]):
-        batch, _ = build_training_batch(groups, sequences, num_responses=2, truncated="mask", uses_teacher=uses_teacher)
+        batch, _ = build_training_batch(groups, sequences, size=UpdateSize(num_responses=2), rules=rules(uses_teacher, "mask"))
         assert (batch.token_ids.tolist(), batch.weights.tolist()) == ([0], [0.0])
         assert (batch.teacher_logprobs is not None) == uses_teacher
 
@@ -214,62 +243,97 @@ def test_nothing_to_train_on_gives_the_dummy_batch(uses_teacher: bool) -> None:
     ],
 )
 def test_sequences_that_do_not_fit_are_refused(sequences: list[tuple[str, int]], num_responses: int, message: str) -> None:
-    groups = {"g": scored_group("g", [2, 1], has_teacher=False)}
+    groups = {"g": scored_group("g", [2, 1], has_teacher="teacher" not in message)}
     with pytest.raises(ContractError, match=message):
-        build_training_batch(groups, sequences, num_responses=num_responses, truncated="keep", uses_teacher=True)
+        build_training_batch(groups, sequences, size=UpdateSize(num_responses=num_responses), rules=rules(True, "keep"))
 
 
 class TinyPolicy(nn.Module):
-    """Log-probability of the next token from the present one and its position: enough to see a row cut in the wrong place."""
+    """Distribution of the next token from the present one and its position: enough to see a row cut in the wrong place."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.embedding = nn.Parameter(torch.randn(17, 8, generator=generator, dtype=torch.float64))
+        self.embedding = nn.Parameter(torch.randn(VOCABULARY, 8, generator=generator, dtype=torch.float64))
         self.position = nn.Parameter(torch.randn(32, 8, generator=generator, dtype=torch.float64))
-        self.output = nn.Parameter(torch.randn(17, 8, generator=generator, dtype=torch.float64))
+        self.output = nn.Parameter(torch.randn(VOCABULARY, 8, generator=generator, dtype=torch.float64))
 
-    def forward(self, token_ids: Tensor, position_ids: Tensor, target_ids: Tensor) -> Tensor:
-        logits = torch.tanh(self.embedding[token_ids] + self.position[position_ids]) @ self.output.T
-        return torch.log_softmax(logits, dim=-1).gather(-1, target_ids[..., None])[..., 0]
+    def forward(self, token_ids: Tensor, position_ids: Tensor, target_ids: Tensor, support_ids: Tensor | None) -> dict[str, Tensor | None]:
+        logprobs = (torch.tanh(self.embedding[token_ids] + self.position[position_ids]) @ self.output.T).log_softmax(dim=-1)
+        return {
+            "policy": logprobs.gather(-1, target_ids[..., None])[..., 0],
+            "entropies": -(logprobs.exp() * logprobs).sum(dim=-1),
+            "support_logprobs": None if support_ids is None else logprobs.gather(-1, support_ids),
+        }
 
     def gradient_of(self, loss: Tensor) -> Tensor:
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(self.parameters()))])
 
 
-def padded_gradient(objective: Objective[Any], groups: dict[str, ScoredGroup], truncated: str, dtype: torch.dtype) -> tuple[float, Tensor]:
+def padded_gradient(
+    objective: Objective[Any], groups: dict[str, ScoredGroup], truncated: str, dtype: torch.dtype, overlong: OverlongPenalty | None = None
+) -> tuple[float, Tensor]:
     """Loss and gradient through the objective's padded form, one row a response, built token by token from the records."""
-    model = TinyPolicy().to(dtype)
+    model, config = TinyPolicy().to(dtype), objective.config
     sequences = every_sequence(groups)
     shape = (len(sequences), 16)
     ids, targets, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    behaviour, teacher = torch.full(shape, math.nan), torch.full(shape, math.nan)
-    mask, advantages = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[0])
+    behaviour, teacher, reference, tail = (torch.full(shape, math.nan) for _ in range(4))
+    support_ids, support = torch.zeros(*shape, SUPPORT, dtype=torch.int64), torch.full((*shape, SUPPORT), math.nan)
+    mask, is_imitated, advantages = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[0])
     for i, (uid, index) in enumerate(sequences):
         scored = groups[uid]
-        response = scored.group.response(index)
-        advantages[i] = float(group_advantages(scored.verdicts.rewards)[index])
+        response, scores = scored.group.response(index), scored.teacher_scores
+        rewards = shaped_rewards(scored.verdicts.rewards, scored.group.response_lengths, overlong)
+        advantages[i] = float(group_advantages(rewards, config.advantage_estimator)[index])
+        is_imitated[i] = bool(imitated_responses(scored.verdicts.rewards, config.imitation_mask)[index])
         previous = int(scored.group.prompt_ids[-1])
         for t in range(response.stop - response.start):
-            ids[i, t], targets[i, t] = previous, int(scored.group.response_ids[response][t])
+            at = response.start + t
+            ids[i, t], targets[i, t] = previous, int(scored.group.response_ids[at])
             positions[i, t] = len(scored.group.prompt_ids) - 1 + t
             previous = int(targets[i, t])
-            behaviour[i, t] = float(scored.group.behaviour_logprobs[response][t])
-            teacher[i, t] = float(scored.teacher_scores.logprobs[response][t])
+            behaviour[i, t], teacher[i, t] = float(scored.group.behaviour_logprobs[at]), float(scores.logprobs[at])
+            reference[i, t], tail[i, t] = float(scored.reference_scores.logprobs[at]), float(scores.tail_logprobs[at])
+            for k in range(SUPPORT):
+                support_ids[i, t, k] = int(scores.support_ids[SUPPORT * at + k])
+                support[i, t, k] = float(scores.support_logprobs[SUPPORT * at + k])
             mask[i, t] = truncated == "keep" or not scored.group.is_truncated[index]
-    policy = model(ids, positions, targets)
-    loss = objective(policy_logprobs=policy, behaviour_logprobs=behaviour, teacher_logprobs=teacher, advantages=advantages, mask=mask).loss
+    said = model(ids, positions, targets, support_ids)
+    extras = Extras(
+        reference_logprobs=reference,
+        entropies=said["entropies"],
+        is_imitated=is_imitated,
+        support_logprobs=said["support_logprobs"],
+        teacher_support_logprobs=support,
+        teacher_tail_logprobs=tail,
+    )
+    loss = objective(
+        policy_logprobs=said["policy"], behaviour_logprobs=behaviour, teacher_logprobs=teacher, advantages=advantages, mask=mask, extras=extras
+    ).loss
     return loss.item(), model.gradient_of(loss)
 
 
 def packed_loss(objective: Objective[Any], model: TinyPolicy, batch: TrainingBatch) -> Tensor:
-    columns = {name: None if column is None else torch.from_numpy(column) for name, column in batch.to_columns().items()}
+    columns = {name: torch.from_numpy(column) if isinstance(column, np.ndarray) else column for name, column in batch.to_columns().items()}
+    ids, support = (
+        None if columns[name] is None else columns[name].view(-1, batch.support_size) for name in ("support_ids", "teacher_support_logprobs")
+    )
+    said = model(columns["token_ids"], columns["position_ids"], columns["target_ids"], ids)
     return objective.packed(
-        policy_logprobs=model(columns["token_ids"], columns["position_ids"], columns["target_ids"]),
+        policy_logprobs=said["policy"],
         behaviour_logprobs=columns["behaviour_logprobs"],
         teacher_logprobs=columns["teacher_logprobs"],
         advantages=columns["advantages"],
         weights=columns["weights"],
+        extras=Extras(
+            reference_logprobs=columns["reference_logprobs"],
+            entropies=said["entropies"],
+            is_imitated=columns["is_imitated"],
+            support_logprobs=said["support_logprobs"],
+            teacher_support_logprobs=support,
+            teacher_tail_logprobs=columns["teacher_tail_logprobs"],
+        ),
     ).loss
 
 
@@ -282,19 +346,25 @@ def cut_gradient(
     ranks: int,
     truncated: Literal["keep", "mask"],
     dtype: torch.dtype = torch.float64,
+    overlong: OverlongPenalty | None = None,
 ) -> tuple[float, Tensor, BatchCounts]:
     """Loss, gradient and counts summed over the ranks' micro-batches, as the learner sums them."""
     model = TinyPolicy().to(dtype)
-    uses_teacher = objective.config.uses_teacher
+    counted = [
+        int(scored.group.response_lengths[index])
+        for scored in groups.values()
+        for index in range(scored.group.num_responses)
+        if truncated == "keep" or not scored.group.is_truncated[index]
+    ]
+    size = UpdateSize(num_responses=len(every_sequence(groups)), num_tokens=sum(counted) or 1)
+    batch_rules = BatchRules(objective=objective.config, truncated=truncated, overlong=overlong)
     sequences = [(uid, index) for uid, index in sequences if groups[uid].group.response_lengths[index] > 0]
     lengths = [len(groups[uid].group.prompt_ids) + int(groups[uid].group.response_lengths[index]) for uid, index in sequences]
     loss, counts = 0.0, BatchCounts()
     gradient = torch.zeros(sum(parameter.numel() for parameter in model.parameters()), dtype=dtype)
     for batches in plan_microbatches(lengths, token_budget=token_budget, ranks=ranks):
         for row in batches:
-            batch, found = build_training_batch(
-                groups, [sequences[i] for i in row], num_responses=len(every_sequence(groups)), truncated=truncated, uses_teacher=uses_teacher
-            )
+            batch, found = build_training_batch(groups, [sequences[i] for i in row], size=size, rules=batch_rules)
             part = packed_loss(objective, model, batch)
             loss, gradient, counts = loss + part.item(), gradient + model.gradient_of(part), counts + found
     return loss, gradient, counts
@@ -308,15 +378,18 @@ def ragged_groups(shapes: list[list[int]], seed: int) -> dict[str, ScoredGroup]:
         generator = np.random.default_rng(seed)
         scored.teacher_scores.logprobs[generator.random(sum(lengths)) < 0.15] = np.nan
         scored.group.behaviour_logprobs[generator.random(sum(lengths)) < 0.05] = -np.inf
+        scored.reference_scores.logprobs[generator.random(sum(lengths)) < 0.05] = np.inf
+        scored.teacher_scores.support_logprobs[generator.random(SUPPORT * sum(lengths)) < 0.02] = np.nan
         groups[f"g{i}"] = scored
     return groups
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=120, derandomize=True, deadline=None)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=5), min_size=1, max_size=3),
     seed=st.integers(0, 10_000),
-    config=st.sampled_from([{"name": "trrd"}, {"name": "trrd", "alpha": 1.0}, {"name": "grpo"}]),
+    config=st.sampled_from(CONFIGS),
+    overlong=st.sampled_from([None, OverlongPenalty(max_tokens=9, buffer_tokens=4, penalty=0.7)]),
     truncated=st.sampled_from(["keep", "mask"]),
     token_budget=st.integers(1, 60),
     ranks=st.integers(1, 3),
@@ -326,6 +399,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(
     shapes: list[list[int]],
     seed: int,
     config: dict[str, Any],
+    overlong: OverlongPenalty | None,
     truncated: Literal["keep", "mask"],
     token_budget: int,
     ranks: int,
@@ -336,17 +410,19 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(
     objective, groups = build_objective(config), ragged_groups(shapes, seed)
     sequences = every_sequence(groups)
     shuffled = data.draw(st.permutations(sequences))
-    loss, gradient, counts = cut_gradient(objective, groups, shuffled, token_budget=token_budget, ranks=ranks, truncated=truncated)
-    whole_loss, whole_gradient, whole_counts = cut_gradient(objective, groups, sequences, token_budget=10**6, ranks=1, truncated=truncated)
+    loss, gradient, counts = cut_gradient(objective, groups, shuffled, token_budget=token_budget, ranks=ranks, truncated=truncated, overlong=overlong)
+    whole_loss, whole_gradient, whole_counts = cut_gradient(
+        objective, groups, sequences, token_budget=10**6, ranks=1, truncated=truncated, overlong=overlong
+    )
     assert counts == whole_counts
     assert loss == pytest.approx(whole_loss, rel=1e-10, abs=1e-12)
     torch.testing.assert_close(gradient, whole_gradient, rtol=1e-10, atol=1e-12)
-    padded_loss, padded = padded_gradient(objective, groups, truncated, torch.float64)
+    padded_loss, padded = padded_gradient(objective, groups, truncated, torch.float64, overlong)
     assert loss == pytest.approx(padded_loss, rel=1e-6, abs=1e-7)
     assert (gradient - padded).norm() <= 1e-6 * padded.norm() + 1e-9
 
 
-@pytest.mark.parametrize("config", [{"name": "trrd"}, {"name": "grpo"}], ids=str)
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(("token_budget", "ranks"), [(1, 1), (16, 1), (30, 2), (30, 3), (1000, 3)])
 def test_gradient_in_float32_is_within_1e_5_of_the_padded_form(config: dict[str, Any], token_budget: int, ranks: int) -> None:
     objective = build_objective(config)
@@ -359,11 +435,11 @@ def test_gradient_in_float32_is_within_1e_5_of_the_padded_form(config: dict[str,
     assert (gradient - padded).norm() <= 1e-5 * padded.norm()
 
 
-@pytest.mark.parametrize("uses_teacher", [True, False])
-def test_dummy_batch_adds_exactly_nothing(uses_teacher: bool) -> None:
-    objective = build_objective({"name": "trrd" if uses_teacher else "grpo"})
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_dummy_batch_adds_exactly_nothing(config: dict[str, Any]) -> None:
+    objective = build_objective(config)
     model = TinyPolicy()
-    loss = packed_loss(objective, model, dummy_batch(uses_teacher))
+    loss = packed_loss(objective, model, dummy_batch(objective.config))
     assert loss.item() == 0
     assert (model.gradient_of(loss) == 0).all()
 
@@ -374,3 +450,54 @@ def test_group_with_equal_rewards_gets_zero_gradient() -> None:
     for config in ({"name": "trrd"}, {"name": "grpo"}):
         _, gradient, _ = cut_gradient(build_objective(config), groups, every_sequence(groups), token_budget=12, ranks=1, truncated="keep")
         assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weight"), [({"aggregation": "token_mean"}, 1 / 40), ({"aggregation": "fixed_length", "fixed_length": 5}, 1 / (4 * 5))], ids=str
+)
+def test_weights_of_the_other_aggregations(aggregation: dict[str, Any], weight: float) -> None:
+    scored = scored_group("g", [3, 1], prompt_tokens=1)
+    batch, _ = build_training_batch(
+        {"g": scored},
+        [("g", 0), ("g", 1)],
+        size=UpdateSize(num_responses=4, num_tokens=40),
+        rules=BatchRules(objective=GrpoConfig(**aggregation)),
+    )
+    assert batch.weights.tolist() == pytest.approx([weight, weight, weight, 0, weight, 0])
+
+
+def test_a_mean_over_tokens_without_their_number_is_refused() -> None:
+    rules = BatchRules(objective=GrpoConfig(aggregation="token_mean"))
+    with pytest.raises(ContractError, match="needs the number of tokens of the whole step"):
+        build_training_batch({"g": scored_group("g", [3, 1])}, [("g", 0)], size=UpdateSize(num_responses=4), rules=rules)
+
+
+def test_support_and_reference_stand_where_the_token_is_predicted() -> None:
+    scored = scored_group("g", [2], prompt_tokens=2, rewards=[1])
+    teacher, reference = scored.teacher_scores, scored.reference_scores
+    teacher.support_logprobs[SUPPORT] = np.nan  # of the second token: not valid
+    objective = KdrlConfig(estimator="topk", top_k=SUPPORT, reference_kl=0.1, imitate="response")
+    batch, counts = build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=1), rules=BatchRules(objective=objective))
+    assert batch.support_size == SUPPORT
+    assert batch.support_ids.reshape(-1, SUPPORT)[1].tolist() == teacher.support_ids[:SUPPORT].tolist()
+    assert batch.teacher_support_logprobs.reshape(-1, SUPPORT).tolist() == [[0] * 3, teacher.support_logprobs[:SUPPORT].tolist(), [0] * 3, [0] * 3]
+    assert batch.teacher_tail_logprobs.tolist() == [0, teacher.tail_logprobs[0], 0, 0]
+    assert batch.reference_logprobs.tolist() == [0, reference.logprobs[0], 0, 0]
+    assert batch.weights.tolist() == [0, 1, 0, 0]
+    assert batch.is_imitated.tolist() == [False] * 4  # its reward says that it is right
+    assert counts == BatchCounts(responses=1, response_tokens=2, trained_tokens=1, missing_teacher_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (GrpoConfig(reference_kl=0.1), "group g has no reference scores, but the objective uses the reference"),
+        (KdrlConfig(estimator="topk", top_k=2), "the teacher scores of group g have no support, but the objective asks for 2"),
+    ],
+)
+def test_scores_that_the_objective_needs_and_a_group_lacks_are_refused(objective: Any, message: str) -> None:
+    whole = scored_group("g", [2])
+    plain = TeacherScores(uid="g", attempt=0, teacher="t", logprobs=whole.teacher_scores.logprobs)
+    scored = ScoredGroup(group=whole.group, verdicts=whole.verdicts, teacher_scores=plain)
+    with pytest.raises(ContractError, match=message):
+        build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=1), rules=BatchRules(objective=objective))

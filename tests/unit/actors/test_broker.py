@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from actors import broker as broker_module
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepParts
 from actors.parts import GroupRefs, Part
 from rlad.errors import LedgerError, RunStoppedError, StaleAttemptError
+from rlad.packing import UpdateSize
 
 
 def policy(*, ranks: int = 1, token_budget: int = 100, skip_equal_rewards: bool = True, skip_truncated: bool = False) -> PartPolicy:
@@ -25,7 +27,7 @@ def finished(
     truncated: tuple[bool, ...] = (False, False),
     attempt: int = 0,
 ) -> FinishedGroup:
-    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=None)
+    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=())
     return FinishedGroup(uid=uid, attempt=attempt, refs=refs, prompt_tokens=10, response_lengths=lengths, is_truncated=truncated, rewards=rewards)
 
 
@@ -51,7 +53,7 @@ def test_every_response_is_handed_out_once_over_ranks_that_stay_in_step() -> Non
     for row in rows:
         assert len({len(part.micro_batches) for part in row}) == 1
     assert [row[0].ends_step for row in rows] == [False] * (len(rows) - 1) + [True]
-    assert all(part.num_responses == 6 for row in rows for part in row)
+    assert all(part.size.num_responses == 6 for row in rows for part in row)
 
 
 def test_a_part_is_formed_once_it_fills_the_ranks_while_other_groups_are_still_sampled() -> None:
@@ -95,7 +97,7 @@ def test_groups_with_equal_rewards_cost_no_forward_pass_but_still_count() -> Non
     ((part,),) = all_parts(parts)
     assert {uid for uid, _ in sequences(part)} == {"b"}
     assert part.groups.keys() == {"b"}
-    assert part.num_responses == 4
+    assert part.size.num_responses == 4
 
 
 def test_an_update_without_any_gradient_still_has_one_backward_pass_on_every_rank() -> None:
@@ -194,3 +196,27 @@ async def test_whoever_waits_is_told_when_the_run_stops(broker: ExperienceBroker
         await waiting
     with pytest.raises(RunStoppedError):
         await broker.wait_started()
+
+
+def test_a_group_that_takes_anothers_place_is_of_the_same_update() -> None:
+    """Updates a, b and c, d; b's place goes to x, which arrives last: the first update waits for it, the second keeps its own."""
+    parts = StepParts(0, [["a", "b"], ["c", "d"]], 2, policy())
+    for uid in "acd":
+        parts.add(finished(uid))
+    parts.replace("b", by="x")
+    assert parts.part(0, 0) is None
+    parts.add(finished("x"))
+    first, second = (part for [part] in all_parts(parts))
+    assert ({*first.groups}, {*second.groups}) == ({"a", "x"}, {"c", "d"})
+    assert (first.ends_update, second.ends_step) == (True, True)
+
+
+def test_a_mean_over_tokens_waits_for_all_groups_of_an_update_and_counts_their_tokens() -> None:
+    """Also those of a group with equal rewards, which is in no part; not those of truncated responses where they are masked."""
+    parts = StepParts(0, [["a", "b"]], 2, replace(policy(token_budget=1, skip_truncated=True), counts_tokens=True))
+    parts.add(finished("a", lengths=(4, 5), truncated=(False, True)))
+    assert parts.part(0, 0) is None
+    parts.add(finished("b", lengths=(1, 2), rewards=(1.0, 1.0)))
+    part = parts.part(0, 0)
+    assert part is not None
+    assert part.size == UpdateSize(num_responses=4, num_tokens=4 + 1 + 2)

@@ -47,6 +47,10 @@ class ObedientVerifier:
         is_right = response_text == answer
         return Verdict(reward=float(is_right), outcome=Outcome.CORRECT if is_right else Outcome.WRONG)
 
+    def answer_of(self, response_text: str) -> str | None:
+        self.verify(response_text, "")
+        return response_text.upper() or None
+
 
 def build_obedient() -> Mapping[str, Verifier]:
     return {"obey": ObedientVerifier()}
@@ -99,6 +103,19 @@ def test_failing_verifier_is_an_error_and_not_a_wrong_answer(judge: Judge, text:
     failed, judged = judge.judge("obey", [text, "yes"], "yes")
     assert (failed.outcome, failed.reward, failed.problem) == (Outcome.ERROR, 0.0, problem)
     assert (judged.outcome, judged.problem) == (Outcome.CORRECT, None)
+
+
+def test_answers_come_in_the_order_of_the_responses_and_a_failure_is_none(judge: Judge) -> None:
+    extractions = judge.answers("obey", ["yes", "raise", "", "loop", "die", "no"])
+    assert [extraction.answer for extraction in extractions] == ["YES", None, None, None, None, "NO"]
+    assert [extraction.problem for extraction in extractions] == [
+        None,
+        "KeyError: 'no such person'",
+        None,
+        "Timeout",
+        "ProcessExpired: exit code -9",
+        None,
+    ]
 
 
 def test_child_that_dies_on_a_response_is_replaced(judge: Judge) -> None:

@@ -66,7 +66,7 @@ def test_a_packed_row_gives_the_logprobs_and_gradients_of_separate_forward_passe
     row = torch.cat(sequences)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     # Everything is selected; the targets are arbitrary tokens.
-    logprobs = model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
+    logprobs, _, _ = model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
     logprobs.backward(torch.cat(cotangents))
 
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
@@ -93,7 +93,7 @@ def test_activation_checkpointing_does_not_change_the_gradient(make_model: Calla
         model = load_policy_model(
             str(make_model()), dtype=torch.float32, temperature=1.0, chunk_tokens=16, activation_checkpointing=activation_checkpointing
         )
-        model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row).sum().backward()
+        model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row)[0].sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]))
     assert torch.equal(*gradients)
 

@@ -31,16 +31,21 @@ GROUPS = [make_group(9, [5, 0, 17, 1], 0), make_group(1, [1, 30], 1), make_group
 
 
 def plain_logprobs(model_path: Path, group: Group, temperature: float) -> np.ndarray:
+    """[N], of the sampled tokens."""
+    return plain_distributions(model_path, group, temperature)[np.arange(len(group[1])), group[1]]
+
+
+def plain_distributions(model_path: Path, group: Group, temperature: float) -> np.ndarray:
+    """float64 [N, vocabulary]: one unpadded forward pass a response, a whole log-softmax."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     prompt, responses, offsets = group
-    scores = []
+    rows = []
     for response in np.split(responses, offsets[1:-1]):
         ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         with torch.no_grad():
             logprobs = torch.log_softmax(model(ids[None]).logits[0].double() / temperature, dim=-1)
-        rows = torch.arange(len(prompt) - 1, len(ids) - 1)
-        scores.append(logprobs[rows, ids[len(prompt) :]].numpy())
-    return np.concatenate(scores)
+        rows.append(logprobs[len(prompt) - 1 : -1].numpy())
+    return np.concatenate(rows)
 
 
 @asynccontextmanager
@@ -59,8 +64,8 @@ async def test_scores_do_not_depend_on_how_rows_are_cut(make_model: Callable[...
     async with open_scorer(model, token_budget) as scorer:
         scores = await asyncio.gather(*(scorer.score(*group, 1.0) for group in GROUPS))
     for group, scored in zip(GROUPS, scores, strict=True):
-        assert scored.dtype == np.float32
-        np.testing.assert_allclose(scored, plain_logprobs(model, group, 1.0), atol=1e-5, rtol=0)
+        assert scored.logprobs.dtype == np.float32
+        np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, group, 1.0), atol=1e-5, rtol=0)
 
 
 async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_model: Callable[..., Path]) -> None:
@@ -68,7 +73,31 @@ async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_
     async with open_scorer(model) as scorer:
         scores = await asyncio.gather(*(scorer.score(*group, t) for group, t in zip(GROUPS, temperatures, strict=True)))
     for group, temperature, scored in zip(GROUPS, temperatures, scores, strict=True):
-        np.testing.assert_allclose(scored, plain_logprobs(model, group, temperature), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, group, temperature), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("token_budget", [40, 8192])
+async def test_groups_that_want_different_supports_get_each_its_own(make_model: Callable[..., Path], token_budget: int) -> None:
+    model, supports = make_model(), [None, 5, 1, "full", 5]
+    async with open_scorer(model, token_budget) as scorer:
+        groups = [*GROUPS, GROUPS[0]]
+        scores = await asyncio.gather(*(scorer.score(*group, 0.7, support) for group, support in zip(groups, supports, strict=True)))
+    for group, scored, size in zip(groups, scores, [0, 5, 1, 30, 5], strict=True):
+        assert scored.support_size == size
+        np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, group, 0.7), atol=1e-5, rtol=0)
+        if scored.support_ids is None:
+            continue
+        rows = plain_distributions(model, group, 0.7)
+        np.testing.assert_array_equal(np.sort(scored.support_ids), np.sort(np.argsort(rows)[:, rows.shape[1] - size :]))
+        np.testing.assert_allclose(scored.support_logprobs, np.take_along_axis(rows, scored.support_ids, 1), atol=1e-5, rtol=0)
+        np.put_along_axis(rows, scored.support_ids, -np.inf, 1)
+        np.testing.assert_allclose(scored.tail_logprobs, np.logaddexp.reduce(rows, axis=1), atol=1e-5, rtol=0)
+
+
+async def test_a_support_larger_than_the_vocabulary_is_refused(make_model: Callable[..., Path]) -> None:
+    async with open_scorer(make_model()) as scorer:
+        with pytest.raises(EngineError, match="1 to 30 tokens, the teacher's vocabulary, or is `full`; got 31"):
+            await scorer.score(*GROUPS[0], 1.0, 31)
 
 
 async def test_nan_of_the_model_stays_nan_and_in_its_sequence(make_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -80,9 +109,9 @@ async def test_nan_of_the_model_stays_nan_and_in_its_sequence(make_model: Callab
     prompt, responses = np.array([3, 4], np.int32), np.array([5, poisoned, 6, 8, 9], np.int32)
     async with open_scorer(tmp_path) as scorer:
         scored = await scorer.score(prompt, responses, np.array([0, 3, 5], np.int64), 1.0)
-    assert np.isnan(scored[2])  # how many of its neighbours turn NaN is up to the attention kernel
+    assert np.isnan(scored.logprobs[2])  # how many of its neighbours turn NaN is up to the attention kernel
     clean = (prompt, responses[3:], np.array([0, 2], np.int64))
-    np.testing.assert_allclose(scored[3:], plain_logprobs(tmp_path, clean, 1.0), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(scored.logprobs[3:], plain_logprobs(tmp_path, clean, 1.0), atol=1e-5, rtol=0)
 
 
 async def test_cancelled_group_is_dropped_and_others_go_on(make_model: Callable[..., Path]) -> None:
@@ -94,7 +123,7 @@ async def test_cancelled_group_is_dropped_and_others_go_on(make_model: Callable[
             task.cancel()
         scored = await scorer.score(*GROUPS[0], 1.0)
         assert (await asyncio.gather(*cancelled, return_exceptions=True))[1].__class__ is asyncio.CancelledError
-    np.testing.assert_allclose(scored, plain_logprobs(model, GROUPS[0], 1.0), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, GROUPS[0], 1.0), atol=1e-5, rtol=0)
 
 
 async def test_failed_forward_pass_fails_its_group_and_not_the_engine(make_model: Callable[..., Path]) -> None:
@@ -104,7 +133,7 @@ async def test_failed_forward_pass_fails_its_group_and_not_the_engine(make_model
         with pytest.raises(EngineError, match="forward pass failed: IndexError"):
             await scorer.score(prompt, np.array([3, 1000, 4], np.int32), np.array([0, 3], np.int64), 1.0)
         await scorer.check_health()
-        np.testing.assert_allclose(await scorer.score(*GROUPS[1], 1.0), plain_logprobs(model, GROUPS[1], 1.0), atol=1e-5, rtol=0)
+        np.testing.assert_allclose((await scorer.score(*GROUPS[1], 1.0)).logprobs, plain_logprobs(model, GROUPS[1], 1.0), atol=1e-5, rtol=0)
 
 
 async def test_response_beyond_the_teachers_context_is_refused(make_model: Callable[..., Path]) -> None:

@@ -23,7 +23,7 @@ def update(
         counts=BatchCounts(responses=2, response_tokens=tokens + 1, trained_tokens=tokens, missing_teacher_tokens=1),
         micro_batches=3,
     )
-    return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, totals=totals)
+    return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, entropy_coefficient=0.0, totals=totals)
 
 
 def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_first_alone() -> None:
@@ -39,7 +39,9 @@ def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_fir
             "learner/micro_batches": 6,
             "learner/tokens": 8,
             "learner/missing_teacher_tokens": 2,
+            "learner/missing_reference_tokens": 0,
             "learner/missing_behaviour_tokens": 0,
+            "learner/entropy_coefficient": 0.0,
             "learner/logprob_gap_mean": 0.125,
             "learner/logprob_gap_max": 0.1875,
             "objective/ratio_mean": 11 / 8,

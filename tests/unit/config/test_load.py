@@ -6,16 +6,48 @@ from pathlib import Path
 
 import pytest
 
-from rlad.config import load_run_config
+from rlad.config import load_evaluation_suite, load_run_config
 from rlad.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SMOKE = CONFIGS / "smoke_cpu.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+EVALUATIONS = sorted(CONFIGS.glob("eval_*.yaml"))
+RUNS = sorted(set(CONFIGS.glob("*.yaml")) - {*EVALUATIONS, *CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablation_*.yaml")})
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     assert load_run_config(path).name.replace("-", "_") == path.stem
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_every_shipped_evaluation_is_valid(path: Path) -> None:
+    assert load_evaluation_suite(path).name.replace("-", "_") == path.stem
+
+
+def test_the_paper_s_mathematics_sets_are_sampled_as_in_the_paper() -> None:
+    suite = load_evaluation_suite(CONFIGS / "eval_math.yaml", ["student.path=export"])
+    assert list(suite.sets) == ["math500", "aime24", "aime25", "amc23", "amc24"]
+    for settings in suite.sets.values():
+        assert (settings.temperature, settings.top_p, settings.samples) == (0.6, 0.95, 32)
+    assert list(suite.only(["aime25", "math500"]).sets) == ["aime25", "math500"]
+    with pytest.raises(ConfigError, match="no evaluation set aime26: there are math500, aime24"):
+        suite.only(["aime26"])
+
+
+def test_a_run_is_an_evaluation_of_one_set() -> None:
+    run, suite = load_run_config(SMOKE), load_evaluation_suite(SMOKE)
+    assert suite.sets == {"evaluation": run.evaluation}
+    assert (suite.student, suite.verifiers, suite.rollout) == (run.student, run.verifiers, run.rollout)
+
+
+def test_a_wrong_setting_of_an_evaluation_is_refused_with_its_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"sets\.aime24\.sample: unknown key; did you mean `samples`"):
+        load_evaluation_suite(CONFIGS / "eval_math.yaml", ["sets.aime24.sample=4"])
+    with pytest.raises(ConfigError, match="none twice"):
+        load_evaluation_suite(CONFIGS / "eval_math.yaml", ["sets.aime24.group_by=[task, task]"])
 
 
 def test_overrides_win_and_keep_their_types() -> None:
@@ -49,6 +81,37 @@ def test_overrides_win_and_keep_their_types() -> None:
 def test_a_wrong_setting_is_refused_with_its_remedy(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_run_config(SMOKE, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("offline=null", "add an `offline:` section"),
+        ("objective={name: grpo}", "remove the `offline:` section"),
+        ("teacher=null", "needs a teacher"),
+        ("rollout.temperature=0.7", "cross-entropy is taken at temperature 1"),
+        ("objective.reference_kl=0.1", "leave objective.reference_kl at 0"),
+        ("offline.trace=somewhere", "did you mean `traces`"),
+        ("offline.rollout.top_p=0.9", "unknown key"),
+        ("offline.top_p=0", "top_p"),
+    ],
+)
+def test_a_wrong_setting_of_an_offline_run_is_refused_with_its_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(CONFIGS / "offline_kk_cpu.yaml", [override])
+
+
+def test_with_traces_at_hand_an_offline_run_needs_no_teacher() -> None:
+    config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.traces=runs/other/traces", "teacher=null"])
+    assert not config.needs_teacher
+    assert load_run_config(CONFIGS / "offline_kk_cpu.yaml").needs_teacher
+
+
+def test_the_teacher_s_engines_take_the_student_s_settings_where_they_have_none_of_their_own() -> None:
+    config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.rollout={max_response_tokens: 1024, workers: 3}", "rollout.threads=2"])
+    assert config.offline is not None
+    changed = {"max_response_tokens": 1024, "workers": 3}
+    assert config.offline.generator_of(config.rollout).model_dump() == {**config.rollout.model_dump(), **changed}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

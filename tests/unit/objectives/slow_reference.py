@@ -1,15 +1,21 @@
-"""Losses and gradients of the clipped objectives, one token at a time in Python floats: written from the paper's formulas, sharing no code with rlad."""
+"""Losses and gradients of the clipped objectives, one token at a time in Python floats: written from the paper's formulas, sharing no code with rlad.
+And the ragged batches that all objectives are tested on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from rlad.objectives import Extras
+
 Rows = Sequence[Sequence[float]]
+
+SUPPORT = 3
+"""Tokens of the teacher's support in ragged batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +36,21 @@ class Padded:
     teacher: Tensor
     advantages: Tensor
     mask: Tensor
+    extras: Extras = field(default_factory=Extras)
 
-    def arguments(self, *, policy: Tensor | None = None, with_teacher: bool = True) -> dict[str, Tensor | None]:
+    def arguments(self, *, policy: Tensor | None = None, with_teacher: bool = True) -> dict[str, Tensor | Extras | None]:
         return {
             "policy_logprobs": self.policy if policy is None else policy,
             "behaviour_logprobs": self.behaviour,
             "teacher_logprobs": self.teacher if with_teacher else None,
             "advantages": self.advantages,
             "mask": self.mask,
+            "extras": self.extras,
         }
 
 
 def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> Padded:
-    """Responses of these lengths; log ratios of standard deviation `spread`, so that every side of clip and clamp occurs."""
+    """Responses of these lengths; log ratios of standard deviation `spread`, so that every side of clip and clamp occurs; with all that options need."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max([*lengths, 1]))
 
@@ -50,13 +58,25 @@ def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> P
         return spread * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     behaviour = -2 * torch.rand(shape, generator=generator, dtype=torch.float64)
-    return Padded(
+    batch = Padded(
         policy=behaviour + noise(),
         behaviour=behaviour,
         teacher=behaviour + 2 * noise(),
         advantages=torch.randn(len(lengths), generator=generator, dtype=torch.float64),
         mask=torch.arange(shape[1]) < torch.tensor(lengths)[:, None],
     )
+    ours, theirs = (torch.randn((*shape, SUPPORT + 1), generator=generator, dtype=torch.float64).log_softmax(dim=-1) for _ in range(2))
+    extras = Extras(
+        sampler_logprobs=behaviour + noise(),
+        reference_logprobs=behaviour + noise(),
+        entropies=2 * torch.rand(shape, generator=generator, dtype=torch.float64),
+        is_imitated=(torch.rand(len(lengths), generator=generator) < 0.6)[:, None].expand(shape),
+        support_logprobs=ours[..., :-1],
+        teacher_support_logprobs=theirs[..., :-1],
+        teacher_tail_logprobs=theirs[..., -1],
+        progress=0.25,
+    )
+    return replace(batch, extras=extras)
 
 
 def token_value_and_slope(policy: float, behaviour: float, teacher: float, advantage: float, settings: Settings) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlad.errors import ContractError, TeacherScoresError
-from rlad.objectives import Objective, TrrdConfig, build_objective, check_missing_teacher
-from rlad.objectives.objective import TokenLosses, Tokens
+from rlad.objectives import Extras, Objective, TrrdConfig, build_objective, check_missing_teacher
+from rlad.objectives.objective import TokenLosses
+from rlad.objectives.tokens import Tokens
 
+from .configurations import EVERY_CONFIG
 from .slow_reference import Padded, ragged_batch
 
 CONFIGS: list[dict[str, Any]] = [
@@ -27,23 +29,40 @@ CONFIGS: list[dict[str, Any]] = [
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 GARBAGE = [*NOT_FINITE, 1e30, -1e30, 0.0]
 
-every_objective = pytest.mark.parametrize("config", CONFIGS, ids=str)
+clipped_objectives = pytest.mark.parametrize("config", CONFIGS, ids=str)
+every_objective = pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
 quick = settings(max_examples=25, derandomize=True, deadline=None)
 RAGGED = st.lists(st.integers(0, 7), min_size=1, max_size=6)
 SEEDS = st.integers(0, 2**31 - 1)
 
 
 def run(config: dict[str, Any], batch: Padded) -> tuple[Tensor, Tensor, dict[str, float]]:
-    policy = batch.policy.clone().requires_grad_()
-    output = build_objective(config)(**batch.arguments(policy=policy))
+    """Loss, its gradient with respect to all that the student says of a token, [B, T], and metrics."""
+    student = {"policy": batch.policy, "entropies": batch.extras.entropies, "support_logprobs": batch.extras.support_logprobs}
+    leaves = {name: column.clone().requires_grad_() for name, column in student.items() if column is not None}
+    extras = replace(batch.extras, **{name: leaf for name, leaf in leaves.items() if name != "policy"})
+    output = build_objective(config)(**(batch.arguments(policy=leaves["policy"]) | {"extras": extras}))
     output.loss.backward()
-    assert policy.grad is not None
-    return output.loss.detach(), policy.grad, output.metrics
+    gradient = torch.zeros_like(batch.policy)
+    for leaf in leaves.values():
+        if leaf.grad is not None:
+            gradient += leaf.grad if leaf.ndim == 2 else leaf.grad.sum(dim=-1)
+    return output.loss.detach(), gradient, output.metrics
 
 
 def with_garbage(column: Tensor, where: Tensor, seed: int, garbage: list[float]) -> Tensor:
     choice = torch.randint(len(garbage), column.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(where, torch.tensor(garbage, dtype=column.dtype)[choice], column)
+
+
+def garbage_in_extras(batch: Padded, where: Tensor, seed: int, garbage: list[float]) -> Extras:
+    columns = {each.name: getattr(batch.extras, each.name) for each in fields(batch.extras)}
+    spoiled = {
+        name: with_garbage(column, where if column.ndim == 2 else where[..., None].expand_as(column), seed, garbage)
+        for name, column in columns.items()
+        if isinstance(column, Tensor) and column.is_floating_point()
+    }
+    return replace(batch.extras, **spoiled)
 
 
 @every_objective
@@ -53,7 +72,9 @@ def test_what_stands_in_padding_changes_nothing(config: dict[str, Any], lengths:
     batch = ragged_batch(lengths, seed)
     columns = {name: with_garbage(getattr(batch, name), ~batch.mask, seed + i, GARBAGE) for i, name in enumerate(("policy", "behaviour", "teacher"))}
     loss, gradient, metrics = run(config, batch)
-    garbage_loss, garbage_gradient, garbage_metrics = run(config, replace(batch, **columns))
+    garbage_loss, garbage_gradient, garbage_metrics = run(
+        config, replace(batch, **columns, extras=garbage_in_extras(batch, ~batch.mask, seed, GARBAGE))
+    )
     assert math.isfinite(loss.item())
     assert torch.equal(garbage_loss, loss)
     assert torch.equal(garbage_gradient, gradient)
@@ -63,17 +84,20 @@ def test_what_stands_in_padding_changes_nothing(config: dict[str, Any], lengths:
 
 @every_objective
 def test_empty_responses_count_as_zero(config: dict[str, Any]) -> None:
-    """Two responses of which one is empty: half the loss of the other alone."""
+    """Two responses of which one is empty: half the loss of the other alone, but for a mean over tokens."""
     both = ragged_batch([0, 3], seed=2)
-    alone = replace(both, **{name: getattr(both, name)[1:] for name in ("policy", "behaviour", "teacher", "advantages", "mask")})
+    extras = {each.name: getattr(both.extras, each.name) for each in fields(both.extras)}
+    of_second = replace(both.extras, **{name: column[1:] for name, column in extras.items() if isinstance(column, Tensor)})
+    alone = replace(both, extras=of_second, **{name: getattr(both, name)[1:] for name in ("policy", "behaviour", "teacher", "advantages", "mask")})
     loss, gradient, _ = run(config, both)
     loss_alone, gradient_alone, _ = run(config, alone)
-    assert loss.item() == pytest.approx(loss_alone.item() / 2, rel=1e-12)
-    torch.testing.assert_close(gradient[1:], gradient_alone / 2, rtol=1e-12, atol=0)
+    share = 1 if config.get("aggregation") == "token_mean" else 2  # an empty response has no token to count
+    assert loss.item() == pytest.approx(loss_alone.item() / share, rel=1e-12)
+    torch.testing.assert_close(gradient[1:], gradient_alone / share, rtol=1e-12, atol=0)
     assert (gradient[0] == 0).all()
 
 
-@every_objective
+@clipped_objectives
 @pytest.mark.parametrize("shape", [(3, 4), (1, 0), (2, 1)])
 def test_batch_without_any_token_has_zero_loss_and_gradient(config: dict[str, Any], shape: tuple[int, int]) -> None:
     column = torch.full(shape, math.nan)
@@ -94,13 +118,18 @@ def test_a_token_without_a_log_probability_is_as_good_as_masked(config: dict[str
     is_used = column == "behaviour" or build_objective(config).config.uses_teacher
     loss, gradient, metrics = run(config, replace(batch, **{column: with_garbage(getattr(batch, column), missing, seed, NOT_FINITE)}))
     expected_loss, expected_gradient, _ = run(config, replace(batch, mask=batch.mask & ~missing) if is_used else batch)
-    assert torch.equal(loss, expected_loss)
-    assert torch.equal(gradient, expected_gradient)
+    if config.get("aggregation") == "token_mean" and is_used:  # its normaliser is counted before anything is known to be missing
+        share = (batch.mask & ~missing).sum().double().clamp(min=1) / batch.mask.sum().clamp(min=1)
+        torch.testing.assert_close(loss, expected_loss * share, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(gradient, expected_gradient * share, rtol=1e-12, atol=1e-15)
+    else:
+        assert torch.equal(loss, expected_loss)
+        assert torch.equal(gradient, expected_gradient)
     if is_used:
         assert metrics[f"objective/{column}_missing_tokens"] == (batch.mask & missing).sum().item()
 
 
-@every_objective
+@clipped_objectives
 @quick
 @given(lengths=RAGGED, seed=SEEDS, huge=st.sampled_from([0.5, 50.0, 1e4, 1e30]))
 def test_zero_advantage_gives_exactly_zero_gradient(config: dict[str, Any], lengths: list[int], seed: int, huge: float) -> None:
@@ -114,7 +143,7 @@ def test_zero_advantage_gives_exactly_zero_gradient(config: dict[str, Any], leng
     assert (gradient == 0).all()
 
 
-@every_objective
+@clipped_objectives
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("gap", [15.0, 60.0, 3e4])
 def test_no_ratio_overflows(config: dict[str, Any], dtype: torch.dtype, gap: float) -> None:
@@ -147,7 +176,7 @@ def test_beyond_the_limit_the_ratio_stays_and_gives_no_gradient() -> None:
     assert policy.grad.tolist() == [[pytest.approx(math.exp(19)), 0.0, 0.0]]
 
 
-@every_objective
+@clipped_objectives
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(config: dict[str, Any], dtype: torch.dtype) -> None:
     exact = ragged_batch([9, 4, 1, 6], seed=7, spread=0.3)
@@ -178,24 +207,35 @@ def test_packed_form_equals_the_padded_form(config: dict[str, Any], lengths: lis
     responses = torch.arange(len(lengths))[:, None].expand_as(batch.mask)[batch.mask]
     sizes = torch.tensor(lengths, dtype=torch.float64)
     # Every token is followed by one of weight 0 that holds garbage, as prompt positions may.
-    columns = {name: getattr(batch, name)[batch.mask] for name in ("policy", "behaviour", "teacher")}
-    columns |= {"advantages": batch.advantages[responses], "weights": 1 / (len(lengths) * sizes[responses])}
+    columns = {name: getattr(batch, name)[batch.mask] for name in ("policy", "behaviour", "teacher")} | {"advantages": batch.advantages[responses]}
+    extras = {each.name: getattr(batch.extras, each.name) for each in fields(batch.extras)}
+    columns |= {name: column[batch.mask] for name, column in extras.items() if isinstance(column, Tensor)}
     packed = {
-        name: torch.stack([column, torch.full_like(column, math.nan)], dim=1).flatten() for name, column in columns.items() if name != "weights"
+        name: torch.stack([column, torch.full_like(column, math.nan if column.is_floating_point() else 1)], dim=1).flatten(0, 1)
+        for name, column in columns.items()
     }
-    weights = torch.stack([columns["weights"], torch.zeros_like(columns["weights"])], dim=1).flatten()
-    policy = packed["policy"].requires_grad_()
+    weight = {
+        "response_mean": 1 / (len(lengths) * sizes[responses]),
+        "token_mean": torch.full_like(sizes[responses], 1 / max(1, sum(lengths))),
+        "fixed_length": torch.full_like(sizes[responses], 1 / (len(lengths) * config.get("fixed_length", 1))),
+    }[config.get("aggregation", "response_mean")]
+    leaves = {name: packed[name].requires_grad_() for name in ("policy", "entropies", "support_logprobs")}
     output = build_objective(config).packed(
-        policy_logprobs=policy,
+        policy_logprobs=packed["policy"],
         behaviour_logprobs=packed["behaviour"],
         teacher_logprobs=packed["teacher"],
         advantages=packed["advantages"],
-        weights=weights,
+        weights=torch.stack([weight, torch.zeros_like(weight)], dim=1).flatten(),
+        extras=replace(batch.extras, **{name: packed[name] for name in extras if name in packed}),
     )
     output.loss.backward()
+    packed_gradient = torch.zeros_like(packed["policy"])
+    for leaf in leaves.values():
+        if leaf.grad is not None:
+            packed_gradient += leaf.grad if leaf.ndim == 1 else leaf.grad.sum(dim=-1)
     assert output.loss.item() == pytest.approx(loss.item(), rel=1e-12, abs=1e-14)
-    torch.testing.assert_close(policy.grad[::2], gradient[batch.mask], rtol=1e-12, atol=0)
-    assert (policy.grad[1::2] == 0).all()
+    torch.testing.assert_close(packed_gradient[::2], gradient[batch.mask], rtol=1e-12, atol=1e-14)
+    assert (packed_gradient[1::2] == 0).all()
     assert output.metrics == pytest.approx(metrics, rel=1e-12)
 
 

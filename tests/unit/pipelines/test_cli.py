@@ -13,6 +13,7 @@ from rlad.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
 SMOKE = "configs/smoke_cpu.yaml"
+OFFLINE = "configs/offline_kk_cpu.yaml"
 
 
 def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,9 +27,15 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("run", SMOKE, "objective.alhpa=0.3"), "did you mean `alpha`"),
         (("run", SMOKE, "student.path=/nowhere", "--run-dir", "{tmp}/run"), "/nowhere"),
         (("plan", SMOKE, "rollout.workers=99"), "too few CPUs"),
+        (("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"), "no method alpha-2: there are grpo, alpha-0.1"),
+        (("compare", SMOKE), "base: required"),
+        (("eval", "{tmp}", "--config", "configs/eval_math.yaml", "--sets", "aime"), "no evaluation set aime"),
+        (("eval", "{tmp}", "--config", SMOKE, "--output", "README.md"), "README.md is a file"),
         (("ledger", "{tmp}"), "no ledger at"),
         (("report", "{tmp}"), "no run at"),
         (("pretrain", "chess"), "chess"),
+        (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
+        (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -60,7 +67,7 @@ def test_the_ledger_s_status_tells_whether_the_history_is_whole(tmp_path: Path) 
 
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
-    for command in ("run", "plan", "pretrain", "eval", "report", "ledger"):
+    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger"):
         assert command in text
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from pipelines.cluster import Resources
 from pipelines.plan import GIB, ModelShape, Plan, engine_gib, learner_gib, make_plan
-from rlad.config import LearnerConfig, load_run_config
+from rlad.config import LearnerConfig, RunConfig, load_run_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 CPU_MACHINE = Resources(cpus=2, gpus=0)
@@ -90,6 +90,22 @@ def test_a_cluster_that_is_too_small_is_refused_with_what_each_pool_asks(qwen: d
     assert "need 8 (rollout 4, learner 2, teacher 2), the cluster has 4" in problem
 
 
+def test_an_offline_run_needs_room_for_generation_and_for_training_but_not_for_both_at_once(qwen: dict[str, Path]) -> None:
+    """Generation: 2 engines on 4 GPUs each; training: 4 rollout GPUs and 2 of the learner."""
+    base = load_run_config(
+        CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['32B']}", "prompts.count=64", BYTES]
+    )
+    offline = {"rollout": {"workers": 2, "tensor_parallel": 4, "gpus_per_worker": 4}}
+    config = RunConfig.model_validate({**base.model_dump(), "objective": {"name": "sft"}, "offline": offline})
+    assert errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=80)) == []
+    (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=7), gpu_memory_gib=80))
+    assert "need 8 (teacher 8), the cluster has 7" in problem
+    reused = RunConfig.model_validate({**config.model_dump(), "offline": {"traces": "elsewhere"}})
+    assert errors(make_plan(reused, Resources(cpus=256, gpus=6), gpu_memory_gib=80)) == []
+    (problem,) = errors(make_plan(reused, Resources(cpus=256, gpus=5), gpu_memory_gib=80))
+    assert "need 6 (rollout 4, learner 2), the cluster has 5" in problem
+
+
 def test_a_teacher_too_large_for_its_gpus_is_refused(qwen: dict[str, Path]) -> None:
     config = load_run_config(
         CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['32B']}", "prompts.count=64", BYTES]
@@ -103,6 +119,30 @@ def test_different_vocabularies_are_refused(qwen: dict[str, Path], tmp_path: Pat
     config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", f"teacher.path={other}", "prompts.count=64", BYTES])
     (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=80))
     assert "different vocabularies" in problem
+
+
+def test_several_teachers_are_all_placed_sized_and_compared(qwen: dict[str, Path], tmp_path: Path) -> None:
+    other = write_shape(tmp_path / "other", hidden=1024, layers=2, feed_forward=64, heads=8, tied=True, other_vocabulary=True)
+    overrides = [
+        f"student.path={qwen['0.6B']}",
+        "teacher=null",
+        f"teachers.small={{path: {qwen['8B']}, gpus_per_replica: 1, replicas: 2}}",
+        f"teachers.large={{path: {qwen['32B']}, gpus_per_replica: 1}}",
+        f"teachers.foreign={{path: {other}, gpus_per_replica: 1}}",
+        "teacher_routes.knights_knaves={small: 1, large: 2}",
+        "prompts.count=64",
+        BYTES,
+    ]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", overrides)
+    plan = make_plan(config, Resources(cpus=256, gpus=16), gpu_memory_gib=40)
+    pools = {pool.pool: pool for pool in plan.pools}
+    assert {"teacher-small", "teacher-large", "teacher-foreign"} <= pools.keys()
+    assert (pools["teacher-small"].workers, pools["teacher-small"].resources.gpus) == (2, 2)
+    problems = errors(plan)
+    assert len(problems) == 3, problems
+    assert "student and teacher-foreign have different vocabularies" in problems[0]
+    assert "no prompt is for teacher foreign" in problems[1]
+    assert "a teacher-large worker needs about 6" in problems[2]
 
 
 def test_a_model_that_is_not_there_is_named() -> None:

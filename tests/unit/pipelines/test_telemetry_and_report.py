@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipelines.progress import accuracy_table, step_line
+from pipelines.progress import RunProgress, accuracy_table, step_line
 from pipelines.report import write_report
 from pipelines.run_directory import RunDirectory, read_json_lines
 from pipelines.telemetry import Telemetry
@@ -27,7 +27,7 @@ SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 def evaluation(solved: int) -> EvaluationSummary:
     return summarise(
         [
-            PromptResult(prompt_id=str(index), group=str(2 + index % 2), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
+            PromptResult(prompt_id=str(index), groups=(str(2 + index % 2),), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
             for index in range(10)
         ]
     )
@@ -98,6 +98,18 @@ def test_the_report_is_one_page_that_needs_nothing_else(run: RunDirectory) -> No
         ElementTree.fromstring(drawing)
 
 
+def test_the_report_of_an_offline_run_shows_its_loss_and_no_reward(run: RunDirectory) -> None:
+    telemetry = Telemetry(run, start_step=0)
+    for step in (1, 2):
+        times = {name: value for name, value in step_metrics(step).items() if name.startswith("time/")}
+        telemetry.record_step(step, {**times, "learner/loss": 1 / step, "learner/gradient_norm": 1.0, "traces/response_tokens_mean": 40.0})
+    telemetry.close()
+    write_report(run)
+    page = run.report.read_text()
+    assert "Trace length (tokens)" in page
+    assert "Training reward" not in page
+
+
 def test_a_report_of_a_run_that_recorded_nothing_is_refused(run: RunDirectory) -> None:
     with pytest.raises(RunDirectoryError, match="nothing to report yet"):
         write_report(run)
@@ -106,6 +118,21 @@ def test_a_report_of_a_run_that_recorded_nothing_is_refused(run: RunDirectory) -
 def test_the_progress_line_says_where_the_time_goes() -> None:
     line = step_line(step_metrics(5), accuracy=0.61)
     assert line == "reward 0.50  accuracy 61.0%  1,234 tok/s  4.0 s = generate 50% score 10% learn 30% weights 10%"
+
+
+def test_the_progress_line_of_an_offline_run_says_its_loss() -> None:
+    times = {name: value for name, value in step_metrics(5).items() if name.startswith("time/")}
+    line = step_line({**times, "learner/loss": 0.1234, "traces/tokens_per_s": 5678.0}, accuracy=None)
+    assert line == "loss 0.123  5,678 tok/s  4.0 s = generate 50% score 10% learn 30% weights 10%"
+
+
+def test_a_phase_that_counts_prints_a_line_each_tenth_where_nobody_watches() -> None:
+    console = Console(width=100, file=io.StringIO())
+    with RunProgress(console, total_steps=0) as progress, progress.phase("making traces", total=25) as phase:
+        for number in range(1, 26):
+            phase.advance(f"{number} accepted")
+    lines = [line for line in console.file.getvalue().splitlines() if "accepted" in line]  # type: ignore[attr-defined]
+    assert [line.split()[2] for line in lines] == [f"{number}/25" for number in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)]
 
 
 def test_the_table_compares_before_and_after_by_group() -> None:

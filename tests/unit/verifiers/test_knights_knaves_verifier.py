@@ -243,3 +243,21 @@ def test_time_to_judge_grows_with_the_length_of_a_response_not_its_square(hostil
         judge(response)
         COMPACT.verify(response, "TFT")
         assert time.monotonic() - started < 2  # about 0.05 s; the square would be minutes
+
+
+@pytest.mark.parametrize(
+    ("form", "response", "answer"),
+    [
+        ("sentences", "<answer>(1) Zoey is a knight\n(2) Liam is a knave</answer>", "liam: knave, zoey: knight"),
+        ("sentences", "<think>no</think><answer>**Liam**: Knave, and Zoey → knight.</answer>", "liam: knave, zoey: knight"),
+        ("sentences", "<answer>Zoey is a knight, Zoey is a knave</answer>", None),
+        ("sentences", "<answer>I cannot tell</answer>", None),
+        ("sentences", "Zoey is a knight, Liam is a knave", None),
+        ("compact", "TT:FxTF:TF=TF$", "TF"),
+        ("compact", "T F = T F", "TF"),
+        ("compact", "TF=TF=FT$", None),
+        ("compact", "TFTF", None),
+    ],
+)
+def test_equal_answers_have_one_spelling(form: str, response: str, answer: str | None) -> None:
+    assert build_verifier({"name": "knights_knaves", "form": form}).answer_of(response) == answer

@@ -226,3 +226,22 @@ def test_the_verdicts_are_the_same_in_judges_that_work_at_once(aime_responses: l
     for judge in judges:
         judge.close()
     assert judged == [[float(response.is_correct) for response in responses]] * 3
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"\boxed{\frac{2}{4}}", "1/2"),
+        (r"\boxed{0.5}", "1/2"),
+        (r"\boxed{50\%}", "1/2"),
+        (r"\boxed{\sqrt{8}}", "2*sqrt(2)"),
+        (r"\boxed{1+x^2}", "x**2 + 1"),
+        (r"<think>\boxed{97}</think> it is \boxed{96}", "96"),
+        (r"\boxed{\text{East}}", "east"),
+        ("The answer is 97. I tried 96.", "97"),
+        ("it is clear", None),
+        (r"<think>\boxed{97}", None),
+    ],
+)
+def test_equal_answers_have_one_spelling(response: str, answer: str | None) -> None:
+    assert VERIFIER.answer_of(response) == answer

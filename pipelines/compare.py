@@ -1,0 +1,186 @@
+"""`rlad compare`: several methods over several seeds from one start, on one cluster, and what the difference between them is worth."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from pipelines.cluster import connected
+from pipelines.comparison_report import cost_table, result_table, write_drawings, write_page
+from pipelines.distill import distill
+from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
+from rlad.comparison import ALL, Cost, Difference, RunRecord, Spread, accuracy_spreads, costs, curves, differences
+from rlad.config import EvaluationConfig
+from rlad.config.comparison import CompareConfig, Comparison, PlannedRun
+from rlad.errors import RunDirectoryError
+from rlad.evaluation import EvaluationSummary
+
+
+class ComparisonDirectory:
+    """Paths of a comparison; its runs are directories in it, `METHOD-seedN`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).expanduser().resolve()
+
+    config = property(lambda self: self.path / "compare.yaml")
+    figures = property(lambda self: self.path / "compare.json")
+    page = property(lambda self: self.path / "compare.html")
+    lock = property(lambda self: self.path / ".lock")
+
+    def run(self, planned: PlannedRun) -> RunDirectory:
+        return RunDirectory(self.path / planned.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonResult:
+    """What the runs say.
+
+    Attributes:
+        group_by: what the table's columns are.
+        accuracy: after training, by method and column; `start` is every method's start.
+        costs: by method.
+        differences: every method against the first.
+        records: the runs themselves.
+    """
+
+    config: CompareConfig
+    evaluation: EvaluationConfig
+    accuracy: dict[str, dict[str, Spread]]
+    costs: dict[str, Cost]
+    differences: list[Difference]
+    records: list[RunRecord]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For compare.json: everything but single prompts and steps."""
+        return {
+            "name": self.config.name,
+            "methods": {name: method.overrides for name, method in self.config.methods.items()},
+            "seeds": self.config.seeds,
+            "margin": self.config.margin,
+            "prompts": self.records[0].final.overall.prompts,
+            "samples": self.records[0].final.overall.samples,
+            "group_by": self.evaluation.group_by,
+            "accuracy": {name: {column: asdict(spread) for column, spread in row.items()} for name, row in self.accuracy.items()},
+            "curve": {name: {step: asdict(spread) for step, spread in curve.items()} for name, curve in curves(self.records, ALL).items()},
+            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
+            "differences": [{**asdict(difference), "sentence": difference.sentence()} for difference in self.differences],
+            "runs": [
+                {"method": run.method, "seed": run.seed, "start": run.start.overall.mean, "final": run.final.overall.mean} for run in self.records
+            ],
+        }
+
+
+def compare(comparison: Comparison, directory: ComparisonDirectory, *, resume: bool, console: Console) -> ComparisonResult:
+    """Run what is not run yet, then write compare.json, compare.html and the drawings, and print the tables.
+
+    Raises:
+        RunDirectoryError: the directory holds something and `resume` is off, or another process works in it.
+        RladError: a run failed; the finished ones are kept, and `resume` continues.
+    """
+    if directory.path.exists() and any(directory.path.iterdir()) and not resume:
+        raise RunDirectoryError(f"{directory.path} is not empty: continue the comparison in it with --resume, or choose another --run-dir")
+    directory.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunDirectoryError(f"another comparison is running in {directory.path}") from error
+    with lock:
+        write_atomically(directory.config, yaml.safe_dump(comparison.config.model_dump(mode="json"), sort_keys=False))
+        _run_all(comparison, directory, console)
+        result = analyse(comparison, directory)
+        write_atomically(directory.figures, json.dumps(result.as_dict(), indent=2) + "\n")
+        drawings = write_drawings(result, directory.path)
+        write_page(result, drawings, directory.page)
+    console.print(result_table(result))
+    console.print(cost_table(result))
+    for difference in result.differences:
+        console.print(difference.sentence(), highlight=False)
+    console.print(f"report: {directory.page}", soft_wrap=True, highlight=False)
+    return result
+
+
+def analyse(comparison: Comparison, directory: ComparisonDirectory) -> ComparisonResult:
+    """Read the finished runs and compare them.
+
+    Raises:
+        ContractError: runs that cannot be paired.
+    """
+    records = [_record(planned, directory.run(planned)) for planned in comparison.runs]
+    return ComparisonResult(
+        config=comparison.config,
+        evaluation=comparison.runs[0].config.evaluation,
+        accuracy=accuracy_spreads(records),
+        costs=costs(records),
+        differences=differences(records, margin=comparison.config.margin),
+        records=records,
+    )
+
+
+def is_finished(planned: PlannedRun, run: RunDirectory) -> bool:
+    """Whether a run has nothing left to do.
+
+    Raises:
+        ConfigError: the directory holds a run with other settings.
+    """
+    if not run.config.exists():
+        return False
+    with run.hold(planned.config, resume=True):
+        return run.export.is_dir() and all(run.evaluation_at(step) is not None for step in (0, planned.config.training.steps))
+
+
+def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Console) -> None:
+    unfinished = [planned for planned in comparison.runs if not is_finished(planned, directory.run(planned))]
+    total = len(comparison.runs)
+    console.print(f"{total} runs, {total - len(unfinished)} finished before", highlight=False)
+    with ExitStack() as closing:
+        if unfinished:
+            closing.enter_context(connected(unfinished[0].config.cluster))
+        for number, planned in enumerate(unfinished, start=total - len(unfinished) + 1):
+            start = time.monotonic()
+            console.rule(f"{planned.name}, run {number} of {total}")
+            run = directory.run(planned)
+            _share_start(planned, run, comparison, directory)
+            _run_one(planned, run, console)
+            console.print(f"{planned.name} took {time.monotonic() - start:.0f} s", highlight=False)
+
+
+def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:
+    # Traces of the teacher first, then training on them: a pipeline of its own, with the same arguments.
+    is_offline = str(planned.config.objective.name) == "sft"
+    pipeline = importlib.import_module("pipelines.offline").offline if is_offline else distill
+    pipeline(planned.config, run, resume=run.config.exists(), console=console)
+
+
+def _share_start(planned: PlannedRun, run: RunDirectory, comparison: Comparison, directory: ComparisonDirectory) -> None:
+    """Take over the start's evaluation from another run of the seed: the same student, prompts and sampling, so the same question asked again."""
+    if run.evaluation_at(0) is not None:
+        return
+    for other in comparison.runs:
+        shares = other.seed == planned.seed and other.config.rollout == planned.config.rollout
+        if not shares or other.method == planned.method:
+            continue
+        for line in read_json_lines(directory.run(other).evaluations):
+            if line["step"] == 0:
+                with run.hold(planned.config, resume=True):
+                    write_atomically(run.evaluations, json.dumps({**line, "taken_from": other.name}) + "\n")
+                return
+
+
+def _record(planned: PlannedRun, run: RunDirectory) -> RunRecord:
+    return RunRecord(
+        method=planned.method,
+        seed=planned.seed,
+        steps=read_json_lines(run.metrics),
+        evaluations={line["step"]: EvaluationSummary.from_dict(line) for line in read_json_lines(run.evaluations)},
+        uses_teacher=planned.config.objective.uses_teacher,
+    )

@@ -1,0 +1,255 @@
+"""What every training run shares, wherever its groups come from: the learner and its broker, the steps, evaluation, records, and the way to the result.
+
+A kind of run is a subclass of `TrainingRun` that says how one group of a step reaches the broker; nothing else is open.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.broker import ExperienceBroker, PartPolicy, StepReport
+from actors.learner import LearnerGroup
+from pipelines.cluster import connected, require_room
+from pipelines.evaluate import evaluate, require_group_key
+from pipelines.model_card import write_model_card
+from pipelines.pools import Pools, open_pools
+from pipelines.progress import RunProgress, accuracy_table
+from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
+from pipelines.report import write_report
+from pipelines.run_directory import RunDirectory
+from pipelines.step_metrics import FollowedGroup, StepTimes, step_metrics
+from pipelines.telemetry import Telemetry
+from pipelines.waiting import poll, together, unless, within
+from rlad.config import RunConfig
+from rlad.data.prompts import PromptOrder
+from rlad.errors import ConfigError, RunDirectoryError
+from rlad.evaluation import EvaluationSummary
+
+_BROKER_TIMEOUT_S = 60.0
+
+Train = Callable[[RunProgress], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to: the evaluations of the student before and after."""
+
+    run: RunDirectory
+    before: EvaluationSummary
+    after: EvaluationSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """What an epoch goes through, an entry a group.
+
+    Attributes:
+        fingerprint: of its content; part of every group's name.
+        prompt_ids: the prompt of each entry.
+        group_size: responses in each group.
+    """
+
+    fingerprint: str
+    prompt_ids: Sequence[str]
+    group_size: int
+
+
+def require_kind(config: RunConfig, *, offline: bool) -> None:
+    """Refuse a configuration of the other kind of run.
+
+    Raises:
+        ConfigError: which command it is for.
+    """
+    if offline and config.offline is None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the student's own responses: start it with `rlad run`, not `rlad offline`")
+    if not offline and config.offline is not None:
+        raise ConfigError(f"objective {config.objective.name!r} trains on the teacher's traces: start it with `rlad offline`, not `rlad run`")
+
+
+def prepare_evaluation(config: RunConfig, student: str, training: EncodedPrompts) -> EncodedPrompts:
+    """The evaluation's prompts, which must not be trained on."""
+    prompts = prepare_prompts(config.evaluation.prompts, config, student)
+    require_disjoint(training, prompts)
+    require_group_key(prompts, config.evaluation)
+    return prompts
+
+
+def complete(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
+    """Bring a run to its result: what `train` does on a cluster, unless it was done before, then report and model card.
+
+    Raises:
+        RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
+    """
+    result = finished_result(config, run)
+    if result is not None:
+        console.print(f"[green]✓[/] this run is finished: {config.training.steps} steps", highlight=False)
+    else:
+        result = _run_on_cluster(config, run, console, train)
+    write_report(run)
+    write_model_card(run, before=result.before, after=result.after)
+    columns = {"before": result.before, "after": result.after}
+    console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_label))
+    console.print(f"student: {run.export}\nreport:  {run.report}", soft_wrap=True, highlight=False)
+    return result
+
+
+def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
+    """The result of a run that has nothing left to do; None otherwise."""
+    before, after = (run.evaluation_at(step) for step in (0, config.training.steps))
+    return RunResult(run=run, before=before, after=after) if before and after and run.export.is_dir() else None
+
+
+def _run_on_cluster(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
+    with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
+        require_room(config, resources, "the cluster")
+        asyncio.run(train(progress))
+    result = finished_result(config, run)
+    if result is None:
+        raise RunDirectoryError(f"{run.path} does not hold what the run has just written: was it changed meanwhile?")
+    return result
+
+
+def run_id_of(config: RunConfig, run: RunDirectory) -> str:
+    """Names Ray actors, Serve applications and shared memory: two runs of one name in two directories must not meet."""
+    return f"{config.name}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:8]}"
+
+
+class TrainingRun(abc.ABC):
+    """One training run, from its pools' start to the student's export. Subclasses say where the groups of a step come from."""
+
+    def __init__(
+        self, config: RunConfig, run: RunDirectory, training_set: TrainingSet, evaluation_prompts: EncodedPrompts, progress: RunProgress
+    ) -> None:
+        self._config, self._run, self._progress = config, run, progress
+        self._training_set, self._evaluation_prompts = training_set, evaluation_prompts
+        self._order = PromptOrder(len(training_set.prompt_ids), seed=config.seed)
+        self._run_id = run_id_of(config, run)
+        self._next_turn = 0
+        self._dropped: list[FollowedGroup] = []  # of the present step: sampled, found to have nothing to teach, replaced by others
+        self._broker: Any = None
+        self._pools: Pools
+        self._telemetry: Telemetry
+        self._accuracy: float | None = None
+
+    @abc.abstractmethod
+    async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
+        """Bring one group of a step to the broker, or others in its place if it is dropped.
+
+        Args:
+            uid: the group's name.
+            attempt: its current attempt, as the ledger says.
+            record: its entry of the training set.
+        """
+
+    async def run(self) -> None:
+        config = self._config
+        policy = PartPolicy(
+            ranks=config.learner.ranks,
+            token_budget=config.learner.micro_batch_tokens,
+            skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
+            skip_truncated=config.learner.truncated == "mask",
+            counts_tokens=config.objective.aggregation == "token_mean",
+        )
+        self._broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(self._run.ledger), policy, self._training_set.group_size)
+        learner = LearnerGroup(config, run_dir=self._run.path, broker=self._broker, run_id=self._run_id)
+        learner.start()
+        try:
+            await unless(learner.wait(), self._run_with(learner))
+        except BaseException as error:
+            await self._tell("stop", f"the driver ended: {type(error).__name__}")
+            raise
+        finally:
+            await learner.close()
+
+    async def _run_with(self, learner: LearnerGroup) -> None:
+        config, total = self._config, self._config.training.steps
+        async with AsyncExitStack() as closing:
+            teachers = "teachers, " if config.scoring_pools else ""
+            with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
+                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
+                started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
+            self._next_turn = await self._tell("reopen", started.version)
+            self._telemetry = Telemetry(self._run, start_step=started.version)
+            closing.callback(self._telemetry.close)
+
+            await self._pools.rollout.update_weights(started.publications[0])
+            for step in range(started.version, total):
+                await self._evaluate_if_due(step)
+                await self._train(step)
+            with self._progress.phase("exporting the student"):
+                await within(learner.wait(), deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
+            await self._evaluate_if_due(total)
+
+    async def _train(self, step: int) -> None:
+        """One step: issue its groups, follow each to the broker, and hand the weights that the learner makes of them to the samplers."""
+        training = self._config.training
+        started_at = time.time()
+        groups = [self._take_turn() for _ in range(training.prompts_per_step)]
+        size = training.prompts_per_step // training.updates_per_step
+        named = [(uid, self._training_set.prompt_ids[record]) for uid, record in groups]
+        attempts = await self._tell("open_step", step, [named[start : start + size] for start in range(0, len(named), size)])
+        self._dropped = []
+        kept = await together(*(self._bring(step, uid, attempts[uid], record) for uid, record in groups))
+        report = await self._poll(
+            "wait_finished", step, deadline_s=self._config.learner.step_timeout_s, waiting_for=f"the learner to finish step {step}"
+        )
+        trained_at = time.time()
+        await self._pools.rollout.update_weights(report.publications[0])
+        times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=time.time())
+        self._record(step, [*kept, *self._dropped], times, report)
+
+    def _take_turn(self) -> tuple[str, int]:
+        """The next group's name, and its entry of the training set."""
+        epoch, position, record = self._order.turn(self._next_turn)
+        self._next_turn += 1
+        return f"{self._training_set.fingerprint}:{epoch}:{position}", record
+
+    async def _evaluate_if_due(self, step: int) -> None:
+        """Evaluate the policy that stands after `step` trained steps: before the first, after the last, and every so many between."""
+        every, total = self._config.evaluation.every_steps, self._config.training.steps
+        is_due = step in (0, total) or (every and step % every == 0)
+        if not is_due or self._run.evaluation_at(step) is not None:
+            return
+        start = time.time()
+        with self._progress.phase(f"evaluating after step {step}", total=len(self._evaluation_prompts.records)) as phase:
+            summary = await evaluate(
+                self._pools.rollout,
+                self._pools.verifiers,
+                self._evaluation_prompts,
+                self._config,
+                label=f"step-{step}",
+                on_prompt=phase.advance,
+            )
+        self._accuracy = summary.overall.mean
+        self._telemetry.add_span("evaluation", f"step {step}", start, time.time())
+        self._telemetry.record_evaluation(step, summary, time.time() - start)
+
+    def _record(self, step: int, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> None:
+        metrics = self._metrics(groups, times, report)
+        self._telemetry.record_step(step + 1, metrics)
+        for group in groups:
+            self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)
+            self._telemetry.add_span("scoring", group.sampled.uid, group.sampled_at, group.scored_at)
+        self._telemetry.add_span("learner (exposed)", f"step {step}", max(group.scored_at for group in groups), times.trained_at)
+        self._telemetry.add_span("weights", f"version {step + 1}", times.trained_at, times.weights_at)
+        self._progress.step(step + 1, metrics, self._accuracy)
+
+    def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
+        return step_metrics(groups, times, report.metrics)
+
+    async def _tell(self, method: str, *arguments: object) -> Any:
+        """Call the broker."""
+        return await within(getattr(self._broker, method).remote(*arguments), deadline_s=_BROKER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+
+    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> StepReport:
+        return await poll(lambda: self._tell(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)

@@ -1,0 +1,162 @@
+"""The traces that one run trains on: its own copy, read by memory map, so that any number of them costs no memory.
+
+A copy, because a folder of traces may be moved or made anew between a run's start and its resumption; and in Arrow's own file form, because parquet
+cannot give a single row without decoding its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from rlad.contracts import Array, Outcome
+from rlad.errors import DataError
+
+_COLUMNS = ["prompt_position", "trace_index", "response_ids", "behaviour_logprobs", "reward", "outcome"]
+_SCHEMA = pa.schema(
+    [
+        ("prompt_position", pa.int32()),
+        ("trace_index", pa.int32()),
+        ("response_ids", pa.list_(pa.int32())),
+        ("behaviour_logprobs", pa.list_(pa.float32())),
+        ("reward", pa.float32()),
+        ("outcome", pa.uint8()),
+        ("digest", pa.uint64()),
+    ]
+)
+_SMALL = ("prompt_position", "trace_index", "reward", "outcome", "digest")
+_OUTCOMES = {outcome.name.lower(): int(outcome) for outcome in Outcome}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTrace:
+    """One trace, N tokens. The arrays are views of the file.
+
+    Attributes:
+        prompt_position: which prompt of the data set it answers.
+        response_ids: int32 [N].
+        behaviour_logprobs: float32 [N], of the teacher that sampled it.
+    """
+
+    prompt_position: int
+    trace_index: int
+    response_ids: Array
+    behaviour_logprobs: Array
+    reward: float
+    outcome: Outcome
+
+
+def write_training_traces(parts: Sequence[Path], target: Path, *, max_prompts: int | None, max_accepted_per_prompt: int | None) -> None:
+    """Copy the traces of `parts` (see `trace_files`) to `target`, which appears whole or not at all. One part is in memory at a time.
+
+    Args:
+        max_prompts: take traces of the first so many prompts of the data set only.
+        max_accepted_per_prompt: take so many of each prompt, those of the lowest index.
+    """
+    partial = target.with_name(f".partial-{target.name}")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
+        for part in parts:
+            table = pq.read_table(part, columns=_COLUMNS)
+            positions, indices = (table.column(name).to_numpy() for name in ("prompt_position", "trace_index"))
+            rows = _chosen(positions, indices, max_prompts=max_prompts, max_accepted_per_prompt=max_accepted_per_prompt)
+            chosen = table.take(pa.array(rows)).combine_chunks()
+            if len(rows):
+                file.write_batch(_batch(chosen))
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(target)
+
+
+def _chosen(positions: Array, indices: Array, *, max_prompts: int | None, max_accepted_per_prompt: int | None) -> Array:
+    """Rows to take, by prompt and index. All traces of a prompt are in one part."""
+    order = np.lexsort((indices, positions))
+    positions = positions[order]
+    starts = np.searchsorted(positions, positions, side="left")
+    is_chosen = np.ones(len(order), bool)
+    if max_prompts is not None:
+        is_chosen &= positions < max_prompts
+    if max_accepted_per_prompt is not None:
+        is_chosen &= np.arange(len(order)) - starts < max_accepted_per_prompt
+    rows: Array = order[is_chosen]
+    return rows
+
+
+def _batch(table: Any) -> Any:
+    columns = {name: table.column(name).combine_chunks() for name in _COLUMNS}
+    outcomes = [_OUTCOMES[name] for name in columns.pop("outcome").to_pylist()]
+    tokens = _Lists(columns["response_ids"])
+    digests = [xxhash.xxh3_64_intdigest(tokens[row].tobytes()) for row in range(table.num_rows)]
+    arrays = {**columns, "outcome": pa.array(outcomes, pa.uint8()), "digest": pa.array(digests, pa.uint64())}
+    return pa.RecordBatch.from_arrays([arrays[name] for name in _SCHEMA.names], schema=_SCHEMA)
+
+
+class TrainingTraces:
+    """The traces of a run, by prompt and index, however their parts were ordered."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            DataError: there is no trace in the file.
+        """
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        if not batches:
+            raise DataError(f"{path} holds no trace")
+        self._tokens = [_Lists(batch.column("response_ids")) for batch in batches]
+        self._logprobs = [_Lists(batch.column("behaviour_logprobs")) for batch in batches]
+        small = {name: np.concatenate([batch.column(name).to_numpy() for batch in batches]) for name in _SMALL}
+        order = np.lexsort((small["trace_index"], small["prompt_position"]))
+        self._small = {name: column[order] for name, column in small.items()}
+        starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._batch = np.searchsorted(starts, order, side="right") - 1
+        self._row = order - starts[self._batch]
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, index: int) -> TrainingTrace:
+        batch, row = self._batch[index], int(self._row[index])
+        small = {name: column[index].item() for name, column in self._small.items()}
+        return TrainingTrace(
+            prompt_position=small["prompt_position"],
+            trace_index=small["trace_index"],
+            response_ids=self._tokens[batch][row],
+            behaviour_logprobs=self._logprobs[batch][row],
+            reward=small["reward"],
+            outcome=Outcome(small["outcome"]),
+        )
+
+    @property
+    def prompt_positions(self) -> Array:
+        """int32, of each trace."""
+        positions: Array = self._small["prompt_position"]
+        return positions
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of which prompts the traces answer, and of their tokens."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in ("prompt_position", "trace_index", "digest"):
+            digest.update(np.ascontiguousarray(self._small[name]).tobytes())
+        return digest.hexdigest()
+
+
+class _Lists:
+    """The lists of a column as views of its values."""
+
+    def __init__(self, column: Any) -> None:
+        self._values: Array = column.values.to_numpy(zero_copy_only=True)
+        self._offsets: Array = column.offsets.to_numpy(zero_copy_only=True)
+
+    def __getitem__(self, row: int) -> Array:
+        view: Array = self._values[self._offsets[row] : self._offsets[row + 1]]
+        return view

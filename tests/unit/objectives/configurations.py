@@ -1,0 +1,30 @@
+"""One configuration of every objective, estimator and option: what holds for all is tested on all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EVERY_CONFIG: list[dict[str, Any]] = [
+    {"name": "grpo"},
+    {"name": "trrd"},
+    {"name": "trrd", "teacher_clamp_gradient": "straight_through"},
+    {"name": "trrd", "alpha": 1.0},
+    {"name": "kdrl", "beta": 0.3},
+    {"name": "kdrl", "beta": 0.3, "estimator": "k1_reward"},
+    {"name": "kdrl", "beta": 0.3, "estimator": "k3", "beta_end": 0.1, "imitate": "response"},
+    {"name": "kdrl", "beta": 0.3, "estimator": "topk", "top_k": 3},
+    {"name": "kdrl", "beta": 0.3, "estimator": "full", "imitate": "group", "beta_end": 0.0, "beta_schedule": "cosine"},
+    {"name": "opd"},
+    {"name": "opd", "estimator": "k2"},
+    {"name": "opd", "estimator": "topk", "top_k": 3},
+    {"name": "sft"},
+    {"name": "grpo", "dual_clip": 1.5},
+    {"name": "grpo", "mismatch": "truncate", "mismatch_cap": 1.3},
+    {"name": "trrd", "mismatch": "mask", "mismatch_cap": 1.3},
+    {"name": "trrd", "reference_kl": 0.2},
+    {"name": "grpo", "reference_kl": 0.2, "reference_kl_estimator": "k2"},
+    {"name": "grpo", "entropy_bonus": {"coefficient": 0.1}},
+    {"name": "grpo", "aggregation": "token_mean"},
+    {"name": "trrd", "aggregation": "fixed_length", "fixed_length": 7},
+    {"name": "sft", "aggregation": "token_mean"},
+]

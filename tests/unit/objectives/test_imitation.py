@@ -1,0 +1,141 @@
+"""KDRL, plain on-policy distillation and supervised fine-tuning by hand; the options of the clipped surrogate by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from rlad.objectives import Extras, KdrlConfig, ObjectiveOutput, build_objective
+
+
+def one_token(
+    config: dict[str, Any], *, policy: float, behaviour: float = -1.0, teacher: float = -1.0, advantage: float = 0.0, **extras: Any
+) -> tuple[float, float, ObjectiveOutput]:
+    """Loss, its derivative in log pi, and the output."""
+    column = torch.tensor([[policy]], dtype=torch.float64, requires_grad=True)
+    output = build_objective(config)(
+        policy_logprobs=column,
+        behaviour_logprobs=torch.tensor([[behaviour]], dtype=torch.float64),
+        teacher_logprobs=torch.tensor([[teacher]], dtype=torch.float64),
+        advantages=torch.tensor([advantage], dtype=torch.float64),
+        mask=torch.ones(1, 1),
+        extras=Extras(**extras),
+    )
+    output.loss.backward()
+    return output.loss.item(), column.grad.item(), output
+
+
+@pytest.mark.parametrize(
+    ("estimator", "loss", "slope"),
+    [
+        ("k2", 0.5 * 0.4**2, 0.4),
+        ("k3", math.exp(-0.4) - 1 + 0.4, 1 - math.exp(-0.4)),
+        ("k1_reward", 0.5, 0.5),  # the reward is log pi_T - log pi_old = -0.5, the ratio 1: loss -r A
+    ],
+)
+def test_opd_by_hand(estimator: str, loss: float, slope: float) -> None:
+    policy = -1.0 if estimator == "k1_reward" else -1.1
+    found = one_token({"name": "opd", "estimator": estimator}, policy=policy, teacher=-1.5, advantage=9.0)
+    assert found[:2] == pytest.approx((loss, slope))
+
+
+def test_kdrl_is_grpo_plus_the_weighted_divergence() -> None:
+    """ratio e^0.1, A = 2; log pi - log pi_T = 0.6: loss -2 e^0.1 + 0.5 * 0.18, slope -2 e^0.1 + 0.5 * 0.6."""
+    loss, slope, _ = one_token({"name": "kdrl", "beta": 0.5}, policy=-0.9, teacher=-1.5, advantage=2.0)
+    assert (loss, slope) == pytest.approx((-2 * math.exp(0.1) + 0.09, -2 * math.exp(0.1) + 0.3))
+
+
+def test_kdrl_pulls_although_all_rewards_are_equal() -> None:
+    _, slope, _ = one_token({"name": "kdrl", "beta": 0.5}, policy=-0.9, teacher=-1.5, advantage=0.0)
+    assert slope == pytest.approx(0.3)
+
+
+def test_kdrl_with_no_weight_is_grpo() -> None:
+    kdrl = one_token({"name": "kdrl", "beta": 0.0}, policy=-0.9, teacher=-1.5, advantage=2.0)
+    grpo = one_token({"name": "grpo"}, policy=-0.9, advantage=2.0)
+    assert kdrl[:2] == grpo[:2]
+
+
+def test_a_masked_response_has_no_distillation_term() -> None:
+    config = {"name": "kdrl", "beta": 0.5, "imitate": "response"}
+    _, slope, output = one_token(config, policy=-0.9, teacher=-1.5, is_imitated=torch.zeros(1, 1, dtype=torch.bool))
+    assert slope == 0
+    assert output.metrics["objective/imitated_fraction"] == 0
+    _, slope, _ = one_token(config, policy=-0.9, teacher=-1.5, is_imitated=torch.ones(1, 1, dtype=torch.bool))
+    assert slope == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "progress", "beta"),
+    [
+        ({}, 0.7, 0.4),
+        ({"beta_end": 0.0}, 0.0, 0.4),
+        ({"beta_end": 0.0}, 0.25, 0.3),
+        ({"beta_end": 0.2}, 1.0, 0.2),
+        ({"beta_end": 0.0, "beta_schedule": "cosine"}, 0.5, 0.2),
+        ({"beta_end": 0.0, "beta_schedule": "cosine"}, 1 / 3, 0.3),  # (1 - cos 60) / 2 = 1/4
+    ],
+)
+def test_the_coefficient_goes_from_beta_to_beta_end(settings: dict[str, Any], progress: float, beta: float) -> None:
+    assert KdrlConfig(beta=0.4, **settings).beta_at(progress) == pytest.approx(beta)
+    _, slope, _ = one_token({"name": "kdrl", "beta": 0.4, **settings}, policy=-0.9, teacher=-1.5, progress=progress)
+    assert slope == pytest.approx(0.6 * beta)
+
+
+def test_sft_is_the_negative_log_likelihood() -> None:
+    loss, slope, output = one_token({"name": "sft"}, policy=-0.9, behaviour=-3.0, advantage=-5.0)
+    assert (loss, slope) == pytest.approx((0.9, -1.0))
+    assert output.metrics["objective/negative_log_likelihood"] == pytest.approx(0.9)
+
+
+def test_dual_clip_bounds_a_bad_tokens_loss() -> None:
+    """A = -1 and ratio e^2 = 7.4: loss at most 3, without gradient; at ratio e^1 = 2.7 nothing changes."""
+    config = {"name": "grpo", "dual_clip": 3.0}
+    assert one_token(config, policy=1.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((3.0, 0.0))
+    assert one_token(config, policy=0.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((math.e, math.e))
+    assert one_token(config, policy=1.0, behaviour=-1.0, advantage=1.0)[:2] == pytest.approx((-1.28, 0.0))  # a good one is clipped as ever
+
+
+@pytest.mark.parametrize(
+    ("mode", "gap", "weight"),
+    [
+        ("truncate", 0.4, math.exp(0.4)),
+        ("truncate", 0.9, 2.0),
+        ("truncate", -2.0, math.exp(-2)),
+        ("mask", 0.4, math.exp(0.4)),
+        ("mask", 0.9, 0),
+        ("mask", -0.9, 0),
+    ],
+)
+def test_mismatch_between_engine_and_learner_by_hand(mode: str, gap: float, weight: float) -> None:
+    """w = e^gap, cap 2: the surrogate at ratio 1 and A = 1 is weighted by min(w, 2), or dropped outside [1/2, 2]."""
+    found = one_token(
+        {"name": "grpo", "mismatch": mode}, policy=-1.0, advantage=1.0, sampler_logprobs=torch.tensor([[-1.0 - gap]], dtype=torch.float64)
+    )
+    assert found[:2] == pytest.approx((-weight, -weight))
+
+
+def test_reference_divergence_by_hand() -> None:
+    reference = torch.tensor([[-1.5]], dtype=torch.float64)
+    k3 = one_token({"name": "grpo", "reference_kl": 0.2}, policy=-1.0, reference_logprobs=reference)
+    assert k3[:2] == pytest.approx((0.2 * (math.exp(-0.5) - 0.5), 0.2 * (1 - math.exp(-0.5))))
+    k2 = one_token({"name": "grpo", "reference_kl": 0.2, "reference_kl_estimator": "k2"}, policy=-1.0, reference_logprobs=reference)
+    assert k2[:2] == pytest.approx((0.2 * 0.125, 0.2 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({"name": "grpo", "reference_kl": 0.1}, "needs reference_logprobs, got None"),
+        ({"name": "grpo", "mismatch": "mask"}, "needs sampler_logprobs, got None"),
+        ({"name": "grpo", "entropy_bonus": {"coefficient": 0.1}}, "needs entropies, got None"),
+        ({"name": "kdrl", "imitate": "group"}, "needs is_imitated, got None"),
+        ({"name": "opd", "estimator": "full"}, "needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs"),
+    ],
+)
+def test_a_column_that_an_option_needs_is_asked_for_by_name(config: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ValueError, match=missing):
+        one_token(config, policy=-1.0)
