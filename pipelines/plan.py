@@ -19,6 +19,7 @@ from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
+from rlad.verifiers import build_verifier
 
 GIB = 2**30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -107,6 +108,7 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
         *_check_models(config, student, frozen),
         *_check_prompts(config),
+        *_check_verifiers(config),
         *_check_placement(config, available),
         *_check_memory(config, pools, gpu_memory_gib),
     ]
@@ -166,6 +168,16 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
     yield Finding(level="ok", text=text)
+
+
+def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
+    for task, verifier in config.verifiers.items():
+        try:
+            build_verifier(verifier)
+        except RladError as error:
+            yield Finding(level="error", text=f"verifier of task {task}: {_first_line(error)}")
+        else:
+            yield Finding(level="ok", text=f"verifier of task {task}: {verifier.name}")
 
 
 def _check_placement(config: RunConfig, available: Resources) -> Iterator[Finding]:

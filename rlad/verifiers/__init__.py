@@ -8,11 +8,25 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlad.errors import ConfigError
+from rlad.verifiers.code_tests import CodeTestsVerifierConfig
+from rlad.verifiers.countdown import CountdownVerifierConfig
 from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
+from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
+from rlad.verifiers.python_function import PythonFunctionVerifierConfig
+from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
 from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
 
-VerifierConfig = Annotated[KnightsKnavesVerifierConfig | MathAnswerVerifierConfig, Field(discriminator="name")]
+VerifierConfig = Annotated[
+    KnightsKnavesVerifierConfig
+    | MathAnswerVerifierConfig
+    | CountdownVerifierConfig
+    | MultipleChoiceVerifierConfig
+    | CodeTestsVerifierConfig
+    | ReasoningGymVerifierConfig
+    | PythonFunctionVerifierConfig,
+    Field(discriminator="name"),
+]
 
 _ADAPTER: TypeAdapter[VerifierConfig] = TypeAdapter(VerifierConfig)
 
@@ -32,4 +46,17 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     return spec.build()
 
 
-__all__ = ["GivesAnswer", "KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]
+__all__ = [
+    "CodeTestsVerifierConfig",
+    "CountdownVerifierConfig",
+    "GivesAnswer",
+    "KnightsKnavesVerifierConfig",
+    "MathAnswerVerifierConfig",
+    "MultipleChoiceVerifierConfig",
+    "PythonFunctionVerifierConfig",
+    "ReasoningGymVerifierConfig",
+    "Verdict",
+    "Verifier",
+    "VerifierConfig",
+    "build_verifier",
+]

@@ -162,6 +162,15 @@ def test_a_missing_prompt_file_and_a_task_without_a_verifier_are_named(qwen: dic
     assert "no verifier for task chess" in problem
 
 
+def test_a_verifier_that_cannot_be_built_is_named(qwen: dict[str, Path], tmp_path: Path) -> None:
+    function = "{name: python_function, path: 'no_such_module:judge'}"
+    overrides = [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", f"verifiers.own={function}", *prompt_files(tmp_path)]
+    plan = make_plan(load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", overrides), Resources(cpus=1024, gpus=64), gpu_memory_gib=141)
+    [error] = errors(plan)
+    assert error.startswith("verifier of task own: the verifier function 'no_such_module:judge' cannot be imported")
+    assert "verifier of task math: math_answer" in [finding.text for finding in plan.findings if finding.level == "ok"]
+
+
 def test_evaluating_on_training_prompts_is_refused(qwen: dict[str, Path], tmp_path: Path) -> None:
     train, _ = prompt_files(tmp_path)
     same = f"evaluation.{train}"
