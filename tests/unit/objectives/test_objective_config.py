@@ -67,6 +67,12 @@ def test_what_a_run_directory_stores_reads_back_as_the_same_objective(config: di
     assert build_objective(settings.model_dump(mode="json")).config == settings
 
 
+def test_shown_are_the_objectives_own_settings_and_the_options_that_were_changed() -> None:
+    assert GrpoConfig().shown_settings == {}
+    assert GrpoConfig(eps_high=0.2, aggregation="token_mean").shown_settings == {"eps_high": 0.2, "aggregation": "token_mean"}
+    assert TrrdConfig(alpha=0.3).shown_settings == {"alpha": 0.3, "teacher_log_ratio_clamp": 1.0, "teacher_clamp_gradient": "clipped"}
+
+
 def test_mapping_and_model_build_the_same_objective() -> None:
     assert build_objective({"name": "trrd", "alpha": 0.7}).config == build_objective(TrrdConfig(alpha=0.7)).config == TrrdConfig(alpha=0.7)
     assert build_objective({"name": "grpo", "eps_high": 0.2}).config == GrpoConfig(eps_high=0.2)
