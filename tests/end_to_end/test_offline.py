@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -53,10 +54,15 @@ def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.Completed
 def kill_when(is_time: Callable[[], bool], *arguments: str | Path, timeout_s: float = 300) -> None:
     """Start `rlad` and kill it, and all its local processes, the moment the claim holds."""
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as words,
+        subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
         deadline = time.monotonic() + timeout_s
         while not is_time():
-            assert process.poll() is None, "it ended before it was to be killed"
+            if process.poll() is not None:
+                words.seek(0)
+                pytest.fail(f"it ended before it was to be killed: {words.read()}")
             assert time.monotonic() < deadline, f"it was not time to kill it within {timeout_s} s"
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)

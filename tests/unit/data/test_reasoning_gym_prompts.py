@@ -16,7 +16,10 @@ from rlad.data.prompts import PromptRecord, dataset_fingerprint, load_prompts
 from rlad.data.reasoning_gym import INSTRUCTION, split_of
 from rlad.errors import ConfigError, DataError
 
-pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: the extra `reasoning-gym`, part of `dev`")
+pytest.importorskip(
+    "reasoning_gym",
+    reason="reasoning-gym is not installed: `make test` installs it where there is a C compiler, or pip install 'rlad[reasoning-gym]'",
+)
 
 
 def problems(split: str = "train", **settings: Any) -> list[PromptRecord]:

@@ -21,7 +21,10 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
 
 @pytest.fixture(scope="module")
 def gym() -> Any:
-    return pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: the extra `reasoning-gym`, part of `dev`")
+    return pytest.importorskip(
+        "reasoning_gym",
+        reason="reasoning-gym is not installed: `make test` installs it where there is a C compiler, or pip install 'rlad[reasoning-gym]'",
+    )
 
 
 def verifier(dataset: str, **settings: str) -> Verifier:
