@@ -75,7 +75,7 @@ async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path],
     assert judged["puzzle"].rewards == (1.0, 0.0, 0.0, 0.0, 0.0)
     np.testing.assert_allclose(verdicts.rewards, expected, atol=1e-6)
     assert judged["style"].rewards == tuple(verdicts.rewards.tolist())
-    assert judged["style"].texts == ("TF=TF", "TF=FT", "ab", "TT", "")
+    assert judged["style"].texts == ("T F = T F", "T F = F T", "a b", "T T", "")  # this tokenizer puts spaces between its tokens
     outcomes = [Outcome.CORRECT if reward >= np.median(expected) else Outcome.WRONG for reward in verdicts.rewards]
     outcomes[3] = Outcome.UNPARSEABLE
     assert list(judged["style"].outcomes) == verdicts.outcomes.tolist() == outcomes
