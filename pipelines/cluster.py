@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import psutil
 import ray
 
+from actors.reward import reward_pool_name
 from rlad.config import ClusterConfig, RunConfig
 from rlad.errors import PlanError
+from rlad.verifiers import reward_models
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
         "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
         "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **_reward_demand(config),
         **{
             pool: Resources(cpus=model.replicas * model.cpus_per_replica, gpus=model.replicas * model.gpus_per_replica)
             for pool, model in config.scoring_pools.items()
@@ -54,6 +57,14 @@ def generation_demand(config: RunConfig) -> dict[str, Resources]:
     return {
         "teacher": Resources(cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **_reward_demand(config),
+    }
+
+
+def _reward_demand(config: RunConfig) -> dict[str, Resources]:
+    return {
+        reward_pool_name(task): Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker)
+        for task, model in reward_models(config.verifiers).items()
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from actors.reward import reward_pool_name
 from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
@@ -19,7 +20,7 @@ from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
-from rlad.verifiers import build_verifier
+from rlad.verifiers import build_verifier, reward_models
 
 GIB = 2**30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -171,10 +172,17 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
+    models = reward_models(config.verifiers)
     for task, verifier in config.verifiers.items():
         try:
-            build_verifier(verifier)
-        except RladError as error:
+            if task not in models:
+                build_verifier(verifier)
+            elif is_missing_starter(config.student.path):
+                yield Finding(level="warning", text=f"the reward model of task {task} is not checked before the student's tokenizer exists")
+                continue
+            elif tokenizer_fingerprint(models[task].path) != tokenizer_fingerprint(resolve_model(config.student.path)):
+                raise vocabulary_mismatch(reward_pool_name(task))
+        except (RladError, OSError, ValueError) as error:
             yield Finding(level="error", text=f"verifier of task {task}: {_first_line(error)}")
         else:
             yield Finding(level="ok", text=f"verifier of task {task}: {verifier.name}")
@@ -225,6 +233,10 @@ def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, M
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)
+    for task, reward_model in reward_models(config.verifiers).items():
+        pool, shape = reward_pool_name(task), _shape_of(reward_model.path)
+        memory = engine_gib(shape, reward_model.dtype, 1, 0) if shape else None
+        yield PoolPlan(pool=pool, workers=reward_model.workers, resources=demand[pool], worker_gib=memory)
     memory = learner_gib(student, config.learner) if student else None
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
 

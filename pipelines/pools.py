@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
-from actors.verifier import VerifierPool
 from pipelines.waiting import together
 from rlad.config import EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
@@ -27,7 +27,7 @@ class Pools:
     """
 
     rollout: RolloutPool
-    verifiers: VerifierPool
+    verifiers: VerdictPools
     teachers: dict[str, TeacherClient]
     reference: TeacherClient | None
 
@@ -38,18 +38,20 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
     rollout = RolloutPool(config.rollout, model_path=student, dtype=config.student.dtype, seed=config.seed, start_timeout_s=timeout_s, run_id=run_id)
-    verifiers = VerifierPool(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s)
+    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s)
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
-        closing.push_async_callback(verifiers.close)
-        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
+        for pool in verifiers.pools:
+            closing.push_async_callback(pool.close)
+        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
+        num_ours = len(starting)
         scoring, teacher_pools = (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
             starting += [_deploy(model, f"{run_id}-{pool}", fingerprint, timeout_s) for pool, model in scoring.items()]
-        _, _, *started = await together(*starting)
-        clients = dict(zip(scoring, started, strict=True))
+        started = await together(*starting)
+        clients = dict(zip(scoring, started[num_ours:], strict=True))
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
         yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 

@@ -111,3 +111,19 @@ def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path
     )
     Qwen3ForCausalLM(config).float().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def make_reward_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Build a tiny random Qwen3 sequence-classification checkpoint with the tokenizer of `make_model`."""
+
+    def make(*, labels: int = 1) -> Path:
+        from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
+
+        directory, base = tmp_path_factory.mktemp("reward_model"), make_model()
+        AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+        torch.manual_seed(5)
+        Qwen3ForSequenceClassification(Qwen3Config.from_pretrained(base, num_labels=labels)).float().save_pretrained(directory)
+        return directory
+
+    return make

@@ -15,6 +15,7 @@ from rlad.verifiers.math_answer import MathAnswerVerifierConfig
 from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
+from rlad.verifiers.reward_model import RewardModelVerifierConfig
 from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[
@@ -24,7 +25,8 @@ VerifierConfig = Annotated[
     | MultipleChoiceVerifierConfig
     | CodeTestsVerifierConfig
     | ReasoningGymVerifierConfig
-    | PythonFunctionVerifierConfig,
+    | PythonFunctionVerifierConfig
+    | RewardModelVerifierConfig,
     Field(discriminator="name"),
 ]
 
@@ -46,6 +48,11 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     return spec.build()
 
 
+def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardModelVerifierConfig]:
+    """Those of a run's verifiers that are reward models, by task: each has a pool of its own."""
+    return {task: verifier for task, verifier in verifiers.items() if isinstance(verifier, RewardModelVerifierConfig)}
+
+
 __all__ = [
     "CodeTestsVerifierConfig",
     "CountdownVerifierConfig",
@@ -55,8 +62,10 @@ __all__ = [
     "MultipleChoiceVerifierConfig",
     "PythonFunctionVerifierConfig",
     "ReasoningGymVerifierConfig",
+    "RewardModelVerifierConfig",
     "Verdict",
     "Verifier",
     "VerifierConfig",
     "build_verifier",
+    "reward_models",
 ]
