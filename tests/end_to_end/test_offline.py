@@ -162,7 +162,8 @@ def test_the_first_step_is_that_of_plain_cross_entropy(finished: Finished, promp
     config, traces = finished.run.read_config(), TrainingTraces(finished.run.training_traces)
     student = AutoModelForCausalLM.from_pretrained(resolve_model(config.student.path), dtype=torch.float64, attn_implementation="eager")
     losses = []
-    for turn in PromptOrder(len(traces), seed=config.seed).batch(0, SIZE):
+    order = PromptOrder(len(traces), seed=config.seed)
+    for turn in map(order.turn, range(SIZE)):
         trace = traces[turn.record]
         losses.append(-response_logprobs(student, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean())
     loss = torch.stack(losses).mean()
