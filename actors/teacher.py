@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ServeStatus
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from actors.parts import ColumnsRef
@@ -40,7 +40,8 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _DRAIN_S = 20.0
 # Deadline of questions that a replica answers at once, and of Serve's own management calls.
 _CONTROL_TIMEOUT_S = 60.0
-# Serve describes and starts applications through module-wide state that its own calls do not guard: several teachers are deployed at once.
+# Serve describes applications (to deploy them, and to tell their status) and starts itself through module-wide state that its own calls do not guard:
+# several teachers are deployed at once.
 _SERVE_LOCK = Lock()
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -202,6 +203,11 @@ def _run_application(config: TeacherConfig, app_name: str) -> Any:
         return handle
 
 
+def _status() -> ServeStatus:
+    with _SERVE_LOCK:  # it rebuilds the descriptions
+        return serve.status()
+
+
 def _delete_application(app_name: str) -> None:
     try:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
@@ -215,7 +221,7 @@ def _delete_application(app_name: str) -> None:
 async def _wait_until_running(app_name: str, *, deadline: float, who: str) -> None:
     message = "nothing is known of it"
     while (left := deadline - time.monotonic()) > 0:
-        status = await _blocking(serve.status, timeout_s=min(left, _CONTROL_TIMEOUT_S), who="Serve's status")
+        status = await _blocking(_status, timeout_s=min(left, _CONTROL_TIMEOUT_S), who="Serve's status")
         application = status.applications[app_name]
         if application.status == ApplicationStatus.RUNNING:
             return
