@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ServeStatus
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from actors.parts import ColumnsRef
@@ -40,7 +40,8 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 _DRAIN_S = 20.0
 # Deadline of questions that a replica answers at once, and of Serve's own management calls.
 _CONTROL_TIMEOUT_S = 60.0
-# Serve is started and joined through one client of this process, which its own calls do not guard: several teachers are deployed at once.
+# Serve describes applications (to deploy them, and to tell their status) and starts itself through module-wide state that its own calls do not guard:
+# several teachers are deployed at once.
 _SERVE_LOCK = Lock()
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -183,23 +184,28 @@ async def delete_teacher(app_name: str) -> None:
 
 
 def _run_application(config: TeacherConfig, app_name: str) -> Any:
-    deployment = serve.deployment(TeacherServer).options(
-        num_replicas=config.replicas,
-        # Serve's default of 5 would leave an engine that batches idle.
-        max_ongoing_requests=config.max_ongoing_requests,
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        graceful_shutdown_timeout_s=_DRAIN_S,
-        graceful_shutdown_wait_loop_s=0.1,
-        # A model that cannot be loaded does not load at the twentieth try either.
-        max_constructor_retry_count=2,
-        logging_config=_QUIET,
-    )
-    target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
     with _SERVE_LOCK:
+        deployment = serve.deployment(TeacherServer).options(
+            num_replicas=config.replicas,
+            # Serve's default of 5 would leave an engine that batches idle.
+            max_ongoing_requests=config.max_ongoing_requests,
+            ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+            health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+            graceful_shutdown_timeout_s=_DRAIN_S,
+            graceful_shutdown_wait_loop_s=0.1,
+            # A model that cannot be loaded does not load at the twentieth try either.
+            max_constructor_retry_count=2,
+            logging_config=_QUIET,
+        )
+        target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
         [handle] = serve.run_many([target], wait_for_applications_running=False)
-    return handle
+        return handle
+
+
+def _status() -> ServeStatus:
+    with _SERVE_LOCK:  # it rebuilds the descriptions
+        return serve.status()
 
 
 def _delete_application(app_name: str) -> None:
@@ -215,7 +221,7 @@ def _delete_application(app_name: str) -> None:
 async def _wait_until_running(app_name: str, *, deadline: float, who: str) -> None:
     message = "nothing is known of it"
     while (left := deadline - time.monotonic()) > 0:
-        status = await _blocking(serve.status, timeout_s=min(left, _CONTROL_TIMEOUT_S), who="Serve's status")
+        status = await _blocking(_status, timeout_s=min(left, _CONTROL_TIMEOUT_S), who="Serve's status")
         application = status.applications[app_name]
         if application.status == ApplicationStatus.RUNNING:
             return
