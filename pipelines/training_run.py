@@ -19,7 +19,8 @@ from rich.console import Console
 
 from actors.broker import ExperienceBroker, PartPolicy, StepReport
 from actors.learner import LearnerGroup
-from pipelines.cluster import connected, require_room
+from actors.placement import HEAD_POOL, selector_of
+from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
 from pipelines.pools import Pools, open_pools
@@ -112,6 +113,8 @@ def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
 def _run_on_cluster(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
+        if config.cluster.pool_labels:
+            require_labelled_room(config, labelled_resources())
         asyncio.run(train(progress))
     result = finished_result(config, run)
     if result is None:
@@ -160,7 +163,9 @@ class TrainingRun(abc.ABC):
             skip_truncated=config.learner.truncated == "mask",
             counts_tokens=config.objective.aggregation == "token_mean",
         )
-        self._broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(self._run.ledger), policy, self._training_set.group_size)
+        # It writes the ledger and holds every reference: where there are labels it stays with the driver, on the node that no autoscaler removes.
+        broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(config.cluster, HEAD_POOL))
+        self._broker = broker.remote(str(self._run.ledger), policy, self._training_set.group_size)
         learner = LearnerGroup(config, run_dir=self._run.path, broker=self._broker, run_id=self._run_id)
         learner.start()
         try:
