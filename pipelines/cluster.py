@@ -86,7 +86,7 @@ def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) 
             there = by_label.get(pool)
             if there is None:
                 raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={pool}: {_LABELLING}")
-            _require_room_for({pool: wanted}, there, f"the nodes labelled {POOL_LABEL}={pool} together")
+            _require_room_for({pool: wanted}, there, f"what is labelled {POOL_LABEL}={pool}")
 
 
 def labelled_resources() -> dict[str, Resources]:
