@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.deployment import Kind
+from rlad.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.deployment.sizing import PodGroup
@@ -87,7 +88,7 @@ def _by_pool(texts: list[str] | None, option: str) -> dict[str, int]:
     for text in texts or []:
         pool, _, number = text.partition("=")
         if not number.isdecimal() or int(number) == 0:
-            raise typer.BadParameter(f"expected POOL=N with a positive whole number, got {text!r}", param_hint=option)
+            raise ConfigError(f"{option} takes a pool and a positive whole number, as {option} rollout=8; got {text!r}")
         found[pool] = int(number)
     return found
 
