@@ -208,6 +208,9 @@ def test_a_queue_admits_a_fixed_size_and_reaches_every_kind_that_kueue_watches()
     assert [reason.partition(":")[0] for reason in files.left_out] == ["raycronjob"]
     with pytest.raises(PlanError, match="pool rollout cannot grow"):
         rendered("qwen3_0.6b_kk_2k.yaml", queue="nightly", max_workers={"rollout": 12})
+    mixture = [f"teachers.t{number}={{path: t{number}, gpus_per_replica: 1}}" for number in range(4)]
+    with pytest.raises(PlanError, match="Kueue takes at most 6 pools, the run has 7"):
+        rendered("qwen3_0.6b_kk_2k.yaml", "teacher=null", *mixture, queue="nightly")
 
 
 def test_suspended_means_that_nothing_starts(schemas: dict[str, Any]) -> None:
