@@ -1,8 +1,8 @@
-"""An elastic set of equal actors: routing, health, replacement.
+"""An elastic set of equal actors: routing, health, replacement, growing and shrinking.
 
 A pool lives in the driver's event loop and owns the handles. An actor is *admitted* once it is up and prepared; only admitted actors get work. One that
 dies, or becomes unreachable, is removed at once and replaced in the background while the restart budget lasts; whoever had work on it gets
-`WorkerLostError` and may issue the work again.
+`WorkerLostError` and may issue the work again. A pool that shrinks lets the workers that go finish what they have.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import itertools
 import logging
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -53,11 +53,29 @@ class RestartBudget:
         return True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolState:
+    """Workers of a pool.
+
+    Attributes:
+        target: wanted.
+        ready: admitted.
+        starting: on their way there.
+        draining: finishing what they have, then they go.
+    """
+
+    target: int
+    ready: int
+    starting: int
+    draining: int
+
+
 @dataclass(slots=True, eq=False)
 class _Replica:
     name: str
     actor: ActorHandle
     outstanding: int = 0
+    leases: int = 0
 
 
 class ActorPool:
@@ -72,6 +90,7 @@ class ActorPool:
         prepare: Callable[[ActorHandle], Awaitable[None]] | None,
         max_restarts: int,
         start_timeout_s: float,
+        retire: Callable[[ActorHandle], Awaitable[None]] | None = None,
     ) -> None:
         """
         Args:
@@ -82,6 +101,7 @@ class ActorPool:
                 that the actor may serve: the pool admits it without giving way to other tasks.
             max_restarts: replacements over the pool's life.
             start_timeout_s: deadline of one actor's start and preparation, and of waiting for an admitted one.
+            retire: what a healthy actor must go through before it is killed because the pool shrinks; must end by itself within a deadline.
         """
         self._name = name
         self._size = size
@@ -90,6 +110,9 @@ class ActorPool:
         self._start_timeout_s = start_timeout_s
         self._budget = RestartBudget(max_restarts)
         self._admitted: dict[str, _Replica] = {}
+        self._draining: dict[str, _Replica] = {}
+        self._retire = retire
+        self._retiring: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._names: dict[ActorHandle, str] = {}
         self._replacing: set[asyncio.Task[None]] = set()
@@ -116,6 +139,28 @@ class ActorPool:
         reasons = "; ".join(str(failure) for failure in failures)
         raise kind(f"the {self._name} pool did not start, {len(failures)} of {self._size} workers failed: {reasons}") from failures[0]
 
+    def state(self) -> PoolState:
+        return PoolState(target=self._size, ready=len(self._admitted), starting=len(self._replacing), draining=len(self._draining))
+
+    def resize(self, size: int) -> None:
+        """Grow or shrink to `size` workers, at least 1, while work goes on. Returns at once.
+
+        New workers are admitted when they are up and prepared; one that cannot start is given up, and the pool goes on with what there is. Of those
+        that go, workers that are still starting come first, then those with the least outstanding cost; they get no further work and end with their last.
+        """
+        logger.info("pool=%s state=resized from=%d to=%d", self._name, self._size, size)
+        self._size = size
+        starting = [task for task in self._replacing if not task.cancelling()]
+        surplus = len(self._admitted) + len(starting) - size
+        for _ in range(-surplus):
+            self._start_in_background(self._grow())
+        for task in starting[: max(0, surplus)]:
+            task.cancel()
+            surplus -= 1
+        for replica in sorted(self._admitted.values(), key=lambda each: each.outstanding)[: max(0, surplus)]:
+            self._draining[replica.name] = self._admitted.pop(replica.name)
+            self._end_if_drained(replica)
+
     @asynccontextmanager
     async def lease(self, cost: int) -> AsyncIterator[ActorHandle]:
         """An admitted worker for the length of the block, the one with the least outstanding cost.
@@ -131,11 +176,14 @@ class ActorPool:
         """
         replica = await self._route()
         replica.outstanding += cost
+        replica.leases += 1
         try:
             with self._watch(replica):
                 yield replica.actor
         finally:
             replica.outstanding -= cost
+            replica.leases -= 1
+            self._end_if_drained(replica)
 
     async def for_each(self, call: Callable[[ActorHandle], Awaitable[T]]) -> list[T]:
         """Call every worker that is admitted now, all at once. One that is lost meanwhile is left out of the results and replaced.
@@ -161,13 +209,14 @@ class ActorPool:
     async def close(self) -> None:
         """Kill all actors, and give up on those that are starting. May be called twice."""
         self._closed = True
-        replacing = list(self._replacing)
-        for task in replacing:
+        background = [*self._replacing, *self._retiring]
+        for task in background:
             task.cancel()
-        await asyncio.gather(*replacing, return_exceptions=True)
-        for replica in self._admitted.values():
+        await asyncio.gather(*background, return_exceptions=True)
+        for replica in (*self._admitted.values(), *self._draining.values()):
             ray.kill(replica.actor)
         self._admitted.clear()
+        self._draining.clear()
         self._can_route.set()
 
     async def _route(self) -> _Replica:
@@ -207,16 +256,48 @@ class ActorPool:
 
     def _lose(self, replica: _Replica, error: Exception) -> None:
         """Remove a worker that failed its caller, and start its replacement. The first of several callers that notice does it."""
+        if self._draining.pop(replica.name, None) is not None:
+            ray.kill(replica.actor)
+            return
         if self._admitted.get(replica.name) is not replica:
             return
         del self._admitted[replica.name]
         self._last_failure = error
         ray.kill(replica.actor)  # it may only be unreachable, and must not come back beside its replacement
         logger.warning("pool=%s worker=%s state=lost restarts_left=%d reason=%s", self._name, replica.name, self._budget.left, _reason(error))
-        if not self._closed and self._budget.take():
-            task = asyncio.create_task(self._replace())
-            self._replacing.add(task)
-            task.add_done_callback(self._replacing_ended)
+        if not self._closed and len(self._admitted) + len(self._replacing) < self._size and self._budget.take():
+            self._start_in_background(self._replace())
+
+    def _start_in_background(self, starting: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(starting)
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing_ended)
+
+    def _end_if_drained(self, replica: _Replica) -> None:
+        """Let a worker go that the pool does not want any more, once nobody waits for it."""
+        if replica.leases == 0 and self._draining.get(replica.name) is replica and not self._closed:
+            task = asyncio.create_task(self._end(replica))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _end(self, replica: _Replica) -> None:
+        try:
+            if self._retire is not None:
+                await self._retire(replica.actor)
+        except (*_LOST, RladError, RayTaskError) as error:
+            logger.warning("pool=%s worker=%s state=did_not_retire reason=%s", self._name, replica.name, _reason(error))
+        finally:
+            ray.kill(replica.actor)
+            self._draining.pop(replica.name, None)
+        logger.info("pool=%s worker=%s state=gone", self._name, replica.name)
+
+    async def _grow(self) -> None:
+        try:
+            await self._bring_up()
+        except RladError as error:
+            self._size -= 1
+            self._last_failure = error
+            logger.warning("pool=%s state=could_not_grow target=%d reason=%s", self._name, self._size, error)
 
     def _replacing_ended(self, task: asyncio.Task[None]) -> None:
         self._replacing.discard(task)

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from actors.engines.vllm_settings import VllmSettings
-from actors.pool import ActorPool
+from actors.pool import ActorPool, PoolState
 from actors.remote_errors import as_rlad_error
 from actors.rollout_worker import GroupSummary, RolloutWorker, SampleRequest
 from actors.weights import WeightsPublication
@@ -128,6 +128,7 @@ class RolloutPool:
             prepare=self._prepare,
             max_restarts=config.max_restarts,
             start_timeout_s=start_timeout_s,
+            retire=lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"),
         )
 
     async def start(self) -> None:
@@ -137,6 +138,13 @@ class RolloutPool:
             PoolExhaustedError, DeadlineError: which workers did not start, and why.
         """
         await self._pool.start()
+
+    def state(self) -> PoolState:
+        return self._pool.state()
+
+    def resize(self, workers: int) -> None:
+        """Grow or shrink the pool while it samples. New workers load the newest weights before they are given work; those that go finish their groups."""
+        self._pool.resize(workers)
 
     async def sample(self, request: SampleRequest) -> SampledGroup:
         """Sample one group on the worker with the fewest outstanding tokens.

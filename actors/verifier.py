@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # with it would come torch, which the actors have no use for
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_MAX_RESTARTS = 3
+MAX_RESTARTS = 3
 # So many responses of a group may time out, one after the other, before the worker itself counts as hung.
 _TIMEOUTS_PER_GROUP = 64
 
@@ -101,7 +101,7 @@ class VerifierWorker:
         verifiers = build_verifiers()  # also fails here, with the reason, where children could only die
         self._tasks = sorted(verifiers)
         self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
-        self._tokenizer = _load_tokenizer(tokenizer_path)
+        self._tokenizer = load_tokenizer(tokenizer_path)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
             self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
@@ -178,7 +178,12 @@ class VerifierWorker:
                 logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
 
 
-def _load_tokenizer(model_path: str) -> Tokenizer:
+def load_tokenizer(model_path: str) -> Tokenizer:
+    """The tokenizer that decodes responses.
+
+    Raises:
+        ConfigError: the model directory has no `tokenizer.json`.
+    """
     path = Path(model_path) / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
@@ -192,48 +197,26 @@ def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier
     return {task: build_verifier(config) for task, config in configs.items()}
 
 
-class VerifierPool:
-    """The driver's side. All methods belong to one event loop."""
+class JudgingPool:
+    """The driver's side of actors that judge groups. All methods belong to one event loop."""
 
-    def __init__(
-        self,
-        config: VerifierPoolConfig,
-        verifiers: Mapping[str, VerifierConfig],
-        *,
-        tokenizer_path: str,
-        start_timeout_s: float,
-        label_selector: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, pool: ActorPool, *, processes: int, deadline_s: float, who: str) -> None:
         """
         Args:
-            config: size of the pool, and the deadline of one response.
-            verifiers: settings by the prompts' `task`.
-            tokenizer_path: model directory whose `tokenizer.json` decodes the responses.
-            start_timeout_s: deadline of the pool's start, and of a replacement's.
-            label_selector: of the nodes that the workers may run on; any by default.
+            pool: of workers whose `verify` takes a group's columns.
+            processes: groups that all workers together judge at once.
+            deadline_s: of one group, once a worker has it.
+            who: a worker, in errors.
         """
-        self._processes = config.workers * config.processes_per_worker
+        self._pool = pool
+        self._processes = processes
         # A worker is given no more groups than it can judge at once, so a group's deadline counts no time in its queue.
-        self._free_processes = asyncio.Semaphore(self._processes)
-        self._deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
+        self._free_processes = asyncio.Semaphore(processes)
+        self._deadline_s = deadline_s
+        self._who = who
         self._busy_s = 0.0
         self._num_groups = 0
         self._outcomes: Counter[Outcome] = Counter()
-
-        def spawn(number: int) -> ActorHandle:
-            worker = ray.remote(VerifierWorker).options(
-                num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker, label_selector=label_selector or {}
-            )
-            return worker.remote(
-                build_verifiers=functools.partial(build_verifiers, dict(verifiers)),
-                tokenizer_path=tokenizer_path,
-                processes=config.processes_per_worker,
-                timeout_s=config.timeout_s,
-            )
-
-        self._pool = ActorPool(
-            name="verifier", size=config.workers, spawn=spawn, prepare=None, max_restarts=_MAX_RESTARTS, start_timeout_s=start_timeout_s
-        )
 
     async def start(self) -> None:
         """Bring up all workers.
@@ -259,7 +242,7 @@ class VerifierPool:
         """
         retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
         async with self._free_processes:
-            with translated(who="a verifier worker"):
+            with translated(who=self._who):
                 judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
         self._busy_s += judged.elapsed_s
         self._num_groups += 1
@@ -290,6 +273,43 @@ class VerifierPool:
             texts=summary.texts,
             answers=summary.answers,
         )
+
+
+class VerifierPool(JudgingPool):
+    """The driver's side of the workers with verifiers. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        config: VerifierPoolConfig,
+        verifiers: Mapping[str, VerifierConfig],
+        *,
+        tokenizer_path: str,
+        start_timeout_s: float,
+        label_selector: dict[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            config: size of the pool, and the deadline of one response.
+            verifiers: settings by the prompts' `task`.
+            tokenizer_path: model directory whose `tokenizer.json` decodes the responses.
+            start_timeout_s: deadline of the pool's start, and of a replacement's.
+            label_selector: of the nodes that the workers may run on; any by default.
+        """
+
+        def spawn(number: int) -> ActorHandle:
+            worker = ray.remote(VerifierWorker).options(
+                num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker, label_selector=label_selector or {}
+            )
+            return worker.remote(
+                build_verifiers=functools.partial(build_verifiers, dict(verifiers)),
+                tokenizer_path=tokenizer_path,
+                processes=config.processes_per_worker,
+                timeout_s=config.timeout_s,
+            )
+
+        pool = ActorPool(name="verifier", size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s)
+        deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
+        super().__init__(pool, processes=config.workers * config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
 
 
 async def _value_of(ref: Any) -> JudgeSummary:

@@ -171,6 +171,42 @@ def compare(
 
 
 @app.command()
+def status(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null of a run that is not alive.")] = False) -> None:
+    """Say how RUN stands: steps, pools, the last step's figures."""
+    from dataclasses import asdict
+
+    from pipelines import control
+    from pipelines.run_directory import RunDirectory
+
+    directory = RunDirectory(run)
+    state = control.status(directory)
+    if as_json:
+        typer.echo(json.dumps(None if state is None else asdict(state)))
+    else:
+        control.print_status(directory, state, Console())
+
+
+@app.command()
+def scale(run: RunPath, sizes: Annotated[list[str], typer.Argument(help="POOL=WORKERS, for example rollout=8.")]) -> None:
+    """Change the size of RUN's rollout pool while it trains."""
+    from pipelines import control
+    from pipelines.run_directory import RunDirectory
+
+    control.scale(RunDirectory(run), control.parse_sizes(sizes))
+    typer.echo("asked; `rlad status` shows the workers as they come and go")
+
+
+@app.command()
+def stop(run: RunPath) -> None:
+    """End RUN after its present step. `--resume` continues it from its last checkpoint."""
+    from pipelines import control
+    from pipelines.run_directory import RunDirectory
+
+    control.stop(RunDirectory(run))
+    typer.echo("asked; the run ends after its present step")
+
+
+@app.command()
 def report(run: RunPath) -> None:
     """Write RUN's report.html from what it has recorded so far."""
     from pipelines.report import write_report

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import psutil
 import ray
 
-from actors.placement import HEAD_POOL, POOL_LABEL
+from actors.placement import HEAD_POOL, POOL_LABEL, label_of
+from actors.reward import reward_pool_name
 from rlad.config import ClusterConfig, RunConfig
 from rlad.errors import PlanError
+from rlad.verifiers import reward_models
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
         "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
         "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **_reward_demand(config),
         **{
             pool: Resources(cpus=model.replicas * model.cpus_per_replica, gpus=model.replicas * model.gpus_per_replica)
             for pool, model in config.scoring_pools.items()
@@ -57,6 +60,14 @@ def generation_demand(config: RunConfig) -> dict[str, Resources]:
     return {
         "teacher": Resources(cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
+        **_reward_demand(config),
+    }
+
+
+def _reward_demand(config: RunConfig) -> dict[str, Resources]:
+    return {
+        reward_pool_name(task): Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker)
+        for task, model in reward_models(config.verifiers).items()
     }
 
 
@@ -83,10 +94,10 @@ def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) 
         raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={HEAD_POOL}: {_LABELLING}")
     for demand in (generation_demand(config), demand_by_pool(config)):
         for pool, wanted in demand.items():
-            there = by_label.get(pool)
-            if there is None:
-                raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={pool}: {_LABELLING}")
-            _require_room_for({pool: wanted}, there, f"what is labelled {POOL_LABEL}={pool}")
+            label = label_of(pool)
+            if label not in by_label:
+                raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={label}: {_LABELLING}")
+            _require_room_for({pool: wanted}, by_label[label], f"what is labelled {POOL_LABEL}={label}")
 
 
 def labelled_resources() -> dict[str, Resources]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from rich.console import Console
 from pipelines.cluster import connected
 from pipelines.comparison_report import cost_table, result_table, write_drawings, write_page
 from pipelines.distill import distill
+from pipelines.offline import offline
 from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
 from rlad.comparison import ALL, Cost, Difference, RunRecord, Spread, accuracy_spreads, costs, curves, differences
 from rlad.config import EvaluationConfig
@@ -155,9 +155,7 @@ def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Co
 
 
 def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:
-    # Traces of the teacher first, then training on them: a pipeline of its own, with the same arguments.
-    is_offline = str(planned.config.objective.name) == "sft"
-    pipeline = importlib.import_module("pipelines.offline").offline if is_offline else distill
+    pipeline = offline if planned.config.offline is not None else distill
     pipeline(planned.config, run, resume=run.config.exists(), console=console)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pipelines.drawing import COLOURS, new_figure, render_page, svg, write_png
 from pipelines.run_directory import write_atomically
-from rlad.comparison import ALL, Cost, Spread, accuracy_of, by_method, curves, metric_curves
+from rlad.comparison import ALL, Cost, Spread, accuracy_of, by_method, curves, metric_curves, p_text
 
 if TYPE_CHECKING:
     from pipelines.compare import ComparisonResult
@@ -102,6 +102,7 @@ def write_page(result: ComparisonResult, drawings: list[Drawing], path: Path) ->
         seeds=result.config.seeds,
         methods={name: method.overrides for name, method in result.config.methods.items()},
         drawings=drawings,
+        p_text=p_text,
     )
     write_atomically(path, page)
 

@@ -123,13 +123,13 @@ class _Distillation(TrainingRun):
             )
 
         if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
-            judged = await self._judge(sampled)
+            judged = await self._judge(sampled, request.task)
             if self._is_to_drop(sampled, judged):
                 self._dropped.append(followed(judged=judged, is_dropped=True))
                 return self._dropped[-1]
             teacher_scores, reference_scores = await self._ask_scorers(sampled, teachers)
         else:
-            judged, (teacher_scores, reference_scores) = await together(self._judge(sampled), self._ask_scorers(sampled, teachers))
+            judged, (teacher_scores, reference_scores) = await together(self._judge(sampled, request.task), self._ask_scorers(sampled, teachers))
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
@@ -143,11 +143,11 @@ class _Distillation(TrainingRun):
         await self._tell("add", step, finished)
         return result
 
-    async def _judge(self, sampled: SampledGroup) -> JudgedGroup:
+    async def _judge(self, sampled: SampledGroup, task: str) -> JudgedGroup:
         judged: JudgedGroup
         _, judged = await together(
             self._tell("record_sampled", sampled.uid, sampled.attempt),
-            self._pools.verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths)),
+            self._pools.verifiers.verify(sampled.group_ref, task=task, num_tokens=sum(sampled.response_lengths)),
         )
         return judged
 

@@ -14,8 +14,9 @@ from typing import TextIO
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from actors.reward import VerdictPools
 from actors.rollout import RolloutPool, SampledGroup, SampleRequest
-from actors.verifier import JudgedGroup, VerifierPool
+from actors.verifier import JudgedGroup
 from pipelines.cluster import connected
 from pipelines.pools import open_pools
 from pipelines.progress import RunProgress, evaluation_table
@@ -99,7 +100,7 @@ def require_group_key(prompts: EncodedPrompts, config: EvaluationConfig) -> None
 
 async def evaluate(
     rollout: RolloutPool,
-    verifiers: VerifierPool,
+    verifiers: VerdictPools,
     prompts: EncodedPrompts,
     config: RunConfig,
     *,
@@ -112,7 +113,7 @@ async def evaluate(
 
 async def evaluate_set(
     rollout: RolloutPool,
-    verifiers: VerifierPool,
+    verifiers: VerdictPools,
     prompts: EncodedPrompts,
     settings: EvaluationConfig,
     engines: RolloutConfig,
@@ -167,7 +168,7 @@ async def evaluate_set(
 
 @retry(retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
 async def sample_and_judge(
-    rollout: RolloutPool, verifiers: VerifierPool, request: SampleRequest, *, with_texts: bool = False
+    rollout: RolloutPool, verifiers: VerdictPools, request: SampleRequest, *, with_texts: bool = False
 ) -> tuple[SampledGroup, JudgedGroup]:
     """Sample one group that no ledger knows, and have it judged. It is asked for again where its worker is lost.
 
@@ -175,7 +176,7 @@ async def sample_and_judge(
         WorkerLostError, DeadlineError: in every attempt.
     """
     sampled = await rollout.sample(request)
-    judged = await verifiers.verify(sampled.group_ref, num_tokens=sum(sampled.response_lengths), with_texts=with_texts)
+    judged = await verifiers.verify(sampled.group_ref, task=request.task, num_tokens=sum(sampled.response_lengths), with_texts=with_texts)
     return sampled, judged
 
 

@@ -36,7 +36,7 @@ The complete settings are in `config.yaml` of the run.
 
 
 def _objective(config: RunConfig) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in config.objective.model_dump(mode="json").items() if key != "name")
+    settings = ", ".join(f"{key} {value}" for key, value in config.objective.shown_settings.items())
     return f"`{config.objective.name}`{f' ({settings})' if settings else ''}"
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from actors.reward import reward_pool_name
 from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
@@ -19,6 +20,7 @@ from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
+from rlad.verifiers import build_verifier, reward_models
 
 GIB = 2**30
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -107,6 +109,7 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
         *_check_models(config, student, frozen),
         *_check_prompts(config),
+        *_check_verifiers(config),
         *_check_placement(config, available),
         *_check_memory(config, pools, gpu_memory_gib),
     ]
@@ -118,7 +121,7 @@ def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
     student = _shape_of(config.student.path)
     if isinstance(config, RunConfig):
         return list(_pools(config, student, {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}))
-    return [_rollout_plan(config, student), _verifier_plan(config)]
+    return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
 
 
 def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Iterator[str]:
@@ -190,6 +193,23 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     yield Finding(level="ok", text=text)
 
 
+def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
+    models = reward_models(config.verifiers)
+    for task, verifier in config.verifiers.items():
+        try:
+            if task not in models:
+                build_verifier(verifier)
+            elif is_missing_starter(config.student.path):
+                yield Finding(level="warning", text=f"the reward model of task {task} is not checked before the student's tokenizer exists")
+                continue
+            elif tokenizer_fingerprint(models[task].path) != tokenizer_fingerprint(resolve_model(config.student.path)):
+                raise vocabulary_mismatch(reward_pool_name(task))
+        except (RladError, OSError, ValueError) as error:
+            yield Finding(level="error", text=f"verifier of task {task}: {_first_line(error)}")
+        else:
+            yield Finding(level="ok", text=f"verifier of task {task}: {verifier.name}")
+
+
 def _check_placement(config: RunConfig, available: Resources) -> Iterator[Finding]:
     try:
         require_room(config, available, "the cluster")
@@ -224,6 +244,7 @@ def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, M
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield _verifier_plan(config)
+    yield from _reward_plans(config)
     memory = learner_gib(student, config.learner) if student else None
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
 
@@ -244,6 +265,17 @@ def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
     return PoolPlan(
         pool="verifier", workers=pool.workers, resources=Resources(cpus=pool.workers * pool.cpus_per_worker, gpus=0.0), worker_gib=_PROCESS_GIB
     )
+
+
+def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
+    for task, model in reward_models(config.verifiers).items():
+        shape = _shape_of(model.path)
+        yield PoolPlan(
+            pool=reward_pool_name(task),
+            workers=model.workers,
+            resources=Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker),
+            worker_gib=engine_gib(shape, model.dtype, 1, 0) if shape else None,
+        )
 
 
 def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.placement import selector_of
+from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
-from actors.verifier import VerifierPool
 from pipelines.waiting import together
 from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
@@ -28,7 +28,7 @@ class Pools:
     """
 
     rollout: RolloutPool
-    verifiers: VerifierPool
+    verifiers: VerdictPools
     teachers: dict[str, TeacherClient]
     reference: TeacherClient | None
 
@@ -47,24 +47,20 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         run_id=run_id,
         label_selector=selector_of(config.cluster, "rollout"),
     )
-    verifiers = VerifierPool(
-        config.verifier_pool,
-        config.verifiers,
-        tokenizer_path=student,
-        start_timeout_s=timeout_s,
-        label_selector=selector_of(config.cluster, "verifier"),
-    )
+    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
-        closing.push_async_callback(verifiers.close)
-        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), verifiers.start()]
+        for pool in verifiers.pools:
+            closing.push_async_callback(pool.close)
+        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
+        num_ours = len(starting)
         scoring, teacher_pools = (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
-            starting += [_deploy(model, pool, f"{run_id}-{pool}", fingerprint, config.cluster) for pool, model in scoring.items()]
-        _, _, *started = await together(*starting)
-        clients = dict(zip(scoring, started, strict=True))
+            starting += [_deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()]
+        started = await together(*starting)
+        clients = dict(zip(scoring, started[num_ours:], strict=True))
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
         yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 

@@ -30,7 +30,9 @@ def pretrain(recipe_name: str, *, cache_dir: Path | None, force: bool, console: 
     kept = {role for role in roles if not force and is_finished(starter_directory(recipe, role, cache_dir))}
     if missing := [role for role in roles if role not in kept]:
         named = " and ".join(missing)
-        console.print(f"making the {named} of recipe [bold]{recipe.name}[/] from generated puzzles, on CPU; it is done once", highlight=False)
+        console.print(
+            f"making the {named} of recipe [bold]{recipe.name}[/] from generated puzzles, on CPU; it is done once", highlight=False, soft_wrap=True
+        )
     with PretrainProgress(console, title=recipe.name) as progress:
         directories = ensure_starters(recipe, cache_dir, progress.update, roles=roles, force=force)
     records = {role: StarterRecord.read(directory) for role, directory in directories.items()}

@@ -33,7 +33,7 @@ def write_report(run: RunDirectory) -> None:
     page = render_page(
         "report.html.j2",
         name=config.name,
-        objective=config.objective.model_dump(mode="json"),
+        objective={"name": config.objective.name, **config.objective.shown_settings},
         config_text=run.config.read_text(),
         steps=len(steps),
         total_steps=config.training.steps,

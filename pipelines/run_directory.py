@@ -38,6 +38,7 @@ class RunDirectory:
     timeline = property(lambda self: self.path / "timeline.json")
     report = property(lambda self: self.path / "report.html")
     log = property(lambda self: self.path / "run.log")
+    cluster = property(lambda self: self.path / "cluster.json")
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:

@@ -8,11 +8,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import AutoConfig
 
+from actors.reward import reward_pool_name
 from rlad.config import RunConfig, TeacherMix
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.starters import resolve_model
+from rlad.verifiers import reward_models
 
 TEACHER_KEY = "teacher_id"
 """In a prompt's metadata: a teacher's id, or a mapping of ids to weights."""
@@ -69,7 +71,7 @@ def _named_mix(record: PromptRecord, named: Any) -> Mapping[str, float]:
 
 
 def require_one_vocabulary(config: RunConfig) -> None:
-    """Refuse teachers and a reference that cannot score the student's tokens.
+    """Refuse teachers, a reference and reward models that cannot score the student's tokens.
 
     Raises:
         VocabularyMismatchError: naming the pool.
@@ -83,6 +85,9 @@ def require_one_vocabulary(config: RunConfig) -> None:
             raise vocabulary_mismatch(pool)
         if config.objective.teacher_support == "full" and pool != "reference":
             require_equal_outputs(pool, _output_size(path), _output_size(student))
+    for task, reward_model in reward_models(config.verifiers).items():
+        if tokenizer_fingerprint(reward_model.path) != fingerprint:
+            raise vocabulary_mismatch(reward_pool_name(task))
 
 
 def vocabulary_mismatch(pool: str) -> VocabularyMismatchError:

@@ -19,8 +19,9 @@ from transformers import AutoTokenizer
 
 from actors.model_fingerprint import model_fingerprint
 from actors.placement import selector_of
+from actors.reward import VerdictPools
 from actors.rollout import RolloutPool, SampleRequest
-from actors.verifier import JudgedGroup, VerifierPool
+from actors.verifier import JudgedGroup
 from pipelines.evaluate import sample_and_judge
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts
@@ -129,13 +130,7 @@ async def _generate(
         run_id=f"{run_id}-traces",
         label_selector=selector_of(config.cluster, "teacher"),
     )
-    verifiers = VerifierPool(
-        config.verifier_pool,
-        config.verifiers,
-        tokenizer_path=student,
-        start_timeout_s=timeout_s,
-        label_selector=selector_of(config.cluster, "verifier"),
-    )
+    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     # Twice what the engines decode at once keeps them busy; more would only wait there, with its deadline running.
     in_flight = asyncio.Semaphore(max(1, math.ceil(2 * generator.workers * generator.max_sequences / offline.traces_per_prompt)))
     done = tokens = accepted = 0
@@ -151,9 +146,10 @@ async def _generate(
 
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
-        closing.push_async_callback(verifiers.close)
+        for pool in verifiers.pools:
+            closing.push_async_callback(pool.close)
         with progress.phase("starting the teacher's workers and verifiers"):
-            await together(rollout.start(), verifiers.start())
+            await together(rollout.start(), *(pool.start() for pool in verifiers.pools))
         started = time.monotonic()
         with progress.phase("making traces", total=len(missing)) as phase:
             await together(*(one(position) for position in missing))
@@ -177,7 +173,7 @@ def _request(config: RunConfig, prompts: EncodedPrompts, position: int) -> Sampl
 
 
 async def _trace(
-    rollout: RolloutPool, verifiers: VerifierPool, tokenizer: Tokenizer, request: SampleRequest, position: int, max_accepted: int | None
+    rollout: RolloutPool, verifiers: VerdictPools, tokenizer: Tokenizer, request: SampleRequest, position: int, max_accepted: int | None
 ) -> TracedPrompt:
     sampled, judged = await sample_and_judge(rollout, verifiers, request)
     group = RolloutGroup.from_columns(await sampled.group_ref)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -18,9 +19,11 @@ import ray
 from rich.console import Console
 
 from actors.broker import ExperienceBroker, PartPolicy, StepReport
+from actors.controller import RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
 from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
+from pipelines.control import SCALABLE, record_cluster
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
 from pipelines.pools import Pools, open_pools
@@ -33,10 +36,14 @@ from pipelines.telemetry import Telemetry
 from pipelines.waiting import poll, together, unless, within
 from rlad.config import RunConfig
 from rlad.data.prompts import PromptOrder
-from rlad.errors import ConfigError, RunDirectoryError
+from rlad.errors import ConfigError, RunDirectoryError, RunStoppedError
 from rlad.evaluation import EvaluationSummary
 
+logger = logging.getLogger(__name__)
+
 _BROKER_TIMEOUT_S = 60.0
+# How often the controller learns how the run stands, at least.
+_LISTEN_S = 1.0
 
 Train = Callable[[RunProgress], Coroutine[Any, Any, None]]
 
@@ -139,6 +146,10 @@ class TrainingRun(abc.ABC):
         self._run_id = run_id_of(config, run)
         self._next_turn = 0
         self._dropped: list[FollowedGroup] = []  # of the present step: sampled, found to have nothing to teach, replaced by others
+        self._is_stopping = False
+        self._trained_steps = 0
+        self._last_metrics: dict[str, float] = {}
+        self._controller: Any = None
         self._broker: Any = None
         self._pools: Pools
         self._telemetry: Telemetry
@@ -183,12 +194,21 @@ class TrainingRun(abc.ABC):
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
+            self._controller = start_controller(self._run_id, SCALABLE, label_selector=selector_of(config.cluster, HEAD_POOL))
+            closing.callback(ray.kill, self._controller)
+            record_cluster(self._run, self._run_id)
+            closing.callback(self._run.cluster.unlink, missing_ok=True)
+            listening = asyncio.create_task(self._obey())
+            listening.add_done_callback(_warn_if_deaf)
+            closing.callback(listening.cancel)
             self._next_turn = await self._tell("reopen", started.version)
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
 
             await self._pools.rollout.update_weights(started.publications[0])
             for step in range(started.version, total):
+                if self._is_stopping:
+                    raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
                 await self._evaluate_if_due(step)
                 await self._train(step)
             with self._progress.phase("exporting the student"):
@@ -212,6 +232,28 @@ class TrainingRun(abc.ABC):
         await self._pools.rollout.update_weights(report.publications[0])
         times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=time.time())
         self._record(step, [*kept, *self._dropped], times, report)
+
+    async def _obey(self) -> None:
+        """Do what a person asks through the controller, and tell how the run stands, until the run ends."""
+        while True:
+            state = self._state()
+            await within(self._controller.publish.remote(state), deadline_s=_BROKER_TIMEOUT_S, waiting_for="the run's controller")
+            request = await within(self._controller.next_request.remote(_LISTEN_S), deadline_s=_BROKER_TIMEOUT_S, waiting_for="the run's controller")
+            if request is not None:
+                logger.info("request=%s sizes=%s", request.kind, dict(request.sizes))
+                self._is_stopping |= request.kind == "stop"
+                for size in request.sizes.values():  # of the only pool that the controller lets through
+                    self._pools.rollout.resize(size)
+
+    def _state(self) -> RunState:
+        return RunState(
+            phase="stopping" if self._is_stopping else "running",
+            step=self._trained_steps,
+            total_steps=self._config.training.steps,
+            pools={"rollout": self._pools.rollout.state()},
+            metrics=self._last_metrics,
+            updated_at=time.time(),
+        )
 
     def _take_turn(self) -> tuple[str, int]:
         """The next group's name, and its entry of the training set."""
@@ -258,3 +300,9 @@ class TrainingRun(abc.ABC):
 
     async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> StepReport:
         return await poll(lambda: self._tell(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+
+
+def _warn_if_deaf(listening: asyncio.Task[None]) -> None:
+    """A run goes on without its controller; it can no longer be asked for anything."""
+    if not listening.cancelled() and (error := listening.exception()) is not None:
+        logger.warning("the run takes no more requests error=%s", error)

@@ -117,17 +117,22 @@ class Difference:
             told = "do" if self.p_prompts < 1 - CONFIDENCE else "do not"
             return (
                 f"{self.method} against {self.reference}: {points} with one seed. These two students {told} differ on such prompts by more than their draw "
-                f"explains (p = {self.p_prompts:.3f}); one seed says nothing about another, so the methods cannot be ranked."
+                f"explains ({p_text(self.p_prompts)}); one seed says nothing about another, so the methods cannot be ranked."
             )
         corrected = f" corrected for {self.comparisons} comparisons" if self.comparisons > 1 else ""
         interval = f"95% interval {100 * self.low:+.1f} to {100 * self.high:+.1f} over {self.seeds} seeds"
-        evidence = f"{points}, {interval}, p = {self.p_value:.3f}{corrected}"
+        evidence = f"{points}, {interval}, {p_text(self.p_value)}{corrected}"
         if self.verdict in ("better", "worse"):
             return f"{self.method} is {self.verdict} than {self.reference} ({evidence})."
         if self.verdict == "equal":
             return f"{self.method} and {self.reference} are equal for practical purposes ({evidence})."
         hint = " The interval alone leaves 0 out; more seeds would settle it." if self.low > 0 or self.high < 0 else ""
         return f"{self.method} and {self.reference} are within the noise of each other ({evidence}).{hint}"
+
+
+def p_text(p_value: float) -> str:
+    """`p = 0.021`, and never the zero that no test gives."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def columns_of(runs: Sequence[RunRecord]) -> list[str]:

@@ -7,7 +7,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import itertools
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,46 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not at {folder}")
     return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkedResponse:
+    """A response that a person would write to a problem with this answer, and whether it is right."""
+
+    text: str
+    answer: str
+    is_correct: bool
+
+
+@pytest.fixture(scope="session")
+def aime_responses(shared_data: Path) -> list[MarkedResponse]:
+    """Right responses to every AIME problem in the set, and 500 wrong ones: near misses, slips of a digit, sign or decimal point, other answers."""
+    answers = [json.loads(line)["answer"] for line in (shared_data / "aime_2021_2024.jsonl").read_text().splitlines()]
+    prose = itertools.cycle(
+        [
+            "Adding both cases gives $\\boxed{{{0}}}$ as required.",
+            "So $m+n = \\boxed{{{0}}}$.",
+            "Hence\n\\[\\boxed{{{0}}}\\]",
+            "**Answer:** \\boxed{{{0}}}",
+        ]
+    )
+    wrong: list[tuple[str, str]] = []
+    for place, answer in enumerate(answers):
+        number = int(answer.split(" or ")[0])
+        others = [
+            number + 1,
+            number - 1,
+            -number,
+            f"{number}0",
+            f"{number}.5",
+            f"\\frac{{{number}}}{{2}}",
+            answers[place - 2],
+            f"{number},{number + 7}",
+        ]
+        wrong += [(str(other), answer) for other in others if str(other).lstrip("0") not in answer]
+    right = [(given, answer) for answer in answers for given in answer.removesuffix(" (both were accepted)").split(" or ")]
+    pairs = [(given, answer, True) for given, answer in right] + [(given, answer, False) for given, answer in wrong[:500]]
+    return [MarkedResponse(text=next(prose).format(given), answer=answer, is_correct=is_correct) for given, answer, is_correct in pairs]
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +111,19 @@ def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path
     )
     Qwen3ForCausalLM(config).float().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def make_reward_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Build a tiny random Qwen3 sequence-classification checkpoint with the tokenizer of `make_model`."""
+
+    def make(*, labels: int = 1) -> Path:
+        from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
+
+        directory, base = tmp_path_factory.mktemp("reward_model"), make_model()
+        AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+        torch.manual_seed(5)
+        Qwen3ForSequenceClassification(Qwen3Config.from_pretrained(base, num_labels=labels)).float().save_pretrained(directory)
+        return directory
+
+    return make

@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
-from actors.placement import HEAD_POOL, POOL_LABEL
+from actors.placement import HEAD_POOL, POOL_LABEL, label_of
 from pipelines.deployment.sizing import PodGroup
-from pipelines.deployment.workload import CONFIG_FILE, STORAGE, Workload
+from pipelines.deployment.workload import CONFIG_FILE, STORAGE, Workload, kubernetes_name
 from rlad.config import RunConfig, TeacherConfig
 from rlad.errors import PlanError
 
@@ -270,8 +270,8 @@ def _worker_group(group: PodGroup, options: DeploymentOptions) -> Manifest:
     if group.gpus:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
-        "groupName": group.pool,
-        "labels": {POOL_LABEL: group.pool},
+        "groupName": kubernetes_name(group.pool),  # part of the pods' names
+        "labels": {POOL_LABEL: label_of(group.pool)},
         "replicas": group.replicas,
         "minReplicas": group.replicas,
         "maxReplicas": group.max_replicas,

@@ -12,7 +12,7 @@ import yaml
 from pipelines.deployment import Kind, manifests
 from pipelines.deployment.manifests import Deployment, DeploymentOptions, Manifest
 from pipelines.deployment.sizing import PodGroup, SizingOptions, pod_groups
-from pipelines.deployment.workload import STORAGE, read_workload
+from pipelines.deployment.workload import STORAGE, kubernetes_name, read_workload
 from pipelines.run_directory import write_atomically
 from rlad.errors import PlanError
 
@@ -176,7 +176,7 @@ def _noted(lines: Sequence[str], deployment: Deployment) -> list[str]:
     for line in lines:
         text = line.strip().removeprefix("- ")
         noted.append(f"{line}  # {notes.pop(text)}" if text in notes else line)
-    guessed = {f"- groupName: {group.pool}" for group in deployment.groups if group.is_memory_guessed}
+    guessed = {f"- groupName: {kubernetes_name(group.pool)}" for group in deployment.groups if group.is_memory_guessed}
     return [f"{line}  # its memory is a guess: the model is not here (--memory)" if line.strip() in guessed else line for line in noted]
 
 

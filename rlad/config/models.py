@@ -62,7 +62,26 @@ class PromptFile(ConfigModel):
     limit: PositiveInt | None = Field(None, description="Read only the first so many.")
 
 
-PromptSource = Annotated[KnightsKnavesPrompts | PromptFile, Field(discriminator="source")]
+class ReasoningGymPrompts(ConfigModel):
+    """Problems of one reasoning-gym task, generated (the extra `reasoning-gym`). The prompts' `task` is the name of the dataset."""
+
+    source: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str = Field(description="Name of the task in reasoning-gym, for example `chain_sum`.")
+    size: PositiveInt = Field(description="Number of problems, all different.")
+    split: Literal["train", "evaluation"] = Field(description="Problems are split by a hash of their question: the two can never overlap.")
+    seed: int = 0
+    settings: dict[str, Any] = Field(
+        {}, description="The task's own settings, for example `{min_terms: 2, max_terms: 4}`; without `seed` and `size`."
+    )
+
+    @model_validator(mode="after")
+    def _seed_and_size_are_ours(self) -> Self:
+        if ours := sorted({"seed", "size"} & self.settings.keys()):
+            raise ValueError(f"{' and '.join(ours)} in `settings`: set them beside `settings`, not in it")
+        return self
+
+
+PromptSource = Annotated[KnightsKnavesPrompts | PromptFile | ReasoningGymPrompts, Field(discriminator="source")]
 
 
 class RolloutConfig(ConfigModel):

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlad.config.models import RunConfig
+from rlad.config.comparison import CompareConfig, MethodConfig
+from rlad.config.models import EvaluationSuite, RunConfig
 
 _INTRODUCTION = """# Configuration
 
@@ -25,17 +26,26 @@ _MAPPING_KEYS = {"verifiers": ".TASK", "teachers": ".ID"}
 
 def reference() -> str:
     """All settings as Markdown, a table a section."""
-    return "\n".join([_INTRODUCTION, *_sections("", RunConfig)])
+    return "\n".join(
+        [
+            _INTRODUCTION,
+            *_sections("", RunConfig),
+            *_heading("Evaluation sets (`rlad eval --config FILE`)", EvaluationSuite),
+            *_table("", EvaluationSuite),
+            "\nSections are as in a run; each of `sets` is an `evaluation` section.\n",
+            *_heading("Comparison (`rlad compare FILE`)", CompareConfig),
+            *_table("", CompareConfig),
+            *_table("methods.NAME.", MethodConfig, is_continued=True),
+            "",
+        ]
+    )
 
 
 def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
-    yield f"## {prefix.rstrip('.') or 'Top level'}\n"
-    if model.__doc__ and model is not RunConfig:
-        yield f"{' '.join(model.__doc__.split())}\n"
-    yield "| key | type | default | what it is |\n| --- | --- | --- | --- |"
+    yield from _heading(prefix.rstrip(".") or "Top level", model)
+    yield from _table(prefix, model)
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        yield f"| `{prefix}{name}` | {_type_name(field.annotation, field.metadata)} | {_default(field)} | {field.description or ''} |"
         models = list(_models(field.annotation))
         is_mapping = get_origin(field.annotation) is dict
         for submodel in models:
@@ -44,6 +54,19 @@ def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
     yield ""
     for label, submodel in nested:
         yield from _sections(f"{label}{_variant(submodel)}.", submodel) if not _variant(submodel) else _variant_section(label, submodel)
+
+
+def _heading(title: str, model: type[BaseModel]) -> Iterator[str]:
+    yield f"## {title}\n"
+    if model.__doc__ and model is not RunConfig:
+        yield f"{' '.join(model.__doc__.split())}\n"
+
+
+def _table(prefix: str, model: type[BaseModel], *, is_continued: bool = False) -> Iterator[str]:
+    if not is_continued:
+        yield "| key | type | default | what it is |\n| --- | --- | --- | --- |"
+    for name, field in model.model_fields.items():
+        yield f"| `{prefix}{name}` | {_type_name(field.annotation, field.metadata)} | {_default(field)} | {field.description or ''} |"
 
 
 def _variant_section(label: str, model: type[BaseModel]) -> Iterator[str]:

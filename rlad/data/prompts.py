@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rlad.errors import DataError
 
 if TYPE_CHECKING:
-    from rlad.config.models import KnightsKnavesPrompts, PromptFile
+    from rlad.config.models import PromptSource
 
 Message = dict[str, str]
 """One message of a chat: `role` and `content`."""
@@ -66,16 +66,21 @@ def _check_messages(messages: Any) -> None:
         raise DataError("the last message is the assistant's: a prompt ends where the model is to speak")
 
 
-def load_prompts(source: KnightsKnavesPrompts | PromptFile) -> list[PromptRecord]:
+def load_prompts(source: PromptSource) -> list[PromptRecord]:
     """Generate or read the prompts of a source.
 
     Raises:
         DataError: too few distinct puzzles, or a file that cannot be read (naming the file and the line).
+        ConfigError: reasoning-gym is not installed, has no such task, or the task refuses its settings.
     """
     if source.source == "knights_knaves":
         from rlad.data.knights_knaves.prompts import generate_prompts
 
         return generate_prompts(form=source.form, people=source.people, count=source.count, split=source.split, seed=source.seed)
+    if source.source == "reasoning_gym":
+        from rlad.data.reasoning_gym import generate_problems
+
+        return generate_problems(source.dataset, size=source.size, split=source.split, seed=source.seed, settings=source.settings)
     from rlad.data.prompt_files import read_prompt_file
 
     return read_prompt_file(source.path, limit=source.limit, form=source.form)

@@ -35,7 +35,7 @@ class KdrlConfig(ImitationSettings, ClippedSurrogateSettings):
 
     @model_validator(mode="after")
     def _beta_end_fits(self) -> Self:
-        if self.beta_end is None and "beta_schedule" in self.model_fields_set:
+        if self.beta_end is None and self.beta_schedule != "linear":
             raise ValueError("beta_schedule needs beta_end, the coefficient to go to")
         return self
 

@@ -54,6 +54,15 @@ class ObjectiveSettings(BaseModel, abc.ABC):
         return self
 
     @property
+    def shown_settings(self) -> dict[str, Any]:
+        """What a person wants to see of the settings: the objective's own, and of the options those that are not as by default."""
+        values = self.model_dump(mode="json")
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
+        own = type(self).__annotations__.keys() - {"name"}
+        chosen = [name for name in values if getattr(self, name) != defaults[name] or name in own]
+        return {name: values[name] for name in chosen if values[name] is not None}
+
+    @property
     @abc.abstractmethod
     def uses_teacher(self) -> bool:
         """Whether the loss needs the teacher's log-probabilities."""

@@ -8,11 +8,27 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlad.errors import ConfigError
+from rlad.verifiers.code_tests import CodeTestsVerifierConfig
+from rlad.verifiers.countdown import CountdownVerifierConfig
 from rlad.verifiers.knights_knaves import KnightsKnavesVerifierConfig
 from rlad.verifiers.math_answer import MathAnswerVerifierConfig
+from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
+from rlad.verifiers.python_function import PythonFunctionVerifierConfig
+from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
+from rlad.verifiers.reward_model import RewardModelVerifierConfig
 from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
 
-VerifierConfig = Annotated[KnightsKnavesVerifierConfig | MathAnswerVerifierConfig, Field(discriminator="name")]
+VerifierConfig = Annotated[
+    KnightsKnavesVerifierConfig
+    | MathAnswerVerifierConfig
+    | CountdownVerifierConfig
+    | MultipleChoiceVerifierConfig
+    | CodeTestsVerifierConfig
+    | ReasoningGymVerifierConfig
+    | PythonFunctionVerifierConfig
+    | RewardModelVerifierConfig,
+    Field(discriminator="name"),
+]
 
 _ADAPTER: TypeAdapter[VerifierConfig] = TypeAdapter(VerifierConfig)
 
@@ -32,4 +48,24 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     return spec.build()
 
 
-__all__ = ["GivesAnswer", "KnightsKnavesVerifierConfig", "MathAnswerVerifierConfig", "Verdict", "Verifier", "VerifierConfig", "build_verifier"]
+def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardModelVerifierConfig]:
+    """Those of a run's verifiers that are reward models, by task: each has a pool of its own."""
+    return {task: verifier for task, verifier in verifiers.items() if isinstance(verifier, RewardModelVerifierConfig)}
+
+
+__all__ = [
+    "CodeTestsVerifierConfig",
+    "CountdownVerifierConfig",
+    "GivesAnswer",
+    "KnightsKnavesVerifierConfig",
+    "MathAnswerVerifierConfig",
+    "MultipleChoiceVerifierConfig",
+    "PythonFunctionVerifierConfig",
+    "ReasoningGymVerifierConfig",
+    "RewardModelVerifierConfig",
+    "Verdict",
+    "Verifier",
+    "VerifierConfig",
+    "build_verifier",
+    "reward_models",
+]

@@ -19,10 +19,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rlad.errors import DataError
+from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
-_THINK_TAG = re.compile(r"<(/?)think>", re.IGNORECASE)
 _MARKDOWN = re.compile(r"[*`#>|\\]+|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 _ROLE = r"(?P<role>knight|knave)\b"
 _BETWEEN = r"(?:\s*(?:[:=(\-–—]|->|→|\bis\b|\bwas\b)\s*|\s+)(?:(?:an?|the)\s+)?"
@@ -102,10 +102,9 @@ class CompactVerifier:
 
 def _answer_block(response_text: str) -> str | None:
     """What the one pair of answer tags after the thinking encloses; None where there is no such pair, or thinking has not ended."""
-    thinking = list(_THINK_TAG.finditer(response_text))
-    if thinking and not thinking[-1][1]:
+    spoken = after_thinking(response_text)
+    if spoken is None:
         return None
-    spoken = response_text[thinking[-1].end() :] if thinking else response_text
     tags = list(_ANSWER_TAG.finditer(spoken))
     if [tag[0].lower() for tag in tags] != ["<answer>", "</answer>"]:
         return None

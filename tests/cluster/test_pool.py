@@ -275,3 +275,99 @@ async def test_closing_kills_every_worker_and_refuses_further_work(make_pool: Ma
     assert not alive
     with pytest.raises(PoolExhaustedError, match="closed"):
         await call(pool, "number")
+
+
+async def until(claim: Callable[[], bool], what: str) -> None:
+    async with asyncio.timeout(60):
+        while not claim():
+            await asyncio.sleep(0.02)
+    assert claim(), what
+
+
+async def test_a_pool_that_grows_gives_work_to_the_new_workers_once_they_are_prepared(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    pool.resize(3)
+    assert (pool.state().target, pool.state().ready, pool.state().starting) == (3, 1, 2)
+    await until(lambda: pool.state().ready == 3, "three workers")
+    async with pool.lease(1) as first, pool.lease(1) as second, pool.lease(1) as third:
+        assert sorted(await asyncio.gather(*(actor.number.remote() for actor in (first, second, third)))) == [0, 1, 2]
+
+
+async def test_a_pool_that_shrinks_lets_a_worker_finish_what_it_has_and_gives_it_nothing_more(make_pool: MakePool) -> None:
+    retired: list[str] = []
+
+    async def retire(actor: Any) -> None:
+        retired.append(pool.worker_name(actor))
+
+    pool = await make_pool(2, retire=retire)
+    async with pool.lease(5) as busy:
+        number = await busy.number.remote()
+        pool.resize(1)
+        await until(lambda: pool.state().draining == 0, "the idle one has gone")
+        assert retired == [f"echo-{1 - number}"]
+        pool.resize(2)
+        await until(lambda: pool.state().ready == 2, "a new one is there")
+        async with pool.lease(9) as new:  # it has more to do now, so the first has the least and goes
+            pool.resize(1)
+            assert (pool.state().ready, pool.state().draining) == (1, 1)
+            assert await busy.number.remote() == number
+            async with pool.lease(1) as other:
+                assert other == new
+    await until(lambda: pool.state().draining == 0, "the busy one has gone")
+    assert retired == [f"echo-{1 - number}", f"echo-{number}"]
+    with pytest.raises(ray.exceptions.RayActorError):
+        await busy.number.remote()
+
+
+async def test_a_worker_lost_while_it_drains_is_not_replaced(make_pool: MakePool) -> None:
+    pool = await make_pool(2)
+    done = asyncio.Event()
+
+    async def have_more_to_do() -> None:
+        async with pool.lease(9):
+            await done.wait()
+
+    async def lose_a_draining_worker() -> None:
+        async with pool.lease(1) as busy:
+            other = asyncio.create_task(have_more_to_do())
+            pid = await busy.pid.remote()
+            pool.resize(1)
+            assert pool.state().draining == 1
+            os.kill(pid, signal.SIGKILL)
+            try:
+                await busy.number.remote()
+            finally:
+                done.set()
+                await other
+
+    with pytest.raises(WorkerLostError):
+        await lose_a_draining_worker()
+    state = pool.state()
+    assert (state.target, state.ready, state.starting, state.draining) == (1, 1, 0, 0)
+
+
+async def test_a_worker_that_is_still_starting_is_the_first_to_be_given_up(make_pool: MakePool) -> None:
+    pool = await make_pool(1)
+    pool.resize(2)
+    pool.resize(1)
+    await until(lambda: pool.state().starting == 0, "the start is given up")
+    assert (pool.state().target, pool.state().ready, pool.state().draining) == (1, 1, 0)
+
+
+async def test_a_pool_goes_on_with_what_there_is_when_new_workers_cannot_start(make_pool: MakePool) -> None:
+    spawned: list[int] = []
+
+    def spawn(number: int) -> Any:
+        spawned.append(number)
+        return (Echo if number == 0 else Stillborn).remote(number)
+
+    async def prepare(actor: Any) -> None:
+        await actor.__ray_ready__.remote()
+
+    pool = await make_pool(1, spawn=spawn, prepare=prepare)
+    pool.resize(3)
+    await until(lambda: pool.state().starting == 0, "both have failed")
+    assert (pool.state().target, pool.state().ready) == (1, 1)
+    assert spawned == [0, 1, 2]  # each is tried once, and takes nothing of the budget for lost workers
+    async with pool.lease(1) as actor:
+        assert pool.worker_name(actor) == "echo-0"

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.engine
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 STEPS = 2
+METHODS = ["trrd", "grpo", "sft"]
 
 
 def rlad(*arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
@@ -25,10 +26,11 @@ def rlad(*arguments: str | Path, timeout_s: float = 500) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonDirectory, str]:
-    """The comparison's file, its directory, and what the command printed: two methods, one seed, two steps."""
+    """The comparison's file, its directory, and what the command printed: two methods of reinforcement and an offline one, one seed, two steps."""
     folder = tmp_path_factory.mktemp("comparison")
     config = folder / "compare.yaml"
-    methods = "{trrd: {}, grpo: {overrides: {objective: {name: grpo}, teacher: null}}}"
+    sft = "sft: {overrides: {objective: {name: sft}, offline: {traces_per_prompt: 2, max_prompts: 32}}}"
+    methods = f"{{trrd: {{}}, grpo: {{overrides: {{objective: {{name: grpo}}, teacher: null}}}}, {sft}}}"
     config.write_text(f"name: smoke\nbase: {SMOKE}\noverrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\nmethods: {methods}\n")
     directory = ComparisonDirectory(folder / "runs")
     result = rlad("compare", config, "--run-dir", directory.path)
@@ -38,30 +40,27 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison
 
 def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     _, directory, _ = compared
-    trrd, grpo = (RunDirectory(directory.path / f"{method}-seed0") for method in ("trrd", "grpo"))
-    for run in (trrd, grpo):
+    trrd, *others = runs = [RunDirectory(directory.path / f"{method}-seed0") for method in METHODS]
+    for run in runs:
         assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2]
         assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 1, 2]
         assert run.export.is_dir()
         ledger = rlad("ledger", run.path)
         assert ledger.returncode == 0, ledger.stdout
-    first, second = (read_json_lines(run.evaluations)[0] for run in (trrd, grpo))
-    assert second.pop("taken_from") == "trrd-seed0"
-    assert first == second
-    assert trrd.read_config().objective.name == "trrd"
-    assert grpo.read_config().teacher is None
+    for run in others:
+        assert read_json_lines(run.evaluations)[0] == {**read_json_lines(trrd.evaluations)[0], "taken_from": "trrd-seed0"}
+    assert [run.read_config().objective.name for run in runs] == METHODS
 
 
 def test_the_comparison_is_that_of_the_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     _, directory, text = compared
     figures = json.loads(directory.figures.read_text())
-    final = {
-        method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"] for method in ("trrd", "grpo")
-    }
+    final = {method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"] for method in METHODS}
     assert {method: figures["accuracy"][method]["all"]["mean"] for method in final} == pytest.approx(final)
-    (difference,) = figures["differences"]
-    assert difference["difference"] == pytest.approx(final["grpo"] - final["trrd"])
-    assert difference["verdict"] == "one seed"
+    assert {each["method"]: each["difference"] for each in figures["differences"]} == pytest.approx(
+        {method: final[method] - final["trrd"] for method in ("grpo", "sft")}
+    )
+    assert {each["verdict"] for each in figures["differences"]} == {"one seed"}
     assert figures["costs"]["trrd"]["teacher_tokens"] > 0 == figures["costs"]["grpo"]["teacher_tokens"]
     assert "grpo against trrd" in text
     assert directory.page.stat().st_size > 10_000

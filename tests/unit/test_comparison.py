@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rlad.comparison import RunRecord, accuracy_spreads, costs, curves, differences, holm, metric_curves, paired_t, sign_permutation
+from rlad.comparison import RunRecord, accuracy_spreads, costs, curves, differences, holm, metric_curves, p_text, paired_t, sign_permutation
 from rlad.errors import ContractError
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
 
@@ -123,6 +123,10 @@ def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() ->
     assert (among.verdict, among.p_value) == ("within the noise", pytest.approx(51 * max(alone.p_seeds or 0, alone.p_prompts)))
     assert "corrected for 51 comparisons" in among.sentence()
     assert among.sentence().endswith("The interval alone leaves 0 out; more seeds would settle it.")
+
+
+def test_a_p_value_is_never_told_as_zero() -> None:
+    assert [p_text(p_value) for p_value in (1.0, 0.0214, 0.001, 0.0002)] == ["p = 1.000", "p = 0.021", "p = 0.001", "p < 0.001"]
 
 
 def test_one_seed_ranks_nothing() -> None:

@@ -91,8 +91,11 @@ def test_the_shipped_ablation_is_grpo_and_five_alphas() -> None:
 
 
 def test_the_shipped_comparison_gives_every_method_the_same_work() -> None:
-    methods = ("trrd", "grpo", "kdrl", "opd")
-    runs = load_comparison(CONFIGS / "compare_kk_cpu.yaml", methods=methods).runs
-    assert [run.name for run in runs] == [f"{method}-seed{seed}" for seed in (0, 1, 2) for method in methods]
-    for key in ("student", "prompts", "rollout", "training", "learner", "evaluation"):
+    runs = load_comparison(CONFIGS / "compare_kk_cpu.yaml").runs
+    assert [run.name for run in runs] == [f"{method}-seed{seed}" for seed in (0, 1, 2) for method in ("trrd", "grpo", "kdrl", "opd", "sft")]
+    for key in ("student", "prompts", "rollout", "learner", "evaluation"):
         assert len({str(getattr(run.config, key)) for run in runs}) == 1, key
+    # A trace of the teacher is a group of one response.
+    responses = {run.config.training.prompts_per_step * (run.config.rollout.group_size if run.config.offline is None else 1) for run in runs}
+    assert responses == {256}
+    assert {(run.config.training.steps, run.config.training.updates_per_step) for run in runs} == {(12, 4)}

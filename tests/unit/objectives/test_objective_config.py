@@ -13,6 +13,8 @@ import rlad.objectives
 from rlad.errors import ConfigError
 from rlad.objectives import GrpoConfig, KdrlConfig, Objective, ObjectiveConfig, OpdConfig, SftConfig, TrrdConfig, build_objective
 
+from .configurations import EVERY_CONFIG
+
 
 def test_public_names_are_pinned() -> None:
     assert rlad.objectives.__all__ == [
@@ -57,6 +59,18 @@ def test_defaults_are_those_of_the_paper_with_every_option_off() -> None:
     assert KdrlConfig().model_dump() == {"name": "kdrl", **kdrl, **SHARED, **SURROGATE}
     assert OpdConfig().model_dump() == {"name": "opd", "estimator": "k1_reward", "top_k": None, **SHARED, **SURROGATE}
     assert SftConfig().model_dump() == {"name": "sft", **SHARED}
+
+
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
+def test_what_a_run_directory_stores_reads_back_as_the_same_objective(config: dict[str, Any]) -> None:
+    settings = build_objective(config).config
+    assert build_objective(settings.model_dump(mode="json")).config == settings
+
+
+def test_shown_are_the_objectives_own_settings_and_the_options_that_were_changed() -> None:
+    assert GrpoConfig().shown_settings == {}
+    assert GrpoConfig(eps_high=0.2, aggregation="token_mean").shown_settings == {"eps_high": 0.2, "aggregation": "token_mean"}
+    assert TrrdConfig(alpha=0.3).shown_settings == {"alpha": 0.3, "teacher_log_ratio_clamp": 1.0, "teacher_clamp_gradient": "clipped"}
 
 
 def test_mapping_and_model_build_the_same_objective() -> None:

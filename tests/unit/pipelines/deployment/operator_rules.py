@@ -69,6 +69,8 @@ def _of_cluster(spec: Manifest) -> Iterator[str]:
     is_v2 = autoscales and spec.get("autoscalerOptions", {}).get("version") == "v2"
     for name, group in (("head", head), *((group["groupName"], group) for group in workers)):
         pod, start = group["template"]["spec"], group.get("rayStartParams", {})
+        if not _DNS_LABEL.fullmatch(name):
+            yield f"{name}: not fit for a pod's name, of which it becomes a part"
         if not pod["containers"]:
             yield f"{name}: no container"
         if group.get("resources") and any(start.get(key) for key in _RAY_RESOURCES):

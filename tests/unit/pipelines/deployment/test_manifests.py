@@ -120,10 +120,10 @@ def test_every_pool_has_its_group_and_the_groups_have_room_for_the_run(project_c
         runs = [load_evaluation_suite(ROOT / "configs" / name) if "sets" in settings else load_run_config(ROOT / "configs" / name)]
     groups = {group["labels"][POOL_LABEL]: group for group in found["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
     assert groups.keys() == {plan.pool for run in runs for plan in pool_plans(run)}
+    assert [group["groupName"] for group in groups.values()] == list(groups)
     for run in runs:
         for plan in pool_plans(run):
             group = groups[plan.pool]
-            assert group["groupName"] == plan.pool
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             for resource, wanted in (("cpu", plan.resources.cpus), ("nvidia.com/gpu", plan.resources.gpus)):
                 one = wanted / plan.workers
@@ -238,6 +238,23 @@ def test_the_service_s_teachers_are_what_serve_takes(tmp_path: Path) -> None:
     assert [group["groupName"] for group in groups] == ["teacher-small", "teacher-large"]
 
 
+def test_pools_named_after_teachers_and_tasks_get_names_and_labels_that_are_allowed(schemas: dict[str, Any]) -> None:
+    overrides = [
+        "teacher=null",
+        "teachers.Math_1={path: a, gpus_per_replica: 1}",
+        "verifiers.open/answers={name: reward_model, path: reward, gpus_per_worker: 1, workers: 2}",
+    ]
+    files = rendered("qwen3_0.6b_kk_2k.yaml", *overrides)
+    job = manifests(files)["RayJob"]
+    assert problems(schemas["RayJob"], job) == []
+    assert violations(job) == []
+    groups = {group["groupName"]: (group["labels"][POOL_LABEL], group["replicas"]) for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+    assert groups["teacher-math-1"] == ("teacher-Math_1", 1)
+    assert groups["reward-open-answers"] == ("reward_open-answers", 2)
+    shipped = yaml.safe_load(manifests(files)["ConfigMap"]["data"][CONFIG_FILE.name])
+    assert shipped["verifiers"]["open/answers"]["path"] == "/mnt/rlad/reward"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -298,6 +315,7 @@ RULES: list[tuple[Callable[[Manifest], Any], str]] = [
     (lambda job: _worker(job)["rayStartParams"].update(labels="rlad.io/pool=rollout"), "labels inside rayStartParams"),
     (lambda job: _worker(job)["labels"].update({"rlad.io/pool": "a b"}), "malformed label"),
     (lambda job: _worker(job)["template"]["spec"].update(restartPolicy="Always"), "restartPolicy other than Never"),
+    (lambda job: _worker(job).update(groupName="reward_math"), "not fit for a pod's name"),
     (lambda job: _worker(job).update(minReplicas=2), "not between minReplicas and maxReplicas"),
     (lambda job: _worker(job).update(suspend=True), "suspend with the autoscaler"),
     (lambda job: _head(job)["containers"][0]["env"].append({"name": "RAY_enable_autoscaler_v2", "value": "1"}), "autoscaler version in both"),

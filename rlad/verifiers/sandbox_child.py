@@ -1,0 +1,200 @@
+"""Runs one untrusted Python program. A program of its own, started by `rlad.verifiers.sandbox` with `python -I`; it imports nothing of rlad.
+
+Two processes: the outer one makes namespaces, waits for the inner one and reports how it ended; the inner one takes every restriction upon itself and
+then becomes the untrusted program. Each mechanism is used where this machine permits it, and what came of it is reported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import stat
+import struct
+import sys
+import types
+from typing import Any
+
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38
+_CAP_DAC_READ_SEARCH = 1 << 2
+_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+# The same numbers on every architecture.
+_SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_LANDLOCK_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read file, read directory
+_LANDLOCK_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2  # execute, write, read: the rights that a file can have
+_LANDLOCK_NET_TCP = 1 << 0 | 1 << 1  # bind, connect
+_LANDLOCK_SCOPES = 1 << 0 | 1 << 1  # abstract unix sockets, signals
+_READABLE = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/random",
+    "/dev/urandom",
+    "/proc/self",
+)
+_NETWORK_EVENTS = frozenset(
+    {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
+)
+_PROCESS_EVENTS = frozenset(
+    {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen", "pty.spawn", "ctypes.dlopen", "ctypes.dlsym"}
+)
+# As root every sandbox gets a user of its own, so that the limit on processes counts its own only.
+_FIRST_UID = 1_900_000_000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    spec_fd, report_fd = int(sys.argv[1]), int(sys.argv[2])
+    with os.fdopen(spec_fd, encoding="utf-8") as file:
+        spec = json.load(file)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != spec["caller"]:
+        return  # it died before the kernel was told
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # numpy would start as many threads as the machine has cores
+    barriers = _new_namespaces() if "namespaces" in spec["mechanisms"] else []
+    outer = os.getpid()
+    inner = os.fork()
+    if inner == 0:
+        _become_program(spec, report_fd, outer, barriers)
+        return
+    _, status = os.waitpid(inner, 0)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    is_killed = os.WIFSIGNALED(status)
+    end = {
+        "exit_code": None if is_killed else os.WEXITSTATUS(status),
+        "signal": os.WTERMSIG(status) if is_killed else None,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+    }
+    os.write(report_fd, b"\n" + json.dumps({"end": end}).encode() + b"\n")
+
+
+def _new_namespaces() -> list[str]:
+    """No network, and processes that cannot outlive their first one. As root directly; else inside a namespace of users, where that is permitted."""
+    for flags in (_CLONE_NEWNET | _CLONE_NEWPID, _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID):
+        if _libc.unshare(flags) == 0:
+            return ["network_namespace", "process_namespace", *(["user_namespace"] if flags & _CLONE_NEWUSER else [])]
+    return []
+
+
+def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: list[str]) -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    barriers += _landlock(spec["directory"]) if "landlock" in spec["mechanisms"] else []
+    if os.geteuid() == 0 and "user_namespace" not in barriers:
+        barriers += _drop_root(spec["directory"], can_keep_reading="landlock_files" in barriers)
+    else:
+        _set_capabilities(0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+    if "process_namespace" not in barriers and os.getppid() != outer:
+        os._exit(1)
+    limits = {
+        resource.RLIMIT_AS: spec["memory_bytes"],
+        resource.RLIMIT_CPU: spec["cpu_s"],
+        resource.RLIMIT_FSIZE: spec["file_bytes"],
+        resource.RLIMIT_NPROC: spec["processes"],
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, limit))
+    # Root is exempt from the limit on processes; and where the kernel leaves the network open, a program without this hook must not be started.
+    is_limited = os.getuid() != 0 or "user_namespace" in barriers
+    _forbid(_NETWORK_EVENTS if is_limited and "network_namespace" in barriers else _NETWORK_EVENTS | _PROCESS_EVENTS)
+    barriers.append("audit_hook")
+    os.chdir(spec["directory"])
+    os.write(report_fd, json.dumps({"barriers": barriers}).encode() + b"\n")
+    _run(spec["source"], spec["asserts"], spec["token"], report_fd)
+
+
+def _landlock(directory: str) -> list[str]:
+    """Reading only what Python needs, writing only in the sandbox's directory, no TCP; ABI 1 has files only, ABI 4 TCP, ABI 6 signals."""
+    abi = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    if abi < 1:
+        return []
+    every_access = (1 << {1: 13, 2: 14}.get(abi, 15)) - 1
+    attributes = struct.pack("QQQ", every_access, _LANDLOCK_NET_TCP if abi >= 4 else 0, _LANDLOCK_SCOPES if abi >= 6 else 0)
+    size = 8 if abi < 4 else 16 if abi < 6 else 24
+    ruleset = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
+    if ruleset < 0:
+        return []
+    readable = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(path for path in sys.path if path), *_READABLE}
+    for path, access in [*((path, _LANDLOCK_READ) for path in readable), (directory, every_access & ~(1 << 0)), ("/dev/null", 1 << 1 | 1 << 2)]:
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # not on this machine
+            continue
+        if not stat.S_ISDIR(os.fstat(opened).st_mode):
+            access &= _LANDLOCK_OF_FILES
+        _libc.syscall(_SYS_LANDLOCK_ADD_RULE, ruleset, 1, struct.pack("=Qi", access, opened), 0)
+        os.close(opened)
+    is_restricted = _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
+    os.close(ruleset)
+    return ["landlock_files", *(["landlock_tcp"] if abi >= 4 else [])] if is_restricted else []
+
+
+def _drop_root(directory: str, *, can_keep_reading: bool) -> list[str]:
+    """Become a user that exists nowhere else.
+
+    Where that user could not read Python's library (an interpreter below /root), it keeps the one capability to read, if Landlock bounds what.
+    """
+    uid = _FIRST_UID + int.from_bytes(os.urandom(3))
+    os.chown(directory, uid, uid)
+    try:
+        os.setgroups([])
+        os.setegid(uid)
+        os.seteuid(uid)
+    except OSError:  # a container's root may have no other users
+        os.chown(directory, 0, 0)
+        _set_capabilities(0)
+        return []
+    can_read = os.access(os.__file__, os.R_OK, effective_ids=True)
+    os.seteuid(0)
+    if not can_read and not can_keep_reading:
+        os.setegid(0)
+        os.chown(directory, 0, 0)
+        _set_capabilities(0)
+        return []
+    _prctl(_PR_SET_KEEPCAPS, not can_read)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if not _set_capabilities(0 if can_read else _CAP_DAC_READ_SEARCH) and not can_read:
+        raise OSError("capabilities cannot be set")
+    return ["own_user"]
+
+
+def _set_capabilities(kept: int) -> bool:
+    number = _SYS_CAPSET.get(os.uname().machine)
+    return number is not None and _libc.syscall(number, struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0
+
+
+def _prctl(option: int, value: int) -> None:
+    _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _forbid(events: frozenset[str]) -> None:
+    def refuse(event: str, _: tuple[Any, ...]) -> None:
+        if event in events:
+            raise PermissionError(f"{event} is not allowed here")
+
+    sys.addaudithook(refuse)
+
+
+def _run(source: str, asserts: str | None, token: str, report_fd: int) -> None:
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"], sys.argv = module, ["solution.py"]
+    exec(compile(source, "solution.py", "exec", dont_inherit=True), module.__dict__)
+    if asserts is not None:
+        exec(compile(asserts, "tests.py", "exec", dont_inherit=True), module.__dict__)
+        os.write(report_fd, b"\n" + json.dumps({"passed": token}).encode() + b"\n")  # what ends early has not passed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The controller of a live run, found by its name from another driver of the same cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from actors.controller import NAMESPACE, Request, RunState, ask, find_controller, start_controller
+from actors.pool import PoolState
+from rlad.errors import RunDirectoryError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+    yield
+    ray.shutdown()
+
+
+def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks() -> None:
+    driver = start_controller("run-1", ("rollout",))
+    person = find_controller("run-1")
+    assert ask(person, "state") is None
+    pool = PoolState(target=2, ready=1, starting=1, draining=0)
+    state = RunState(phase="running", step=3, total_steps=9, pools={"rollout": pool}, metrics={"reward/mean": 0.5}, updated_at=1.0)
+    ask(driver, "publish", state)
+    assert ask(person, "state") == state
+
+    ask(person, "request", Request(kind="scale", sizes={"rollout": 8}))
+    ask(person, "request", Request(kind="stop", sizes={}))
+    assert [ask(driver, "next_request", 5.0) for _ in range(2)] == [Request(kind="scale", sizes={"rollout": 8}), Request(kind="stop", sizes={})]
+    assert ask(driver, "next_request", 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [({"teacher": 2}, "this run scales rollout, not 'teacher'"), ({"rollout": 0}, "at least one worker, got rollout=0")]
+)
+def test_a_request_that_cannot_be_met_is_refused_at_once(sizes: dict[str, int], message: str) -> None:
+    controller = start_controller(f"run-{message[:4]}", ("rollout",))
+    with pytest.raises(RunDirectoryError, match=message):
+        ask(controller, "request", Request(kind="scale", sizes=sizes))
+    assert ask(controller, "next_request", 0.05) is None
+
+
+def test_a_run_that_is_not_alive_is_not_found() -> None:
+    with pytest.raises(RunDirectoryError, match="is not running in this cluster"):
+        find_controller("nobody")

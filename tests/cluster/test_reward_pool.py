@@ -1,0 +1,106 @@
+"""Groups go to their task's reward model or to the verifiers, on a local Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from transformers import AutoTokenizer
+
+from actors.engines.reward_model import RewardModelEngine
+from actors.reward import VerdictPools
+from pipelines.waiting import together
+from rlad.config import VerifierPoolConfig
+from rlad.contracts import FinishReason, Outcome, RolloutGroup, Verdicts
+from rlad.errors import EngineError, PoolExhaustedError
+from rlad.verifiers import KnightsKnavesVerifierConfig, RewardModelVerifierConfig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def make_group(tokenizer_path: Path, texts: list[str], *, task: str, truncated: int | None = None) -> RolloutGroup:
+    ids = [AutoTokenizer.from_pretrained(tokenizer_path)(text)["input_ids"] for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])]).astype(np.int64)
+    return RolloutGroup(
+        uid="d:0:0",
+        attempt=1,
+        prompt_id="p0",
+        task=task,
+        answer="TF",
+        temperature=1.0,
+        prompt_ids=np.array([3, 4], np.int32),
+        response_ids=np.array([token for each in ids for token in each], np.int32),
+        response_offsets=offsets,
+        behaviour_logprobs=np.zeros(int(offsets[-1]), np.float32),
+        policy_versions=np.zeros(int(offsets[-1]), np.int32),
+        finish_reasons=np.array([FinishReason.LENGTH if index == truncated else FinishReason.STOP for index in range(len(texts))], np.uint8),
+    )
+
+
+@asynccontextmanager
+async def open_pools(student: Path, model: RewardModelVerifierConfig) -> AsyncIterator[VerdictPools]:
+    verifiers = {"puzzle": KnightsKnavesVerifierConfig(name="knights_knaves", form="compact"), "style": model}
+    pools = VerdictPools(VerifierPoolConfig(cpus_per_worker=0.5), verifiers, tokenizer_path=str(student), start_timeout_s=120)
+    try:
+        await together(*(pool.start() for pool in pools.pools))
+        yield pools
+    finally:
+        for pool in pools.pools:
+            await pool.close()
+
+
+async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path], make_reward_model: Callable[..., Path]) -> None:
+    student, texts = make_model(), ["TF=TF$", "TF=FT$", "ab", "TT", ""]
+    groups = {task: make_group(student, texts, task=task, truncated=3) for task in ("puzzle", "style")}
+    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", transform="sigmoid", cpus_per_worker=0.5)
+    style = groups["style"]
+    expected = 1 / (1 + np.exp(-RewardModelEngine(model).score(style.prompt_ids, style.response_ids, style.response_offsets)))
+    model = model.model_copy(update={"correct_from": float(np.median(expected))})
+    async with open_pools(student, model) as pools:
+        judged = {
+            task: await pools.verify(ray.put(group.to_columns()), task=task, num_tokens=group.num_tokens, with_texts=True)
+            for task, group in groups.items()
+        }
+        verdicts = Verdicts.from_columns(await judged["style"].verdicts_ref)
+        stats = pools.stats()
+    assert judged["puzzle"].rewards == (1.0, 0.0, 0.0, 0.0, 0.0)
+    np.testing.assert_allclose(verdicts.rewards, expected, atol=1e-6)
+    assert judged["style"].rewards == tuple(verdicts.rewards.tolist())
+    assert judged["style"].texts == ("T F = T F", "T F = F T", "a b", "T T", "")  # this tokenizer puts spaces between its tokens
+    outcomes = [Outcome.CORRECT if reward >= np.median(expected) else Outcome.WRONG for reward in verdicts.rewards]
+    outcomes[3] = Outcome.UNPARSEABLE
+    assert list(judged["style"].outcomes) == verdicts.outcomes.tolist() == outcomes
+    assert (verdicts.uid, verdicts.attempt) == ("d:0:0", 1)
+    assert (stats.num_groups, stats.processes, sum(stats.outcomes.values())) == (2, 2, 10)
+
+
+async def test_group_too_long_for_the_model_is_an_error_of_its_worker(
+    make_model: Callable[..., Path], make_reward_model: Callable[..., Path]
+) -> None:
+    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5)
+    async with open_pools(make_model(), model) as pools:
+        group = make_group(make_model(), ["T" * 600], task="style")
+        with pytest.raises(EngineError, match="the reward model's context is 512"):
+            await pools.verify(ray.put(group.to_columns()), task="style", num_tokens=600)
+
+
+async def test_model_with_another_vocabulary_does_not_start(
+    make_model: Callable[..., Path], tmp_path: Path, make_reward_model: Callable[..., Path]
+) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))).save_pretrained(tmp_path)
+    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5)
+    with pytest.raises(PoolExhaustedError, match="another vocabulary than the student"):
+        async with open_pools(tmp_path, model):
+            pass
