@@ -1,4 +1,7 @@
-"""A whole run, every engine real, on a local cluster of labelled nodes: every pool is on its own, though each node could hold them all."""
+"""A whole run, every engine real, on a local cluster of labelled nodes: every pool is on its own, though each worker node could hold them all.
+
+The head has no CPU for Ray, as `rlad deploy render` has it.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ SHORT = ["training.steps=1", "evaluation.every_steps=0", "evaluation.prompts.cou
 # What each pool's actors are called in Ray.
 CLASSES = {
     "ExperienceBroker": "head",
+    "RunController": "head",
     "RolloutWorker": "rollout",
     "ServeReplica:": "teacher",
     "VerifierWorker": "verifier",
@@ -39,7 +43,7 @@ CLASSES = {
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster(shutdown_at_exit=True)
     for pool in POOLS:
-        cluster.add_node(num_cpus=4, labels={POOL_LABEL: pool})
+        cluster.add_node(num_cpus=0 if pool == "head" else 4, labels={POOL_LABEL: pool})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()
