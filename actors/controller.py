@@ -87,9 +87,10 @@ class RunController:
             return None
 
 
-def start_controller(run_id: str, pools: tuple[str, ...]) -> ActorHandle:
-    """Start the controller of a run. It ends with the driver."""
-    return ray.remote(RunController).options(name=_name(run_id), namespace=NAMESPACE, num_cpus=0).remote(pools)
+def start_controller(run_id: str, pools: tuple[str, ...], *, label_selector: dict[str, str] | None = None) -> ActorHandle:
+    """Start the controller of a run, on a node that the selector takes. It ends with the driver."""
+    controller = ray.remote(RunController).options(name=_name(run_id), namespace=NAMESPACE, num_cpus=0, label_selector=label_selector or {})
+    return controller.remote(pools)
 
 
 def find_controller(run_id: str) -> ActorHandle:

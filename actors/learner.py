@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from actors.placement import selector_of
 from actors.remote_errors import as_rlad_error
 from rlad.config import LearnerConfig, RunConfig
 from rlad.errors import ConfigError, EngineError, RladError
@@ -138,7 +139,7 @@ def _torch_trainer(settings: LearnerSettings) -> TorchTrainer:
     return TorchTrainer(
         train_loop,
         train_loop_config={"settings": settings},
-        scaling_config=_scaling(learner),
+        scaling_config=_scaling(learner, selector_of(config.cluster, "learner")),
         torch_config=TorchConfig(backend="nccl" if learner.gpus_per_rank else "gloo", timeout_s=int(learner.step_timeout_s)),
         run_config=TrainRunConfig(
             name=CHECKPOINTS,
@@ -150,11 +151,13 @@ def _torch_trainer(settings: LearnerSettings) -> TorchTrainer:
     )
 
 
-def _scaling(learner: LearnerConfig) -> ScalingConfig:
+def _scaling(learner: LearnerConfig, label_selector: dict[str, str]) -> ScalingConfig:
     resources: dict[str, Any] = {"CPU": learner.cpus_per_rank}
     if learner.gpus_per_rank:
         resources["GPU"] = learner.gpus_per_rank
-    return ScalingConfig(num_workers=learner.ranks, use_gpu=learner.gpus_per_rank > 0, resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=learner.ranks, use_gpu=learner.gpus_per_rank > 0, resources_per_worker=resources, label_selector=label_selector or None
+    )
 
 
 def _told(failure: Exception) -> RladError:

@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.parts import ColumnsRef
+from actors.placement import selector_of
 from actors.pool import ActorPool
 from actors.verifier import MAX_RESTARTS, JudgedGroup, JudgeSummary, JudgingPool, VerifierPool, VerifierStats, load_tokenizer
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
@@ -19,7 +20,7 @@ from rlad.errors import VocabularyMismatchError
 from rlad.verifiers import RewardModelVerifierConfig, VerifierConfig, reward_models
 
 if TYPE_CHECKING:  # with it would come torch, which the driver's side has no use for
-    from rlad.config import VerifierPoolConfig
+    from rlad.config import ClusterConfig, VerifierPoolConfig
 
 
 class RewardWorker:
@@ -81,17 +82,28 @@ class RewardWorker:
 class RewardPool(JudgingPool):
     """The driver's side of one reward model's workers. All methods belong to one event loop."""
 
-    def __init__(self, config: RewardModelVerifierConfig, *, task: str, tokenizer_path: str, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: RewardModelVerifierConfig,
+        *,
+        task: str,
+        tokenizer_path: str,
+        start_timeout_s: float,
+        label_selector: dict[str, str] | None = None,
+    ) -> None:
         """
         Args:
             config: the model, and the pool's size.
             task: of the groups that it scores; it names the pool.
             tokenizer_path: the student's model directory.
             start_timeout_s: deadline of the pool's start, and of a replacement's.
+            label_selector: of the nodes that the workers may run on; any by default.
         """
 
         def spawn(number: int) -> ActorHandle:
-            worker = ray.remote(RewardWorker).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)
+            worker = ray.remote(RewardWorker).options(
+                num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, label_selector=label_selector or {}
+            )
             return worker.remote(config, tokenizer_path=tokenizer_path)
 
         name = reward_pool_name(task)
@@ -107,18 +119,40 @@ def reward_pool_name(task: str) -> str:
 class VerdictPools:
     """Where groups go for their verdicts: to their task's reward model, or else to the verifiers. All methods belong to one event loop."""
 
-    def __init__(self, config: VerifierPoolConfig, verifiers: Mapping[str, VerifierConfig], *, tokenizer_path: str, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: VerifierPoolConfig,
+        verifiers: Mapping[str, VerifierConfig],
+        *,
+        tokenizer_path: str,
+        start_timeout_s: float,
+        cluster: ClusterConfig | None = None,
+    ) -> None:
         """
         Args:
             config: of the verifiers' pool.
             verifiers: settings by the prompts' `task`, reward models among them.
             tokenizer_path, start_timeout_s: as for `VerifierPool`.
+            cluster: says whether each pool has nodes of its own; by default none has.
         """
+
+        def selector(pool: str) -> dict[str, str]:
+            return {} if cluster is None else selector_of(cluster, pool)
+
         models = reward_models(verifiers)
         judged = {task: verifier for task, verifier in verifiers.items() if task not in models}
-        self._verifiers = VerifierPool(config, judged, tokenizer_path=tokenizer_path, start_timeout_s=start_timeout_s)
+        self._verifiers = VerifierPool(
+            config, judged, tokenizer_path=tokenizer_path, start_timeout_s=start_timeout_s, label_selector=selector("verifier")
+        )
         self._reward_models = {
-            task: RewardPool(model, task=task, tokenizer_path=tokenizer_path, start_timeout_s=start_timeout_s) for task, model in models.items()
+            task: RewardPool(
+                model,
+                task=task,
+                tokenizer_path=tokenizer_path,
+                start_timeout_s=start_timeout_s,
+                label_selector=selector(reward_pool_name(task)),
+            )
+            for task, model in models.items()
         }
 
     @property

@@ -80,7 +80,17 @@ class RolloutPool:
     Strictly on-policy: weights change only while no group is in flight, so all tokens of a group are of one version.
     """
 
-    def __init__(self, config: RolloutConfig, *, model_path: str, dtype: str, seed: int, start_timeout_s: float, run_id: str) -> None:
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        model_path: str,
+        dtype: str,
+        seed: int,
+        start_timeout_s: float,
+        run_id: str,
+        label_selector: dict[str, str] | None = None,
+    ) -> None:
         """
         Args:
             config: of the workers and their engines.
@@ -89,6 +99,7 @@ class RolloutPool:
             seed: of the engines' own random streams; each worker's differs.
             start_timeout_s: deadline of a worker's start, and of a weight update.
             run_id: names the run's folder in shared memory: one path component, the same in no two runs of a machine.
+            label_selector: of the nodes that the workers may run on; any by default.
         """
         self._config = config
         self._settings = VllmSettings(
@@ -104,6 +115,7 @@ class RolloutPool:
             threads=config.threads,
         )
         self._run_id = run_id
+        self._label_selector = label_selector or {}
         self._start_timeout_s = start_timeout_s
         self._newest: WeightsPublication | None = None
         self._in_flight = 0
@@ -206,10 +218,11 @@ class RolloutPool:
 
     def _spawn(self, number: int) -> ActorHandle:
         config = self._config
-        options = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker, "max_concurrency": _MAX_CALLS}
+        resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         # Two engines with one seed would draw the same numbers.
         settings = replace(self._settings, seed=self._settings.seed + number)
-        return ray.remote(RolloutWorker).options(**options).remote(settings, self._run_id)
+        worker = ray.remote(RolloutWorker).options(**resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector)
+        return worker.remote(settings, self._run_id)
 
     async def _prepare(self, worker: ActorHandle) -> None:
         """Start a worker's engine and load the newest weights, which may be overtaken by newer ones meanwhile."""

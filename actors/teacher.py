@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus, ServeStatus
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -130,7 +131,14 @@ async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, int]:
     return scores_ref, await receipt_ref
 
 
-async def deploy_teacher(config: TeacherConfig, *, app_name: str, tokenizer_fingerprint: str, start_timeout_s: float) -> TeacherClient:
+async def deploy_teacher(
+    config: TeacherConfig,
+    *,
+    app_name: str,
+    tokenizer_fingerprint: str,
+    start_timeout_s: float,
+    label_selector: dict[str, str] | None = None,
+) -> TeacherClient:
     """Deploy a teacher and wait until all its replicas are up. Starts Serve where it is not running, without any HTTP server.
 
     Args:
@@ -138,6 +146,7 @@ async def deploy_teacher(config: TeacherConfig, *, app_name: str, tokenizer_fing
         app_name: of the Serve application; one of this name that is already there is replaced.
         tokenizer_fingerprint: of the student.
         start_timeout_s: deadline.
+        label_selector: of the nodes that the replicas may run on; any by default.
 
     Raises:
         EngineError: the engine does not start on this model.
@@ -151,7 +160,7 @@ async def deploy_teacher(config: TeacherConfig, *, app_name: str, tokenizer_fing
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     deadline = time.monotonic() + start_timeout_s
     who = f"teacher {app_name!r}"
-    handle = await _blocking(lambda: _run_application(config, app_name), timeout_s=start_timeout_s, who=who)
+    handle = await _blocking(lambda: _run_application(config, app_name, label_selector or {}), timeout_s=start_timeout_s, who=who)
     try:
         await _wait_until_running(app_name, deadline=deadline, who=who)
         identity = await _ask_identity(handle, who=who)
@@ -183,21 +192,38 @@ async def delete_teacher(app_name: str) -> None:
     await _blocking(lambda: _delete_application(app_name), timeout_s=_CONTROL_TIMEOUT_S + _DRAIN_S, who=f"removing teacher {app_name!r}")
 
 
-def _run_application(config: TeacherConfig, app_name: str) -> Any:
+def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str], max_replicas: int | None = None) -> Application:
+    """The Serve application of a teacher, undeployed.
+
+    Args:
+        config: with `path` a model directory that the replicas' nodes can read.
+        label_selector: of those nodes; an empty one takes any.
+        max_replicas: lets Serve scale between `config.replicas` and so many by the groups that are under way; without it there are `config.replicas`.
+    """
+    if max_replicas is None:
+        size: dict[str, Any] = {"num_replicas": config.replicas}
+    else:
+        # At half of what replicas may hold they are busy and none waits: more than that for long wants another replica.
+        target = max(1, config.max_ongoing_requests // 2)
+        size = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}}
+    deployment = serve.deployment(TeacherServer).options(
+        **size,
+        # Serve's default of 5 would leave an engine that batches idle.
+        max_ongoing_requests=config.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "label_selector": label_selector},
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        # A model that cannot be loaded does not load at the twentieth try either.
+        max_constructor_retry_count=2,
+        logging_config=_QUIET,
+    )
+    return deployment.bind(config)
+
+
+def _run_application(config: TeacherConfig, app_name: str, label_selector: dict[str, str]) -> Any:
     with _SERVE_LOCK:
-        deployment = serve.deployment(TeacherServer).options(
-            num_replicas=config.replicas,
-            # Serve's default of 5 would leave an engine that batches idle.
-            max_ongoing_requests=config.max_ongoing_requests,
-            ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
-            health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-            graceful_shutdown_timeout_s=_DRAIN_S,
-            graceful_shutdown_wait_loop_s=0.1,
-            # A model that cannot be loaded does not load at the twentieth try either.
-            max_constructor_retry_count=2,
-            logging_config=_QUIET,
-        )
-        target = serve.RunTarget(deployment.bind(config), name=app_name, route_prefix=None)
+        target = serve.RunTarget(teacher_application(config, label_selector=label_selector), name=app_name, route_prefix=None)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
         [handle] = serve.run_many([target], wait_for_applications_running=False)
         return handle

@@ -278,17 +278,28 @@ class JudgingPool:
 class VerifierPool(JudgingPool):
     """The driver's side of the workers with verifiers. All methods belong to one event loop."""
 
-    def __init__(self, config: VerifierPoolConfig, verifiers: Mapping[str, VerifierConfig], *, tokenizer_path: str, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: VerifierPoolConfig,
+        verifiers: Mapping[str, VerifierConfig],
+        *,
+        tokenizer_path: str,
+        start_timeout_s: float,
+        label_selector: dict[str, str] | None = None,
+    ) -> None:
         """
         Args:
             config: size of the pool, and the deadline of one response.
             verifiers: settings by the prompts' `task`.
             tokenizer_path: model directory whose `tokenizer.json` decodes the responses.
             start_timeout_s: deadline of the pool's start, and of a replacement's.
+            label_selector: of the nodes that the workers may run on; any by default.
         """
 
         def spawn(number: int) -> ActorHandle:
-            worker = ray.remote(VerifierWorker).options(num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker)
+            worker = ray.remote(VerifierWorker).options(
+                num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker, label_selector=label_selector or {}
+            )
             return worker.remote(
                 build_verifiers=functools.partial(build_verifiers, dict(verifiers)),
                 tokenizer_path=tokenizer_path,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 import ray
 
+from actors.placement import HEAD_POOL, POOL_LABEL, label_of
 from actors.reward import reward_pool_name
 from rlad.config import ClusterConfig, RunConfig
 from rlad.errors import PlanError
@@ -24,6 +25,8 @@ _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+
+_LABELLING = "start nodes with `ray start --labels`, deploy what `rlad deploy render` writes, or turn cluster.pool_labels off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,36 @@ def require_room(config: RunConfig, available: Resources, where: str) -> None:
     """
     for demand in (generation_demand(config), demand_by_pool(config)):
         _require_room_for(demand, available, where)
+
+
+def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) -> None:
+    """Refuse a run that `cluster.pool_labels` steers to nodes that are not there, or are too few.
+
+    Args:
+        by_label: what the nodes of each `rlad.io/pool` label have together.
+
+    Raises:
+        PlanError: naming the pool.
+    """
+    if HEAD_POOL not in by_label:
+        raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={HEAD_POOL}: {_LABELLING}")
+    for demand in (generation_demand(config), demand_by_pool(config)):
+        for pool, wanted in demand.items():
+            label = label_of(pool)
+            if label not in by_label:
+                raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={label}: {_LABELLING}")
+            _require_room_for({pool: wanted}, by_label[label], f"what is labelled {POOL_LABEL}={label}")
+
+
+def labelled_resources() -> dict[str, Resources]:
+    """What the nodes of the connected cluster have, by their `rlad.io/pool` label; nodes without it count nowhere."""
+    sums: dict[str, Resources] = {}
+    for node in ray.nodes():
+        pool = node["Labels"].get(POOL_LABEL)
+        if node["Alive"] and pool is not None:
+            before, has = sums.get(pool, Resources(cpus=0.0, gpus=0.0)), node["Resources"]
+            sums[pool] = Resources(cpus=before.cpus + has.get("CPU", 0.0), gpus=before.gpus + has.get("GPU", 0.0))
+    return sums
 
 
 def _require_room_for(demand: dict[str, Resources], available: Resources, where: str) -> None:

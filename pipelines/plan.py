@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from pipelines.cluster import Resources, connected, demand_by_pool, generation_d
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
 from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
-from rlad.config import LearnerConfig, RunConfig
+from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
@@ -116,6 +116,28 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     return Plan(pools=pools, findings=findings)
 
 
+def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
+    """The pools of a run or an evaluation, without checking it against anything."""
+    student = _shape_of(config.student.path)
+    if isinstance(config, RunConfig):
+        return list(_pools(config, student, {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}))
+    return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
+
+
+def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Iterator[str]:
+    """A sentence for each pool whose workers need more than their GPUs have; pools of unknown memory pass."""
+    for pool in pools:
+        share = pool.resources.gpus / pool.workers
+        if share and pool.worker_gib is not None and pool.worker_gib > share * gpu_memory_gib:
+            yield f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
+
+
+def offloaded_gib(config: RunConfig) -> float | None:
+    """Host memory of the optimizer state that a rank keeps there (`learner.offload_optimizer`); None where the student is not known here."""
+    shape = _shape_of(config.student.path)
+    return None if shape is None else 12 * shape.parameters / config.learner.ranks / GIB
+
+
 def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
     paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
     fingerprints, templates = {}, {}
@@ -201,13 +223,7 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
     known = [pool for pool in pools if pool.worker_gib is not None]
     if len(known) < len(pools):
         yield Finding(level="warning", text="memory is not checked for models that are not on this machine")
-    on_gpu = [pool for pool in known if pool.resources.gpus]
-    for pool in on_gpu:
-        share = pool.resources.gpus / pool.workers
-        if pool.worker_gib is not None and pool.worker_gib > share * gpu_memory_gib:
-            yield Finding(
-                level="error", text=f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
-            )
+    yield from (Finding(level="error", text=problem) for problem in gpu_memory_problems(known, gpu_memory_gib))
     total = sum((pool.worker_gib or 0.0) * pool.workers for pool in known if not pool.resources.gpus)
     machine = psutil.virtual_memory().total / GIB
     if config.cluster.address is None and total > machine:
@@ -217,12 +233,7 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
 def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
-    yield PoolPlan(
-        pool="rollout",
-        workers=rollout.workers,
-        resources=demand["rollout"],
-        worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
-    )
+    yield _rollout_plan(config, student)
     if config.teacher is not None and config.offline is not None and config.offline.traces is None:
         generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
         longest = generator.max_prompt_tokens + generator.max_response_tokens
@@ -232,13 +243,39 @@ def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, M
         shape = frozen[pool]
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
-    yield PoolPlan(pool="verifier", workers=config.verifier_pool.workers, resources=demand["verifier"], worker_gib=_PROCESS_GIB)
-    for task, reward_model in reward_models(config.verifiers).items():
-        pool, shape = reward_pool_name(task), _shape_of(reward_model.path)
-        memory = engine_gib(shape, reward_model.dtype, 1, 0) if shape else None
-        yield PoolPlan(pool=pool, workers=reward_model.workers, resources=demand[pool], worker_gib=memory)
+    yield _verifier_plan(config)
+    yield from _reward_plans(config)
     memory = learner_gib(student, config.learner) if student else None
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
+
+
+def _rollout_plan(config: RunConfig | EvaluationSuite, student: ModelShape | None) -> PoolPlan:
+    rollout = config.rollout
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return PoolPlan(
+        pool="rollout",
+        workers=rollout.workers,
+        resources=Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
+        worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
+    )
+
+
+def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
+    pool = config.verifier_pool
+    return PoolPlan(
+        pool="verifier", workers=pool.workers, resources=Resources(cpus=pool.workers * pool.cpus_per_worker, gpus=0.0), worker_gib=_PROCESS_GIB
+    )
+
+
+def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
+    for task, model in reward_models(config.verifiers).items():
+        shape = _shape_of(model.path)
+        yield PoolPlan(
+            pool=reward_pool_name(task),
+            workers=model.workers,
+            resources=Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker),
+            worker_gib=engine_gib(shape, model.dtype, 1, 0) if shape else None,
+        )
 
 
 def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:

@@ -8,11 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from actors.placement import selector_of
 from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
 from pipelines.waiting import together
-from rlad.config import EvaluationSuite, RunConfig, TeacherConfig
+from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.starters import resolve_model
 
@@ -37,8 +38,16 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
     """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference."""
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
-    rollout = RolloutPool(config.rollout, model_path=student, dtype=config.student.dtype, seed=config.seed, start_timeout_s=timeout_s, run_id=run_id)
-    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s)
+    rollout = RolloutPool(
+        config.rollout,
+        model_path=student,
+        dtype=config.student.dtype,
+        seed=config.seed,
+        start_timeout_s=timeout_s,
+        run_id=run_id,
+        label_selector=selector_of(config.cluster, "rollout"),
+    )
+    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
         for pool in verifiers.pools:
@@ -49,16 +58,22 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
-            starting += [_deploy(model, f"{run_id}-{pool}", fingerprint, timeout_s) for pool, model in scoring.items()]
+            starting += [_deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()]
         started = await together(*starting)
         clients = dict(zip(scoring, started[num_ours:], strict=True))
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
         yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
 
 
-async def _deploy(config: TeacherConfig, app_name: str, fingerprint: str, timeout_s: float) -> TeacherClient:
+async def _deploy(config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig) -> TeacherClient:
     local = config.model_copy(update={"path": str(resolve_model(config.path))})
-    return await deploy_teacher(local, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=timeout_s)
+    return await deploy_teacher(
+        local,
+        app_name=app_name,
+        tokenizer_fingerprint=fingerprint,
+        start_timeout_s=cluster.start_timeout_s,
+        label_selector=selector_of(cluster, pool),
+    )
 
 
 async def _delete_all(app_names: Iterable[str]) -> None:

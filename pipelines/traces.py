@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from actors.model_fingerprint import model_fingerprint
+from actors.placement import selector_of
 from actors.reward import VerdictPools
 from actors.rollout import RolloutPool, SampleRequest
 from actors.verifier import JudgedGroup
@@ -127,8 +128,9 @@ async def _generate(
         seed=config.seed,
         start_timeout_s=timeout_s,
         run_id=f"{run_id}-traces",
+        label_selector=selector_of(config.cluster, "teacher"),
     )
-    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s)
+    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     # Twice what the engines decode at once keeps them busy; more would only wait there, with its deadline running.
     in_flight = asyncio.Semaphore(max(1, math.ceil(2 * generator.workers * generator.max_sequences / offline.traces_per_prompt)))
     done = tokens = accepted = 0

@@ -21,7 +21,8 @@ from rich.console import Console
 from actors.broker import ExperienceBroker, PartPolicy, StepReport
 from actors.controller import RunState, start_controller
 from actors.learner import LearnerGroup
-from pipelines.cluster import connected, require_room
+from actors.placement import HEAD_POOL, selector_of
+from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
 from pipelines.control import SCALABLE, record_cluster
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
@@ -119,6 +120,8 @@ def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
 def _run_on_cluster(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
+        if config.cluster.pool_labels:
+            require_labelled_room(config, labelled_resources())
         asyncio.run(train(progress))
     result = finished_result(config, run)
     if result is None:
@@ -171,7 +174,9 @@ class TrainingRun(abc.ABC):
             skip_truncated=config.learner.truncated == "mask",
             counts_tokens=config.objective.aggregation == "token_mean",
         )
-        self._broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(self._run.ledger), policy, self._training_set.group_size)
+        # It writes the ledger and holds every reference: where there are labels it stays with the driver, on the node that no autoscaler removes.
+        broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(config.cluster, HEAD_POOL))
+        self._broker = broker.remote(str(self._run.ledger), policy, self._training_set.group_size)
         learner = LearnerGroup(config, run_dir=self._run.path, broker=self._broker, run_id=self._run_id)
         learner.start()
         try:
@@ -189,7 +194,7 @@ class TrainingRun(abc.ABC):
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
-            self._controller = start_controller(self._run_id, SCALABLE)
+            self._controller = start_controller(self._run_id, SCALABLE, label_selector=selector_of(config.cluster, HEAD_POOL))
             closing.callback(ray.kill, self._controller)
             record_cluster(self._run, self._run_id)
             closing.callback(self._run.cluster.unlink, missing_ok=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlad.config.reference import reference
 from rlad.ledger import Ledger
@@ -36,6 +37,9 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("pretrain", "chess"), "chess"),
         (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
         (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
+        (("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"), "as --max-workers rollout=8; got 'rollout'"),
+        (("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"), "no pool rollouts: the pools are rollout, teacher"),
+        (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -65,9 +69,18 @@ def test_the_ledger_s_status_tells_whether_the_history_is_whole(tmp_path: Path) 
     assert "duplicated" in result.stdout
 
 
+def test_deploy_render_writes_what_kubectl_applies(tmp_path: Path) -> None:
+    result = rlad("deploy", "render", SMOKE, "training.steps=9", "--out", str(tmp_path / "there"), "--kind", "rayjob", "--namespace", "training")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["config.yaml", "kustomization.yaml", "rayjob.yaml"]
+    shipped = yaml.safe_load(yaml.safe_load((tmp_path / "there" / "config.yaml").read_text())["data"]["config.yaml"])
+    assert shipped["training"]["steps"] == 9
+    assert yaml.safe_load((tmp_path / "there" / "rayjob.yaml").read_text())["metadata"]["namespace"] == "training"
+
+
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
-    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger"):
+    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger", "deploy"):
         assert command in text
 
 
