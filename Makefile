@@ -7,7 +7,7 @@ PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test check format reference manifests lock clean
+.PHONY: help setup demo smoke test lint check format reference manifests lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,11 +41,13 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.reasoning-gym ## lint, format, types, import layers, the fast tests
+lint: $(STAMP) ## lint, format, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint $(VENV)/.reasoning-gym ## lint, and the fast tests
 	$(BIN)/python -m pytest -m "not engine" -q
 
 format: $(STAMP) ## write the code as `make check` wants it
