@@ -101,8 +101,8 @@ class _TokenStatistics(torch.autograd.Function):
         logprobs = torch.empty(ids.shape, dtype=dtype, device=hidden.device)
         log_normalisers = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
         entropies = torch.empty_like(log_normalisers) if with_entropy else None
-        for chunk in _chunks(hidden.shape[0], chunk_tokens):
-            logits = _product(hidden[chunk], weight.t()).div_(temperature)
+        for chunk in token_chunks(hidden.shape[0], chunk_tokens):
+            logits = wide_product(hidden[chunk], weight.t()).div_(temperature)
             log_normalisers[chunk] = logits.logsumexp(dim=1)
             logprobs[chunk] = logits.gather(1, ids[chunk]) - log_normalisers[chunk, None]
             if entropies is not None:
@@ -121,26 +121,26 @@ class _TokenStatistics(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=log_normalisers.dtype) if needs_weight else None
-        for chunk in _chunks(hidden.shape[0], ctx.chunk_tokens):
+        for chunk in token_chunks(hidden.shape[0], ctx.chunk_tokens):
             scale = grad_logprobs[chunk] / ctx.temperature
-            grad_logits = _product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalisers[chunk, None])
+            grad_logits = wide_product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalisers[chunk, None])
             factor = -scale.sum(dim=1, keepdim=True)
             if entropies is not None and grad_entropies is not None:
                 factor = factor - (grad_logits + entropies[chunk, None]) * (grad_entropies[chunk, None] / ctx.temperature)
             grad_logits.exp_().mul_(factor)
             grad_logits.scatter_add_(1, ids[chunk], scale)
             if grad_hidden is not None:
-                grad_hidden[chunk] = _product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
+                grad_hidden[chunk] = wide_product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.to(hidden.dtype).t(), hidden[chunk])
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
-def _chunks(size: int, chunk_tokens: int) -> Iterator[slice]:
+def token_chunks(size: int, chunk_tokens: int) -> Iterator[slice]:
     return (slice(start, min(start + chunk_tokens, size)) for start in range(0, size, chunk_tokens))
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` of one dtype, in float32 where they are of a half type: logits rounded to bfloat16 would be off by up to 0.06 nats at 16."""
     if left.dtype not in _HALF_TYPES:
         return left @ right
@@ -154,4 +154,4 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total.add_(_product(left, right))
+        total.add_(wide_product(left, right))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlad.errors import ContractError
-from rlad.logprobs import _chunks, _product
+from rlad.logprobs import wide_product, token_chunks
 
 
 class SupportLogprobs(NamedTuple):
@@ -62,8 +62,8 @@ def selected_and_top_logprobs(
         support_logprobs=torch.empty((tokens, support_size)),
         tail_logprobs=torch.empty(tokens),
     )
-    for chunk in _chunks(tokens, chunk_tokens):
-        logprobs = _product(hidden[chunk], weight.t()).div_(temperature).log_softmax(dim=1)
+    for chunk in token_chunks(tokens, chunk_tokens):
+        logprobs = wide_product(hidden[chunk], weight.t()).div_(temperature).log_softmax(dim=1)
         kept.selected[chunk] = logprobs.gather(1, target_ids[chunk, None])[:, 0].to("cpu", torch.float32)
         if support_size == vocabulary:
             kept.support_ids[chunk] = torch.arange(vocabulary, dtype=torch.int32)

@@ -8,9 +8,10 @@ import torch
 from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
+from rlad.contracts import TeacherSupport
 from rlad.objectives.divergence import sampled_divergence, support_divergence
 from rlad.objectives.metrics import MeanSums, mean_over
-from rlad.objectives.objective import LOG_RATIO_LIMIT, TeacherSupport
+from rlad.objectives.objective import LOG_RATIO_LIMIT
 from rlad.objectives.ratios import log_ratio_means
 from rlad.objectives.tokens import Tokens
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from rlad.advantages import AdvantageEstimator, ImitationMask
+from rlad.contracts import TeacherSupport
 from rlad.errors import TeacherScoresError
 from rlad.objectives.aggregation import Aggregation, token_weights
 from rlad.objectives.divergence import SampledEstimator, sampled_divergence
@@ -25,8 +26,6 @@ from rlad.objectives.tokens import Extras, Needs, Tokens, require, require_shape
 LOG_RATIO_LIMIT = 20.0
 """Log ratios are held within +-20 before exp: e^20 = 4.9e8, finite in float32 in every product with an advantage. Such a token is far outside any
 clip range; one still unclipped there (A < 0, ratio above the range) has lost all relation to its sample, and gets no gradient."""
-
-TeacherSupport = int | Literal["full"] | None
 
 
 class ObjectiveSettings(BaseModel, abc.ABC):
