@@ -12,7 +12,7 @@ from rlad.contracts import Outcome
 from rlad.errors import ConfigError, DataError
 from rlad.verifiers import Verifier, build_verifier
 
-VERIFIER = build_verifier({"name": "code_tests", "timeout_s": 2.5, "cpu_s": 1, "memory_mib": 256})
+VERIFIER = build_verifier({"name": "code_tests", "timeout_s": 8.0, "cpu_s": 1, "memory_mib": 256})
 C, W, U, T = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.TIMEOUT
 SUMS = json.dumps([{"input": "1 2\n", "output": "3"}, {"input": "20 22\n", "output": "42\n"}])
 ADD = json.dumps({"asserts": "assert add(1, 2) == 3\nassert add(20, 22) == 42"})
@@ -103,7 +103,7 @@ def build_code_tests() -> Mapping[str, Verifier]:
 
 
 def test_verdicts_are_the_same_in_a_judge() -> None:
-    judge = Judge(build_code_tests, timeout_s=10)
+    judge = Judge(build_code_tests, timeout_s=30)
     texts = [fenced("def add(a, b): return a + b"), fenced("def add(a, b): return 3"), fenced("while True: pass"), "no code"]
     try:
         assert [judgement.outcome for judgement in judge.judge("code", texts, ADD)] == [C, W, T, U]
