@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlad.errors import ContractError
-from rlad.logprobs import wide_product, token_chunks
+from rlad.logprobs import token_chunks, wide_product
 
 
 class SupportLogprobs(NamedTuple):
