@@ -191,6 +191,7 @@ class ExperienceBroker:
         self._started: StepReport | None = None
         self._reports: dict[int, StepReport] = {}
         self._stopped: str | None = None
+        self._is_exported = self._is_dismissed = False
         self._changed = asyncio.Condition()
 
     async def reopen(self, checkpoint: int) -> int:
@@ -265,6 +266,24 @@ class ExperienceBroker:
 
     async def wait_finished(self, step: int) -> StepReport | None:
         return await self._wait_for(lambda: self._reports.get(step + 1))
+
+    async def report_exported(self) -> None:
+        """The student is trained and exported. Its ranks stay until they are dismissed: what they have published ends with them."""
+        async with self._changed:
+            self._is_exported = True
+            self._changed.notify_all()
+
+    async def wait_exported(self) -> bool | None:
+        return await self._wait_for(lambda: self._is_exported or None)
+
+    async def dismiss(self) -> None:
+        """Nobody will ask for published weights again: the ranks may end."""
+        async with self._changed:
+            self._is_dismissed = True
+            self._changed.notify_all()
+
+    async def wait_dismissed(self) -> bool | None:
+        return await self._wait_for(lambda: self._is_dismissed or None)
 
     async def counts(self) -> dict[str, int]:
         return self._ledger.counts().as_dict()

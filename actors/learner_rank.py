@@ -70,7 +70,7 @@ class LearnerRank:
         )
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the end; then export.
+        """Train from the newest checkpoint, or from the start, to the end; then export, and stay until the driver needs the weights no more.
 
         Raises:
             AgreedError: on all ranks, what ended the training early.
@@ -85,6 +85,18 @@ class LearnerRank:
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
         self._together(lambda: self._trainer.export(self._settings.run_dir / EXPORT))
+        self._together(self._stay_until_dismissed)
+
+    def _stay_until_dismissed(self) -> None:
+        """Samplers may still be loading the last weights, and one that joins late will: Ray drops them with the process that published them.
+
+        Every rank asks for itself: how long an evaluation takes is no business of a collective's deadline.
+        """
+        broker = self._settings.broker
+        if self._rank == 0:
+            _answer(broker.report_exported.remote(), "the broker (report_exported)")
+        while not _answer(broker.wait_dismissed.remote(), "the broker (wait_dismissed)"):
+            pass
 
     def _restore(self) -> int:
         """The step to begin with."""

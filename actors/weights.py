@@ -39,7 +39,7 @@ class WeightsPublication:
 
     Attributes:
         manifest: version, checksum and size.
-        ref: to a uint8 array, the bytes of a safetensors file. The object lives as long as the process that published it.
+        ref: to a uint8 array, the bytes of a safetensors file. Ray drops it when the process that published it ends.
     """
 
     manifest: WeightsManifest

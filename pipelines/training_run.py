@@ -212,8 +212,9 @@ class TrainingRun(abc.ABC):
                 await self._evaluate_if_due(step)
                 await self._train(step)
             with self._progress.phase("exporting the student"):
-                await within(learner.wait(), deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
+                await self._poll("wait_exported", deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
             await self._evaluate_if_due(total)
+            await self._tell("dismiss")
 
     async def _train(self, step: int) -> None:
         """One step: issue its groups, follow each to the broker, and hand the weights that the learner makes of them to the samplers."""
@@ -298,7 +299,7 @@ class TrainingRun(abc.ABC):
         """Call the broker."""
         return await within(getattr(self._broker, method).remote(*arguments), deadline_s=_BROKER_TIMEOUT_S, waiting_for=f"the broker ({method})")
 
-    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> StepReport:
+    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
         return await poll(lambda: self._tell(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
 
 

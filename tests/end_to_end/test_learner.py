@@ -133,11 +133,12 @@ class Run:
         return await self.poll("wait_finished", step)
 
     async def end(self) -> None:
+        await self.broker.dismiss.remote()
         await asyncio.wait_for(self.learner.wait(), DEADLINE_S)
         await self.learner.close()
 
-    async def poll(self, method: str, *arguments: Any) -> StepReport:
-        async def ask() -> StepReport | None:
+    async def poll(self, method: str, *arguments: Any) -> Any:
+        async def ask() -> Any:
             failure = self.learner.failure()
             if failure is not None:
                 raise failure
@@ -271,8 +272,9 @@ async def test_a_killed_driver_is_followed_by_one_that_continues_from_the_checkp
     assert relative_error(published(started), reference[2], start_weights(model_path)) <= 2e-5
     for step in (2, 3):
         report = await run.train(step)
+    assert await run.poll("wait_exported")
+    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5, "weights outlive the export"
     await run.end()
-    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5
     counts = await run.broker.counts.remote()
     assert (counts["committed"], counts["lost"], counts["duplicated"], counts["retried"]) == (STEPS * PROMPTS, 0, 0, PROMPTS)
     assert checkpoints(tmp_path) == ["step-000004"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +137,20 @@ def replica_of(client: TeacherClient) -> psutil.Process:
     return replica
 
 
+async def engine_of(client: TeacherClient) -> psutil.Process:
+    """The engine's process of a replica that serves. A replica that is being replaced has none yet, or none any more."""
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while True:
+            await client.stats()
+            for process in psutil.process_iter(["cmdline"]):
+                if f"ServeReplica:{client.app_name}" in " ".join(process.info["cmdline"] or []):
+                    with suppress(psutil.NoSuchProcess):
+                        for child in process.children(recursive=True):
+                            if "EngineCore" in " ".join(child.cmdline()):
+                                return child
+            await asyncio.sleep(0.1)
+
+
 async def assert_survives_kill(client: TeacherClient, model: Path, victim: psutil.Process) -> None:
     """Kill a process while groups are being scored: every group is scored all the same, and rightly."""
     before = await client.stats()
@@ -257,10 +271,9 @@ async def test_killed_replica_is_replaced_and_its_groups_scored_again(transforme
 
 
 async def test_replica_whose_engine_was_killed_is_replaced(vllm_teacher: TeacherClient, model: Path) -> None:
-    replica = replica_of(vllm_teacher)
-    [engine] = [each for each in replica.children(recursive=True) if "EngineCore" in " ".join(each.cmdline())]
+    engine = await engine_of(vllm_teacher)
     await assert_survives_kill(vllm_teacher, model, engine)
-    assert replica_of(vllm_teacher).pid != replica.pid
+    assert (await engine_of(vllm_teacher)).pid != engine.pid
 
 
 async def test_teacher_that_cannot_serve_is_not_left_behind(model: Path) -> None:

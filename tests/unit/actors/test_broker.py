@@ -220,3 +220,13 @@ def test_a_mean_over_tokens_waits_for_all_groups_of_an_update_and_counts_their_t
     part = parts.part(0, 0)
     assert part is not None
     assert part.size == UpdateSize(num_responses=4, num_tokens=4 + 1 + 2)
+
+
+async def test_the_ranks_stay_until_they_are_dismissed(broker: ExperienceBroker) -> None:
+    exported, dismissed = (asyncio.create_task(wait()) for wait in (broker.wait_exported, broker.wait_dismissed))
+    await broker.report_exported()
+    assert await exported
+    assert not dismissed.done()
+    await broker.dismiss()
+    assert await dismissed
+    assert await broker.wait_dismissed()
