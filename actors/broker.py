@@ -194,8 +194,8 @@ class ExperienceBroker:
         self._is_exported = self._is_dismissed = False
         self._changed = asyncio.Condition()
 
-    async def reopen(self, checkpoint: int) -> int:
-        """A new driver takes over from `checkpoint`: what came later will be issued again. Returns how many groups came before."""
+    async def reopen(self, checkpoint: int) -> list[str]:
+        """A new driver takes over from `checkpoint`: what came later will be issued again. Returns the groups that came before."""
         return self._ledger.reopen(checkpoint)
 
     async def open_step(self, step: int, updates: list[list[tuple[str, str]]]) -> dict[str, int]:

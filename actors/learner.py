@@ -21,7 +21,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from actors.placement import selector_of
 from actors.remote_errors import as_rlad_error
 from rlad.config import LearnerConfig, RunConfig
-from rlad.errors import ConfigError, EngineError, RladError
+from rlad.errors import EngineError, RladError
 from rlad.starters import resolve_model
 
 logger = logging.getLogger(__name__)
@@ -79,14 +79,8 @@ class LearnerGroup:
             run_id: names the run in logs.
 
         Raises:
-            ConfigError: settings of the run that exclude each other.
             PlanError: no such student.
         """
-        if config.learner.pi_old == "recompute" and config.training.updates_per_step > 1:
-            raise ConfigError(
-                f"learner.pi_old `recompute` takes pi_old from the first forward pass of a step, so it needs training.updates_per_step 1, got "
-                f"{config.training.updates_per_step}; with several updates use `rollout`"
-            )
         model_path = Path(resolve_model(config.student.path)).resolve()
         settings = LearnerSettings(config=config, model_path=str(model_path), run_dir=run_dir.resolve(), broker=broker)
         self._trainer = _torch_trainer(settings)

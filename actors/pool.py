@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
 
 from actors.remote_errors import as_rlad_error
+from actors.routing import Router
 from rlad.errors import DeadlineError, PoolExhaustedError, RladError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,6 @@ _LOST = (RayActorError, NodeDiedError, WorkerLostError)
 
 # Of Ray's last line: what comes after is a list of common causes.
 _REASON_CHARS = 220
-
-
-def least_loaded(outstanding: Mapping[str, int]) -> str | None:
-    """The routing policy: the worker with the least outstanding cost, the first of equals; None when there is no worker."""
-    return min(outstanding, key=outstanding.__getitem__, default=None)
 
 
 @dataclass(slots=True)
@@ -74,7 +70,6 @@ class PoolState:
 class _Replica:
     name: str
     actor: ActorHandle
-    outstanding: int = 0
     leases: int = 0
 
 
@@ -91,6 +86,7 @@ class ActorPool:
         max_restarts: int,
         start_timeout_s: float,
         retire: Callable[[ActorHandle], Awaitable[None]] | None = None,
+        capacity: int | None = None,
     ) -> None:
         """
         Args:
@@ -102,6 +98,7 @@ class ActorPool:
             max_restarts: replacements over the pool's life.
             start_timeout_s: deadline of one actor's start and preparation, and of waiting for an admitted one.
             retire: what a healthy actor must go through before it is killed because the pool shrinks; must end by itself within a deadline.
+            capacity: cost up to which an actor is given more work, as `Router` says; without it work never waits in the pool.
         """
         self._name = name
         self._size = size
@@ -116,7 +113,7 @@ class ActorPool:
         self._numbers = itertools.count()
         self._names: dict[ActorHandle, str] = {}
         self._replacing: set[asyncio.Task[None]] = set()
-        self._can_route = asyncio.Event()
+        self._router = Router(capacity=capacity)
         self._last_failure: Exception | None = None
         self._closed = False
 
@@ -157,16 +154,18 @@ class ActorPool:
         for task in starting[: max(0, surplus)]:
             task.cancel()
             surplus -= 1
-        for replica in sorted(self._admitted.values(), key=lambda each: each.outstanding)[: max(0, surplus)]:
+        for replica in sorted(self._admitted.values(), key=lambda each: self._router.outstanding(each.name))[: max(0, surplus)]:
+            self._router.remove(replica.name)
             self._draining[replica.name] = self._admitted.pop(replica.name)
             self._end_if_drained(replica)
 
     @asynccontextmanager
-    async def lease(self, cost: int) -> AsyncIterator[ActorHandle]:
-        """An admitted worker for the length of the block, the one with the least outstanding cost.
+    async def lease(self, cost: int, *, priority: int = 0) -> AsyncIterator[ActorHandle]:
+        """An admitted worker for the length of the block, the one with the least outstanding cost. Waits for one that has room.
 
         Args:
             cost: of the work to come, in the pool's own unit (tokens, responses).
+            priority: of those who wait the lowest is served first, and of equals who came first.
 
         Raises:
             WorkerLostError: the worker died or became unreachable during the block. It is being replaced.
@@ -174,14 +173,13 @@ class ActorPool:
             DeadlineError: no worker was admitted within `start_timeout_s`.
             RladError: what the actor raised: one of ours as itself, anything else as EngineError.
         """
-        replica = await self._route()
-        replica.outstanding += cost
+        replica = await self._route(cost, priority)
         replica.leases += 1
         try:
             with self._watch(replica):
                 yield replica.actor
         finally:
-            replica.outstanding -= cost
+            self._router.release(replica.name, cost)
             replica.leases -= 1
             self._end_if_drained(replica)
 
@@ -217,27 +215,45 @@ class ActorPool:
             ray.kill(replica.actor)
         self._admitted.clear()
         self._draining.clear()
-        self._can_route.set()
+        self._router.fail(PoolExhaustedError(f"the {self._name} pool is closed"))
 
-    async def _route(self) -> _Replica:
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                while True:
-                    self._require_hope()
-                    chosen = least_loaded({name: replica.outstanding for name, replica in self._admitted.items()})
-                    if chosen is not None:
-                        return self._admitted[chosen]
-                    self._can_route.clear()
-                    await self._can_route.wait()
-        except TimeoutError as error:
-            raise DeadlineError(f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting") from error
+    async def _route(self, cost: int, priority: int) -> _Replica:
+        while True:
+            self._require_hope()
+            given = self._router.enqueue(cost, priority=priority)
+            try:
+                await self._wait_for(given)
+            except BaseException:
+                if given.done() and not given.cancelled() and given.exception() is None:
+                    self._router.release(given.result(), cost)
+                given.cancel()
+                raise
+            replica = self._admitted.get(given.result())
+            if replica is not None:  # else it was lost, or told to go, between the two
+                return replica
+
+    async def _wait_for(self, given: asyncio.Future[str]) -> None:
+        """Wait for a worker with room: as long as it takes, but without any worker at all only for one to start."""
+        while not given.done():
+            had_none = not self._admitted
+            await asyncio.wait({given}, timeout=self._start_timeout_s)
+            if not given.done() and had_none and not self._admitted:
+                raise DeadlineError(f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting")
+        given.result()
 
     def _require_hope(self) -> None:
         if self._closed:
             raise PoolExhaustedError(f"the {self._name} pool is closed")
-        if not self._admitted and not self._replacing:
-            reason = f"; the last one failed because: {_reason(self._last_failure)}" if self._last_failure else ""
-            raise PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
+        if self._is_hopeless:
+            raise self._exhausted()
+
+    @property
+    def _is_hopeless(self) -> bool:
+        return not self._admitted and not self._replacing
+
+    def _exhausted(self) -> PoolExhaustedError:
+        reason = f"; the last one failed because: {_reason(self._last_failure)}" if self._last_failure else ""
+        return PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
 
     async def _watched(self, replica: _Replica, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
         with self._watch(replica):
@@ -262,11 +278,14 @@ class ActorPool:
         if self._admitted.get(replica.name) is not replica:
             return
         del self._admitted[replica.name]
+        self._router.remove(replica.name)
         self._last_failure = error
         ray.kill(replica.actor)  # it may only be unreachable, and must not come back beside its replacement
         logger.warning("pool=%s worker=%s state=lost restarts_left=%d reason=%s", self._name, replica.name, self._budget.left, _reason(error))
         if not self._closed and len(self._admitted) + len(self._replacing) < self._size and self._budget.take():
             self._start_in_background(self._replace())
+        if self._is_hopeless:
+            self._router.fail(self._exhausted())
 
     def _start_in_background(self, starting: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(starting)
@@ -301,7 +320,8 @@ class ActorPool:
 
     def _replacing_ended(self, task: asyncio.Task[None]) -> None:
         self._replacing.discard(task)
-        self._can_route.set()
+        if self._is_hopeless and not self._closed:
+            self._router.fail(self._exhausted())
 
     async def _replace(self) -> None:
         while True:
@@ -334,7 +354,7 @@ class ActorPool:
             raise PoolExhaustedError(f"{name} did not start: {_reason(error)}") from error
         # No await since the preparation ended: what it saw (the newest weights, say) still holds.
         self._admitted[name] = _Replica(name, actor)
-        self._can_route.set()
+        self._router.admit(name)
         logger.info("pool=%s worker=%s state=admitted", self._name, name)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,7 +40,7 @@ class SampledGroup:
         group_ref: to the columns of the `RolloutGroup`. The driver owns it: it outlives the worker.
         response_lengths, is_truncated: of each response.
         prompt_tokens: length of the prompt.
-        policy_version: of the weights that sampled all its tokens.
+        tokens_by_version: how many of its tokens each version of the weights sampled.
         worker: who sampled it.
         queued_s: waiting for a worker; elapsed_s: in the worker, its engine's queue included.
     """
@@ -50,7 +51,7 @@ class SampledGroup:
     response_lengths: tuple[int, ...]
     is_truncated: tuple[bool, ...]
     prompt_tokens: int
-    policy_version: int
+    tokens_by_version: Mapping[int, int]
     worker: str
     queued_s: float
     elapsed_s: float
@@ -58,6 +59,10 @@ class SampledGroup:
     @property
     def num_truncated(self) -> int:
         return sum(self.is_truncated)
+
+    @property
+    def oldest_version(self) -> int:
+        return min(self.tokens_by_version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ class WorkerStats:
 class RolloutPool:
     """The rollout workers of a run. Lives in the driver's event loop.
 
-    Strictly on-policy: weights change only while no group is in flight, so all tokens of a group are of one version.
+    Strictly on-policy unless told otherwise: weights change only while no group is in flight, so all tokens of a group are of one version.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class RolloutPool:
         start_timeout_s: float,
         run_id: str,
         label_selector: dict[str, str] | None = None,
+        updates_in_flight: bool = False,
     ) -> None:
         """
         Args:
@@ -100,8 +106,10 @@ class RolloutPool:
             start_timeout_s: deadline of a worker's start, and of a weight update.
             run_id: names the run's folder in shared memory: one path component, the same in no two runs of a machine.
             label_selector: of the nodes that the workers may run on; any by default.
+            updates_in_flight: weights may change in the middle of a group, whose further tokens are then of the new ones.
         """
         self._config = config
+        self._updates_in_flight = updates_in_flight
         self._settings = VllmSettings(
             model_path=model_path,
             dtype=dtype,
@@ -128,6 +136,8 @@ class RolloutPool:
             prepare=self._prepare,
             max_restarts=config.max_restarts,
             start_timeout_s=start_timeout_s,
+            # Enough that no engine runs out while the next group is on its way, and no more: what waits here goes to whoever is free first.
+            capacity=math.ceil(max(1.25 * config.max_sequences, config.max_sequences + config.group_size)) * config.max_response_tokens,
             retire=lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"),
         )
 
@@ -146,8 +156,8 @@ class RolloutPool:
         """Grow or shrink the pool while it samples. New workers load the newest weights before they are given work; those that go finish their groups."""
         self._pool.resize(workers)
 
-    async def sample(self, request: SampleRequest) -> SampledGroup:
-        """Sample one group on the worker with the fewest outstanding tokens.
+    async def sample(self, request: SampleRequest, *, priority: int = 0) -> SampledGroup:
+        """Sample one group on the worker with the fewest outstanding tokens. Waits for one with room, of those who wait with the lowest priority first.
 
         Raises:
             DeadlineError: no worker was ready, or the group took longer than `group_timeout_s` and was taken out of its engine.
@@ -156,19 +166,20 @@ class RolloutPool:
             EngineError: the request does not fit the engine, or weights are being updated.
         """
         self._require_fits(request)
-        if self._is_updating:
+        if self._is_updating and not self._updates_in_flight:
             raise EngineError(f"{request.uid}: weights are being updated; sample after update_weights has returned")
         queued = time.monotonic()
         self._in_flight += 1
         try:
-            async with self._pool.lease(request.num_tokens_at_most) as worker:
+            async with self._pool.lease(request.num_tokens_at_most, priority=priority) as worker:
                 name = self._pool.worker_name(worker)
                 queued_s = time.monotonic() - queued
                 clock = self._clocks.setdefault(name, _Clock())
                 with clock.running():
                     summary, group_ref = await self._sample_on(worker, name, request)
-                if summary.policy_version != self._version:
-                    raise WorkerLostError(f"it sampled with weights of version {summary.policy_version}, the newest are {self._version}")
+                if not self._updates_in_flight and summary.tokens_by_version.keys() != {self._version}:
+                    versions = ", ".join(map(str, summary.tokens_by_version))
+                    raise WorkerLostError(f"it sampled with weights of version {versions}, the newest are {self._version}")
                 clock.generated_tokens += sum(summary.response_lengths)
         finally:
             self._in_flight -= 1
@@ -179,7 +190,7 @@ class RolloutPool:
             response_lengths=summary.response_lengths,
             is_truncated=summary.is_truncated,
             prompt_tokens=len(request.prompt_ids),
-            policy_version=summary.policy_version,
+            tokens_by_version=summary.tokens_by_version,
             worker=name,
             queued_s=queued_s,
             elapsed_s=summary.elapsed_s,
@@ -189,10 +200,10 @@ class RolloutPool:
         """Give every worker new weights. A worker that does not report exactly them is removed and replaced; replacements get them before they serve.
 
         Raises:
-            EngineError: groups are in flight.
+            EngineError: groups are in flight, which this pool does not allow, or another update is.
             PoolExhaustedError: no worker is left.
         """
-        if self._in_flight or self._is_updating:
+        if (self._in_flight and not self._updates_in_flight) or self._is_updating:
             raise EngineError(f"cannot update weights to version {publication.manifest.version}: {self._in_flight} groups are in flight")
         self._is_updating = True
         self._newest = publication

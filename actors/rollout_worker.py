@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import ray
 import xxhash
 from ray.exceptions import ObjectLostError
@@ -57,7 +59,7 @@ class GroupSummary:
 
     response_lengths: tuple[int, ...]
     is_truncated: tuple[bool, ...]
-    policy_version: int
+    tokens_by_version: Mapping[int, int]
     elapsed_s: float
 
 
@@ -115,7 +117,7 @@ class RolloutWorker:
         summary = GroupSummary(
             response_lengths=tuple(group.response_lengths.tolist()),
             is_truncated=tuple((group.finish_reasons == FinishReason.LENGTH).tolist()),
-            policy_version=int(group.policy_versions[0]),
+            tokens_by_version=dict(zip(*(counted.tolist() for counted in np.unique(group.policy_versions, return_counts=True)), strict=True)),
             elapsed_s=time.monotonic() - started,
         )
         return summary, group.to_columns()

@@ -130,8 +130,8 @@ def local_resources(config: ClusterConfig) -> Resources:
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Resources]:
-    """Join the cluster at `config.address`, or start one on this machine that ends with the block. Inside another such block it is that block's cluster,
-    which goes on: several runs then share one start.
+    """Join the cluster at `config.address`, or that of the Ray job which this process is (`RAY_ADDRESS`), or start one on this machine that ends with the
+    block. Inside another such block it is that block's cluster, which goes on: several runs then share one start.
 
     Raises:
         PlanError: no cluster answers at the address.
@@ -141,8 +141,11 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         return
     runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
     try:
-        if config.address is None:
-            ray.init(num_cpus=config.num_cpus, include_dashboard=False, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+        if config.address is None and "RAY_ADDRESS" not in os.environ:
+            # Said outright: without an address Ray would join whatever cluster was started on this machine last.
+            ray.init(
+                "local", num_cpus=config.num_cpus, include_dashboard=False, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR
+            )
         else:
             ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:

@@ -15,16 +15,17 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.broker import FinishedGroup, StepReport
+from actors.broker import FinishedGroup
 from actors.parts import GroupRefs
 from actors.rollout import SampledGroup
 from actors.verifier import JudgedGroup
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
-from pipelines.step_metrics import FollowedGroup, StepTimes
+from pipelines.step_metrics import FollowedGroup, exposed_times
+from pipelines.steps import Bring, OpenStep, TrainedStep, TrainingSet, Turns
 from pipelines.traces import make_traces, offline_settings, reused_traces
-from pipelines.training_run import RunResult, TrainingRun, TrainingSet, complete, prepare_evaluation, require_kind, run_id_of
+from pipelines.training_run import RunResult, TrainingRun, complete, prepare_evaluation, require_kind, run_id_of
 from rlad.config import RunConfig
 from rlad.contracts import FinishReason, RolloutGroup, Verdicts
 from rlad.data.trace_files import TraceManifest
@@ -108,11 +109,14 @@ class _OfflineTraining(TrainingRun):
         )
         super().__init__(config, run, training_set, evaluation_prompts, progress)
 
-    async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
+    def _bring(self, turns: Turns) -> Bring:
+        return self._bring_trace
+
+    async def _bring_trace(self, step: OpenStep, uid: str, attempt: int, record: int) -> FollowedGroup:
         issued_at = time.time()
         group, verdicts = group_of(self._traces[record], self._prompts, uid=uid, attempt=attempt)
         refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=ray.put(verdicts.to_columns()), teacher_scores=())
-        await self._tell("record_sampled", uid, attempt)
+        await self._broker.tell("record_sampled", uid, attempt)
         finished = FinishedGroup(
             uid=uid,
             attempt=attempt,
@@ -123,7 +127,7 @@ class _OfflineTraining(TrainingRun):
             rewards=(float(verdicts.rewards[0]),),
         )
         read_at = time.time()
-        await self._tell("add", step, finished)
+        await self._broker.tell("add", step.number, finished)
         sampled = SampledGroup(
             uid=uid,
             attempt=attempt,
@@ -131,7 +135,7 @@ class _OfflineTraining(TrainingRun):
             response_lengths=finished.response_lengths,
             is_truncated=finished.is_truncated,
             prompt_tokens=finished.prompt_tokens,
-            policy_version=0,
+            tokens_by_version={0: group.num_tokens},
             worker="traces",
             queued_s=0.0,
             elapsed_s=read_at - issued_at,
@@ -139,22 +143,18 @@ class _OfflineTraining(TrainingRun):
         judged = JudgedGroup(verdicts_ref=refs.verdicts, rewards=finished.rewards, outcomes=(int(verdicts.outcomes[0]),), elapsed_s=0.0)
         return FollowedGroup(sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, scored_at=read_at, attempts=1)
 
-    def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
+    def _metrics(self, trained: TrainedStep) -> dict[str, float]:
         """Metrics of a step, named as those of other runs where they are the same thing: reading the traces stands for generation."""
-        read_at, lengths = max(group.sampled_at for group in groups), np.concatenate([group.sampled.response_lengths for group in groups])
-        step_s = times.weights_at - times.started_at
+        lengths = np.concatenate([group.sampled.response_lengths for group in trained.groups])
+        times = exposed_times(trained.groups, trained.times)
         return {
             "traces/response_tokens": float(lengths.sum()),
             "traces/response_tokens_mean": float(lengths.mean()),
             "traces/response_tokens_max": float(lengths.max()),
-            "traces/tokens_per_s": float(lengths.sum()) / step_s,
-            "time/step_s": step_s,
-            "time/generate_s": read_at - times.started_at,
-            "time/score_s": 0.0,
-            "time/learn_s": max(0.0, times.trained_at - read_at),
-            "time/weights_s": times.weights_at - times.trained_at,
+            "traces/tokens_per_s": float(lengths.sum()) / times["time/step_s"],
+            **times,
             # Without the distance of the learner's log-probabilities to the sampler's: the sampler was the teacher, it is no engine's noise.
-            **{name: value for name, value in report.metrics.items() if not name.startswith("learner/logprob_gap")},
+            **{name: value for name, value in trained.report.metrics.items() if not name.startswith("learner/logprob_gap")},
         }
 
 

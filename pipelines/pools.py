@@ -46,6 +46,7 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         start_timeout_s=timeout_s,
         run_id=run_id,
         label_selector=selector_of(config.cluster, "rollout"),
+        updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
     )
     verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     async with AsyncExitStack() as closing:

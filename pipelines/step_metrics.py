@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,28 +33,29 @@ class FollowedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """When a step began, when the learner had applied it, and when the samplers held its weights; seconds since the epoch."""
+    """When the driver turned to a step, when the learner had applied it, and when the samplers held its weights; seconds since the epoch."""
 
     started_at: float
     trained_at: float
     weights_at: float
 
 
-def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dict[str, float]) -> dict[str, float]:
+def step_metrics(step: int, groups: Sequence[FollowedGroup], times: StepTimes, learner: Mapping[str, float]) -> dict[str, float]:
     """Metrics named `area/name_unit`. Rewards, outcomes and lengths are over all that was sampled, dropped groups included: they tell of the policy.
 
-    `time/*_s` add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was left
-    over, that is, not hidden behind the stage before.
+    Args:
+        step: that trains on weights of this version, to which the staleness of its tokens is counted.
+        groups: all that were sampled for it.
     """
-    sampled_at, scored_at = max(group.sampled_at for group in groups), max(group.scored_at for group in groups)
     rewards = [np.asarray(group.judged.rewards) for group in groups]
     outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.judged.outcomes)
     tokens_by_teacher: Counter[str] = Counter()
+    tokens_by_age: Counter[int] = Counter()
     for group in groups:
         tokens_by_teacher.update(dict.fromkeys(group.teachers, sum(group.sampled.response_lengths)))
+        tokens_by_age.update({step - version: tokens for version, tokens in group.sampled.tokens_by_version.items()})
     lengths = np.concatenate([group.sampled.response_lengths for group in groups])
-    num_responses = len(lengths)
-    generate_s = max(sampled_at - times.started_at, 1e-9)
+    first_issued_at, last_sampled_at = min(group.issued_at for group in groups), max(group.sampled_at for group in groups)
     return {
         "reward/mean": float(np.mean(np.concatenate(rewards))),
         "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
@@ -63,14 +64,27 @@ def step_metrics(groups: Sequence[FollowedGroup], times: StepTimes, learner: dic
         "rollout/response_tokens": float(lengths.sum()),
         "rollout/response_tokens_mean": float(lengths.mean()),
         "rollout/response_tokens_max": float(lengths.max()),
-        "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / num_responses,
-        "rollout/tokens_per_s": float(lengths.sum()) / generate_s,
+        "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / len(lengths),
+        # Over the time in which any of them was sampled, at most the step's: samplers that work ahead sample several steps at once.
+        "rollout/tokens_per_s": float(lengths.sum()) / max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9),
+        "rollout/staleness_mean": sum(age * tokens for age, tokens in tokens_by_age.items()) / max(1, tokens_by_age.total()),
+        "rollout/staleness_max": float(max(tokens_by_age, default=0)),
         "rollout/dropped_groups": float(sum(group.is_dropped for group in groups)),
         "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),
+        **exposed_times(groups, times),
+        **learner,
+    }
+
+
+def exposed_times(groups: Sequence[FollowedGroup], times: StepTimes) -> dict[str, float]:
+    """`time/*_s`, which add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was
+    left over, that is, not hidden behind the stage before. What was done before the driver turned to the step costs it nothing."""
+    sampled_at = max(times.started_at, *(group.sampled_at for group in groups))
+    scored_at = max(sampled_at, *(group.scored_at for group in groups))
+    return {
         "time/step_s": times.weights_at - times.started_at,
-        "time/generate_s": generate_s,
-        "time/score_s": max(0.0, scored_at - sampled_at),
+        "time/generate_s": sampled_at - times.started_at,
+        "time/score_s": scored_at - sampled_at,
         "time/learn_s": max(0.0, times.trained_at - scored_at),
         "time/weights_s": times.weights_at - times.trained_at,
-        **learner,
     }

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from actors.broker import ExperienceBroker, PartPolicy, StepReport
+from actors.broker import ExperienceBroker, PartPolicy
 from actors.controller import RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
+from pipelines.broker_client import BrokerClient
 from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
 from pipelines.control import SCALABLE, record_cluster
 from pipelines.evaluate import evaluate, require_group_key
@@ -31,17 +32,17 @@ from pipelines.progress import RunProgress, accuracy_table
 from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
 from pipelines.report import write_report
 from pipelines.run_directory import RunDirectory
-from pipelines.step_metrics import FollowedGroup, StepTimes, step_metrics
+from pipelines.step_metrics import step_metrics
+from pipelines.steps import Bring, StepHooks, Steps, TrainedStep, TrainingSet, Turns
 from pipelines.telemetry import Telemetry
-from pipelines.waiting import poll, together, unless, within
+from pipelines.waiting import unless, within
 from rlad.config import RunConfig
-from rlad.data.prompts import PromptOrder
 from rlad.errors import ConfigError, RunDirectoryError, RunStoppedError
 from rlad.evaluation import EvaluationSummary
 
 logger = logging.getLogger(__name__)
 
-_BROKER_TIMEOUT_S = 60.0
+_CONTROLLER_TIMEOUT_S = 60.0
 # How often the controller learns how the run stands, at least.
 _LISTEN_S = 1.0
 
@@ -55,21 +56,6 @@ class RunResult:
     run: RunDirectory
     before: EvaluationSummary
     after: EvaluationSummary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSet:
-    """What an epoch goes through, an entry a group.
-
-    Attributes:
-        fingerprint: of its content; part of every group's name.
-        prompt_ids: the prompt of each entry.
-        group_size: responses in each group.
-    """
-
-    fingerprint: str
-    prompt_ids: Sequence[str]
-    group_size: int
 
 
 def require_kind(config: RunConfig, *, offline: bool) -> None:
@@ -142,28 +128,19 @@ class TrainingRun(abc.ABC):
     ) -> None:
         self._config, self._run, self._progress = config, run, progress
         self._training_set, self._evaluation_prompts = training_set, evaluation_prompts
-        self._order = PromptOrder(len(training_set.prompt_ids), seed=config.seed)
         self._run_id = run_id_of(config, run)
-        self._next_turn = 0
-        self._dropped: list[FollowedGroup] = []  # of the present step: sampled, found to have nothing to teach, replaced by others
         self._is_stopping = False
         self._trained_steps = 0
         self._last_metrics: dict[str, float] = {}
         self._controller: Any = None
-        self._broker: Any = None
+        self._broker: BrokerClient
         self._pools: Pools
         self._telemetry: Telemetry
         self._accuracy: float | None = None
 
     @abc.abstractmethod
-    async def _bring(self, step: int, uid: str, attempt: int, record: int) -> FollowedGroup:
-        """Bring one group of a step to the broker, or others in its place if it is dropped.
-
-        Args:
-            uid: the group's name.
-            attempt: its current attempt, as the ledger says.
-            record: its entry of the training set.
-        """
+    def _bring(self, turns: Turns) -> Bring:
+        """What brings the groups of a step to the broker. Called once, when the pools are up; `turns` names whatever takes a dropped group's place."""
 
     async def run(self) -> None:
         config = self._config
@@ -176,13 +153,14 @@ class TrainingRun(abc.ABC):
         )
         # It writes the ledger and holds every reference: where there are labels it stays with the driver, on the node that no autoscaler removes.
         broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(config.cluster, HEAD_POOL))
-        self._broker = broker.remote(str(self._run.ledger), policy, self._training_set.group_size)
-        learner = LearnerGroup(config, run_dir=self._run.path, broker=self._broker, run_id=self._run_id)
+        handle = broker.remote(str(self._run.ledger), policy, self._training_set.group_size)
+        self._broker = BrokerClient(handle=handle)
+        learner = LearnerGroup(config, run_dir=self._run.path, broker=handle, run_id=self._run_id)
         learner.start()
         try:
             await unless(learner.wait(), self._run_with(learner))
         except BaseException as error:
-            await self._tell("stop", f"the driver ended: {type(error).__name__}")
+            await self._broker.tell("stop", f"the driver ended: {type(error).__name__}")
             raise
         finally:
             await learner.close()
@@ -193,7 +171,7 @@ class TrainingRun(abc.ABC):
             teachers = "teachers, " if config.scoring_pools else ""
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
-                started = await self._poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
+                started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             self._controller = start_controller(self._run_id, SCALABLE, label_selector=selector_of(config.cluster, HEAD_POOL))
             closing.callback(ray.kill, self._controller)
             record_cluster(self._run, self._run_id)
@@ -201,45 +179,39 @@ class TrainingRun(abc.ABC):
             listening = asyncio.create_task(self._obey())
             listening.add_done_callback(_warn_if_deaf)
             closing.callback(listening.cancel)
-            self._next_turn = await self._tell("reopen", started.version)
+            turns = Turns(self._training_set, seed=config.seed, used=await self._broker.tell("reopen", started.version))
+            self._trained_steps = started.version
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
-
-            await self._pools.rollout.update_weights(started.publications[0])
-            for step in range(started.version, total):
-                if self._is_stopping:
-                    raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
-                await self._evaluate_if_due(step)
-                await self._train(step)
+            steps = Steps(
+                config.training,
+                self._training_set,
+                turns=turns,
+                broker=self._broker,
+                bring=self._bring(turns),
+                update_weights=self._pools.rollout.update_weights,
+                hooks=StepHooks(before=self._before_step, after=self._after_step),
+                step_timeout_s=config.learner.step_timeout_s,
+            )
+            await steps.run(started)
             with self._progress.phase("exporting the student"):
-                await self._poll("wait_exported", deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
+                await self._broker.poll("wait_exported", deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
             await self._evaluate_if_due(total)
-            await self._tell("dismiss")
+            await self._broker.tell("dismiss")
 
-    async def _train(self, step: int) -> None:
-        """One step: issue its groups, follow each to the broker, and hand the weights that the learner makes of them to the samplers."""
-        training = self._config.training
-        started_at = time.time()
-        groups = [self._take_turn() for _ in range(training.prompts_per_step)]
-        size = training.prompts_per_step // training.updates_per_step
-        named = [(uid, self._training_set.prompt_ids[record]) for uid, record in groups]
-        attempts = await self._tell("open_step", step, [named[start : start + size] for start in range(0, len(named), size)])
-        self._dropped = []
-        kept = await together(*(self._bring(step, uid, attempts[uid], record) for uid, record in groups))
-        report = await self._poll(
-            "wait_finished", step, deadline_s=self._config.learner.step_timeout_s, waiting_for=f"the learner to finish step {step}"
-        )
-        trained_at = time.time()
-        await self._pools.rollout.update_weights(report.publications[0])
-        times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=time.time())
-        self._record(step, [*kept, *self._dropped], times, report)
+    async def _before_step(self, step: int) -> None:
+        if self._is_stopping:
+            raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
+        await self._evaluate_if_due(step)
 
     async def _obey(self) -> None:
         """Do what a person asks through the controller, and tell how the run stands, until the run ends."""
         while True:
             state = self._state()
-            await within(self._controller.publish.remote(state), deadline_s=_BROKER_TIMEOUT_S, waiting_for="the run's controller")
-            request = await within(self._controller.next_request.remote(_LISTEN_S), deadline_s=_BROKER_TIMEOUT_S, waiting_for="the run's controller")
+            await within(self._controller.publish.remote(state), deadline_s=_CONTROLLER_TIMEOUT_S, waiting_for="the run's controller")
+            request = await within(
+                self._controller.next_request.remote(_LISTEN_S), deadline_s=_CONTROLLER_TIMEOUT_S, waiting_for="the run's controller"
+            )
             if request is not None:
                 logger.info("request=%s sizes=%s", request.kind, dict(request.sizes))
                 self._is_stopping |= request.kind == "stop"
@@ -255,12 +227,6 @@ class TrainingRun(abc.ABC):
             metrics=self._last_metrics,
             updated_at=time.time(),
         )
-
-    def _take_turn(self) -> tuple[str, int]:
-        """The next group's name, and its entry of the training set."""
-        epoch, position, record = self._order.turn(self._next_turn)
-        self._next_turn += 1
-        return f"{self._training_set.fingerprint}:{epoch}:{position}", record
 
     async def _evaluate_if_due(self, step: int) -> None:
         """Evaluate the policy that stands after `step` trained steps: before the first, after the last, and every so many between."""
@@ -282,25 +248,21 @@ class TrainingRun(abc.ABC):
         self._telemetry.add_span("evaluation", f"step {step}", start, time.time())
         self._telemetry.record_evaluation(step, summary, time.time() - start)
 
-    def _record(self, step: int, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> None:
-        metrics = self._metrics(groups, times, report)
-        self._telemetry.record_step(step + 1, metrics)
-        for group in groups:
+    async def _after_step(self, trained: TrainedStep) -> None:
+        metrics = self._metrics(trained)
+        times, number = trained.times, trained.number
+        self._telemetry.record_step(number + 1, metrics)
+        for group in trained.groups:
             self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)
             self._telemetry.add_span("scoring", group.sampled.uid, group.sampled_at, group.scored_at)
-        self._telemetry.add_span("learner (exposed)", f"step {step}", max(group.scored_at for group in groups), times.trained_at)
-        self._telemetry.add_span("weights", f"version {step + 1}", times.trained_at, times.weights_at)
-        self._progress.step(step + 1, metrics, self._accuracy)
+        all_there_at = max(times.started_at, *(group.scored_at for group in trained.groups))
+        self._telemetry.add_span("learner (exposed)", f"step {number}", all_there_at, times.trained_at)
+        self._telemetry.add_span("weights", f"version {number + 1}", times.trained_at, times.weights_at)
+        self._trained_steps, self._last_metrics = number + 1, metrics
+        self._progress.step(number + 1, metrics, self._accuracy)
 
-    def _metrics(self, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> dict[str, float]:
-        return step_metrics(groups, times, report.metrics)
-
-    async def _tell(self, method: str, *arguments: object) -> Any:
-        """Call the broker."""
-        return await within(getattr(self._broker, method).remote(*arguments), deadline_s=_BROKER_TIMEOUT_S, waiting_for=f"the broker ({method})")
-
-    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
-        return await poll(lambda: self._tell(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+    def _metrics(self, trained: TrainedStep) -> dict[str, float]:
+        return step_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)
 
 
 def _warn_if_deaf(listening: asyncio.Task[None]) -> None:

@@ -160,11 +160,12 @@ class Ledger:
         """Forget the training of step `checkpoint` and later: the learner restarted before them. Claims stay, the data is still held."""
         self._connection.execute("DELETE FROM trained WHERE step >= ?", (checkpoint,))
 
-    def reopen(self, checkpoint: int) -> int:
+    def reopen(self, checkpoint: int) -> list[str]:
         """After the death of the driver: commit what the checkpoint holds; return everything later, to be issued again under a new attempt.
 
         Returns:
-            The number of groups that the steps before `checkpoint` used up, dropped ones included: how far the order of prompts has got.
+            The groups that the steps before `checkpoint` used up, dropped ones included. They need not be the first of the order: a group that took a
+            dropped one's place may come behind those of a step that was opened ahead.
         """
         self.rewind(checkpoint)
         self.commit(checkpoint)
@@ -172,7 +173,7 @@ class Ledger:
             "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state != ?",
             (GroupState.RETURNED, checkpoint, GroupState.RETURNED),
         )
-        return self._scalar("SELECT COUNT(*) FROM groups WHERE state != ?", GroupState.RETURNED)
+        return [uid for (uid,) in self._connection.execute("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))]
 
     def counts(self) -> LedgerCounts:
         rows = dict(self._connection.execute("SELECT state, COUNT(*) FROM groups GROUP BY state").fetchall())

@@ -69,8 +69,9 @@ class VllmSampler:
             raise EngineError(f"vLLM does not start on {settings.model_path}: {error} (its log: {Path('/proc/self/fd/2').readlink()})") from error
         self._version: int | None = None
         self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Set but for the time of an update.
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     async def start(self) -> None:
         """Name the weights that the engine came up with."""
@@ -89,7 +90,9 @@ class VllmSampler:
         top_p: float,
         seed: int | None,
     ) -> Responses:
-        """Sample responses to one prompt. Cancelling the call takes the request out of the engine.
+        """Sample responses to one prompt. Cancelling the call takes the request out of the engine. Waits while weights are being updated.
+
+        Weights that are updated meanwhile sample the rest of the responses, behind what the old ones have: every token tells its version.
 
         Args:
             prompt_ids: int32 [P].
@@ -101,12 +104,13 @@ class VllmSampler:
             seed: decides the samples together with the index of the response, up to rounding in differently composed batches; None takes the engine's stream.
 
         Raises:
-            EngineError: the engine refused the request, or the weights changed while it ran.
+            EngineError: the engine refused the request.
             WeightsMismatchError: the last update failed; this engine does not serve any more.
         """
+        await self._settled.wait()
         version = self._version
         if version is None:
-            raise WeightsMismatchError("this engine has no weights to sample from: an update is going on, or the last one failed half way")
+            raise WeightsMismatchError("this engine has no weights to sample from: the last update failed half way")
         async with self._flight(), _engine_errors():
             parameters = SamplingParams(
                 n=num_responses,
@@ -119,11 +123,13 @@ class VllmSampler:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            outputs = [output async for output in self._engine.generate(tokens_input(prompt_ids.tolist()), parameters, request_id)]
-        return _columns(outputs[-1], version)
+            # Salted, a prompt's keys and values are found again under the weights that made them and no others.
+            prompt = tokens_input(prompt_ids.tolist(), cache_salt=str(version))
+            outputs = [output async for output in self._engine.generate(prompt, parameters, request_id)]
+        return _columns(outputs[-1])
 
     async def update_weights(self, path: Path, manifest: WeightsManifest) -> WeightsManifest:
-        """Load weights once nothing is in flight.
+        """Load weights. What is in flight pauses meanwhile and goes on with them; the keys and values of its tokens so far stay those of the old weights.
 
         Args:
             path: a safetensors file on this node.
@@ -135,31 +141,13 @@ class VllmSampler:
         Raises:
             WeightsMismatchError: the file was refused, and the engine goes on with the weights it had; or loading failed half way, and it serves no more.
         """
-        await self._idle.wait()
         before, self._version = self._version, None
-        request = WeightTransferUpdateRequest(
-            update_info={"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
-        )
-        async with _engine_errors():
-            loaded_before = await self._loaded()
-            try:
-                await self._engine.start_weight_update()
-                await self._engine.update_weights(request)
-                await self._engine.finish_weight_update(weight_version=str(manifest.version))
-            except EngineDeadError:
-                raise
-            except Exception as error:
-                if await self._loaded() == loaded_before:
-                    self._version = before
-                raise WeightsMismatchError(f"the engine did not take the weights: {error}") from error
-            # Keys and values of the old weights must not serve the new ones.
-            if not await self._engine.reset_prefix_cache():
-                raise EngineError("vLLM did not clear its prefix cache after a weight update, though nothing was in flight")
-            loaded = await self._loaded()
-            version = await self._engine.get_weight_version()
-        if loaded != {(manifest.version, manifest.checksum)} or version != str(manifest.version):
-            raise WeightsMismatchError(f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}")
-        self._version = manifest.version
+        self._settled.clear()
+        try:
+            async with _engine_errors(), self._paused():
+                await self._load(path, manifest, before)
+        finally:
+            self._settled.set()
         return manifest
 
     async def version(self) -> int | None:
@@ -172,6 +160,41 @@ class VllmSampler:
         """End the engine's process."""
         await asyncio.to_thread(self._engine.shutdown)
 
+    async def _load(self, path: Path, manifest: WeightsManifest, before: int | None) -> None:
+        request = WeightTransferUpdateRequest(
+            update_info={"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
+        )
+        loaded_before = await self._loaded()
+        try:
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(request)
+            await self._engine.finish_weight_update(weight_version=str(manifest.version))
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            if await self._loaded() == loaded_before:
+                self._version = before
+            raise WeightsMismatchError(f"the engine did not take the weights: {error}") from error
+        loaded, version = await self._loaded(), await self._engine.get_weight_version()
+        if loaded != {(manifest.version, manifest.checksum)} or version != str(manifest.version):
+            raise WeightsMismatchError(f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}")
+        self._version = manifest.version
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """Nothing is decoded in the block. Where an update failed half way the engine stays paused: it must give no more tokens."""
+        if self._in_flight == 0:
+            yield
+            # Of no use to anybody any more. Only room is gained: the salt keeps them apart.
+            await self._engine.reset_prefix_cache()
+            return
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        try:
+            yield
+        finally:
+            if self._version is not None:
+                await self._engine.resume_generation()
+
     async def _loaded(self) -> set[tuple[int, str] | None]:
         """What each of the engine's processes loaded last."""
         answers = await self._engine.collective_rpc("loaded_weights")
@@ -180,13 +203,10 @@ class VllmSampler:
     @asynccontextmanager
     async def _flight(self) -> AsyncIterator[None]:
         self._in_flight += 1
-        self._idle.clear()
         try:
             yield
         finally:
             self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
 
 
 @asynccontextmanager
@@ -199,7 +219,7 @@ async def _engine_errors() -> AsyncIterator[None]:
         raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
 
 
-def _columns(output: RequestOutput, version: int) -> Responses:
+def _columns(output: RequestOutput) -> Responses:
     parts = output.outputs
     lengths = [len(part.token_ids) for part in parts]
     offsets = np.zeros(len(parts) + 1, np.int64)
@@ -213,9 +233,6 @@ def _columns(output: RequestOutput, version: int) -> Responses:
     )
     if not len(responses.response_ids) == len(responses.behaviour_logprobs) == len(responses.policy_versions):
         raise EngineError(f"vLLM gave {len(responses.behaviour_logprobs)} log-probabilities for {len(responses.response_ids)} tokens")
-    if (responses.policy_versions != version).any():
-        found = np.unique(responses.policy_versions).tolist()
-        raise EngineError(f"the weights changed while a group was sampled: it began with version {version} and has tokens of {found}")
     return responses
 
 

@@ -253,7 +253,11 @@ class TrainingConfig(ConfigModel):
         description="Dynamic sampling (DAPO): a group with equal rewards is dropped and the next prompt takes its place, up to so many times a step; "
         "behind that such groups are kept. 0 turns it off.",
     )
-    max_staleness: Literal[0] = Field(0, description="Versions a sampled token may lag behind. 0: strictly on-policy.")
+    max_staleness: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Versions that a token may be behind the weights that are trained on it. 0: strictly on-policy. k: the samplers work ahead by up to k "
+        "steps, and take new weights in mid-generation.",
+    )
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Self:
@@ -445,6 +449,16 @@ class RunConfig(ConfigModel):
             raise ValueError(
                 "objective.mismatch corrects a pi_old that the learner computed: set learner.pi_old to recompute "
                 "(with pi_old from the rollout the likelihood ratio itself corrects the mismatch)"
+            )
+        if self.learner.pi_old == "recompute" and self.training.updates_per_step > 1:
+            raise ValueError(
+                f"learner.pi_old `recompute` takes pi_old from the first forward pass of a step, so it needs training.updates_per_step 1, got "
+                f"{self.training.updates_per_step}; with several updates use `rollout`"
+            )
+        if self.learner.pi_old == "recompute" and self.training.max_staleness and not self.objective.corrects_mismatch:
+            raise ValueError(
+                "learner.pi_old `recompute` takes the weights that are trained for those that sampled, which with training.max_staleness above 0 are older: "
+                "use `rollout`, or correct the difference with objective.mismatch"
             )
         if self.training.max_refills and self.objective.name in ("opd", "sft"):
             raise ValueError(f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards")

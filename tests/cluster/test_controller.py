@@ -14,7 +14,7 @@ from rlad.errors import RunDirectoryError
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
     yield
     ray.shutdown()
 

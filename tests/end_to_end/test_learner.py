@@ -26,7 +26,7 @@ from actors.learner import LearnerGroup
 from actors.parts import GroupRefs, WeightedScores
 from rlad.config import RunConfig
 from rlad.contracts import ScoredGroup
-from rlad.errors import ConfigError, ContractError, RunStoppedError
+from rlad.errors import ContractError, RunStoppedError
 
 from .learner_reference import OBJECTIVE, ReferenceTrainer, make_groups, relative_error, sequences_of
 
@@ -51,7 +51,7 @@ def ray_folder(pid: int) -> str:
 
 
 def start_ray() -> None:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
 
 
 def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
@@ -317,8 +317,3 @@ async def test_ranks_that_wait_for_a_batch_leave_when_the_run_is_stopped(model_p
     assert isinstance(run.learner.failure(), RunStoppedError)
     with pytest.raises(RunStoppedError, match="enough"):
         await run.learner.wait()
-
-
-async def test_recomputing_pi_old_with_several_updates_a_step_is_refused(model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="updates_per_step 1"):
-        LearnerGroup(run_config(model_path, pi_old="recompute"), run_dir=tmp_path, broker=None, run_id="r")

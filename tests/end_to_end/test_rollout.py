@@ -46,7 +46,7 @@ def endless(policy) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -89,7 +89,7 @@ async def test_the_driver_gets_lengths_and_a_reference_but_no_tokens(pool: Rollo
     before = {stats.worker: stats for stats in pool.stats()}
     sampled = await pool.sample(request(uid="set:1:7", attempt=2, num_responses=4))
     group = RolloutGroup.from_columns(await sampled.group_ref)
-    assert (sampled.uid, sampled.attempt, sampled.policy_version, sampled.prompt_tokens) == ("set:1:7", 2, 0, len(PROMPT))
+    assert (sampled.uid, sampled.attempt, sampled.prompt_tokens, sampled.tokens_by_version) == ("set:1:7", 2, len(PROMPT), {0: group.num_tokens})
     assert (group.uid, group.attempt, group.task, group.answer) == ("set:1:7", 2, "knights_knaves", "TF")
     assert sampled.response_lengths == tuple(group.response_lengths)
     assert sampled.is_truncated == tuple(group.is_truncated)
@@ -151,7 +151,7 @@ async def test_weights_do_not_change_under_a_group_in_flight(pool: RolloutPool, 
     await asyncio.sleep(0)
     with pytest.raises(EngineError, match="cannot update weights to version 1: 1 groups are in flight"):
         await pool.update_weights(publish(policy.state_dict(), 1))
-    assert (await sampling).policy_version == 0
+    assert (await sampling).oldest_version == 0
 
 
 async def test_a_group_past_its_deadline_is_taken_out_of_the_engine(pool: RolloutPool, endless) -> None:
@@ -191,7 +191,7 @@ async def test_lost_processes(pool: RolloutPool, policy, make_model, endless) ->
 
     # Its replacement comes with the newest weights.
     sampled = await pool.sample(request())
-    assert (sampled.worker, sampled.policy_version) == ("rollout-1", 7)
+    assert (sampled.worker, sampled.oldest_version) == ("rollout-1", 7)
     group = RolloutGroup.from_columns(await sampled.group_ref)
     assert largest_gap(new_policy, group) <= 1e-4
     assert largest_gap(policy, group) > 0.1

@@ -22,7 +22,7 @@ from rlad.config import RolloutConfig
 from rlad.contracts import RolloutGroup
 from rlad.errors import WeightsMismatchError
 
-from .rollout_reference import largest_gap, load_policy, request
+from .rollout_reference import endless_prompt, largest_gap, load_policy, request
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -40,7 +40,7 @@ class Engines:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -121,6 +121,39 @@ async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engin
         await engines.untied.update_weights.remote(publish(policy.state_dict(), version))
         for _ in range(2):  # the second finds the first one's prefix in the cache
             assert largest_gap(policy, await sample(engines.untied, prompt_ids=LONG_PROMPT)) <= 1e-4
+
+
+async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_old_ones_keys_and_values(engines: Engines, make_model) -> None:
+    old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
+    await engines.untied.update_weights.remote(publish(old.state_dict(), 8))
+    long = {"uid": "long", "prompt_ids": endless_prompt(old, 250), "num_responses": 32, "max_response_tokens": 250, "temperature": 0.7}
+    sampling = asyncio.create_task(sample(engines.untied, **long))
+    await sample(engines.untied, num_responses=1, max_response_tokens=8)  # the long ones are being decoded beside it
+    await engines.untied.update_weights.remote(publish(new.state_dict(), 9))
+    after = asyncio.create_task(sample(engines.untied, uid="after", prompt_ids=long["prompt_ids"], num_responses=2))
+
+    group = await sampling
+    assert np.unique(group.policy_versions).tolist() == [8, 9]
+    for index in range(group.num_responses):
+        versions = group.policy_versions[group.response(index)]
+        assert (np.diff(versions) >= 0).all()
+        expected = logprobs_across_an_update(old, new, group, index, first_of_new=int((versions == 8).sum()))
+        np.testing.assert_allclose(group.behaviour_logprobs[group.response(index)], expected, atol=1e-4, rtol=0)
+    assert largest_gap(new, await after) <= 1e-4, "the old weights' keys and values of the same prompt do not serve a new request"
+
+
+def logprobs_across_an_update(old: torch.nn.Module, new: torch.nn.Module, group: RolloutGroup, index: int, *, first_of_new: int) -> np.ndarray:
+    """Log-probabilities of a response whose tokens from `first_of_new` on are sampled by `new`, which sees the keys and values that `old` made of all
+    but the last token before."""
+    response = group.response_ids[group.response(index)]
+    ids = torch.tensor(np.concatenate([group.prompt_ids, response]), dtype=torch.long)[None]
+    start = len(group.prompt_ids)
+    switch = min(max(start + first_of_new - 1, 0), ids.shape[1] - 1)
+    with torch.no_grad():
+        before = old(ids[:, :switch], use_cache=True)
+        after = new(ids[:, switch:], past_key_values=before.past_key_values)
+    logits = torch.cat([before.logits, after.logits], dim=1)[0, start - 1 : -1].double() / group.temperature
+    return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response).long()].numpy()
 
 
 async def test_weights_published_in_bfloat16_are_cast(engines: Engines, make_model) -> None:

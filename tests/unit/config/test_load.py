@@ -72,7 +72,7 @@ def test_overrides_win_and_keep_their_types() -> None:
         ("objective={name: ppo}", "ppo"),
         ("objective={name: grpo}", "uses no teacher"),
         ("teacher=null", "needs a teacher"),
-        ("training.max_staleness=2", "max_staleness"),
+        ("training.max_staleness=-1", "greater than or equal to 0"),
         ("name=../../etc", "name"),
         ("learner", "key=value"),
         ("prompts.people={9: 1}", "people"),
