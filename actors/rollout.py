@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -79,6 +78,16 @@ class WorkerStats:
     generated_tokens: int
 
 
+def queue_capacity(config: RolloutConfig) -> int:
+    """Response tokens, counted at their budget, up to which a worker is given groups.
+
+    What waits in the pool goes to whoever is free first, so an engine gets no more than keeps it full. That is several times what it decodes at once: a group
+    counts whole until its longest response ends, when most of the others have long left their places. At four times the simulator finds no time lost
+    (99th percentile of the lengths at ten times the median, groups of 8), at twice a quarter of it.
+    """
+    return max(4 * config.max_sequences, config.max_sequences + 4 * config.group_size) * config.max_response_tokens
+
+
 class RolloutPool:
     """The rollout workers of a run. Lives in the driver's event loop.
 
@@ -136,8 +145,7 @@ class RolloutPool:
             prepare=self._prepare,
             max_restarts=config.max_restarts,
             start_timeout_s=start_timeout_s,
-            # Enough that no engine runs out while the next group is on its way, and no more: what waits here goes to whoever is free first.
-            capacity=math.ceil(max(1.25 * config.max_sequences, config.max_sequences + config.group_size)) * config.max_response_tokens,
+            capacity=queue_capacity(config),
             retire=lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"),
         )
 

@@ -1,0 +1,240 @@
+"""A run under a clock that jumps: the real steps, the real broker and the real routing, and pools of any size that take time and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.broker import ExperienceBroker, PartPolicy
+from actors.parts import ColumnsRef
+from actors.rollout import SampledGroup, SampleRequest, queue_capacity
+from actors.routing import Router
+from actors.verifier import JudgedGroup
+from actors.weights import WeightsPublication
+from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
+from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
+from pipelines.simulation.virtual_time import run_in_virtual_time
+from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
+from pipelines.steps import TrainedStep
+from rlad.config import RunConfig
+from rlad.contracts import Outcome, TeacherSupport
+from rlad.errors import WorkerLostError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """Rollout workers that are lost, each independently of the others.
+
+    Attributes:
+        mean_between_s: of one worker's life.
+        restart_s: until its replacement serves.
+    """
+
+    mean_between_s: float
+    restart_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedRun:
+    """What a simulation came to. Seconds are virtual.
+
+    Attributes:
+        makespan_s: from the first group's issue to the last step's weights.
+        work: of each pool, and with it the least time that any schedule needs.
+        busy: by pool, the share of the makespan in which it worked.
+        steps: what became of each.
+        lost_workers: over the run.
+    """
+
+    makespan_s: float
+    work: PoolWork
+    busy: dict[str, float]
+    steps: list[TrainedStep]
+    lost_workers: int
+
+    @property
+    def makespan_over_bound(self) -> float:
+        return self.makespan_s / self.work.bound
+
+    @property
+    def step_s(self) -> float:
+        """Of a step in the middle of the run: the first fills the pipeline and the last empties it."""
+        times = [step.times.weights_at - step.times.started_at for step in self.steps]
+        return float(np.median(times))
+
+
+def simulate(config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None = None) -> SimulatedRun:
+    """Take a run through its steps in virtual time.
+
+    Args:
+        config: whose training, rollout, learner and objective settings decide the schedule. Its models and prompts are not looked at.
+        sizes: of the pools, in place of the configuration's.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlad-simulation-") as folder:
+        return run_in_virtual_time(_simulate(config, Path(folder), lengths, speeds, sizes, failures))
+
+
+async def _simulate(config: RunConfig, folder: Path, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None) -> SimulatedRun:
+    loop = asyncio.get_running_loop()
+    prompts = stand_in_prompts(config.training.prompts_per_step * 4, 1)
+    broker = InProcess(ExperienceBroker(str(folder / "ledger.sqlite"), part_policy(config), config.rollout.group_size))
+    rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures)
+    verifiers = SimulatedVerifiers(speeds, sizes.verifier, lengths.group_size)
+    teacher = SimulatedTeacher(speeds, sizes.teacher) if sizes.teacher else None
+    learner = StandInLearner(broker, lengths, speeds)
+    learning = asyncio.create_task(learner.run(config.training.steps))
+    started_at = loop.time()
+    pools = StandInPools(rollout=rollout, verifiers=verifiers, teacher=teacher, update_weights=rollout.update_weights)
+    try:
+        steps = await drive(config, prompts, pools, broker, clock=loop.time)
+    finally:
+        rollout.close()
+        learning.cancel()
+        with suppress(asyncio.CancelledError):
+            await learning
+    makespan_s = loop.time() - started_at
+    groups = [lengths.of_group(name) for name in group_names(config, prompts)]
+    return SimulatedRun(
+        makespan_s=makespan_s,
+        work=work_of(groups, speeds, sizes, updates=config.training.steps * config.training.updates_per_step),
+        busy={
+            "rollout": rollout.slot_s / (makespan_s * sizes.rollout * speeds.slots),
+            **({"teacher": teacher.busy_s / (makespan_s * sizes.teacher)} if teacher is not None else {}),
+            "verifier": verifiers.busy_s / (makespan_s * sizes.verifier),
+            "learner": learner.trained_s / makespan_s,
+        },
+        steps=steps,
+        lost_workers=rollout.num_lost,
+    )
+
+
+def part_policy(config: RunConfig) -> PartPolicy:
+    """How a run's groups become parts. Stand-ins give every group a right and a wrong response, so that none is left out."""
+    return PartPolicy(
+        ranks=1,  # the stand-in learner is all ranks at once
+        token_budget=config.learner.micro_batch_tokens * config.learner.ranks,
+        skip_equal_rewards=True,
+        skip_truncated=False,
+        counts_tokens=config.objective.aggregation == "token_mean",
+    )
+
+
+class SimulatedRollout:
+    """A rollout pool: the router of the real one over engines that only take time."""
+
+    def __init__(self, config: RunConfig, lengths: Lengths, speeds: Speeds, workers: int, failures: Failures | None) -> None:
+        self._lengths, self._speeds, self._failures = lengths, speeds, failures
+        self._router = Router(capacity=queue_capacity(config.rollout.model_copy(update={"max_sequences": speeds.slots})))
+        self._engines: dict[str, DecodingSlots] = {}
+        self._lost: dict[str, asyncio.Future[None]] = {}
+        self._lives: list[asyncio.Task[None]] = []
+        self._random = np.random.default_rng(lengths.seed)
+        self._version = 0
+        self.slot_s = 0.0
+        self.num_lost = 0
+        for number in range(workers):
+            self._admit(f"rollout-{number}")
+            if failures is not None:
+                self._lives.append(asyncio.create_task(self._live(f"rollout-{number}", failures)))
+
+    async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
+        loop = asyncio.get_running_loop()
+        queued_at = loop.time()
+        name = await self._router.enqueue(request.num_tokens_at_most, priority=priority)
+        began_at, version = loop.time(), self._version
+        lengths = self._lengths.of_group(request.uid)
+        try:
+            await self._decode(name, lengths)
+        finally:
+            self._router.release(name, request.num_tokens_at_most)
+        self.slot_s += sum(lengths) * self._speeds.token_s
+        return SampledGroup(
+            uid=request.uid,
+            attempt=request.attempt,
+            group_ref=None,
+            response_lengths=lengths,
+            is_truncated=(False,) * len(lengths),
+            prompt_tokens=len(request.prompt_ids),
+            tokens_by_version={version: sum(lengths)},
+            worker=name,
+            queued_s=began_at - queued_at,
+            elapsed_s=loop.time() - began_at,
+        )
+
+    async def update_weights(self, publication: WeightsPublication) -> None:
+        await asyncio.sleep(self._speeds.weights_s)
+        self._version = publication.manifest.version
+
+    def close(self) -> None:
+        for life in self._lives:
+            life.cancel()
+
+    def _admit(self, name: str) -> None:
+        self._engines[name] = DecodingSlots(self._speeds)
+        self._lost[name] = asyncio.get_running_loop().create_future()
+        self._router.admit(name)
+
+    async def _decode(self, name: str, lengths: tuple[int, ...]) -> None:
+        lost = self._lost[name]
+        decoding = asyncio.create_task(self._engines[name].decode(lengths))
+        try:
+            await asyncio.wait({decoding, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not decoding.done():
+                raise WorkerLostError(f"{name} was lost")
+        finally:
+            decoding.cancel()
+
+    async def _live(self, name: str, failures: Failures) -> None:
+        while True:
+            await asyncio.sleep(float(self._random.exponential(failures.mean_between_s)))
+            self.num_lost += 1
+            self._router.remove(name)
+            self._lost[name].set_result(None)
+            await asyncio.sleep(failures.restart_s)
+            self._admit(name)
+
+
+class SimulatedVerifiers:
+    """Verifier processes. The first response of every group is right, the others are wrong."""
+
+    def __init__(self, speeds: Speeds, processes: int, group_size: int) -> None:
+        self._speeds, self._group_size = speeds, group_size
+        self._free = asyncio.Semaphore(processes)
+        self.busy_s = 0.0
+
+    async def verify(self, group_ref: ColumnsRef, *, task: str, num_tokens: int) -> JudgedGroup:
+        async with self._free:
+            await asyncio.sleep(self._speeds.verdict_s)
+        self.busy_s += self._speeds.verdict_s
+        return judged(self._group_size, elapsed_s=self._speeds.verdict_s)
+
+
+class SimulatedTeacher:
+    """Teacher replicas, each of which scores one group after the other."""
+
+    def __init__(self, speeds: Speeds, replicas: int) -> None:
+        self._speeds = speeds
+        self._router = Router()
+        self._replicas = {f"teacher-{number}": Server() for number in range(replicas)}
+        for name in self._replicas:
+            self._router.admit(name)
+        self.busy_s = 0.0
+
+    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
+        name = await self._router.enqueue(num_tokens)
+        try:
+            await self._replicas[name].work(num_tokens * self._speeds.teacher_token_s)
+        finally:
+            self._router.release(name, num_tokens)
+        self.busy_s += num_tokens * self._speeds.teacher_token_s
+
+
+def judged(group_size: int, *, elapsed_s: float) -> JudgedGroup:
+    """A stand-in's verdict on a group: the first response is right."""
+    outcomes = (int(Outcome.CORRECT),) + (int(Outcome.WRONG),) * (group_size - 1)
+    return JudgedGroup(verdicts_ref=None, rewards=(1.0,) + (0.0,) * (group_size - 1), outcomes=outcomes, elapsed_s=elapsed_s)

@@ -1,0 +1,132 @@
+"""The real steps, broker and routing, taken through runs in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.simulation.harness import group_names, stand_in_prompts
+from pipelines.simulation.simulator import Failures, SimulatedRun, simulate
+from pipelines.simulation.virtual_time import StuckError, run_in_virtual_time
+from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
+from rlad.config import RunConfig, load_run_config
+
+SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
+SIZES = PoolSizes(rollout=4, teacher=2, verifier=2)
+LENGTHS = Lengths(median=100, p99_over_median=10, longest=1000, group_size=4)
+# Generation is what takes the time, as in a well-sized run.
+SPEEDS = Speeds(token_s=0.01, slots=8, teacher_token_s=1e-5, verdict_s=0.01, learner_token_s=5e-5, update_s=0.1, weights_s=0.1)
+
+
+def run_config(**training: Any) -> RunConfig:
+    overrides = {"steps": 8, "prompts_per_step": 24, "updates_per_step": 2, **training}
+    settings = [f"training.{name}={value}" for name, value in overrides.items()]
+    return load_run_config(SMOKE, [*settings, "rollout.group_size=4", "rollout.max_response_tokens=1000", "learner.micro_batch_tokens=8000"])
+
+
+def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
+    return simulate(config, **{"lengths": LENGTHS, "speeds": SPEEDS, "sizes": SIZES} | changes)
+
+
+def names_by_step(run: SimulatedRun) -> list[set[str]]:
+    return [{group.sampled.uid for group in step.groups} for step in run.steps]
+
+
+def test_hours_of_sleep_take_no_time() -> None:
+    async def sleep() -> float:
+        await asyncio.gather(asyncio.sleep(3600), asyncio.sleep(7200))
+        return asyncio.get_running_loop().time()
+
+    started = time.monotonic()
+    assert run_in_virtual_time(sleep()) == pytest.approx(7200)
+    assert time.monotonic() - started < 1
+
+
+def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(StuckError, match="everything in it waits"):
+        run_in_virtual_time(wait())
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("speed", [0.2, 1.0, 5.0])
+def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(staleness: int, speed: float) -> None:
+    """However fast the engines are, and whichever group is finished first."""
+    config = run_config(max_staleness=staleness)
+    names = group_names(config, stand_in_prompts(4 * 24, 1))
+    run = simulated(config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10)))
+    assert names_by_step(run) == [set(names[start : start + 24]) for start in range(0, 8 * 24, 24)]
+
+
+def test_no_token_is_older_than_the_bound_and_some_are_as_old() -> None:
+    for staleness in (0, 1, 3):
+        run = simulated(run_config(max_staleness=staleness))
+        ages = [step.number - group.sampled.oldest_version for step in run.steps for group in step.groups]
+        assert max(ages) == staleness
+        assert min(ages) >= 0
+
+
+def test_working_ahead_hides_the_tail_of_every_step_and_everything_else_behind_generation() -> None:
+    on_policy, ahead = simulated(run_config()), simulated(run_config(steps=60, max_staleness=2))
+    assert on_policy.makespan_over_bound > 1.3
+    assert ahead.makespan_over_bound <= 1.05
+    assert ahead.work.bottleneck == "rollout"
+    assert ahead.busy["rollout"] > 0.95
+
+
+def test_no_schedule_is_faster_than_the_bound() -> None:
+    for staleness, token_s, learner_token_s in ((0, 0.01, 1e-5), (2, 0.001, 1e-4), (4, 0.01, 1e-3)):
+        run = simulated(run_config(max_staleness=staleness), speeds=replace(SPEEDS, token_s=token_s, learner_token_s=learner_token_s))
+        assert run.makespan_s >= run.work.bound
+
+
+def test_a_teacher_that_is_faster_than_generation_costs_next_to_nothing() -> None:
+    config = run_config(max_staleness=2)
+    with_teacher, without = simulated(config), simulated(config, sizes=replace(SIZES, teacher=0))
+    assert without.work.teacher == 0
+    assert "teacher" not in without.busy
+    assert 1.0 <= with_teacher.makespan_s / without.makespan_s <= 1.02
+
+
+def test_a_slow_learner_bounds_the_run_and_the_samplers_wait_for_it() -> None:
+    run = simulated(run_config(max_staleness=2), speeds=replace(SPEEDS, learner_token_s=2e-3))
+    assert run.work.bottleneck == "learner"
+    assert run.busy["learner"] > 0.9
+    assert run.busy["rollout"] < 0.5
+
+
+def test_lost_workers_cost_time_and_no_group() -> None:
+    config = run_config(max_staleness=1)
+    whole, hurt = simulated(config), simulated(config, failures=Failures(mean_between_s=60, restart_s=20))
+    assert hurt.lost_workers > 3
+    assert hurt.makespan_s > whole.makespan_s
+    assert names_by_step(hurt) == names_by_step(whole)
+    assert sum(group.attempts > 1 for step in hurt.steps for group in step.groups) >= hurt.lost_workers / 2
+
+
+def test_work_by_hand() -> None:
+    """Two groups of 2 responses: 30 tokens in all, the longest 12."""
+    speeds = Speeds(token_s=2.0, slots=5, teacher_token_s=0.5, verdict_s=3.0, learner_token_s=0.1, update_s=4.0, weights_s=1.0)
+    work = work_of([(3, 12), (10, 5)], speeds, PoolSizes(rollout=2, teacher=3, verifier=1), updates=2)
+    assert work.rollout == pytest.approx(30 * 2.0 / 10)
+    assert work.teacher == pytest.approx(30 * 0.5 / 3)
+    assert work.verifier == pytest.approx(6.0)
+    assert work.learner == pytest.approx(11.0)
+    assert work.longest_response == pytest.approx(24.0)
+    assert (work.bound, work.bottleneck) == (pytest.approx(24.0), "learner")
+
+
+def test_lengths_have_the_median_and_the_tail_that_were_asked_for() -> None:
+    lengths = Lengths(median=100, p99_over_median=10, longest=100_000, group_size=8)
+    drawn = sorted(length for number in range(2000) for length in lengths.of_group(f"g{number}"))
+    assert drawn[len(drawn) // 2] == pytest.approx(100, rel=0.05)
+    assert drawn[int(len(drawn) * 0.99)] == pytest.approx(1000, rel=0.1)
+    assert lengths.of_group("g7") == lengths.of_group("g7")
+    assert max(length for number in range(500) for length in replace(lengths, longest=300).of_group(f"g{number}")) == 300
