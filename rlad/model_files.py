@@ -80,12 +80,9 @@ def _files_of(model_dir: Path) -> list[str]:
 
 
 def _download(store: ModelStore, version: ModelVersion, file: ModelFile, target: Path) -> None:
-    try:
-        found = store.download(f"{version.directory}/{file.path}", target)
-    except FileNotFoundError as error:
-        raise CorruptModelError(
-            f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?"
-        ) from error
+    found = store.download(f"{version.directory}/{file.path}", target)
+    if found is None:
+        raise CorruptModelError(f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?")
     if found != StoredFile(bytes=file.bytes, sha256=file.sha256):
         raise CorruptModelError(
             f"{file.path} of {version.reference} in {store.uri} is not what was registered: {file.bytes} bytes with SHA-256 {file.sha256} were, "

@@ -91,14 +91,15 @@ class ModelStore:
             with self.filesystem.open_output_stream(self._at(path)) as target:
                 return _copy(file, target)
 
-    def download(self, path: str, target: Path) -> StoredFile:
-        """Copy a file from here to a local one.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        with self._reached(f"read {path}"), self.filesystem.open_input_stream(self._at(path)) as source, target.open("wb") as file:
-            return _copy(source, file)
+    def download(self, path: str, target: Path) -> StoredFile | None:
+        """Copy a file from here to a local one; None where there is none."""
+        with self._reached(f"copy {path} to {target}"):
+            try:
+                source = self.filesystem.open_input_stream(self._at(path))
+            except FileNotFoundError:
+                return None
+            with source, target.open("wb") as file:
+                return _copy(source, file)
 
     def delete_file(self, path: str) -> None:
         with self._reached(f"delete {path}"):
@@ -128,8 +129,6 @@ class ModelStore:
     def _reached(self, what: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise RegistryError(f"the registry at {self.uri}: could not {what}: {error}") from error
 

@@ -44,10 +44,10 @@ class Lineage:
         config_sha256: of the run's resolved `config.yaml`.
         parent: reference of the version that the student started from, as `kk-student@3`; None where it started from elsewhere.
         base_model: the student's path in the configuration.
-        teachers: a teacher's fingerprint or path, by its id.
+        teachers: by a teacher's id its path in the configuration, with the fingerprint of its weights where they could be read.
         prompts_fingerprint, num_prompts: of the training prompts.
         steps: that were trained.
-        git_commit: of the code that ran, where it ran from a checkout.
+        git_commit: of the code that registered it, where that is a checkout.
         created_at: when this was written, UTC, ISO 8601.
     """
 
@@ -202,6 +202,18 @@ def require_name(name: str, what: str) -> str:
             f"the first a letter or digit; not {LATEST!r}, and an alias is no number"
         )
     return name
+
+
+def parse_reference(reference: str) -> tuple[str, str | None]:
+    """Name and version (a number, an alias, or None) of `kk-student@3`, `kk-student@production`, `kk-student`.
+
+    Raises:
+        RegistryError: it is none.
+    """
+    name, at, ref = reference.partition("@")
+    if at and not ref:
+        raise RegistryError(f"expected a version or an alias after @, as kk-student@3 or kk-student@{PRODUCTION}; got {reference!r}")
+    return require_name(name, "model"), ref or None
 
 
 def to_json(record: object) -> bytes:

@@ -55,6 +55,10 @@ class ModelRegistry:
 
     store: ModelStore
 
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
     @classmethod
     def open(cls, uri: str) -> Self:
         """The registry at a local path, `s3://bucket/prefix` or `gs://bucket/prefix`; an empty one where nothing is yet.
@@ -91,14 +95,14 @@ class ModelRegistry:
         state = self._log(name).state()
         live = [number for number in numbers if number not in state.retired]
         if not live:
-            raise ModelNotFoundError(f"no model {name!r} in the registry at {self.store.uri}; there are {', '.join(self.names()) or 'none'}")
+            raise ModelNotFoundError(f"no model {name!r} in the registry at {self.uri}; there are {', '.join(self.names()) or 'none'}")
         number = self._number(ref, state, live)
         if number is None:
             aliases = ", ".join(f"{alias} ({version})" for alias, version in state.aliases.items()) or "none"
-            raise ModelNotFoundError(f"no alias {ref!r} of {name} in the registry at {self.store.uri}; there are {aliases}")
+            raise ModelNotFoundError(f"no alias {ref!r} of {name} in the registry at {self.uri}; there are {aliases}")
         if number not in live:
             why = "was retired" if number in state.retired else "does not exist"
-            raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.store.uri}; there are versions {_ranges(live)}")
+            raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.uri}; there are versions {_ranges(live)}")
         return self._manifest(name, number)
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -176,11 +180,11 @@ class ModelRegistry:
             present = state.aliases.get(alias)
             if present != expected:
                 raise AliasConflictError(
-                    f"{alias} of {name} in {self.store.uri} is {_told(present)}, not {_told(expected)} as was expected: somebody has moved it. "
+                    f"{alias} of {name} in {self.uri} is {_told(present)}, not {_told(expected)} as was expected: somebody has moved it. "
                     f"Look at `rlad registry show {name}` and decide again"
                 )
             if version in state.retired:
-                raise ModelNotFoundError(f"{name}@{version} was retired in the registry at {self.store.uri}: it cannot be {alias}")
+                raise ModelNotFoundError(f"{name}@{version} was retired in the registry at {self.uri}: it cannot be {alias}")
             return alias_moved(state, alias, version, kind="set", reason=reason) if present != version else None
 
         self._log(name).append(decide)
@@ -202,7 +206,7 @@ class ModelRegistry:
             before = self._rollback_target(log, state)
             if before is None:
                 raise ModelNotFoundError(
-                    f"{name} in {self.store.uri} has no version to roll back to: {PRODUCTION} is {_told(state.aliases.get(PRODUCTION))} "
+                    f"{name} in {self.uri} has no version to roll back to: {PRODUCTION} is {_told(state.aliases.get(PRODUCTION))} "
                     f"and was no other that is still there"
                 )
             target = before
@@ -277,14 +281,14 @@ class ModelRegistry:
         if self.store.create(_LAYOUT_FILE, json.dumps({"layout": _LAYOUT, "made_by": uuid.uuid4().hex}).encode()):
             self.store.delete_file(_LAYOUT_FILE)  # or the next writer would take the proof for given
             raise RegistryError(
-                f"the store at {self.store.uri} overwrites a file that it was told to create only if there is none, so two writers could take one version "
+                f"the store at {self.uri} overwrites a file that it was told to create only if there is none, so two writers could take one version "
                 f"number: {name} is not registered. Use a store with conditional writes (If-None-Match on S3)"
             )
 
     def _require_live(self, version: ModelVersion) -> ModelVersion:
         if version.version in self._log(version.name).state().retired:
             raise RegistryError(
-                f"{version.idempotency_key!r} was registered as {version.reference} in {self.store.uri}, and has been retired since: "
+                f"{version.idempotency_key!r} was registered as {version.reference} in {self.uri}, and has been retired since: "
                 f"register it under another key if it shall come back"
             )
         return version
@@ -293,8 +297,8 @@ class ModelRegistry:
         path = _manifest_path(name, number)
         content = self.store.read(path)
         if content is None:
-            raise ModelNotFoundError(f"no {path} in the registry at {self.store.uri}")
-        return from_json(ModelVersion, content, f"{path} in {self.store.uri}")
+            raise ModelNotFoundError(f"no {path} in the registry at {self.uri}")
+        return from_json(ModelVersion, content, f"{path} in {self.uri}")
 
     def _number(self, ref: int | str, state: LineState, live: list[int]) -> int | None:
         if isinstance(ref, int) or ref.isdecimal():
