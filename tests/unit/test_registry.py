@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -459,6 +460,25 @@ def test_a_manifest_cannot_lead_out_of_its_directory(local: ModelRegistry, model
 
 
 # --- several processes at once
+
+
+def test_of_many_who_create_one_file_one_succeeds(local: ModelRegistry) -> None:
+    contenders = 8
+    start = threading.Barrier(contenders)
+
+    def contend(number: int) -> list[bool]:
+        won = []
+        for turn in range(50):
+            start.wait(timeout=60)
+            won.append(local.store.create(f"race/{turn}.json", str(number).encode()))
+        return won
+
+    with ThreadPoolExecutor(contenders) as threads:
+        results = list(threads.map(contend, range(contenders)))
+    for turn in range(50):
+        assert [number for number in range(contenders) if results[number][turn]] == [int(local.store.read(f"race/{turn}.json") or b"-1")]
+    assert len(list(Path(local.uri, "race").iterdir())) == 50
+
 
 WRITERS, ADDS, MOVES = 3, 2, 5
 WRITER = """
