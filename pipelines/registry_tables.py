@@ -21,19 +21,17 @@ def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping
     """A model's versions, the newest first."""
     table = Table(title=name, title_justify="left")
     table.add_column("version", justify="right", no_wrap=True)
-    table.add_column("aliases")
+    table.add_column("aliases", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("from", overflow="fold")
-    table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("added (UTC)", no_wrap=True)
     for version in reversed(versions):
         overall = version.evaluation.overall
         table.add_row(
             str(version.version),
-            ", ".join(alias for alias, number in aliases.items() if number == version.version),
+            "\n".join(alias for alias, number in aliases.items() if number == version.version),
             f"{overall.mean:.1%} ({overall.low:.0%}-{overall.high:.0%})",
             escape(version.lineage.parent or version.lineage.base_model),
-            str(version.lineage.steps),
             _time(version.created_at),
         )
     return table
