@@ -75,7 +75,7 @@ class StandInLearner:
 
 def publication(version: int) -> WeightsPublication:
     """Weights of a version, as far as the driver can tell."""
-    return WeightsPublication(manifest=WeightsManifest(version=version, checksum=f"stand-in-{version}", num_bytes=1), ref=None)  # type: ignore[arg-type]  # nobody follows it
+    return WeightsPublication(manifest=WeightsManifest(version=version, checksum=f"stand-in-{version}", num_bytes=1), ref=None)
 
 
 @dataclass(frozen=True, slots=True)
