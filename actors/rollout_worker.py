@@ -136,12 +136,12 @@ class RolloutWorker:
         path = self._weights.path(manifest)
         if not path.exists():
             try:
-                content = await publication.ref
+                parts = await publication.ref
             except ObjectLostError as error:
                 raise EngineError(
                     f"the weights of version {manifest.version} are gone with the process that published them: publish them again"
                 ) from error
-            await asyncio.to_thread(self._weights.write, manifest, content)
+            await asyncio.to_thread(self._weights.write, manifest, parts)
         try:
             return await self._sampler.update_weights(path, manifest)
         except WeightsMismatchError:

@@ -1,16 +1,22 @@
-"""The way of new weights from the learner to the samplers: one array in the object store, then one file in shared memory on every node.
+"""The way of new weights from the learner to the samplers: one object in the object store, then one file in shared memory on every node.
 
 An engine's process is no Ray worker and cannot read the object store, so a node's first rollout worker writes the bytes to `/dev/shm` and all engines
 of the node map that file. The checksum travels with the reference; the engine compares it with the bytes it mapped before it loads them.
+
+Behind the gathered tensors there are two copies of the weights on a node, the object and the file: what is put is a header and the tensors' own memory,
+never a serialised whole.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +27,32 @@ import ray
 import torch
 import xxhash
 from ray import ObjectRef
-from safetensors.torch import save
 
 from rlad.contracts import WeightsManifest
-from rlad.errors import EngineError
+from rlad.errors import EngineError, WeightsMismatchError
 
 Bytes = npt.NDArray[np.uint8]
 
 _PREFIX = "rlad-"
 _ALIVE = "alive.lock"
 _WRITING = "writing.lock"
+_WRITERS = 8
+_PIECE_BYTES = 32 << 20
+
+_SAFETENSORS_TYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +61,7 @@ class WeightsPublication:
 
     Attributes:
         manifest: version, checksum and size.
-        ref: to a uint8 array, the bytes of a safetensors file. Ray drops it when the process that published it ends.
+        ref: to a list of uint8 arrays that end to end are a safetensors file. Ray drops it when the process that published it ends.
     """
 
     manifest: WeightsManifest
@@ -53,13 +75,21 @@ def publish(tensors: Mapping[str, torch.Tensor], version: int) -> WeightsPublica
         tensors: by their names in the Hugging Face state dict, tied ones under one name or several.
         version: of the policy, a count of trained steps.
     """
-    content = safetensors_bytes(tensors)
-    manifest = WeightsManifest(version=version, checksum=checksum(content), num_bytes=len(content))
-    return WeightsPublication(manifest=manifest, ref=ray.put(content))
+    parts = safetensors_parts(tensors)
+    # Both read all weights, without the interpreter's lock: side by side they take as long as the longer one.
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(checksum, parts)
+        ref = ray.put(parts)
+    manifest = WeightsManifest(version=version, checksum=digest.result(), num_bytes=sum(len(part) for part in parts))
+    return WeightsPublication(manifest=manifest, ref=ref)
 
 
-def safetensors_bytes(tensors: Mapping[str, torch.Tensor]) -> Bytes:
-    """A safetensors file of the tensors, in memory. Of tied tensors the first name is kept."""
+def safetensors_parts(tensors: Mapping[str, torch.Tensor]) -> list[Bytes]:
+    """A safetensors file of the tensors, as its header and views of the tensors' memory. Of tied tensors the first name is kept.
+
+    Raises:
+        EngineError: a tensor of a type that the format does not have.
+    """
     kept: dict[str, torch.Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in tensors.items():
@@ -67,12 +97,46 @@ def safetensors_bytes(tensors: Mapping[str, torch.Tensor]) -> Bytes:
         if identity not in seen:
             seen.add(identity)
             kept[name] = tensor.detach().cpu().contiguous()
-    return np.frombuffer(save(kept), np.uint8)
+    # Wide types first, as the format's own writer has them: every tensor then lies at a multiple of its element's size.
+    names = sorted(kept, key=lambda name: (-kept[name].element_size(), name))
+    views = [kept[name].reshape(-1).view(torch.uint8).numpy() for name in names]
+    return [_safetensors_header({name: kept[name] for name in names}), *views]
 
 
-def checksum(content: Bytes) -> str:
-    """xxh3 (128 bits) of the bytes, in hexadecimal: as fast as memory, so every engine can afford it at every update."""
-    return xxhash.xxh3_128_hexdigest(content.data)
+def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
+    """Length (8 bytes, little-endian), then JSON padded by spaces to a multiple of 8: type, shape and place of each tensor, in the order given."""
+    entries: dict[str, dict[str, object]] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _SAFETENSORS_TYPES:
+            raise EngineError(f"weights of type {tensor.dtype} cannot be published, {name} is: there are {', '.join(map(str, _SAFETENSORS_TYPES))}")
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _SAFETENSORS_TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return np.frombuffer(struct.pack("<Q", len(text)) + text, np.uint8)
+
+
+def checksum(parts: Iterable[Bytes]) -> str:
+    """xxh3 (128 bits) of the bytes end to end, in hexadecimal: as fast as memory, so every engine can afford it at every update."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part.data)
+    return digest.hexdigest()
+
+
+def require_published(path: Path, manifest: WeightsManifest) -> None:
+    """Refuse a file that is not what was published. It is mapped, not read: who maps it next finds its pages there.
+
+    Raises:
+        WeightsMismatchError: its size or checksum is another.
+    """
+    size = path.stat().st_size
+    if size != manifest.num_bytes:
+        raise WeightsMismatchError(f"version {manifest.version}: {manifest.num_bytes} bytes were published, {path} has {size}")
+    found = checksum([np.memmap(path, np.uint8, mode="r")])
+    if found != manifest.checksum:
+        raise WeightsMismatchError(f"version {manifest.version}: published with checksum {manifest.checksum}, {path} has {found}")
 
 
 class NodeWeights:
@@ -99,14 +163,13 @@ class NodeWeights:
         """Where these weights are on this node, once `write` has been called for them."""
         return self._folder / f"v{manifest.version}-{manifest.checksum}.safetensors"
 
-    def write(self, manifest: WeightsManifest, content: Bytes) -> Path:
-        """Write the file, unless another worker of the node has. Blocks while another is writing it."""
+    def write(self, manifest: WeightsManifest, parts: Iterable[Bytes]) -> Path:
+        """Write the file from its parts, unless another worker of the node has. Blocks while another is writing it."""
         path = self.path(manifest)
         with _locked(self._folder / _WRITING):
             if not path.exists():
                 unfinished = path.with_suffix(".unfinished")
-                with unfinished.open("wb") as file:
-                    file.write(content.data)
+                _write(unfinished, parts)
                 unfinished.rename(path)
         return path
 
@@ -139,6 +202,28 @@ class NodeWeights:
         for folder in self._parent.glob(f"{_PREFIX}*"):
             if folder != self._folder:
                 _remove_if_dead(folder)
+
+
+def _write(path: Path, parts: Iterable[Bytes]) -> None:
+    """Several threads write: most of the time goes into the kernel's making new pages."""
+    pieces: list[tuple[int, Bytes]] = []
+    end = 0
+    for part in parts:
+        pieces += [(end + start, part[start : start + _PIECE_BYTES]) for start in range(0, len(part), _PIECE_BYTES)]
+        end += len(part)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with ThreadPoolExecutor(min(_WRITERS, len(os.sched_getaffinity(0)))) as writers:
+            for written in [writers.submit(_write_piece, descriptor, *piece) for piece in pieces]:
+                written.result()
+    finally:
+        os.close(descriptor)
+
+
+def _write_piece(descriptor: int, offset: int, piece: Bytes) -> None:
+    while len(piece):
+        written = os.pwrite(descriptor, piece.data, offset)
+        piece, offset = piece[written:], offset + written
 
 
 def _remove_if_dead(folder: Path) -> None:

@@ -103,11 +103,16 @@ class _TokenStatistics(torch.autograd.Function):
         entropies = torch.empty_like(log_normalisers) if with_entropy else None
         for chunk in token_chunks(hidden.shape[0], chunk_tokens):
             logits = wide_product(hidden[chunk], weight.t()).div_(temperature)
-            log_normalisers[chunk] = logits.logsumexp(dim=1)
-            logprobs[chunk] = logits.gather(1, ids[chunk]) - log_normalisers[chunk, None]
-            if entropies is not None:
-                logits.sub_(log_normalisers[chunk, None])
-                entropies[chunk] = torch.special.entr(logits.exp_()).sum(dim=1)
+            chosen = logits.gather(1, ids[chunk])
+            if entropies is None:
+                # `logsumexp` in place, which makes a second tensor of the logits' size.
+                peaks = logits.amax(dim=1, keepdim=True)
+                log_normalisers[chunk] = logits.sub_(peaks).exp_().sum(dim=1).log_().add_(peaks[:, 0])
+            else:
+                log_normalisers[chunk] = logits.logsumexp(dim=1)
+                entropies[chunk] = torch.special.entr(logits.sub_(log_normalisers[chunk, None]).exp_()).sum(dim=1)
+            logprobs[chunk] = chosen - log_normalisers[chunk, None]
+            del logits  # before the next chunk's are made
         # `weight` itself, no view of it: a partitioned parameter is empty between the passes, and whole again when the backward pass reads it.
         ctx.save_for_backward(hidden, weight, ids, log_normalisers, entropies)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
@@ -133,6 +138,7 @@ class _TokenStatistics(torch.autograd.Function):
                 grad_hidden[chunk] = wide_product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.to(hidden.dtype).t(), hidden[chunk])
+            del grad_logits, factor
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weights import checksum
+from actors.weights import require_published
+from rlad.contracts import WeightsManifest
 from rlad.errors import WeightsMismatchError
 
 BACKEND = "object_store"
@@ -64,7 +64,7 @@ class ObjectStoreWeights(WeightTransferEngine[NoInit, WeightsFile]):
             WeightsMismatchError: the file is not what was published, or not this model's weights. The model is untouched.
         """
         path = Path(update_info.path)
-        _require_published(path, update_info)
+        require_published(path, WeightsManifest(version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes))
         with safe_open(path, framework="pt") as file:
             self._require_whole_model(_shapes(file), update_info.version)
             self.loaded = None
@@ -122,15 +122,6 @@ class WeightsExtension:
         """Version and checksum of the file that was loaded last; None before the first, and after an update that failed half way."""
         loaded = self.weight_transfer_engine.loaded
         return (loaded.version, loaded.checksum) if loaded else None
-
-
-def _require_published(path: Path, expected: WeightsFile) -> None:
-    size = path.stat().st_size
-    if size != expected.num_bytes:
-        raise WeightsMismatchError(f"version {expected.version}: {expected.num_bytes} bytes were published, {path} has {size}")
-    found = checksum(np.memmap(path, np.uint8, mode="r"))
-    if found != expected.checksum:
-        raise WeightsMismatchError(f"version {expected.version}: published with checksum {expected.checksum}, {path} has {found}")
 
 
 def _shapes(file: Any) -> dict[str, tuple[int, ...]]:

@@ -186,7 +186,7 @@ async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_o
 
 async def test_a_file_changed_on_its_way_is_refused(engines: Engines, make_model) -> None:
     publication = publish(load_policy(make_model(tied=False, seed=8)).state_dict(), 8)
-    content = np.array(ray.get(publication.ref, timeout=10))
+    content = np.concatenate(ray.get(publication.ref, timeout=10))
     content[-1] ^= 1  # one bit of one weight
     content.tofile(f"/dev/shm/rlad-test-untied/v8-{publication.manifest.checksum}.safetensors")
     with pytest.raises(WeightsMismatchError, match="published with checksum"):

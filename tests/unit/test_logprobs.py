@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,37 @@ def largest_tensor(tokens: int, *, chunk_tokens: int = 8, is_weight_frozen: bool
 def test_memory_does_not_grow_with_the_tokens() -> None:
     """No tensor larger than a chunk's logits, 8 * 100, in forward or backward; 200 tokens' hidden states are as large."""
     assert largest_tensor(8) == largest_tensor(64) == largest_tensor(200) == 800
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made meanwhile held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._live:
+                    self._live[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self._live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 256])
+def test_logits_of_one_chunk_exist_at_a_time(tokens: int) -> None:
+    """A chunk's logits are 16 * 1000 float32, 64,000 bytes; weight, its gradient and what is kept of each token come to less than half of that. A second
+    tensor of the logits' size, of this chunk or the one before, would be as much again."""
+    hidden, weight, targets, incoming = problem(tokens, hidden=2, vocabulary=1000, dtype=torch.float32)
+    incoming = incoming.float()
+    with LiveBytes() as live:
+        selected_logprobs(hidden, weight, targets, chunk_tokens=16).backward(incoming)
+    assert 64_000 <= live.peak < 96_000
 
 
 def test_frozen_weight_costs_no_gradient_buffer() -> None:

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from safetensors.torch import load
+from safetensors.torch import load, save
 
-from actors.weights import NodeWeights, checksum, safetensors_bytes
+from actors.weights import NodeWeights, checksum, require_published, safetensors_parts
 from rlad.contracts import WeightsManifest
-from rlad.errors import EngineError
+from rlad.errors import EngineError, WeightsMismatchError
 
 CONTENT = np.arange(5000, dtype=np.uint8)
 OTHER = CONTENT[::-1].copy()
 
 
 def manifest_of(content: np.ndarray, version: int) -> WeightsManifest:
-    return WeightsManifest(version=version, checksum=checksum(content), num_bytes=len(content))
+    return WeightsManifest(version=version, checksum=checksum([content]), num_bytes=len(content))
 
 
 @pytest.fixture
@@ -46,35 +46,64 @@ def hold_folder(tmp_path: Path):
         process.wait()
 
 
-def test_published_bytes_are_a_safetensors_file_of_the_tensors() -> None:
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.bfloat16)}
-    back = load(safetensors_bytes(tensors).tobytes())
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+def file_of(tensors: dict[str, torch.Tensor]) -> bytes:
+    return b"".join(part.tobytes() for part in safetensors_parts(tensors))
+
+
+def test_published_bytes_are_the_safetensors_file_of_the_tensors() -> None:
+    tensors = {
+        "narrow": torch.tensor([1, 2, 3], dtype=torch.bfloat16),
+        "wide": torch.arange(6.0).reshape(2, 3),
+        "another": torch.arange(4.0, dtype=torch.float64),
+        "scalar": torch.tensor(7.0),
+        "empty": torch.zeros(0, 3),
+        "größe": torch.ones(1),
+    }
+    assert file_of(tensors) == save(tensors), "what the format's own writer makes"
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.int16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool], ids=str)
+def test_every_type_of_tensor_comes_back(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([[0, 1], [1, 0]]).to(dtype)
+    back = load(file_of({"w": tensor, "other": torch.ones(3)}))["w"]
+    assert back.dtype == dtype
+    assert torch.equal(back.float(), tensor.float())
+
+
+def test_a_type_that_no_file_can_hold_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"weights of type torch\.complex64 cannot be published, w is"):
+        safetensors_parts({"w": torch.zeros(1, dtype=torch.complex64)})
+
+
+def test_what_is_published_is_the_tensors_own_memory() -> None:
+    tensor = torch.zeros(5)
+    _, view = safetensors_parts({"w": tensor})
+    tensor[0] = 1
+    assert view.view(np.float32).tolist() == [1, 0, 0, 0, 0]
 
 
 def test_tied_weights_are_published_once_under_their_first_name() -> None:
     shared = torch.ones(2, 2)
-    assert list(load(safetensors_bytes({"embed": shared, "head": shared}).tobytes())) == ["embed"]
+    assert list(load(file_of({"embed": shared, "head": shared}))) == ["embed"]
 
 
 def test_a_transposed_view_is_published_by_its_values() -> None:
     weight = torch.arange(4.0).reshape(2, 2)
-    back = load(safetensors_bytes({"w": weight, "w_transposed": weight.T}).tobytes())
+    back = load(file_of({"w": weight, "w_transposed": weight.T}))
     assert back["w_transposed"].tolist() == [[0, 2], [1, 3]]
 
 
-def test_checksum_is_xxh3_of_the_bytes() -> None:
-    assert checksum(CONTENT) == xxhash.xxh3_128(CONTENT.tobytes()).hexdigest()
+def test_checksum_is_xxh3_of_the_bytes_end_to_end() -> None:
+    assert checksum([CONTENT[:7], CONTENT[7:]]) == xxhash.xxh3_128(CONTENT.tobytes()).hexdigest()
 
 
 def test_weights_are_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:
     first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
     manifest = manifest_of(CONTENT, 1)
-    path = first.write(manifest, CONTENT)
+    path = first.write(manifest, [CONTENT])
     inode = path.stat().st_ino
     assert second.path(manifest) == path
-    assert second.write(manifest, CONTENT).stat().st_ino == inode
+    assert second.write(manifest, [CONTENT]).stat().st_ino == inode
     assert path.read_bytes() == CONTENT.tobytes()
 
 
@@ -82,25 +111,44 @@ def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path
     content = np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8)
     manifest = manifest_of(content, 3)
     workers = [NodeWeights("run", tmp_path) for _ in range(4)]
-    threads = [threading.Thread(target=worker.write, args=(manifest, content)) for worker in workers]
+    threads = [threading.Thread(target=worker.write, args=(manifest, [content])) for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     files = [path for path in (tmp_path / "rlad-run").iterdir() if path.suffix != ".lock"]
     assert files == [workers[0].path(manifest)]
-    assert checksum(np.fromfile(files[0], np.uint8)) == manifest.checksum
+    assert checksum([np.fromfile(files[0], np.uint8)]) == manifest.checksum
+
+
+def test_a_file_of_many_parts_and_pieces_is_written_in_their_order(tmp_path: Path) -> None:
+    """The middle part is written in two pieces, by different threads."""
+    parts = [CONTENT, np.arange(40 << 20, dtype=np.uint32).view(np.uint8)[: 40 << 20], np.zeros(0, np.uint8), OTHER]
+    manifest = WeightsManifest(version=1, checksum=checksum(parts), num_bytes=sum(len(part) for part in parts))
+    assert np.array_equal(np.fromfile(NodeWeights("run", tmp_path).write(manifest, parts), np.uint8), np.concatenate(parts))
+
+
+def test_a_file_that_is_not_what_was_published_is_refused(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "w", manifest_of(CONTENT, 4)
+    path.write_bytes(CONTENT.tobytes())
+    require_published(path, manifest)
+    path.write_bytes(CONTENT[:-1].tobytes())
+    with pytest.raises(WeightsMismatchError, match="version 4: 5000 bytes were published, .* has 4999"):
+        require_published(path, manifest)
+    path.write_bytes(OTHER.tobytes())
+    with pytest.raises(WeightsMismatchError, match=f"version 4: published with checksum {manifest.checksum}"):
+        require_published(path, manifest)
 
 
 def test_old_weights_are_removed_but_not_from_under_who_has_mapped_them(tmp_path: Path) -> None:
     weights = NodeWeights("run", tmp_path)
     old, new = manifest_of(CONTENT, 1), manifest_of(OTHER, 2)
-    mapped = np.memmap(weights.write(old, CONTENT), np.uint8, mode="r")
-    weights.write(new, OTHER)
+    mapped = np.memmap(weights.write(old, [CONTENT]), np.uint8, mode="r")
+    weights.write(new, [OTHER])
     weights.keep_only(new)
     assert not weights.path(old).exists()
     assert weights.path(new).exists()
-    assert checksum(np.asarray(mapped)) == old.checksum
+    assert checksum([np.asarray(mapped)]) == old.checksum
 
 
 def test_the_last_worker_to_leave_removes_the_folder(tmp_path: Path) -> None:

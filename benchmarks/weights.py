@@ -1,0 +1,187 @@
+"""New weights from the learner to the engines of a node: copies beyond the gather, and time beside memcpy of the same bytes.
+
+    python -m benchmarks.weights --json OUT
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import numpy as np
+import ray
+import torch
+import typer
+from rich.console import Console
+
+from actors.weights import NodeWeights, WeightsPublication, publish, require_published
+from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, measure_pairs, seconds, show
+from pipelines.progress import RunProgress
+from rlad.contracts import WeightsManifest
+
+T = TypeVar("T")
+
+# 64 matrices of 4 MiB and 64 vectors, 256 MiB in all.
+NUM_LAYERS, ROWS, COLUMNS = 64, 1024, 1024
+_STORE_BYTES = 1 << 30
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of an update: its seconds, and the most private memory that it took beyond what was there."""
+
+    elapsed_s: float
+    private_bytes: int
+
+
+def gathered_weights() -> dict[str, torch.Tensor]:
+    """What the learner's `gather_weights` gives: tensors on the CPU, by name."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"model.layers.{layer}.weight": torch.randn(ROWS, COLUMNS, generator=generator) for layer in range(NUM_LAYERS)}
+    return weights | {f"model.layers.{layer}.norm": torch.ones(COLUMNS) for layer in range(NUM_LAYERS)}
+
+
+def watched(action: Callable[[], T]) -> tuple[T, Stage]:
+    """Do something, and look at this process's anonymous memory every millisecond meanwhile."""
+    before, peak, done = _anonymous_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], _anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        result = action()
+        elapsed = time.perf_counter() - started
+    finally:
+        done.set()
+        watcher.join()
+    return result, Stage(elapsed_s=elapsed, private_bytes=max(0, max(peak[0], _anonymous_bytes()) - before))
+
+
+def _anonymous_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) * 1024
+
+
+class Writer:
+    """What a node's first rollout worker does with a publication."""
+
+    def __init__(self, run_id: str) -> None:
+        self._weights = NodeWeights(run_id)
+
+    def write(self, publication: WeightsPublication, watch: bool) -> tuple[str, Stage]:
+        def fetch_and_write() -> Path:
+            return self._weights.write(publication.manifest, ray.get(publication.ref, timeout=_TIMEOUT_S))
+
+        path, stage = watched(fetch_and_write) if watch else _timed(fetch_and_write)
+        self._weights.keep_only(publication.manifest)
+        return str(path), stage
+
+    def close(self) -> None:
+        self._weights.close()
+
+
+class Engine:
+    """What an engine's process does before its model takes the tensors: verify the file, and map every tensor of it."""
+
+    def map(self, path: str, manifest: WeightsManifest, watch: bool) -> Stage:
+        from safetensors import safe_open  # Ray sends this class by value, and cannot send that one
+
+        def verify_and_map() -> int:
+            require_published(Path(path), manifest)
+            with safe_open(path, framework="pt") as file:
+                return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118  not a dict
+
+        return (watched(verify_and_map) if watch else _timed(verify_and_map))[1]
+
+
+def _timed(action: Callable[[], T]) -> tuple[T, Stage]:
+    started = time.perf_counter()
+    result = action()
+    return result, Stage(elapsed_s=time.perf_counter() - started, private_bytes=0)
+
+
+class Update:
+    """The way of one set of weights after another through one node."""
+
+    def __init__(self) -> None:
+        self.weights = gathered_weights()
+        self.num_bytes = sum(tensor.nbytes for tensor in self.weights.values())
+        self._writer = ray.remote(num_cpus=0)(Writer).remote(f"benchmark-{os.getpid()}")
+        self._engine = ray.remote(num_cpus=0)(Engine).remote()
+        self._version = 0
+        self.stages: list[dict[str, Stage]] = []
+        self.shared_bytes = 0
+
+    def run(self, *, watch: bool = False) -> float:
+        """Publish, write and map once more. Returns the seconds of the three together, without those of calling actors."""
+        self._version += 1
+        publication, published = (watched if watch else _timed)(lambda: publish(self.weights, self._version))
+        path, written = ray.get(self._writer.write.remote(publication, watch), timeout=_TIMEOUT_S)
+        mapped = ray.get(self._engine.map.remote(path, publication.manifest, watch), timeout=_TIMEOUT_S)
+        stored = ray.experimental.get_object_locations([publication.ref])[publication.ref]["object_size"]
+        self.shared_bytes = stored + Path(path).stat().st_size
+        self.stages.append({"publish": published, "write": written, "map": mapped})
+        return sum(stage.elapsed_s for stage in self.stages[-1].values())
+
+    def copies(self) -> float:
+        """Sizes of the weights that an update takes at most on a node beyond the gathered tensors: object, file, and what its processes take themselves."""
+        self.run(watch=True)
+        private = sum(stage.private_bytes for stage in self.stages.pop().values())
+        return (self.shared_bytes + private) / self.num_bytes
+
+    def close(self) -> None:
+        ray.get(self._writer.close.remote(), timeout=_TIMEOUT_S)
+
+
+def stage_medians(stages: list[dict[str, Stage]]) -> dict[str, Any]:
+    return {f"{name}_s": float(np.median([each[name].elapsed_s for each in stages])) for name in stages[0]}
+
+
+def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
+    """Measure weights: copies a node beyond the gather, and time beside memcpy. Under a minute."""
+    console = Console()
+    measured: dict[str, Paired] = {}
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=_STORE_BYTES)
+    try:
+        update = Update()
+        source, used = np.ones(update.num_bytes, np.uint8), np.zeros(update.num_bytes, np.uint8)
+        with RunProgress(console, total_steps=1) as progress:
+            with progress.phase("copies"):
+                update.run()
+                copies = update.copies()
+            for name, memcpy in {"new": source.copy, "used": lambda: np.copyto(used, source)}.items():
+                with progress.phase(f"update beside memcpy to {name} memory", total=pairs) as phase:
+                    measured[name] = measure_pairs(update.run, lambda memcpy=memcpy: seconds(memcpy), pairs=pairs, on_pair=phase.advance)  # type: ignore[misc]
+        update.close()
+    finally:
+        ray.shutdown()
+    ratios = [
+        Ratio(name="copies_per_node", value=copies, target=2.01, means="sizes of the weights held on a node at most, beyond the gathered ones"),
+        Ratio(name="update_over_memcpy", value=measured["new"].ratio, target=3, means="publish, write, verify and map, over memcpy to new memory"),
+        Ratio(name="update_over_memcpy_used", value=measured["used"].ratio, means="the same, over memcpy to memory that was used before"),
+    ]
+    figures = {
+        "update_s": measured["new"].first_median_s,
+        "memcpy_new_s": measured["new"].second_median_s,
+        "memcpy_used_s": measured["used"].second_median_s,
+        **stage_medians(update.stages),
+        "gb_per_s": update.num_bytes / measured["new"].first_median_s / 1e9,
+        "pairs": {name: [round(ratio, 3) for ratio in sorted(each.ratios)] for name, each in measured.items()},
+    }
+    show(Result(benchmark="weights", ratios=ratios, figures=figures, settings={"bytes": update.num_bytes, "tensors": len(update.weights)}), json, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
