@@ -105,6 +105,7 @@ class RolloutPool:
         run_id: str,
         label_selector: dict[str, str] | None = None,
         updates_in_flight: bool = False,
+        worker: type = RolloutWorker,
     ) -> None:
         """
         Args:
@@ -116,9 +117,11 @@ class RolloutPool:
             run_id: names the run's folder in shared memory: one path component, the same in no two runs of a machine.
             label_selector: of the nodes that the workers may run on; any by default.
             updates_in_flight: weights may change in the middle of a group, whose further tokens are then of the new ones.
+            worker: class of the actors, with the methods of `RolloutWorker`.
         """
         self._config = config
         self._updates_in_flight = updates_in_flight
+        self._worker = worker
         self._settings = VllmSettings(
             model_path=model_path,
             dtype=dtype,
@@ -240,7 +243,7 @@ class RolloutPool:
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         # Two engines with one seed would draw the same numbers.
         settings = replace(self._settings, seed=self._settings.seed + number)
-        worker = ray.remote(RolloutWorker).options(**resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector)
+        worker = ray.remote(self._worker).options(**resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector)
         return worker.remote(settings, self._run_id)
 
     async def _prepare(self, worker: ActorHandle) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
+from pipelines.bottleneck import pool_sizes
 from pipelines.progress import step_line
 from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
 from rlad.errors import ConfigError, RunDirectoryError
@@ -87,7 +88,11 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
         return
     console.print(f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False)
     if state.metrics:
-        console.print(step_line(dict(state.metrics), None), soft_wrap=True, highlight=False)
+        console.print(
+            step_line(state.metrics, None, pool_sizes(run.read_config()) | {name: pool.target for name, pool in state.pools.items()}),
+            soft_wrap=True,
+            highlight=False,
+        )
     table = Table()
     for column in ("pool", "wanted", "ready", "starting", "draining"):
         table.add_column(column, justify="left" if column == "pool" else "right")

@@ -110,12 +110,13 @@ class GroupFollower:
         self._require_fresh(step, sampled)
         mixture = self._mixtures[request.prompt_id]
 
-        def followed(*, judged: JudgedGroup, is_dropped: bool) -> FollowedGroup:
+        def followed(*, judged: JudgedGroup, judged_at: float, is_dropped: bool) -> FollowedGroup:
             return FollowedGroup(
                 sampled=sampled,
                 judged=judged,
                 issued_at=issued_at,
                 sampled_at=sampled_at,
+                judged_at=judged_at,
                 scored_at=self._clock(),
                 attempts=attempts,
                 teachers=() if is_dropped else tuple(mixture),
@@ -123,13 +124,15 @@ class GroupFollower:
             )
 
         if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
-            judged = await self._judge(sampled, request.task)
+            judged, judged_at = await self._judge(sampled, request.task)
             if self._is_to_drop(step, sampled, judged):
-                step.dropped.append(followed(judged=judged, is_dropped=True))
+                step.dropped.append(followed(judged=judged, judged_at=judged_at, is_dropped=True))
                 return step.dropped[-1]
             teacher_scores, reference_scores = await self._ask_scorers(sampled, mixture)
         else:
-            judged, (teacher_scores, reference_scores) = await together(self._judge(sampled, request.task), self._ask_scorers(sampled, mixture))
+            (judged, judged_at), (teacher_scores, reference_scores) = await together(
+                self._judge(sampled, request.task), self._ask_scorers(sampled, mixture)
+            )
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
@@ -139,9 +142,8 @@ class GroupFollower:
             is_truncated=sampled.is_truncated,
             rewards=self._rewards(sampled, judged),
         )
-        result = followed(judged=judged, is_dropped=False)
         await self._broker.tell("add", step.number, finished)
-        return result
+        return followed(judged=judged, judged_at=judged_at, is_dropped=False)
 
     def _require_fresh(self, step: OpenStep, sampled: SampledGroup) -> None:
         """The bound holds because of when a step is opened. A worker that breaks it has not the weights it should have."""
@@ -152,13 +154,14 @@ class GroupFollower:
                 f"{oldest_allowed}"
             )
 
-    async def _judge(self, sampled: SampledGroup, task: str) -> JudgedGroup:
+    async def _judge(self, sampled: SampledGroup, task: str) -> tuple[JudgedGroup, float]:
+        """The verdict, and when it was there."""
         judged: JudgedGroup
         _, judged = await together(
             self._broker.tell("record_sampled", sampled.uid, sampled.attempt),
             self._verifiers.verify(sampled.group_ref, task=task, num_tokens=sum(sampled.response_lengths)),
         )
-        return judged
+        return judged, self._clock()
 
     def _is_to_drop(self, step: OpenStep, sampled: SampledGroup, judged: JudgedGroup) -> bool:
         """Dynamic sampling (DAPO, arXiv:2503.14476): a group with equal rewards is dropped, up to so many a step."""

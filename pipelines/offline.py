@@ -141,7 +141,9 @@ class _OfflineTraining(TrainingRun):
             elapsed_s=read_at - issued_at,
         )
         judged = JudgedGroup(verdicts_ref=refs.verdicts, rewards=finished.rewards, outcomes=(int(verdicts.outcomes[0]),), elapsed_s=0.0)
-        return FollowedGroup(sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, scored_at=read_at, attempts=1)
+        return FollowedGroup(
+            sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, judged_at=read_at, scored_at=read_at, attempts=1
+        )
 
     def _metrics(self, trained: TrainedStep) -> dict[str, float]:
         """Metrics of a step, named as those of other runs where they are the same thing: reading the traces stands for generation."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.bottleneck import bottleneck
 from rlad.evaluation import EvaluationSummary
 
 
@@ -53,9 +54,9 @@ class RunProgress:
             self._live.remove_task(task)
         self._console.print(f"[green]✓[/] {name} [dim]({time.monotonic() - start:.0f} s)[/]")
 
-    def step(self, step: int, metrics: dict[str, float], accuracy: float | None) -> None:
-        """`step` trained steps are done."""
-        detail = step_line(metrics, accuracy)
+    def step(self, step: int, metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> None:
+        """`step` trained steps are done, by pools of so many workers."""
+        detail = step_line(metrics, accuracy, workers)
         self._live.update(self._steps, completed=step, detail=detail, visible=True)
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._total}  {detail}", highlight=False, soft_wrap=True)
@@ -76,18 +77,23 @@ class PhaseProgress:
             self._console.print(f"{state.description}  {before + 1:.0f}/{state.total:.0f}  {detail}", highlight=False, soft_wrap=True)
 
 
-def step_line(metrics: dict[str, float], accuracy: float | None) -> str:
-    """One line on a step: reward (of given traces: the loss), accuracy, speed, and where its time went."""
+def step_line(metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> str:
+    """One line on a step: reward (of given traces: the loss), accuracy, speed, where its time went, and what bounds it.
+
+    Args:
+        workers: of each pool.
+    """
     parts = [f"reward {metrics['reward/mean']:.2f}"] if "reward/mean" in metrics else [f"loss {metrics.get('learner/loss', float('nan')):.3f}"]
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.1%}")
     speed = "rollout" if "rollout/tokens_per_s" in metrics else "traces"
     parts.append(f"{metrics[f'{speed}/tokens_per_s']:,.0f} tok/s")
     parts.append(f"{metrics['time/step_s']:.1f} s = {where_time_goes(metrics)}")
+    parts.append(bottleneck(metrics, workers).sentence())
     return "  ".join(parts)
 
 
-def where_time_goes(metrics: dict[str, float]) -> str:
+def where_time_goes(metrics: Mapping[str, float]) -> str:
     """The exposed share of each stage; what overlaps another stage is not counted twice."""
     step = max(metrics["time/step_s"], 1e-9)
     stages = {name: metrics[f"time/{name}_s"] / step for name in ("generate", "score", "learn", "weights")}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from pipelines.bottleneck import bottleneck_of_run, pool_sizes
 from pipelines.drawing import COLOURS, new_figure, render_page, svg
 from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
 from rlad.errors import RunDirectoryError
@@ -42,6 +44,8 @@ def write_report(run: RunDirectory) -> None:
         group_by=config.evaluation.group_label,
         plots=_plots(steps, evaluations, config.evaluation.group_label),
         shares=_stage_shares(steps),
+        bottleneck=bottleneck_of_run(steps, pool_sizes(config)),
+        idle=_idle_shares(steps),
         counts=counts,
     )
     write_atomically(run.report, page)
@@ -120,6 +124,12 @@ def _stack(axes: Axes, steps: list[dict[str, Any]]) -> None:
 
 def _smoothed(values: tuple[float, ...], window: int = 7) -> list[float]:
     return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
+
+
+def _idle_shares(steps: list[dict[str, Any]]) -> dict[str, float]:
+    """By pool, the median over the steps that tell."""
+    pools = {name for line in steps for name in line if name.startswith("idle/")}
+    return {name.removeprefix("idle/"): statistics.median(line[name] for line in steps if name in line) for name in sorted(pools)}
 
 
 def _stage_shares(steps: list[dict[str, Any]]) -> dict[str, float]:

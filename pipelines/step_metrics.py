@@ -18,6 +18,7 @@ class FollowedGroup:
     """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers.
 
     Attributes:
+        judged_at: when its verdict was there; scored_at: when all its scores were, and the broker had it.
         is_dropped: its rewards were all equal, and another took its place: it was not scored by teachers, and is not trained on.
     """
 
@@ -25,6 +26,7 @@ class FollowedGroup:
     judged: JudgedGroup
     issued_at: float
     sampled_at: float
+    judged_at: float
     scored_at: float
     attempts: int
     teachers: tuple[str, ...] = ()
@@ -78,13 +80,16 @@ def step_metrics(step: int, groups: Sequence[FollowedGroup], times: StepTimes, l
 
 def exposed_times(groups: Sequence[FollowedGroup], times: StepTimes) -> dict[str, float]:
     """`time/*_s`, which add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was
-    left over, that is, not hidden behind the stage before. What was done before the driver turned to the step costs it nothing."""
+    left over, that is, not hidden behind the stage before. What was done before the driver turned to the step costs it nothing. `time/teacher_s` is what of
+    the scoring was left when the last verdict was there too."""
     sampled_at = max(times.started_at, *(group.sampled_at for group in groups))
-    scored_at = max(sampled_at, *(group.scored_at for group in groups))
+    judged_at = max(sampled_at, *(group.judged_at for group in groups))
+    scored_at = max(judged_at, *(group.scored_at for group in groups))
     return {
         "time/step_s": times.weights_at - times.started_at,
         "time/generate_s": sampled_at - times.started_at,
         "time/score_s": scored_at - sampled_at,
+        "time/teacher_s": scored_at - judged_at if any(group.teachers for group in groups) else 0.0,
         "time/learn_s": max(0.0, times.trained_at - scored_at),
         "time/weights_s": times.weights_at - times.trained_at,
     }

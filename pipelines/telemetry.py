@@ -43,12 +43,12 @@ class Telemetry:
             self._board.add_scalar(f"evaluation/accuracy_{group}", row.mean, step)
         self._board.flush()
 
-    def add_span(self, pool: str, name: str, start: float, end: float) -> None:
-        """An event of `pool` from `start` to `end`, seconds since the epoch. Events of one pool may overlap: they are asynchronous events of the
-        Chrome trace format, which Perfetto lays out in rows."""
+    def add_span(self, pool: str, name: str, start: float, end: float, *, worker: str | None = None) -> None:
+        """An event of `pool`, or of one of its workers, from `start` to `end`, seconds since the epoch. Events of one pool may overlap: they are asynchronous
+        events of the Chrome trace format, which Perfetto lays out in rows."""
         identity = f"{pool}:{name}:{start}"
         for phase, at in (("b", start), ("e", end)):
-            self._events.append({"name": name, "cat": pool, "ph": phase, "id": identity, "pid": pool, "tid": pool, "ts": round(at * 1e6)})
+            self._events.append({"name": name, "cat": pool, "ph": phase, "id": identity, "pid": pool, "tid": worker or pool, "ts": round(at * 1e6)})
 
     def write_timeline(self) -> None:
         write_atomically(self._run.timeline, json.dumps({"traceEvents": list(self._events), "displayTimeUnit": "ms"}))

@@ -22,6 +22,7 @@ from actors.broker import ExperienceBroker, PartPolicy
 from actors.controller import RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
+from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
 from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
 from pipelines.control import SCALABLE, record_cluster
@@ -253,13 +254,15 @@ class TrainingRun(abc.ABC):
         times, number = trained.times, trained.number
         self._telemetry.record_step(number + 1, metrics)
         for group in trained.groups:
-            self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)
-            self._telemetry.add_span("scoring", group.sampled.uid, group.sampled_at, group.scored_at)
+            self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at, worker=group.sampled.worker)
+            self._telemetry.add_span("verifier", group.sampled.uid, group.sampled_at, group.judged_at)
+            if group.teachers:
+                self._telemetry.add_span("teacher", group.sampled.uid, group.sampled_at, group.scored_at)
         all_there_at = max(times.started_at, *(group.scored_at for group in trained.groups))
         self._telemetry.add_span("learner (exposed)", f"step {number}", all_there_at, times.trained_at)
         self._telemetry.add_span("weights", f"version {number + 1}", times.trained_at, times.weights_at)
         self._trained_steps, self._last_metrics = number + 1, metrics
-        self._progress.step(number + 1, metrics, self._accuracy)
+        self._progress.step(number + 1, metrics, self._accuracy, pool_sizes(self._config) | {"rollout": self._pools.rollout.state().target})
 
     def _metrics(self, trained: TrainedStep) -> dict[str, float]:
         return step_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)

@@ -32,10 +32,10 @@ class StandInPools:
     update_weights: Callable[[WeightsPublication], Awaitable[None]]
 
 
-def stand_in_prompts(count: int, prompt_tokens: int) -> EncodedPrompts:
+def stand_in_prompts(count: int, *, task: str = TASK) -> EncodedPrompts:
     """Prompts that nobody reads."""
-    tokens = np.zeros(prompt_tokens, np.int32)
-    records = [PromptRecord(id=f"p{number}", prompt="-", task=TASK, answer="-") for number in range(count)]
+    tokens = np.zeros(1, np.int32)
+    records = [PromptRecord(id=f"p{number}", prompt="-", task=task, answer="-") for number in range(count)]
     return EncodedPrompts(records=records, token_ids=[tokens] * count)
 
 

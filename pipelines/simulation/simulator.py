@@ -81,7 +81,7 @@ def simulate(config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: Pool
 
 async def _simulate(config: RunConfig, folder: Path, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None) -> SimulatedRun:
     loop = asyncio.get_running_loop()
-    prompts = stand_in_prompts(config.training.prompts_per_step * 4, 1)
+    prompts = stand_in_prompts(config.training.prompts_per_step * 4)
     broker = InProcess(ExperienceBroker(str(folder / "ledger.sqlite"), part_policy(config), config.rollout.group_size))
     rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures)
     verifiers = SimulatedVerifiers(speeds, sizes.verifier, lengths.group_size)

@@ -60,7 +60,7 @@ def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
 def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(staleness: int, speed: float) -> None:
     """However fast the engines are, and whichever group is finished first."""
     config = run_config(max_staleness=staleness)
-    names = group_names(config, stand_in_prompts(4 * 24, 1))
+    names = group_names(config, stand_in_prompts(4 * 24))
     run = simulated(config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10)))
     assert names_by_step(run) == [set(names[start : start + 24]) for start in range(0, 8 * 24, 24)]
 

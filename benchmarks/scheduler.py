@@ -1,0 +1,305 @@
+"""The scheduler with stand-in engines: the real driver, broker, pools and Serve handle, and actors that sleep for as long as their work would take.
+
+    python -m benchmarks.scheduler --json OUT
+
+Eight rollout workers, two teacher replicas, two verifiers and a learner, response lengths whose 99th percentile is ten times their median. What is
+measured is what scheduling costs: the makespan over the least time that any schedule needs, a teacher's cost, a strictly on-policy step over its
+generation alone, and how many groups a second the control plane moves when nothing takes any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import typer
+from ray import serve
+from rich.console import Console
+
+from actors.broker import ExperienceBroker
+from actors.pool import ActorPool
+from actors.rollout import RolloutPool, SampleRequest
+from actors.rollout_worker import GroupSummary
+from actors.teacher import TeacherClient
+from actors.verifier import JudgedGroup, JudgeSummary, JudgingPool
+from actors.weights import WeightsPublication
+from benchmarks.measure import JsonPath, Ratio, Result, show
+from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
+from pipelines.simulation.simulator import judged, part_policy, simulate
+from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
+from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
+from pipelines.waiting import together
+from rlad.config import RunConfig
+from rlad.contracts import WeightsManifest
+
+SIZES = PoolSizes(rollout=8, teacher=2, verifier=2)
+GROUP_SIZE = 8
+LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
+# Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
+SPEEDS = Speeds(token_s=0.5e-3, slots=16, teacher_token_s=4e-6, verdict_s=2e-3, learner_token_s=2.6e-6, update_s=20e-3, weights_s=10e-3)
+AT_ONCE = Speeds(token_s=0.0, slots=16, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
+_TIMEOUT_S = 120.0
+# What a stand-in is told is the kind of a group's task; how long that takes it knows.
+SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
+
+
+@dataclass(frozen=True, slots=True)
+class StandInGroup:
+    """What stands in for a group's columns."""
+
+    task: str
+    lengths: tuple[int, ...]
+
+    @property
+    def speeds(self) -> Speeds:
+        return SPEEDS_BY_TASK[self.task]
+
+
+class StandInWorker:
+    """A rollout worker whose engine sleeps, with the methods of `RolloutWorker`."""
+
+    def __init__(self, *_: object) -> None:
+        self._engines = {task: DecodingSlots(speeds) for task, speeds in SPEEDS_BY_TASK.items()}
+        self._version = 0
+
+    async def start(self) -> int:
+        return 0
+
+    @ray.method(num_returns=2)
+    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, StandInGroup]:
+        lengths, version = LENGTHS.of_group(request.uid), self._version
+        await self._engines[request.task].decode(lengths)
+        summary = GroupSummary(
+            response_lengths=lengths, is_truncated=(False,) * len(lengths), tokens_by_version={version: sum(lengths)}, elapsed_s=0.0
+        )
+        return summary, StandInGroup(request.task, lengths)
+
+    async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
+        await asyncio.sleep(SPEEDS.weights_s)
+        self._version = publication.manifest.version
+        return publication.manifest
+
+    async def keep_only(self, manifest: WeightsManifest) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class StandInVerifier:
+    """A verifier that sleeps."""
+
+    def verify(self, group: StandInGroup, with_texts: bool) -> tuple[None, JudgeSummary]:
+        verdict = judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
+        time.sleep(verdict.elapsed_s)
+        return None, JudgeSummary(rewards=verdict.rewards, outcomes=verdict.outcomes, elapsed_s=verdict.elapsed_s)
+
+
+class StandInTeacherServer:
+    """A teacher replica that sleeps, with the calls of `TeacherServer`."""
+
+    def __init__(self) -> None:
+        self._engine = Server()
+
+    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None) -> AsyncIterator[Any]:
+        group: StandInGroup = await group_refs[0]
+        tokens = sum(group.lengths)
+        await self._engine.work(tokens * group.speeds.teacher_token_s)
+        yield None
+        yield tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judges:
+    """Stand-in verifiers, for groups of the one task there is."""
+
+    pool: JudgingPool
+
+    async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
+        return await self.pool.verify(group_ref, num_tokens=num_tokens)
+
+
+def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_teacher: bool = True) -> RunConfig:
+    """Of a run whose models and prompts nobody looks at."""
+    puzzles = {"source": "knights_knaves", "people": {2: 1.0}, "count": 8}
+    return RunConfig.model_validate(
+        {
+            "name": "scheduler-benchmark",
+            "student": {"path": "nowhere"},
+            **({"teacher": {"path": "nowhere"}, "objective": {"name": "trrd"}} if has_teacher else {"objective": {"name": "grpo"}}),
+            "prompts": {**puzzles, "split": "train"},
+            "verifiers": {task: {"name": "knights_knaves"} for task in SPEEDS_BY_TASK},
+            "rollout": {"workers": SIZES.rollout, "group_size": GROUP_SIZE, "max_response_tokens": LENGTHS.longest, "max_sequences": SPEEDS.slots},
+            "learner": {"micro_batch_tokens": 16384},
+            "training": {"steps": steps, "prompts_per_step": prompts_per_step, "max_staleness": max_staleness},
+            "evaluation": {"prompts": {**puzzles, "split": "evaluation"}},
+        }
+    )
+
+
+AHEAD = run_config(steps=20, prompts_per_step=64, max_staleness=2)
+
+
+@asynccontextmanager
+async def open_stand_ins(config: RunConfig) -> AsyncIterator[StandInPools]:
+    """The real pools over actors that sleep."""
+    rollout = RolloutPool(
+        config.rollout.model_copy(update={"cpus_per_worker": 0.01}),
+        model_path="nowhere",
+        dtype="float32",
+        seed=0,
+        start_timeout_s=_TIMEOUT_S,
+        run_id="scheduler-benchmark",
+        updates_in_flight=True,
+        worker=StandInWorker,
+    )
+    verifier = ray.remote(StandInVerifier).options(num_cpus=0)
+    verifiers = ActorPool(
+        name="verifier", size=SIZES.verifier, spawn=lambda _: verifier.remote(), prepare=None, max_restarts=0, start_timeout_s=_TIMEOUT_S
+    )
+    judges = Judges(pool=JudgingPool(verifiers, processes=SIZES.verifier, deadline_s=_TIMEOUT_S, who="a verifier"))
+    teacher = _deploy_teacher()
+    await together(rollout.start(), verifiers.start())
+    try:
+        yield StandInPools(rollout=rollout, verifiers=judges, teacher=teacher, update_weights=rollout.update_weights)
+    finally:
+        await rollout.close()
+        await verifiers.close()
+
+
+def _deploy_teacher() -> TeacherClient:
+    deployment = serve.deployment(StandInTeacherServer).options(
+        num_replicas=SIZES.teacher, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0}, logging_config={"enable_access_log": False}
+    )
+    handle = serve.run(deployment.bind(), name="stand-in-teacher", route_prefix=None)
+    return TeacherClient(
+        handle=handle, app_name="stand-in-teacher", teacher="stand-in", tokenizer_fingerprint="stand-in", timeout_s=_TIMEOUT_S, max_retries=0
+    )
+
+
+async def timed_run(config: RunConfig, pools: StandInPools, task: str = "timed") -> float:
+    """Seconds of a whole run over stand-ins that are up."""
+    prompts = stand_in_prompts(config.training.prompts_per_step * 4, task=task)
+    teacher = pools.teacher if config.needs_teacher else None
+    with tempfile.TemporaryDirectory() as folder:
+        broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(Path(folder) / "ledger.sqlite"), part_policy(config), GROUP_SIZE)
+        learner = ray.remote(StandInLearner).options(num_cpus=0).remote(broker, LENGTHS, SPEEDS_BY_TASK[task])
+        learning = learner.run.remote(config.training.steps)
+        await broker.wait_started.remote()
+        started = time.perf_counter()
+        await drive(config, prompts, replace(pools, teacher=teacher), broker, clock=time.time)
+        elapsed = time.perf_counter() - started
+        await learning
+        ray.kill(learner)
+        ray.kill(broker)
+    return elapsed
+
+
+async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
+    """Seconds in which the samplers do a run's groups, step behind step, with nothing behind them."""
+    names = group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+    size, started = config.training.prompts_per_step, time.perf_counter()
+    for step in range(config.training.steps):
+        await together(*(pools.rollout.sample(_request(name, config), priority=step) for name in names[step * size : (step + 1) * size]))
+    return time.perf_counter() - started
+
+
+def _request(name: str, config: RunConfig) -> SampleRequest:
+    [tokens] = stand_in_prompts(1).token_ids
+    return SampleRequest(
+        uid=name,
+        attempt=0,
+        prompt_id="p0",
+        task="timed",
+        answer="-",
+        prompt_ids=tokens,
+        num_responses=GROUP_SIZE,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=1.0,
+        seed=None,
+    )
+
+
+async def measure(console: Console, simulated_s: float) -> Result:
+    short, strict = run_config(steps=8, prompts_per_step=64, max_staleness=2), run_config(steps=4, prompts_per_step=128, max_staleness=0)
+    empty = run_config(steps=6, prompts_per_step=128, max_staleness=2)
+    work, groups = _work(AHEAD), empty.training.steps * empty.training.prompts_per_step
+
+    def tell(what: str) -> None:
+        console.print(what, highlight=False, soft_wrap=True)
+
+    started = time.perf_counter()
+    async with open_stand_ins(AHEAD) as pools:
+        await timed_run(run_config(steps=2, prompts_per_step=64, max_staleness=2), pools, "at_once")  # the first calls of every handle
+        tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
+        empty_s = await timed_run(empty, pools, "at_once")
+        tell(f"nothing takes time: {groups} groups in {empty_s:.1f} s")
+        makespan_s = await timed_run(AHEAD, pools)
+        tell(f"working ahead: {makespan_s:.1f} s, the bound is {work.bound:.1f} s ({work.bottleneck})")
+        grpo_s, rlad_s = await timed_run(_without_teacher(short), pools), await timed_run(short, pools)
+        tell(f"{short.training.steps} of those steps: RLAD {rlad_s:.2f} s, GRPO {grpo_s:.2f} s")
+        alone_s, strict_s = await generation_alone(strict, pools), await timed_run(strict, pools)
+        tell(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
+    figures: dict[str, Any] = {
+        "makespan_s": makespan_s,
+        "bound_s": work.bound,
+        "bottleneck": work.bottleneck,
+        "simulated_makespan_s": simulated_s,
+        "rlad_s": rlad_s,
+        "grpo_s": grpo_s,
+        "on_policy_s": strict_s,
+        "generation_alone_s": alone_s,
+        "pool_seconds": {"rollout": work.rollout, "teacher": work.teacher, "verifier": work.verifier, "learner": work.learner},
+    }
+    return Result(
+        benchmark="scheduler",
+        ratios=[
+            Ratio(
+                name="makespan_over_bound", value=makespan_s / work.bound, target=1.05, means="a run that works ahead, over the least time any needs"
+            ),
+            Ratio(name="rlad_over_grpo", value=rlad_s / grpo_s, target=1.02, means="the same steps with a teacher and without"),
+            Ratio(
+                name="on_policy_over_generation", value=strict_s / alone_s, target=1.10, means="strictly on-policy steps over their generation alone"
+            ),
+            Ratio(name="groups_per_second", value=groups / empty_s, target=200, side="at least", means="moved when nothing takes time"),
+            Ratio(name="simulated_over_measured", value=simulated_s / makespan_s, means="the simulator's makespan over the measured one"),
+        ],
+        figures=figures,
+        settings={"sizes": str(SIZES), "lengths": str(LENGTHS), "speeds": str(SPEEDS)},
+    )
+
+
+def _work(config: RunConfig) -> PoolWork:
+    groups = [LENGTHS.of_group(name) for name in group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))]
+    return work_of(groups, SPEEDS, SIZES, updates=config.training.steps)
+
+
+def _without_teacher(config: RunConfig) -> RunConfig:
+    training = config.training
+    return run_config(steps=training.steps, prompts_per_step=training.prompts_per_step, max_staleness=training.max_staleness, has_teacher=False)
+
+
+def main(json_path: JsonPath = None) -> None:
+    """Measure what scheduling costs, with engines that sleep. Under a minute."""
+    console = Console()
+    simulated_s = simulate(AHEAD, lengths=LENGTHS, speeds=SPEEDS, sizes=SIZES).makespan_s
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+        show(asyncio.run(measure(console, simulated_s)), json_path, console)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,76 @@
+"""Which pool a step waits for, and what one more of its workers would save: one plain sentence from a step's figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlad.config import RunConfig
+
+# Below this share of a step nothing is worth a sentence about more workers.
+_WORTH_SAYING = 0.05
+_WORKERS = {"rollout": "rollout worker", "teacher": "teacher replica", "verifier": "verifier", "learner": "learner rank"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck:
+    """What bounds a step.
+
+    Attributes:
+        pool: that the step waits for most, or `weights` for their update.
+        share: of the step that is spent waiting for it alone, nothing else being left to do.
+        saving: share of the step that one more worker would save, if the work of a pool is divided evenly: an estimate.
+    """
+
+    pool: str
+    share: float
+    saving: float
+
+    def sentence(self) -> str:
+        if self.pool == "weights":
+            return f"the weight update bounds the step ({self.share:.0%})"
+        worker = _WORKERS[self.pool]
+        advice = f": one more {worker} would save about {self.saving:.0%}" if self.saving >= _WORTH_SAYING else ""
+        return f"{self.pool} bounds the step ({self.share:.0%}){advice}"
+
+
+def pool_sizes(config: RunConfig) -> dict[str, int]:
+    """Workers of each pool as the configuration has them."""
+    teachers = [model.replicas for pool, model in config.scoring_pools.items() if pool != "reference"]
+    return {
+        "rollout": config.rollout.workers,
+        "verifier": config.verifier_pool.workers * config.verifier_pool.processes_per_worker,
+        "learner": config.learner.ranks,
+        **({"teacher": sum(teachers)} if teachers else {}),
+    }
+
+
+def bottleneck(metrics: Mapping[str, float], workers: Mapping[str, int]) -> Bottleneck:
+    """Of one step.
+
+    Args:
+        metrics: of the step; `time/*_s` say how long it waited for each stage with nothing else left to do.
+        workers: of each pool.
+    """
+    step_s = max(metrics["time/step_s"], 1e-9)
+    teacher_s = metrics.get("time/teacher_s", 0.0)
+    waited = {
+        "rollout": metrics["time/generate_s"],
+        "teacher": teacher_s,
+        "verifier": metrics["time/score_s"] - teacher_s,
+        "learner": metrics["time/learn_s"],
+        "weights": metrics["time/weights_s"],
+    }
+    pool = max(waited, key=waited.__getitem__)
+    share = min(1.0, waited[pool] / step_s)
+    return Bottleneck(pool=pool, share=share, saving=share / (workers[pool] + 1) if pool in workers else 0.0)
+
+
+def bottleneck_of_run(steps: Sequence[Mapping[str, Any]], workers: Mapping[str, int]) -> Bottleneck | None:
+    """Of a whole run, by the median of each figure over its steps; None before the first."""
+    if not steps:
+        return None
+    names = {name for name in steps[-1] if name.startswith("time/")}
+    return bottleneck({name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}, workers)
