@@ -70,3 +70,11 @@ class WorkerLostError(RladError, ConnectionError):
 
 class RunStoppedError(RladError, RuntimeError):
     """The run was told to stop, or has failed elsewhere. The message gives the reason."""
+
+
+class ClusterError(RladError, ConnectionError):
+    """A Ray cluster does not answer, or does not let us in."""
+
+
+class JobError(RladError, RuntimeError):
+    """A job that cannot be submitted, or that the cluster does not know."""
