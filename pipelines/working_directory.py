@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,7 @@ MAX_BYTES = 96 * 2**20
 MAX_FILES = 20_000
 
 # Never part of a job, in whatever folder.
-_ALWAYS_IGNORED = (".git/", ".venv/", "venv/", "__pycache__/")
+_ALWAYS_IGNORED = (".git", ".venv/", "venv/", "__pycache__/")
 _LARGEST_NAMED = 4
 
 
@@ -56,6 +57,11 @@ class WorkingDirectory:
                 archive.writestr(entry, path.read_bytes())
 
 
+def absolute(path: Path) -> Path:
+    """A path from the root, links left as they are: on the nodes they may lead elsewhere."""
+    return Path(os.path.normpath(path.expanduser().absolute()))
+
+
 def read_working_directory(root: Path, *, without: Sequence[Path] = ()) -> WorkingDirectory:
     """Choose what travels: all files but those that a `.gitignore` or `.rladignore` names, in whatever folder it is, and folders of git and Python's own.
     Links to files travel as the files; links to folders do not.
@@ -66,15 +72,16 @@ def read_working_directory(root: Path, *, without: Sequence[Path] = ()) -> Worki
     Raises:
         JobError: no such directory, nothing in it, or more than a job may bring, with the largest folders.
     """
-    root = Path(os.path.abspath(root.expanduser()))
+    root = absolute(root)
     if not root.is_dir():
         raise JobError(f"the working directory {root} is no directory: give one with --working-dir")
-    rules = _Rules(left_out=frozenset(Path(os.path.abspath(path)) for path in without))
+    rules = _Rules(left_out=frozenset(absolute(path) for path in without))
     sizes: dict[str, int] = {}
     for path in _files(root, root, rules):
         sizes[path.relative_to(root).as_posix()] = path.stat().st_size
         if len(sizes) > MAX_FILES:
-            raise JobError(f"the working directory {root} holds more than {MAX_FILES:,} files, most of them in {_folders_by(sizes, count=True)}; {_advice(root)}")
+            crowded = _folders_by(sizes, count=True)
+            raise JobError(f"the working directory {root} holds more than {MAX_FILES:,} files, most of them in {crowded}; {_advice(root)}")
     if not sizes:
         raise JobError(f"the working directory {root} holds nothing that travels with a job: give another with --working-dir")
     if (total := sum(sizes.values())) > MAX_BYTES:
@@ -120,26 +127,22 @@ def _files(folder: Path, root: Path, rules: _Rules) -> Iterator[Path]:
 
 def _folders_by(sizes: Mapping[str, int], *, count: bool) -> str:
     """The folders that make a directory large, each as deep as it is the only reason."""
-    named = {name: 1 if count else size for name, size in sizes.items()}
-    weights: dict[str, int] = {}
-    for name, weight in named.items():
-        for folder in [*(parent.as_posix() for parent in PurePosixPath(name).parents), name]:
-            weights[folder] = weights.get(folder, 0) + weight
-    children: dict[str, list[str]] = {}
-    for each in weights:
-        if each != ".":
-            children.setdefault(PurePosixPath(each).parent.as_posix(), []).append(each)
+    weights: Counter[str] = Counter()
+    for name, size in sizes.items():
+        for folder in (*PurePosixPath(name).parents, PurePosixPath(name)):
+            weights[folder.as_posix()] += 1 if count else size
+    children: dict[str, list[str]] = defaultdict(list)
+    for name in weights:
+        if name != ".":
+            children[PurePosixPath(name).parent.as_posix()].append(name)
 
-    def narrowed(name: str) -> str:
-        while largest := max((each for each in children.get(name, ()) if each in children), key=weights.__getitem__, default=None):
-            if weights[largest] < 0.9 * weights[name]:
-                break
-            name = largest
-        return name
+    def described(name: str) -> str:
+        while deeper := [each for each in children[name] if children[each] and weights[each] >= 0.9 * weights[name]]:
+            name = deeper[0]
+        return f"{name}{'/' if children[name] else ''} {f'{weights[name]:,} files' if count else _mib(weights[name])}"
 
-    heaviest = sorted(children["."], key=weights.__getitem__, reverse=True)[:_LARGEST_NAMED]
-    shown = ((narrowed(name), weights[name]) for name in heaviest)
-    return ", ".join(f"{name}{'/' if name in children else ''} {f'{weight:,} files' if count else _mib(weight)}" for name, weight in shown)
+    heaviest = sorted(children["."], key=weights.__getitem__, reverse=True)
+    return ", ".join(map(described, heaviest[:_LARGEST_NAMED]))
 
 
 def _advice(root: Path) -> str:
