@@ -203,6 +203,11 @@ class JobClient:
             raise JobError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
 
 
+# Ray's client tells every step of its own at INFO, whatever the program's level is.
+for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
 class _DeadlineClient(JobSubmissionClient):
     """Ray's client, whose requests would wait for ever."""
 

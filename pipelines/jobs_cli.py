@@ -47,7 +47,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended, with its exit status.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="The same, and show what it prints.")] = False,
     working_dir: Annotated[Path, typer.Option(help="Directory that travels with the job; .gitignore and .rladignore name what stays.")] = Path(),
-    submission_id: Annotated[str | None, typer.Option(help="The job's id. Without it made of the run's name and directory.", show_default=False)] = None,
+    submission_id: Annotated[
+        str | None, typer.Option(help="The job's id. Without it made of the run's name and directory.", show_default=False)
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Environment variable of the job, no secret; again for another.", show_default=False),

@@ -141,7 +141,7 @@ def _folders_by(sizes: Mapping[str, int], *, count: bool) -> str:
             name = deeper[0]
         return f"{name}{'/' if children[name] else ''} {f'{weights[name]:,} files' if count else _mib(weights[name])}"
 
-    heaviest = sorted(children["."], key=weights.__getitem__, reverse=True)
+    heaviest = sorted((each for each in children["."] if weights[each] >= 0.01 * weights["."]), key=weights.__getitem__, reverse=True)
     return ", ".join(map(described, heaviest[:_LARGEST_NAMED]))
 
 
