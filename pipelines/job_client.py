@@ -213,7 +213,8 @@ class _DeadlineClient(JobSubmissionClient):
 
     def _do_request(self, method: str, endpoint: str, **rest: Any) -> requests.Response:
         answer_s = _UPLOAD_S if method == "PUT" else _ANSWER_S
-        return super()._do_request(method, endpoint, timeout=(_CONNECT_S, answer_s), **rest)
+        response: requests.Response = super()._do_request(method, endpoint, timeout=(_CONNECT_S, answer_s), **rest)
+        return response
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class Dashboard:
         jobs: as the interface tells them, by submission id.
         packages: uploaded ones, by name.
         refusal: status and text that every request gets, if set.
+        outcome: status, exit code and log with which every new job ends at once, if set.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Dashboard:
         self.packages: dict[str, bytes] = {}
         self.logs: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
+        self.outcome: tuple[str, int, str] | None = None
         self.address = ""
 
     def add(self, job_id: str, *, status: str = "RUNNING", entrypoint: str = "true", **fields: Any) -> None:
@@ -73,6 +75,9 @@ class Dashboard:
         if job_id in self.jobs:
             return 500, f"Job with submission_id {job_id} already exists."
         self.add(job_id, entrypoint=request["entrypoint"], metadata=request["metadata"], runtime_env=request["runtime_env"])
+        if self.outcome is not None:
+            status, exit_code, log = self.outcome
+            self.end(job_id, status, exit_code=exit_code, log=log)
         return 200, {"job_id": job_id, "submission_id": job_id}
 
 
@@ -98,7 +103,7 @@ def serving() -> Iterator[Dashboard]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         dashboard.address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield dashboard

@@ -6,15 +6,16 @@ import io
 import json
 import shlex
 import socket
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
+from pipelines import jobs_cli
 from pipelines.inside_job import require_lasting
 from pipelines.job_client import Job, JobClient
 from pipelines.jobs import JobEnvironment, exit_code, failure, find_job, next_id, parse_variables, read_submission, submit
@@ -308,22 +309,28 @@ def test_a_run_directory_that_would_vanish_with_the_job_is_refused(tmp_path: Pat
 
 
 def test_the_commands_submit_list_tell_and_stop(dashboard: Dashboard, project: Path) -> None:
-    def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipelines", *arguments, "--address", dashboard.address]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    def rlad(*arguments: str) -> Result:
+        return CliRunner().invoke(jobs_cli.app, [*arguments, "--address", dashboard.address])
 
     submitted = rlad("submit", "configs/smoke.yaml", "--run-dir", "runs/a")
-    assert submitted.returncode == 0, submitted.stderr
+    assert submitted.exit_code == 0, submitted.output
     (job_id,) = dashboard.jobs
     assert f"job {job_id} submitted to {dashboard.address} (1 files" in submitted.stdout
     assert f"run directory {project}/runs/a: every node has to see it there" in submitted.stdout
     assert [job["id"] for job in json.loads(rlad("list", "--json").stdout)] == [job_id]
     assert json.loads(rlad("status", job_id, "--json").stdout)["run_dir"] == f"{project}/runs/a"
     assert rlad("stop", "runs/a").stdout == f"job {job_id} stopped\n"
-    ended = rlad("submit", "configs/smoke.yaml", "--run-dir", "runs/a", "--submission-id", "again")
-    dashboard.end("again", "FAILED", exit_code=1, log="starting ...\nerror: too few CPUs [see above]\n")
-    assert ended.returncode == 0
-    assert rlad("logs", "again").stdout == "starting ...\nerror: too few CPUs [see above]\n"
-    refused = rlad("logs", "nothing")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "knows no job nothing" in refused.stderr
+    assert "knows no job nothing" in str(rlad("logs", "nothing").exception)
+
+
+def test_who_waits_gets_the_run_s_exit_status_and_its_own_error(dashboard: Dashboard, project: Path) -> None:
+    dashboard.outcome = ("FAILED", 3, "starting ...\nerror: too few CPUs [see above]\n")
+    arguments = ["submit", "configs/smoke.yaml", "--run-dir", "runs/a", "--submission-id", "a", "--wait", "--address", dashboard.address]
+    failed = CliRunner().invoke(jobs_cli.app, arguments)
+    assert failed.exit_code == 3
+    assert failed.stderr == "error: job a failed: too few CPUs [see above]\n"
+    assert CliRunner().invoke(jobs_cli.app, ["logs", "a", "--address", dashboard.address]).stdout == "starting ...\nerror: too few CPUs [see above]\n"
+    dashboard.outcome = ("SUCCEEDED", 0, "")
+    succeeded = CliRunner().invoke(jobs_cli.app, arguments)
+    assert succeeded.exit_code == 0
+    assert succeeded.stdout.endswith("job a-2 succeeded\n")
