@@ -69,18 +69,17 @@ class JobEnvironment:
     packages: Sequence[str]
     python: str | None
 
+    def __post_init__(self) -> None:
+        secret = next((name for name in self.variables if _SECRET_WORDS.search(name)), None)
+        if secret is not None:
+            raise ConfigError(f"{secret} looks like a secret, and a job's environment is shown on the dashboard: set it where the nodes are started")
+
     def runtime_env(self, working_dir: Path) -> dict[str, Any]:
         """As Ray takes it.
 
         Args:
             working_dir: a zip.
-
-        Raises:
-            ConfigError: a variable that looks like a secret.
         """
-        secret = next((name for name in self.variables if _SECRET_WORDS.search(name)), None)
-        if secret is not None:
-            raise ConfigError(f"{secret} looks like a secret, and a job's environment is shown on the dashboard: set it where the nodes are started")
         environment = {**WORKER_ENVIRONMENT, **_STOPPING, **self.variables}
         optional = {"pip": list(self.packages), "py_executable": self.python}
         return {"working_dir": str(working_dir), "env_vars": environment, **{key: value for key, value in optional.items() if value}}

@@ -219,7 +219,7 @@ def test_a_job_s_environment_is_pinned_and_holds_no_secret(tmp_path: Path) -> No
     assert (made["pip"], made["py_executable"]) == (["einops==0.8"], "/opt/bin/python")
     for secret in ("HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "db_password"):
         with pytest.raises(ConfigError, match=f"{secret} looks like a secret"):
-            JobEnvironment(variables={secret: "x"}, packages=(), python=None).runtime_env(tmp_path)
+            JobEnvironment(variables={secret: "x"}, packages=(), python=None)
     assert parse_variables(["A=b=c", "TOKENIZERS_PARALLELISM=true"]) == {"A": "b=c", "TOKENIZERS_PARALLELISM": "true"}
     with pytest.raises(ConfigError, match="got 'A B=c'"):
         parse_variables(["A=b", "A B=c"])
