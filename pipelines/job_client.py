@@ -195,8 +195,7 @@ class JobClient:
         try:
             yield
         except AuthenticationError as error:
-            reason = "a token is wanted and none was given" if "issing" in str(error) or "couldn't find" in str(error) else "the token is wrong"
-            raise ClusterError(f"the cluster at {self.address} refuses us: {reason}; {_TOKEN_ADVICE}") from error
+            raise ClusterError(f"the cluster at {self.address} refuses us: {_token_problem(str(error))}; {_TOKEN_ADVICE}") from error
         except (RayError, OSError) as error:
             raise ClusterError(f"no Ray cluster answers at {self.address}: {_first_line(error)}") from error
         except (RuntimeError, ValueError) as error:
@@ -270,6 +269,12 @@ def _run_dir_of(entrypoint: str) -> str | None:
     words = entrypoint.replace("--run-dir=", "--run-dir ").split()
     given = next((value for option, value in pairwise(words) if option == "--run-dir"), None)
     return given if given is not None and PurePath(given).is_absolute() else None
+
+
+def _token_problem(told: str) -> str:
+    if "missing or incorrect" in told:  # the cluster's own port does not tell the two apart
+        return "a token is wanted, and none or a wrong one was given"
+    return "the token is wrong" if "Invalid authentication token" in told else "a token is wanted and none was given"
 
 
 def _first_line(error: Exception) -> str:

@@ -201,6 +201,7 @@ class TrainingRun(abc.ABC):
             listening = asyncio.create_task(self._obey())
             listening.add_done_callback(_warn_if_deaf)
             closing.callback(listening.cancel)
+            self._trained_steps = started.version
             self._next_turn = await self._tell("reopen", started.version)
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
@@ -283,6 +284,7 @@ class TrainingRun(abc.ABC):
 
     def _record(self, step: int, groups: list[FollowedGroup], times: StepTimes, report: StepReport) -> None:
         metrics = self._metrics(groups, times, report)
+        self._trained_steps, self._last_metrics = step + 1, metrics
         self._telemetry.record_step(step + 1, metrics)
         for group in groups:
             self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at)

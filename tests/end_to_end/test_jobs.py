@@ -157,6 +157,10 @@ def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayC
     assert f"run directory {run.path}: every node has to see it there" in submitted.stdout
     assert f"job {job_id} does this run already" in cluster.submit(*settings).stdout
     _wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, "first steps")
+    state = json.loads(cluster.call([*RLAD, "status", str(run.path), "--json"]).stdout)
+    assert (state["phase"], state["total_steps"]) == ("running", 40)
+    assert 2 <= state["step"] <= len(read_json_lines(run.metrics))
+    assert "reward/mean" in state["metrics"]
 
     stopped = cluster.rlad("stop", job_id)
     assert (stopped.returncode, stopped.stdout) == (0, f"job {job_id} stopped\n"), stopped.stderr
