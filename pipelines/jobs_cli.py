@@ -115,11 +115,13 @@ def status(
     run = _run_at(target)
     if run is None:
         job = _job(target, address)[1]
-        run = _run_at(job.run_dir) if job.run_dir is not None else None
-        if as_json or run is None:
-            typer.echo(json.dumps(asdict(job))) if as_json else _print_job(job)
+        if as_json:
+            typer.echo(json.dumps(asdict(job)))
             return
         _print_job(job)
+        run = None if job.run_dir is None else _run_at(job.run_dir)
+        if run is None:
+            return
     state = control.status(run)
     if as_json:
         typer.echo(json.dumps(None if state is None else asdict(state)))
