@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -225,8 +226,16 @@ def main() -> None:
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
     except KeyboardInterrupt:
-        Console(stderr=True).print("[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume")
-        sys.exit(130)
+        _say_interrupted(signal.SIGINT)
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:  # what Ray makes of the signal: a job that is stopped, a pod that is taken away
+            _say_interrupted(signal.SIGTERM)
+        raise
+
+
+def _say_interrupted(by: signal.Signals) -> None:
+    Console(stderr=True).print("[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume")
+    sys.exit(128 + by)
 
 
 def _fail(error: BaseException) -> None:

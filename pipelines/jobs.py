@@ -25,9 +25,6 @@ from rlad.verifiers import reward_models
 STOP_GRACE_S = 60
 """What a run has to take its pools down when its job is stopped. Ray would give it three seconds, and teachers would stay behind."""
 
-# A stopped run is an interrupted one, as by Ctrl-C. On SIGTERM, Ray's default, it would end as well, after a dump of its stack.
-_STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
-
 # A job's environment can be read by whoever sees the dashboard.
 _SECRET_WORDS = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -80,7 +77,7 @@ class JobEnvironment:
         Args:
             working_dir: a zip.
         """
-        environment = {**WORKER_ENVIRONMENT, **_STOPPING, **self.variables}
+        environment = {**WORKER_ENVIRONMENT, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **self.variables}
         optional = {"pip": list(self.packages), "py_executable": self.python}
         return {"working_dir": str(working_dir), "env_vars": environment, **{key: value for key, value in optional.items() if value}}
 

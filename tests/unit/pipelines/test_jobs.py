@@ -215,7 +215,7 @@ def test_every_kind_of_run_gets_its_command(project: Path) -> None:
 def test_a_job_s_environment_is_pinned_and_holds_no_secret(tmp_path: Path) -> None:
     chosen = JobEnvironment(variables={"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache"}, packages=["einops==0.8"], python="/opt/bin/python")
     made = chosen.runtime_env(tmp_path / "x.zip")
-    assert made["env_vars"] | {"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache", "RAY_JOB_STOP_SIGNAL": "SIGINT"} == made["env_vars"]
+    assert made["env_vars"] | {"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache", "RAY_JOB_STOP_WAIT_TIME_S": "60"} == made["env_vars"]
     assert (made["pip"], made["py_executable"]) == (["einops==0.8"], "/opt/bin/python")
     for secret in ("HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "db_password"):
         with pytest.raises(ConfigError, match=f"{secret} looks like a secret"):
