@@ -225,16 +225,18 @@ def main() -> None:
         app()
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
-    except KeyboardInterrupt:
-        _say_interrupted(signal.SIGINT)
     except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # what typer makes of Ctrl-C
+            _say_interrupted(signal.SIGINT)
         if end.code == signal.SIGTERM:  # what Ray makes of the signal: a job that is stopped, a pod that is taken away
             _say_interrupted(signal.SIGTERM)
         raise
 
 
 def _say_interrupted(by: signal.Signals) -> None:
-    Console(stderr=True).print("[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume")
+    Console(stderr=True).print(
+        "[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume", soft_wrap=True
+    )
     sys.exit(128 + by)
 
 

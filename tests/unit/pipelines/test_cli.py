@@ -81,6 +81,31 @@ def test_deploy_render_writes_what_kubectl_applies(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "there" / "rayjob.yaml").read_text())["metadata"]["namespace"] == "training"
 
 
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted: nothing that a checkpoint holds is lost"),
+        ("sys.exit(signal.SIGTERM)", 143, "interrupted: nothing that a checkpoint holds is lost"),
+        ("raise typer.Exit(130)", 130, ""),
+    ],
+)
+def test_who_ends_a_run_is_told_what_is_left(ending: str, status: int, message: str) -> None:
+    program = f"""
+import os, signal, sys, typer
+from pipelines import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+@cli.app.command()
+def end():
+    {ending}
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", program, "end"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert result.returncode == status
+    assert result.stderr.startswith(message)
+    assert "Traceback" not in result.stderr
+    assert bool(result.stderr) == bool(message)
+
+
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
     for command in (
