@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Pat
 import typer
 from rich.console import Console
 
-from pipelines import deploy_cli, registry_cli
+from pipelines import deploy_cli, jobs_cli, registry_cli
 from rlad.errors import RladError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(jobs_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
 
@@ -63,7 +65,7 @@ def run(
     require_kind(settings, offline=False)
     console = Console()
     ensure_starters_of(settings, console)
-    distill(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
+    distill(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
 
 
 @app.command()
@@ -85,7 +87,7 @@ def offline(
     require_kind(settings, offline=True)
     console = Console()
     ensure_starters_of(settings, console, teacher=settings.needs_teacher)
-    distil_offline(settings, RunDirectory(run_dir or Path("runs") / settings.name), resume=resume, console=console)
+    distil_offline(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
 
 
 @app.command()
@@ -171,43 +173,7 @@ def compare(
     console = Console()
     for planned in comparison.runs[: len(comparison.config.methods)]:
         ensure_starters_of(planned.config, console)
-    run_comparison(comparison, ComparisonDirectory(run_dir or Path("runs") / comparison.config.name), resume=resume, console=console)
-
-
-@app.command()
-def status(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null of a run that is not alive.")] = False) -> None:
-    """Say how RUN stands: steps, pools, the last step's figures."""
-    from dataclasses import asdict
-
-    from pipelines import control
-    from pipelines.run_directory import RunDirectory
-
-    directory = RunDirectory(run)
-    state = control.status(directory)
-    if as_json:
-        typer.echo(json.dumps(None if state is None else asdict(state)))
-    else:
-        control.print_status(directory, state, Console())
-
-
-@app.command()
-def scale(run: RunPath, sizes: Annotated[list[str], typer.Argument(help="POOL=WORKERS, for example rollout=8.")]) -> None:
-    """Change the size of RUN's rollout pool while it trains."""
-    from pipelines import control
-    from pipelines.run_directory import RunDirectory
-
-    control.scale(RunDirectory(run), control.parse_sizes(sizes))
-    typer.echo("asked; `rlad status` shows the workers as they come and go")
-
-
-@app.command()
-def stop(run: RunPath) -> None:
-    """End RUN after its present step. `--resume` continues it from its last checkpoint."""
-    from pipelines import control
-    from pipelines.run_directory import RunDirectory
-
-    control.stop(RunDirectory(run))
-    typer.echo("asked; the run ends after its present step")
+    run_comparison(comparison, ComparisonDirectory(_run_dir(run_dir, comparison.config.name)), resume=resume, console=console)
 
 
 @app.command()
@@ -239,6 +205,14 @@ def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="P
         raise typer.Exit(1)
 
 
+def _run_dir(given: Path | None, name: str) -> Path:
+    from pipelines.inside_job import require_lasting
+
+    run_dir = given or Path("runs") / name
+    require_lasting(run_dir)
+    return run_dir
+
+
 def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -252,9 +226,19 @@ def main() -> None:
         app()
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume")
-        sys.exit(130)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # what typer makes of Ctrl-C
+            _say_interrupted(signal.SIGINT)
+        if end.code == signal.SIGTERM:  # what Ray makes of the signal: a job that is stopped, a pod that is taken away
+            _say_interrupted(signal.SIGTERM)
+        raise
+
+
+def _say_interrupted(by: signal.Signals) -> None:
+    Console(stderr=True).print(
+        "[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume", soft_wrap=True
+    )
+    sys.exit(128 + by)
 
 
 def _fail(error: BaseException) -> None:

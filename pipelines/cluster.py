@@ -13,6 +13,7 @@ import ray
 
 from actors.placement import HEAD_POOL, POOL_LABEL, label_of
 from actors.reward import reward_pool_name
+from pipelines.inside_job import job_runtime_env
 from rlad.config import ClusterConfig, RunConfig
 from rlad.errors import PlanError
 from rlad.verifiers import reward_models
@@ -20,7 +21,7 @@ from rlad.verifiers import reward_models
 logger = logging.getLogger(__name__)
 
 # What every worker process needs to stay offline and quiet. Set for a cluster's workers by runtime_env, so they hold on every node.
-_WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -139,7 +140,9 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
     if ray.is_initialized():
         yield _total_resources()
         return
-    runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
+    # In a submitted job Ray takes no variable twice: those that the job was given hold.
+    given = job_runtime_env().get("env_vars") or {}
+    runtime_env = {"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}}
     try:
         if config.address is None and "RAY_ADDRESS" not in os.environ:
             # Said outright: without an address Ray would join whatever cluster was started on this machine last.

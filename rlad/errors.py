@@ -86,3 +86,11 @@ class AliasConflictError(RegistryError):
 
 class CorruptModelError(RegistryError):
     """A file of a model is not what was registered: another size or checksum, or missing."""
+
+
+class ClusterError(RladError, ConnectionError):
+    """A Ray cluster does not answer, or does not let us in."""
+
+
+class JobError(RladError, RuntimeError):
+    """A job that cannot be submitted, or that the cluster does not know."""

@@ -41,6 +41,9 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"), "no pool rollouts: the pools are rollout, teacher"),
         (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
         (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
+        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
+        (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
+        (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -79,9 +82,51 @@ def test_deploy_render_writes_what_kubectl_applies(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "there" / "rayjob.yaml").read_text())["metadata"]["namespace"] == "training"
 
 
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted: nothing that a checkpoint holds is lost"),
+        ("sys.exit(signal.SIGTERM)", 143, "interrupted: nothing that a checkpoint holds is lost"),
+        ("raise typer.Exit(130)", 130, ""),
+    ],
+)
+def test_who_ends_a_run_is_told_what_is_left(ending: str, status: int, message: str) -> None:
+    program = f"""
+import os, signal, sys, typer
+from pipelines import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+@cli.app.command()
+def end():
+    {ending}
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", program, "end"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert result.returncode == status
+    assert result.stderr.startswith(message)
+    assert "Traceback" not in result.stderr
+    assert bool(result.stderr) == bool(message)
+
+
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
-    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger", "deploy", "registry"):
+    for command in (
+        "run",
+        "offline",
+        "plan",
+        "pretrain",
+        "eval",
+        "compare",
+        "report",
+        "ledger",
+        "submit",
+        "list",
+        "status",
+        "logs",
+        "scale",
+        "stop",
+        "deploy",
+        "registry",
+    ):
         assert command in text
 
 
