@@ -1,7 +1,7 @@
 """A client of a teacher service over HTTP, for whoever is not on its Ray cluster: another cluster's runs, a notebook, a script.
 
-    async with TeacherHttpClient("https://host/kk-teacher", token=read_token(), client="my-run", tokenizer=fingerprint) as teacher:
-        scores = await teacher.score(group)
+async with TeacherHttpClient("https://host/kk-teacher", token=read_token(), client="my-run", tokenizer=fingerprint) as teacher:
+    scores = await teacher.score(group)
 """
 
 from __future__ import annotations
@@ -43,14 +43,28 @@ def read_token(where: RemoteTeacherConfig | TeacherHttpConfig) -> str:
         if not token:
             raise AccessError(f"no token of the teacher service: set {where.token_env}, or name a file with token_file")
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise AccessError(f"{source} holds no token: at least {_SHORTEST_TOKEN} printable characters without spaces, as `openssl rand -hex 32` makes them")
+        raise AccessError(
+            f"{source} holds no token: at least {_SHORTEST_TOKEN} printable characters without spaces, as `openssl rand -hex 32` makes them"
+        )
     return token
 
 
 def sends_token_in_clear(url: str) -> bool:
     """Whether whoever is between here and there can read the token."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+    return urlsplit(url).scheme == "http" and not _is_loopback(url)
+
+
+async def health_status(url: str) -> int | None:
+    """HTTP status of a service's health, for which no token is needed: 200 where it is well; None where nothing answers."""
+    async with httpx.AsyncClient(timeout=_CONTROL_TIMEOUT_S, trust_env=not _is_loopback(url)) as http:
+        try:
+            return (await http.get(f"{url.rstrip('/')}/healthz")).status_code
+        except httpx.HTTPError:
+            return None
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 class TeacherHttpClient:
@@ -84,7 +98,7 @@ class TeacherHttpClient:
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(_CONTROL_TIMEOUT_S, read=timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            trust_env=urlsplit(url).hostname not in _LOOPBACK,  # no proxy stands between this machine and itself
+            trust_env=not _is_loopback(url),  # no proxy stands between this machine and itself
             transport=transport,
         )
 

@@ -163,7 +163,7 @@ def scores_from_bytes(body: bytes) -> TeacherScores:
     """
     words, arrays = _unpacked(body, _ScoresWords)
     try:
-        return TeacherScores(**words.model_dump(), **arrays)
+        return TeacherScores(uid=words.uid, attempt=words.attempt, teacher=words.teacher, support_size=words.support_size, **arrays)
     except TypeError as error:
         raise ContractError(f"a teacher's scores have other arrays than {sorted(arrays)}: {error}") from error
 
@@ -179,9 +179,14 @@ def error_of(status: int, body: bytes, *, who: str) -> RladError:
     try:
         problem = Problem.model_validate_json(body)
     except ValidationError:
-        kind: type[RladError] = {401: AccessError, 403: AccessError, 429: QuotaError, 502: WorkerLostError, 503: WorkerLostError, 504: WorkerLostError}.get(
-            status, EngineError
-        )
+        kind: type[RladError] = {
+            401: AccessError,
+            403: AccessError,
+            429: QuotaError,
+            502: WorkerLostError,
+            503: WorkerLostError,
+            504: WorkerLostError,
+        }.get(status, EngineError)
         return kind(f"{who} answered with status {status}: {body[:200].decode(errors='replace')}")
     named = {kind.__name__: kind for kind in STATUS}.get(problem.error, EngineError)
     return named(problem.message)
@@ -198,5 +203,7 @@ def _unpacked(body: bytes, kind: type[WordsT]) -> tuple[WordsT, dict[str, Array]
         header = json.loads(body[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")])
         words = kind.model_validate_json(header["__metadata__"][_WORDS])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ContractError(f"expected safetensors with {kind.__name__.strip('_')} in the header, got {len(body)} bytes of something else: {error}") from error
+        raise ContractError(
+            f"expected safetensors with {kind.__name__.strip('_')} in the header, got {len(body)} bytes of something else: {error}"
+        ) from error
     return words, arrays

@@ -75,7 +75,9 @@ class ServiceTeacherConfig(_SharedTeacherConfig):
 class RemoteTeacherConfig(_SharedTeacherConfig):
     """A teacher service outside of the run's cluster, over HTTP. Several runs share it."""
 
-    url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="As `rlad teacher status` prints it, for example `https://host/kk-teacher`.")
+    url: str = Field(
+        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="As `rlad teacher status` prints it, for example `https://host/kk-teacher`."
+    )
     token_env: str = Field(TOKEN_VARIABLE, description="Environment variable that holds the service's token, where `rlad run` is typed.")
     token_file: str | None = Field(None, description="File that holds the token, read before the variable is.")
 
@@ -125,7 +127,9 @@ class TeacherServiceConfig(TeacherConfig):
     """A teacher as a service of its own: what a run's teacher has, bounds between which it scales, and what it grants each client."""
 
     pool: str | None = Field(None, description="Replicas run on the nodes labelled `rlad.io/pool` with this; without it on any.")
-    max_replicas: PositiveInt | None = Field(None, description="Serve scales between `replicas` and so many by the groups under way; without it: not.")
+    max_replicas: PositiveInt | None = Field(
+        None, description="Serve scales between `replicas` and so many by the groups under way; without it: not."
+    )
     target_groups: PositiveInt | None = Field(
         None, description="Groups under way a replica, on average, above which Serve adds one; default: half of what one client may have."
     )
@@ -135,7 +139,9 @@ class TeacherServiceConfig(TeacherConfig):
         "`timeout_s`. Default: half of `max_ongoing_requests`, so that no run alone can fill a replica.",
     )
     drain_s: Seconds = Field(20, description="How long a replica that goes may take over the groups it has.")
-    health_timeout_s: Seconds = Field(60, description="A replica that says nothing for so long, three times in a row, is replaced; a dead one at once.")
+    health_timeout_s: Seconds = Field(
+        60, description="A replica that says nothing for so long, three times in a row, is replaced; a dead one at once."
+    )
     http: TeacherHttpConfig | None = Field(None, description="`{}` opens the service to clients outside of its Ray cluster.")
 
     @model_validator(mode="after")
@@ -145,7 +151,9 @@ class TeacherServiceConfig(TeacherConfig):
         if self.target_groups is not None and self.max_replicas is None:
             raise ValueError("target_groups says when another replica is added: give max_replicas too")
         if self.client_quota > self.max_ongoing_requests:
-            raise ValueError(f"max_groups_per_client {self.client_quota} is more than max_ongoing_requests {self.max_ongoing_requests}, what all have together")
+            raise ValueError(
+                f"max_groups_per_client {self.client_quota} is more than max_ongoing_requests {self.max_ongoing_requests}, what all have together"
+            )
         return self
 
     @property

@@ -13,13 +13,12 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from actors.placement import POOL_LABEL
-from actors.teacher_app import TeacherApplicationConfig
 from pipelines.deployment.manifests import DeploymentOptions
 from pipelines.deployment.render import Rendered, render
 from pipelines.deployment.sizing import SizingOptions
 from pipelines.deployment.workload import CONFIG_FILE
 from pipelines.plan import pool_plans
-from rlad.config import EvaluationSuite, RunConfig, load_evaluation_suite, load_run_config
+from rlad.config import EvaluationSuite, RunConfig, TeacherServiceConfig, load_evaluation_suite, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
 from rlad.errors import PlanError
@@ -229,7 +228,7 @@ def test_the_service_s_teachers_are_what_serve_takes(tmp_path: Path) -> None:
     assert yaml.safe_load(manifests(files)["RayService"]["spec"]["serveConfigV2"]) == config
     schema = ServeDeploySchema.model_validate(config)
     assert [application.name for application in schema.applications] == ["teacher-small", "teacher-large"]
-    settings = [TeacherApplicationConfig.model_validate(application.args) for application in schema.applications]
+    settings = [TeacherServiceConfig.model_validate(application.args) for application in schema.applications]
     assert [(each.path, each.replicas, each.max_replicas, each.pool) for each in settings] == [
         ("/mnt/rlad/a", 2, 4, "teacher-small"),
         ("/mnt/rlad/b", 1, None, "teacher-large"),
