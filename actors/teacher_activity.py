@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
@@ -46,9 +46,11 @@ class Activity:
     Args:
         max_groups_per_client: that may be under way at once; None sets no bound. A client above it is refused and not made to wait: what waits here
             would take the place of another client's groups.
+        clock: seconds.
     """
 
-    def __init__(self, *, max_groups_per_client: int | None) -> None:
+    def __init__(self, *, max_groups_per_client: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._max_groups_per_client = max_groups_per_client
         self._ongoing: Counter[str] = Counter()
         self._busy_s = 0.0
@@ -68,7 +70,7 @@ class Activity:
             self._refused += 1
             raise QuotaError(f"client {client!r} has {self._ongoing[client]} groups under way in this replica, as many as one may: try again later")
         if not self._ongoing:
-            self._busy_since = time.perf_counter()
+            self._busy_since = self._clock()
         self._ongoing[client] += 1
         try:
             yield
@@ -77,7 +79,7 @@ class Activity:
             if not self._ongoing[client]:
                 del self._ongoing[client]
             if not self._ongoing:
-                self._busy_s += time.perf_counter() - self._busy_since
+                self._busy_s += self._clock() - self._busy_since
 
     def count(self, num_tokens: int) -> None:
         self._groups += 1
@@ -85,7 +87,7 @@ class Activity:
 
     def stats(self, *, cache_hits: int, cache_misses: int) -> TeacherStats:
         return TeacherStats(
-            busy_s=self._busy_s + (time.perf_counter() - self._busy_since if self._ongoing else 0.0),
+            busy_s=self._busy_s + (self._clock() - self._busy_since if self._ongoing else 0.0),
             num_groups=self._groups,
             num_tokens=self._tokens,
             refused_groups=self._refused,

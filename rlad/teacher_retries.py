@@ -18,7 +18,9 @@ T = TypeVar("T")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
-async def patiently(call: Callable[[], Awaitable[T]], *, max_retries: int, timeout_s: float, what: str) -> T:
+async def patiently(
+    call: Callable[[], Awaitable[T]], *, max_retries: int, timeout_s: float, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> T:
     """Call until it succeeds, fails for good, or the time is over.
 
     Args:
@@ -26,15 +28,20 @@ async def patiently(call: Callable[[], Awaitable[T]], *, max_retries: int, timeo
         max_retries: after a loss. A refusal for quota counts nowhere: it is waited for until the deadline.
         timeout_s: of everything together.
         what: was not done when the deadline passes, for the message.
+        sleep: between two tries.
 
     Raises:
         DeadlineError: not done within `timeout_s`.
         WorkerLostError: lost in every try.
     """
     refused = AsyncRetrying(
-        retry=retry_if_exception_type(QuotaError), wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S), reraise=True
+        sleep=sleep,
+        retry=retry_if_exception_type(QuotaError),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        reraise=True,
     )
     lost = AsyncRetrying(
+        sleep=sleep,
         retry=retry_if_exception_type(WorkerLostError),
         stop=stop_after_attempt(max_retries + 1),
         wait=wait_exponential(max=10),
