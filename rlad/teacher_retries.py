@@ -49,8 +49,11 @@ async def patiently(
         reraise=True,
     )
 
+    async def once() -> T:
+        return await call()
+
     async def until_admitted() -> T:
-        return await refused(call)
+        return await refused(once)
 
     try:
         async with asyncio.timeout(timeout_s):

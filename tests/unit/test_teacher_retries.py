@@ -35,7 +35,8 @@ LOST, REFUSED = WorkerLostError("gone"), QuotaError("enough")
 
 
 async def test_losses_are_tried_again_up_to_their_number() -> None:
-    assert await patiently(Script(LOST, LOST), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
+    two_losses = Script(LOST, LOST)
+    assert await patiently(lambda: two_losses(), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
     script = Script(LOST, LOST, LOST)
     with pytest.raises(WorkerLostError, match="gone"):
         await patiently(script, max_retries=2, timeout_s=5, what="not done", sleep=at_once)
