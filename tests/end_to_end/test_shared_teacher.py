@@ -55,7 +55,7 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    context = ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["gcs_address"]
     ray.shutdown()
 
