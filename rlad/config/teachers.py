@@ -163,6 +163,6 @@ class TeacherServiceConfig(TeacherConfig):
 
 
 class TeacherServiceFile(TeacherServiceConfig):
-    """What `rlad teacher deploy` reads."""
+    """A teacher as a service that several runs share: one that a run has, with bounds between which it scales and what it grants each client."""
 
     name: ServiceName = Field(description="What runs call it by: `teacher: {service: NAME}`.")
