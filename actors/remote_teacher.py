@@ -113,8 +113,7 @@ async def attach_remote_teacher(
         .remote(config.url, client=client, tokenizer=tokenizer_fingerprint, timeout_s=config.timeout_s)
     )
     try:
-        with translated(who=who):
-            identity: TeacherIdentity = await asyncio.wait_for(_awaited(courier.identity.remote(token)), CONTROL_TIMEOUT_S)
+        identity = await _ask_identity(courier, token, who=who, max_retries=config.max_retries)
         require_tokenizer(identity, tokenizer_fingerprint, who=who)
         require_fingerprint(identity, config.fingerprint, who=who)
     except RladError:
@@ -131,5 +130,10 @@ async def attach_remote_teacher(
     return attached, identity
 
 
-async def _awaited(ref: Any) -> Any:
-    return await ref
+async def _ask_identity(courier: Any, token: SecretStr, *, who: str, max_retries: int) -> TeacherIdentity:
+    async def ask() -> TeacherIdentity:
+        with translated(who=who):
+            identity: TeacherIdentity = await courier.identity.remote(token)
+        return identity
+
+    return await patiently(ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is")

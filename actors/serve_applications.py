@@ -83,21 +83,18 @@ async def deploy_application(
     return handle
 
 
-async def delete_application(app_name: str, *, drain_s: float) -> None:
+async def delete_application(app_name: str, *, timeout_s: float) -> None:
     """Take an application down, after the requests that it has. Does nothing where there is none of this name.
 
-    Args:
-        drain_s: how long its replicas may take over them.
-
     Raises:
-        DeadlineError: it did not end in time.
+        DeadlineError: it was not gone within `timeout_s`.
     """
 
     def delete() -> None:
         if _joined_serve():
             serve.delete(app_name)
 
-    await _blocking(delete, timeout_s=_MANAGEMENT_TIMEOUT_S + drain_s, who=f"removing {_who(app_name)}")
+    await _blocking(delete, timeout_s=timeout_s, who=f"removing {_who(app_name)}")
 
 
 async def wait_until_running(app_name: str, *, deadline: float) -> None:

@@ -113,15 +113,19 @@ async def score_once(
         raise
 
 
-async def ask_identity(handle: Any, *, who: str) -> TeacherIdentity:
+async def ask_identity(handle: Any, *, who: str, max_retries: int = 0) -> TeacherIdentity:
     """What a deployed teacher is.
 
     Raises:
         DeadlineError, WorkerLostError, EngineError: no replica answers.
     """
-    with translated(who=who):
-        identity: TeacherIdentity = await asyncio.wait_for(_awaited(handle.identity.remote()), CONTROL_TIMEOUT_S)
-    return identity
+
+    async def ask() -> TeacherIdentity:
+        with translated(who=who):
+            identity: TeacherIdentity = await handle.identity.remote()
+        return identity
+
+    return await patiently(ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is")
 
 
 async def ask_stats(handle: Any, *, who: str) -> TeacherStats:
@@ -151,7 +155,3 @@ async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, Receipt]:
         await scores_ref  # raises what ended the call
         raise EngineError("the teacher ended a call without a receipt") from None
     return scores_ref, await receipt_ref
-
-
-async def _awaited(response: Any) -> Any:
-    return await response

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.serve_applications import QUIET, delete_application, deploy_application, deployment_handle, serve_status, wait_until_running
-from actors.teacher import TeacherClient, ask_identity
+from actors.teacher import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
 from actors.teacher_server import TeacherServer
 from rlad.config import ServiceTeacherConfig, TeacherConfig, TeacherServiceConfig
 from rlad.errors import PlanError, RladError, VocabularyMismatchError
@@ -90,7 +90,7 @@ async def attach_teacher(
     name, who = config.service, f"teacher service {config.service!r}"
     handle = await find_service(name)
     await wait_until_running(name, deadline=time.monotonic() + start_timeout_s)
-    identity = await ask_identity(handle, who=who)
+    identity = await ask_identity(handle, who=who, max_retries=config.max_retries)
     require_tokenizer(identity, tokenizer_fingerprint, who=who)
     require_fingerprint(identity, config.fingerprint, who=who)
     attached = TeacherClient(
@@ -132,7 +132,7 @@ async def delete_teacher(app_name: str) -> None:
     Raises:
         DeadlineError: it did not end in time.
     """
-    await delete_application(app_name, drain_s=_DRAIN_S)
+    await delete_application(app_name, timeout_s=_DRAIN_S + CONTROL_TIMEOUT_S)
 
 
 def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]) -> Application:

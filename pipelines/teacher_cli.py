@@ -94,12 +94,12 @@ def status(
 def delete(
     name: Name,
     address: Address = "auto",
-    drain: Annotated[float, typer.Option(help="Seconds to wait beyond a minute, as the service's `drain_s`.")] = 20.0,
+    timeout: Annotated[float, typer.Option(help="Seconds until which it has to be gone.")] = 600.0,
 ) -> None:
     """Take a service down, after the groups that it has. Runs that use it fail, and can be continued when it is there again."""
     from pipelines import teacher_service
 
-    teacher_service.delete(name, address=address, drain_s=drain)
+    teacher_service.delete(name, address=address, timeout_s=timeout)
     typer.echo(f"{name} is deleted")
 
 

@@ -166,17 +166,17 @@ def state(name: str | None, *, address: str) -> ServiceState:
     return _on_cluster(address, ask())
 
 
-def delete(name: str, *, address: str, drain_s: float) -> None:
+def delete(name: str, *, address: str, timeout_s: float) -> None:
     """Take a service down, after the groups that it has.
 
     Raises:
         PlanError: no cluster answers, or it has no such service.
-        DeadlineError: it did not end in time.
+        DeadlineError: it was not gone in time. It goes on going.
     """
 
     async def run() -> None:
         await find_service(name)
-        await delete_application(name, drain_s=drain_s)
+        await delete_application(name, timeout_s=timeout_s)
 
     _on_cluster(address, run())
 

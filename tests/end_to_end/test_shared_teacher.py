@@ -271,7 +271,7 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
 def test_it_is_deleted_when_told_to_and_not_before(address: str, url: str, tokenizer: str) -> None:
     assert [each.name for each in teacher_service.states(address=address)] == [NAME]
     with pytest.raises(PlanError, match="no teacher service 'other'"):
-        teacher_service.delete("other", address=address, drain_s=5)
-    teacher_service.delete(NAME, address=address, drain_s=5)
+        teacher_service.delete("other", address=address, timeout_s=60)
+    teacher_service.delete(NAME, address=address, timeout_s=60)
     assert teacher_service.states(address=address) == []
     assert replicas() == []
