@@ -22,17 +22,19 @@ import psutil
 import pytest
 import ray
 from rich.console import Console
+from typer.testing import CliRunner
 
 from actors.remote_teacher import attach_remote_teacher
 from actors.teacher import Teacher, TeacherClient
 from actors.teacher_deployment import attach_teacher
 from pipelines import teacher_service
+from pipelines.cli import app
 from pipelines.pretrain import ensure_models
 from pipelines.run_directory import RunDirectory, read_json_lines
 from rlad.config import RemoteTeacherConfig, ServiceTeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
-from rlad.errors import AccessError, EngineError, PlanError, VocabularyMismatchError
+from rlad.errors import AccessError, EngineError, PlanError, RladError, VocabularyMismatchError
 from rlad.starters import resolve_model
 from rlad.teacher_client import TeacherHttpClient
 
@@ -277,10 +279,25 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
     assert len({each.pid for each in replicas()} - victims) == 1, "no other replica was replaced"
 
 
-def test_it_is_deleted_when_told_to_and_not_before(address: str, url: str, tokenizer: str) -> None:
-    assert [each.name for each in teacher_service.states(address=address)] == [NAME]
-    with pytest.raises(PlanError, match="no teacher service 'other'"):
-        teacher_service.delete("other", address=address, timeout_s=60)
-    teacher_service.delete(NAME, address=address, timeout_s=60)
-    assert teacher_service.states(address=address) == []
+def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: str, url: str, tokenizer: str) -> None:
+    def rlad(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["teacher", *arguments, "--address", address], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    told = json.loads(rlad("status", "--json"))
+    assert (told["name"], told["status"], told["replicas"]["RUNNING"], told["url"]) == (NAME, "RUNNING", 2, url)
+    assert (told["identity"]["max_groups_per_client"], told["stats"]["ongoing"]) == (QUOTA, {})
+    assert told["stats"]["num_groups"] > 0
+    assert [each["name"] for each in json.loads(rlad("list", "--json"))] == [NAME]
+    assert f"`teacher: {{service: {NAME}}}`" in rlad("status", NAME)
+    assert TOKEN not in rlad("status", NAME)
+    with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(there are {NAME}\\)"):
+        rlad("delete", "other")
+    hasty = ServiceTeacherConfig(service=NAME, timeout_s=5, max_retries=0)
+    client, _ = asyncio.run(attach_teacher(hasty, client="left", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S))
+    assert rlad("delete", NAME) == f"{NAME} is deleted\n"
+    assert json.loads(rlad("list", "--json")) == []
     assert replicas() == []
+    with pytest.raises(RladError, match=f"teacher '{NAME}'"):
+        asyncio.run(score(client, make_group(0)))
