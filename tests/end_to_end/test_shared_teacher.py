@@ -28,9 +28,9 @@ from actors.remote_teacher import attach_remote_teacher
 from actors.teacher import Teacher, TeacherClient
 from actors.teacher_deployment import attach_teacher
 from pipelines import teacher_service
-from pipelines.cli import app
 from pipelines.pretrain import ensure_models
 from pipelines.run_directory import RunDirectory, read_json_lines
+from pipelines.teacher_cli import app
 from rlad.config import RemoteTeacherConfig, ServiceTeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
@@ -281,7 +281,7 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
 
 def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: str, url: str, tokenizer: str) -> None:
     def rlad(*arguments: str) -> str:
-        result = CliRunner().invoke(app, ["teacher", *arguments, "--address", address], catch_exceptions=False)
+        result = CliRunner().invoke(app, [*arguments, "--address", address], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
