@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,7 @@ from rlad.config import RemoteTeacherConfig, ServiceTeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, EngineError, PlanError, RladError, VocabularyMismatchError
+from rlad.ledger import Ledger
 from rlad.starters import resolve_model
 from rlad.teacher_client import TeacherHttpClient
 
@@ -46,7 +48,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 QUOTA = 6
 START_TIMEOUT_S = 120.0
 RUN_TIMEOUT_S = 240.0
-STEPS = 8
+STEPS = 15
 SHORT = [
     f"training.steps={STEPS}",
     "training.prompts_per_step=4",
@@ -210,22 +212,45 @@ def replicas() -> list[psutil.Process]:
     return [each for each in psutil.process_iter(["cmdline"]) if f"ServeReplica:{NAME}:SharedTeacher" in " ".join(each.info["cmdline"] or [])]
 
 
-def start_run(directory: RunDirectory, address: str, *overrides: str) -> subprocess.Popen[str]:
-    smoke = str(ROOT / "configs" / "smoke_cpu.yaml")
-    command = [sys.executable, "-m", "pipelines", "-v", "run", smoke, *SHORT, *overrides, "--address", address, "--run-dir", str(directory.path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=ROOT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedRun:
+    """A run in a process of its own."""
+
+    directory: RunDirectory
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        if self.is_alive:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+
+    def told(self) -> str:
+        return self.log.read_text()[-3000:]
 
 
-def wait_for(claim: Callable[[], bool], processes: list[subprocess.Popen[str]], what: str) -> None:
+def start_run(path: Path, address: str, *overrides: str) -> StartedRun:
+    log, smoke = path.with_suffix(".log"), str(ROOT / "configs" / "smoke_cpu.yaml")
+    command = [sys.executable, "-m", "pipelines", "-v", "run", smoke, *SHORT, *overrides, "--address", address, "--run-dir", str(path)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+    return StartedRun(directory=RunDirectory(path), process=process, log=log)
+
+
+def wait_for_first_steps(runs: list[StartedRun]) -> None:
     deadline = time.monotonic() + RUN_TIMEOUT_S
-    while not claim():
-        for process in processes:
-            assert process.poll() in (None, 0), f"a run ended before {what}:\n{process.stdout.read()[-3000:] if process.stdout else ''}"
-        assert time.monotonic() < deadline, f"no {what} within {RUN_TIMEOUT_S} s"
+    while not all(read_json_lines(run.directory.metrics) for run in runs):
+        for run in runs:
+            assert run.process.poll() in (None, 0), f"a run ended before its first step:\n{run.told()}"
+        assert time.monotonic() < deadline, "\n".join(["no first step in time:", *(run.told() for run in runs)])
         time.sleep(0.2)
 
 
-async def kill_a_busy_replica(tokenizer: str, processes: list[subprocess.Popen[str]]) -> None:
+async def kill_a_busy_replica(tokenizer: str, runs: list[StartedRun]) -> None:
     """Keep both replicas busy, so that whatever the runs send has to wait in one of them; kill one when a run's group does."""
     config = ServiceTeacherConfig(service=NAME)
     client, _ = await attach_teacher(config, client="flood", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
@@ -239,7 +264,7 @@ async def kill_a_busy_replica(tokenizer: str, processes: list[subprocess.Popen[s
     flood = [asyncio.create_task(keep_busy()) for _ in range(2 * QUOTA)]
     async with asyncio.timeout(RUN_TIMEOUT_S):
         while not (await client.stats()).ongoing.keys() - {"flood"}:
-            assert all(process.poll() is None for process in processes), "a run ended before a group of it was seen under way"
+            assert any(run.is_alive for run in runs), "the runs ended before a group of theirs was seen under way"
     replicas()[0].send_signal(signal.SIGKILL)
     is_over.set()
     await asyncio.gather(*flood)
@@ -248,31 +273,26 @@ async def kill_a_busy_replica(tokenizer: str, processes: list[subprocess.Popen[s
 def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
     address: str, url: str, tokenizer: str, token_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runs = {kind: RunDirectory(tmp_path / kind) for kind in ("service", "url")}
     names = {"service": [f"teacher.service={NAME}"], "url": [f"teacher.url={url}", f"teacher.token_file={token_file}"]}
     victims = {each.pid for each in replicas()}
     with ExitStack() as ending:
-        processes = []
-        for kind, run in runs.items():
-            process = start_run(run, address, *names[kind])
-            ending.callback(lambda group: os.killpg(group, signal.SIGKILL) if psutil.pid_exists(group) else None, process.pid)
-            processes.append(process)
-        wait_for(lambda: all(len(read_json_lines(run.metrics)) >= 1 for run in runs.values()), processes, "first steps of both")
+        runs = [start_run(tmp_path / kind, address, *overrides) for kind, overrides in names.items()]
+        for run in runs:
+            ending.callback(run.end)
+        wait_for_first_steps(runs)
         with caplog.at_level(logging.WARNING, logger="rlad.teacher_retries"):
-            asyncio.run(kill_a_busy_replica(tokenizer, processes))
-        outputs = [process.communicate(timeout=RUN_TIMEOUT_S)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output[-3000:] for output in outputs)
+            asyncio.run(kill_a_busy_replica(tokenizer, runs))
+        assert [run.process.wait(timeout=RUN_TIMEOUT_S) for run in runs] == [0, 0], "\n".join(run.told() for run in runs)
     assert "as it raised WorkerLostError" in caplog.text, "the killed replica's groups were tried again"
-    for run in runs.values():
-        assert len(read_json_lines(run.metrics)) == STEPS
-        assert (run.export / "model.safetensors").is_file()
-        ledger = subprocess.run(
-            [sys.executable, "-m", "pipelines", "ledger", str(run.path), "--json"], capture_output=True, text=True, timeout=60, check=True
-        )
-        counts = json.loads(ledger.stdout)
-        assert (counts["lost"], counts["duplicated"], counts["trained_steps"]) == (0, 0, STEPS)
-    taught = [json.loads(run.teachers.read_text()) for run in runs.values()]
-    state = teacher_service.state(NAME, address=address)
+    for run in runs:
+        assert len(read_json_lines(run.directory.metrics)) == STEPS
+        assert (run.directory.export / "model.safetensors").is_file()
+        counts = Ledger(run.directory.ledger, read_only=True).counts()
+        assert (counts.lost, counts.duplicated, counts.trained_steps) == (0, 0, STEPS)
+    taught = [json.loads(run.directory.teachers.read_text()) for run in runs]
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (state := teacher_service.state(NAME, address=address)).running < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert (state.status, state.running) == ("RUNNING", 2), "the killed replica is replaced, and the runs have left the service as it was"
     assert state.identity is not None
     assert taught == [{"teacher": state.identity.teacher}] * 2
