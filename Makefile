@@ -57,10 +57,10 @@ format: $(STAMP) ## write the code as `make check` wants it
 reference: $(STAMP) ## docs/configuration.md from the configuration models
 	$(BIN)/python -m rlad.config.reference > docs/configuration.md
 
-manifests: $(STAMP) ## deploy/kuberay and deploy/serve from the paper's configurations
+manifests: $(STAMP) ## deploy/kuberay and deploy/serve from configs/
 	$(BIN)/rlad deploy render configs/qwen3_0.6b_kk_2k.yaml --out deploy/kuberay/overlays/8-gpus
 	$(BIN)/rlad deploy render configs/qwen3_8b_math_30k.yaml --out deploy/kuberay/overlays/64-gpus --gpu-memory-gib 141
-	cp deploy/kuberay/overlays/8-gpus/serve.yaml deploy/serve/teacher.yaml
+	$(BIN)/rlad teacher deploy configs/teachers/qwen3_8b.yaml --serve-file deploy/serve/teacher.yaml
 
 lock: ## renew the lock from a fresh environment (requirements/lock.sh)
 	bash requirements/lock.sh

@@ -1,24 +1,19 @@
-"""A teacher as a Serve config file names it: `import_path: actors.teacher_app:build`, with its settings as `args`."""
+"""A teacher service as a Serve config file names it: `import_path: actors.teacher_app:build`, with its settings as `args`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
 from ray.serve import Application
 
 from actors.placement import selector_of
-from actors.teacher import teacher_application
-from rlad.config import ClusterConfig, TeacherConfig
+from actors.teacher_deployment import shared_teacher_application
+from actors.teacher_gateway import gateway_application
+from rlad.config import ClusterConfig, TeacherServiceConfig
 from rlad.config.load import validated
 from rlad.starters import resolve_model
 
-
-class TeacherApplicationConfig(TeacherConfig):
-    """`args` of a Serve application: a teacher's settings as in a run's YAML, and where its replicas may be."""
-
-    pool: str | None = Field(None, description="Replicas run on the nodes labelled `rlad.io/pool` with this; without it on any.")
-    max_replicas: int | None = Field(None, ge=1, description="Serve scales between `replicas` and so many by the groups under way; without it: not.")
+BUILD_PATH = "actors.teacher_app:build"
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -28,7 +23,16 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: a setting that a teacher does not have, or a wrong value.
         PlanError: no such model on the node that builds the application.
     """
-    settings = validated(TeacherApplicationConfig, args, where="args of the teacher's application")
-    teacher = TeacherConfig.model_validate(settings.model_dump(exclude={"pool", "max_replicas"}) | {"path": str(resolve_model(settings.path))})
-    selector = {} if settings.pool is None else selector_of(ClusterConfig(pool_labels=True), settings.pool)
-    return teacher_application(teacher, label_selector=selector, max_replicas=settings.max_replicas)
+    return service_application(validated(TeacherServiceConfig, args, where="args of the teacher's application"))
+
+
+def service_application(config: TeacherServiceConfig) -> Application:
+    """The Serve application of a teacher service, undeployed: its replicas, and a gateway before them where it has HTTP.
+
+    Raises:
+        PlanError: no such model on this machine.
+    """
+    local = config.model_copy(update={"path": str(resolve_model(config.path))})
+    selector = {} if config.pool is None else selector_of(ClusterConfig(pool_labels=True), config.pool)
+    replicas = shared_teacher_application(local, label_selector=selector)
+    return replicas if config.http is None else gateway_application(replicas, config.http, timeout_s=config.timeout_s)

@@ -45,7 +45,7 @@ def _teacher(config: RunConfig) -> str:
         return f" on the traces at `{config.offline.traces}`"
     if config.teacher is None:
         return ""
-    return f" on traces of the teacher `{config.teacher.path}`" if config.offline is not None else f" under the teacher `{config.teacher.path}`"
+    return f" on traces of the teacher `{config.teacher.label}`" if config.offline is not None else f" under the teacher `{config.teacher.label}`"
 
 
 def _diet(config: RunConfig) -> str:

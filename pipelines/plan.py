@@ -15,6 +15,7 @@ from actors.reward import reward_pool_name
 from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
 from pipelines.prompts import prepare_prompts, require_disjoint
+from pipelines.shared_teachers import check_shared_teachers
 from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
 from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
@@ -108,6 +109,7 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
         *_check_models(config, student, frozen),
+        *(Finding(level=level, text=text) for level, text in check_shared_teachers(config)),
         *_check_prompts(config),
         *_check_verifiers(config),
         *_check_placement(config, available),
@@ -234,10 +236,11 @@ def _pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, M
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield _rollout_plan(config, student)
-    if config.teacher is not None and config.offline is not None and config.offline.traces is None:
+    writer = config.frozen_models.get("teacher")
+    if writer is not None and config.offline is not None and config.offline.traces is None:
         generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
         longest = generator.max_prompt_tokens + generator.max_response_tokens
-        memory = engine_gib(shape, config.teacher.dtype, generator.tensor_parallel, longest) if shape else None
+        memory = engine_gib(shape, writer.dtype, generator.tensor_parallel, longest) if shape else None
         yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
     for pool, model in config.scoring_pools.items():
         shape = frozen[pool]

@@ -8,12 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from actors.placement import selector_of
+from actors.placement import HEAD_POOL, selector_of
+from actors.remote_teacher import attach_remote_teacher
 from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
-from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
+from actors.teacher import Teacher, TeacherClient
+from actors.teacher_deployment import attach_teacher, delete_teacher, deploy_teacher
+from pipelines.teachers import require_can_score
 from pipelines.waiting import together
-from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, TeacherConfig
+from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.starters import resolve_model
 
@@ -29,13 +32,16 @@ class Pools:
 
     rollout: RolloutPool
     verifiers: VerdictPools
-    teachers: dict[str, TeacherClient]
-    reference: TeacherClient | None
+    teachers: dict[str, Teacher]
+    reference: Teacher | None
 
 
 @asynccontextmanager
 async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> AsyncIterator[Pools]:
-    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference."""
+    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference.
+
+    Teachers that are there already are joined before anything starts, and left as they are at the end.
+    """
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
     rollout = RolloutPool(
@@ -50,6 +56,10 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
     )
     verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     async with AsyncExitStack() as closing:
+        clients: dict[str, Teacher] = {}
+        if isinstance(config, RunConfig):
+            for name, shared in config.shared_teachers.items():
+                clients[name] = await _join(shared, name, config, run_id, closing)
         closing.push_async_callback(rollout.close)
         for pool in verifiers.pools:
             closing.push_async_callback(pool.close)
@@ -61,9 +71,30 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
             fingerprint = tokenizer_fingerprint(student)
             starting += [_deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()]
         started = await together(*starting)
-        clients = dict(zip(scoring, started[num_ours:], strict=True))
+        clients |= zip(scoring, started[num_ours:], strict=True)
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
         yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
+
+
+async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack) -> Teacher:
+    """Join a teacher that runs without us.
+
+    Raises:
+        RladError: it is not there, or cannot score what the run wants scored.
+    """
+    fingerprint = tokenizer_fingerprint(str(resolve_model(config.student.path)))
+    client: Teacher
+    if isinstance(shared, ServiceTeacherConfig):
+        client, identity = await attach_teacher(
+            shared, client=run_id, tokenizer_fingerprint=fingerprint, start_timeout_s=config.cluster.start_timeout_s
+        )
+    else:
+        selector = selector_of(config.cluster, HEAD_POOL)
+        remote, identity = await attach_remote_teacher(shared, client=run_id, tokenizer_fingerprint=fingerprint, label_selector=selector)
+        closing.callback(remote.close)
+        client = remote
+    require_can_score(pool, identity, config)
+    return client
 
 
 async def _deploy(config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig) -> TeacherClient:

@@ -11,7 +11,7 @@ from pipelines.run_directory import RunDirectory, read_json_lines
 from pipelines.training_run import finished_result, run_id_of
 from rlad import __version__
 from rlad.change_log import utc_now
-from rlad.config import RunConfig
+from rlad.config import RunConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import dataset_fingerprint, load_prompts
 from rlad.errors import PlanError, RunDirectoryError
@@ -65,7 +65,9 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
         config_sha256=hashlib.sha256(run.config.read_bytes()).hexdigest(),
         parent=parent,
         base_model=config.student.path,
-        teachers={name: _identified(teacher.path) for name, teacher in config.teachers_by_id.items()},
+        teachers={
+            name: _identified(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label for name, teacher in config.teachers_by_id.items()
+        },
         prompts_fingerprint=dataset_fingerprint(prompts),
         num_prompts=len(prompts),
         steps=config.training.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class RunDirectory:
     report = property(lambda self: self.path / "report.html")
     log = property(lambda self: self.path / "run.log")
     cluster = property(lambda self: self.path / "cluster.json")
+    teachers = property(lambda self: self.path / "teachers.json")
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
@@ -73,6 +74,20 @@ class RunDirectory:
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
+
+    def record_teachers(self, fingerprints: Mapping[str, str]) -> None:
+        """Write down which models teach, by teacher id; a run that is continued is taught by the same.
+
+        Raises:
+            ConfigError: it was taught by others before.
+        """
+        if self.teachers.is_file() and (before := json.loads(self.teachers.read_text())) != fingerprints:
+            changed = sorted(name for name in before.keys() | fingerprints.keys() if before.get(name) != fingerprints.get(name))
+            raise ConfigError(
+                f"{', '.join(changed)} is another model than when {self.path} was started (fingerprints in {self.teachers}): deploy the former one "
+                "again, or start another run"
+            )
+        write_atomically(self.teachers, json.dumps(dict(fingerprints)) + "\n")
 
     def evaluation_at(self, step: int) -> EvaluationSummary | None:
         """The evaluation recorded after `step` trained steps, if there is one."""

@@ -14,6 +14,7 @@ from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.starters import resolve_model
+from rlad.teacher_wire import TeacherIdentity
 from rlad.verifiers import reward_models
 
 TEACHER_KEY = "teacher_id"
@@ -88,6 +89,25 @@ def require_one_vocabulary(config: RunConfig) -> None:
     for task, reward_model in reward_models(config.verifiers).items():
         if tokenizer_fingerprint(reward_model.path) != fingerprint:
             raise vocabulary_mismatch(reward_pool_name(task))
+
+
+def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig) -> None:
+    """Refuse a shared teacher, of which nothing is known before it is asked, that cannot score what the run wants scored.
+
+    Raises:
+        PlanError: what it cannot do.
+    """
+    if identity.engine == "vllm" and config.rollout.temperature != 1.0:
+        raise PlanError(
+            f"the {pool}'s vllm engine scores at temperature 1 only: set rollout.temperature to 1, or share one with the transformers engine"
+        )
+    if config.objective.teacher_support == "full":
+        if identity.engine == "vllm":
+            raise PlanError(
+                f"objective {config.objective.name!r} wants the {pool}'s full vocabulary, which the vllm engine does not give: share one with the "
+                "transformers engine, or take a number of likeliest tokens"
+            )
+        require_equal_outputs(pool, identity.vocabulary, _output_size(resolve_model(config.student.path)))
 
 
 def vocabulary_mismatch(pool: str) -> VocabularyMismatchError:

@@ -207,6 +207,6 @@ def traced_prompt(group: RolloutGroup, judged: JudgedGroup, tokenizer: Tokenizer
 
 
 def _teacher(config: RunConfig) -> TeacherConfig:
-    if config.teacher is None:
+    if not isinstance(config.teacher, TeacherConfig):
         raise ConfigError("traces are made by a teacher: add a `teacher:` section with its path, or name existing ones with offline.traces")
     return config.teacher

@@ -172,6 +172,7 @@ class TrainingRun(abc.ABC):
             teachers = "teachers, " if config.scoring_pools else ""
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
+                self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
                 started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             self._controller = start_controller(self._run_id, SCALABLE, label_selector=selector_of(config.cluster, HEAD_POOL))
             closing.callback(ray.kill, self._controller)

@@ -48,6 +48,14 @@ class TeacherScoresError(RladError, RuntimeError):
     """Too many teacher log-probabilities are missing, NaN or infinite."""
 
 
+class QuotaError(RladError, RuntimeError):
+    """A client has as many groups under way at a shared teacher as one may have. Nothing is wrong: the same call succeeds later."""
+
+
+class AccessError(RladError, PermissionError):
+    """A service refuses the caller's token, or there is none."""
+
+
 class VocabularyMismatchError(PlanError):
     """Student and teacher (or a client and a teacher service) do not share one tokenizer."""
 

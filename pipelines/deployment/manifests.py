@@ -207,9 +207,9 @@ def _teachers(workload: Workload) -> dict[str, TeacherConfig]:
     found: dict[str, TeacherConfig] = {}
     for run in workload.runs:
         if isinstance(run, RunConfig):
-            found |= {pool: run.teachers_by_id[name] for name, pool in run.teacher_pools.items()}
+            found |= {pool: teacher for pool, teacher in run.scoring_pools.items() if pool != "reference"}
     if not found:
-        raise PlanError("no teacher scores in this configuration, so there is none to serve: leave out rayservice")
+        raise PlanError("no teacher scores in this configuration that the run deploys, so there is none to serve: leave out rayservice")
     return found
 
 

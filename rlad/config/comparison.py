@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator
 
+from rlad.config.base import ConfigModel, Fraction
 from rlad.config.load import read_settings, validated
-from rlad.config.models import ConfigModel, Fraction, RunConfig
+from rlad.config.models import RunConfig
 from rlad.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]

@@ -66,13 +66,22 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     if malformed:
         raise ConfigError(f"an override is key=value, for example training.steps=10; got {', '.join(map(repr, malformed))}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(_without_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides)))
         settings = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds a list, a configuration is a mapping of settings")
     return {str(key): value for key, value in settings.items()}
+
+
+def _without_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
+    """A teacher that overrides give as a shared one (`teacher.service=NAME`) takes the file's place whole: its engine's settings are another's matter."""
+    for override in overrides:
+        section, _, key = override.partition("=")[0].rpartition(".")
+        if key in ("service", "url") and section.split(".")[0] in ("teacher", "teachers") and OmegaConf.select(settings, section) is not None:
+            OmegaConf.update(settings, section, {}, merge=False)
+    return settings
 
 
 def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:
@@ -89,7 +98,8 @@ def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+        # A part in parentheses is the kind of section that was chosen, no key.
+        where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("(")) or "the configuration"
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(model))}"
         elif problem["type"] == "missing":
@@ -99,6 +109,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
+    if key in (known := set(known)):
+        return ": another kind of section has it, not this one"
     nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean `{nearest[0]}`?" if nearest else ""
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rlad.advantages import OverlongPenalty
+from rlad.config.base import ConfigModel as ConfigModel
+from rlad.config.base import Fraction, PositiveInt, Seconds
+from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
 from rlad.errors import ConfigError
 from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
 # Part of a Serve application's name, of a metric's, and of a setting's on the command line.
 TeacherId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -27,12 +27,6 @@ def _alone(value: Any) -> Any:
 
 TeacherMix = Annotated[dict[TeacherId, Weight], Field(min_length=1), BeforeValidator(_alone)]
 """Who scores a prompt's responses: an id, or ids with the weights that each teacher's probabilities have in the mixture of all."""
-
-
-class ConfigModel(BaseModel):
-    """Frozen, and strict about its keys: a misspelt setting must not train a model for a day."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelConfig(ConfigModel):
@@ -152,41 +146,6 @@ class OfflineConfig(ConfigModel):
     def generator_of(self, rollout: RolloutConfig) -> RolloutConfig:
         """Settings of the teacher's engines, for a run whose student is sampled with `rollout`."""
         return rollout.model_copy(update=self.rollout.model_dump(exclude_none=True))
-
-
-class ScoringConfig(ConfigModel):
-    """A Serve application in which a frozen model scores finished groups."""
-
-    path: str | None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
-    replicas: PositiveInt = 1
-    tensor_parallel: PositiveInt = Field(1, description="GPUs of one replica (vllm engine).")
-    max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
-    token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
-    cache_tokens: Annotated[int, Field(ge=0)] = Field(
-        1_000_000,
-        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
-    )
-    gpu_memory_fraction: Fraction = 0.9
-    kv_cache_gib: Annotated[int, Field(ge=1)] = 1
-    cpus_per_replica: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
-    threads: PositiveInt = 1
-    timeout_s: Seconds = Field(300, description="Deadline of scoring one group.")
-    max_retries: Annotated[int, Field(ge=0)] = 3
-
-
-class TeacherConfig(ScoringConfig):
-    """The Serve application that scores finished groups."""
-
-    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
-
-
-class ReferenceConfig(ScoringConfig):
-    """The frozen reference policy of objectives with a penalty for leaving it: one more application like a teacher's, asked for sampled tokens only."""
-
-    path: str | None = Field(None, description="As a teacher's; default: the student as it starts.")
 
 
 class VerifierPoolConfig(ConfigModel):
@@ -339,8 +298,8 @@ class RunConfig(ConfigModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     seed: int = 0
     student: ModelConfig
-    teacher: TeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
-    teachers: dict[TeacherId, TeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
+    teacher: AnyTeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
+    teachers: dict[TeacherId, AnyTeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
     teacher_routes: dict[str, TeacherMix] = Field(
         {},
         description="Who teaches a task: an id, or `{ID: weight}` for the mixture of several. A prompt's metadata `teacher_id` goes before it. "
@@ -387,6 +346,8 @@ class RunConfig(ConfigModel):
                 raise ValueError(
                     "an offline run needs a teacher, which writes the traces: add a `teacher:` section, or set offline.traces to a folder of them"
                 )
+            if self.teacher is not None and not isinstance(self.teacher, TeacherConfig):
+                raise ValueError("an offline run samples from its teacher, and a shared one only scores: give the teacher's `path:`")
             return self
         if self.teacher is not None and self.teachers:
             raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
@@ -488,15 +449,15 @@ class RunConfig(ConfigModel):
         return self.objective.uses_reference
 
     @property
-    def teachers_by_id(self) -> dict[str, TeacherConfig]:
+    def teachers_by_id(self) -> dict[str, TeacherConfig | SharedTeacherConfig]:
         """All teachers; the only one, given as `teacher`, has that as its id."""
-        return {"teacher": self.teacher} if self.teacher is not None else self.teachers
+        return {"teacher": self.teacher} if self.teacher is not None else dict(self.teachers)
 
     @property
     def frozen_models(self) -> dict[str, TeacherConfig]:
-        """Every frozen model by its pool: those that score, or the teacher that writes an offline run's traces."""
-        writer = {"teacher": self.teacher} if self.teacher is not None and self.offline is not None else {}
-        return writer | self.scoring_pools
+        """Every frozen model that the run starts, by its pool: those that score, or the teacher that writes an offline run's traces."""
+        writer = self.teacher if self.offline is not None else None
+        return ({"teacher": writer} if isinstance(writer, TeacherConfig) else {}) | self.scoring_pools
 
     @property
     def teacher_pools(self) -> dict[str, str]:
@@ -507,9 +468,16 @@ class RunConfig(ConfigModel):
 
     @property
     def scoring_pools(self) -> dict[str, TeacherConfig]:
-        """Every frozen model that scores, by its pool: `teacher`, or `teacher-ID` for each of several; `reference`."""
-        pools = {pool: self.teachers_by_id[name] for name, pool in self.teacher_pools.items()}
+        """Every frozen model that scores and that the run starts, by its pool: `teacher`, or `teacher-ID` for each of several; `reference`."""
+        teachers = {pool: self.teachers_by_id[name] for name, pool in self.teacher_pools.items()}
+        pools = {pool: teacher for pool, teacher in teachers.items() if isinstance(teacher, TeacherConfig)}
         if self.reference is not None:
             path = self.student.path if self.reference.path is None else self.reference.path
             pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})
         return pools
+
+    @property
+    def shared_teachers(self) -> dict[str, SharedTeacherConfig]:
+        """Every teacher that is there without the run, by the pool it would be; they take nothing of the run's machines."""
+        teachers = {pool: self.teachers_by_id[name] for name, pool in self.teacher_pools.items()}
+        return {pool: teacher for pool, teacher in teachers.items() if not isinstance(teacher, TeacherConfig)}

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rlad.config.comparison import CompareConfig, MethodConfig
 from rlad.config.models import EvaluationSuite, RunConfig
+from rlad.config.teachers import TeacherHttpConfig, TeacherServiceFile
 
 _INTRODUCTION = """# Configuration
 
@@ -20,6 +21,8 @@ A run is one YAML file (see `configs/`). Any setting can be given on the command
 A key that is not listed here is refused. This page is made from the code by `make reference`.
 """
 
+# Of sections that are one of several kinds by the key that they have.
+_CHOOSING_KEYS = ("service", "url")
 # What the keys of a mapping of sections are.
 _MAPPING_KEYS = {"verifiers": ".TASK", "teachers": ".ID"}
 
@@ -36,6 +39,10 @@ def reference() -> str:
             *_heading("Comparison (`rlad compare FILE`)", CompareConfig),
             *_table("", CompareConfig),
             *_table("methods.NAME.", MethodConfig, is_continued=True),
+            "",
+            *_heading("Teacher service (`rlad teacher deploy FILE`)", TeacherServiceFile),
+            *_table("", TeacherServiceFile),
+            *_table("http.", TeacherHttpConfig, is_continued=True),
             "",
         ]
     )
@@ -81,7 +88,7 @@ def _variant(model: type[BaseModel]) -> str:
         field = model.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is Literal:
             return f"(`{key}: {get_args(field.annotation)[0]}`)"
-    return ""
+    return next((f"(`{key}: ...`)" for key in _CHOOSING_KEYS if key in model.model_fields), "")
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

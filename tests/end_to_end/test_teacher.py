@@ -17,7 +17,8 @@ import torch
 from ray import serve
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from actors.teacher import TeacherClient, delete_teacher, deploy_teacher
+from actors.teacher import TeacherClient
+from actors.teacher_deployment import delete_teacher, deploy_teacher
 from rlad.config import TeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint

@@ -74,3 +74,13 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert [line["step"] for line in read_json_lines(path)] == [1, 2]
+
+
+def test_a_run_is_continued_under_the_teachers_that_it_began_with(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.record_teachers({"logic": "a1", "math": "b2"})
+    run.record_teachers({"math": "b2", "logic": "a1"})
+    with pytest.raises(ConfigError, match=f"math is another model than when {tmp_path} was started"):
+        run.record_teachers({"logic": "a1", "math": "b3"})
+    with pytest.raises(ConfigError, match="logic, third is another model"):
+        run.record_teachers({"math": "b2", "third": "c"})

@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from pipelines.cluster import demand_by_pool
-from pipelines.teachers import require_one_vocabulary, route_prompts
+from pipelines.teachers import require_can_score, require_one_vocabulary, route_prompts
 from rlad.config import RunConfig, load_run_config
 from rlad.data.prompts import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
+from rlad.teacher_wire import TeacherIdentity
 
 TWO = {"algebra": {"path": "/models/a"}, "logic": {"path": "/models/l"}}
 
@@ -176,3 +177,27 @@ def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
     assert list(config.frozen_models) == ["teacher"]
     assert run_config(teachers=TWO).teacher_pools == {"algebra": "teacher-algebra", "logic": "teacher-logic"}
     assert run_config(teacher={"path": "/t"}).teacher_pools == {"teacher": "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "vocabulary", "settings", "problem"),
+    [
+        ("vllm", 30, {}, None),
+        ("transformers", 30, {"rollout": {"temperature": 0.7}}, None),
+        ("vllm", 30, {"rollout": {"temperature": 0.7}}, "the teacher's vllm engine scores at temperature 1 only"),
+        ("vllm", 30, {"objective": LIKELIEST}, None),
+        ("vllm", 30, {"objective": FULL}, "wants the teacher's full vocabulary, which the vllm engine does not give"),
+        ("transformers", 30, {"objective": FULL}, None),
+        ("transformers", 32, {"objective": FULL}, "output layers of teacher and student have 32 and 30 entries"),
+    ],
+)
+def test_a_shared_teacher_that_cannot_score_what_the_run_wants_is_refused(
+    make_model: Callable[..., Path], engine: Literal["vllm", "transformers"], vocabulary: int, settings: dict[str, Any], problem: str | None
+) -> None:
+    config = run_config(teacher={"service": "kk"}, student={"path": str(make_model())}, **settings)
+    identity = TeacherIdentity(teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0)
+    if problem is None:
+        require_can_score("teacher", identity, config)
+    else:
+        with pytest.raises(PlanError, match=problem):
+            require_can_score("teacher", identity, config)

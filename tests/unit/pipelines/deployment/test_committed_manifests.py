@@ -30,10 +30,6 @@ def test_what_is_committed_is_what_render_gives(size: str) -> None:
     assert committed == rendered(*SIZES[size]), "run `make manifests`"
 
 
-def test_the_serve_file_is_the_8_gpu_run_s_teacher() -> None:
-    assert (ROOT / "deploy" / "serve" / "teacher.yaml").read_text() == (OVERLAYS / "8-gpus" / "serve.yaml").read_text(), "run `make manifests`"
-
-
 def test_the_other_8_gpu_setting_takes_the_same_pods() -> None:
     """So deploy/kuberay has no folder for it: it is the same cluster with another configuration."""
     one, other = (yaml.safe_load(rendered(name, 80.0)["rayjob.yaml"]) for name in ("qwen3_0.6b_kk_2k.yaml", "qwen3_1.7b_kk_8k.yaml"))

@@ -13,13 +13,12 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from actors.placement import POOL_LABEL
-from actors.teacher_app import TeacherApplicationConfig
 from pipelines.deployment.manifests import DeploymentOptions
 from pipelines.deployment.render import Rendered, render
 from pipelines.deployment.sizing import SizingOptions
 from pipelines.deployment.workload import CONFIG_FILE
 from pipelines.plan import pool_plans
-from rlad.config import EvaluationSuite, RunConfig, load_evaluation_suite, load_run_config
+from rlad.config import EvaluationSuite, RunConfig, TeacherServiceConfig, load_evaluation_suite, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
 from rlad.errors import PlanError
@@ -222,6 +221,20 @@ def test_suspended_means_that_nothing_starts(schemas: dict[str, Any]) -> None:
         assert violations(found[kind]) == []
 
 
+def test_a_shared_teacher_has_no_pods_and_no_service_in_a_run_s_manifests() -> None:
+    with_its_own, shared = rendered("qwen3_0.6b_kk_2k.yaml"), rendered("qwen3_0.6b_kk_2k.yaml", "teacher.url=https://teacher.example/qwen3-8b")
+    pools = [{group.pool for group in files.groups} for files in (with_its_own, shared)]
+    assert pools[0] - pools[1] == {"teacher"}
+    groups = manifests(shared)["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert "teacher" not in [group["groupName"] for group in groups]
+    assert "RayService" not in manifests(shared)
+    assert shared.left_out == (
+        "rayservice: no teacher scores in this configuration that the run deploys, so there is none to serve: leave out rayservice",
+    )
+    config = yaml.safe_load(yaml.safe_load(shared.files["config.yaml"])["data"]["config.yaml"])
+    assert config["teacher"] == {"url": "https://teacher.example/qwen3-8b"}
+
+
 def test_the_service_s_teachers_are_what_serve_takes(tmp_path: Path) -> None:
     overrides = ["teacher=null", "teachers.small={path: a, gpus_per_replica: 1, replicas: 2}", "teachers.large={path: b, gpus_per_replica: 2}"]
     files = rendered("qwen3_0.6b_kk_2k.yaml", *overrides, "teacher_routes.knights_knaves=small", max_workers={"teacher-small": 4})
@@ -229,7 +242,7 @@ def test_the_service_s_teachers_are_what_serve_takes(tmp_path: Path) -> None:
     assert yaml.safe_load(manifests(files)["RayService"]["spec"]["serveConfigV2"]) == config
     schema = ServeDeploySchema.model_validate(config)
     assert [application.name for application in schema.applications] == ["teacher-small", "teacher-large"]
-    settings = [TeacherApplicationConfig.model_validate(application.args) for application in schema.applications]
+    settings = [TeacherServiceConfig.model_validate(application.args) for application in schema.applications]
     assert [(each.path, each.replicas, each.max_replicas, each.pool) for each in settings] == [
         ("/mnt/rlad/a", 2, 4, "teacher-small"),
         ("/mnt/rlad/b", 1, None, "teacher-large"),

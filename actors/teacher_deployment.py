@@ -1,0 +1,203 @@
+"""Teachers as named Serve applications: deployed for one run, or as a service that several runs share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from actors.serve_applications import QUIET, delete_application, deploy_application, deployment_handle, serve_status, wait_until_running
+from actors.teacher import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
+from actors.teacher_server import TeacherServer
+from rlad.config import ServiceTeacherConfig, TeacherConfig, TeacherServiceConfig
+from rlad.errors import PlanError, RladError, VocabularyMismatchError
+from rlad.teacher_wire import TeacherIdentity
+
+logger = logging.getLogger(__name__)
+
+SHARED_TEACHER = "SharedTeacher"
+"""Name of the scoring deployment of every service; a run's own teacher has another."""
+
+# How often Serve asks a replica for its health. A dead replica is found, and replaced, no sooner than that.
+_HEALTH_CHECK_PERIOD_S = 1.0
+# How long a replica may take to answer, three times in a row, before it is replaced: a machine under load is slow, its replicas are not broken.
+_HEALTH_CHECK_TIMEOUT_S = 60.0
+# How long a replica that is being removed may go on with the groups it has.
+_DRAIN_S = 20.0
+
+
+async def deploy_teacher(
+    config: TeacherConfig,
+    *,
+    app_name: str,
+    tokenizer_fingerprint: str,
+    start_timeout_s: float,
+    label_selector: dict[str, str] | None = None,
+) -> TeacherClient:
+    """Deploy a teacher for one run and wait until all its replicas are up.
+
+    Args:
+        config: with `path` a model directory that the replicas' nodes can read.
+        app_name: of the Serve application; one of this name that is already there is replaced.
+        tokenizer_fingerprint: of the student.
+        start_timeout_s: deadline.
+        label_selector: of the nodes that the replicas may run on; any by default.
+
+    Raises:
+        EngineError: the engine does not start on this model.
+        VocabularyMismatchError: teacher and student do not share a vocabulary. The teacher is taken down again.
+        DeadlineError: replicas were not up in time.
+        PlanError: Serve is set up so that results cannot be passed by reference.
+    """
+    application = teacher_application(config, label_selector=label_selector or {})
+    try:
+        handle = await deploy_application(application, app_name=app_name, start_timeout_s=start_timeout_s)
+        identity = await ask_identity(handle, who=_who(app_name))
+        require_tokenizer(identity, tokenizer_fingerprint, who=f"{_who(app_name)} ({config.path})")
+    except RladError:
+        await delete_teacher(app_name)
+        raise
+    logger.info("teacher=%s fingerprint=%s engine=%s replicas=%d", app_name, identity.teacher, config.engine, config.replicas)
+    return TeacherClient(
+        handle=handle,
+        app_name=app_name,
+        teacher=identity.teacher,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        client=app_name,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+    )
+
+
+async def attach_teacher(
+    config: ServiceTeacherConfig, *, client: str, tokenizer_fingerprint: str, start_timeout_s: float
+) -> tuple[TeacherClient, TeacherIdentity]:
+    """Join a teacher service of this Ray cluster.
+
+    Args:
+        client: who will ask, for quotas.
+        tokenizer_fingerprint: of the student.
+        start_timeout_s: deadline, for a service that is just being deployed.
+
+    Raises:
+        PlanError: there is no service of this name, or it is another model than `config.fingerprint`.
+        VocabularyMismatchError: teacher and student do not share a vocabulary.
+        EngineError, DeadlineError: it does not come up.
+    """
+    name, who = config.service, f"teacher service {config.service!r}"
+    handle = await find_service(name)
+    await wait_until_running(name, deadline=time.monotonic() + start_timeout_s)
+    identity = await ask_identity(handle, who=who, max_retries=config.max_retries)
+    require_tokenizer(identity, tokenizer_fingerprint, who=who)
+    require_fingerprint(identity, config.fingerprint, who=who)
+    attached = TeacherClient(
+        handle=handle,
+        app_name=name,
+        teacher=identity.teacher,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        client=client,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+    )
+    return attached, identity
+
+
+def require_tokenizer(identity: TeacherIdentity, tokenizer_fingerprint: str, *, who: str) -> None:
+    """
+    Raises:
+        VocabularyMismatchError: teacher and student do not share a vocabulary.
+    """
+    if identity.tokenizer != tokenizer_fingerprint:
+        raise VocabularyMismatchError(
+            f"{who} has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}: "
+            "their token ids mean different things; use a teacher and a student with one vocabulary"
+        )
+
+
+def require_fingerprint(identity: TeacherIdentity, fingerprint: str | None, *, who: str) -> None:
+    """
+    Raises:
+        PlanError: it is another model than the configuration wants.
+    """
+    if fingerprint is not None and identity.teacher != fingerprint:
+        raise PlanError(f"{who} is the model {identity.teacher}, the configuration wants {fingerprint}: correct `fingerprint`, or leave it out")
+
+
+async def delete_teacher(app_name: str) -> None:
+    """Take a run's teacher down, after the groups that it has. Does nothing where there is none of this name.
+
+    Raises:
+        DeadlineError: it did not end in time.
+    """
+    await delete_application(app_name, timeout_s=_DRAIN_S + CONTROL_TIMEOUT_S)
+
+
+def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]) -> Application:
+    """The Serve application of one run's teacher, undeployed.
+
+    Args:
+        config: with `path` a model directory that the replicas' nodes can read.
+        label_selector: of those nodes; an empty one takes any.
+    """
+    deployment = serve.deployment(TeacherServer).options(
+        num_replicas=config.replicas, **_replica_options(config, label_selector, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
+    )
+    return deployment.bind(config)
+
+
+def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: dict[str, str]) -> Application:
+    """The Serve application of a service's replicas, undeployed: with quotas, and between `replicas` and `max_replicas` of them by the groups under way."""
+    if config.max_replicas is None:
+        size: dict[str, Any] = {"num_replicas": config.replicas}
+    else:
+        # A client that is refused waits elsewhere, so what it has under way never passes its quota: half of that for long wants another replica.
+        target = config.target_groups or max(1, config.client_quota // 2)
+        size = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas, "target_ongoing_requests": target}}
+    options = _replica_options(config, label_selector, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s)
+    deployment = serve.deployment(TeacherServer).options(name=SHARED_TEACHER, **size, **options)
+    # Only what an engine goes by: where other settings change, Serve keeps the replicas that run.
+    engine = TeacherConfig.model_validate(config.model_dump(include=TeacherConfig.model_fields.keys() - {"replicas"}))
+    return deployment.bind(engine, max_groups_per_client=config.client_quota)
+
+
+def _replica_options(config: TeacherConfig, label_selector: dict[str, str], *, drain_s: float, health_timeout_s: float) -> dict[str, Any]:
+    return {
+        # Serve's default of 5 would leave an engine that batches idle.
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "label_selector": label_selector},
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": health_timeout_s,
+        "graceful_shutdown_timeout_s": drain_s,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        # A model that cannot be loaded does not load at the twentieth try either.
+        "max_constructor_retry_count": 2,
+        "logging_config": QUIET,
+    }
+
+
+async def find_service(name: str) -> Any:
+    """Handle of the replicas of a teacher service on this cluster, which one with HTTP has behind its gateway.
+
+    Raises:
+        PlanError: there is none of this name.
+    """
+    services = await service_names()
+    if name not in services:
+        raise PlanError(
+            f"there is no teacher service {name!r} on this Ray cluster (there {'are ' + ', '.join(services) if services else 'is none'}): "
+            "deploy it with `rlad teacher deploy`, or give the teacher's `path:`"
+        )
+    return await deployment_handle(SHARED_TEACHER, name)
+
+
+async def service_names() -> list[str]:
+    """Teacher services on this cluster."""
+    status = await serve_status()
+    return [] if status is None else [name for name, each in status.applications.items() if SHARED_TEACHER in each.deployments]
+
+
+def _who(app_name: str) -> str:
+    return f"teacher {app_name!r}"
