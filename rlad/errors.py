@@ -70,3 +70,19 @@ class WorkerLostError(RladError, ConnectionError):
 
 class RunStoppedError(RladError, RuntimeError):
     """The run was told to stop, or has failed elsewhere. The message gives the reason."""
+
+
+class RegistryError(RladError, RuntimeError):
+    """The model registry cannot be reached, refuses what it is given, or holds something it should not."""
+
+
+class ModelNotFoundError(RegistryError, LookupError):
+    """The registry holds no such model, version or alias."""
+
+
+class AliasConflictError(RegistryError):
+    """An alias is not where the caller thought it was: somebody has moved it meanwhile. The caller looks again before it decides again."""
+
+
+class CorruptModelError(RegistryError):
+    """A file of a model is not what was registered: another size or checksum, or missing."""

@@ -1,0 +1,134 @@
+"""Create a file only if there is none of its name: what pyarrow's filesystems lack, for each of those that a registry may lie on.
+
+local    a hard link to a finished temporary file; fails where the name exists
+S3       PutObject with `If-None-Match: *` (boto3)
+GCS      upload with `ifGenerationMatch=0` (google-auth)
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from pyarrow import fs
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from rlad.errors import RegistryError
+
+Create = Callable[[str, bytes], bool]
+"""Writes a file at a path if there is none, whole or not at all, and says whether it did."""
+
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10.0, 60.0
+
+
+def create_locally(path: str, content: bytes) -> bool:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".creating-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+class _BusyError(OSError):
+    """Another write to the same name is under way; who wins is not decided yet."""
+
+
+def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
+    """A filesystem on S3 or what speaks it, by its `region`, `endpoint_override` (host:port) and `scheme`."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise RegistryError("a registry on S3 needs boto3: pip install 'rlad[s3]'") from error
+
+    # pyarrow and boto3 look for credentials and region in the same places.
+    filesystem = fs.S3FileSystem(**options, connect_timeout=_CONNECT_TIMEOUT_S, request_timeout=_REQUEST_TIMEOUT_S)
+    endpoint = options.get("endpoint_override")
+    client = boto3.client(
+        "s3",
+        region_name=filesystem.region,
+        endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
+        config=Config(
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_REQUEST_TIMEOUT_S,
+            retries={"mode": "standard", "max_attempts": 5},
+            s3={"addressing_style": "path"} if endpoint else {},
+        ),
+    )
+
+    @retry(
+        retry=retry_if_exception_type(_BusyError), stop=stop_after_delay(_REQUEST_TIMEOUT_S), wait=wait_random_exponential(0.05, max=2), reraise=True
+    )
+    def create(path: str, content: bytes) -> bool:
+        bucket, _, key = path.partition("/")
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", ContentType="application/json")
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                return False
+            raise (_BusyError if status == 409 else OSError)(str(error)) from error
+        except BotoCoreError as error:
+            raise OSError(str(error)) from error
+        return True
+
+    return filesystem, create
+
+
+def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
+    """A filesystem on Google Cloud Storage, or by `endpoint_override`, `scheme` and `anonymous` on what speaks it."""
+    try:
+        import google.auth
+        import requests
+        from google.auth.exceptions import GoogleAuthError
+        from google.auth.transport.requests import AuthorizedSession
+    except ImportError as error:
+        raise RegistryError("a registry on Google Cloud Storage needs google-auth: pip install 'rlad[gcs]'") from error
+
+    is_anonymous = options.get("anonymous") == "true"
+    scheme, endpoint = options.get("scheme", "https"), options.get("endpoint_override")
+    filesystem = fs.GcsFileSystem(
+        anonymous=is_anonymous, scheme=scheme, endpoint_override=endpoint, retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S)
+    )
+
+    def session() -> requests.Session:
+        if is_anonymous:
+            return requests.Session()
+        credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/devstorage.read_write"])
+        return AuthorizedSession(credentials)
+
+    def create(path: str, content: bytes) -> bool:
+        bucket, _, name = path.partition("/")
+        url = f"{scheme}://{endpoint or 'storage.googleapis.com'}/upload/storage/v1/b/{bucket}/o"
+        only_if_absent = {"uploadType": "media", "name": name, "ifGenerationMatch": "0"}
+        try:
+            with session() as http:
+                answer = http.post(
+                    url,
+                    params=only_if_absent,
+                    data=content,
+                    headers={"Content-Type": "application/json"},
+                    timeout=(_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S),
+                )
+                if answer.status_code == requests.codes.precondition_failed:
+                    return False
+                answer.raise_for_status()
+        except (requests.RequestException, GoogleAuthError) as error:
+            raise OSError(str(error)) from error
+        return True
+
+    return filesystem, create
