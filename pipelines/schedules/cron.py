@@ -64,7 +64,9 @@ def parse_cron(cron: str, timezone: str) -> WallClockTrigger:
         raise ConfigError(f"a schedule has five cron fields, as '0 2 * * *' for every night at two; got {cron!r}")
     minute, hour, day, month, weekday = fields
     if day != "*" and weekday != "*":
-        raise ConfigError(f"day of the month and day of the week are both given in {cron!r}, and cron programs differ on what that means: add two schedules")
+        raise ConfigError(
+            f"day of the month and day of the week are both given in {cron!r}, and cron programs differ on what that means: add two schedules"
+        )
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -77,34 +79,33 @@ def parse_cron(cron: str, timezone: str) -> WallClockTrigger:
 
 def next_fire_time(trigger: WallClockTrigger, after: datetime) -> datetime | None:
     """The first time after `after`; None of a date that never comes."""
-    return next(_fire_times(trigger, after), None)
+    return next(next_fire_times(trigger, after), None)
+
+
+def next_fire_times(trigger: WallClockTrigger, after: datetime) -> Iterator[datetime]:
+    """All times after `after`, on the trigger's own clock."""
+    zone, previous = trigger.timezone, after.astimezone(UTC)
+    while True:
+        found = trigger.get_next_fire_time(None, (previous + timedelta(microseconds=1)).astimezone(zone))
+        if found is None:
+            return
+        yield found
+        previous = found.astimezone(UTC)
 
 
 def due(trigger: WallClockTrigger, *, after: datetime, now: datetime, grace: timedelta) -> Due | None:
     """What a schedule that last ticked at `after` has to do now: at most one tick, however many were missed."""
     passed: list[datetime] = []
-    for fire in _fire_times(trigger, after):
+    for fire in next_fire_times(trigger, after):
         if fire > now:
             break
         passed.append(fire)
         if len(passed) == _MOST_COUNTED:  # look at the end of a long sleep instead
-            passed += list(takewhile(lambda late: late <= now, _fire_times(trigger, max(fire, now - grace))))[-1:]
+            passed += list(takewhile(lambda late: late <= now, next_fire_times(trigger, max(fire, now - grace))))[-1:]
             break
     if not passed:
         return None
     return Due(scheduled_at=passed[-1], coalesced=len(passed) - 1, is_late=now - passed[-1] > grace)
-
-
-def _fire_times(trigger: WallClockTrigger, after: datetime) -> Iterator[datetime]:
-    zone = trigger.timezone
-    previous = after.astimezone(UTC)
-    while True:
-        start = (previous + timedelta(microseconds=1)).astimezone(zone)
-        found = trigger.get_next_fire_time(None, start)
-        if found is None:
-            return
-        yield found
-        previous = found.astimezone(UTC)
 
 
 def _as_names(weekday: str) -> str:

@@ -86,6 +86,7 @@ class RunPlan:
     """What a tick settled before its run started.
 
     Attributes:
+        registry, model: where the student goes.
         student: model directory, or `starter:RECIPE/ROLE`.
         parent: version of the registry's model that this is; None of the configuration's own student.
         num_prompts, files, new_files: of a schedule with a pattern; how many prompts, from which files, and which of them were new.
@@ -93,6 +94,8 @@ class RunPlan:
         evaluation_fingerprint: of the frozen evaluation at that time.
     """
 
+    registry: str
+    model: str
     student: str
     parent: int | None
     num_prompts: int | None

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -235,7 +234,15 @@ class ScheduleStore:
         """Record a tick that found another one under way. The only write without a lease."""
         now = self._clock()
         tick = Tick(
-            schedule=name, kind=kind, status="refused", scheduled_at=scheduled_at, run_id=None, coalesced=0, started_at=now, ended_at=now, reason=reason
+            schedule=name,
+            kind=kind,
+            status="refused",
+            scheduled_at=scheduled_at,
+            run_id=None,
+            coalesced=0,
+            started_at=now,
+            ended_at=now,
+            reason=reason,
         )
         with self._engine.begin() as connection:
             return self._insert(connection, tick)

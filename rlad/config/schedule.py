@@ -70,5 +70,7 @@ class ScheduleConfig(ConfigModel):
     retry_wait_s: Annotated[float, Field(ge=0)] = Field(30, description="Pause before the first retry; doubled for each further one.")
     stop_grace_s: Seconds = Field(60, description="Between the request to end and the kill.")
     misfire_grace_s: Seconds = Field(3600, description="A tick that comes later than this is missed. Several that are due at once are one.")
-    lease_s: Annotated[float, Field(ge=1)] = Field(60, description="A ticker that has not been heard of for so long has lost its schedule to the next.")
+    lease_s: Annotated[float, Field(ge=1)] = Field(
+        60, description="A ticker that has not been heard of for so long has lost its schedule to the next."
+    )
     notify: NotifyConfig = NotifyConfig()
