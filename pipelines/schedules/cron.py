@@ -23,7 +23,7 @@ _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MOST_COUNTED = 1000
 
 
-class WallClockTrigger(CronTrigger):  # type: ignore[misc]
+class WallClockTrigger(CronTrigger):
     """A cron trigger that passes an hour which comes twice only once, unless its hours are all hours."""
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:

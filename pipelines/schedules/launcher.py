@@ -117,5 +117,5 @@ def last_error_line(log: Path, start: int = 0) -> str | None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - _TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower()]
-    return (errors or lines or [None])[-1]
+    found = [line for line in lines if "error:" in line.lower()] or lines
+    return found[-1] if found else None

@@ -1,0 +1,199 @@
+"""A schedule that ticks for real: a daemon, runs with every engine on one local cluster, a registry; overlapped, killed, continued, and judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from pipelines.run_directory import RunDirectory, read_json_lines
+from rlad.data.knights_knaves.prompts import generate_prompts
+from rlad.data.prompt_files import read_prompt_file, write_prompt_file
+from rlad.ledger import Ledger
+from rlad.registry import ModelRegistry
+
+pytestmark = pytest.mark.engine
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
+STEPS, LEASE_S = 3, 8
+SHORT = ["evaluation.every_steps=0", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
+MODEL = "kk-student"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the schedules of this test live."""
+
+    folder: Path
+
+    def rlad(self, *arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder)
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        store = f"sqlite:///{self.folder / 'schedules.sqlite'}"
+        return [sys.executable, "-m", "pipelines", "schedule", *map(str, arguments), "--store", store]
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        result = self.rlad("history", name, "--json")
+        assert result.returncode == 0, result.stderr
+        ticks: list[dict[str, Any]] = json.loads(result.stdout)
+        return ticks
+
+    def run(self, name: str, run_id: str) -> RunDirectory:
+        return RunDirectory(self.folder / "runs" / name / "runs" / run_id)
+
+    @property
+    def registry(self) -> ModelRegistry:
+        return ModelRegistry.open(str(self.folder / "registry"))
+
+
+def wait_for(what: str, done: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A schedule that has ticked twice, the second time killed in mid-run, and a schedule of the same model whose learning rate ruins the student."""
+    site = Site(folder=tmp_path_factory.mktemp("site"))
+    prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
+    (site.folder / "prompts").mkdir()
+    write_prompt_file(prompts[:32], site.folder / "prompts" / "monday.jsonl")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4}, shutdown_at_exit=True)
+    cluster_and_lease = ["--address", cluster.address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
+    every_minute = ["--cron", "* * * * *", "--timezone", "Europe/Berlin", "--prompts", "prompts/*.jsonl"]
+    added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *cluster_and_lease)
+    assert added.returncode == 0, added.stderr
+    with (site.folder / "daemon.log").open("wb") as log, subprocess.Popen(
+        site.command("serve", "--look-s", "1"), stdout=log, stderr=log, cwd=site.folder
+    ) as daemon:
+        try:
+            first_run_by_the_daemon(site)
+            write_prompt_file(prompts[32:], site.folder / "prompts" / "tuesday.jsonl")
+            second_run_killed_and_continued(site)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            (site.folder / "daemon.status").write_text(str(daemon.wait(60)))
+    ruin = ["learner.optimizer.lr=0.05", "training.steps=1", "--cron", "0 2 * * *", "--start-from", "config"]
+    assert site.rlad("add", "ruin", SMOKE, *SHORT, *ruin, *cluster_and_lease).returncode == 0
+    ruined = site.rlad("run-now", "ruin")
+    assert ruined.returncode == 0, ruined.stdout + ruined.stderr
+    yield site
+    cluster.shutdown()
+
+
+def first_run_by_the_daemon(site: Site) -> None:
+    wait_for("the first tick", lambda: bool(site.history("nightly")), 90)
+    assert site.rlad("pause", "nightly").returncode == 0  # or it would tick every minute
+    overlapping = site.rlad("run-now", "nightly")
+    assert overlapping.returncode == 1
+    assert "refused" in overlapping.stdout
+    wait_for("the end of the first run", lambda: site.history("nightly")[0]["status"] != "running", 240)
+
+
+def second_run_killed_and_continued(site: Site) -> None:
+    with subprocess.Popen(site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder) as ticker:
+        wait_for("the second run", lambda: len(site.history("nightly")) == 3, 60)
+        run = site.run("nightly", site.history("nightly")[2]["run_id"])
+        wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 120)
+        children = psutil.Process(ticker.pid).children(recursive=True)
+        os.kill(ticker.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive  # nobody would watch it
+    assert len(read_json_lines(run.metrics)) < STEPS
+    wait_for("the end of the second run", lambda: site.history("nightly")[2]["status"] != "running", 240)
+
+
+def test_the_first_run_is_promoted_by_the_daemon(site: Site) -> None:
+    first = site.history("nightly")[0]
+    assert (first["kind"], first["event"], first["attempts"]) == ("cron", "promoted", 1)
+    assert first["plan"]["parent"] is None
+    assert first["outcome"]["version"] == 1
+    assert "nothing is in production yet" in first["outcome"]["reason"]
+    assert first["scheduled_at"].endswith(":00Z")
+    assert site.registry.history(MODEL)[0].version == 1
+
+
+def test_an_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
+    refused = site.history("nightly")[1]
+    assert (refused["kind"], refused["event"], refused["run_id"]) == ("manual", "refused", None)
+    assert "under way" in refused["reason"]
+
+
+def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site: Site) -> None:
+    second = site.history("nightly")[2]
+    assert (second["kind"], second["status"], second["attempts"]) == ("manual", "finished", 2)
+    assert second["plan"]["parent"] == 1
+    run = site.run("nightly", second["run_id"])
+    path = site.registry.local_path(site.registry.get(MODEL, 1))
+    assert run.read_config().student.path == str(path)
+    assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2, 3]
+    ledger = Ledger(run.ledger, read_only=True)
+    counts = ledger.counts()
+    ledger.close()
+    assert (counts.lost, counts.duplicated) == (0, 0)
+
+
+def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
+    first, _, second = site.history("nightly")
+    assert [Path(file["path"]).name for file in first["plan"]["new_files"]] == ["monday.jsonl"]
+    assert [Path(file["path"]).name for file in second["plan"]["new_files"]] == ["tuesday.jsonl"]
+    assert (first["plan"]["num_prompts"], second["plan"]["num_prompts"]) == (32, 64)
+
+
+def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
+    frozen = {record.id for record in read_prompt_file(site.folder / "runs" / "nightly" / "evaluation.jsonl")}
+    versions = site.registry.versions(MODEL)
+    assert len(versions) == 3
+    assert all(set(version.evaluation.prompts) == frozen for version in versions)
+
+
+def test_a_worse_student_is_not_promoted(site: Site) -> None:
+    (ruined,) = site.history("ruin")
+    assert ruined["event"] == "kept"
+    assert ruined["outcome"]["version"] == 3
+    assert ruined["outcome"]["difference"] < 0
+    assert ruined["outcome"]["incumbent_source"] == "its own run"  # the frozen evaluation is the same, so nothing had to be asked again
+    assert ruined["plan"]["parent"] is None
+    aliases = site.registry.aliases(MODEL)
+    promoted = site.history("nightly")[2]["event"] == "promoted"
+    assert aliases["production"] == ruined["outcome"]["incumbent"] == (2 if promoted else 1)
+    assert aliases["best"] in (1, 2)
+
+
+def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
+    first, second, ruined = site.registry.versions(MODEL)
+    assert [version.lineage.parent for version in (first, second, ruined)] == [None, f"{MODEL}@1", None]
+    ticks = [site.history("nightly")[0], site.history("nightly")[2], *site.history("ruin")]
+    for version, tick in zip((first, second, ruined), ticks, strict=True):
+        assert version.lineage.run_id.startswith(tick["run_id"])
+        assert version.config is not None
+        assert version.config["name"] == tick["run_id"]
+    assert second.lineage.num_prompts == 64
+
+
+def test_the_daemon_ended_in_order_and_told_what_it_did(site: Site) -> None:
+    assert (site.folder / "daemon.status").read_text() == "0"
+    log = (site.folder / "daemon.log").read_text()
+    assert log.count("tick_ended schedule=nightly") == 2
+    assert "Traceback" not in log
+
+
+def test_the_settings_that_a_run_was_started_with_are_kept(site: Site) -> None:
+    stored = yaml.safe_load((site.folder / "runs" / "nightly" / "configs" / f"{site.history('nightly')[0]['run_id']}.yaml").read_text())
+    assert stored["evaluation"]["prompts"]["path"] == str(site.folder / "runs" / "nightly" / "evaluation.jsonl")
