@@ -57,13 +57,20 @@ class RunLauncher(Protocol):
     def start(self, request: RunRequest) -> RunningRun: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildProcess:
-    """Starts a run as a process of this machine, in a process group of its own."""
+    """Starts a run as a process of this machine, in a process group of its own.
+
+    Attributes:
+        command: that the request's arguments follow.
+    """
+
+    command: tuple[str, ...] = (sys.executable, "-m", "pipelines")
 
     def start(self, request: RunRequest) -> RunningRun:
         request.log.parent.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", _LEASH, str(os.getpid()), sys.executable, "-m", "pipelines", *request.arguments]
+        command = [sys.executable, "-m", _LEASH, str(os.getpid()), *self.command, *request.arguments]
         with request.log.open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(

@@ -12,12 +12,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from platformdirs import user_data_path
 from pydantic import TypeAdapter
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from pipelines.schedules.records import Lease, Schedule, SeenFile, Tick, TickKind, TickStatus
 from rlad.config.load import validated
@@ -89,8 +90,9 @@ class ScheduleStore:
             _TABLES.create_all(self._engine)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise ScheduleError(f"{_URL_ENV} has to be a database URL whose driver is installed, as sqlite:///FILE: {error}") from error
-        except OperationalError as error:
-            raise ScheduleError(f"the schedules at {self._shown} cannot be opened: {error.orig}") from error
+        except (DBAPIError, OSError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise ScheduleError(f"the schedules at {self._shown} cannot be opened: {reason}") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -297,6 +299,4 @@ class ScheduleStore:
 
 
 def _make_folder(database: str) -> None:
-    from pathlib import Path
-
     Path(database).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 
 from pipelines.run_directory import RunDirectory, read_json_lines
 from rlad.data.knights_knaves.prompts import generate_prompts
@@ -30,16 +30,32 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 STEPS, LEASE_S = 3, 8
 SHORT = ["evaluation.every_steps=0", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
 MODEL = "kk-student"
+# A process of its own, since only processes that begin with the token have it. Ends with its input.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where the schedules of this test live."""
+    """Where the schedules of this test live, and the token of their cluster."""
 
     folder: Path
+    token: str
 
     def rlad(self, *arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder)
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder, env=self.environment
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def command(self, *arguments: str | Path) -> list[str]:
         store = f"sqlite:///{self.folder / 'schedules.sqlite'}"
@@ -69,21 +85,33 @@ def wait_for(what: str, done: Callable[[], bool], timeout_s: float) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A schedule that has ticked twice, the second time killed in mid-run, and a schedule of the same model whose learning rate ruins the student."""
-    site = Site(folder=tmp_path_factory.mktemp("site"))
+    site = Site(folder=tmp_path_factory.mktemp("site"), token=secrets.token_hex(32))
     prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
     (site.folder / "prompts").mkdir()
     write_prompt_file(prompts[:32], site.folder / "prompts" / "monday.jsonl")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4}, shutdown_at_exit=True)
-    cluster_and_lease = ["--address", cluster.address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
+    write_prompt_file(prompts[32:], site.folder / "tuesday.jsonl")  # comes in later
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=site.environment)
+    assert cluster.stdout is not None
+    address = next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
+    try:
+        tell_the_story(site, address)
+        yield site
+    finally:
+        cluster.communicate(timeout=60)
+
+
+def tell_the_story(site: Site, address: str) -> None:
+    cluster_and_lease = ["--address", address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
     every_minute = ["--cron", "* * * * *", "--timezone", "Europe/Berlin", "--prompts", "prompts/*.jsonl"]
     added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *cluster_and_lease)
     assert added.returncode == 0, added.stderr
-    with (site.folder / "daemon.log").open("wb") as log, subprocess.Popen(
-        site.command("serve", "--look-s", "1"), stdout=log, stderr=log, cwd=site.folder
-    ) as daemon:
+    with (
+        (site.folder / "daemon.log").open("wb") as log,
+        subprocess.Popen(site.command("serve", "--look-s", "1"), stdout=log, stderr=log, cwd=site.folder, env=site.environment) as daemon,
+    ):
         try:
             first_run_by_the_daemon(site)
-            write_prompt_file(prompts[32:], site.folder / "prompts" / "tuesday.jsonl")
+            (site.folder / "tuesday.jsonl").rename(site.folder / "prompts" / "tuesday.jsonl")
             second_run_killed_and_continued(site)
         finally:
             daemon.send_signal(signal.SIGTERM)
@@ -92,8 +120,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert site.rlad("add", "ruin", SMOKE, *SHORT, *ruin, *cluster_and_lease).returncode == 0
     ruined = site.rlad("run-now", "ruin")
     assert ruined.returncode == 0, ruined.stdout + ruined.stderr
-    yield site
-    cluster.shutdown()
 
 
 def first_run_by_the_daemon(site: Site) -> None:
@@ -103,10 +129,13 @@ def first_run_by_the_daemon(site: Site) -> None:
     assert overlapping.returncode == 1
     assert "refused" in overlapping.stdout
     wait_for("the end of the first run", lambda: site.history("nightly")[0]["status"] != "running", 240)
+    assert site.history("nightly")[0]["status"] == "finished", site.history("nightly")[0]["reason"]
 
 
 def second_run_killed_and_continued(site: Site) -> None:
-    with subprocess.Popen(site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder) as ticker:
+    with subprocess.Popen(
+        site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder, env=site.environment
+    ) as ticker:
         wait_for("the second run", lambda: len(site.history("nightly")) == 3, 60)
         run = site.run("nightly", site.history("nightly")[2]["run_id"])
         wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 120)

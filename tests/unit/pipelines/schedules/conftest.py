@@ -86,9 +86,7 @@ class FakeLauncher:
         config = load_run_config(request.arguments[1])
         run = RunDirectory(request.arguments[request.arguments.index("--run-dir") + 1])
         with run.hold(config, resume=True):
-            lines = [
-                {"step": step, **accuracy(share).as_dict()} for step, share in ((0, self.before), (config.training.steps, self.after))
-            ]
+            lines = [{"step": step, **accuracy(share).as_dict()} for step, share in ((0, self.before), (config.training.steps, self.after))]
             write_atomically(run.evaluations, "".join(json.dumps(line) + "\n" for line in lines))
             write_atomically(run.metrics, json.dumps({"step": config.training.steps, "reward/mean": self.after}) + "\n")
             shutil.rmtree(run.export, ignore_errors=True)
