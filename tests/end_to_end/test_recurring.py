@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from pipelines.run_directory import RunDirectory, read_json_lines
+from pipelines.schedules.records import RunOutcome, RunPlan, Tick
+from pipelines.schedules.store import ScheduleStore
 from rlad.data.knights_knaves.prompts import generate_prompts
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.ledger import Ledger
@@ -59,17 +59,24 @@ class Site:
         return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def command(self, *arguments: str | Path) -> list[str]:
-        store = f"sqlite:///{self.folder / 'schedules.sqlite'}"
-        return [sys.executable, "-m", "pipelines", "schedule", *map(str, arguments), "--store", store]
+        return [sys.executable, "-m", "pipelines", "schedule", *map(str, arguments), "--store", self.store]
 
-    def history(self, name: str) -> list[dict[str, Any]]:
-        result = self.rlad("history", name, "--json")
-        assert result.returncode == 0, result.stderr
-        ticks: list[dict[str, Any]] = json.loads(result.stdout)
-        return ticks
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.folder / 'schedules.sqlite'}"
 
-    def run(self, name: str, run_id: str) -> RunDirectory:
-        return RunDirectory(self.folder / "runs" / name / "runs" / run_id)
+    def history(self, name: str) -> list[Tick]:
+        store = ScheduleStore(self.store)
+        try:
+            return store.history(name)
+        finally:
+            store.close()
+
+    def runs(self, name: str) -> list[Tick]:
+        return [tick for tick in self.history(name) if tick.run_id is not None]
+
+    def run(self, tick: Tick) -> RunDirectory:
+        return RunDirectory(self.folder / "runs" / tick.schedule / "runs" / str(tick.run_id))
 
     @property
     def registry(self) -> ModelRegistry:
@@ -132,21 +139,21 @@ def serving(site: Site, *, look_s: float) -> Iterator[None]:
 
 
 def first_run_by_the_daemon(site: Site) -> None:
-    wait_for("the first tick", lambda: bool(site.history("nightly")), 90)
+    wait_for("the first tick", lambda: bool(site.runs("nightly")), 90)
     assert site.rlad("pause", "nightly").returncode == 0  # or it would tick every minute
     overlapping = site.rlad("run-now", "nightly")
     assert overlapping.returncode == 1
     assert "refused" in overlapping.stdout
-    wait_for("the end of the first run", lambda: site.history("nightly")[0]["status"] != "running", 240)
-    assert site.history("nightly")[0]["status"] == "finished", site.history("nightly")[0]["reason"]
+    wait_for("the end of the first run", lambda: site.runs("nightly")[0].status != "running", 240)
+    assert site.runs("nightly")[0].status == "finished", site.runs("nightly")[0].reason
 
 
 def second_run_killed_and_continued(site: Site) -> None:
     with subprocess.Popen(
         site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder, env=site.environment
     ) as ticker:
-        wait_for("the second run", lambda: len(site.history("nightly")) == 3, 60)
-        run = site.run("nightly", site.history("nightly")[2]["run_id"])
+        wait_for("the second run", lambda: len(site.runs("nightly")) == 2, 60)
+        run = site.run(site.runs("nightly")[1])
         wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 120)
         children = psutil.Process(ticker.pid).children(recursive=True)
         os.kill(ticker.pid, signal.SIGKILL)
@@ -154,32 +161,38 @@ def second_run_killed_and_continued(site: Site) -> None:
     assert gone
     assert not alive  # nobody would watch it
     assert len(read_json_lines(run.metrics)) < STEPS
-    wait_for("the end of the second run", lambda: site.history("nightly")[2]["status"] != "running", 240)
+    wait_for("the end of the second run", lambda: site.runs("nightly")[1].status != "running", 240)
+
+
+def told(tick: Tick) -> tuple[RunPlan, RunOutcome]:
+    assert tick.plan is not None
+    assert tick.outcome is not None, tick.reason
+    return tick.plan, tick.outcome
 
 
 def test_the_first_run_is_promoted_by_the_daemon(site: Site) -> None:
-    first = site.history("nightly")[0]
-    assert (first["kind"], first["event"], first["attempts"]) == ("cron", "promoted", 1)
-    assert first["plan"]["parent"] is None
-    assert first["outcome"]["version"] == 1
-    assert "nothing is in production yet" in first["outcome"]["reason"]
-    assert first["scheduled_at"].endswith(":00Z")
+    first = site.runs("nightly")[0]
+    plan, outcome = told(first)
+    assert (first.kind, first.event, first.attempts) == ("cron", "promoted", 1)
+    assert first.scheduled_at % 60 == 0
+    assert (plan.parent, outcome.version, outcome.incumbent) == (None, 1, None)
+    assert "nothing is in production yet" in outcome.reason
     assert site.registry.history(MODEL)[0].version == 1
 
 
 def test_an_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
-    refused = site.history("nightly")[1]
-    assert (refused["kind"], refused["event"], refused["run_id"]) == ("manual", "refused", None)
-    assert "under way" in refused["reason"]
+    (refused,) = [tick for tick in site.history("nightly") if tick.kind == "manual" and tick.run_id is None]
+    assert refused.event == "refused"
+    assert "another tick of nightly is under way" in str(refused.reason)
 
 
 def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site: Site) -> None:
-    second = site.history("nightly")[2]
-    assert (second["kind"], second["status"], second["attempts"]) == ("manual", "finished", 2)
-    assert second["plan"]["parent"] == 1
-    run = site.run("nightly", second["run_id"])
-    path = site.registry.local_path(site.registry.get(MODEL, 1))
-    assert run.read_config().student.path == str(path)
+    second = site.runs("nightly")[1]
+    plan, _ = told(second)
+    assert (second.kind, second.status, second.attempts) == ("manual", "finished", 2)
+    assert plan.parent == 1
+    run = site.run(second)
+    assert run.read_config().student.path == str(site.registry.local_path(site.registry.get(MODEL, 1)))
     assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2, 3]
     ledger = Ledger(run.ledger, read_only=True)
     counts = ledger.counts()
@@ -188,10 +201,9 @@ def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site:
 
 
 def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
-    first, _, second = site.history("nightly")
-    assert [Path(file["path"]).name for file in first["plan"]["new_files"]] == ["monday.jsonl"]
-    assert [Path(file["path"]).name for file in second["plan"]["new_files"]] == ["tuesday.jsonl"]
-    assert (first["plan"]["num_prompts"], second["plan"]["num_prompts"]) == (32, 64)
+    plans = [told(tick)[0] for tick in site.runs("nightly")]
+    assert [[Path(file.path).name for file in plan.new_files] for plan in plans] == [["monday.jsonl"], ["tuesday.jsonl"]]
+    assert [plan.num_prompts for plan in plans] == [32, 64]
 
 
 def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
@@ -202,35 +214,38 @@ def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
 
 
 def test_a_worse_student_is_not_promoted(site: Site) -> None:
-    (ruined,) = site.history("ruin")
-    assert ruined["event"] == "kept"
-    assert ruined["outcome"]["version"] == 3
-    assert ruined["outcome"]["difference"] < 0
-    assert ruined["outcome"]["incumbent_source"] == "its own run"  # the frozen evaluation is the same, so nothing had to be asked again
-    assert ruined["plan"]["parent"] is None
+    (ruined,) = site.runs("ruin")
+    plan, outcome = told(ruined)
+    assert (ruined.event, outcome.version, plan.parent) == ("kept", 3, None)
+    assert outcome.difference is not None
+    assert outcome.difference < 0
+    assert outcome.incumbent_source == "its own run"  # the frozen evaluation is the same, so nothing had to be asked again
     aliases = site.registry.aliases(MODEL)
-    promoted = site.history("nightly")[2]["event"] == "promoted"
-    assert aliases["production"] == ruined["outcome"]["incumbent"] == (2 if promoted else 1)
+    assert aliases["production"] == outcome.incumbent == (2 if site.runs("nightly")[1].event == "promoted" else 1)
     assert aliases["best"] in (1, 2)
 
 
 def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
-    first, second, ruined = site.registry.versions(MODEL)
-    assert [version.lineage.parent for version in (first, second, ruined)] == [None, f"{MODEL}@1", None]
-    ticks = [site.history("nightly")[0], site.history("nightly")[2], *site.history("ruin")]
-    for version, tick in zip((first, second, ruined), ticks, strict=True):
-        assert version.lineage.run_id.startswith(tick["run_id"])
+    versions = site.registry.versions(MODEL)
+    assert [version.lineage.parent for version in versions] == [None, f"{MODEL}@1", None]
+    for version, tick in zip(versions, [*site.runs("nightly"), *site.runs("ruin")], strict=True):
         assert version.config is not None
-        assert version.config["name"] == tick["run_id"]
-    assert second.lineage.num_prompts == 64
+        assert version.config["name"] == tick.run_id
+        assert version.lineage.run_dir == str(site.run(tick).path)
+    assert [version.lineage.num_prompts for version in versions] == [32, 64, 64]
 
 
-def test_the_daemon_told_what_it_did(site: Site) -> None:
+def test_the_command_tells_the_same_history(site: Site) -> None:
+    result = site.rlad("history", "nightly", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [row["run_id"] for row in json.loads(result.stdout) if row["run_id"]] == [tick.run_id for tick in site.runs("nightly")]
+    text = site.rlad("history", "nightly").stdout
+    assert "promoted" in text
+    assert "refused" in text
+    assert "2 attempts" in text
+
+
+def test_the_daemons_told_what_they_did(site: Site) -> None:
     log = (site.folder / "daemon.log").read_text()
     assert log.count("tick_ended schedule=nightly") == 2
     assert "Traceback" not in log
-
-
-def test_the_settings_that_a_run_was_started_with_are_kept(site: Site) -> None:
-    stored = yaml.safe_load((site.folder / "runs" / "nightly" / "configs" / f"{site.history('nightly')[0]['run_id']}.yaml").read_text())
-    assert stored["evaluation"]["prompts"]["path"] == str(site.folder / "runs" / "nightly" / "evaluation.jsonl")
