@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
+from pipelines.progress import evaluation_table
 from rlad.model_version import AliasChange, ModelVersion, VersionDifference
 
 _NOTHING = "-"
@@ -18,23 +20,18 @@ _NOTHING = "-"
 def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> Table:
     """A model's versions, the newest first."""
     table = Table(title=name, title_justify="left")
-    table.add_column("version", justify="right")
-    table.add_column("aliases")
-    table.add_column("accuracy (95%)", justify="right")
-    table.add_column("steps", justify="right")
-    table.add_column("from")
-    table.add_column("run")
-    table.add_column("size", justify="right")
-    table.add_column("added (UTC)")
+    table.add_column("version", justify="right", no_wrap=True)
+    table.add_column("aliases", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("from", overflow="fold")
+    table.add_column("added (UTC)", no_wrap=True)
     for version in reversed(versions):
+        overall = version.evaluation.overall
         table.add_row(
             str(version.version),
-            ", ".join(alias for alias, number in aliases.items() if number == version.version),
-            _accuracy(version),
-            str(version.lineage.steps),
-            version.lineage.parent or version.lineage.base_model,
-            version.lineage.run_id,
-            decimal(version.num_bytes),
+            "\n".join(alias for alias, number in aliases.items() if number == version.version),
+            f"{overall.mean:.1%} ({overall.low:.0%}-{overall.high:.0%})",
+            escape(version.lineage.parent or version.lineage.base_model),
             _time(version.created_at),
         )
     return table
@@ -48,21 +45,16 @@ def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[
     facts.add_column(overflow="fold")
     facts.add_row("aliases", ", ".join(aliases) or _NOTHING)
     facts.add_row("added (UTC)", _time(version.created_at))
-    facts.add_row("run", f"{lineage.run_id} in {lineage.run_dir}")
-    facts.add_row("started from", lineage.parent or lineage.base_model)
+    facts.add_row("run", escape(f"{lineage.run_id} in {lineage.run_dir}"))
+    facts.add_row("started from", escape(lineage.parent or lineage.base_model))
     for name, teacher in lineage.teachers.items():
-        facts.add_row("teacher" if name == "teacher" else f"teacher {name}", teacher)
+        facts.add_row("teacher" if name == "teacher" else f"teacher {name}", escape(teacher))
     facts.add_row("trained on", f"{lineage.num_prompts} prompts ({lineage.prompts_fingerprint}), {lineage.steps} steps")
     facts.add_row("code", f"rlad {lineage.rlad_version}{f', commit {lineage.git_commit}' if lineage.git_commit else ''}")
     facts.add_row("configuration", f"SHA-256 {lineage.config_sha256}")
-    facts.add_row("files", f"{len(version.files)}, {decimal(version.num_bytes)}{f' in {path}' if path else ''}")
+    facts.add_row("files", escape(f"{len(version.files)}, {decimal(version.num_bytes)}{f' in {path}' if path else ''}"))
     console.print(facts)
-    accuracy = Table(title="Accuracy", title_justify="left")
-    for column in ("", "prompts", f"mean@{version.evaluation.overall.samples}", "95% interval"):
-        accuracy.add_column(column, justify="right" if column else "left")
-    for group, row in [*version.evaluation.groups.items(), ("all", version.evaluation.overall)]:
-        accuracy.add_row(group, str(row.prompts), f"{row.mean:.1%}", f"{row.low:.1%} to {row.high:.1%}")
-    console.print(accuracy)
+    console.print(evaluation_table("Accuracy", version.evaluation, group_by="group"))
 
 
 def history_table(history: Sequence[AliasChange]) -> Table:
@@ -72,7 +64,7 @@ def history_table(history: Sequence[AliasChange]) -> Table:
         table.add_column(column, overflow="fold")
     for change in history:
         target = f"{change.version}{' (rollback)' if change.kind == 'rollback' else ''}"
-        table.add_row(_time(change.at), change.alias, _told(change.previous), target, change.by, change.reason)
+        table.add_row(_time(change.at), change.alias, _told(change.previous), target, escape(change.by), escape(change.reason))
     return table
 
 
@@ -85,7 +77,7 @@ def difference_table(found: VersionDifference) -> Table:
         table.add_section()
         table.add_row(f"[bold]{kind}")
         for key, (a, b) in rows.items():
-            table.add_row(key, _told(a), _told(b))
+            table.add_row(escape(key), _told(a), _told(b))
     return table
 
 
@@ -96,14 +88,9 @@ def _rows(found: VersionDifference) -> dict[str, dict[str, tuple[Any, Any]]]:
     return {kind: dict(rows) for kind, rows in kinds.items() if rows}
 
 
-def _accuracy(version: ModelVersion) -> str:
-    overall = version.evaluation.overall
-    return f"{overall.mean:.1%} ({overall.low:.0%}-{overall.high:.0%})"
-
-
 def _told(value: object) -> str:
-    return _NOTHING if value is None else str(value)
+    return _NOTHING if value is None else escape(str(value))
 
 
 def _time(iso: str) -> str:
-    return iso[:19].replace("T", " ")
+    return iso[:16].replace("T", " ")

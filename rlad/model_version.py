@@ -30,8 +30,7 @@ class ModelFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or ".." in parts or PurePosixPath(self.path).is_absolute():
+        if not _stays_inside(self.path):
             raise ContractError(f"a model's file has to lie inside its directory, got {self.path!r}")
 
 
@@ -89,6 +88,10 @@ class ModelVersion:
     metrics: Mapping[str, float]
     config: Mapping[str, Any] | None
     created_at: str
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not _stays_inside(self.directory):
+            raise ContractError(f"a version has to lie inside the registry, got {self.name!r} in {self.directory!r}")
 
     @property
     def reference(self) -> str:
@@ -229,7 +232,14 @@ def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
-        raise RegistryError(f"{where} is not a {kind.__name__} as this version of rlad writes it: {error}") from error
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "all of it"
+        raise RegistryError(f"{where} is not a {kind.__name__} as this version of rlad writes it: {place}: {first['msg']}") from error
+
+
+def _stays_inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return bool(pure.parts) and ".." not in pure.parts and not pure.is_absolute()
 
 
 def _accuracies(summary: EvaluationSummary) -> dict[str, float]:

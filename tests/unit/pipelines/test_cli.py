@@ -40,6 +40,7 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"), "as --max-workers rollout=8; got 'rollout'"),
         (("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"), "no pool rollouts: the pools are rollout, teacher"),
         (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
+        (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_deploy_render_writes_what_kubectl_applies(tmp_path: Path) -> None:
 
 def test_help_names_every_command() -> None:
     text = rlad("--help").stdout
-    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger", "deploy"):
+    for command in ("run", "offline", "plan", "pretrain", "eval", "compare", "report", "ledger", "deploy", "registry"):
         assert command in text
 
 
