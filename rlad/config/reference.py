@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rlad.config.comparison import CompareConfig, MethodConfig
 from rlad.config.models import EvaluationSuite, RunConfig
+from rlad.config.schedule import NotifyConfig, PromptRefresh, ScheduleConfig
 
 _INTRODUCTION = """# Configuration
 
@@ -36,6 +37,11 @@ def reference() -> str:
             *_heading("Comparison (`rlad compare FILE`)", CompareConfig),
             *_table("", CompareConfig),
             *_table("methods.NAME.", MethodConfig, is_continued=True),
+            "",
+            *_heading("Schedule (`rlad schedule add`)", ScheduleConfig),
+            *_table("", ScheduleConfig),
+            *_table("prompts.", PromptRefresh, is_continued=True),
+            *_table("notify.", NotifyConfig, is_continued=True),
             "",
         ]
     )

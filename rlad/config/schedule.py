@@ -46,7 +46,7 @@ class NotifyConfig(ConfigModel):
 
 
 class ScheduleConfig(ConfigModel):
-    """What `rlad schedule add` stores."""
+    """What is stored of a schedule. The command has an option for nearly each; `rlad schedule show` prints all."""
 
     name: ScheduleName
     run: dict[str, Any] = Field(description="A run's settings, validated. Its evaluation prompts are frozen when the schedule is added.")
