@@ -95,6 +95,7 @@ def tick(name: str, ticker: Ticker, *, kind: TickKind = "cron") -> list[Tick]:
     schedule = ticker.store.schedule(name)
     try:
         with hold_lease(ticker.store, name, schedule.config.lease_s, stop=ticker.stop) as held:
+            schedule = ticker.store.schedule(name)  # it may have been changed while the lease was waited for
             ended = [_TickAtWork(ticker, schedule, held, unfinished).carry_out() for unfinished in ticker.store.unfinished(name)]
             opened = _open(ticker, schedule, held, kind)
             return ended if opened is None else [*ended, _TickAtWork(ticker, schedule, held, opened).carry_out()]
@@ -143,10 +144,9 @@ def _look(ticker: Ticker, schedule: Schedule, kind: TickKind) -> tuple[float, in
         return float(int(now)), 0, False
     if schedule.is_paused:
         return None
-    ticked = [each.scheduled_at for each in ticker.store.history(schedule.name) if each.kind == "cron"]
     found = due(
         parse_cron(config.cron, config.timezone),
-        after=datetime.fromtimestamp(max([schedule.active_since, *ticked]), UTC),
+        after=datetime.fromtimestamp(max(schedule.active_since, ticker.store.last_time(schedule.name) or 0.0), UTC),
         now=datetime.fromtimestamp(now, UTC),
         grace=timedelta(seconds=config.misfire_grace_s),
     )
@@ -174,7 +174,7 @@ class _TickAtWork:
                 raise
             except LeaseLostError:
                 raise
-            except RladError as error:
+            except (RladError, OSError) as error:
                 self._after(error)
         if trouble := notify(self._config.notify, self._tick, model=self._config.model):
             self._save(notice=trouble)
@@ -211,7 +211,7 @@ class _TickAtWork:
             if refreshed is None:
                 return None
             prompts = write_prompts(refreshed.records, self._directory.prompts(run_id))
-        frozen = PromptFile(path=str(self._directory.evaluation))
+        frozen = PromptFile(path=str(self._directory.evaluation(self._schedule.evaluation_fingerprint)))
         changed = {
             "name": run_id,
             "seed": zlib.crc32(f"{run.seed}:{run_id}".encode()) >> 1 if self._config.vary_seed else run.seed,
@@ -387,7 +387,7 @@ class _TickAtWork:
         assert self._tick.run_id is not None
         return RunDirectory(self._directory.run(self._tick.run_id))
 
-    def _after(self, error: RladError) -> None:
+    def _after(self, error: Exception) -> None:
         """What an attempt's failure means: another attempt after a pause, or the end."""
         attempts = self._tick.attempts
         if isinstance(error, _FINAL) or attempts > self._config.retries:

@@ -233,11 +233,16 @@ def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:
 
 @contextmanager
 def _open(url: str | None) -> Iterator[ScheduleStore]:
+    from sqlalchemy.exc import DBAPIError
+
     from pipelines.schedules.store import ScheduleStore, default_url
+    from rlad.errors import ScheduleError
 
     store = ScheduleStore(url or default_url())
     try:
         yield store
+    except DBAPIError as error:
+        raise ScheduleError(f"the schedules' database failed: {error.orig}; what was under way is continued by the next tick") from error
     finally:
         store.close()
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.schedules.cron import next_fire_time, parse_cron
 from pipelines.schedules.prompts import freeze_evaluation
-from pipelines.schedules.records import ScheduleDirectory
 from pipelines.schedules.store import ScheduleStore
 from rlad.config import RunConfig, load_run_config
 from rlad.config.load import validated
@@ -40,15 +39,18 @@ def add_schedule(store: ScheduleStore, config: ScheduleConfig, *, replace: bool 
 
     Raises:
         ConfigError: fields that never come, or settings that no run has.
-        ScheduleError: there is one of that name.
+        ScheduleError: there is one of that name, or a run of it that has not ended.
         DataError: its evaluation prompts cannot be read.
         RegistryError: no registry can be there.
     """
     if not replace and any(each.name == config.name for each in store.schedules()):
         raise ScheduleError(f"there is a schedule {config.name!r}: change it with --replace, or remove it first")
+    if unfinished := store.unfinished(config.name):
+        raise ScheduleError(
+            f"{config.name} cannot be changed under a run: {unfinished[0].run_id} is under way, or unfinished and the next tick continues it; wait for its end"
+        )
     if next_fire_time(parse_cron(config.cron, config.timezone), datetime.now(UTC)) is None:
         raise ConfigError(f"{config.cron!r} never comes: give fields that do")
     ModelRegistry.open(config.registry)
     run = validated(RunConfig, config.run, where=f"the run of schedule {config.name}")
-    fingerprint = freeze_evaluation(config, run, ScheduleDirectory(path=Path(config.directory)).evaluation)
-    store.add(config, evaluation_fingerprint=fingerprint, replace=replace)
+    store.add(config, evaluation_fingerprint=freeze_evaluation(config, run), replace=replace)

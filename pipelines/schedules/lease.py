@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from pipelines.schedules.records import Lease
 from pipelines.schedules.store import ScheduleStore
@@ -67,7 +67,8 @@ class HeldLease:
                 self.lost.set()
                 return
             except SQLAlchemyError as error:
-                logger.warning("lease_not_renewed schedule=%s left_s=%.1f error=%s", self.lease.schedule, safe_until - asked, error)
+                reason = error.orig if isinstance(error, DBAPIError) else error
+                logger.warning("lease_not_renewed schedule=%s left_s=%.1f error=%s", self.lease.schedule, safe_until - asked, reason)
                 if time.monotonic() > safe_until:
                     self.lost.set()
                     return

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.schedules.records import Schedule, SeenFile
+from pipelines.schedules.records import Schedule, ScheduleDirectory, SeenFile
 from rlad.config import EvaluationConfig, PromptFile, PromptSource, RunConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
@@ -39,15 +39,16 @@ def evaluation_fingerprint(records: Sequence[PromptRecord], evaluation: Evaluati
     return hashlib.blake2b(json.dumps([dataset_fingerprint(records), how], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def freeze_evaluation(config: ScheduleConfig, run: RunConfig, frozen: Path) -> str:
+def freeze_evaluation(config: ScheduleConfig, run: RunConfig) -> str:
     """Write the run's evaluation prompts to a file of the schedule's own, from which every tick evaluates.
 
     Returns:
         The fingerprint that every tick must find again.
     """
     records = load_prompts(seen_from(run.evaluation.prompts, config.working_dir))
-    _write(records, frozen)
-    return evaluation_fingerprint(records, run.evaluation)
+    fingerprint = evaluation_fingerprint(records, run.evaluation)
+    _write(records, ScheduleDirectory(path=Path(config.directory)).evaluation(fingerprint))
+    return fingerprint
 
 
 def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
@@ -56,16 +57,18 @@ def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
     Raises:
         ScheduleError: they are others than then, so no student could be compared with an earlier one.
     """
-    frozen: Path = schedule.directory.evaluation
-    if not frozen.is_file():
-        freeze_evaluation(schedule.config, run, frozen)
-    records = read_prompt_file(frozen)
+    expected = schedule.evaluation_fingerprint
+    frozen = schedule.directory.evaluation(expected)
+    is_lost = not frozen.is_file()
+    records = load_prompts(seen_from(run.evaluation.prompts, schedule.config.working_dir)) if is_lost else read_prompt_file(frozen)
     found = evaluation_fingerprint(records, run.evaluation)
-    if found != schedule.evaluation_fingerprint:
+    if found != expected:
         raise ScheduleError(
-            f"the frozen evaluation at {frozen} is not the one that {schedule.name} was added with ({found}, then {schedule.evaluation_fingerprint}): "
+            f"the frozen evaluation at {frozen} is not the one that {schedule.name} was added with ({found}, then {expected}): "
             f"put the file back, or take the new one on purpose with `rlad schedule add {schedule.name} ... --replace`"
         )
+    if is_lost:
+        _write(records, frozen)
     return records
 
 

@@ -45,8 +45,10 @@ class ScheduleDirectory:
 
     path: Path
 
-    evaluation = property(lambda self: self.path / "evaluation.jsonl")
     students = property(lambda self: self.path / "students")
+
+    def evaluation(self, fingerprint: str) -> Path:
+        return self.path / f"evaluation-{fingerprint}.jsonl"
 
     def run(self, run_id: str) -> Path:
         return self.path / "runs" / run_id

@@ -48,6 +48,8 @@ _TICKS = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("schedule", sa.String(40), nullable=False, index=True),
     sa.Column("run_id", sa.String(80), unique=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("scheduled_at", sa.Float(53), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("record", sa.Text, nullable=False),
 )
@@ -87,7 +89,10 @@ class ScheduleStore:
             if is_sqlite and parsed.database:
                 _make_folder(parsed.database)
             self._engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite)
-            _TABLES.create_all(self._engine)
+            try:
+                _TABLES.create_all(self._engine)
+            except DBAPIError:
+                _TABLES.create_all(self._engine)  # somebody else has made one of them in between
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise ScheduleError(f"{_URL_ENV} has to be a database URL whose driver is installed, as sqlite:///FILE: {error}") from error
         except (DBAPIError, OSError) as error:
@@ -268,6 +273,13 @@ class ScheduleStore:
         """All ticks of a schedule, the oldest first."""
         return self._ticks(_TICKS.c.schedule == name)
 
+    def last_time(self, name: str) -> float | None:
+        """The latest time that a tick of the clock stood for; None before the first."""
+        with self._engine.connect() as connection:
+            query = sa.select(sa.func.max(_TICKS.c.scheduled_at)).where(_TICKS.c.schedule == name, _TICKS.c.kind == "cron")
+            found: float | None = connection.execute(query).scalar()
+            return found
+
     def unfinished(self, name: str) -> list[Tick]:
         """Ticks whose run has not come to its end; without a live lease, their ticker is gone."""
         return self._ticks(_TICKS.c.schedule == name, _TICKS.c.status == "running")
@@ -282,7 +294,8 @@ class ScheduleStore:
         return {SeenFile(path=row.path, sha256=row.sha256) for row in rows}
 
     def _insert(self, connection: sa.Connection, tick: Tick) -> Tick:
-        values = {"schedule": tick.schedule, "run_id": tick.run_id, "status": tick.status, "record": "{}"}
+        told = {"kind": tick.kind, "scheduled_at": tick.scheduled_at, "status": tick.status}
+        values = {"schedule": tick.schedule, "run_id": tick.run_id, **told, "record": "{}"}
         try:
             key = connection.execute(_TICKS.insert().values(**values)).inserted_primary_key
         except IntegrityError as error:

@@ -68,7 +68,7 @@ def print_schedule(console: Console, schedule: Schedule, history: Sequence[Tick]
         ("next", ", ".join(facts["next"]) or _NOTHING),
         ("model", f"{facts['model']} in {facts['registry']}"),
         ("runs", facts["directory"]),
-        ("frozen evaluation", f"{schedule.directory.evaluation} ({facts['evaluation_fingerprint']})"),
+        ("frozen evaluation", str(schedule.directory.evaluation(schedule.evaluation_fingerprint))),
     ):
         table.add_row(label, value)
     console.print(table)

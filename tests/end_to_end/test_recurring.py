@@ -207,7 +207,8 @@ def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
 
 
 def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
-    frozen = {record.id for record in read_prompt_file(site.folder / "runs" / "nightly" / "evaluation.jsonl")}
+    (path,) = (site.folder / "runs" / "nightly").glob("evaluation-*.jsonl")
+    frozen = {record.id for record in read_prompt_file(path)}
     versions = site.registry.versions(MODEL)
     assert len(versions) == 3
     assert all(set(version.evaluation.prompts) == frozen for version in versions)

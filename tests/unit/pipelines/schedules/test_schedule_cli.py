@@ -48,7 +48,8 @@ def test_what_is_added_is_shown_with_its_next_nights(rlad: Rlad, tmp_path: Path)
     assert settings["notify"]["events"] == ["failed"]
     assert settings["run"]["training"]["steps"] == 2
     assert (settings["directory"], settings["registry"]) == (str(tmp_path / "runs" / "nightly"), str(tmp_path / "registry"))
-    assert (tmp_path / "runs" / "nightly" / "evaluation.jsonl").read_text().count("\n") == 24
+    (frozen,) = (tmp_path / "runs" / "nightly").glob("evaluation-*.jsonl")
+    assert frozen.read_text().count("\n") == 24
     assert "lr: 0.0002" in rlad("show", "nightly").output
 
 

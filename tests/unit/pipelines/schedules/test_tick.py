@@ -119,8 +119,9 @@ def test_the_run_gets_its_configuration_and_evaluates_on_the_frozen_prompts(site
     assert (command, request.working_dir) == ("run", site.folder)
     assert rest == ["--run-dir", str(directory / "runs" / "nightly-20260511T020000Z"), "--resume", "--address", "ray-head:6379"]
     settings = yaml.safe_load(Path(config).read_text())
-    assert settings["evaluation"]["prompts"]["path"] == str(directory / "evaluation.jsonl")
-    assert [record.id for record in read_prompt_file(directory / "evaluation.jsonl")] == [f"e{index}" for index in range(20)]
+    frozen = settings["evaluation"]["prompts"]["path"]
+    assert frozen == str(directory / f"evaluation-{site.store.schedule('nightly').evaluation_fingerprint}.jsonl")
+    assert [record.id for record in read_prompt_file(frozen)] == [f"e{index}" for index in range(20)]
     assert settings["name"] == "nightly-20260511T020000Z"
 
 
@@ -137,12 +138,31 @@ def test_runs_differ_in_seed_unless_told_otherwise(site: Site) -> None:
 
 
 def test_an_evaluation_that_changed_under_the_schedule_fails_the_tick(site: Site) -> None:
-    write_prompt_file(records(["e0"]), site.folder / "nightly" / "evaluation.jsonl")
+    (frozen,) = (site.folder / "nightly").glob("evaluation-*.jsonl")
+    write_prompt_file(records(["e0"]), frozen)
     ended = site.tick_at(NIGHT)
     assert (ended.event, ended.attempts) == ("failed", 1)
     assert ended.reason is not None
     assert "is not the one that nightly was added with" in ended.reason
     assert site.launcher.requests == []
+
+
+def test_a_frozen_evaluation_that_is_lost_is_made_again_if_its_source_is_the_same(site: Site) -> None:
+    (frozen,) = (site.folder / "nightly").glob("evaluation-*.jsonl")
+    before = frozen.read_bytes()
+    frozen.unlink()
+    assert site.tick_at(NIGHT).event == "promoted"
+    assert frozen.read_bytes() == before
+    frozen.unlink()
+    write_prompt_file(records(["other"]), site.folder / "evaluation-source.jsonl")
+    assert site.tick_at(NIGHT + DAY).event == "failed"
+
+
+def test_a_schedule_is_not_changed_under_its_run(site: Site) -> None:
+    lease = site.store.acquire("nightly", "me", 1)
+    site.store.open_tick(lease, kind="cron", scheduled_at=NIGHT, run_id="r", status="running")
+    with pytest.raises(ScheduleError, match="cannot be changed under a run: r is under way"):
+        site.add(margin=0.5)
 
 
 def test_new_files_are_trained_on_and_what_is_evaluated_on_is_left_out(site: Site) -> None:
