@@ -46,6 +46,7 @@ class ScheduleDaemon:
     def serve(self) -> None:
         """Tick until `stop` is set; runs under way are then stopped in order, and continued by whoever ticks next."""
         self._scheduler.start()
+        logger.info("serving look_s=%g", self._look_s)
         try:
             while True:
                 self._look()

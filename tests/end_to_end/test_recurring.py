@@ -25,7 +25,7 @@ from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.ledger import Ledger
 from rlad.registry import ModelRegistry
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test waits for the whole story
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 STEPS, LEASE_S = 3, 8
@@ -49,7 +49,7 @@ class Site:
     folder: Path
     token: str
 
-    def rlad(self, *arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    def rlad(self, *arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder, env=self.environment
         )
@@ -144,7 +144,7 @@ def first_run_by_the_daemon(site: Site) -> None:
     overlapping = site.rlad("run-now", "nightly")
     assert overlapping.returncode == 1
     assert "refused" in overlapping.stdout
-    wait_for("the end of the first run", lambda: site.runs("nightly")[0].status != "running", 240)
+    wait_for("the end of the first run", lambda: site.runs("nightly")[0].status != "running", 400)
     assert site.runs("nightly")[0].status == "finished", site.runs("nightly")[0].reason
 
 
@@ -154,14 +154,14 @@ def second_run_killed_and_continued(site: Site) -> None:
     ) as ticker:
         wait_for("the second run", lambda: len(site.runs("nightly")) == 2, 60)
         run = site.run(site.runs("nightly")[1])
-        wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 120)
+        wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 300)
         children = psutil.Process(ticker.pid).children(recursive=True)
         os.kill(ticker.pid, signal.SIGKILL)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert gone
     assert not alive  # nobody would watch it
     assert len(read_json_lines(run.metrics)) < STEPS
-    wait_for("the end of the second run", lambda: site.runs("nightly")[1].status != "running", 240)
+    wait_for("the end of the second run", lambda: site.runs("nightly")[1].status != "running", 400)
 
 
 def told(tick: Tick) -> tuple[RunPlan, RunOutcome]:
