@@ -29,6 +29,7 @@ from actors.pool import ActorPool
 from actors.rollout import RolloutPool, SampleRequest
 from actors.rollout_worker import GroupSummary
 from actors.teacher import TeacherClient
+from actors.teacher_server import Receipt
 from actors.verifier import JudgedGroup, JudgeSummary, JudgingPool
 from actors.weights import WeightsPublication
 from benchmarks.measure import JsonPath, Ratio, Result, show
@@ -109,12 +110,12 @@ class StandInTeacherServer:
     def __init__(self) -> None:
         self._engine = Server()
 
-    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None) -> AsyncIterator[Any]:
+    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None, client: str = "") -> AsyncIterator[Any]:
         group: StandInGroup = await group_refs[0]
         tokens = sum(group.lengths)
         await self._engine.work(tokens * group.speeds.teacher_token_s)
         yield None
-        yield tokens
+        yield Receipt(num_tokens=tokens, teacher="stand-in")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +182,13 @@ def _deploy_teacher() -> TeacherClient:
     )
     handle = serve.run(deployment.bind(), name="stand-in-teacher", route_prefix=None)
     return TeacherClient(
-        handle=handle, app_name="stand-in-teacher", teacher="stand-in", tokenizer_fingerprint="stand-in", timeout_s=_TIMEOUT_S, max_retries=0
+        handle=handle,
+        app_name="stand-in-teacher",
+        teacher="stand-in",
+        tokenizer_fingerprint="stand-in",
+        client="scheduler-benchmark",
+        timeout_s=_TIMEOUT_S,
+        max_retries=0,
     )
 
 

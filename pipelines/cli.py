@@ -21,7 +21,7 @@ if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Pat
 import typer
 from rich.console import Console
 
-from pipelines import deploy_cli, jobs_cli, registry_cli, teacher_cli
+from pipelines import deploy_cli, jobs_cli, registry_cli, schedule_cli, teacher_cli
 from rlad.errors import RladError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.add_typer(jobs_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
+app.add_typer(schedule_cli.app)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")]

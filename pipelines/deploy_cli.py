@@ -36,6 +36,10 @@ def render(
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "Etc/UTC",
     suspend: Annotated[bool, typer.Option("--suspend", help="Create everything suspended: it starts when told to.")] = False,
     entrypoint: Annotated[str | None, typer.Option(help="What jobs run instead of the configuration's own command.", show_default=False)] = None,
+    tick: Annotated[
+        str | None, typer.Option(metavar="SCHEDULE", help="Let the recurring kinds tick this schedule of `rlad schedule`.", show_default=False)
+    ] = None,
+    schedules_secret: Annotated[str, typer.Option(help="Secret with the URL of the schedules' database (key url), for --tick.")] = "rlad-schedules",
     max_workers: Annotated[
         list[str] | None, typer.Option(metavar="POOL=N", help="Let a pool grow to so many workers; again for another pool.", show_default=False)
     ] = None,
@@ -67,6 +71,8 @@ def render(
         redis_address=redis_address,
         redis_secret=redis_secret,
         entrypoint=entrypoint,
+        tick=tick,
+        schedules_secret=schedules_secret,
     )
     sizing = SizingOptions(
         gpu_memory_gib=gpu_memory_gib,

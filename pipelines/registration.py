@@ -66,7 +66,8 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
         parent=parent,
         base_model=config.student.path,
         teachers={
-            name: _identified(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label for name, teacher in config.teachers_by_id.items()
+            name: _identified(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label
+            for name, teacher in config.teachers_by_id.items()
         },
         prompts_fingerprint=dataset_fingerprint(prompts),
         num_prompts=len(prompts),

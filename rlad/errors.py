@@ -102,3 +102,23 @@ class ClusterError(RladError, ConnectionError):
 
 class JobError(RladError, RuntimeError):
     """A job that cannot be submitted, or that the cluster does not know."""
+
+
+class ScheduleError(RladError, RuntimeError):
+    """A schedule that is not there, or a store of schedules that does not answer."""
+
+
+class LeaseHeldError(ScheduleError):
+    """Another ticker works on the schedule."""
+
+
+class LeaseLostError(ScheduleError):
+    """Another ticker has taken the schedule over. Whoever gets this ends what it started and writes nothing more."""
+
+
+class TickInterruptedError(ScheduleError):
+    """The ticker was told to end. Its run is continued by the next tick."""
+
+
+class RunFailedError(RladError, RuntimeError):
+    """A run's process ended without its result. The message is the run's own."""

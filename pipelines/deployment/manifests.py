@@ -21,6 +21,8 @@ Manifest = dict[str, Any]
 
 _CRON = re.compile(r"([0-9A-Za-z*,/?-]+ ){4}[0-9A-Za-z*,/?-]+")
 
+_SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Of a Kueue workload; one is the head's, one that of the pod which submits a RayJob.
 _MAX_POD_SETS = 8
@@ -47,6 +49,8 @@ class DeploymentOptions:
         token_secret: with key `auth_token`; who does not have it can neither submit nor join.
         redis_address: of the Redis that outlives the head; `redis_secret` has its password under `password`.
         entrypoint: what jobs run, in place of the workload's own command.
+        tick: schedule that the recurring kinds tick, in place of starting a run of their own.
+        schedules_secret: with the URL of the schedules' database under `url`.
     """
 
     image: str
@@ -60,12 +64,16 @@ class DeploymentOptions:
     redis_address: str = "redis:6379"
     redis_secret: str = "rlad-redis"
     entrypoint: str | None = None
+    tick: str | None = None
+    schedules_secret: str = "rlad-schedules"
 
     def __post_init__(self) -> None:
         """
         Raises:
-            PlanError: a schedule that KubeRay or Kubernetes would refuse.
+            PlanError: a schedule that KubeRay or Kubernetes would refuse, or that is none of `rlad schedule`'s names.
         """
+        if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
+            raise PlanError(f"no schedule is called {self.tick!r}: expected a name as `rlad schedule list` shows it")
         if not _CRON.fullmatch(self.schedule):
             raise PlanError(f"a schedule has five cron fields, as '0 2 * * *' for every night at two; got {self.schedule!r}")
         try:
@@ -124,9 +132,12 @@ def ray_cron_job(deployment: Deployment) -> Manifest:
     if deployment.options.queue is not None:
         raise PlanError("a RayCronJob does not hand Kueue's label on to its jobs, so they would pass the queue by: use --kind cronjob with --queue")
     name = deployment.workload.name
-    command = _alone(name, deployment.entrypoint(f"{STORAGE}/runs/{name}-$(date -u +%Y%m%d-%H%M)"))
-    # The directory is named after the time of submission, so a retry would begin another run.
-    job = _job_spec(deployment, command, retries=0)
+    if deployment.options.tick is not None:
+        job = _job_spec(deployment, _tick(deployment.options.tick), retries=2)  # which continue the run
+    else:
+        command = _alone(name, deployment.entrypoint(f"{STORAGE}/runs/{name}-$(date -u +%Y%m%d-%H%M)"))
+        # The directory is named after the time of submission, so a retry would begin another run.
+        job = _job_spec(deployment, command, retries=0)
     spec = {"schedule": deployment.options.schedule, "timeZone": deployment.options.timezone, "jobTemplate": job}
     return _object("ray.io/v1", "RayCronJob", deployment, {"spec": spec | _suspended(deployment.options)})
 
@@ -135,7 +146,7 @@ def cron_job(deployment: Deployment) -> Manifest:
     """The same for clusters without RayCronJob: a job of Kubernetes' own submits a run to the standing RayCluster and stays until it has ended."""
     options, name = deployment.options, deployment.workload.name
     # $(RUN) is Kubernetes', replaced before any shell sees it: the name of this tick's job, the same whoever starts its pod.
-    command = _alone(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
+    command = _tick(options.tick) if options.tick is not None else _alone(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
     container = {
         "name": "submit",
         "image": options.image,
@@ -247,6 +258,8 @@ def _head(deployment: Deployment, *, with_config: bool) -> Manifest:
     container = _container("ray-head", options, cpus=_HEAD_CPUS, memory_gib=_HEAD_GIB, gpus=0)
     container["ports"] = [{"containerPort": port, "name": name} for name, port in (("gcs-server", 6379), ("dashboard", 8265), ("client", 10001))]
     volumes = _volumes(options)
+    if options.tick is not None and with_config:
+        container["env"].append({"name": "RLAD_SCHEDULES", "valueFrom": {"secretKeyRef": {"name": options.schedules_secret, "key": "url"}}})
     if with_config:
         container["volumeMounts"].append({"name": "config", "mountPath": str(CONFIG_FILE.parent), "readOnly": True})
         volumes.append({"name": "config", "configMap": {"name": f"{deployment.workload.name}-config"}})
@@ -327,6 +340,11 @@ def _fault_tolerance(options: DeploymentOptions) -> Manifest:
 def _alone(name: str, command: str) -> str:
     """Refused at once while another run of this schedule goes on, whoever started it: neither Ray nor a RayCronJob looks."""
     return f"flock --nonblock {STORAGE}/{name}.lock {command}"
+
+
+def _tick(schedule: str) -> str:
+    """Does what the schedule has to do; its lease keeps runs apart, and an unfinished run is continued."""
+    return f"rlad schedule tick {schedule}"
 
 
 def _suspended(options: DeploymentOptions) -> Manifest:

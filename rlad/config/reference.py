@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rlad.config.comparison import CompareConfig, MethodConfig
 from rlad.config.models import EvaluationSuite, RunConfig
+from rlad.config.schedule import NotifyConfig, PromptRefresh, ScheduleConfig
 from rlad.config.teachers import TeacherHttpConfig, TeacherServiceFile
 
 _INTRODUCTION = """# Configuration
@@ -43,6 +44,11 @@ def reference() -> str:
             *_heading("Teacher service (`rlad teacher deploy FILE`)", TeacherServiceFile),
             *_table("", TeacherServiceFile),
             *_table("http.", TeacherHttpConfig, is_continued=True),
+            "",
+            *_heading("Schedule (`rlad schedule add`)", ScheduleConfig),
+            *_table("", ScheduleConfig),
+            *_table("prompts.", PromptRefresh, is_continued=True),
+            *_table("notify.", NotifyConfig, is_continued=True),
             "",
         ]
     )

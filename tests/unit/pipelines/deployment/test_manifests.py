@@ -197,6 +197,24 @@ def test_a_cron_job_forbids_overlap_and_submits_to_the_standing_cluster() -> Non
     assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["key"] == "auth_token"
 
 
+def test_a_schedule_is_ticked_by_whoever_recurs_and_only_the_head_knows_its_database(schemas: dict[str, Any]) -> None:
+    found = manifests(rendered("smoke_cpu.yaml", tick="nightly"))
+    job = found["RayCronJob"]["spec"]["jobTemplate"]
+    assert (job["entrypoint"], job["backoffLimit"]) == ("rlad schedule tick nightly", 2)
+    (container,) = found["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-4:] == ["rlad", "schedule", "tick", "nightly"]
+    for cluster in (job["rayClusterSpec"], found["RayCluster"]["spec"]):
+        (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        url = {variable["name"]: variable for variable in head["env"]}["RLAD_SCHEDULES"]
+        assert url["valueFrom"]["secretKeyRef"] == {"name": "rlad-schedules", "key": "url"}
+        workers = [group["template"]["spec"]["containers"][0] for group in cluster["workerGroupSpecs"]]
+        assert all(variable["name"] != "RLAD_SCHEDULES" for worker in workers for variable in worker["env"])
+    assert found["RayJob"]["spec"]["entrypoint"].startswith("rlad run ")  # one run is one run
+    for kind in found.keys() & schemas.keys():
+        assert problems(schemas[kind], found[kind]) == []
+        assert violations(found[kind]) == []
+
+
 def test_a_queue_admits_a_fixed_size_and_reaches_every_kind_that_kueue_watches() -> None:
     files = rendered("qwen3_0.6b_kk_2k.yaml", queue="nightly")
     found = manifests(files)
@@ -274,6 +292,7 @@ def test_pools_named_after_teachers_and_tasks_get_names_and_labels_that_are_allo
         ({"kind": "rayservice", "config": "eval_math.yaml"}, "no teacher scores"),
         ({"kind": "raycronjob", "queue": "nightly"}, "does not hand Kueue's label on"),
         ({"schedule": "every night"}, "five cron fields"),
+        ({"tick": "every night"}, "no schedule is called 'every night'"),
         ({"timezone": "Europe/Atlantis"}, "no time zone 'Europe/Atlantis'"),
         ({"max_workers": {"rollouts": 9}}, "no pool rollouts: the pools are rollout, teacher, verifier, learner"),
         ({"max_workers": {"rollout": 2}}, "less than the run has"),

@@ -1,0 +1,164 @@
+"""A schedule in a store of its own, a clock that is set by hand, and runs that are over at once: they write the run directory that a real one would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.recurring import Ticker, tick
+from pipelines.run_directory import RunDirectory, write_atomically
+from pipelines.schedules.adding import add_schedule
+from pipelines.schedules.launcher import RunExit, RunRequest
+from pipelines.schedules.records import Tick, TickKind
+from pipelines.schedules.store import ScheduleStore
+from rlad.config import load_run_config
+from rlad.config.schedule import ScheduleConfig
+from rlad.data.prompt_files import write_prompt_file
+from rlad.data.prompts import PromptRecord
+from rlad.evaluation import EvaluationSummary, PromptResult, summarise
+from rlad.registry import ModelRegistry
+
+SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
+EVALUATION_PROMPTS = 20
+# 2026-05-11, two o'clock at night, UTC.
+NIGHT = 1778464800.0
+DAY = 86_400.0
+
+
+def records(names: Sequence[str]) -> list[PromptRecord]:
+    return [PromptRecord(id=name, prompt=f"A:{name};", task="knights_knaves", answer="T", metadata={"people": 2}) for name in names]
+
+
+def accuracy(share: float) -> EvaluationSummary:
+    """Of a student that solves this share of the evaluation's prompts, the first ones."""
+    solved = round(share * EVALUATION_PROMPTS)
+    rewards = [1.0] * solved + [0.0] * (EVALUATION_PROMPTS - solved)
+    return summarise(
+        [
+            PromptResult(prompt_id=f"e{index}", groups=("2",), rewards=(reward,), response_tokens=(3,), num_truncated=0)
+            for index, reward in enumerate(rewards)
+        ]
+    )
+
+
+@dataclass(slots=True)
+class FakeClock:
+    now: float = NIGHT - 60
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Script = Callable[[RunRequest], RunExit | None]
+"""What a run does while it is waited for; None: it goes on."""
+
+
+@dataclass(slots=True)
+class FakeLauncher:
+    """Runs do what their scripts say, one each; behind the last, they reach `after` from `before`."""
+
+    before: float = 0.5
+    after: float = 0.6
+    scripts: list[Script] = field(default_factory=list)
+    requests: list[RunRequest] = field(default_factory=list)
+    stopped: int = 0
+
+    def start(self, request: RunRequest) -> FakeRun:
+        self.requests.append(request)
+        return FakeRun(self, request, self.scripts.pop(0) if self.scripts else self.finish)
+
+    def finish(self, request: RunRequest) -> RunExit:
+        if request.arguments[0] == "eval":
+            output = Path(request.arguments[request.arguments.index("--output") + 1])
+            output.mkdir(parents=True)
+            (output / "evaluation.json").write_text(json.dumps({"sets": {"evaluation": accuracy(self.after).as_dict()}}))
+        else:
+            self.write_run(request)
+        return RunExit(status=0, reason=None)
+
+    def write_run(self, request: RunRequest) -> None:
+        config = load_run_config(request.arguments[1])
+        run = RunDirectory(request.arguments[request.arguments.index("--run-dir") + 1])
+        with run.hold(config, resume=True):
+            lines = [{"step": step, **accuracy(share).as_dict()} for step, share in ((0, self.before), (config.training.steps, self.after))]
+            write_atomically(run.evaluations, "".join(json.dumps(line) + "\n" for line in lines))
+            write_atomically(run.metrics, json.dumps({"step": config.training.steps, "reward/mean": self.after}) + "\n")
+            shutil.rmtree(run.export, ignore_errors=True)
+            run.export.mkdir()
+            (run.export / "config.json").write_text("{}")
+            (run.export / "model.safetensors").write_bytes(run.path.name.encode())
+
+
+@dataclass(slots=True)
+class FakeRun:
+    launcher: FakeLauncher
+    request: RunRequest
+    script: Script
+
+    def wait(self, timeout_s: float) -> RunExit | None:
+        return self.script(self.request)
+
+    def stop(self, grace_s: float) -> None:
+        self.launcher.stopped += 1
+
+
+@dataclass(slots=True)
+class Site:
+    """Everything that a tick works with."""
+
+    folder: Path
+    clock: FakeClock
+    store: ScheduleStore
+    launcher: FakeLauncher
+
+    def settings(self, **changes: Any) -> ScheduleConfig:
+        run = load_run_config(SMOKE, ["student.path=start"]).model_dump(mode="json")
+        run["evaluation"]["prompts"] = {"source": "file", "path": "evaluation-source.jsonl"}
+        found = {
+            "name": "nightly",
+            "run": run,
+            "cron": "0 2 * * *",
+            "working_dir": str(self.folder),
+            "directory": str(self.folder / "nightly"),
+            "registry": str(self.folder / "registry"),
+            "model": "kk",
+            "retry_wait_s": 0,
+            "lease_s": 5,
+        }
+        return ScheduleConfig.model_validate({**found, **changes})
+
+    def add(self, **changes: Any) -> None:
+        add_schedule(self.store, self.settings(**changes), replace=changes.get("name", "nightly") in {each.name for each in self.store.schedules()})
+
+    @property
+    def ticker(self) -> Ticker:
+        return Ticker(store=self.store, launcher=self.launcher, clock=self.clock)
+
+    def tick(self, name: str = "nightly", *, kind: TickKind = "cron") -> list[Tick]:
+        return tick(name, self.ticker, kind=kind)
+
+    def tick_at(self, now: float, *, before: float = 0.5, after: float = 0.6) -> Tick:
+        """The one tick that is due at a time, with the accuracies of its run."""
+        self.clock.now, self.launcher.before, self.launcher.after = now, before, after
+        (ended,) = self.tick()
+        return ended
+
+    @property
+    def registry(self) -> ModelRegistry:
+        return ModelRegistry.open(str(self.folder / "registry"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A nightly schedule, a minute before its first tick."""
+    clock = FakeClock()
+    site = Site(folder=tmp_path, clock=clock, store=ScheduleStore(f"sqlite:///{tmp_path / 'schedules.sqlite'}", clock=clock), launcher=FakeLauncher())
+    write_prompt_file(records([f"e{index}" for index in range(EVALUATION_PROMPTS)]), tmp_path / "evaluation-source.jsonl")
+    site.add()
+    return site

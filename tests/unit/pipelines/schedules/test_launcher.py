@@ -1,0 +1,102 @@
+"""A run's process: how it ends, what it said last, and that it never outlives whoever watches it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from pipelines.schedules.launcher import ChildProcess, RunRequest, last_error_line
+
+ROOT = Path(__file__).parents[4]
+
+
+def request(folder: Path, *arguments: str) -> RunRequest:
+    return RunRequest(arguments=arguments, working_dir=folder, log=folder / "logs" / "run.log")
+
+
+def test_a_run_that_fails_hands_on_its_status_and_its_own_words(tmp_path: Path) -> None:
+    running = ChildProcess().start(request(tmp_path, "run", "nowhere.yaml", "--run-dir", "run"))
+    ended = running.wait(60)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (1, "status 1: error: no configuration file at nowhere.yaml")
+
+
+def test_a_run_that_ends_well_has_no_reason_and_its_output_is_in_the_log(tmp_path: Path) -> None:
+    running = ChildProcess().start(request(tmp_path, "--help"))
+    ended = running.wait(60)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (0, None)
+    assert "RL-aware distillation" in (tmp_path / "logs" / "run.log").read_text()
+
+
+def test_the_last_words_are_those_of_this_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    log.write_text("step 1\nerror: the first attempt\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("step 2\nkilled\n\n")
+    assert last_error_line(log) == "error: the first attempt"
+    assert last_error_line(log, start) == "killed"
+
+
+STUBBORN = """
+import os, signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+own = subprocess.Popen(["sleep", "600"])
+open("pids.new", "w").write(f"{os.getpid()} {own.pid}")
+os.rename("pids.new", "pids")
+time.sleep(600)
+"""
+TICKER = """
+import sys
+from pathlib import Path
+from pipelines.schedules.launcher import ChildProcess, RunRequest
+request = RunRequest(arguments=(), working_dir=Path.cwd(), log=Path("run.log"))
+ChildProcess(command=(sys.executable, "stubborn.py")).start(request).wait(600)
+"""
+
+
+def started_pids(folder: Path, timeout_s: float = 60) -> list[int]:
+    """Of the stubborn program and of what it started, once both are there."""
+    deadline = time.monotonic() + timeout_s
+    while not (folder / "pids").exists():
+        assert time.monotonic() < deadline, (folder / "run.log").read_text()
+        time.sleep(0.02)
+    return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def are_gone(pids: Sequence[int]) -> bool:
+    alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    return not psutil.wait_procs(alive, timeout=10)[1]
+
+
+def test_a_run_that_does_not_end_when_asked_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    running = ChildProcess(command=(sys.executable, "stubborn.py")).start(request(tmp_path))
+    pids = started_pids(tmp_path)
+    assert running.wait(0.01) is None
+    began = time.monotonic()
+    running.stop(0.5)
+    assert time.monotonic() - began >= 0.5
+    assert are_gone(pids)
+    ended = running.wait(1)
+    assert ended is not None
+    assert ended.reason is not None
+    assert ended.reason.startswith("killed by SIGKILL")
+
+
+def test_a_run_is_killed_with_its_ticker(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", TICKER], cwd=tmp_path, env=environment) as ticker:
+        run, its_own = started_pids(tmp_path)
+        ticker.send_signal(signal.SIGKILL)
+    assert are_gone([run])
+    os.kill(its_own, signal.SIGKILL)  # `sleep`, which nobody leashed; Ray's processes watch their driver

@@ -1,0 +1,90 @@
+"""Which prompts a run trains on, and that what it is measured on is not among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.schedules.prompts import RefreshedPrompts, evaluation_fingerprint, refresh_prompts
+from pipelines.schedules.records import SeenFile
+from rlad.config import EvaluationConfig, PromptFile, RunConfig
+from rlad.config.load import validated
+from rlad.data.prompt_files import write_prompt_file
+from rlad.data.prompts import PromptRecord
+from rlad.errors import DataError
+
+from .conftest import Site, records
+
+
+def refreshed(
+    site: Site, pattern: str, *, use: str = "all", seen: set[SeenFile] | None = None, held_out: list[str] | None = None
+) -> RefreshedPrompts | None:
+    settings = site.settings(prompts={"pattern": pattern, "use": use})
+    return refresh_prompts(settings, validated(RunConfig, settings.run, where="run"), records(held_out or []), seen or set())
+
+
+def ids(found: RefreshedPrompts | None) -> list[str]:
+    assert found is not None
+    return [record.id for record in found.records]
+
+
+@pytest.fixture
+def files(site: Site) -> Path:
+    """Two files, one in a folder."""
+    folder = site.folder / "in"
+    (folder / "may").mkdir(parents=True)
+    write_prompt_file(records(["a", "b"]), folder / "1.jsonl")
+    write_prompt_file(records(["b", "c"]), folder / "may" / "2.jsonl")
+    return folder
+
+
+def test_a_pattern_is_seen_from_the_working_directory_or_is_absolute(site: Site, files: Path) -> None:
+    assert ids(refreshed(site, "in/*.jsonl")) == ["a", "b"]
+    assert ids(refreshed(site, str(files / "*.jsonl"))) == ["a", "b"]
+    assert ids(refreshed(site, "in/**/*.jsonl")) == ["a", "b", "c"]
+
+
+def test_a_prompt_of_two_files_counts_once_and_two_prompts_of_one_id_are_refused(site: Site, files: Path) -> None:
+    write_prompt_file([PromptRecord(id="a", prompt="another", task="knights_knaves", answer="T")], files / "may" / "3.jsonl")
+    with pytest.raises(DataError, match=r"3\.jsonl: prompt id 'a' is another prompt in .*1\.jsonl"):
+        refreshed(site, "in/**/*.jsonl")
+
+
+def test_only_new_files_means_by_content_too(site: Site, files: Path) -> None:
+    first = refreshed(site, "in/**/*.jsonl", use="new")
+    assert first is not None
+    seen = set(first.new_files)
+    assert refreshed(site, "in/**/*.jsonl", use="new", seen=seen) is None
+    write_prompt_file(records(["a", "b", "d"]), files / "1.jsonl")
+    again = refreshed(site, "in/**/*.jsonl", use="new", seen=seen)
+    assert ids(again) == ["a", "b", "d"]
+    everything = refreshed(site, "in/**/*.jsonl", seen=seen)
+    assert everything is not None
+    assert (len(everything.files), len(everything.new_files)) == (2, 1)
+
+
+def test_what_is_evaluated_on_is_left_out_whatever_its_id_is(site: Site, files: Path) -> None:
+    write_prompt_file([PromptRecord(id="renamed", prompt="A:e7;", task="knights_knaves", answer="T")], files / "3.jsonl")
+    found = refreshed(site, "in/*.jsonl", held_out=["b", "e7"])
+    assert found is not None
+    assert (ids(found), found.left_out) == (["a"], 2)
+
+
+def test_nothing_to_train_on_is_nothing(site: Site, files: Path) -> None:
+    assert refreshed(site, "out/*.jsonl") is None
+    assert refreshed(site, "in/*.jsonl", held_out=["a", "b"]) is None
+
+
+def test_a_file_that_cannot_be_read_is_named(site: Site, files: Path) -> None:
+    (files / "3.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"3\.jsonl, line 1"):
+        refreshed(site, "in/*.jsonl")
+
+
+def test_the_evaluation_s_fingerprint_tells_prompts_and_sampling_but_not_the_table() -> None:
+    settings = EvaluationConfig(prompts=PromptFile(path="x.jsonl"))
+    same = evaluation_fingerprint(records(["a"]), settings)
+    assert evaluation_fingerprint(records(["a"]), settings.model_copy(update={"group_by": "people", "prompts": PromptFile(path="y.jsonl")})) == same
+    assert evaluation_fingerprint(records(["b"]), settings) != same
+    assert evaluation_fingerprint(records(["a"]), settings.model_copy(update={"samples": 2})) != same

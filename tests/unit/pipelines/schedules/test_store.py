@@ -1,0 +1,234 @@
+"""The store keeps what it is told, and nothing from whoever lost its lease; with two processes that race, and on PostgreSQL where its driver is."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.schedules.records import SeenFile, Tick
+from pipelines.schedules.store import ScheduleStore, default_url
+from rlad.config.schedule import ScheduleConfig
+from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
+
+ROUNDS = 25
+ROOT = Path(__file__).parents[4]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def config(name: str = "nightly", margin: float = 0.0) -> ScheduleConfig:
+    places = {"working_dir": "/srv", "directory": "/srv/runs", "registry": "/srv/registry"}
+    return ScheduleConfig(name=name, run={"name": "r"}, cron="0 2 * * *", model="kk", margin=margin, **places)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL of this test's own, which listens on a socket file alone."""
+    pytest.importorskip("psycopg", reason="the extra `postgres` (psycopg) is not installed")
+    programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to be root
+    if not all(programs.values()) or (user is not None and user not in {entry.pw_name for entry in pwd.getpwall()}):
+        pytest.skip("PostgreSQL's programs, or its user, are not here")
+    with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has a limit
+        if user is not None:
+            shutil.chown(folder, user)
+        make = [str(programs["initdb"]), "-D", f"{folder}/data", "-U", "rlad", "--auth=trust"]
+        subprocess.run(make, check=True, capture_output=True, timeout=60, user=user, cwd=folder)
+        command = [str(programs["postgres"]), "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses="]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, user=user, cwd=folder) as server:
+            assert server.stderr is not None
+            assert any(b"ready to accept connections" in line for line in server.stderr)
+            try:
+                yield f"postgresql+psycopg://rlad@/postgres?host={folder}"
+            finally:
+                server.send_signal(signal.SIGINT)  # "fast": it does not wait for its clients
+                server.communicate(timeout=30)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store's URL; PostgreSQL's is shared by this file's tests, which name their schedules apart."""
+    return f"sqlite:///{tmp_path / 'schedules.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(url: str, clock: Clock) -> Iterator[ScheduleStore]:
+    store = ScheduleStore(url, clock=clock)
+    for schedule in store.schedules():
+        clock.now = max(clock.now, (schedule.lease_expires_at or 0) + 1)
+        store.remove(schedule.name)
+    store.add(config(), evaluation_fingerprint="f1")
+    yield store
+    store.close()
+
+
+def opened(store: ScheduleStore, clock: Clock, run_id: str = "r1") -> tuple[object, Tick]:
+    lease = store.acquire("nightly", "me", 10)
+    return lease, store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id=run_id, status="running")
+
+
+def test_a_schedule_comes_back_as_it_was_stored(store: ScheduleStore, clock: Clock) -> None:
+    found = store.schedule("nightly")
+    assert (found.config, found.evaluation_fingerprint, found.is_paused, found.active_since) == (config(), "f1", False, clock.now)
+
+
+def test_a_name_is_taken_once_and_replaced_on_purpose_with_its_history_kept(store: ScheduleStore, clock: Clock) -> None:
+    with pytest.raises(ScheduleError, match="--replace"):
+        store.add(config(margin=0.5), evaluation_fingerprint="f2")
+    opened(store, clock)
+    store.add(config(margin=0.5), evaluation_fingerprint="f2", replace=True)
+    assert store.schedule("nightly").config.margin == 0.5
+    assert len(store.history("nightly")) == 1
+
+
+def test_an_unknown_name_is_told_what_there_is(store: ScheduleStore) -> None:
+    with pytest.raises(ScheduleError, match="no schedule 'hourly'.*there are nightly"):
+        store.schedule("hourly")
+
+
+def test_a_held_lease_is_refused_until_it_runs_out_and_tokens_grow(store: ScheduleStore, clock: Clock) -> None:
+    first = store.acquire("nightly", "a", 10)
+    clock.now += 10
+    with pytest.raises(LeaseHeldError, match=r"under way \(a\)"):
+        store.acquire("nightly", "b", 10)
+    clock.now += 0.1
+    second = store.acquire("nightly", "b", 10)
+    store.release(second)
+    third = store.acquire("nightly", "c", 10)
+    assert first.token < second.token < third.token
+
+
+def test_a_renewed_lease_lasts(store: ScheduleStore, clock: Clock) -> None:
+    lease = store.acquire("nightly", "a", 10)
+    clock.now += 9
+    store.renew(lease, 10)
+    clock.now += 9
+    with pytest.raises(LeaseHeldError):
+        store.acquire("nightly", "b", 10)
+
+
+def test_nothing_is_written_with_an_old_token(store: ScheduleStore, clock: Clock) -> None:
+    old, tick = opened(store, clock)
+    clock.now += 11
+    store.acquire("nightly", "another", 10)
+    with pytest.raises(LeaseLostError, match="another ticker went on without it"):
+        store.save(old, replace(tick, status="finished"), seen=[SeenFile(path="a", sha256="1")])
+    with pytest.raises(LeaseLostError):
+        store.open_tick(old, kind="cron", scheduled_at=1.0, run_id="r2", status="running")
+    with pytest.raises(LeaseLostError):
+        store.renew(old, 10)
+    store.release(old)  # which is not its own any more
+    assert store.schedule("nightly").lease_owner == "another"
+    assert store.history("nightly") == [tick]
+    assert store.seen_files("nightly") == set()
+
+
+def test_an_expired_lease_that_nobody_took_still_writes(store: ScheduleStore, clock: Clock) -> None:
+    lease, tick = opened(store, clock)
+    clock.now += 11
+    saved = store.save(lease, replace(tick, status="finished"))
+    assert store.history("nightly") == [saved]
+
+
+def test_a_run_is_opened_once(store: ScheduleStore, clock: Clock) -> None:
+    lease, _ = opened(store, clock)
+    with pytest.raises(ScheduleError, match="there is a run r1 already"):
+        store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id="r1", status="running")
+
+
+def test_ticks_without_a_run_are_as_many_as_come(store: ScheduleStore, clock: Clock) -> None:
+    for _ in range(2):
+        store.record_refused("nightly", kind="cron", scheduled_at=clock.now, reason="busy")
+    assert [tick.reason for tick in store.history("nightly")] == ["busy", "busy"]
+    assert store.unfinished("nightly") == []
+
+
+def test_seen_files_are_told_by_path_and_content(store: ScheduleStore, clock: Clock) -> None:
+    lease, tick = opened(store, clock)
+    files = [SeenFile(path="a", sha256="1"), SeenFile(path="a", sha256="2")]
+    store.save(lease, tick, seen=files)
+    store.save(lease, tick, seen=files[:1])
+    assert store.seen_files("nightly") == set(files)
+
+
+def test_a_schedule_at_work_is_not_removed_and_a_removed_one_leaves_nothing(store: ScheduleStore, clock: Clock) -> None:
+    lease, tick = opened(store, clock)
+    store.save(lease, tick, seen=[SeenFile(path="a", sha256="1")])
+    with pytest.raises(LeaseHeldError, match="a tick of nightly is under way"):
+        store.remove("nightly")
+    store.release(lease)
+    store.remove("nightly")
+    assert (store.schedules(), store.history("nightly"), store.seen_files("nightly")) == ([], [], set())
+    with pytest.raises(LeaseLostError):
+        store.save(lease, tick)
+
+
+RACER = """
+import os, sys
+from pathlib import Path
+from pipelines.schedules.store import ScheduleStore
+from rlad.errors import LeaseHeldError
+url, witness, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+store, tokens = ScheduleStore(url), []
+while len(tokens) < rounds:
+    try:
+        lease = store.acquire("nightly", f"process {os.getpid()}", 60)
+    except LeaseHeldError:
+        continue
+    os.close(os.open(witness, os.O_CREAT | os.O_EXCL))  # fails where another holder is
+    tokens.append(lease.token)
+    Path(witness).unlink()
+    store.release(lease)
+print(*tokens)
+"""
+
+
+def test_two_processes_never_hold_the_lease_at_once(store: ScheduleStore, url: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACER, url, str(tmp_path / "witness"), str(ROUNDS)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    tokens = [[int(token) for token in racer.communicate(timeout=90)[0].split()] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    together = sorted(tokens[0] + tokens[1])
+    assert together == list(range(1, 2 * ROUNDS + 1))  # every token was given once, and none was wasted
+    assert all(own == sorted(own) for own in tokens)
+
+
+def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAD_SCHEDULES", "sqlite:////srv/schedules.sqlite")
+    assert default_url() == "sqlite:////srv/schedules.sqlite"
+    monkeypatch.delenv("RLAD_SCHEDULES")
+    assert default_url().endswith("rlad/schedules.sqlite")
+
+
+@pytest.mark.parametrize("url", ["nowhere", "oracle9://x", "sqlite:////proc/nowhere/schedules.sqlite"])
+def test_a_store_that_cannot_be_is_one_clear_error(url: str) -> None:
+    with pytest.raises(ScheduleError, match=r"RLAD_SCHEDULES|cannot be opened"):
+        ScheduleStore(url)
+
+
+def test_an_error_never_shows_the_password() -> None:
+    with pytest.raises(ScheduleError) as raised:
+        ScheduleStore("sqlite://user:hunter2@host/x")
+    assert "hunter2" not in str(raised.value)
