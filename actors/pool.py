@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -64,6 +64,15 @@ class PoolState:
     ready: int
     starting: int
     draining: int
+
+
+class Scalable(Protocol):
+    """A pool whose size may change while it works."""
+
+    def state(self) -> PoolState: ...
+
+    def resize(self, size: int, /) -> None:
+        """Change the wanted number of workers, at least 1. Returns at once."""
 
 
 @dataclass(slots=True, eq=False)

@@ -107,8 +107,10 @@ class RewardPool(JudgingPool):
             return worker.remote(config, tokenizer_path=tokenizer_path)
 
         name = reward_pool_name(task)
-        pool = ActorPool(name=name, size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s)
-        super().__init__(pool, processes=config.workers, deadline_s=config.timeout_s, who=f"a worker of {name}")
+        pool = ActorPool(
+            name=name, size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s, capacity=1
+        )
+        super().__init__(pool, processes_per_worker=1, deadline_s=config.timeout_s, who=f"a worker of {name}")
 
 
 def reward_pool_name(task: str) -> str:

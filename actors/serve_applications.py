@@ -83,6 +83,31 @@ async def deploy_application(
     return handle
 
 
+async def redeploy_application(application: Application, *, app_name: str) -> None:
+    """Change an application that is up, without waiting until it is as it should be.
+
+    Raises:
+        DeadlineError: Serve did not take it in time.
+    """
+
+    def run() -> None:
+        with _SERVE_LOCK:
+            serve.run_many([serve.RunTarget(application, name=app_name, route_prefix=None)], wait_for_applications_running=False)
+
+    await _blocking(run, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
+
+
+async def running_replicas(app_name: str) -> int:
+    """Replicas of an application that are up.
+
+    Raises:
+        DeadlineError: Serve does not answer.
+    """
+    status = await _blocking(_status, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's status")
+    deployments = status.applications[app_name].deployments if app_name in status.applications else {}
+    return sum(each.replica_states.get("RUNNING", 0) for each in deployments.values())
+
+
 async def delete_application(app_name: str, *, timeout_s: float) -> None:
     """Take an application down, after the requests that it has. Does nothing where there is none of this name.
 

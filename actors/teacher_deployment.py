@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -9,7 +10,17 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from actors.serve_applications import QUIET, delete_application, deploy_application, deployment_handle, serve_status, wait_until_running
+from actors.pool import PoolState
+from actors.serve_applications import (
+    QUIET,
+    delete_application,
+    deploy_application,
+    deployment_handle,
+    redeploy_application,
+    running_replicas,
+    serve_status,
+    wait_until_running,
+)
 from actors.teacher import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
 from actors.teacher_server import TeacherServer
 from rlad.config import ServiceTeacherConfig, TeacherConfig, TeacherServiceConfig
@@ -145,7 +156,51 @@ def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]
     deployment = serve.deployment(TeacherServer).options(
         num_replicas=config.replicas, **_replica_options(config, label_selector, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
     )
-    return deployment.bind(config)
+    # Serve restarts replicas whose arguments change: how many there are is no argument of theirs.
+    return deployment.bind(config.model_copy(update={"replicas": 1}))
+
+
+class TeacherReplicas:
+    """The size of a run's own teacher, while it scores. Belongs to one event loop."""
+
+    def __init__(self, config: TeacherConfig, *, app_name: str, label_selector: dict[str, str]) -> None:
+        """
+        Args:
+            config, app_name, label_selector: as the teacher was deployed, with all its replicas up.
+        """
+        self._config, self._app_name, self._label_selector = config, app_name, label_selector
+        self._target = self._running = config.replicas
+        self._changing: asyncio.Task[None] | None = None
+
+    def state(self) -> PoolState:
+        return PoolState(
+            target=self._target, ready=self._running, starting=max(0, self._target - self._running), draining=max(0, self._running - self._target)
+        )
+
+    def resize(self, replicas: int) -> None:
+        """Have Serve add replicas, or take some away once they have finished what they have. Replicas that cannot be placed are waited for by Serve."""
+        logger.info("teacher=%s state=resized from=%d to=%d", self._app_name, self._target, replicas)
+        self._target = replicas
+        if self._changing is None or self._changing.done():
+            self._changing = asyncio.create_task(self._change())
+
+    def close(self) -> None:
+        if self._changing is not None:
+            self._changing.cancel()
+
+    async def _change(self) -> None:
+        """Tell Serve, again where the target moves meanwhile, and look until there are as many as wanted."""
+        told: int | None = None
+        try:
+            while told != self._target or self._running != self._target:
+                if told != self._target:
+                    told = self._target
+                    config = self._config.model_copy(update={"replicas": told})
+                    await redeploy_application(teacher_application(config, label_selector=self._label_selector), app_name=self._app_name)
+                self._running = await running_replicas(self._app_name)
+                await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
+        except RladError as error:
+            logger.warning("teacher=%s state=not_resized reason=%s", self._app_name, error)
 
 
 def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: dict[str, str]) -> Application:

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from actors.judge import BuildVerifiers, Extraction, Judge, Judgement
 from actors.parts import ColumnsRef
-from actors.pool import ActorPool
+from actors.pool import ActorPool, PoolState
 from actors.remote_errors import translated
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError, WorkerLostError
@@ -77,7 +77,7 @@ class VerifierStats:
 
     Attributes:
         busy_s: seconds that processes spent on groups; idle is the rest of `processes` times the wall clock.
-        processes: that judge, over all workers.
+        processes: that judge now, over all workers.
         num_groups: judged.
         outcomes: responses by outcome.
     """
@@ -200,18 +200,17 @@ def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier
 class JudgingPool:
     """The driver's side of actors that judge groups. All methods belong to one event loop."""
 
-    def __init__(self, pool: ActorPool, *, processes: int, deadline_s: float, who: str) -> None:
+    def __init__(self, pool: ActorPool, *, processes_per_worker: int, deadline_s: float, who: str) -> None:
         """
         Args:
-            pool: of workers whose `verify` takes a group's columns.
-            processes: groups that all workers together judge at once.
+            pool: of workers whose `verify` takes a group's columns. Its capacity is what a worker judges at once, so that a group's deadline counts no time
+                in a worker's queue.
+            processes_per_worker: groups that a worker judges at once.
             deadline_s: of one group, once a worker has it.
             who: a worker, in errors.
         """
         self._pool = pool
-        self._processes = processes
-        # A worker is given no more groups than it can judge at once, so a group's deadline counts no time in its queue.
-        self._free_processes = asyncio.Semaphore(processes)
+        self._processes_per_worker = processes_per_worker
         self._deadline_s = deadline_s
         self._who = who
         self._busy_s = 0.0
@@ -241,9 +240,8 @@ class JudgingPool:
             EngineError: a worker failed on the group.
         """
         retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
-        async with self._free_processes:
-            with translated(who=self._who):
-                judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
+        with translated(who=self._who):
+            judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
         self._busy_s += judged.elapsed_s
         self._num_groups += 1
         self._outcomes.update(Outcome(outcome) for outcome in judged.outcomes)
@@ -251,7 +249,15 @@ class JudgingPool:
 
     def stats(self) -> VerifierStats:
         """Since the pool's start."""
-        return VerifierStats(busy_s=self._busy_s, processes=self._processes, num_groups=self._num_groups, outcomes=dict(self._outcomes))
+        processes = self._pool.state().ready * self._processes_per_worker
+        return VerifierStats(busy_s=self._busy_s, processes=processes, num_groups=self._num_groups, outcomes=dict(self._outcomes))
+
+    def state(self) -> PoolState:
+        return self._pool.state()
+
+    def resize(self, workers: int) -> None:
+        """Grow or shrink the pool while it judges; those that go finish their groups."""
+        self._pool.resize(workers)
 
     async def close(self) -> None:
         """Kill all workers, and their processes with them. May be called twice."""
@@ -307,9 +313,17 @@ class VerifierPool(JudgingPool):
                 timeout_s=config.timeout_s,
             )
 
-        pool = ActorPool(name="verifier", size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s)
+        pool = ActorPool(
+            name="verifier",
+            size=config.workers,
+            spawn=spawn,
+            prepare=None,
+            max_restarts=MAX_RESTARTS,
+            start_timeout_s=start_timeout_s,
+            capacity=config.processes_per_worker,
+        )
         deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
-        super().__init__(pool, processes=config.workers * config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
+        super().__init__(pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
 
 
 async def _value_of(ref: Any) -> JudgeSummary:

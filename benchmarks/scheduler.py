@@ -48,6 +48,8 @@ LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP
 SPEEDS = Speeds(token_s=0.5e-3, slots=16, teacher_token_s=4e-6, verdict_s=2e-3, learner_token_s=2.6e-6, update_s=20e-3, weights_s=10e-3)
 AT_ONCE = Speeds(token_s=0.0, slots=16, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
 _TIMEOUT_S = 120.0
+# A live run's rate is measured over a window, once it has settled after a change of its size.
+_WINDOW_S, _SETTLE_S = 4.0, 1.0
 # What a stand-in is told is the kind of a group's task; how long that takes it knows.
 SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
 
@@ -150,7 +152,7 @@ AHEAD = run_config(steps=20, prompts_per_step=64, max_staleness=2)
 
 
 @asynccontextmanager
-async def open_stand_ins(config: RunConfig) -> AsyncIterator[StandInPools]:
+async def open_stand_ins(config: RunConfig) -> AsyncIterator[tuple[StandInPools, RolloutPool]]:
     """The real pools over actors that sleep."""
     rollout = RolloutPool(
         config.rollout.model_copy(update={"cpus_per_worker": 0.01}),
@@ -164,13 +166,13 @@ async def open_stand_ins(config: RunConfig) -> AsyncIterator[StandInPools]:
     )
     verifier = ray.remote(StandInVerifier).options(num_cpus=0)
     verifiers = ActorPool(
-        name="verifier", size=SIZES.verifier, spawn=lambda _: verifier.remote(), prepare=None, max_restarts=0, start_timeout_s=_TIMEOUT_S
+        name="verifier", size=SIZES.verifier, spawn=lambda _: verifier.remote(), prepare=None, max_restarts=0, start_timeout_s=_TIMEOUT_S, capacity=1
     )
-    judges = Judges(pool=JudgingPool(verifiers, processes=SIZES.verifier, deadline_s=_TIMEOUT_S, who="a verifier"))
+    judges = Judges(pool=JudgingPool(verifiers, processes_per_worker=1, deadline_s=_TIMEOUT_S, who="a verifier"))
     teacher = _deploy_teacher()
     await together(rollout.start(), verifiers.start())
     try:
-        yield StandInPools(rollout=rollout, verifiers=judges, teacher=teacher, update_weights=rollout.update_weights)
+        yield StandInPools(rollout=rollout, verifiers=judges, teacher=teacher, update_weights=rollout.update_weights), rollout
     finally:
         await rollout.close()
         await verifiers.close()
@@ -219,6 +221,30 @@ async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
     return time.perf_counter() - started
 
 
+async def rates_while_resized(config: RunConfig, pools: StandInPools, rollout: RolloutPool) -> dict[int, list[float]]:
+    """Tokens a second that a live run generates with one worker, grown to three, and shrunk to one again: by number of workers, in that order."""
+    rates: dict[int, list[float]] = {1: [], 3: []}
+
+    async def resized(workers: int) -> float:
+        rollout.resize(workers)
+        while (state := rollout.state()).ready != workers or state.draining:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(_SETTLE_S)
+        before = sum(worker.generated_tokens for worker in rollout.stats())
+        await asyncio.sleep(_WINDOW_S)
+        return (sum(worker.generated_tokens for worker in rollout.stats()) - before) / _WINDOW_S
+
+    rollout.resize(1)
+    while rollout.state().draining:
+        await asyncio.sleep(0.05)
+    running = asyncio.create_task(timed_run(config, pools))
+    for workers in (1, 3, 1):
+        rates[workers].append(await resized(workers))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return rates
+
+
 def _request(name: str, config: RunConfig) -> SampleRequest:
     [tokens] = stand_in_prompts(1).token_ids
     return SampleRequest(
@@ -244,7 +270,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
         console.print(what, highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
-    async with open_stand_ins(AHEAD) as pools:
+    async with open_stand_ins(AHEAD) as (pools, rollout):
         await timed_run(run_config(steps=2, prompts_per_step=64, max_staleness=2), pools, "at_once")  # the first calls of every handle
         tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
         empty_s = await timed_run(empty, pools, "at_once")
@@ -255,6 +281,8 @@ async def measure(console: Console, simulated_s: float) -> Result:
         tell(f"{short.training.steps} of those steps: RLAD {rlad_s:.2f} s, GRPO {grpo_s:.2f} s")
         alone_s, strict_s = await generation_alone(strict, pools), await timed_run(strict, pools)
         tell(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
+        rates = await rates_while_resized(run_config(steps=200, prompts_per_step=64, max_staleness=2), pools, rollout)
+        tell(f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}")
     figures: dict[str, Any] = {
         "makespan_s": makespan_s,
         "bound_s": work.bound,
@@ -277,6 +305,8 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 name="on_policy_over_generation", value=strict_s / alone_s, target=1.10, means="strictly on-policy steps over their generation alone"
             ),
             Ratio(name="groups_per_second", value=groups / empty_s, target=200, side="at least", means="moved when nothing takes time"),
+            Ratio(name="rate_of_three_workers_over_one", value=rates[3][0] / rates[1][0], means="a live run's generation, grown from 1 worker to 3"),
+            Ratio(name="rate_shrunk_over_before", value=rates[1][1] / rates[1][0], means="the same, shrunk to 1 again"),
             Ratio(name="simulated_over_measured", value=simulated_s / makespan_s, means="the simulator's makespan over the measured one"),
         ],
         figures=figures,

@@ -36,12 +36,13 @@ class Bottleneck:
         return f"{self.pool} bounds the step ({self.share:.0%}){advice}"
 
 
-def pool_sizes(config: RunConfig) -> dict[str, int]:
-    """Workers of each pool as the configuration has them."""
-    teachers = [model.replicas for pool, model in config.scoring_pools.items() if pool != "reference"]
+def pool_sizes(config: RunConfig, now: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Workers of each stage: as the configuration has them, or as they are `now` by pool. Shared teachers are nobody's here."""
+    now = now or {}
+    teachers = [now.get(pool, model.replicas) for pool, model in config.scoring_pools.items() if pool != "reference"]
     return {
-        "rollout": config.rollout.workers,
-        "verifier": config.verifier_pool.workers * config.verifier_pool.processes_per_worker,
+        "rollout": now.get("rollout", config.rollout.workers),
+        "verifier": now.get("verifier", config.verifier_pool.workers) * config.verifier_pool.processes_per_worker,
         "learner": config.learner.ranks,
         **({"teacher": sum(teachers)} if teachers else {}),
     }

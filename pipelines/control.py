@@ -19,9 +19,6 @@ from pipelines.progress import step_line
 from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
 from rlad.errors import ConfigError, RunDirectoryError
 
-# What is scaled while a run lives. Verifiers and teachers keep the size they started with.
-SCALABLE = ("rollout",)
-
 
 def record_cluster(run: RunDirectory, run_id: str) -> None:
     """Leave in the run directory where the run can be reached."""
@@ -89,7 +86,7 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     console.print(f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False)
     if state.metrics:
         console.print(
-            step_line(state.metrics, None, pool_sizes(run.read_config()) | {name: pool.target for name, pool in state.pools.items()}),
+            step_line(state.metrics, None, pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()})),
             soft_wrap=True,
             highlight=False,
         )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from actors.placement import HEAD_POOL, selector_of
+from actors.pool import Scalable
 from actors.remote_teacher import attach_remote_teacher
 from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
 from actors.teacher import Teacher, TeacherClient
-from actors.teacher_deployment import attach_teacher, delete_teacher, deploy_teacher
+from actors.teacher_deployment import TeacherReplicas, attach_teacher, delete_teacher, deploy_teacher
 from pipelines.teachers import require_can_score
 from pipelines.waiting import together
 from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig, TeacherConfig
@@ -28,12 +29,14 @@ class Pools:
     Attributes:
         teachers: by id; empty where the objective uses none.
         reference: None where the objective uses none.
+        scalable: pools of the run's own, whose size may change while it lives, by name.
     """
 
     rollout: RolloutPool
     verifiers: VerdictPools
     teachers: dict[str, Teacher]
     reference: Teacher | None
+    scalable: Mapping[str, Scalable]
 
 
 @asynccontextmanager
@@ -73,7 +76,14 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         started = await together(*starting)
         clients |= zip(scoring, started[num_ours:], strict=True)
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
-        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"))
+        replicas = {
+            pool: TeacherReplicas(_local(model), app_name=f"{run_id}-{pool}", label_selector=selector_of(config.cluster, pool))
+            for pool, model in scoring.items()
+        }
+        for each in replicas.values():
+            closing.callback(each.close)
+        scalable: dict[str, Scalable] = {"rollout": rollout, "verifier": verifiers.pools[0], **replicas}
+        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"), scalable=scalable)
 
 
 async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack) -> Teacher:
@@ -98,14 +108,18 @@ async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_i
 
 
 async def _deploy(config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig) -> TeacherClient:
-    local = config.model_copy(update={"path": str(resolve_model(config.path))})
     return await deploy_teacher(
-        local,
+        _local(config),
         app_name=app_name,
         tokenizer_fingerprint=fingerprint,
         start_timeout_s=cluster.start_timeout_s,
         label_selector=selector_of(cluster, pool),
     )
+
+
+def _local(config: TeacherConfig) -> TeacherConfig:
+    """With the model's directory in place of what names it."""
+    return config.model_copy(update={"path": str(resolve_model(config.path))})
 
 
 async def _delete_all(app_names: Iterable[str]) -> None:

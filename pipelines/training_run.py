@@ -25,7 +25,7 @@ from actors.placement import HEAD_POOL, selector_of
 from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
 from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
-from pipelines.control import SCALABLE, record_cluster
+from pipelines.control import record_cluster
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
 from pipelines.pools import Pools, open_pools
@@ -174,7 +174,7 @@ class TrainingRun(abc.ABC):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
                 started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
-            self._controller = start_controller(self._run_id, SCALABLE, label_selector=selector_of(config.cluster, HEAD_POOL))
+            self._controller = start_controller(self._run_id, tuple(self._pools.scalable), label_selector=selector_of(config.cluster, HEAD_POOL))
             closing.callback(ray.kill, self._controller)
             record_cluster(self._run, self._run_id)
             closing.callback(self._run.cluster.unlink, missing_ok=True)
@@ -217,15 +217,15 @@ class TrainingRun(abc.ABC):
             if request is not None:
                 logger.info("request=%s sizes=%s", request.kind, dict(request.sizes))
                 self._is_stopping |= request.kind == "stop"
-                for size in request.sizes.values():  # of the only pool that the controller lets through
-                    self._pools.rollout.resize(size)
+                for pool, size in request.sizes.items():
+                    self._pools.scalable[pool].resize(size)
 
     def _state(self) -> RunState:
         return RunState(
             phase="stopping" if self._is_stopping else "running",
             step=self._trained_steps,
             total_steps=self._config.training.steps,
-            pools={"rollout": self._pools.rollout.state()},
+            pools={name: pool.state() for name, pool in self._pools.scalable.items()},
             metrics=self._last_metrics,
             updated_at=time.time(),
         )
@@ -263,7 +263,11 @@ class TrainingRun(abc.ABC):
         self._telemetry.add_span("learner (exposed)", f"step {number}", all_there_at, times.trained_at)
         self._telemetry.add_span("weights", f"version {number + 1}", times.trained_at, times.weights_at)
         self._trained_steps, self._last_metrics = number + 1, metrics
-        self._progress.step(number + 1, metrics, self._accuracy, pool_sizes(self._config) | {"rollout": self._pools.rollout.state().target})
+        self._progress.step(number + 1, metrics, self._accuracy, self._pool_sizes())
+
+    def _pool_sizes(self) -> dict[str, int]:
+        """As they are wanted now."""
+        return pool_sizes(self._config, {name: pool.state().target for name, pool in self._pools.scalable.items()})
 
     def _metrics(self, trained: TrainedStep) -> dict[str, float]:
         return step_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)

@@ -28,11 +28,20 @@ def rlad(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def pool_of(run: RunDirectory) -> dict[str, int]:
+def status_of(run: RunDirectory) -> dict[str, dict[str, int]]:
     result = rlad("status", run.path, "--json")
     assert result.returncode == 0, result.stderr
     state: dict[str, Any] | None = json.loads(result.stdout)
-    return {"target": 0, "ready": 0, "draining": 0} if state is None else state["pools"]["rollout"]
+    return {} if state is None else state["pools"]
+
+
+def pool_of(run: RunDirectory) -> dict[str, int]:
+    return status_of(run).get("rollout", {})
+
+
+def pools_of(run: RunDirectory) -> dict[str, int]:
+    """Workers that serve, by pool."""
+    return {name: pool["ready"] for name, pool in status_of(run).items()}
 
 
 def wait_for(claim: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
@@ -52,20 +61,23 @@ def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path
             wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, process, "first steps")
             refused = rlad("scale", run.path, "learner=4")
             assert refused.returncode == 1
-            assert "this run scales rollout, not 'learner'" in refused.stderr
+            assert "this run scales rollout, verifier, teacher, not 'learner'" in refused.stderr
 
-            assert rlad("scale", run.path, "rollout=2").returncode == 0
-            wait_for(lambda: pool_of(run)["ready"] == 2, process, "a second worker")
+            assert rlad("scale", run.path, "rollout=3", "verifier=2", "teacher=2").returncode == 0
+            wait_for(lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2}, process, "more workers of each pool")
             grown_at = len(read_json_lines(run.metrics))
-            wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with two workers")
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with more workers")
 
             victim = next(each for each in psutil.Process(process.pid).children(recursive=True) if "ray::RolloutWorker" in " ".join(each.cmdline()))
             os.kill(victim.pid, signal.SIGKILL)
             hurt_at = len(read_json_lines(run.metrics))
             wait_for(lambda: len(read_json_lines(run.metrics)) >= hurt_at + 2, process, "steps after a worker was killed")
 
-            assert rlad("scale", run.path, "rollout=1").returncode == 0
+            assert rlad("scale", run.path, "rollout=1", "verifier=1", "teacher=1").returncode == 0
             wait_for(lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, process, "one worker")
+            wait_for(lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, process, "one worker of each pool")
+            shrunk_at = len(read_json_lines(run.metrics))
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= shrunk_at + 2, process, "steps with one worker of each pool")
             assert rlad("stop", run.path).returncode == 0
             _, stderr = process.communicate(timeout=120)
         finally:
