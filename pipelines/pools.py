@@ -29,6 +29,7 @@ class Pools:
     Attributes:
         teachers: by id; empty where the objective uses none.
         reference: None where the objective uses none.
+        own_teachers: those that the run has deployed, the reference among them, by pool.
         scalable: pools of the run's own, whose size may change while it lives, by name.
     """
 
@@ -36,6 +37,7 @@ class Pools:
     verifiers: VerdictPools
     teachers: dict[str, Teacher]
     reference: Teacher | None
+    own_teachers: Mapping[str, TeacherClient]
     scalable: Mapping[str, Scalable]
 
 
@@ -83,7 +85,14 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         for each in replicas.values():
             closing.callback(each.close)
         scalable: dict[str, Scalable] = {"rollout": rollout, "verifier": verifiers.pools[0], **replicas}
-        yield Pools(rollout=rollout, verifiers=verifiers, teachers=teachers, reference=clients.get("reference"), scalable=scalable)
+        yield Pools(
+            rollout=rollout,
+            verifiers=verifiers,
+            teachers=teachers,
+            reference=clients.get("reference"),
+            own_teachers=dict(zip(scoring, started[num_ours:], strict=True)),
+            scalable=scalable,
+        )
 
 
 async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack) -> Teacher:

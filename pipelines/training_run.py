@@ -28,6 +28,7 @@ from pipelines.cluster import connected, labelled_resources, require_labelled_ro
 from pipelines.control import record_cluster
 from pipelines.evaluate import evaluate, require_group_key
 from pipelines.model_card import write_model_card
+from pipelines.pool_use import PoolUse
 from pipelines.pools import Pools, open_pools
 from pipelines.progress import RunProgress, accuracy_table
 from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
@@ -136,6 +137,7 @@ class TrainingRun(abc.ABC):
         self._controller: Any = None
         self._broker: BrokerClient
         self._pools: Pools
+        self._pool_use: PoolUse
         self._telemetry: Telemetry
         self._accuracy: float | None = None
 
@@ -182,7 +184,7 @@ class TrainingRun(abc.ABC):
             listening.add_done_callback(_warn_if_deaf)
             closing.callback(listening.cancel)
             turns = Turns(self._training_set, seed=config.seed, used=await self._broker.tell("reopen", started.version))
-            self._trained_steps = started.version
+            self._trained_steps, self._pool_use = started.version, PoolUse(self._pools)
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
             steps = Steps(
@@ -251,7 +253,7 @@ class TrainingRun(abc.ABC):
         self._telemetry.record_evaluation(step, summary, time.time() - start)
 
     async def _after_step(self, trained: TrainedStep) -> None:
-        metrics = self._metrics(trained)
+        metrics = {**self._metrics(trained), **await self._pool_use.idle_shares(trained.report.metrics)}
         times, number = trained.times, trained.number
         self._telemetry.record_step(number + 1, metrics)
         for group in trained.groups:
