@@ -48,13 +48,21 @@ class Request:
     sizes: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolBounds:
+    """Sizes that a pool may be given; no `at_most` is no bound."""
+
+    at_least: int = 1
+    at_most: int | None = None
+
+
 class RunController:
     """The actor's body."""
 
-    def __init__(self, pools: tuple[str, ...]) -> None:
+    def __init__(self, pools: Mapping[str, PoolBounds]) -> None:
         """
         Args:
-            pools: that can be scaled.
+            pools: that can be scaled, and within what.
         """
         self._pools = pools
         self._state: RunState | None = None
@@ -70,13 +78,18 @@ class RunController:
         """Leave a request for the driver.
 
         Raises:
-            RunDirectoryError: a pool that this run does not scale, or a size below 1.
+            RunDirectoryError: a pool that this run does not scale, or a size that it may not have.
         """
         for pool, size in request.sizes.items():
             if pool not in self._pools:
                 raise RunDirectoryError(f"this run scales {', '.join(self._pools)}, not {pool!r}")
+            bounds = self._pools[pool]
             if size < 1:
                 raise RunDirectoryError(f"a pool needs at least one worker, got {pool}={size}: `rlad stop` ends the run")
+            if size < bounds.at_least or (bounds.at_most is not None and size > bounds.at_most):
+                raise RunDirectoryError(
+                    f"{pool}={size} is outside the bounds of this run's configuration: {bounds.at_least} to {bounds.at_most or 'any'}"
+                )
         await self._requests.put(request)
 
     async def next_request(self, wait_s: float) -> Request | None:
@@ -87,7 +100,7 @@ class RunController:
             return None
 
 
-def start_controller(run_id: str, pools: tuple[str, ...], *, label_selector: dict[str, str] | None = None) -> ActorHandle:
+def start_controller(run_id: str, pools: Mapping[str, PoolBounds], *, label_selector: dict[str, str] | None = None) -> ActorHandle:
     """Start the controller of a run, on a node that the selector takes. It ends with the driver."""
     controller = ray.remote(RunController).options(name=_name(run_id), namespace=NAMESPACE, num_cpus=0, label_selector=label_selector or {})
     return controller.remote(pools)

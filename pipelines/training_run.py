@@ -19,9 +19,10 @@ import ray
 from rich.console import Console
 
 from actors.broker import ExperienceBroker, PartPolicy
-from actors.controller import RunState, start_controller
+from actors.controller import PoolBounds, RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
+from pipelines.autoscale import RolloutAutoscaler
 from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
 from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
@@ -131,6 +132,7 @@ class TrainingRun(abc.ABC):
         self._config, self._run, self._progress = config, run, progress
         self._training_set, self._evaluation_prompts = training_set, evaluation_prompts
         self._run_id = run_id_of(config, run)
+        self._autoscaler = RolloutAutoscaler(config.rollout)
         self._is_stopping = False
         self._trained_steps = 0
         self._last_metrics: dict[str, float] = {}
@@ -176,7 +178,7 @@ class TrainingRun(abc.ABC):
                 self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
                 self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
                 started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
-            self._controller = start_controller(self._run_id, tuple(self._pools.scalable), label_selector=selector_of(config.cluster, HEAD_POOL))
+            self._controller = start_controller(self._run_id, self._bounds(), label_selector=selector_of(config.cluster, HEAD_POOL))
             closing.callback(ray.kill, self._controller)
             record_cluster(self._run, self._run_id)
             closing.callback(self._run.cluster.unlink, missing_ok=True)
@@ -265,7 +267,17 @@ class TrainingRun(abc.ABC):
         self._telemetry.add_span("learner (exposed)", f"step {number}", all_there_at, times.trained_at)
         self._telemetry.add_span("weights", f"version {number + 1}", times.trained_at, times.weights_at)
         self._trained_steps, self._last_metrics = number + 1, metrics
+        size = self._autoscaler.wanted(metrics, self._pool_sizes(), self._pools.rollout.state())
+        if size is not None:
+            logger.info("autoscale=rollout workers=%d step=%d", size, number)
+            self._pools.rollout.resize(size)
         self._progress.step(number + 1, metrics, self._accuracy, self._pool_sizes())
+
+    def _bounds(self) -> dict[str, PoolBounds]:
+        """Within which each pool may be scaled."""
+        rollout = self._config.rollout
+        bounds = {pool: PoolBounds() for pool in self._pools.scalable}
+        return {**bounds, "rollout": PoolBounds(at_least=rollout.min_workers, at_most=rollout.max_workers)}
 
     def _pool_sizes(self) -> dict[str, int]:
         """As they are wanted now."""

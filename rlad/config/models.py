@@ -81,7 +81,12 @@ PromptSource = Annotated[KnightsKnavesPrompts | PromptFile | ReasoningGymPrompts
 class RolloutConfig(ConfigModel):
     """The pool of vLLM engines that sample from the student."""
 
-    workers: PositiveInt = 1
+    workers: PositiveInt = Field(1, description="With which the run starts; `rlad scale` changes it.")
+    min_workers: PositiveInt = Field(1, description="Below which the pool is not shrunk while the run lives.")
+    max_workers: PositiveInt | None = Field(None, description="Above which it is not grown; none sets no bound.")
+    autoscale: bool = Field(
+        False, description="Add a worker while generation bounds the steps, take one away while generation is hidden and idle; needs `max_workers`."
+    )
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Responses sampled for each prompt.")
     max_prompt_tokens: PositiveInt = 1024
     max_response_tokens: PositiveInt = 2048
@@ -97,6 +102,14 @@ class RolloutConfig(ConfigModel):
     threads: PositiveInt = Field(1, description="Compute threads of an engine on CPU.")
     group_timeout_s: Seconds = Field(600, description="Deadline of one group; past it the group is issued again.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(3, description="Workers the pool may replace before the run ends.")
+
+    @model_validator(mode="after")
+    def _bounds_hold(self) -> Self:
+        if not self.min_workers <= self.workers <= (self.max_workers or self.workers):
+            raise ValueError(f"workers {self.workers} must be between min_workers {self.min_workers} and max_workers {self.max_workers}")
+        if self.autoscale and self.max_workers is None:
+            raise ValueError("autoscale needs max_workers: up to how many machines may it ask for?")
+        return self
 
     @model_validator(mode="after")
     def _sampling_must_not_truncate(self) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from actors.controller import NAMESPACE, Request, RunState, ask, find_controller, start_controller
+from actors.controller import NAMESPACE, PoolBounds, Request, RunState, ask, find_controller, start_controller
 from actors.pool import PoolState
 from rlad.errors import RunDirectoryError
 
@@ -20,7 +20,7 @@ def cluster() -> Iterator[None]:
 
 
 def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks() -> None:
-    driver = start_controller("run-1", ("rollout",))
+    driver = start_controller("run-1", {"rollout": PoolBounds()})
     person = find_controller("run-1")
     assert ask(person, "state") is None
     pool = PoolState(target=2, ready=1, starting=1, draining=0)
@@ -35,10 +35,15 @@ def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks()
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"), [({"teacher": 2}, "this run scales rollout, not 'teacher'"), ({"rollout": 0}, "at least one worker, got rollout=0")]
+    ("sizes", "message"),
+    [
+        ({"teacher": 2}, "this run scales rollout, verifier, not 'teacher'"),
+        ({"rollout": 0}, "at least one worker, got rollout=0"),
+        ({"verifier": 2, "rollout": 7}, "rollout=7 is outside the bounds of this run's configuration: 1 to 6"),
+    ],
 )
 def test_a_request_that_cannot_be_met_is_refused_at_once(sizes: dict[str, int], message: str) -> None:
-    controller = start_controller(f"run-{message[:4]}", ("rollout",))
+    controller = start_controller(f"run-{message[:4]}", {"rollout": PoolBounds(at_least=1, at_most=6), "verifier": PoolBounds()})
     with pytest.raises(RunDirectoryError, match=message):
         ask(controller, "request", Request(kind="scale", sizes=sizes))
     assert ask(controller, "next_request", 0.05) is None

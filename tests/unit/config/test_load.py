@@ -73,6 +73,8 @@ def test_overrides_win_and_keep_their_types() -> None:
         ("objective={name: grpo}", "uses no teacher"),
         ("teacher=null", "needs a teacher"),
         ("training.max_staleness=-1", "greater than or equal to 0"),
+        ("rollout.autoscale=true", "autoscale needs max_workers"),
+        ("rollout={max_workers: 2, workers: 3}", "workers 3 must be between min_workers 1 and max_workers 2"),
         ("name=../../etc", "name"),
         ("learner", "key=value"),
         ("prompts.people={9: 1}", "people"),
@@ -99,6 +101,21 @@ def test_a_wrong_setting_is_refused_with_its_remedy(override: str, message: str)
 def test_a_wrong_setting_of_an_offline_run_is_refused_with_its_remedy(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_run_config(CONFIGS / "offline_kk_cpu.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.pi_old=recompute"], "needs training.updates_per_step 1, got 2"),
+        (
+            ["learner.pi_old=recompute", "training.updates_per_step=1", "training.max_staleness=1"],
+            "which with training.max_staleness above 0 are older",
+        ),
+    ],
+)
+def test_pi_old_cannot_be_recomputed_from_weights_that_did_not_sample(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(SMOKE, overrides)
 
 
 def test_with_traces_at_hand_an_offline_run_needs_no_teacher() -> None:
