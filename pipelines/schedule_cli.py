@@ -58,7 +58,10 @@ def add(
     prompts: Annotated[str | None, typer.Option(metavar="PATTERN", help="Prompt files, new ones too: 'prompts/*.jsonl'.", show_default=False)] = None,
     only_new: Annotated[bool, typer.Option("--only-new", help="Train on files only that no finished run has seen.")] = False,
     keep: Annotated[int, typer.Option(help="Versions to keep, beside those that an alias leads to.")] = 5,
-    address: Annotated[str | None, typer.Option(help="Ray cluster of the runs; without it each starts a local one.", show_default=False)] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster that this machine is a node of, as auto; without it each run starts a local one.", show_default=False),
+    ] = None,
     deadline_s: Annotated[float, typer.Option(help="End a run that has worked so long, over all attempts.")] = 86_400,
     retries: Annotated[int, typer.Option(help="Times a run that failed or was killed is continued.")] = 2,
     retry_wait_s: Annotated[float, typer.Option(help="Pause before the first retry; doubled for each further one.")] = 30,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 
@@ -64,7 +64,9 @@ class ScheduleConfig(ConfigModel):
     vary_seed: bool = Field(True, description="Each run takes its prompts in another order: its seed is made of the run's and its scheduled time.")
     margin: Fraction = Field(0.0, description="By how much (mean@k) a student has to be better than the one in production to be promoted.")
     keep_versions: PositiveInt = Field(5, description="Versions that stay in the registry, beside those that an alias leads to.")
-    address: str | None = Field(None, description="Ray cluster of the runs; none starts a local one for each.")
+    address: str | None = Field(
+        None, description="Ray cluster of the runs, `auto` or HOST:6379, that the ticker's machine is a node of; none starts a local one for each."
+    )
     deadline_s: Seconds = Field(86_400, description="A run that has worked so long, over all its attempts, is ended.")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="Times a run that failed or was killed is continued, before it is given up.")
     retry_wait_s: Annotated[float, Field(ge=0)] = Field(30, description="Pause before the first retry; doubled for each further one.")
@@ -74,3 +76,12 @@ class ScheduleConfig(ConfigModel):
         60, description="A ticker that has not been heard of for so long has lost its schedule to the next."
     )
     notify: NotifyConfig = NotifyConfig()
+
+    @field_validator("address")
+    @classmethod
+    def _address_can_be_joined(cls, address: str | None) -> str | None:
+        if address is not None and "://" in address:
+            raise ValueError(
+                "a run joins its cluster from the ticker's machine: give `auto` or HOST:6379 of a cluster that this machine is a node of"
+            )
+        return address

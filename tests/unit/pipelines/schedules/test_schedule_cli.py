@@ -79,6 +79,7 @@ def test_a_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
         (("add", "night ly", str(SMOKE), "--cron", "0 2 * * *"), "name: String should match"),
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--margin", "2"), "margin"),
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--notify-on", "always"), "notify.events"),
+        (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--address", "http://head:8265"), "from the ticker's machine"),
         (("show", "hourly"), "no schedule 'hourly'"),
         (("run-now", "hourly"), "no schedule 'hourly'"),
         (("tick", "hourly"), "no schedule 'hourly'"),

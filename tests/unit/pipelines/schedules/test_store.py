@@ -20,7 +20,7 @@ from pipelines.schedules.store import ScheduleStore, default_url
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
-ROUNDS = 25
+ROUNDS = 10
 ROOT = Path(__file__).parents[4]
 
 
