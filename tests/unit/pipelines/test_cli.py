@@ -45,7 +45,7 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
         (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
         (("teacher", "deploy", SMOKE), "A teacher service has a file of its own"),
-        (("teacher", "list", "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
+        (("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"), "max_replica: unknown key; did you mean `max_replicas`"),
     ],
 )
 def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
