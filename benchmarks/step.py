@@ -1,0 +1,224 @@
+"""A whole training step, ours and TRL's, on the same model, prompts, lengths, reward and cores, in turns.
+
+    python -m benchmarks.step --json OUT
+
+Ours is the run that `rlad run` starts, with all its processes: vLLM rollout worker, verifiers, broker, the learner in Ray Train, and for RLAD a teacher on
+Ray Serve. TRL's is its GRPO trainer in one process. While one of the two works the other waits. A step is everything from prompts to the weights that the
+next step samples with. Every response has a given length: of its prompt's, since that is what both can be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RAY_worker_niceness"] = "0"  # TRL's process has this one's
+os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
+
+import typer
+from ray.actor import ActorMethod
+from rich.console import Console
+
+import actors.rollout
+from actors.rollout import SampleRequest
+from benchmarks.ended_worker import EndedWorker
+from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
+from benchmarks.trl_step import TrlTrainer
+from benchmarks.workload import FIRST_ID, TINY, long_tailed_lengths, write_model
+from pipelines.distill import _Distillation
+from pipelines.prompts import EncodedPrompts, prepare_prompts
+from pipelines.run_directory import RunDirectory, read_json_lines
+from pipelines.training_run import complete, prepare_evaluation
+from rlad.config import RunConfig
+from rlad.data.prompt_files import write_prompt_file
+from rlad.data.prompts import PromptRecord
+
+Threads = Annotated[int, typer.Option(min=1, help="Compute threads, of each of our engines and of TRL.")]
+
+PROMPTS, GROUP_SIZE, PROMPT_TOKENS, MEAN_TOKENS = 16, 4, 16, 128
+_MEDIAN_TOKENS = 84
+_WARM_UPS = 1
+KINDS = ("uniform", "long_tailed")
+
+
+def lengths_by_kind() -> dict[str, list[int]]:
+    """By kind of step, the response tokens of each prompt; equally many in all."""
+    long_tailed = long_tailed_lengths(PROMPTS, median=_MEDIAN_TOKENS)
+    long_tailed[long_tailed.index(max(long_tailed))] += PROMPTS * MEAN_TOKENS - sum(long_tailed)
+    return {"uniform": [MEAN_TOKENS] * PROMPTS, "long_tailed": long_tailed}
+
+
+class AlternatingRun(_Distillation):
+    """Our run, whose steps take turns with TRL's."""
+
+    def __init__(self, *arguments: Any, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
+        super().__init__(*arguments)
+        self._trl = trl
+        self._lengths = lengths
+        self._kind = KINDS[0]
+        self.seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        self.calls: Counter[str] = Counter()
+
+    async def _train(self, step: int) -> None:
+        self._kind = KINDS[step % len(KINDS)]
+        ours_first = step // len(KINDS) % 2 == 0
+        theirs = 0.0 if ours_first else await asyncio.to_thread(self._trl.step, self._kind)
+        started = time.perf_counter()
+        with _counted_calls(self.calls):
+            await super()._train(step)
+        ours = time.perf_counter() - started
+        if ours_first:
+            theirs = await asyncio.to_thread(self._trl.step, self._kind)
+        if step >= _WARM_UPS * len(KINDS):
+            self.seconds[self._kind].append((theirs, ours))
+        else:
+            self.calls.clear()
+
+    def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
+        return replace(super()._request(uid, attempt, record), max_response_tokens=self._lengths[self._kind][record])
+
+
+@contextmanager
+def _counted_calls(calls: Counter[str]) -> Iterator[None]:
+    """Count what this process calls actors for, by method."""
+    original = ActorMethod._remote
+
+    def counting(method: Any, *arguments: Any, **settings: Any) -> Any:
+        calls[method._method_name] += 1
+        return original(method, *arguments, **settings)
+
+    ActorMethod._remote = counting
+    try:
+        yield
+    finally:
+        ActorMethod._remote = original
+
+
+def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunConfig:
+    """A run over all prompts in every step."""
+    prompts = folder / "prompts.jsonl"
+    files = {"train": prompts, "evaluation": folder / "evaluation.jsonl"}
+    teacher = {"path": str(folder / "teacher"), "dtype": "float32", "engine": "transformers", "cpus_per_replica": 0.25, "threads": threads}
+    return RunConfig.model_validate(
+        {
+            "name": f"step-{method}",
+            "student": {"path": str(folder / "student"), "dtype": "float32"},
+            **({"teacher": teacher} if method == "trrd" else {}),
+            "objective": {"name": method},
+            "prompts": {"source": "file", "path": str(files["train"])},
+            "verifiers": {"words": {"name": "python_function", "path": "benchmarks.step_reward:share_of_even_words"}},
+            "verifier_pool": {"cpus_per_worker": 0.25},
+            "rollout": {
+                "group_size": GROUP_SIZE,
+                "max_prompt_tokens": PROMPT_TOKENS,
+                "max_response_tokens": max(map(max, lengths_by_kind().values())),
+                "cpus_per_worker": 0.5,
+                "threads": threads,
+            },
+            "learner": {"zero_stage": 0, "optimizer": {"lr": 1e-6}, "micro_batch_tokens": 4096, "cpus_per_rank": 0.5, "threads": threads},
+            "training": {"steps": steps, "prompts_per_step": PROMPTS},
+            "evaluation": {"prompts": {"source": "file", "path": str(files["evaluation"])}, "every_steps": 0, "max_response_tokens": 1},
+            "checkpoints": {"every_steps": steps},
+            "cluster": {"num_cpus": 2},
+        }
+    )
+
+
+def write_inputs(folder: Path) -> list[str]:
+    """Models and prompts, the same words for both frameworks. A response ends where it must: ours by its budget, so our model knows no end."""
+    write_model(folder / "student", TINY, ends=False)
+    write_model(folder / "teacher", TINY, seed=1, ends=False)
+    write_model(folder / "trl", TINY)
+    prompts = [" ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS)) for number in range(PROMPTS + 1)]
+    records = [PromptRecord(id=f"p{number}", prompt=prompt, task="words", answer="even", metadata={}) for number, prompt in enumerate(prompts)]
+    write_prompt_file(records[:PROMPTS], folder / "prompts.jsonl")
+    write_prompt_file(records[PROMPTS:], folder / "evaluation.jsonl")
+    return prompts[:PROMPTS]
+
+
+def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console) -> tuple[AlternatingRun, RunDirectory]:
+    """One run of ours from start to end, its steps in turns with TRL's."""
+    config, run = make_config(folder, method, steps=steps, threads=threads), RunDirectory(folder / method)
+    runs: list[AlternatingRun] = []
+    with run.hold(config, resume=False):
+        prompts: EncodedPrompts = prepare_prompts(config.prompts, config, config.student.path)
+        evaluation = prepare_evaluation(config, config.student.path, prompts)
+        teachers = {record.id: {"teacher": 1.0} if method == "trrd" else {} for record in prompts.records}
+
+        async def train(progress: Any) -> None:
+            runs.append(AlternatingRun(config, run, prompts, evaluation, teachers, progress, trl=trl, lengths=lengths_by_kind()))
+            await runs[-1].run()
+
+        complete(config, run, console, train)
+    return runs[0], run
+
+
+def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_threads: Threads = 1) -> None:
+    """Measure a whole step of ours, GRPO and RLAD, beside TRL's GRPO trainer. Three minutes."""
+    console = Console()
+    actors.rollout.RolloutWorker = EndedWorker  # type: ignore[misc]
+    steps = len(KINDS) * (_WARM_UPS + pairs)
+    measured: dict[str, dict[str, Paired]] = {}
+    metrics: dict[str, list[dict[str, float]]] = {}
+    calls: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory:
+        folder = Path(directory)
+        prompts = write_inputs(folder)
+        by_first_token = {kind: {FIRST_ID + number: length for number, length in enumerate(each)} for kind, each in lengths_by_kind().items()}
+        trl = TrlTrainer(str(folder / "trl"), prompts, by_first_token, group_size=GROUP_SIZE, threads=trl_threads)
+        try:
+            for method in ("grpo", "trrd"):
+                run, files = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
+                measured[method] = {
+                    kind: Paired(first_s=tuple(pair[0] for pair in each), second_s=tuple(pair[1] for pair in each)) for kind, each in run.seconds.items()
+                }
+                metrics[method] = read_json_lines(files.metrics)[_WARM_UPS * len(KINDS) :]
+                groups = PROMPTS * pairs * len(KINDS)
+                calls[method] = {name: count / groups for name, count in sorted(run.calls.items())}
+        finally:
+            trl.close()
+    grpo, rlad = measured["grpo"], measured["trrd"]
+    ratios = [
+        Ratio(name="trl_over_ours_long_tailed", value=grpo["long_tailed"].ratio, target=1.5, side="at least", means="whole GRPO step, lengths long-tailed"),
+        Ratio(name="trl_over_ours_uniform", value=grpo["uniform"].ratio, target=1, side="at least", means="whole GRPO step, all responses of 128 tokens"),
+        Ratio(name="trl_over_rlad_long_tailed", value=rlad["long_tailed"].ratio, means="TRL's GRPO step over our RLAD step, teacher included"),
+        Ratio(name="trl_over_rlad_uniform", value=rlad["uniform"].ratio, means="the same, all responses of 128 tokens"),
+        Ratio(name="calls_per_group", value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0), target=2, means="to rollout and verifiers"),
+    ]
+    figures: dict[str, Any] = {}
+    for method, by_kind in measured.items():
+        for number, (kind, each) in enumerate(by_kind.items()):
+            figures |= {f"{method}_{kind}_{name}": value for name, value in each.figures("trl", "ours").items()}
+            of_kind = metrics[method][number :: len(KINDS)]
+            figures[f"{method}_{kind}_parts"] = {
+                name: round(sorted(each[name] for each in of_kind)[len(of_kind) // 2], 3)
+                for name in ("time/generate_s", "time/score_s", "time/learn_s", "time/weights_s", "learner/train_s", "learner/publish_s")
+            }
+        figures[f"{method}_driver_calls_per_group"] = calls[method]
+    settings = {
+        "model_parameters": TINY.num_parameters,
+        "responses": PROMPTS * GROUP_SIZE,
+        "prompt_tokens": PROMPT_TOKENS,
+        "mean_response_tokens": MEAN_TOKENS,
+        "longest_response_tokens": max(lengths_by_kind()["long_tailed"]),
+        "threads": threads,
+        "trl_threads": trl_threads,
+    }
+    show(Result(benchmark="step", ratios=ratios, figures=figures, settings=settings), json, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
