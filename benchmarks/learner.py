@@ -1,6 +1,6 @@
 """The learner: what padding costs and packing saves, what RLAD's update costs beside GRPO's, and the memory of log-probabilities.
 
-    python -m benchmarks.learner --json OUT
+python -m benchmarks.learner --json OUT
 """
 
 from __future__ import annotations
@@ -159,8 +159,19 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             errors = relative_errors(SMALL_TOKENS)
     prompt_order = [PROMPT_TOKENS + length for length in skewed]
     ratios = [
-        Ratio(name="padding_share", value=max(padding.values()), target=0.05, means=f"token slots of packed rows without a token; worst of {PADDING_RANKS} ranks"),
-        Ratio(name="padded_over_packed", value=measured["padded_over_packed"].ratio, target=1.5, side="at least", means="update time, long-tailed lengths"),
+        Ratio(
+            name="padding_share",
+            value=max(padding.values()),
+            target=0.05,
+            means=f"token slots of packed rows without a token; worst of {PADDING_RANKS} ranks",
+        ),
+        Ratio(
+            name="padded_over_packed",
+            value=measured["padded_over_packed"].ratio,
+            target=1.5,
+            side="at least",
+            means="update time, long-tailed lengths",
+        ),
         Ratio(name="rlad_over_grpo", value=measured["rlad_over_grpo"].ratio, target=1.05, means="update time, long-tailed lengths"),
         Ratio(name="logprob_memory_share", value=chunked / whole, target=0.1, means="peak memory, chunked over materialised"),
         Ratio(name="logprob_error", value=errors["chunked"], target=1e-5, means="values and gradients in float32, from those of float64"),

@@ -101,4 +101,3 @@ def _compute(way: Way, hidden: Tensor, weight: Tensor, targets: Tensor, incoming
     assert hidden.grad is not None
     assert weight.grad is not None
     return [logprobs.detach(), hidden.grad, weight.grad]
-

@@ -33,15 +33,14 @@ from ray.actor import ActorMethod
 from rich.console import Console
 
 import actors.rollout
-from actors.rollout import SampleRequest
+from actors.rollout import RolloutPool, SampledGroup, SampleRequest
+from actors.weights import WeightsPublication
 from benchmarks.ended_worker import EndedWorker
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
 from benchmarks.trl_step import TrlTrainer
 from benchmarks.workload import FIRST_ID, TINY, long_tailed_lengths, write_model
-from pipelines.distill import _Distillation
-from pipelines.prompts import EncodedPrompts, prepare_prompts
+from pipelines.distill import distill
 from pipelines.run_directory import RunDirectory, read_json_lines
-from pipelines.training_run import complete, prepare_evaluation
 from rlad.config import RunConfig
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.prompts import PromptRecord
@@ -61,34 +60,59 @@ def lengths_by_kind() -> dict[str, list[int]]:
     return {"uniform": [MEAN_TOKENS] * PROMPTS, "long_tailed": long_tailed}
 
 
-class AlternatingRun(_Distillation):
-    """Our run, whose steps take turns with TRL's."""
+class TakingTurns:
+    """Between our steps, one of TRL's; and to every prompt the response length of the step's kind.
 
-    def __init__(self, *arguments: Any, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
-        super().__init__(*arguments)
+    A step of ours begins when the samplers hold the weights of the one before, and ends when they hold its own.
+    """
+
+    def __init__(self, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
         self._trl = trl
-        self._lengths = lengths
-        self._kind = KINDS[0]
-        self.seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        self._lengths = {kind: {f"p{number}": length for number, length in enumerate(each)} for kind, each in lengths.items()}
+        self._steps = -1
+        self._began_at = 0.0
+        self._seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
         self.calls: Counter[str] = Counter()
 
-    async def _train(self, step: int) -> None:
-        self._kind = KINDS[step % len(KINDS)]
-        ours_first = step // len(KINDS) % 2 == 0
-        theirs = 0.0 if ours_first else await asyncio.to_thread(self._trl.step, self._kind)
-        started = time.perf_counter()
-        with _counted_calls(self.calls):
-            await super()._train(step)
-        ours = time.perf_counter() - started
-        if ours_first:
-            theirs = await asyncio.to_thread(self._trl.step, self._kind)
-        if step >= _WARM_UPS * len(KINDS):
-            self.seconds[self._kind].append((theirs, ours))
-        else:
-            self.calls.clear()
+    @property
+    def measured(self) -> dict[str, Paired]:
+        """By kind, TRL's seconds and ours, without those of the warm-up."""
+        pairs = {kind: each[_WARM_UPS:] for kind, each in self._seconds.items()}
+        return {kind: Paired(first_s=tuple(theirs for theirs, _ in each), second_s=tuple(ours for _, ours in each)) for kind, each in pairs.items()}
 
-    def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
-        return replace(super()._request(uid, attempt, record), max_response_tokens=self._lengths[self._kind][record])
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Inside the block a rollout pool's weight updates and requests come by here first."""
+        update_weights, sample = RolloutPool.update_weights, RolloutPool.sample
+
+        async def update_and_wait(pool: RolloutPool, publication: WeightsPublication) -> None:
+            await update_weights(pool, publication)
+            await self._end_step()
+
+        async def sample_length(pool: RolloutPool, request: SampleRequest, **settings: Any) -> SampledGroup:
+            length = self._lengths[self._kind].get(request.prompt_id, request.max_response_tokens)
+            return await sample(pool, replace(request, max_response_tokens=length), **settings)
+
+        RolloutPool.update_weights, RolloutPool.sample = update_and_wait, sample_length  # type: ignore[method-assign,assignment]
+        try:
+            with _counted_calls(self.calls):
+                yield
+        finally:
+            RolloutPool.update_weights, RolloutPool.sample = update_weights, sample  # type: ignore[method-assign]
+
+    @property
+    def _kind(self) -> str:
+        return KINDS[max(0, self._steps) % len(KINDS)]
+
+    async def _end_step(self) -> None:
+        ours = time.perf_counter() - self._began_at
+        if self._steps >= 0:  # not the weights that a run starts with
+            theirs = await asyncio.to_thread(self._trl.step, self._kind)
+            self._seconds[self._kind].append((theirs, ours))
+        self._steps += 1
+        if self._steps == _WARM_UPS * len(KINDS):
+            self.calls.clear()
+        self._began_at = time.perf_counter()
 
 
 @contextmanager
@@ -142,28 +166,21 @@ def write_inputs(folder: Path) -> list[str]:
     write_model(folder / "student", TINY, ends=False)
     write_model(folder / "teacher", TINY, seed=1, ends=False)
     write_model(folder / "trl", TINY)
-    prompts = [" ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS)) for number in range(PROMPTS + 1)]
+    prompts = [
+        " ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS)) for number in range(PROMPTS + 1)
+    ]
     records = [PromptRecord(id=f"p{number}", prompt=prompt, task="words", answer="even", metadata={}) for number, prompt in enumerate(prompts)]
     write_prompt_file(records[:PROMPTS], folder / "prompts.jsonl")
     write_prompt_file(records[PROMPTS:], folder / "evaluation.jsonl")
     return prompts[:PROMPTS]
 
 
-def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console) -> tuple[AlternatingRun, RunDirectory]:
+def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console) -> tuple[TakingTurns, RunDirectory]:
     """One run of ours from start to end, its steps in turns with TRL's."""
-    config, run = make_config(folder, method, steps=steps, threads=threads), RunDirectory(folder / method)
-    runs: list[AlternatingRun] = []
-    with run.hold(config, resume=False):
-        prompts: EncodedPrompts = prepare_prompts(config.prompts, config, config.student.path)
-        evaluation = prepare_evaluation(config, config.student.path, prompts)
-        teachers = {record.id: {"teacher": 1.0} if method == "trrd" else {} for record in prompts.records}
-
-        async def train(progress: Any) -> None:
-            runs.append(AlternatingRun(config, run, prompts, evaluation, teachers, progress, trl=trl, lengths=lengths_by_kind()))
-            await runs[-1].run()
-
-        complete(config, run, console, train)
-    return runs[0], run
+    turns, run = TakingTurns(trl, lengths_by_kind()), RunDirectory(folder / method)
+    with turns.patched():
+        distill(make_config(folder, method, steps=steps, threads=threads), run, resume=False, console=console)
+    return turns, run
 
 
 def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_threads: Threads = 1) -> None:
@@ -181,22 +198,29 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
         trl = TrlTrainer(str(folder / "trl"), prompts, by_first_token, group_size=GROUP_SIZE, threads=trl_threads)
         try:
             for method in ("grpo", "trrd"):
-                run, files = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
-                measured[method] = {
-                    kind: Paired(first_s=tuple(pair[0] for pair in each), second_s=tuple(pair[1] for pair in each)) for kind, each in run.seconds.items()
-                }
-                metrics[method] = read_json_lines(files.metrics)[_WARM_UPS * len(KINDS) :]
+                turns, run = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
+                measured[method], metrics[method] = turns.measured, read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :]
                 groups = PROMPTS * pairs * len(KINDS)
-                calls[method] = {name: count / groups for name, count in sorted(run.calls.items())}
+                calls[method] = {name: count / groups for name, count in sorted(turns.calls.items())}
         finally:
             trl.close()
     grpo, rlad = measured["grpo"], measured["trrd"]
     ratios = [
-        Ratio(name="trl_over_ours_long_tailed", value=grpo["long_tailed"].ratio, target=1.5, side="at least", means="whole GRPO step, lengths long-tailed"),
-        Ratio(name="trl_over_ours_uniform", value=grpo["uniform"].ratio, target=1, side="at least", means="whole GRPO step, all responses of 128 tokens"),
+        Ratio(
+            name="trl_over_ours_long_tailed",
+            value=grpo["long_tailed"].ratio,
+            target=1.5,
+            side="at least",
+            means="whole GRPO step, lengths long-tailed",
+        ),
+        Ratio(
+            name="trl_over_ours_uniform", value=grpo["uniform"].ratio, target=1, side="at least", means="whole GRPO step, all responses of 128 tokens"
+        ),
         Ratio(name="trl_over_rlad_long_tailed", value=rlad["long_tailed"].ratio, means="TRL's GRPO step over our RLAD step, teacher included"),
         Ratio(name="trl_over_rlad_uniform", value=rlad["uniform"].ratio, means="the same, all responses of 128 tokens"),
-        Ratio(name="calls_per_group", value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0), target=2, means="to rollout and verifiers"),
+        Ratio(
+            name="calls_per_group", value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0), target=2, means="to rollout and verifiers"
+        ),
     ]
     figures: dict[str, Any] = {}
     for method, by_kind in measured.items():

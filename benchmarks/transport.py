@@ -1,6 +1,6 @@
 """The way of groups between the pools: bytes a token, speed of the object store, what a reader copies, and what the driver keeps.
 
-    python -m benchmarks.transport --json OUT
+python -m benchmarks.transport --json OUT
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def make_batch(num_bytes: int) -> list[ScoredGroup]:
 
 def records_of(groups: Sequence[ScoredGroup]) -> list[Columns]:
     """The columns of every record of the groups, each as it goes into the object store: the pools that make them put them there one by one."""
-    return [
-        part.to_columns() for scored in groups for part in (scored.group, scored.verdicts, scored.teacher_scores) if part is not None
-    ]
+    return [part.to_columns() for scored in groups for part in (scored.group, scored.verdicts, scored.teacher_scores) if part is not None]
 
 
 def arrays_of(record: Columns) -> list[np.ndarray[Any, Any]]:
@@ -148,12 +146,25 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
             passed, copied, growth = driver_growth_bytes()
     ratios = [
         Ratio(name="bytes_per_token", value=per_token / tokens, target=16, means="bytes a response token, over all columns of tokens"),
-        Ratio(name="put_get_over_memcpy_speed", value=whole.ratio, target=0.5, side="at least", means="64 MiB of groups through the object store at once"),
+        Ratio(
+            name="put_get_over_memcpy_speed",
+            value=whole.ratio,
+            target=0.5,
+            side="at least",
+            means="64 MiB of groups through the object store at once",
+        ),
         Ratio(name="copied_share_at_reader", value=copied / passed, target=0, means="bytes that a reader in another process copies"),
-        Ratio(name="driver_growth_share", value=growth / passed, target=0.01, means="what the driver grows by, of the bytes whose references it passes on"),
+        Ratio(
+            name="driver_growth_share",
+            value=growth / passed,
+            target=0.01,
+            means="what the driver grows by, of the bytes whose references it passes on",
+        ),
         Ratio(name="put_get_first_use_over_memcpy_speed", value=first.ratio, means="the same while the store's pages are used for the first time"),
         Ratio(name="put_get_records_over_memcpy_speed", value=single.ratio, means="the same, every group's three records as objects of their own"),
-        Ratio(name="stored_bytes_per_token", value=stored / tokens, means="the same in the store: with prompts, offsets, verdicts, names and framing"),
+        Ratio(
+            name="stored_bytes_per_token", value=stored / tokens, means="the same in the store: with prompts, offsets, verdicts, names and framing"
+        ),
     ]
     figures = {
         **whole.figures("memcpy", "put_get"),
@@ -163,7 +174,13 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
         "driver_growth_bytes": growth,
         "passed_bytes": passed,
     }
-    settings = {"group_size": GROUP_SIZE, "response_tokens": RESPONSE_TOKENS, "records": len(records), "prompt_tokens": PROMPT_TOKENS, "batch_bytes": num_bytes}
+    settings = {
+        "group_size": GROUP_SIZE,
+        "response_tokens": RESPONSE_TOKENS,
+        "records": len(records),
+        "prompt_tokens": PROMPT_TOKENS,
+        "batch_bytes": num_bytes,
+    }
     show(Result(benchmark="transport", ratios=ratios, figures=figures, settings=settings), json, console)
 
 

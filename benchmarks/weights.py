@@ -1,6 +1,6 @@
 """New weights from the learner to the engines of a node: copies beyond the gather, and time beside memcpy of the same bytes.
 
-    python -m benchmarks.weights --json OUT
+python -m benchmarks.weights --json OUT
 """
 
 from __future__ import annotations
@@ -180,7 +180,11 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
         "gb_per_s": update.num_bytes / measured["new"].first_median_s / 1e9,
         "pairs": {name: [round(ratio, 3) for ratio in sorted(each.ratios)] for name, each in measured.items()},
     }
-    show(Result(benchmark="weights", ratios=ratios, figures=figures, settings={"bytes": update.num_bytes, "tensors": len(update.weights)}), json, console)
+    show(
+        Result(benchmark="weights", ratios=ratios, figures=figures, settings={"bytes": update.num_bytes, "tensors": len(update.weights)}),
+        json,
+        console,
+    )
 
 
 if __name__ == "__main__":
