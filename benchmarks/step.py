@@ -25,8 +25,6 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["RAY_worker_niceness"] = "0"  # TRL's process has this one's
-os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
 
 import typer
 from ray.actor import ActorMethod
@@ -186,6 +184,8 @@ def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads:
 def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_threads: Threads = 1) -> None:
     """Measure a whole step of ours, GRPO and RLAD, beside TRL's GRPO trainer. Three minutes."""
     console = Console()
+    os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has this one's priority too.
     actors.rollout.RolloutWorker = EndedWorker  # type: ignore[misc]
     steps = len(KINDS) * (_WARM_UPS + pairs)
     measured: dict[str, dict[str, Paired]] = {}
