@@ -186,7 +186,7 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
     console = Console()
     os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has this one's priority too.
-    actors.rollout.RolloutWorker = EndedWorker  # type: ignore[misc]
+    vars(actors.rollout)["RolloutWorker"] = EndedWorker
     steps = len(KINDS) * (_WARM_UPS + pairs)
     measured: dict[str, dict[str, Paired]] = {}
     metrics: dict[str, list[dict[str, float]]] = {}

@@ -87,6 +87,7 @@ async def _serve_engine(connection: Connection, engine: Engine, model_path: str)
     scorer = _build_scorer(config)
     cached = CachedScorer(scorer, teacher="benchmark", cache=ScoreCache(max_values=config.cache_tokens))
     connection.send("ready")
+    groups: list[Group]
     while (asked := await asyncio.to_thread(connection.recv)) is not None:
         groups, remembers = asked
         if not remembers:
@@ -95,6 +96,10 @@ async def _serve_engine(connection: Connection, engine: Engine, model_path: str)
         scores = await asyncio.gather(*(cached.score(*group, 1.0) for group in groups))
         connection.send((time.perf_counter() - started, [each.logprobs for each in scores]))
     scorer.close()
+
+
+def _seconds(engine: EngineProcess, groups: Sequence[Group], *, remembers: bool = False) -> float:
+    return engine.score(groups, remembers=remembers)[0]
 
 
 def make_groups() -> list[Group]:
@@ -134,15 +139,15 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
         with progress.phase("starting both engines"):
             engines: dict[Engine, EngineProcess] = {"vllm": EngineProcess("vllm", model), "transformers": EngineProcess("transformers", model)}
         try:
-            vllm, transformers = (lambda engine=engine: engine.score(groups)[0] for engine in engines.values())  # type: ignore[misc]
+            vllm, transformers = (partial(_seconds, engine, groups) for engine in engines.values())
             gap = require_equal(engines["vllm"].score(groups)[1], engines["transformers"].score(groups)[1])
             with progress.phase("vllm beside transformers", total=pairs) as phase:
                 between = measure_pairs(vllm, transformers, pairs=pairs, on_pair=phase.advance)
             with progress.phase("a prompt a response beside a prompt a group", total=pairs) as phase:
-                alone = partial(lambda parts: engines["transformers"].score(parts)[0], one_by_one(groups))
+                alone = partial(_seconds, engines["transformers"], one_by_one(groups))
                 sharing = measure_pairs(alone, transformers, pairs=pairs, on_pair=phase.advance)
             with progress.phase("remembered groups", total=pairs) as phase:
-                again = partial(lambda: engines["transformers"].score(groups, remembers=True)[0])
+                again = partial(_seconds, engines["transformers"], groups, remembers=True)
                 remembered = measure_pairs(again, transformers, pairs=pairs, on_pair=phase.advance)
         finally:
             for engine in engines.values():
