@@ -54,10 +54,12 @@ class Paired:
         return statistics.median(self.second_s)
 
     def figures(self, first: str, second: str) -> dict[str, Any]:
-        """Medians by name, and every pair's ratio: how far they spread says how far the median can be trusted."""
+        """Medians and shortest by name, and every pair's ratio: how far they spread says how far the median can be trusted."""
         return {
             f"{first}_s": self.first_median_s,
             f"{second}_s": self.second_median_s,
+            f"{first}_best_s": min(self.first_s),
+            f"{second}_best_s": min(self.second_s),
             f"{first}_over_{second}_pairs": [round(ratio, 4) for ratio in sorted(self.ratios)],
         }
 

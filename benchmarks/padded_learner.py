@@ -8,6 +8,7 @@ Shape letters: M sequences, L tokens of the longest, S tokens of all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class PaddedLearner:
     def accumulate(self, batch: TrainingBatch) -> float:
         """Forward and backward of the sequences of a packed row, padded. Returns the loss."""
         offsets = batch.sequence_offsets.tolist()
-        sequences = [torch.from_numpy(batch.token_ids[start:end]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        sequences = [torch.from_numpy(batch.token_ids[start:end]) for start, end in itertools.pairwise(offsets)]
         longest = max(len(sequence) for sequence in sequences)
         token_ids = torch.stack([F.pad(sequence, (0, longest - len(sequence))) for sequence in sequences])
         hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state

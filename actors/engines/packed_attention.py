@@ -3,7 +3,9 @@
 Registered with transformers under `PACKED_ATTENTION`; a model loaded with `attn_implementation=PACKED_ATTENTION` is called with the row's
 `packed_layout` and makes no mask at all, so memory grows with the row's length and not with its square.
 
-Shape letters: S tokens of the row, M sequences, H query heads, K key-value heads, D head size.
+Sequences may share tokens of the row (a prompt in front of several responses): attention sees them again in each, all other layers once.
+
+Shape letters: S tokens of the row, M sequences, E tokens of the sequences, H query heads, K key-value heads, D head size.
 """
 
 from __future__ import annotations
@@ -28,17 +30,26 @@ class PackedLayout:
     """Where the sequences of a row lie.
 
     Attributes:
-        lengths: tokens of each of the M sequences; they add up to S.
+        lengths: tokens of each of the M sequences; they add up to E.
         offsets: int32 [M + 1] on the model's device.
+        sources: int64 [E], the row's token at each place of the sequences; None where they share none, and the sequences are the row.
+        places: int64 [S], for each token of the row one of its places in the sequences; None like `sources`.
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
+    sources: Tensor | None = None
+    places: Tensor | None = None
 
     @classmethod
-    def from_offsets(cls, offsets: Array, device: torch.device) -> PackedLayout:
-        """From a `TrainingBatch`'s int32 `sequence_offsets`."""
-        return cls(lengths=tuple((offsets[1:] - offsets[:-1]).tolist()), offsets=torch.from_numpy(offsets).to(device))
+    def from_offsets(cls, offsets: Array, device: torch.device, *, sources: Array | None = None, places: Array | None = None) -> PackedLayout:
+        """From a `TrainingBatch`'s int32 `sequence_offsets`, or all of a `ScoringRow`'s."""
+        return cls(
+            lengths=tuple((offsets[1:] - offsets[:-1]).tolist()),
+            offsets=torch.from_numpy(offsets).to(device),
+            sources=None if sources is None else torch.from_numpy(sources).to(device),
+            places=None if places is None else torch.from_numpy(places).to(device),
+        )
 
     @property
     def longest(self) -> int:
@@ -76,12 +87,21 @@ def packed_attention(
         EngineError: the model wants attention that is not plain and causal.
     """
     _require_plain_attention(packed_layout, dropout, sliding_window, softcap, s_aux)
+    if packed_layout.sources is not None:
+        query, key, value = (states.index_select(2, packed_layout.sources) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen_attention(query, key, value, packed_layout, scaling), None
+        attended = _varlen_attention(query, key, value, packed_layout, scaling)
+    else:
+        attended = _attention_by_sequence(query, key, value, packed_layout, scaling)
+    # The same tokens in front of it: a shared token's result is the same at all its places.
+    return attended if packed_layout.places is None else attended.index_select(1, packed_layout.places), None
+
+
+def _attention_by_sequence(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
     enable_gqa = query.shape[1] != key.shape[1]
-    sequences = zip(*(states.split(packed_layout.lengths, dim=2) for states in (query, key, value)), strict=True)
+    sequences = zip(*(states.split(layout.lengths, dim=2) for states in (query, key, value)), strict=True)
     attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa) for q, k, v in sequences]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    return torch.cat(attended, dim=2).transpose(1, 2)
 
 
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, only the log-probabilities that were asked for kept."""
+"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, each group's prompt once a row, only the log-probabilities
+that were asked for kept."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from actors.engines.output_layer import plain_output_weight
 from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
 from actors.engines.scorer import TokenScores, support_size
+from actors.engines.scoring_row import scoring_row
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError
@@ -30,6 +32,7 @@ from rlad.teacher_support import selected_and_top_logprobs
 class _Group:
     """A group on its way through the rows: which may hold only some of its sequences, together with sequences of other groups."""
 
+    prompt_ids: Array
     temperature: float
     scores: TokenScores
     sequences: list[_Sequence] = field(default_factory=list)
@@ -44,20 +47,16 @@ class _Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sequence:
-    """Prompt and one response. The last token is only a target, so the row holds the others."""
+    """Prompt and one response."""
 
     group: _Group
-    token_ids: Array
-    num_prompt: int
+    response_ids: Array
     tokens: slice
 
     @property
-    def row_tokens(self) -> int:
-        return len(self.token_ids) - 1
-
-    @property
-    def num_targets(self) -> int:
-        return len(self.token_ids) - self.num_prompt
+    def num_tokens(self) -> int:
+        """As attention sees them. The last token is only a target."""
+        return len(self.group.prompt_ids) + len(self.response_ids) - 1
 
 
 class TransformersScorer:
@@ -95,14 +94,13 @@ class TransformersScorer:
         self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
     ) -> TokenScores:
         size = support_size(support, len(self._output_weight))
-        group = _Group(temperature=temperature, scores=TokenScores.empty(len(response_ids), size))
+        group = _Group(prompt_ids=prompt_ids, temperature=temperature, scores=TokenScores.empty(len(response_ids), size))
         for start, end in itertools.pairwise(response_offsets.tolist()):
             if start < end:
-                token_ids = np.concatenate([prompt_ids, response_ids[start:end]])
-                group.sequences.append(_Sequence(group=group, token_ids=token_ids, num_prompt=len(prompt_ids), tokens=slice(start, end)))
+                group.sequences.append(_Sequence(group=group, response_ids=response_ids[start:end], tokens=slice(start, end)))
         if not group.sequences:
             return group.scores
-        longest = max(len(sequence.token_ids) for sequence in group.sequences)
+        longest = 1 + max(sequence.num_tokens for sequence in group.sequences)
         if longest > self._max_sequence_tokens:
             raise EngineError(f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}")
         await self.check_health()
@@ -150,32 +148,26 @@ class TransformersScorer:
         while self._waiting:
             sequence = self._waiting[0]
             if not sequence.group.done.done():
-                if row and (sequence.row_tokens > budget or sequence.group.kind != row[0].group.kind):
+                if row and (sequence.num_tokens > budget or sequence.group.kind != row[0].group.kind):
                     break
                 row.append(sequence)
-                budget -= sequence.row_tokens
+                budget -= sequence.num_tokens
             self._waiting.popleft()
         return row
 
     @torch.inference_mode()
     def _score_row(self, row: list[_Sequence]) -> None:
-        lengths = [sequence.row_tokens for sequence in row]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        token_ids = np.concatenate([sequence.token_ids[:-1] for sequence in row])
-        target_ids = np.concatenate([sequence.token_ids[sequence.num_prompt :] for sequence in row])
-        # Position p of a sequence predicts its token p + 1: the first response token is predicted by the last of the prompt.
-        positions = np.concatenate(
-            [np.arange(start + each.num_prompt - 1, end) for each, (start, end) in zip(row, itertools.pairwise(offsets), strict=True)]
-        )
+        groups = [list(members) for _, members in itertools.groupby(row, key=lambda sequence: id(sequence.group))]
+        packed = scoring_row([(members[0].group.prompt_ids, [each.response_ids for each in members]) for members in groups])
         outputs = self._model.base_model(
-            input_ids=self._on_device(token_ids)[None],
-            position_ids=self._on_device(np.concatenate([np.arange(length) for length in lengths]))[None],
+            input_ids=self._on_device(packed.token_ids)[None],
+            position_ids=self._on_device(packed.position_ids)[None],
             use_cache=False,
-            packed_layout=PackedLayout.from_offsets(offsets, self._device),
+            packed_layout=PackedLayout.from_offsets(packed.sequence_offsets, self._device, sources=packed.sources, places=packed.places),
         )
-        hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(positions))
-        scores = self._score_tokens(hidden, self._on_device(target_ids), *row[0].group.kind)
-        for sequence, (start, end) in zip(row, itertools.pairwise(np.cumsum([0, *(each.num_targets for each in row)]).tolist()), strict=True):
+        hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(packed.predicting))
+        scores = self._score_tokens(hidden, self._on_device(packed.target_ids), *row[0].group.kind)
+        for sequence, (start, end) in zip(row, itertools.pairwise(np.cumsum([0, *(len(each.response_ids) for each in row)]).tolist()), strict=True):
             sequence.group.scores[sequence.tokens] = scores[start:end]
             sequence.group.remaining -= 1
             if sequence.group.remaining == 0:
@@ -190,7 +182,7 @@ class TransformersScorer:
         return TokenScores(logprobs=selected.numpy(), support_ids=support_ids, support_logprobs=support_logprobs, tail_logprobs=tail_logprobs)
 
     def _on_device(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(self._device)
+        return torch.from_numpy(array).to(self._device)
 
 
 def _resolve(future: Future[TokenScores], outcome: TokenScores | EngineError) -> None:

@@ -153,3 +153,12 @@ async def test_closed_engine_is_unhealthy_and_takes_nothing(make_model: Callable
 def test_missing_model_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no causal language model can be loaded"):
         TransformersScorer(TeacherConfig(path=str(tmp_path), engine="transformers"))
+
+
+async def test_a_groups_prompt_goes_through_the_model_once(make_model: Callable[..., Path]) -> None:
+    """Prompt of 9, responses of 5, 17 and 1 tokens, each without its last: 9 + 4 + 16 + 0 tokens, not three times 9."""
+    async with open_scorer(make_model()) as scorer:
+        seen: list[int] = []
+        scorer._model.get_input_embeddings().register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].numel()))
+        await scorer.score(*GROUPS[0], 1.0)
+    assert seen == [9 + 4 + 16]

@@ -1,0 +1,19 @@
+"""A rollout worker for responses of given lengths: each ends by its budget, and is taken for one that ended by itself.
+
+A truncated response earns no reward, so without this no response would be trained on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+
+from actors.rollout_worker import GroupSummary, RolloutWorker, SampleRequest
+from rlad.contracts import Columns, FinishReason
+
+
+class EndedWorker(RolloutWorker):
+    @ray.method(num_returns=2)
+    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
+        summary, columns = await super().sample(request)
+        return summary, columns | {"finish_reasons": np.full_like(columns["finish_reasons"], FinishReason.STOP)}

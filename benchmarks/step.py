@@ -1,0 +1,248 @@
+"""A whole training step, ours and TRL's, on the same model, prompts, lengths, reward and cores, in turns.
+
+    python -m benchmarks.step --json OUT
+
+Ours is the run that `rlad run` starts, with all its processes: vLLM rollout worker, verifiers, broker, the learner in Ray Train, and for RLAD a teacher on
+Ray Serve. TRL's is its GRPO trainer in one process. While one of the two works the other waits. A step is everything from prompts to the weights that the
+next step samples with. Every response has a given length: of its prompt's, since that is what both can be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import typer
+from ray.actor import ActorMethod
+from rich.console import Console
+
+import actors.rollout
+from actors.rollout import RolloutPool, SampledGroup, SampleRequest
+from actors.weights import WeightsPublication
+from benchmarks.ended_worker import EndedWorker
+from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
+from benchmarks.trl_step import TrlTrainer
+from benchmarks.workload import FIRST_ID, TINY, long_tailed_lengths, write_model
+from pipelines.distill import distill
+from pipelines.run_directory import RunDirectory, read_json_lines
+from rlad.config import RunConfig
+from rlad.data.prompt_files import write_prompt_file
+from rlad.data.prompts import PromptRecord
+
+Threads = Annotated[int, typer.Option(min=1, help="Compute threads, of each of our engines and of TRL.")]
+
+PROMPTS, GROUP_SIZE, PROMPT_TOKENS, MEAN_TOKENS = 16, 4, 16, 128
+_MEDIAN_TOKENS = 84
+_WARM_UPS = 1
+KINDS = ("uniform", "long_tailed")
+
+
+def lengths_by_kind() -> dict[str, list[int]]:
+    """By kind of step, the response tokens of each prompt; equally many in all."""
+    long_tailed = long_tailed_lengths(PROMPTS, median=_MEDIAN_TOKENS)
+    long_tailed[long_tailed.index(max(long_tailed))] += PROMPTS * MEAN_TOKENS - sum(long_tailed)
+    return {"uniform": [MEAN_TOKENS] * PROMPTS, "long_tailed": long_tailed}
+
+
+class TakingTurns:
+    """Between our steps, one of TRL's; and to every prompt the response length of the step's kind.
+
+    A step of ours begins when the samplers hold the weights of the one before, and ends when they hold its own.
+    """
+
+    def __init__(self, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
+        self._trl = trl
+        self._lengths = {kind: {f"p{number}": length for number, length in enumerate(each)} for kind, each in lengths.items()}
+        self._steps = -1
+        self._began_at = 0.0
+        self._seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        self.calls: Counter[str] = Counter()
+
+    @property
+    def measured(self) -> dict[str, Paired]:
+        """By kind, TRL's seconds and ours, without those of the warm-up."""
+        pairs = {kind: each[_WARM_UPS:] for kind, each in self._seconds.items()}
+        return {kind: Paired(first_s=tuple(theirs for theirs, _ in each), second_s=tuple(ours for _, ours in each)) for kind, each in pairs.items()}
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Inside the block a rollout pool's weight updates and requests come by here first."""
+        update_weights, sample = RolloutPool.update_weights, RolloutPool.sample
+
+        async def update_and_wait(pool: RolloutPool, publication: WeightsPublication) -> None:
+            await update_weights(pool, publication)
+            await self._end_step()
+
+        async def sample_length(pool: RolloutPool, request: SampleRequest, **settings: Any) -> SampledGroup:
+            length = self._lengths[self._kind].get(request.prompt_id, request.max_response_tokens)
+            return await sample(pool, replace(request, max_response_tokens=length), **settings)
+
+        RolloutPool.update_weights, RolloutPool.sample = update_and_wait, sample_length  # type: ignore[method-assign,assignment]
+        try:
+            with _counted_calls(self.calls):
+                yield
+        finally:
+            RolloutPool.update_weights, RolloutPool.sample = update_weights, sample  # type: ignore[method-assign]
+
+    @property
+    def _kind(self) -> str:
+        return KINDS[max(0, self._steps) % len(KINDS)]
+
+    async def _end_step(self) -> None:
+        ours = time.perf_counter() - self._began_at
+        if self._steps >= 0:  # not the weights that a run starts with
+            theirs = await asyncio.to_thread(self._trl.step, self._kind)
+            self._seconds[self._kind].append((theirs, ours))
+        self._steps += 1
+        if self._steps == _WARM_UPS * len(KINDS):
+            self.calls.clear()
+        self._began_at = time.perf_counter()
+
+
+@contextmanager
+def _counted_calls(calls: Counter[str]) -> Iterator[None]:
+    """Count what this process calls actors for, by method."""
+    original = ActorMethod._remote
+
+    def counting(method: Any, *arguments: Any, **settings: Any) -> Any:
+        calls[method._method_name] += 1
+        return original(method, *arguments, **settings)
+
+    ActorMethod._remote = counting
+    try:
+        yield
+    finally:
+        ActorMethod._remote = original
+
+
+def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunConfig:
+    """A run over all prompts in every step."""
+    prompts = folder / "prompts.jsonl"
+    files = {"train": prompts, "evaluation": folder / "evaluation.jsonl"}
+    teacher = {"path": str(folder / "teacher"), "dtype": "float32", "engine": "transformers", "cpus_per_replica": 0.25, "threads": threads}
+    return RunConfig.model_validate(
+        {
+            "name": f"step-{method}",
+            "student": {"path": str(folder / "student"), "dtype": "float32"},
+            **({"teacher": teacher} if method == "trrd" else {}),
+            "objective": {"name": method},
+            "prompts": {"source": "file", "path": str(files["train"])},
+            "verifiers": {"words": {"name": "python_function", "path": "benchmarks.step_reward:share_of_even_words"}},
+            "verifier_pool": {"cpus_per_worker": 0.25},
+            "rollout": {
+                "group_size": GROUP_SIZE,
+                "max_prompt_tokens": PROMPT_TOKENS,
+                "max_response_tokens": max(map(max, lengths_by_kind().values())),
+                "cpus_per_worker": 0.5,
+                "threads": threads,
+            },
+            "learner": {"zero_stage": 0, "optimizer": {"lr": 1e-6}, "micro_batch_tokens": 4096, "cpus_per_rank": 0.5, "threads": threads},
+            "training": {"steps": steps, "prompts_per_step": PROMPTS},
+            "evaluation": {"prompts": {"source": "file", "path": str(files["evaluation"])}, "every_steps": 0, "max_response_tokens": 1},
+            "checkpoints": {"every_steps": steps},
+            "cluster": {"num_cpus": 2},
+        }
+    )
+
+
+def write_inputs(folder: Path) -> list[str]:
+    """Models and prompts, the same words for both frameworks. A response ends where it must: ours by its budget, so our model knows no end."""
+    write_model(folder / "student", TINY, ends=False)
+    write_model(folder / "teacher", TINY, seed=1, ends=False)
+    write_model(folder / "trl", TINY)
+    prompts = [
+        " ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS)) for number in range(PROMPTS + 1)
+    ]
+    records = [PromptRecord(id=f"p{number}", prompt=prompt, task="words", answer="even", metadata={}) for number, prompt in enumerate(prompts)]
+    write_prompt_file(records[:PROMPTS], folder / "prompts.jsonl")
+    write_prompt_file(records[PROMPTS:], folder / "evaluation.jsonl")
+    return prompts[:PROMPTS]
+
+
+def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console) -> tuple[TakingTurns, RunDirectory]:
+    """One run of ours from start to end, its steps in turns with TRL's."""
+    turns, run = TakingTurns(trl, lengths_by_kind()), RunDirectory(folder / method)
+    with turns.patched():
+        distill(make_config(folder, method, steps=steps, threads=threads), run, resume=False, console=console)
+    return turns, run
+
+
+def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_threads: Threads = 1) -> None:
+    """Measure a whole step of ours, GRPO and RLAD, beside TRL's GRPO trainer. Three minutes."""
+    console = Console()
+    os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has this one's priority too.
+    vars(actors.rollout)["RolloutWorker"] = EndedWorker
+    steps = len(KINDS) * (_WARM_UPS + pairs)
+    measured: dict[str, dict[str, Paired]] = {}
+    metrics: dict[str, list[dict[str, float]]] = {}
+    calls: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory:
+        folder = Path(directory)
+        prompts = write_inputs(folder)
+        by_first_token = {kind: {FIRST_ID + number: length for number, length in enumerate(each)} for kind, each in lengths_by_kind().items()}
+        trl = TrlTrainer(str(folder / "trl"), prompts, by_first_token, group_size=GROUP_SIZE, threads=trl_threads)
+        try:
+            for method in ("grpo", "trrd"):
+                turns, run = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
+                measured[method], metrics[method] = turns.measured, read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :]
+                groups = PROMPTS * pairs * len(KINDS)
+                calls[method] = {name: count / groups for name, count in sorted(turns.calls.items())}
+        finally:
+            trl.close()
+    grpo, rlad = measured["grpo"], measured["trrd"]
+    ratios = [
+        Ratio(
+            name="trl_over_ours_long_tailed",
+            value=grpo["long_tailed"].ratio,
+            target=1.5,
+            side="at least",
+            means="whole GRPO step, lengths long-tailed",
+        ),
+        Ratio(
+            name="trl_over_ours_uniform", value=grpo["uniform"].ratio, target=1, side="at least", means="whole GRPO step, all responses of 128 tokens"
+        ),
+        Ratio(name="trl_over_rlad_long_tailed", value=rlad["long_tailed"].ratio, means="TRL's GRPO step over our RLAD step, teacher included"),
+        Ratio(name="trl_over_rlad_uniform", value=rlad["uniform"].ratio, means="the same, all responses of 128 tokens"),
+        Ratio(
+            name="calls_per_group", value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0), target=2, means="to rollout and verifiers"
+        ),
+    ]
+    figures: dict[str, Any] = {}
+    for method, by_kind in measured.items():
+        for number, (kind, each) in enumerate(by_kind.items()):
+            figures |= {f"{method}_{kind}_{name}": value for name, value in each.figures("trl", "ours").items()}
+            of_kind = metrics[method][number :: len(KINDS)]
+            figures[f"{method}_{kind}_parts"] = {
+                name: round(sorted(each[name] for each in of_kind)[len(of_kind) // 2], 3)
+                for name in ("time/generate_s", "time/score_s", "time/learn_s", "time/weights_s", "learner/train_s", "learner/publish_s")
+            }
+        figures[f"{method}_driver_calls_per_group"] = calls[method]
+    settings = {
+        "model_parameters": TINY.num_parameters,
+        "responses": PROMPTS * GROUP_SIZE,
+        "prompt_tokens": PROMPT_TOKENS,
+        "mean_response_tokens": MEAN_TOKENS,
+        "longest_response_tokens": max(lengths_by_kind()["long_tailed"]),
+        "threads": threads,
+        "trl_threads": trl_threads,
+    }
+    show(Result(benchmark="step", ratios=ratios, figures=figures, settings=settings), json, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)

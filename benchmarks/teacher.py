@@ -1,0 +1,181 @@
+"""The teacher's two engines on the same groups, what sharing a prompt saves, and what a remembered group costs.
+
+python -m benchmarks.teacher --json OUT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.measure import JsonPath, Pairs, Ratio, Result, measure_pairs, show
+from benchmarks.workload import TINY as MODEL
+from benchmarks.workload import long_tailed_lengths, scored_groups, write_model
+from pipelines.progress import RunProgress
+from rlad.config import TeacherConfig
+from rlad.contracts import Array
+from rlad.errors import EngineError
+
+GROUPS, GROUP_SIZE, PROMPT_TOKENS, MEDIAN_TOKENS = 16, 8, 128, 64
+_TOKEN_BUDGET = 8192
+_TIMEOUT_S = 300.0
+
+Engine = Literal["vllm", "transformers"]
+Group = tuple[Array, Array, Array]
+"""Prompt ids, response ids, response offsets."""
+
+
+class EngineProcess:
+    """An engine in a process of its own, behind the cache that a replica has in front of it."""
+
+    def __init__(self, engine: Engine, model_path: str) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, engine, model_path))
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def score(self, groups: Sequence[Group], *, remembers: bool = False) -> tuple[float, list[Array]]:
+        """Seconds to score groups that are all asked for at once, one call each, and their log-probabilities.
+
+        Args:
+            remembers: whether the engine's cache may know them; otherwise it is emptied first.
+        """
+        self._connection.send((list(groups), remembers))
+        elapsed_s, scores = self._receive()
+        return elapsed_s, scores
+
+    def close(self) -> None:
+        self._connection.send(None)
+        self._process.join(30)
+        self._process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            if self._connection.poll(_TIMEOUT_S):
+                return self._connection.recv()
+        except EOFError as error:
+            raise EngineError("a teacher engine's process has died: its message is above") from error
+        raise EngineError(f"a teacher engine did not answer within {_TIMEOUT_S:g} s")
+
+
+def _serve(connection: Connection, engine: Engine, model_path: str) -> None:
+    asyncio.run(_serve_engine(connection, engine, model_path))
+
+
+async def _serve_engine(connection: Connection, engine: Engine, model_path: str) -> None:
+    from actors.score_cache import CachedScorer, ScoreCache
+    from actors.teacher_server import _build_scorer
+
+    config = TeacherConfig(path=model_path, dtype="float32", engine=engine, token_budget=_TOKEN_BUDGET)
+    scorer = _build_scorer(config)
+    cached = CachedScorer(scorer, teacher="benchmark", cache=ScoreCache(max_values=config.cache_tokens))
+    connection.send("ready")
+    groups: list[Group]
+    while (asked := await asyncio.to_thread(connection.recv)) is not None:
+        groups, remembers = asked
+        if not remembers:
+            cached = CachedScorer(scorer, teacher="benchmark", cache=ScoreCache(max_values=config.cache_tokens))
+        started = time.perf_counter()
+        scores = await asyncio.gather(*(cached.score(*group, 1.0) for group in groups))
+        connection.send((time.perf_counter() - started, [each.logprobs for each in scores]))
+    scorer.close()
+
+
+def _seconds(engine: EngineProcess, groups: Sequence[Group], *, remembers: bool = False) -> float:
+    return engine.score(groups, remembers=remembers)[0]
+
+
+def make_groups() -> list[Group]:
+    lengths = long_tailed_lengths(GROUPS * GROUP_SIZE, median=MEDIAN_TOKENS)
+    scored = scored_groups(lengths, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=MODEL.vocabulary)
+    return [(each.group.prompt_ids, each.group.response_ids, each.group.response_offsets) for each in scored.values()]
+
+
+def one_by_one(groups: Sequence[Group]) -> list[Group]:
+    """The same responses as groups of one: what a teacher does that does not know which of them share a prompt."""
+    return [
+        (prompt, response, np.array([0, len(response)], np.int64))
+        for prompt, responses, offsets in groups
+        for response in np.split(responses, offsets[1:-1])
+    ]
+
+
+def require_equal(first: Sequence[Array], second: Sequence[Array]) -> float:
+    """The largest difference between two engines' log-probabilities.
+
+    Raises:
+        EngineError: they are not of the same model.
+    """
+    gap = float(np.abs(np.concatenate(first) - np.concatenate(second)).max())
+    if gap > 1e-3:
+        raise EngineError(f"the two engines' log-probabilities differ by up to {gap}: they must be of one model")
+    return gap
+
+
+def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
+    """Measure the teacher's engines. About a minute and a half."""
+    console = Console()
+    groups = make_groups()
+    tokens = sum(len(responses) for _, responses, _ in groups)
+    with tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory, RunProgress(console, total_steps=1) as progress:
+        model = str(write_model(Path(directory) / "teacher", MODEL))
+        with progress.phase("starting both engines"):
+            engines: dict[Engine, EngineProcess] = {"vllm": EngineProcess("vllm", model), "transformers": EngineProcess("transformers", model)}
+        try:
+            vllm, transformers = (partial(_seconds, engine, groups) for engine in engines.values())
+            gap = require_equal(engines["vllm"].score(groups)[1], engines["transformers"].score(groups)[1])
+            with progress.phase("vllm beside transformers", total=pairs) as phase:
+                between = measure_pairs(vllm, transformers, pairs=pairs, on_pair=phase.advance)
+            with progress.phase("a prompt a response beside a prompt a group", total=pairs) as phase:
+                alone = partial(_seconds, engines["transformers"], one_by_one(groups))
+                sharing = measure_pairs(alone, transformers, pairs=pairs, on_pair=phase.advance)
+            with progress.phase("remembered groups", total=pairs) as phase:
+                again = partial(_seconds, engines["transformers"], groups, remembers=True)
+                remembered = measure_pairs(again, transformers, pairs=pairs, on_pair=phase.advance)
+        finally:
+            for engine in engines.values():
+                engine.close()
+    ratios = [
+        Ratio(name="vllm_over_transformers", value=between.ratio, means="time to score the same groups; above 1 transformers is faster"),
+        Ratio(name="unshared_over_shared_prompt", value=sharing.ratio, target=1, side="at least", means="transformers: a prompt a response, a group"),
+        Ratio(name="remembered_over_scored", value=remembered.ratio, means="groups that the cache knows, over scoring them"),
+    ]
+    figures = {
+        "vllm_tokens_per_s": tokens / between.first_median_s,
+        "transformers_tokens_per_s": tokens / between.second_median_s,
+        "remembered_tokens_per_s": tokens / remembered.first_median_s,
+        "largest_gap_nats": gap,
+        **between.figures("vllm", "transformers"),
+        **sharing.figures("unshared", "shared"),
+    }
+    settings = {
+        "model_parameters": MODEL.num_parameters,
+        "groups": GROUPS,
+        "group_size": GROUP_SIZE,
+        "prompt_tokens": PROMPT_TOKENS,
+        "response_tokens": tokens,
+        "token_budget": _TOKEN_BUDGET,
+        "threads": 1,
+    }
+    show(Result(benchmark="teacher", ratios=ratios, figures=figures, settings=settings), json, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
