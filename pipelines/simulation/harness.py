@@ -56,7 +56,8 @@ async def drive(config: RunConfig, prompts: EncodedPrompts, pools: StandInPools,
     """
     client = BrokerClient(handle=broker)
     training_set = _training_set(config, prompts)
-    turns = Turns(training_set, seed=config.seed)
+    started = await client.poll("wait_started", deadline_s=_TIMEOUT_S, waiting_for="the stand-in learner")
+    turns = Turns(training_set, seed=config.seed, used=await client.tell("reopen", started.version))
     teachers: Mapping[str, Scores] = {"teacher": pools.teacher} if pools.teacher is not None else {}
     mixture = dict.fromkeys(teachers, 1.0)
     follower = GroupFollower(
@@ -90,7 +91,6 @@ async def drive(config: RunConfig, prompts: EncodedPrompts, pools: StandInPools,
         step_timeout_s=_TIMEOUT_S,
         clock=clock,
     )
-    started = await client.poll("wait_started", deadline_s=_TIMEOUT_S, waiting_for="the stand-in learner")
     await steps.run(started)
     return done
 

@@ -53,10 +53,11 @@ class StandInLearner:
         self._broker, self._lengths, self._speeds = broker, lengths, speeds
         self.trained_s = self.waited_s = 0.0
 
-    async def run(self, steps: int) -> None:
+    async def run(self, steps: int, first: int = 0) -> None:
+        """Train from the weights of version `first` to those of version `steps`."""
         clock = asyncio.get_running_loop().time
-        await self._broker.report_started.remote(0, [publication(0)])
-        for step in range(steps):
+        await self._broker.report_started.remote(first, [publication(first)])
+        for step in range(first, steps):
             index, is_done = 0, False
             while not is_done:
                 asked = clock()

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.simulation.harness import group_names, stand_in_prompts
-from pipelines.simulation.simulator import Failures, SimulatedRun, simulate
+from actors.broker import ExperienceBroker
+from actors.verifier import JudgedGroup
+from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
+from pipelines.simulation.simulator import Failures, SimulatedRollout, SimulatedRun, SimulatedTeacher, SimulatedVerifiers, part_policy, simulate
+from pipelines.simulation.stand_ins import InProcess, StandInLearner
 from pipelines.simulation.virtual_time import StuckError, run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
 from rlad.config import RunConfig, load_run_config
+from rlad.ledger import GroupState, Ledger
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 SIZES = PoolSizes(rollout=4, teacher=2, verifier=2)
@@ -109,6 +113,55 @@ def test_lost_workers_cost_time_and_no_group() -> None:
     assert hurt.makespan_s > whole.makespan_s
     assert names_by_step(hurt) == names_by_step(whole)
     assert sum(group.attempts > 1 for step in hurt.steps for group in step.groups) >= hurt.lost_workers / 2
+
+
+class SomeEqual(SimulatedVerifiers):
+    """Verifiers to whom every fifth group that they see is right throughout: it has nothing to teach."""
+
+    seen = 0
+
+    async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
+        judged = await super().verify(group_ref, task=task, num_tokens=num_tokens)
+        self.seen += 1
+        return replace(judged, rewards=(1.0,) * len(judged.rewards)) if self.seen % 5 == 0 else judged
+
+
+async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) -> None:
+    """A driver of its own on a ledger: from version `first` until `steps` are trained, then it is gone with all it had under way."""
+    broker = ExperienceBroker(str(ledger), part_policy(config), config.rollout.group_size)
+    rollout = SimulatedRollout(config, LENGTHS, SPEEDS, SIZES.rollout, None)
+    verifiers = SomeEqual(SPEEDS, SIZES.verifier, LENGTHS.group_size)
+    pools = StandInPools(rollout=rollout, verifiers=verifiers, teacher=SimulatedTeacher(SPEEDS, 2), update_weights=rollout.update_weights)
+    learning = asyncio.create_task(StandInLearner(InProcess(broker), LENGTHS, SPEEDS).run(config.training.steps, first))
+    prompts = stand_in_prompts(1000)
+    driving = asyncio.create_task(drive(config, prompts, pools, InProcess(broker), clock=asyncio.get_running_loop().time))
+    while not driving.done() and (await broker.counts())["trained_steps"] < steps:
+        await asyncio.sleep(0.5)
+    for task in (learning, driving):
+        if steps < config.training.steps:
+            task.cancel()
+    await asyncio.gather(learning, driving, return_exceptions=steps < config.training.steps)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains_on_every_prompt_once(staleness: int, tmp_path: Path) -> None:
+    """Groups that took a dropped one's place come from behind those of steps that were opened ahead, so what was used is no beginning of the order."""
+    config = run_config(max_staleness=staleness, max_refills=8, updates_per_step=1)
+    ledger = tmp_path / "ledger.sqlite"
+    run_in_virtual_time(run_until(config, ledger, first=0, steps=3))
+    book = Ledger(ledger, read_only=True)
+    trained = book.counts().trained_steps
+    book.close()
+    assert 3 <= trained < config.training.steps
+    run_in_virtual_time(run_until(config, ledger, first=trained, steps=config.training.steps))
+    book = Ledger(ledger, read_only=True)
+    counts = book.counts()
+    book.close()
+    assert counts.trained_steps == config.training.steps
+    assert counts.states[GroupState.COMMITTED] == config.training.steps * config.training.prompts_per_step
+    assert (counts.lost, counts.duplicated) == (0, 0)
+    assert counts.states[GroupState.DROPPED] > 10
+    assert counts.retried > 0
 
 
 def test_work_by_hand() -> None:
