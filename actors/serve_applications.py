@@ -67,8 +67,6 @@ async def deploy_application(
     """
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
         raise PlanError("RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it")
-    # Its warnings are of single probes that a busy machine answered late; what fails is raised.
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     deadline = time.monotonic() + start_timeout_s
     target = serve.RunTarget(application, name=app_name, route_prefix=route_prefix)
 
@@ -212,6 +210,8 @@ async def _blocking(call: Callable[[], T], *, timeout_s: float, who: str) -> T:
         DeadlineError: it did not return within `timeout_s`.
         RladError: what it raised.
     """
+    # Serve's warnings are of single probes that a busy machine answered late; what fails is raised.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     done: Future[T] = Future()
 
     def run() -> None:

@@ -213,7 +213,7 @@ def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: 
         size = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas, "target_ongoing_requests": target}}
     options = _replica_options(config, label_selector, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s)
     deployment = serve.deployment(TeacherServer).options(name=SHARED_TEACHER, **size, **options)
-    # Only what an engine goes by: where other settings change, Serve keeps the replicas that run.
+    # What an engine goes by, without what is Serve's or the gateway's matter.
     engine = TeacherConfig.model_validate(config.model_dump(include=TeacherConfig.model_fields.keys() - {"replicas"}))
     return deployment.bind(engine, max_groups_per_client=config.client_quota)
 

@@ -65,7 +65,7 @@ def list_services(address: Address = "auto", as_json: AsJson = False) -> None:
         return
     table = Table()
     for column in ("service", "status", "replicas", "groups", "under way", "url"):
-        table.add_column(column, justify="right" if column in ("replicas", "groups", "under way") else "left")
+        table.add_column(column, justify="right" if column in ("replicas", "groups", "under way") else "left", overflow="fold")
     for state in states:
         groups, ongoing = ("", "") if state.stats is None else (str(state.stats.num_groups), str(state.stats.ongoing_groups))
         table.add_row(state.name, state.status, str(state.running), groups, ongoing, state.url or "")

@@ -37,7 +37,7 @@ def test_resources_and_pool_become_the_replicas_options(make_model: Callable[...
     assert deployment.max_ongoing_requests == 10
     assert deployment.ray_actor_options == {"num_cpus": 8.0, "num_gpus": 2.0, "label_selector": {"rlad.io/pool": "teacher-math"}}
     (config,) = deployment.init_args
-    assert (config.path, config.replicas) == (str(make_model()), 1), "another number of replicas does not restart those that run"
+    assert (config.path, config.replicas) == (str(make_model()), 1), "how many there are is Serve's matter, not a replica's"
 
 
 def test_a_maximum_lets_serve_scale_between_the_bounds(make_model: Callable[..., Path]) -> None:
