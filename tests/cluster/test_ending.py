@@ -37,7 +37,7 @@ def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
     command = [sys.executable, "-c", PROGRAM, "work-on-a-cluster"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "working\n"
+        assert process.stdout.readline() == "working\n", process.communicate()
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=120)
     assert stdout == "pools are down\n"
