@@ -1,0 +1,46 @@
+"""A run that is told to end by SIGTERM, as by a stopped job or a pod taken away, has the time that it needs to take its pools down."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Its cleaning up takes longer than the three seconds after which Ray's own handler aborts.
+PROGRAM = """
+import asyncio
+from pipelines import cli
+from pipelines.cluster import connected
+from rlad.config import ClusterConfig
+
+async def work():
+    print("working", flush=True)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        await asyncio.sleep(4)
+        print("pools are down", flush=True)
+
+@cli.app.command()
+def work_on_a_cluster():
+    with connected(ClusterConfig(num_cpus=1)):
+        asyncio.run(work())
+
+cli.main()
+"""
+
+
+def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
+    command = [sys.executable, "-c", PROGRAM, "work-on-a-cluster"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n", process.communicate()
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=120)
+    assert stdout == "pools are down\n"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.endswith("interrupted: nothing that a checkpoint holds is lost; continue with the same command and --resume\n")
+    assert "SIGTERM received" not in stderr
