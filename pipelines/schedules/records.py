@@ -144,7 +144,7 @@ class Tick:
         run_id: made of the schedule and that time, so the same time never runs twice.
         coalesced: earlier times that it stands for too.
         attempts: times the run was started; those that were ended in order, to go on later, do not count.
-        spent_s: seconds that these took.
+        spent_s: seconds that these took; an attempt that died with its ticker took none, since nobody was left to say.
         reason: why it ended as it did, where that needs saying.
         notice: how telling of it went, where it did not go well.
     """

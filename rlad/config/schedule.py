@@ -67,7 +67,7 @@ class ScheduleConfig(ConfigModel):
     address: str | None = Field(
         None, description="Ray cluster of the runs, `auto` or HOST:6379, that the ticker's machine is a node of; none starts a local one for each."
     )
-    deadline_s: Seconds = Field(86_400, description="A run that has worked so long, over all its attempts, is ended.")
+    deadline_s: Seconds = Field(86_400, description="A run that has worked so long, over all attempts that its ticker lived to see, is ended.")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="Times a run that failed or was killed is continued, before it is given up.")
     retry_wait_s: Annotated[float, Field(ge=0)] = Field(30, description="Pause before the first retry; doubled for each further one.")
     stop_grace_s: Seconds = Field(60, description="Between the request to end and the kill.")

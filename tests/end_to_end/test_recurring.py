@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test w
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
 STEPS, LEASE_S = 3, 8
-SHORT = ["evaluation.every_steps=0", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
+SHORT = ["evaluation.every_steps=0", "evaluation.samples=4", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
 MODEL = "kk-student"
 # A process of its own, since only processes that begin with the token have it. Ends with its input.
 CLUSTER = """
