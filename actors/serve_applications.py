@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
@@ -50,13 +51,20 @@ class HttpAddress:
 
 
 async def deploy_application(
-    application: Application, *, app_name: str, start_timeout_s: float, http: HttpAddress | None = None, route_prefix: str | None = None
+    application: Application,
+    *,
+    app_name: str,
+    start_timeout_s: float,
+    http: HttpAddress | None = None,
+    route_prefix: str | None = None,
+    is_scaled_from_outside: bool = False,
 ) -> Any:
     """Deploy an application, or replace the one of this name, and wait until it is up.
 
     Args:
         http: where Serve is to answer HTTP; by default it does not, unless it does already.
         route_prefix: of the application's ingress.
+        is_scaled_from_outside: let `set_replicas` change it.
 
     Returns:
         Handle of the application's ingress.
@@ -68,7 +76,7 @@ async def deploy_application(
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
         raise PlanError("RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it")
     deadline = time.monotonic() + start_timeout_s
-    target = serve.RunTarget(application, name=app_name, route_prefix=route_prefix)
+    target = serve.RunTarget(application, name=app_name, route_prefix=route_prefix, external_scaler_enabled=is_scaled_from_outside)
 
     def run() -> Any:
         with _SERVE_LOCK:
@@ -81,18 +89,21 @@ async def deploy_application(
     return handle
 
 
-async def redeploy_application(application: Application, *, app_name: str) -> None:
-    """Change an application that is up, without waiting until it is as it should be.
+async def set_replicas(deployment: str, app_name: str, replicas: int) -> None:
+    """Change the number of a deployment's replicas; those that run and are still wanted go on. A second `serve.run` would replace all of them.
+
+    Args:
+        deployment: of an application that was deployed with `is_scaled_from_outside`.
 
     Raises:
-        DeadlineError: Serve did not take it in time.
+        EngineError, DeadlineError: Serve did not take it.
     """
 
-    def run() -> None:
-        with _SERVE_LOCK:
-            serve.run_many([serve.RunTarget(application, name=app_name, route_prefix=None)], wait_for_applications_running=False)
+    def tell() -> None:
+        client = _get_global_client()
+        ray.get(client._controller.update_deployment_replicas.remote(DeploymentID(name=deployment, app_name=app_name), replicas))
 
-    await _blocking(run, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
+    await _blocking(tell, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
 
 
 async def running_replicas(app_name: str) -> int:

@@ -16,9 +16,9 @@ from actors.serve_applications import (
     delete_application,
     deploy_application,
     deployment_handle,
-    redeploy_application,
     running_replicas,
     serve_status,
+    set_replicas,
     wait_until_running,
 )
 from actors.teacher import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
@@ -65,7 +65,7 @@ async def deploy_teacher(
     """
     application = teacher_application(config, label_selector=label_selector or {})
     try:
-        handle = await deploy_application(application, app_name=app_name, start_timeout_s=start_timeout_s)
+        handle = await deploy_application(application, app_name=app_name, start_timeout_s=start_timeout_s, is_scaled_from_outside=True)
         identity = await ask_identity(handle, who=_who(app_name))
         require_tokenizer(identity, tokenizer_fingerprint, who=f"{_who(app_name)} ({config.path})")
     except RladError:
@@ -156,20 +156,20 @@ def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]
     deployment = serve.deployment(TeacherServer).options(
         num_replicas=config.replicas, **_replica_options(config, label_selector, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
     )
-    # Serve restarts replicas whose arguments change: how many there are is no argument of theirs.
-    return deployment.bind(config.model_copy(update={"replicas": 1}))
+    return deployment.bind(config)
 
 
 class TeacherReplicas:
     """The size of a run's own teacher, while it scores. Belongs to one event loop."""
 
-    def __init__(self, config: TeacherConfig, *, app_name: str, label_selector: dict[str, str]) -> None:
+    def __init__(self, app_name: str, *, replicas: int) -> None:
         """
         Args:
-            config, app_name, label_selector: as the teacher was deployed, with all its replicas up.
+            app_name: of a teacher that `deploy_teacher` has deployed.
+            replicas: that it has.
         """
-        self._config, self._app_name, self._label_selector = config, app_name, label_selector
-        self._target = self._running = config.replicas
+        self._app_name = app_name
+        self._target = self._running = replicas
         self._changing: asyncio.Task[None] | None = None
 
     def state(self) -> PoolState:
@@ -195,8 +195,7 @@ class TeacherReplicas:
             while told != self._target or self._running != self._target:
                 if told != self._target:
                     told = self._target
-                    config = self._config.model_copy(update={"replicas": told})
-                    await redeploy_application(teacher_application(config, label_selector=self._label_selector), app_name=self._app_name)
+                    await set_replicas(TeacherServer.__name__, self._app_name, told)
                 self._running = await running_replicas(self._app_name)
                 await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
         except RladError as error:

@@ -30,7 +30,6 @@ import typer
 from ray.actor import ActorMethod
 from rich.console import Console
 
-import actors.rollout
 from actors.rollout import RolloutPool, SampledGroup, SampleRequest
 from actors.weights import WeightsPublication
 from benchmarks.ended_worker import EndedWorker
@@ -80,8 +79,11 @@ class TakingTurns:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """Inside the block a rollout pool's weight updates and requests come by here first."""
-        update_weights, sample = RolloutPool.update_weights, RolloutPool.sample
+        """Inside the block a rollout pool's weight updates and requests come by here first, and its workers' responses count as ended."""
+        start, update_weights, sample = RolloutPool.__init__, RolloutPool.update_weights, RolloutPool.sample
+
+        def start_ended(pool: RolloutPool, *arguments: Any, **settings: Any) -> None:
+            start(pool, *arguments, **settings | {"worker": EndedWorker})
 
         async def update_and_wait(pool: RolloutPool, publication: WeightsPublication) -> None:
             await update_weights(pool, publication)
@@ -91,11 +93,13 @@ class TakingTurns:
             length = self._lengths[self._kind].get(request.prompt_id, request.max_response_tokens)
             return await sample(pool, replace(request, max_response_tokens=length), **settings)
 
+        RolloutPool.__init__ = start_ended  # type: ignore[method-assign,assignment]
         RolloutPool.update_weights, RolloutPool.sample = update_and_wait, sample_length  # type: ignore[method-assign,assignment]
         try:
             with _counted_calls(self.calls):
                 yield
         finally:
+            RolloutPool.__init__ = start  # type: ignore[method-assign]
             RolloutPool.update_weights, RolloutPool.sample = update_weights, sample  # type: ignore[method-assign]
 
     @property
@@ -186,7 +190,6 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
     console = Console()
     os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has this one's priority too.
-    vars(actors.rollout)["RolloutWorker"] = EndedWorker
     steps = len(KINDS) * (_WARM_UPS + pairs)
     measured: dict[str, dict[str, Paired]] = {}
     metrics: dict[str, list[dict[str, float]]] = {}
@@ -229,7 +232,7 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
             of_kind = metrics[method][number :: len(KINDS)]
             figures[f"{method}_{kind}_parts"] = {
                 name: round(sorted(each[name] for each in of_kind)[len(of_kind) // 2], 3)
-                for name in ("time/generate_s", "time/score_s", "time/learn_s", "time/weights_s", "learner/train_s", "learner/publish_s")
+                for name in ("time/generate_s", "time/score_s", "time/learn_s", "learner/train_s", "learner/publish_s")
             }
         figures[f"{method}_driver_calls_per_group"] = calls[method]
     settings = {

@@ -96,6 +96,7 @@ async def _serve_engine(connection: Connection, engine: Engine, model_path: str)
         scores = await asyncio.gather(*(cached.score(*group, 1.0) for group in groups))
         connection.send((time.perf_counter() - started, [each.logprobs for each in scores]))
     scorer.close()
+    del scorer, cached  # vLLM cleans up behind itself, which it no longer can while the interpreter ends
 
 
 def _seconds(engine: EngineProcess, groups: Sequence[Group], *, remembers: bool = False) -> float:

@@ -173,8 +173,8 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
             with progress.phase("copies"):
                 update.run()
                 copies = update.copies()
-            memcpys: dict[str, Callable[[], object]] = {"new": source.copy, "used": lambda: np.copyto(used, source)}
-            for name, memcpy in memcpys.items():
+            copies_of: dict[str, Callable[[], object]] = {"new": source.copy, "used": lambda: np.copyto(used, source)}
+            for name, memcpy in copies_of.items():
                 with progress.phase(f"update beside memcpy to {name} memory", total=pairs) as phase:
                     measured[name] = measure_pairs(update.run, partial(update.memcpy, memcpy), pairs=pairs, on_pair=phase.advance)
                 if name == "new":

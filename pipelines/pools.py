@@ -78,10 +78,7 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         started = await together(*starting)
         clients |= zip(scoring, started[num_ours:], strict=True)
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
-        replicas = {
-            pool: TeacherReplicas(_local(model), app_name=f"{run_id}-{pool}", label_selector=selector_of(config.cluster, pool))
-            for pool, model in scoring.items()
-        }
+        replicas = {pool: TeacherReplicas(f"{run_id}-{pool}", replicas=model.replicas) for pool, model in scoring.items()}
         for each in replicas.values():
             closing.callback(each.close)
         scalable: dict[str, Scalable] = {"rollout": rollout, "verifier": verifiers.pools[0], **replicas}
@@ -117,18 +114,14 @@ async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_i
 
 
 async def _deploy(config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig) -> TeacherClient:
+    local = config.model_copy(update={"path": str(resolve_model(config.path))})
     return await deploy_teacher(
-        _local(config),
+        local,
         app_name=app_name,
         tokenizer_fingerprint=fingerprint,
         start_timeout_s=cluster.start_timeout_s,
         label_selector=selector_of(cluster, pool),
     )
-
-
-def _local(config: TeacherConfig) -> TeacherConfig:
-    """With the model's directory in place of what names it."""
-    return config.model_copy(update={"path": str(resolve_model(config.path))})
 
 
 async def _delete_all(app_names: Iterable[str]) -> None:
