@@ -13,7 +13,6 @@ import logging
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -23,17 +22,15 @@ from typing import Any
 import yaml
 
 from pipelines.registration import register_run
-from pipelines.run_directory import RunDirectory, write_atomically
+from pipelines.run_directory import RunDirectory
 from pipelines.schedules.cron import due, parse_cron
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
 from pipelines.schedules.lease import HeldLease, hold_lease
 from pipelines.schedules.notify import notify
-from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, seen_from, write_prompts
+from pipelines.schedules.planning import local_copy, plan_run
 from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick, TickKind, TickStatus, run_id_of
 from pipelines.schedules.store import ScheduleStore
 from pipelines.training_run import RunResult, finished_result
-from rlad.config import PromptFile, RunConfig
-from rlad.config.load import validated
 from rlad.errors import (
     AliasConflictError,
     ConfigError,
@@ -181,10 +178,12 @@ class _TickAtWork:
         return self._tick
 
     def _attempt(self) -> None:
-        plan = self._tick.plan or self._plan()
+        assert self._tick.run_id is not None
+        plan = self._tick.plan or plan_run(self._schedule, self._tick.run_id, self._ticker.store.seen_files(self._schedule.name))
         if plan is None:
             self._end("skipped", f"no file that matches {self._config.prompts and self._config.prompts.pattern} has prompts to train on")
             return
+        self._save(plan=plan)
         self._run()
         result = self._result()
         registry = ModelRegistry.open(self._config.registry)
@@ -196,58 +195,6 @@ class _TickAtWork:
         self._save(outcome=replace(outcome, given_up=tuple(given_up)))
         self._tidy(plan)
         self._end("finished", None)
-
-    # Before the run
-
-    def _plan(self) -> RunPlan | None:
-        """Settle what is run, once for all attempts: its student, its prompts, its configuration. None where there is nothing to train on."""
-        assert self._tick.run_id is not None
-        run, run_id = validated(RunConfig, self._config.run, where=f"the run of schedule {self._schedule.name}"), self._tick.run_id
-        evaluation = frozen_evaluation(self._schedule, run)
-        student, parent = self._choose_student(run)
-        prompts, refreshed = seen_from(run.prompts, self._config.working_dir), None
-        if self._config.prompts is not None:
-            refreshed = refresh_prompts(self._config, run, evaluation, self._ticker.store.seen_files(self._schedule.name))
-            if refreshed is None:
-                return None
-            prompts = write_prompts(refreshed.records, self._directory.prompts(run_id))
-        frozen = PromptFile(path=str(self._directory.evaluation(self._schedule.evaluation_fingerprint)))
-        changed = {
-            "name": run_id,
-            "seed": zlib.crc32(f"{run.seed}:{run_id}".encode()) >> 1 if self._config.vary_seed else run.seed,
-            "student": run.student.model_copy(update={"path": student}),
-            "prompts": prompts,
-            "evaluation": run.evaluation.model_copy(update={"prompts": frozen}),
-        }
-        settings = run.model_copy(update=changed).model_dump(mode="json")
-        file = self._directory.config(run_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, yaml.safe_dump(settings, sort_keys=False))
-        plan = RunPlan(
-            registry=self._config.registry,
-            model=self._config.model,
-            student=student,
-            parent=parent,
-            num_prompts=len(refreshed.records) if refreshed else None,
-            files=len(refreshed.files) if refreshed else 0,
-            new_files=refreshed.new_files if refreshed else (),
-            left_out=refreshed.left_out if refreshed else 0,
-            evaluation_fingerprint=self._schedule.evaluation_fingerprint,
-        )
-        self._save(plan=plan)
-        return plan
-
-    def _choose_student(self, run: RunConfig) -> tuple[str, int | None]:
-        """The model that the run starts from, and which version that is."""
-        registry, model, alias = ModelRegistry.open(self._config.registry), self._config.model, self._config.start_from
-        version = registry.aliases(model).get(alias) if alias is not None else None
-        if version is None:
-            return run.student.path, None
-        return str(self._local_copy(registry, version)), version
-
-    def _local_copy(self, registry: ModelRegistry, version: int) -> Path:
-        found = registry.get(self._config.model, version)
-        return registry.local_path(found) or registry.fetch(self._config.model, version, self._directory.students)
 
     # The run
 
@@ -357,7 +304,7 @@ class _TickAtWork:
         figures = output / "evaluation.json"
         if not figures.is_file():
             shutil.rmtree(output, ignore_errors=True)  # what an attempt left that was ended
-            model, config = self._local_copy(registry, version), self._directory.config(self._tick.run_id)
+            model, config = local_copy(registry, self._schedule, version), self._directory.config(self._tick.run_id)
             address = [f"cluster.address={self._config.address}"] if self._config.address else []
             self._execute(["eval", str(model), "--config", str(config), "--output", str(output), *address])
         return EvaluationSummary.from_dict(json.loads(figures.read_text())["sets"]["evaluation"])

@@ -1,0 +1,73 @@
+"""What a tick settles before its run starts, once for all attempts: the student, the prompts, the configuration."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import yaml
+
+from pipelines.run_directory import write_atomically
+from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, seen_from, write_prompts
+from pipelines.schedules.records import RunPlan, Schedule, SeenFile
+from rlad.config import PromptFile, RunConfig
+from rlad.config.load import validated
+from rlad.registry import ModelRegistry
+
+
+def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | None:
+    """Choose the student, refresh the prompts, and write the run's configuration; None where there is nothing to train on.
+
+    Args:
+        seen: prompt files that finished runs have trained on.
+
+    Raises:
+        RladError: what is wrong with the settings, the frozen evaluation, a prompt file or the registry.
+    """
+    settings, directory = schedule.config, schedule.directory
+    run = validated(RunConfig, settings.run, where=f"the run of schedule {schedule.name}")
+    evaluation = frozen_evaluation(schedule, run)
+    student, parent = _choose_student(schedule, run)
+    prompts, refreshed = seen_from(run.prompts, settings.working_dir), None
+    if settings.prompts is not None:
+        refreshed = refresh_prompts(settings, run, evaluation, seen)
+        if refreshed is None:
+            return None
+        prompts = write_prompts(refreshed.records, directory.prompts(run_id))
+    frozen = PromptFile(path=str(directory.evaluation(schedule.evaluation_fingerprint)))
+    changed = {
+        "name": run_id,
+        "seed": zlib.crc32(f"{run.seed}:{run_id}".encode()) >> 1 if settings.vary_seed else run.seed,
+        "student": run.student.model_copy(update={"path": student}),
+        "prompts": prompts,
+        "evaluation": run.evaluation.model_copy(update={"prompts": frozen}),
+    }
+    file = directory.config(run_id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, yaml.safe_dump(run.model_copy(update=changed).model_dump(mode="json"), sort_keys=False))
+    return RunPlan(
+        registry=settings.registry,
+        model=settings.model,
+        student=student,
+        parent=parent,
+        num_prompts=len(refreshed.records) if refreshed else None,
+        files=len(refreshed.files) if refreshed else 0,
+        new_files=refreshed.new_files if refreshed else (),
+        left_out=refreshed.left_out if refreshed else 0,
+        evaluation_fingerprint=schedule.evaluation_fingerprint,
+    )
+
+
+def local_copy(registry: ModelRegistry, schedule: Schedule, version: int) -> Path:
+    """A version's directory on this machine: the registry's own, or a verified copy among the schedule's students."""
+    found = registry.get(schedule.config.model, version)
+    return registry.local_path(found) or registry.fetch(schedule.config.model, version, schedule.directory.students)
+
+
+def _choose_student(schedule: Schedule, run: RunConfig) -> tuple[str, int | None]:
+    """The model that the run starts from, and which version that is."""
+    registry, alias = ModelRegistry.open(schedule.config.registry), schedule.config.start_from
+    version = registry.aliases(schedule.config.model).get(alias) if alias is not None else None
+    if version is None:
+        return run.student.path, None
+    return str(local_copy(registry, schedule, version)), version
