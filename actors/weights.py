@@ -15,7 +15,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ Bytes = npt.NDArray[np.uint8]
 _PREFIX = "rlad-"
 _ALIVE = "alive.lock"
 _WRITING = "writing.lock"
-_WRITERS = 8
-_PIECE_BYTES = 32 << 20
+_MOST_THREADS = 8
+_BUCKET_BYTES = 16 << 20
 
 _SAFETENSORS_TYPES = {
     torch.float64: "F64",
@@ -118,11 +118,37 @@ def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
 
 
 def checksum(parts: Iterable[Bytes]) -> str:
-    """xxh3 (128 bits) of the bytes end to end, in hexadecimal: as fast as memory, so every engine can afford it at every update."""
-    digest = xxhash.xxh3_128()
+    """Of the bytes end to end, however they are cut into parts: xxh3 (128 bits) over the xxh3 of every bucket of 16 MiB, in hexadecimal.
+
+    Buckets are hashed on several threads, so that every engine can afford it at every update.
+    """
+    with _threads() as hashing:
+        return xxhash.xxh3_128_hexdigest(b"".join(hashing.map(_digest, _buckets(parts))))
+
+
+def _buckets(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
+    bucket: list[Bytes] = []
+    room = _BUCKET_BYTES
     for part in parts:
+        while len(part):
+            bucket.append(part[:room])
+            part, room = part[room:], room - len(bucket[-1])
+            if room == 0:
+                yield bucket
+                bucket, room = [], _BUCKET_BYTES
+    if bucket:
+        yield bucket
+
+
+def _digest(bucket: Sequence[Bytes]) -> bytes:
+    digest = xxhash.xxh3_128()
+    for part in bucket:
         digest.update(part.data)
-    return digest.hexdigest()
+    return digest.digest()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
 
 
 def require_published(path: Path, manifest: WeightsManifest) -> None:
@@ -209,11 +235,11 @@ def _write(path: Path, parts: Iterable[Bytes]) -> None:
     pieces: list[tuple[int, Bytes]] = []
     end = 0
     for part in parts:
-        pieces += [(end + start, part[start : start + _PIECE_BYTES]) for start in range(0, len(part), _PIECE_BYTES)]
+        pieces += [(end + start, part[start : start + _BUCKET_BYTES]) for start in range(0, len(part), _BUCKET_BYTES)]
         end += len(part)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with ThreadPoolExecutor(min(_WRITERS, len(os.sched_getaffinity(0)))) as writers:
+        with _threads() as writers:
             for written in [writers.submit(_write_piece, descriptor, *piece) for piece in pieces]:
                 written.result()
     finally:

@@ -93,8 +93,19 @@ def test_a_transposed_view_is_published_by_its_values() -> None:
     assert back["w_transposed"].tolist() == [[0, 2], [1, 3]]
 
 
-def test_checksum_is_xxh3_of_the_bytes_end_to_end() -> None:
-    assert checksum([CONTENT[:7], CONTENT[7:]]) == xxhash.xxh3_128(CONTENT.tobytes()).hexdigest()
+def test_checksum_is_xxh3_over_the_xxh3_of_each_bucket() -> None:
+    """16 MiB and 5 bytes: two buckets, whose borders do not move with those of the parts."""
+    content = np.random.default_rng(0).integers(0, 256, (16 << 20) + 5, np.uint8)
+    expected = xxhash.xxh3_128(b"".join(xxhash.xxh3_128(part.tobytes()).digest() for part in (content[:-5], content[-5:]))).hexdigest()
+    assert checksum([content]) == expected
+    assert checksum([content[:7], content[7:7], content[7 : 9 << 20], content[9 << 20 :]]) == expected
+    content[-1] ^= 1
+    assert checksum([content]) != expected
+
+
+def test_checksum_depends_on_the_order_of_buckets() -> None:
+    first, second = (np.full(16 << 20, value, np.uint8) for value in (1, 2))
+    assert checksum([first, second]) != checksum([second, first])
 
 
 def test_weights_are_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:
@@ -122,7 +133,7 @@ def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path
 
 
 def test_a_file_of_many_parts_and_pieces_is_written_in_their_order(tmp_path: Path) -> None:
-    """The middle part is written in two pieces, by different threads."""
+    """The middle part is written in three pieces, by different threads."""
     parts = [CONTENT, np.arange(40 << 20, dtype=np.uint32).view(np.uint8)[: 40 << 20], np.zeros(0, np.uint8), OTHER]
     manifest = WeightsManifest(version=1, checksum=checksum(parts), num_bytes=sum(len(part) for part in parts))
     assert np.array_equal(np.fromfile(NodeWeights("run", tmp_path).write(manifest, parts), np.uint8), np.concatenate(parts))
