@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 # A split of so many groups is simulated in seconds.
-_MOST_GROUPS = 3000
+_MOST_GROUPS = 1500
 
 
 def _milliseconds(what: str) -> object:

@@ -103,6 +103,14 @@ class Work:
         """Tokens before the one that is decoded, over all that are: a long response is in there for longer."""
         return self.prompt_tokens + float(np.square(self.lengths).sum()) / (2 * self.response_tokens)
 
+    @property
+    def longest_of_groups(self) -> Array:
+        """Tokens of every group's longest response, ascending: with G responses, quantile q of them is quantile q^(1/G) of all; the last is the longest."""
+        places = ((np.arange(self.groups) + 0.5) / self.groups) ** (1 / self.group_size) * len(self.lengths)
+        longest = self.lengths[np.minimum(places.astype(int), len(self.lengths) - 1)]
+        longest[-1] = self.lengths[-1]
+        return longest
+
 
 def work_of_step(lengths: Lengths, *, groups: int, prompt_tokens: int) -> Work:
     """The work of a step whose responses are spread as `lengths` are."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.forecast.assumptions import Work
+from pipelines.forecast.assumptions import Array, Work
 from pipelines.forecast.costs import Engine, Machine, forward_flops, training_flops
 from pipelines.model_shape import DTYPE_BYTES, ModelShape, shape_of
 from pipelines.plan import GIB, engine_gib, learner_gib
@@ -24,8 +24,9 @@ class Decoding:
         seconds: of the pool for all responses of a step.
         token_s: between two tokens of one response.
         slots: responses of the mean length so far that a worker can decode at once.
-        sequences: responses that the fullest worker does decode at once.
+        sequences: responses that a worker does decode at once: strictly on-policy as the step begins, else on average.
         longest_s: of the longest response alone, in that company.
+        groups_done_s: float64 [groups], ascending, when a strictly on-policy step's groups are finished; empty where the samplers work ahead.
     """
 
     seconds: float
@@ -33,11 +34,12 @@ class Decoding:
     slots: int
     sequences: float
     longest_s: float
+    groups_done_s: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """Seconds of a pool that scores: for all groups of a step, and of one replica for a group."""
+    """Seconds of a pool that scores or judges: for all groups of a step, and of one replica for a group."""
 
     seconds: float
     group_s: float
@@ -85,27 +87,33 @@ class PoolCosts:
         reach = (len(lengths) - np.searchsorted(lengths, positions, side="right")) * (groups / self.work.groups)
         slots = self.engine.slots(prompt + positions + 1.0)
         passes = np.maximum(1.0, reach / slots)
-        seconds = float((passes * self.engine.decode_s(np.minimum(reach, slots), prompt + positions)).sum())
-        token_s = seconds / float(passes.sum())
+        reached_s = np.cumsum(passes * self.engine.decode_s(np.minimum(reach, slots), prompt + positions))
         return Decoding(
-            seconds=seconds + self._prefill_s(groups),
-            token_s=token_s,
+            seconds=float(reached_s[-1]) + self._prefill_s(groups),
+            token_s=float(reached_s[-1] / passes.sum()),
             slots=int(self.engine.slots(np.array(self.work.mean_context))),
             sequences=float(np.minimum(reach, slots)[0]),
-            longest_s=token_s * float(lengths[-1]),
+            longest_s=float(reached_s[-1] / passes.sum() * lengths[-1]),
+            groups_done_s=reached_s[self.work.longest_of_groups.astype(int) - 1] + self._prefill_s(groups),
         )
 
     def ahead(self, workers: int, *, staleness: int) -> Decoding:
-        """The samplers work ahead: k + 1 steps' groups are in flight, at all positions at once."""
+        """The samplers work ahead: k + 1 steps' groups are open, at all positions at once.
+
+        A response has k + 1 steps' time, so a step lasts at least the longest one's share of that, and of the open responses only mean / longest are
+        there at a time: fewer than the cache holds where the staleness bounds the step.
+        """
         groups = self.work.groups * (staleness + 1)
         busy = min(workers, groups)
-        context = self.work.mean_context
+        context, longest = self.work.mean_context, float(self.work.lengths[-1])
         slots = float(self.engine.slots(np.array(context)))
-        sequences = min(slots, groups * self.work.group_size / busy)
+        open_tokens = groups * self.work.group_size * float(self.work.lengths.mean())
+        sequences = min(slots, open_tokens / longest / busy)
         token_s = float(self.engine.decode_s(np.array(sequences), np.array(context)))
         seconds = self.work.response_tokens * token_s / (sequences * busy) + self._prefill_s(self.work.groups / busy)
-        longest = float(self.work.lengths[-1])
-        return Decoding(seconds=seconds, token_s=token_s, slots=int(slots), sequences=sequences, longest_s=token_s * longest)
+        return Decoding(
+            seconds=seconds, token_s=token_s, slots=int(slots), sequences=sequences, longest_s=token_s * longest, groups_done_s=np.array([])
+        )
 
     def scoring(self, pool: str, replicas: int) -> Scoring:
         """Every response with its prompt, which the engines read again for each: prefixes are not shared where log-probabilities are asked for."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from pipelines.forecast.assumptions import Array
 from pipelines.forecast.pools import Decoding, Learning, PoolCosts, Scoring
 from rlad.config import RunConfig
 from rlad.verifiers import reward_models
@@ -89,32 +92,55 @@ def combined(
         "verifier": judging.seconds,
         "learner": learning.seconds + updates_s,
     }
-    last_group_s = max(judging.group_s, *(each.group_s for each in scoring.values()), 0.0)
     if staleness == 0:
-        beside = {pool: seconds for pool, seconds in busy.items() if pool != "learner"}
-        learner_s = _exposed_learner_s(costs.config, learning, max(beside.values()))
-        exposed_s = last_group_s + learner_s + updates_s + weights_s
-        # What the learner does beside the others is not waited for: it bounds the step where what is left of it takes longer than they do.
-        waits = beside | {"learner": learner_s + updates_s}
-        return StepTime(
-            seconds=max(beside.values()) + exposed_s, busy=busy, bound_by=max(waits, key=waits.__getitem__), exposed_s=exposed_s, decoding=decoding
-        )
+        return _on_policy(costs.config, decoding, [judging, *scoring.values()], learning, busy, after_s=updates_s + weights_s)
+    last_group_s = max(judging.group_s, *(each.group_s for each in scoring.values()), 0.0)
     way_s = decoding.longest_s + last_group_s + learning.last_part_s + updates_s + weights_s
     waits = busy | {LONGEST_RESPONSE: way_s / (staleness + 1)}
     bound_by = max(waits, key=waits.__getitem__)
     return StepTime(seconds=waits[bound_by], busy=busy, bound_by=bound_by, exposed_s=0.0, decoding=decoding)
 
 
-def _exposed_learner_s(config: RunConfig, learning: Learning, others_s: float) -> float:
-    """What of a strictly on-policy step's training comes after the last group.
+def _on_policy(
+    config: RunConfig, decoding: Decoding, scoring: Sequence[Scoring], learning: Learning, busy: Mapping[str, float], *, after_s: float
+) -> StepTime:
+    """Groups go on as they are finished, and each pool takes them one after the other: what no sampling hides is what is left when the last one is there.
 
-    Gradients are accumulated while groups arrive, so the last part is left, and all updates behind the first, which wait for it; or what the learner
-    did not manage meanwhile. A mean over tokens is over a number that is known only at the end: then nothing is done before.
+    Args:
+        scoring: the verifier's, and of all pools that score.
+        after_s: of the optimizer and the weights, when everything else is done.
     """
-    if config.objective.aggregation == "token_mean":
-        return learning.seconds
-    later_updates = 1 - 1 / config.training.updates_per_step
-    return max(learning.last_part_s + later_updates * learning.seconds, learning.seconds - others_s)
+    pools = ["verifier", *(pool for pool in busy if pool not in ("rollout", "verifier", "learner"))]
+    done = {pool: served(decoding.groups_done_s, each.seconds, each.group_s) for pool, each in zip(pools, scoring, strict=True)}
+    scored_s = np.maximum.reduce(list(done.values()))
+    last_s = float(scored_s[-1])
+    learned_s = last_s + learning.seconds  # a mean over tokens is over a number that is known only at the end: nothing is done before
+    if config.objective.aggregation != "token_mean":
+        # The first update goes on while groups arrive; those behind it wait for its last group, so the whole of their work is left.
+        later_updates = 1 - 1 / config.training.updates_per_step
+        in_turn_s = float(served(scored_s, learning.seconds, 0.0)[-1])
+        learned_s = max(last_s + learning.last_part_s + later_updates * learning.seconds, in_turn_s)
+    waits = {
+        "rollout": decoding.seconds,
+        max(done, key=lambda pool: float(done[pool][-1])): last_s - decoding.seconds,
+        "learner": learned_s + after_s - last_s,
+    }
+    seconds = learned_s + after_s
+    return StepTime(seconds=seconds, busy=busy, bound_by=max(waits, key=waits.__getitem__), exposed_s=seconds - decoding.seconds, decoding=decoding)
+
+
+def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:
+    """When a pool is done with each of the groups that arrive at these times.
+
+    Args:
+        arrivals_s: ascending.
+        seconds: of the pool for all of them together, so a group can begin every so many seconds.
+        each_s: from a group's beginning to its end, where that is longer.
+    """
+    every_s = seconds / len(arrivals_s)
+    turns_s = every_s * np.arange(len(arrivals_s))
+    began_s = turns_s + np.maximum.accumulate(arrivals_s - turns_s)
+    return began_s + max(every_s, each_s)
 
 
 def fixed_devices(config: RunConfig) -> float:
