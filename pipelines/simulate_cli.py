@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.forecast.pools import PoolCosts
     from pipelines.forecast.step import Sizes
     from pipelines.simulation.predicted import SimulatedSplit
-    from pipelines.simulation.workload import Speeds
+    from pipelines.simulation.workload import Lengths, Speeds
     from rlad.config import RunConfig
 
 app = typer.Typer()
@@ -101,7 +101,7 @@ def simulate(
         typer.echo(json.dumps([split.as_dict(price_per_hour=price_per_gpu_hour) for split in done]))
         return
     console.print(splits_table(done, price_per_hour=price_per_gpu_hour))
-    for sentence in _sentences(settings, costs, done):
+    for sentence in _sentences(settings, costs, lengths, done):
         console.print(sentence, soft_wrap=True, highlight=False)
 
 
@@ -190,7 +190,7 @@ def _speeds(config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dic
     return speeds, sizes.scorers[slowest] if slowest is not None else 0
 
 
-def _sentences(config: RunConfig, costs: PoolCosts | None, done: Sequence[SimulatedSplit]) -> list[str]:
+def _sentences(config: RunConfig, costs: PoolCosts | None, lengths: Lengths, done: Sequence[SimulatedSplit]) -> list[str]:
     best = min(done, key=lambda split: split.step_s)
     found = [f"fastest: {' '.join(best.sizes.overrides())}"] if len(done) > 1 else []
     in_flight = (config.training.max_staleness + 1) * config.training.prompts_per_step
@@ -198,6 +198,7 @@ def _sentences(config: RunConfig, costs: PoolCosts | None, done: Sequence[Simula
         found.append(
             f"at most {in_flight} groups are in flight: of {workers} rollout workers the others have nothing to do. Raise training.prompts_per_step"
         )
+    found.append(f"responses: {lengths.sentence()}")
     if costs is not None:
-        found.append(f"{costs.machine.device.title}, {costs.machine.assumptions.sentence()}; prompts of {costs.work.prompt_tokens} tokens")
+        found.append(f"{costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; {costs.machine.assumptions.sentence()}")
     return found

@@ -7,11 +7,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipelines.forecast.pools import PoolCosts
 from pipelines.forecast.step import Sizes, StepTime, combined
 
 # So many splits are tried at most; on thousands of devices not every worker more or less is.
 _MOST_SPLITS = 20_000
+# Nobody looks at a split whose step takes so many times that of the best.
+_HOPELESS = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,14 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
 
 
 def spread_of(ranked: list[Split], count: int) -> list[Split]:
-    """A few that differ: the fastest of all, and the fastest for other sizes of the rollout pool, from its least to its most."""
+    """A few that differ: the fastest of all, and the fastest for other sizes of the rollout pool, as far as they are not hopeless."""
     best: dict[int, Split] = {}
     for split in ranked:
-        best.setdefault(split.sizes.rollout, split)
-    by_size = sorted(best.values(), key=lambda split: split.sizes.rollout)
-    places = {round(number * (len(by_size) - 1) / max(1, count - 2)) for number in range(count - 1)} if count > 1 else set()
-    chosen = [by_size[place] for place in sorted(places) if by_size[place] is not ranked[0]]
-    return sorted([ranked[0], *chosen[: count - 1]], key=lambda split: split.sizes.rollout)
+        if split.time.seconds <= _HOPELESS * ranked[0].time.seconds:
+            best.setdefault(split.sizes.rollout, split)
+    others = sorted((split for split in best.values() if split is not ranked[0]), key=lambda split: split.sizes.rollout)
+    places = np.unique(np.linspace(0, len(others) - 1, min(count - 1, len(others))).round().astype(int))
+    return sorted([ranked[0], *(others[place] for place in places)], key=lambda split: split.sizes.rollout)
 
 
 def _counts(by_unit: dict[str, float], pool: str, devices: float) -> Iterator[int]:

@@ -74,10 +74,7 @@ class Forecast:
             cost = cost_of_step(self.configured.seconds, self.devices, price_per_hour=price_per_hour)
             yield f"a step costs {cost:,.2f}, the run's {self.config.training.steps} steps {cost * self.config.training.steps:,.0f}, evaluations not counted"
         yield from self._advice()
-        yield (
-            f"assumed: responses of {self.lengths.median:g} tokens in the median, their 99th percentile {self.lengths.p99_over_median:g} times that, cut at "
-            f"{self.lengths.longest}; prompts of {work.prompt_tokens}; {self.costs.machine.assumptions.sentence()}"
-        )
+        yield f"assumed: responses of {self.lengths.sentence()}; prompts of {work.prompt_tokens}; {self.costs.machine.assumptions.sentence()}"
         if self.config.shared_teachers:
             yield f"not in it: {', '.join(self.config.shared_teachers)}, which this run does not start"
         if fixed_devices(self.config):

@@ -36,6 +36,9 @@ class Lengths:
         """Standard deviation of the lengths' logarithms."""
         return math.log(self.p99_over_median) / _P99
 
+    def sentence(self) -> str:
+        return f"{self.median:g} tokens in the median, {self.p99_over_median:g} times that at the 99th percentile, cut at {self.longest}"
+
     def of_group(self, uid: str) -> tuple[int, ...]:
         """Tokens of each response."""
         return _lengths(self, uid)
