@@ -11,7 +11,6 @@ The broker holds references and small numbers, never token data.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -295,12 +294,13 @@ class ExperienceBroker:
             self._changed.notify_all()
 
     async def _wait_for(self, find: Callable[[], T | None]) -> T | None:
-        deadline = time.monotonic() + LONG_POLL_S
+        clock = asyncio.get_running_loop().time  # not the wall's: in the simulator it jumps, and every change in between would wait on from there
+        deadline = clock() + LONG_POLL_S
         async with self._changed:
             while True:
                 self._raise_if_stopped()
                 found = find()
-                remaining = deadline - time.monotonic()
+                remaining = deadline - clock()
                 if found is not None or remaining <= 0:
                     return found
                 try:

@@ -21,7 +21,7 @@ if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Pat
 import typer
 from rich.console import Console
 
-from pipelines import deploy_cli, jobs_cli, registry_cli, schedule_cli, teacher_cli
+from pipelines import deploy_cli, jobs_cli, plan_cli, registry_cli, schedule_cli, simulate_cli, teacher_cli
 from rlad.errors import RladError
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 
 app.add_typer(jobs_cli.app)
+app.add_typer(plan_cli.app)
+app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
@@ -90,29 +92,6 @@ def offline(
     console = Console()
     ensure_starters_of(settings, console, teacher=settings.needs_teacher)
     distil_offline(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
-
-
-@app.command()
-def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    address: Annotated[str | None, typer.Option(help="Plan for the Ray cluster at this address.")] = None,
-    cpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many CPUs. [default: this machine's]", show_default=False)] = None,
-    gpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many GPUs. [default: this machine's]", show_default=False)] = None,
-    gpu_memory_gib: Annotated[float, typer.Option(help="Memory of one of its GPUs.")] = 80.0,
-) -> None:
-    """Check CONFIG in seconds, without starting an engine: models, vocabularies, templates, prompts, placement, memory."""
-    from pipelines.plan import available_resources, make_plan
-    from rlad.config import load_run_config
-
-    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
-    made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=gpu_memory_gib)
-    console = Console()
-    console.print(made.table())
-    for finding in made.findings:
-        console.print(finding.line(), soft_wrap=True, highlight=False)
-    if made.has_errors:
-        raise typer.Exit(1)
 
 
 @app.command()

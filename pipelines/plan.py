@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import psutil
-import torch
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from actors.reward import reward_pool_name
 from pipelines.cluster import Resources, connected, demand_by_pool, generation_demand, local_resources, require_room
 from pipelines.evaluate import require_group_key
+from pipelines.model_shape import DTYPE_BYTES, ModelShape, shape_of
 from pipelines.prompts import prepare_prompts, require_disjoint
 from pipelines.shared_teachers import check_shared_teachers
 from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
@@ -24,7 +24,6 @@ from rlad.starters import is_missing_starter, resolve_model
 from rlad.verifiers import build_verifier, reward_models
 
 GIB = 2**30
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # What a process costs before it holds a model: the interpreter with torch, and an engine's own buffers.
 _PROCESS_GIB = 1.0
 
@@ -40,24 +39,6 @@ class Finding:
 
     def line(self) -> str:
         return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[self.level] + self.text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What memory and limits follow from.
-
-    Attributes:
-        parameters: their number, tied ones counted once.
-        kv_values_per_token: key and value entries of one token over all layers.
-        max_tokens: longest sequence the model was made for.
-    """
-
-    parameters: int
-    hidden: int
-    layers: int
-    vocabulary: int
-    kv_values_per_token: int
-    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +84,8 @@ def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | 
 
 def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
     """Check a run against models, prompts and machines."""
-    student = _shape_of(config.student.path)
-    frozen = {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}
+    student = shape_of(config.student.path)
+    frozen = {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}
     pools = list(_pools(config, student, frozen))
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
@@ -120,9 +101,9 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
 
 def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
     """The pools of a run or an evaluation, without checking it against anything."""
-    student = _shape_of(config.student.path)
+    student = shape_of(config.student.path)
     if isinstance(config, RunConfig):
-        return list(_pools(config, student, {pool: _shape_of(model.path) for pool, model in config.frozen_models.items()}))
+        return list(_pools(config, student, {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}))
     return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
 
 
@@ -136,7 +117,7 @@ def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Ite
 
 def offloaded_gib(config: RunConfig) -> float | None:
     """Host memory of the optimizer state that a rank keeps there (`learner.offload_optimizer`); None where the student is not known here."""
-    shape = _shape_of(config.student.path)
+    shape = shape_of(config.student.path)
     return None if shape is None else 12 * shape.parameters / config.learner.ranks / GIB
 
 
@@ -272,7 +253,7 @@ def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
 
 def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
     for task, model in reward_models(config.verifiers).items():
-        shape = _shape_of(model.path)
+        shape = shape_of(model.path)
         yield PoolPlan(
             pool=reward_pool_name(task),
             workers=model.workers,
@@ -283,7 +264,7 @@ def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
 
 def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:
     """Least memory of one engine over all its GPUs: weights, and the key-value cache of one longest sequence. More cache means more sequences at once."""
-    bytes_per_value = _DTYPE_BYTES[dtype]
+    bytes_per_value = DTYPE_BYTES[dtype]
     needed = shape.parameters * bytes_per_value + tokens * shape.kv_values_per_token * bytes_per_value
     return needed / GIB + _PROCESS_GIB * tensor_parallel
 
@@ -306,27 +287,6 @@ def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
     per_token = shape.layers * shape.hidden * (2 if config.activation_checkpointing else 34) * (1 if on_gpu else 2)
     logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
     return (shape.parameters * per_parameter + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB
-
-
-def _shape_of(path: str) -> ModelShape | None:
-    """The model's shape from its config.json, with parameters counted on the meta device; None if it is not on this machine."""
-    if is_missing_starter(path):
-        return None
-    try:
-        config = AutoConfig.from_pretrained(str(resolve_model(path)))
-    except (RladError, OSError, ValueError):
-        return None  # `_check_models` reports it
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelShape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        vocabulary=config.vocab_size,
-        kv_values_per_token=2 * config.num_hidden_layers * config.num_key_value_heads * head,
-        max_tokens=config.max_position_embeddings,
-    )
 
 
 def _first_line(error: BaseException) -> str:

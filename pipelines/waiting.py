@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -18,9 +17,10 @@ async def poll(ask: Callable[[], Awaitable[T | None]], *, deadline_s: float, wai
     Raises:
         DeadlineError: no answer within `deadline_s`.
     """
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
-        answer = await within(ask(), deadline_s=deadline - time.monotonic() + 30, waiting_for=waiting_for)
+    clock = asyncio.get_running_loop().time  # which is virtual in the simulator
+    deadline = clock() + deadline_s
+    while clock() < deadline:
+        answer = await within(ask(), deadline_s=deadline - clock() + 30, waiting_for=waiting_for)
         if answer is not None:
             return answer
     raise DeadlineError(f"no answer from {waiting_for} within {deadline_s:g} s")

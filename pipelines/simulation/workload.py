@@ -31,6 +31,14 @@ class Lengths:
     group_size: int
     seed: int = 0
 
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the lengths' logarithms."""
+        return math.log(self.p99_over_median) / _P99
+
+    def sentence(self) -> str:
+        return f"{self.median:g} tokens in the median, {self.p99_over_median:g} times that at the 99th percentile, cut at {self.longest}"
+
     def of_group(self, uid: str) -> tuple[int, ...]:
         """Tokens of each response."""
         return _lengths(self, uid)
@@ -40,8 +48,7 @@ class Lengths:
 def _lengths(lengths: Lengths, uid: str) -> tuple[int, ...]:
     # The name without the data set's fingerprint would do; hashed, it seeds a stream of its own whatever the order of calls.
     seed = int.from_bytes(hashlib.blake2b(f"{lengths.seed}:{uid}".encode(), digest_size=8).digest(), "little")
-    sigma = math.log(lengths.p99_over_median) / _P99
-    drawn = lengths.median * np.exp(sigma * np.random.default_rng(seed).standard_normal(lengths.group_size))
+    drawn = lengths.median * np.exp(lengths.sigma * np.random.default_rng(seed).standard_normal(lengths.group_size))
     return tuple(np.clip(np.rint(drawn), 1, lengths.longest).astype(int).tolist())
 
 

@@ -28,6 +28,7 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("run", SMOKE, "objective.alhpa=0.3"), "did you mean `alpha`"),
         (("run", SMOKE, "student.path=/nowhere", "--run-dir", "{tmp}/run"), "/nowhere"),
         (("plan", SMOKE, "rollout.workers=99"), "too few CPUs"),
+        (("simulate", SMOKE), "Give --device for runs on GPUs, or as measured --token-ms"),
         (("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"), "no method alpha-2: there are grpo, alpha-0.1"),
         (("compare", SMOKE), "base: required"),
         (("eval", "{tmp}", "--config", "configs/eval_math.yaml", "--sets", "aime"), "no evaluation set aime"),

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from pipelines.cluster import Resources
-from pipelines.plan import GIB, ModelShape, Plan, engine_gib, learner_gib, make_plan
+from pipelines.model_shape import ModelShape
+from pipelines.plan import GIB, Plan, engine_gib, learner_gib, make_plan
 from rlad.config import LearnerConfig, RunConfig, load_run_config
 from rlad.data.chat import tokenizer_fingerprint
 
@@ -205,7 +206,7 @@ def test_evaluating_on_training_prompts_is_refused(qwen: dict[str, Path], tmp_pa
 
 
 def test_memory_of_engine_and_learner_by_hand() -> None:
-    shape = ModelShape(parameters=GIB, hidden=0, layers=0, vocabulary=0, kv_values_per_token=1024, max_tokens=0)
+    shape = ModelShape(parameters=GIB, hidden=0, layers=0, vocabulary=0, attention_width=0, kv_values_per_token=1024, max_tokens=0)
     # 2 GiB of bfloat16 weights, 1024 tokens * 1024 values * 2 bytes = 2 MiB of cache, and one process on each of 2 GPUs.
     assert engine_gib(shape, "bfloat16", 2, 1024) == pytest.approx(2 + 2 / 1024 + 2)
     on_gpu = {"gpus_per_rank": 1, "ranks": 4}

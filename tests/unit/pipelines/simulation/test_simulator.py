@@ -96,7 +96,8 @@ def test_a_teacher_that_is_faster_than_generation_costs_next_to_nothing() -> Non
     with_teacher, without = simulated(config), simulated(config, sizes=replace(SIZES, teacher=0))
     assert without.work.teacher == 0
     assert "teacher" not in without.busy
-    assert 1.0 <= with_teacher.makespan_s / without.makespan_s <= 1.02
+    # Neither is always the faster: whichever of two groups that end at once comes first decides who of the others waits.
+    assert with_teacher.makespan_s / without.makespan_s == pytest.approx(1, abs=0.02)
 
 
 def test_a_slow_learner_bounds_the_run_and_the_samplers_wait_for_it() -> None:
