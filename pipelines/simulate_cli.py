@@ -186,7 +186,7 @@ def _speeds(config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dic
         slowest = next(iter(sizes.scorers), None)
         free = dict.fromkeys(("token_s", "teacher_token_s", "verdict_s", "learner_token_s", "update_s", "weights_s"), 0.0)
         predicted = Speeds(**free, slots=config.rollout.max_sequences)
-    speeds = replace(predicted, **known, **({"slots": slots} if slots is not None else {}))
+    speeds = replace(predicted, slots=predicted.slots if slots is None else slots, **known)
     return speeds, sizes.scorers[slowest] if slowest is not None else 0
 
 

@@ -107,7 +107,7 @@ class Work:
     def longest_of_groups(self) -> Array:
         """Tokens of every group's longest response, ascending: with G responses, quantile q of them is quantile q^(1/G) of all; the last is the longest."""
         places = ((np.arange(self.groups) + 0.5) / self.groups) ** (1 / self.group_size) * len(self.lengths)
-        longest = self.lengths[np.minimum(places.astype(int), len(self.lengths) - 1)]
+        longest: Array = self.lengths[np.minimum(places.astype(int), len(self.lengths) - 1)]
         longest[-1] = self.lengths[-1]
         return longest
 

@@ -83,7 +83,7 @@ class PoolCosts:
         """
         groups = -(-self.work.groups // workers)
         lengths, prompt = self.work.lengths, self.work.prompt_tokens
-        positions = np.arange(int(lengths[-1]))
+        positions = np.arange(int(lengths[-1]), dtype=np.float64)
         reach = (len(lengths) - np.searchsorted(lengths, positions, side="right")) * (groups / self.work.groups)
         slots = self.engine.slots(prompt + positions + 1.0)
         passes = np.maximum(1.0, reach / slots)

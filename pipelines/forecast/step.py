@@ -139,7 +139,7 @@ def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:
     """
     every_s = seconds / len(arrivals_s)
     turns_s = every_s * np.arange(len(arrivals_s))
-    began_s = turns_s + np.maximum.accumulate(arrivals_s - turns_s)
+    began_s: Array = turns_s + np.maximum.accumulate(arrivals_s - turns_s)
     return began_s + max(every_s, each_s)
 
 
