@@ -45,11 +45,11 @@ SIZES = PoolSizes(rollout=8, teacher=2, verifier=2)
 GROUP_SIZE = 8
 LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
 # Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
-SPEEDS = Speeds(token_s=0.5e-3, slots=16, teacher_token_s=4e-6, verdict_s=2e-3, learner_token_s=2.6e-6, update_s=20e-3, weights_s=10e-3)
-AT_ONCE = Speeds(token_s=0.0, slots=16, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
+SPEEDS = Speeds(token_s=0.5e-3, slots=4, teacher_token_s=16e-6, verdict_s=8e-3, learner_token_s=10e-6, update_s=20e-3, weights_s=10e-3)
+AT_ONCE = Speeds(token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
 _TIMEOUT_S = 120.0
 # A live run's rate is measured over a window, once it has settled after a change of its size.
-_WINDOW_S, _SETTLE_S = 4.0, 1.0
+_WINDOW_S, _SETTLE_S = 2.0, 0.5
 # What a stand-in is told is the kind of a group's task; how long that takes it knows.
 SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
 
@@ -148,7 +148,7 @@ def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_tea
     )
 
 
-AHEAD = run_config(steps=20, prompts_per_step=64, max_staleness=2)
+AHEAD = run_config(steps=16, prompts_per_step=48, max_staleness=3)
 
 
 @asynccontextmanager
@@ -262,7 +262,7 @@ def _request(name: str, config: RunConfig) -> SampleRequest:
 
 
 async def measure(console: Console, simulated_s: float) -> Result:
-    short, strict = run_config(steps=8, prompts_per_step=64, max_staleness=2), run_config(steps=4, prompts_per_step=128, max_staleness=0)
+    short, strict = run_config(steps=5, prompts_per_step=48, max_staleness=3), run_config(steps=2, prompts_per_step=96, max_staleness=0)
     empty = run_config(steps=6, prompts_per_step=128, max_staleness=2)
     work, groups = _work(AHEAD), empty.training.steps * empty.training.prompts_per_step
 
@@ -271,7 +271,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
 
     started = time.perf_counter()
     async with open_stand_ins(AHEAD) as (pools, rollout):
-        await timed_run(run_config(steps=2, prompts_per_step=64, max_staleness=2), pools, "at_once")  # the first calls of every handle
+        await timed_run(run_config(steps=2, prompts_per_step=48, max_staleness=2), pools, "at_once")  # the first calls of every handle
         tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
         empty_s = await timed_run(empty, pools, "at_once")
         tell(f"nothing takes time: {groups} groups in {empty_s:.1f} s")
@@ -281,7 +281,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
         tell(f"{short.training.steps} of those steps: RLAD {rlad_s:.2f} s, GRPO {grpo_s:.2f} s")
         alone_s, strict_s = await generation_alone(strict, pools), await timed_run(strict, pools)
         tell(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
-        rates = await rates_while_resized(run_config(steps=200, prompts_per_step=64, max_staleness=2), pools, rollout)
+        rates = await rates_while_resized(run_config(steps=200, prompts_per_step=48, max_staleness=3), pools, rollout)
         tell(f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}")
     figures: dict[str, Any] = {
         "makespan_s": makespan_s,
