@@ -14,10 +14,6 @@ from typing import Annotated
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A cluster that Ray starts here has a token, which lies in the home directory; whoever joins a cluster must say that it has one.
-if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import typer
 from rich.console import Console
 
@@ -201,8 +197,18 @@ def _whole_numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from None
 
 
+def _use_token() -> None:
+    """A cluster that Ray starts here has a token, which lies in the home directory; whoever joins a cluster must say that it has one.
+
+    For this process and those it starts, and before Ray is imported, which reads it then. Whoever imports this module alone decides for itself.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def main() -> None:
     """Entry point: an error of ours is one clear message and status 1, not a traceback."""
+    _use_token()
     try:
         app()
     except RladError as error:

@@ -84,11 +84,12 @@ def hold_lease(store: ScheduleStore, name: str, lease_s: float, *, stop: threadi
     Raises:
         LeaseHeldError: another ticker lives.
     """
-    with HeldLease(store, _acquire(store, name, lease_s, stop), lease_s) as held:
-        try:
+    lease = _acquire(store, name, lease_s, stop)
+    try:
+        with HeldLease(store, lease, lease_s) as held:
             yield held
-        finally:
-            store.release(held.lease)
+    finally:
+        store.release(lease)  # once its heartbeat has ended: a late one would take it again for nobody
 
 
 def _acquire(store: ScheduleStore, name: str, lease_s: float, stop: threading.Event) -> Lease:

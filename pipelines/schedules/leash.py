@@ -22,7 +22,6 @@ def main() -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
         if os.getppid() != int(parent):  # it was gone before the kernel knew
             sys.exit(f"the process {parent} that started this has ended")
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # the ticker waits for its own in another way
     os.execvp(command[0], command)
 
 

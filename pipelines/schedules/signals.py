@@ -16,7 +16,8 @@ _LOOK_S = 0.2
 def until_told(work: Callable[[], T], stop: threading.Event) -> T:
     """Do work in a thread of its own; a signal sets `stop`, and the work ends when it has seen to it.
 
-    A handler could not set the event: it would run in the midst of whatever holds the event's lock. So the signals are blocked and fetched.
+    A handler must not set the event: it runs in the midst of whatever holds the event's lock. It only remembers; and blocking the signals instead would not
+    keep them from threads that libraries have started before.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -27,16 +28,18 @@ def until_told(work: Callable[[], T], stop: threading.Event) -> T:
         except BaseException as error:  # noqa: BLE001  # handed to the caller as it is
             errors.append(error)
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in _SIGNALS}
     try:
         thread = threading.Thread(target=do, name="work")
         thread.start()
         while thread.is_alive():
-            if signal.sigtimedwait(_SIGNALS, _LOOK_S) is not None:
+            thread.join(_LOOK_S)
+            if told:
                 stop.set()
-        thread.join()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     if errors:
         raise errors[0]
     return results[0]
