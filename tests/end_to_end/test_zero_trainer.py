@@ -247,7 +247,8 @@ def test_offload_and_activation_checkpointing_change_nothing(make_model: MakeMod
     plain = LearnerConfig(zero_stage=settings["zero_stage"], optimizer=PLAIN)
     [(_, expected), _] = two_ranks.run(run_plan, Plan(model_path, groups, updates, plain))
     [(_, found), _] = two_ranks.run(run_plan, Plan(model_path, groups, updates, plain.model_copy(update=settings)))
-    # As everywhere for one gradient computed two ways: these are float32 weights of which an update changes a hundredth, so its last digits are rounding, which processors do differently.
+    # As everywhere for one gradient computed two ways: float32 weights of which an update changes a hundredth end in rounding, which processors do
+    # differently.
     assert relative_error(found, expected, start_weights(model_path)) <= 1e-5
 
 
