@@ -89,7 +89,8 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     from pipelines.job_client import JobClient
 
     client = JobClient(address)
-    known = client.all()
+    # Each `rlad status` or `scale` joins the cluster too, for a moment: what was not submitted is of interest while it lasts, or as a run.
+    known = [job for job in client.all() if job.is_submitted or job.run_dir is not None or not job.has_ended]
     if as_json:
         typer.echo(json.dumps([asdict(job) for job in known]))
     elif known:

@@ -308,6 +308,17 @@ def test_a_run_directory_that_would_vanish_with_the_job_is_refused(tmp_path: Pat
     require_lasting(tmp_path.parent / "shared" / "a")
 
 
+def test_programs_that_joined_the_cluster_are_listed_while_they_last_or_as_runs(dashboard: Dashboard) -> None:
+    joined = {"type": "DRIVER", "submission_id": None}
+    dashboard.add("01", **joined, status="SUCCEEDED", entrypoint="rlad status runs/a")
+    dashboard.add("02", **joined, entrypoint="python notebook.py")
+    dashboard.add("03", **joined, status="FAILED", entrypoint="rlad run configs/a.yaml --run-dir /shared/runs/a")
+    for job_id, job in dashboard.jobs.items():
+        job["job_id"] = job_id
+    listed = CliRunner().invoke(jobs_cli.app, ["list", "--json", "--address", dashboard.address])
+    assert [job["id"] for job in json.loads(listed.stdout)] == ["02", "03"]
+
+
 def test_the_commands_submit_list_tell_and_stop(dashboard: Dashboard, project: Path) -> None:
     def rlad(*arguments: str) -> Result:
         return CliRunner().invoke(jobs_cli.app, [*arguments, "--address", dashboard.address])
