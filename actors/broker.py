@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.parts import GroupRefs, Part
-from rlad.errors import RunStoppedError
+from rlad.errors import RladError, RunStoppedError
 from rlad.ledger import Ledger
 from rlad.packing import UpdateSize, plan_microbatches
 
@@ -192,6 +192,16 @@ class ExperienceBroker:
         self._stopped: str | None = None
         self._is_exported = self._is_dismissed = False
         self._changed = asyncio.Condition()
+
+    async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Several calls of methods below that do not wait, in order, as one: (method, arguments) each. A call's own error takes the place of its result."""
+        answers: list[Any] = []
+        for method, arguments in calls:
+            try:
+                answers.append(await getattr(self, method)(*arguments))
+            except RladError as error:
+                answers.append(error)
+        return answers
 
     async def reopen(self, checkpoint: int) -> list[str]:
         """A new driver takes over from `checkpoint`: what came later will be issued again. Returns the groups that came before."""

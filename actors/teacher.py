@@ -6,7 +6,7 @@ Group data goes from the object store to a replica and scores go back into it; t
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
@@ -72,6 +72,10 @@ class TeacherClient:
     client: str
     timeout_s: float
     max_retries: int
+    _scoring: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_scoring", scoring_calls(self.handle))
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
         """As `Teacher.score` says."""
@@ -88,23 +92,31 @@ class TeacherClient:
 
     async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
         who = f"teacher {self.app_name!r}"
-        scores_ref, receipt = await score_once(self.handle, group_ref, self.tokenizer_fingerprint, support, self.client, who=who)
+        scores_ref, receipt = await score_once(self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who)
         if receipt.num_tokens != num_tokens:
             raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group that was said to have {num_tokens}")
         require_same_model(receipt.teacher, self.teacher, who=who)
         return scores_ref
 
 
+def scoring_calls(handle: Any) -> Any:
+    """A deployment's `score`, to be called as often as one likes: a handle with other options costs as much to make as a call."""
+    return handle.options(method_name="score", stream=True)
+
+
 async def score_once(
-    handle: Any, group_ref: ColumnsRef, tokenizer_fingerprint: str, support: TeacherSupport, client: str, *, who: str
+    scoring: Any, group_ref: ColumnsRef, tokenizer_fingerprint: str, support: TeacherSupport, client: str, *, who: str
 ) -> tuple[ColumnsRef, Receipt]:
     """One try at a Serve deployment of `TeacherServer`, without a deadline: the scores by reference, unfetched, and what was scored.
+
+    Args:
+        scoring: what `scoring_calls` made of its handle.
 
     Raises:
         QuotaError, WorkerLostError: another try may succeed.
         VocabularyMismatchError, DeadlineError, EngineError: as `TeacherServer.score`.
     """
-    response = handle.options(method_name="score", stream=True).remote([group_ref], tokenizer_fingerprint, support, client)
+    response = scoring.remote([group_ref], tokenizer_fingerprint, support, client)
     try:
         with translated(who=who):
             return await _scores_and_receipt(response)

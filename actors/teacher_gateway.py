@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.serve_applications import QUIET
-from actors.teacher import ask_identity, score_once
+from actors.teacher import ask_identity, score_once, scoring_calls
 from rlad import __version__
 from rlad.config import TeacherHttpConfig
 from rlad.contracts import TeacherScores
@@ -46,14 +46,14 @@ class ReplicasByHandle:
     """`Replicas` that are a Serve deployment. One try each: whoever asks over HTTP knows how long it wants to try."""
 
     def __init__(self, handle: Any) -> None:
-        self._handle = handle
+        self._handle, self._scoring = handle, scoring_calls(handle)
 
     async def identity(self) -> TeacherIdentity:
         return await ask_identity(self._handle, who="the teacher")
 
     async def score(self, request: ScoringRequest) -> TeacherScores:
         group_ref = ray.put(request.group.to_columns())
-        scores_ref, _ = await score_once(self._handle, group_ref, request.tokenizer, request.support, request.client, who="the teacher")
+        scores_ref, _ = await score_once(self._scoring, group_ref, request.tokenizer, request.support, request.client, who="the teacher")
         return TeacherScores.from_columns(await scores_ref)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
 from typing import Any
 
 from pipelines.waiting import poll, within
@@ -10,23 +10,34 @@ from pipelines.waiting import poll, within
 _ANSWER_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerClient:
-    """Calls the broker's methods by name.
+    """Calls the broker's methods by name. All of it belongs to one event loop.
 
-    Attributes:
-        handle: of the actor; or anything else whose methods have a `remote` that can be awaited.
+    What is told while an earlier call is under way travels with the next one: a driver that is busy makes one call for many groups, and one that is not
+    tells at once. Nothing overtakes.
     """
 
-    handle: Any
+    def __init__(self, handle: Any) -> None:
+        """
+        Args:
+            handle: of the actor; or anything else whose methods have a `remote` that can be awaited.
+        """
+        self._handle = handle
+        self._untold: list[tuple[str, tuple[object, ...], asyncio.Future[Any]]] = []
+        self._telling: asyncio.Task[None] | None = None
 
     async def tell(self, method: str, *arguments: object) -> Any:
         """Call a method that answers at once.
 
         Raises:
+            RladError: what the method raised.
             DeadlineError: no answer in time.
         """
-        return await within(getattr(self.handle, method).remote(*arguments), deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._untold.append((method, arguments, answer))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_all())
+        return await within(answer, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
 
     async def poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
         """Call a method that answers with nothing as long as there is nothing, until it has something.
@@ -34,4 +45,19 @@ class BrokerClient:
         Raises:
             DeadlineError: it had nothing within `deadline_s`.
         """
-        return await poll(lambda: self.tell(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+        return await poll(lambda: getattr(self._handle, method).remote(*arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+
+    async def _tell_all(self) -> None:
+        while self._untold:
+            told, self._untold = self._untold, []
+            try:
+                answers = await self._handle.answer.remote([(method, arguments) for method, arguments, _ in told])
+            except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked gets to know it
+                answers = [error] * len(told)
+            for (*_, future), answer in zip(told, answers, strict=True):
+                if future.done():  # whoever asked has given up
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)

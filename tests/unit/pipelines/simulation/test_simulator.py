@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -93,11 +94,15 @@ def test_no_schedule_is_faster_than_the_bound() -> None:
 
 def test_a_teacher_that_is_faster_than_generation_costs_next_to_nothing() -> None:
     config = run_config(max_staleness=2)
-    with_teacher, without = simulated(config), simulated(config, sizes=replace(SIZES, teacher=0))
-    assert without.work.teacher == 0
-    assert "teacher" not in without.busy
-    # Neither is always the faster: whichever of two groups that end at once comes first decides who of the others waits.
-    assert with_teacher.makespan_s / without.makespan_s == pytest.approx(1, abs=0.02)
+
+    def makespan(seed: int, sizes: PoolSizes) -> float:
+        run = simulated(config, lengths=replace(LENGTHS, seed=seed), sizes=sizes)
+        assert ("teacher" in run.busy) == (run.work.teacher > 0) == (sizes.teacher > 0)
+        return run.makespan_s
+
+    # Of one seed neither is always the faster: whichever of two groups that end at once comes first decides who of the others waits.
+    ratios = [makespan(seed, SIZES) / makespan(seed, replace(SIZES, teacher=0)) for seed in range(5)]
+    assert statistics.median(ratios) == pytest.approx(1, abs=0.005)
 
 
 def test_a_slow_learner_bounds_the_run_and_the_samplers_wait_for_it() -> None:
