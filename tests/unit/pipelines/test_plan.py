@@ -14,9 +14,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-from pipelines.cluster import Resources
+from pipelines.demand import Resources
 from pipelines.model_shape import ModelShape
-from pipelines.plan import GIB, Plan, engine_gib, learner_gib, make_plan
+from pipelines.plan import Plan, make_plan
+from pipelines.pool_plans import GIB, engine_gib, learner_gib
 from rlad.config import LearnerConfig, RunConfig, load_run_config
 from rlad.data.chat import tokenizer_fingerprint
 

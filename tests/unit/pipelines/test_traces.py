@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.verifier import JudgedGroup
+from actors.messages import JudgedGroup
 from pipelines.offline import group_of
 from pipelines.prompts import EncodedPrompts
 from pipelines.traces import provenance_of, reused_traces, traced_prompt
