@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from actors.messages import WeightsPublication
 from actors.parts import GroupRefs, Part
 from rlad.errors import RladError, RunStoppedError
 from rlad.ledger import Ledger
 from rlad.packing import UpdateSize, plan_microbatches
-
-if TYPE_CHECKING:  # the broker needs no torch
-    from actors.weights import WeightsPublication
 
 T = TypeVar("T")
 

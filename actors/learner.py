@@ -130,6 +130,8 @@ def _torch_trainer(settings: LearnerSettings) -> TorchTrainer:
     config, learner = settings.config, settings.config.learner
     # How often Ray Train looks after its ranks; its default of 2 s is felt at the end of a short run and in every restart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # An actor that would tell ranks of spot instances to be taken away. Ours do not listen: what is lost starts again from the checkpoint.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return TorchTrainer(
         train_loop,
         train_loop_config={"settings": settings},

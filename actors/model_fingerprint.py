@@ -11,6 +11,13 @@ from rlad.errors import EngineError
 _CHUNK_BYTES = 8 << 20
 
 
+def output_size(model_path: Path) -> int:
+    """Entries of its output layer, which some families pad beyond the vocabulary."""
+    from transformers import AutoConfig  # brings torch, seconds that drivers and commands without models do not pay
+
+    return int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+
+
 def model_fingerprint(model_path: Path, *, tokenizer: str) -> str:
     """Thirty-two hexadecimal digits over `config.json`, the content of every safetensors file, and the tokenizer's fingerprint.
 

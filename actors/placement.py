@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # with it would come torch, which some actors have no use for
+if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
     from rlad.config import ClusterConfig
 
 POOL_LABEL = "rlad.io/pool"
@@ -22,3 +22,8 @@ def label_of(pool: str) -> str:
 def selector_of(cluster: ClusterConfig, pool: str) -> dict[str, str]:
     """Ray's `label_selector` for a pool's workers; empty, which any node satisfies, unless `cluster.pool_labels` is on."""
     return {POOL_LABEL: label_of(pool)} if cluster.pool_labels else {}
+
+
+def reward_pool_name(task: str) -> str:
+    """The name of the pool that scores a task, in placement, plan and logs."""
+    return f"reward_{task}"

@@ -11,15 +11,16 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors.messages import JudgedGroup
 from actors.parts import ColumnsRef
-from actors.placement import selector_of
+from actors.placement import reward_pool_name, selector_of
 from actors.pool import ActorPool
-from actors.verifier import MAX_RESTARTS, JudgedGroup, JudgeSummary, JudgingPool, VerifierPool, VerifierStats, load_tokenizer
+from actors.verifier import MAX_RESTARTS, JudgeSummary, JudgingPool, VerifierPool, VerifierStats, load_tokenizer
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import VocabularyMismatchError
 from rlad.verifiers import RewardModelVerifierConfig, VerifierConfig, reward_models
 
-if TYPE_CHECKING:  # with it would come torch, which the driver's side has no use for
+if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
     from rlad.config import ClusterConfig, VerifierPoolConfig
 
 
@@ -111,11 +112,6 @@ class RewardPool(JudgingPool):
             name=name, size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s, capacity=1
         )
         super().__init__(pool, processes_per_worker=1, deadline_s=config.timeout_s, who=f"a worker of {name}")
-
-
-def reward_pool_name(task: str) -> str:
-    """The name of the pool that scores a task, in placement, plan and logs."""
-    return f"reward_{task}"
 
 
 class VerdictPools:

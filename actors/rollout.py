@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,10 +15,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from actors.engines.vllm_settings import VllmSettings
+from actors.messages import SampledGroup, SampleRequest, WeightsPublication
 from actors.pool import ActorPool, PoolState
 from actors.remote_errors import as_rlad_error
-from actors.rollout_worker import GroupSummary, RolloutWorker, SampleRequest
-from actors.weights import WeightsPublication
+from actors.rollout_worker import GroupSummary, RolloutWorker
+from actors.routing import queue_capacity
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
 
@@ -29,39 +30,6 @@ _ABORT_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
 # Groups wait in the engine, not in front of the actor: calls that ask for its health or change its weights must get through.
 _MAX_CALLS = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledGroup:
-    """A group that was sampled.
-
-    Attributes:
-        group_ref: to the columns of the `RolloutGroup`. The driver owns it: it outlives the worker.
-        response_lengths, is_truncated: of each response.
-        prompt_tokens: length of the prompt.
-        tokens_by_version: how many of its tokens each version of the weights sampled.
-        worker: who sampled it.
-        queued_s: waiting for a worker; elapsed_s: in the worker, its engine's queue included.
-    """
-
-    uid: str
-    attempt: int
-    group_ref: ObjectRef
-    response_lengths: tuple[int, ...]
-    is_truncated: tuple[bool, ...]
-    prompt_tokens: int
-    tokens_by_version: Mapping[int, int]
-    worker: str
-    queued_s: float
-    elapsed_s: float
-
-    @property
-    def num_truncated(self) -> int:
-        return sum(self.is_truncated)
-
-    @property
-    def oldest_version(self) -> int:
-        return min(self.tokens_by_version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +44,6 @@ class WorkerStats:
     worker: str
     busy_s: float
     generated_tokens: int
-
-
-def queue_capacity(config: RolloutConfig) -> int:
-    """Response tokens, counted at their budget, up to which a worker is given groups.
-
-    What waits in the pool goes to whoever is free first, so an engine gets no more than keeps it full. That is several times what it decodes at once: a group
-    counts whole until its longest response ends, when most of the others have long left their places. At four times the simulator finds no time lost
-    (99th percentile of the lengths at ten times the median, groups of 8), at twice a quarter of it.
-    """
-    return max(4 * config.max_sequences, config.max_sequences + 4 * config.group_size) * config.max_response_tokens
 
 
 class RolloutPool:

@@ -15,42 +15,13 @@ import xxhash
 from ray.exceptions import ObjectLostError
 
 from actors.engines.vllm_settings import VllmSettings, apply_environment
-from actors.weights import NodeWeights, WeightsPublication
-from rlad.contracts import Array, Columns, FinishReason, RolloutGroup, WeightsManifest
+from actors.messages import SampleRequest, WeightsPublication
+from actors.weights import NodeWeights
+from rlad.contracts import Columns, FinishReason, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
 if TYPE_CHECKING:
     from actors.engines.vllm_sampler import VllmSampler
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRequest:
-    """One group to sample. Fields as in `RolloutGroup`, and:
-
-    Attributes:
-        prompt_ids: int32 [P].
-        num_responses: G.
-        max_response_tokens: budget of one response.
-        temperature: 0 is greedy, for evaluation; the group then records temperature 1, at which its log-probabilities are.
-        top_p: below 1 for evaluation only: log-probabilities are then those of the cut distribution.
-        seed: with `uid` it decides the responses, up to rounding in differently composed batches; None takes the engine's own stream.
-    """
-
-    uid: str
-    attempt: int
-    prompt_id: str
-    task: str
-    answer: str
-    prompt_ids: Array
-    num_responses: int
-    max_response_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    seed: int | None
-
-    @property
-    def num_tokens_at_most(self) -> int:
-        return len(self.prompt_ids) + self.num_responses * self.max_response_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,27 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-__all__ = ["Router", "least_loaded"]
+if TYPE_CHECKING:
+    from rlad.config import RolloutConfig
+
+__all__ = ["Router", "least_loaded", "queue_capacity"]
 
 
 def least_loaded(outstanding: Mapping[str, int]) -> str | None:
     """The worker with the least outstanding cost, the first of equals; None when there is no worker."""
     return min(outstanding, key=outstanding.__getitem__, default=None)
+
+
+def queue_capacity(config: RolloutConfig) -> int:
+    """Response tokens, counted at their budget, up to which a worker is given groups.
+
+    What waits in the pool goes to whoever is free first, so an engine gets no more than keeps it full. That is several times what it decodes at once: a group
+    counts whole until its longest response ends, when most of the others have long left their places. At four times the simulator finds no time lost
+    (99th percentile of the lengths at ten times the median, groups of 8), at twice a quarter of it.
+    """
+    return max(4 * config.max_sequences, config.max_sequences + 4 * config.group_size) * config.max_response_tokens
 
 
 class Router:

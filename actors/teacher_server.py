@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from actors.engines.scorer import Scorer
-from actors.model_fingerprint import model_fingerprint
+from actors.model_fingerprint import model_fingerprint, output_size
 from actors.parts import ColumnsRef
 from actors.score_cache import CachedScorer, ScoreCache
 from actors.teacher_activity import Activity, TeacherStats
@@ -48,7 +46,7 @@ class TeacherServer:
             teacher=model_fingerprint(Path(config.path), tokenizer=tokenizer),
             tokenizer=tokenizer,
             engine=config.engine,
-            vocabulary=int(AutoConfig.from_pretrained(config.path).get_text_config().vocab_size),
+            vocabulary=output_size(Path(config.path)),
             max_groups_per_client=max_groups_per_client or 0,
         )
         self._timeout_s = config.timeout_s

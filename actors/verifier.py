@@ -21,6 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tokenizers import Tokenizer
 
 from actors.judge import BuildVerifiers, Extraction, Judge, Judgement
+from actors.messages import JudgedGroup
 from actors.parts import ColumnsRef
 from actors.pool import ActorPool, PoolState
 from actors.remote_errors import translated
@@ -28,7 +29,7 @@ from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError, WorkerLostError
 from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
 
-if TYPE_CHECKING:  # with it would come torch, which the actors have no use for
+if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
     from rlad.config import VerifierPoolConfig
 
 logger = logging.getLogger(__name__)
@@ -43,27 +44,6 @@ _TIMEOUTS_PER_GROUP = 64
 class JudgeSummary:
     """What the driver learns of a judged group: one entry a response, and the worker's seconds. Texts and answers as in `JudgedGroup`."""
 
-    rewards: tuple[float, ...]
-    outcomes: tuple[int, ...]
-    elapsed_s: float
-    texts: tuple[str, ...] | None = None
-    answers: tuple[str | None, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedGroup:
-    """A judged group.
-
-    Attributes:
-        verdicts_ref: reference to the columns of its `Verdicts`.
-        rewards, outcomes: of each response; outcomes are `Outcome` values.
-        elapsed_s: seconds that a worker spent on it.
-        texts: of each response, decoded, where they were asked for.
-        answers: what each response gives as its answer, None for one without; None altogether where they were not asked for or the task's verifier
-            takes none out of a response.
-    """
-
-    verdicts_ref: ColumnsRef
     rewards: tuple[float, ...]
     outcomes: tuple[int, ...]
     elapsed_s: float

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ import numpy.typing as npt
 import ray
 import torch
 import xxhash
-from ray import ObjectRef
 
+from actors.messages import WeightsPublication
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
@@ -53,19 +52,6 @@ _SAFETENSORS_TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsPublication:
-    """Weights that anyone with the reference can load.
-
-    Attributes:
-        manifest: version, checksum and size.
-        ref: to a list of uint8 arrays that end to end are a safetensors file. Ray drops it when the process that published it ends.
-    """
-
-    manifest: WeightsManifest
-    ref: ObjectRef
 
 
 def publish(tensors: Mapping[str, torch.Tensor], version: int) -> WeightsPublication:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import ray
 
-from actors.rollout_worker import GroupSummary, RolloutWorker, SampleRequest
+from actors.messages import SampleRequest
+from actors.rollout_worker import GroupSummary, RolloutWorker
 from rlad.contracts import Columns, FinishReason
 
 

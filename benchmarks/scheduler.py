@@ -25,13 +25,13 @@ from ray import serve
 from rich.console import Console
 
 from actors.broker import ExperienceBroker
+from actors.messages import JudgedGroup, SampleRequest, WeightsPublication
 from actors.pool import ActorPool
-from actors.rollout import RolloutPool, SampleRequest
+from actors.rollout import RolloutPool
 from actors.rollout_worker import GroupSummary
 from actors.teacher import TeacherClient
 from actors.teacher_server import Receipt
-from actors.verifier import JudgedGroup, JudgeSummary, JudgingPool
-from actors.weights import WeightsPublication
+from actors.verifier import JudgeSummary, JudgingPool
 from benchmarks.measure import JsonPath, Ratio, Result, show
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import judged, part_policy, simulate

@@ -30,8 +30,8 @@ import typer
 from ray.actor import ActorMethod
 from rich.console import Console
 
-from actors.rollout import RolloutPool, SampledGroup, SampleRequest
-from actors.weights import WeightsPublication
+from actors.messages import SampledGroup, SampleRequest, WeightsPublication
+from actors.rollout import RolloutPool
 from benchmarks.ended_worker import EndedWorker
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
 from benchmarks.trl_step import TrlTrainer

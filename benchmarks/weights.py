@@ -22,7 +22,8 @@ import torch
 import typer
 from rich.console import Console
 
-from actors.weights import NodeWeights, WeightsPublication, publish, require_published
+from actors.messages import WeightsPublication
+from actors.weights import NodeWeights, publish, require_published
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, measure_pairs, show
 from pipelines.progress import RunProgress
 from rlad.contracts import WeightsManifest

@@ -1,4 +1,4 @@
-"""The command `rlad`."""
+"""The command `rlad`. What a command imports for its work it imports behind its settings: a mistake in them is told at once, not behind seconds of torch."""
 
 from __future__ import annotations
 
@@ -55,13 +55,14 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
 ) -> None:
     """Distil a student, as CONFIG says."""
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run_directory import RunDirectory
     from pipelines.training_run import require_kind
-    from rlad.config import load_run_config
 
-    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     require_kind(settings, offline=False)
     console = Console()
     ensure_starters_of(settings, console)
@@ -77,13 +78,14 @@ def offline(
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
 ) -> None:
     """Train a student on traces of its teacher that a verifier accepts, as CONFIG says."""
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     from pipelines.offline import offline as distil_offline
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run_directory import RunDirectory
     from pipelines.training_run import require_kind
-    from rlad.config import load_run_config
 
-    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     require_kind(settings, offline=True)
     console = Console()
     ensure_starters_of(settings, console, teacher=settings.needs_teacher)
@@ -114,13 +116,14 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")] = None,
 ) -> None:
     """Evaluate MODEL: mean@k, maj@k and pass@k with confidence intervals."""
-    from pipelines.evaluate import evaluate_model
-    from pipelines.pretrain import ensure_models
     from rlad.config import load_evaluation_suite
 
     suite = load_evaluation_suite(config, [*(overrides or []), f"student.path={model}"])
     if sets is not None:
         suite = suite.only(sets.split(","))
+    from pipelines.evaluate import evaluate_model
+    from pipelines.pretrain import ensure_models
+
     console = Console()
     ensure_models([suite.student.path], console)
     evaluate_model(suite, console, output=output)
@@ -139,14 +142,15 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")] = False,
 ) -> None:
     """Compare methods from one start over several seeds, and say whether they differ by more than chance."""
-    from pipelines.compare import ComparisonDirectory
-    from pipelines.compare import compare as run_comparison
-    from pipelines.pretrain import ensure_starters_of
     from rlad.config.comparison import load_comparison
 
     comparison = load_comparison(
         config, overrides or [], methods=methods.split(",") if methods else None, seeds=_whole_numbers(seeds) if seeds else None
     )
+    from pipelines.compare import ComparisonDirectory
+    from pipelines.compare import compare as run_comparison
+    from pipelines.pretrain import ensure_starters_of
+
     console = Console()
     for planned in comparison.runs[: len(comparison.config.methods)]:
         ensure_starters_of(planned.config, console)

@@ -15,9 +15,10 @@ from pipelines.following import GroupFollower
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
+from pipelines.run_result import RunResult, finished_result
 from pipelines.steps import Bring, TrainingSet, Turns
 from pipelines.teachers import require_one_vocabulary, route_prompts
-from pipelines.training_run import RunResult, TrainingRun, complete, finished_result, prepare_evaluation, require_kind
+from pipelines.training_run import TrainingRun, complete, prepare_evaluation, require_kind
 from rlad.config import RunConfig
 from rlad.data.prompts import dataset_fingerprint
 from rlad.starters import resolve_model

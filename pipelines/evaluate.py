@@ -14,19 +14,19 @@ from typing import TextIO
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from actors.messages import JudgedGroup, SampledGroup, SampleRequest
 from actors.reward import VerdictPools
-from actors.rollout import RolloutPool, SampledGroup, SampleRequest
-from actors.verifier import JudgedGroup
+from actors.rollout import RolloutPool
 from pipelines.cluster import connected
 from pipelines.pools import open_pools
 from pipelines.progress import RunProgress, evaluation_table
-from pipelines.prompts import EncodedPrompts, prepare_prompts
+from pipelines.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.run_directory import write_atomically
 from pipelines.waiting import together
 from rlad.config import EvaluationConfig, EvaluationSuite, RolloutConfig, RunConfig
 from rlad.contracts import Outcome
 from rlad.data.prompts import PromptRecord
-from rlad.errors import ConfigError, DeadlineError, RunDirectoryError, WorkerLostError
+from rlad.errors import DeadlineError, RunDirectoryError, WorkerLostError
 from rlad.evaluation import EvaluationSummary, PromptResult, summarise
 from rlad.starters import resolve_model
 
@@ -82,20 +82,6 @@ def evaluate_model(suite: EvaluationSuite, console: Console, *, output: Path | N
         figures = {"model": suite.student.path, "sets": {name: summary.as_dict() for name, summary in summaries.items()}}
         write_atomically(output / "evaluation.json", json.dumps({**figures, "settings": suite.model_dump(mode="json")}, indent=2) + "\n")
     return summaries
-
-
-def require_group_key(prompts: EncodedPrompts, config: EvaluationConfig) -> None:
-    """Refuse an evaluation whose table cannot be made.
-
-    Raises:
-        ConfigError: a prompt lacks the metadata key that `group_by` names, or, where it names several, one that no prompt has.
-    """
-    keys = [config.group_by] if isinstance(config.group_by, str) else config.group_by
-    for key in keys:
-        lacking = [record for record in prompts.records if key != "task" and key not in record.metadata]
-        if lacking and (len(keys) == 1 or len(lacking) == len(prompts.records)):
-            known = ", ".join(sorted(lacking[0].metadata)) or "none"
-            raise ConfigError(f"evaluation.group_by is {key!r}, but prompt {lacking[0].id} has no such metadata (it has: {known})")
 
 
 async def evaluate(

@@ -14,9 +14,8 @@ from typing import Protocol
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
 from actors.broker import FinishedGroup
+from actors.messages import JudgedGroup, SampledGroup, SampleRequest
 from actors.parts import ColumnsRef, GroupRefs, WeightedScores
-from actors.rollout import SampledGroup, SampleRequest
-from actors.verifier import JudgedGroup
 from pipelines.broker_client import BrokerClient
 from pipelines.prompts import EncodedPrompts
 from pipelines.step_metrics import FollowedGroup

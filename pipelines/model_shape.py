@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from rlad.errors import RladError
 from rlad.starters import is_missing_starter, resolve_model
 
@@ -38,9 +35,16 @@ def shape_of(path: str) -> ModelShape | None:
     if is_missing_starter(path):
         return None
     try:
-        config = AutoConfig.from_pretrained(str(resolve_model(path)))
-    except (RladError, OSError, ValueError):
+        directory = resolve_model(path)
+    except RladError:
         return None  # whoever needs the model says what is wrong with it
+    import torch  # seconds that only a model which is there is worth
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(directory))
+    except (OSError, ValueError):
+        return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

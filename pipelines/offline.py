@@ -16,16 +16,16 @@ import ray
 from rich.console import Console
 
 from actors.broker import FinishedGroup
+from actors.messages import JudgedGroup, SampledGroup
 from actors.parts import GroupRefs
-from actors.rollout import SampledGroup
-from actors.verifier import JudgedGroup
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run_directory import RunDirectory
+from pipelines.run_result import RunResult, run_id_of
 from pipelines.step_metrics import FollowedGroup, exposed_times
 from pipelines.steps import Bring, OpenStep, TrainedStep, TrainingSet, Turns
 from pipelines.traces import make_traces, offline_settings, reused_traces
-from pipelines.training_run import RunResult, TrainingRun, complete, prepare_evaluation, require_kind, run_id_of
+from pipelines.training_run import TrainingRun, complete, prepare_evaluation, require_kind
 from rlad.config import RunConfig
 from rlad.contracts import FinishReason, RolloutGroup, Verdicts
 from rlad.data.trace_files import TraceManifest

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoTokenizer
 
-from rlad.config import EvaluationSuite, PromptSource, RunConfig
-from rlad.data.chat import encode_prompts
+from rlad.config import EvaluationConfig, EvaluationSuite, PromptSource, RunConfig
+from rlad.data.chat import encode_prompts, load_tokenizer
 from rlad.data.prompts import PromptRecord, load_prompts
-from rlad.errors import PlanError
+from rlad.errors import ConfigError, PlanError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, t
     unknown = sorted({record.task for record in records} - config.verifiers.keys())
     if unknown:
         raise PlanError(f"no verifier for task {', '.join(unknown)}: the configuration has verifiers for {', '.join(config.verifiers)}")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    tokenizer = load_tokenizer(tokenizer_path)
     return EncodedPrompts(records=records, token_ids=encode_prompts(tokenizer, records, config.rollout.max_prompt_tokens))
 
 
@@ -46,3 +45,17 @@ def require_disjoint(training: EncodedPrompts, evaluation: EncodedPrompts) -> No
     shared = [record.id for record, ids in zip(evaluation.records, evaluation.token_ids, strict=True) if ids.tobytes() in trained]
     if shared:
         raise PlanError(f"{len(shared)} evaluation prompts are also trained on, for example {shared[0]}: give the evaluation prompts of its own")
+
+
+def require_group_key(prompts: EncodedPrompts, config: EvaluationConfig) -> None:
+    """Refuse an evaluation whose table cannot be made.
+
+    Raises:
+        ConfigError: a prompt lacks the metadata key that `group_by` names, or, where it names several, one that no prompt has.
+    """
+    keys = [config.group_by] if isinstance(config.group_by, str) else config.group_by
+    for key in keys:
+        lacking = [record for record in prompts.records if key != "task" and key not in record.metadata]
+        if lacking and (len(keys) == 1 or len(lacking) == len(prompts.records)):
+            known = ", ".join(sorted(lacking[0].metadata)) or "none"
+            raise ConfigError(f"evaluation.group_by is {key!r}, but prompt {lacking[0].id} has no such metadata (it has: {known})")

@@ -23,6 +23,7 @@ import yaml
 
 from pipelines.registration import register_run
 from pipelines.run_directory import RunDirectory
+from pipelines.run_result import RunResult, finished_result
 from pipelines.schedules.cron import due, parse_cron
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
 from pipelines.schedules.lease import HeldLease, hold_lease
@@ -30,7 +31,6 @@ from pipelines.schedules.notify import notify
 from pipelines.schedules.planning import local_copy, plan_run
 from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick, TickKind, TickStatus, run_id_of
 from pipelines.schedules.store import ScheduleStore
-from pipelines.training_run import RunResult, finished_result
 from rlad.errors import (
     AliasConflictError,
     ConfigError,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.model_fingerprint import model_fingerprint
 from pipelines.run_directory import RunDirectory, read_json_lines
-from pipelines.training_run import finished_result, run_id_of
+from pipelines.run_result import finished_result, run_id_of
 from rlad import __version__
 from rlad.change_log import utc_now
 from rlad.config import RunConfig, TeacherConfig

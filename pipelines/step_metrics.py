@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.rollout import SampledGroup
-from actors.verifier import JudgedGroup
+from actors.messages import JudgedGroup, SampledGroup
 from rlad.contracts import Outcome
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.broker import StepReport
-from actors.weights import WeightsPublication
+from actors.messages import WeightsPublication
 from pipelines.broker_client import BrokerClient
 from pipelines.step_metrics import FollowedGroup, StepTimes
 from pipelines.waiting import together

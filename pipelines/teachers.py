@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from transformers import AutoConfig
 
-from actors.reward import reward_pool_name
+from actors.model_fingerprint import output_size
+from actors.placement import reward_pool_name
 from rlad.config import RunConfig, TeacherMix
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import PromptRecord
@@ -85,7 +85,7 @@ def require_one_vocabulary(config: RunConfig) -> None:
         if tokenizer_fingerprint(path) != fingerprint:
             raise vocabulary_mismatch(pool)
         if config.objective.teacher_support == "full" and pool != "reference":
-            require_equal_outputs(pool, _output_size(path), _output_size(student))
+            require_equal_outputs(pool, output_size(path), output_size(student))
     for task, reward_model in reward_models(config.verifiers).items():
         if tokenizer_fingerprint(reward_model.path) != fingerprint:
             raise vocabulary_mismatch(reward_pool_name(task))
@@ -107,7 +107,7 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig) -
                 f"objective {config.objective.name!r} wants the {pool}'s full vocabulary, which the vllm engine does not give: share one with the "
                 "transformers engine, or take a number of likeliest tokens"
             )
-        require_equal_outputs(pool, identity.vocabulary, _output_size(resolve_model(config.student.path)))
+        require_equal_outputs(pool, identity.vocabulary, output_size(resolve_model(config.student.path)))
 
 
 def vocabulary_mismatch(pool: str) -> VocabularyMismatchError:
@@ -125,7 +125,3 @@ def require_equal_outputs(pool: str, size: int, student_size: int) -> None:
             f"the output layers of {pool} and student have {size} and {student_size} entries, so their full distributions cannot be compared: "
             "take a number of likeliest tokens"
         )
-
-
-def _output_size(path: Any) -> int:
-    return int(AutoConfig.from_pretrained(path).get_text_config().vocab_size)

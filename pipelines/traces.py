@@ -15,20 +15,19 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
+from actors.messages import JudgedGroup, SampleRequest
 from actors.model_fingerprint import model_fingerprint
 from actors.placement import selector_of
 from actors.reward import VerdictPools
-from actors.rollout import RolloutPool, SampleRequest
-from actors.verifier import JudgedGroup
+from actors.rollout import RolloutPool
 from pipelines.evaluate import sample_and_judge
 from pipelines.progress import RunProgress
 from pipelines.prompts import EncodedPrompts
 from pipelines.waiting import together
 from rlad.config import OfflineConfig, RunConfig, TeacherConfig
 from rlad.contracts import Outcome, RolloutGroup
-from rlad.data.chat import template_fingerprint, tokenizer_fingerprint
+from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.data.prompts import dataset_fingerprint
 from rlad.data.trace_files import Trace, TracedPrompt, TraceFolder, TraceManifest, TraceProvenance, require_manifest
 from rlad.errors import ConfigError, VocabularyMismatchError
@@ -53,7 +52,7 @@ def reused_traces(config: RunConfig, prompts: EncodedPrompts, folder: Path) -> T
         PlanError: they are not there, not complete, or do not fit.
     """
     manifest = require_manifest(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(resolve_model(config.student.path)))
+    tokenizer = load_tokenizer(resolve_model(config.student.path))
     manifest.provenance.require_fits(
         tokenizer=tokenizer_fingerprint(tokenizer),
         template=template_fingerprint(tokenizer),
@@ -72,7 +71,7 @@ def provenance_of(config: RunConfig, prompts: EncodedPrompts) -> TraceProvenance
     """
     offline, teacher = offline_settings(config), _teacher(config)
     directory = resolve_model(teacher.path)
-    student_tokenizer = AutoTokenizer.from_pretrained(str(resolve_model(config.student.path)))
+    student_tokenizer = load_tokenizer(resolve_model(config.student.path))
     tokenizer = tokenizer_fingerprint(directory)
     if tokenizer != (student := tokenizer_fingerprint(student_tokenizer)):
         raise VocabularyMismatchError(

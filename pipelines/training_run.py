@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,23 +23,24 @@ from actors.placement import HEAD_POOL, selector_of
 from pipelines.autoscale import RolloutAutoscaler
 from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
-from pipelines.cluster import connected, labelled_resources, require_labelled_room, require_room
+from pipelines.cluster import connected, labelled_resources
 from pipelines.control import record_cluster
-from pipelines.evaluate import evaluate, require_group_key
+from pipelines.demand import require_labelled_room, require_room
+from pipelines.evaluate import evaluate
 from pipelines.model_card import write_model_card
 from pipelines.pool_use import PoolUse
 from pipelines.pools import Pools, open_pools
 from pipelines.progress import RunProgress, accuracy_table
-from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint
+from pipelines.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
 from pipelines.report import write_report
 from pipelines.run_directory import RunDirectory
+from pipelines.run_result import RunResult, finished_result, run_id_of
 from pipelines.step_metrics import step_metrics
 from pipelines.steps import Bring, StepHooks, Steps, TrainedStep, TrainingSet, Turns
 from pipelines.telemetry import Telemetry
 from pipelines.waiting import unless, within
 from rlad.config import RunConfig
 from rlad.errors import ConfigError, RunDirectoryError, RunStoppedError
-from rlad.evaluation import EvaluationSummary
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +49,6 @@ _CONTROLLER_TIMEOUT_S = 60.0
 _LISTEN_S = 1.0
 
 Train = Callable[[RunProgress], Coroutine[Any, Any, None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run came to: the evaluations of the student before and after."""
-
-    run: RunDirectory
-    before: EvaluationSummary
-    after: EvaluationSummary
 
 
 def require_kind(config: RunConfig, *, offline: bool) -> None:
@@ -100,12 +90,6 @@ def complete(config: RunConfig, run: RunDirectory, console: Console, train: Trai
     return result
 
 
-def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
-    """The result of a run that has nothing left to do; None otherwise."""
-    before, after = (run.evaluation_at(step) for step in (0, config.training.steps))
-    return RunResult(run=run, before=before, after=after) if before and after and run.export.is_dir() else None
-
-
 def _run_on_cluster(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
@@ -116,11 +100,6 @@ def _run_on_cluster(config: RunConfig, run: RunDirectory, console: Console, trai
     if result is None:
         raise RunDirectoryError(f"{run.path} does not hold what the run has just written: was it changed meanwhile?")
     return result
-
-
-def run_id_of(config: RunConfig, run: RunDirectory) -> str:
-    """Names Ray actors, Serve applications and shared memory: two runs of one name in two directories must not meet."""
-    return f"{config.name}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:8]}"
 
 
 class TrainingRun(abc.ABC):

@@ -18,8 +18,8 @@ from rlad.advantages import OverlongPenalty, group_advantages, imitated_response
 from rlad.contracts import ScoredGroup, TeacherScores, TrainingBatch
 from rlad.errors import ContractError
 
-if TYPE_CHECKING:  # with it would come torch, which the broker has no use for
-    from rlad.objectives.objective import ObjectiveSettings
+if TYPE_CHECKING:  # with it would come all models of the configuration, which the broker has no use for
+    from rlad.config.objectives import ObjectiveSettings
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.plan import PoolPlan, gpu_memory_problems, offloaded_gib, pool_plans
+from pipelines.pool_plans import PoolPlan, gpu_memory_problems, offloaded_gib, pool_plans
 from rlad.config import EvaluationSuite, RunConfig
 from rlad.errors import PlanError
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from pipelines.schedules.records import Tick
 from rlad.config.schedule import NotifyConfig
@@ -67,11 +67,14 @@ def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
     assert settings.webhook_env is not None
     url = _from_environment(settings.webhook_env)
     headers = {"Authorization": f"Bearer {_from_environment(settings.token_env)}"} if settings.token_env is not None else {}
-    for attempt in Retrying(
-        retry=retry_if_exception_type(httpx.HTTPError), stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(max=10), reraise=True
-    ):
+    for attempt in Retrying(retry=retry_if_exception(_may_pass), stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(max=10), reraise=True):
         with attempt:
             httpx.post(url, json=message, headers=headers, timeout=settings.timeout_s).raise_for_status()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """A request that cannot be sent, for a line break in the token or a URL of no known kind, cannot be sent the next time either."""
+    return isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
 
 
 def _run(settings: NotifyConfig, message: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.weights import WeightsPublication
+from actors.messages import WeightsPublication
 from pipelines.broker_client import BrokerClient
 from pipelines.following import GroupFollower, Judges, Samples, Scores
 from pipelines.prompts import EncodedPrompts

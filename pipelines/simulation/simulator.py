@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from actors.broker import ExperienceBroker, PartPolicy
+from actors.messages import JudgedGroup, SampledGroup, SampleRequest, WeightsPublication
 from actors.parts import ColumnsRef
-from actors.rollout import SampledGroup, SampleRequest, queue_capacity
-from actors.routing import Router
-from actors.verifier import JudgedGroup
-from actors.weights import WeightsPublication
+from actors.routing import Router, queue_capacity
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
 from pipelines.simulation.virtual_time import run_in_virtual_time

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from actors.weights import WeightsPublication
+from actors.messages import WeightsPublication
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
 

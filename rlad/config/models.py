@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel as ConfigModel
 from rlad.config.base import Fraction, PositiveInt, Seconds
+from rlad.config.objectives import ObjectiveConfig
 from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
 from rlad.errors import ConfigError
-from rlad.objectives import ObjectiveConfig
 from rlad.verifiers import VerifierConfig
 
 # Part of a Serve application's name, of a metric's, and of a setting's on the command line.

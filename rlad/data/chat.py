@@ -98,7 +98,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> st
     Raises:
         DataError: no tokenizer at that path.
     """
-    loaded: Any = _load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     model: dict[str, Any] = {}
     if loaded.is_fast:
         model = json.loads(loaded.backend_tokenizer.to_str())["model"]
@@ -114,7 +114,7 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return _hexdigest([json.dumps(template or "", sort_keys=True)])
 
 
-def _load(path: str | Path) -> Any:
+def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:

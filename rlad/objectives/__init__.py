@@ -1,19 +1,15 @@
-"""Training objectives: a typed configuration each, and pure functions of tensors.
+"""Training objectives: pure functions of tensors.
 
-An objective is one file (its configuration and its token losses) and its entry in the union `ObjectiveConfig`, which is its only registration.
+An objective is its settings in the union of `rlad.config.objectives`, and one file here with its token losses, which `build.py` names beside them.
 """
 
 from rlad.advantages import group_advantages
-from rlad.objectives.build import ObjectiveConfig, build_objective
-from rlad.objectives.entropy import EntropyBonus, EntropyController
-from rlad.objectives.grpo import GrpoConfig
-from rlad.objectives.kdrl import KdrlConfig
+from rlad.config.objectives import EntropyBonus, GrpoConfig, KdrlConfig, ObjectiveConfig, ObjectiveSettings, OpdConfig, SftConfig, TrrdConfig
+from rlad.objectives.build import build_objective
+from rlad.objectives.entropy import EntropyController
 from rlad.objectives.metrics import MetricSums
-from rlad.objectives.objective import Objective, ObjectiveOutput, ObjectiveSettings, check_missing_teacher
-from rlad.objectives.opd import OpdConfig
-from rlad.objectives.sft import SftConfig
+from rlad.objectives.objective import Objective, ObjectiveOutput, check_missing_teacher
 from rlad.objectives.tokens import Extras
-from rlad.objectives.trrd import TrrdConfig
 
 __all__ = [
     "EntropyBonus",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Aggregation = Literal["response_mean", "token_mean", "fixed_length"]
+from rlad.config.objectives import Aggregation
 
 
 def token_weights(included: Tensor, is_valid: Tensor, *, aggregation: Aggregation, fixed_length: int | None, dtype: torch.dtype) -> Tensor:

@@ -1,22 +1,29 @@
-"""The union of all objectives' configurations, and the way from a configuration to an objective."""
+"""The way from an objective's settings to the objective."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from rlad.config.objectives import GrpoConfig, KdrlConfig, ObjectiveConfig, ObjectiveSettings, OpdConfig, SftConfig, TrrdConfig
 from rlad.errors import ConfigError
-from rlad.objectives.grpo import GrpoConfig
-from rlad.objectives.kdrl import KdrlConfig
-from rlad.objectives.objective import Objective, ObjectiveSettings
-from rlad.objectives.opd import OpdConfig
-from rlad.objectives.sft import SftConfig
-from rlad.objectives.trrd import TrrdConfig
+from rlad.objectives.grpo import GrpoObjective
+from rlad.objectives.kdrl import KdrlObjective
+from rlad.objectives.objective import Objective
+from rlad.objectives.opd import OpdObjective
+from rlad.objectives.sft import SftObjective
+from rlad.objectives.trrd import TrrdObjective
 
-ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig | KdrlConfig | OpdConfig | SftConfig, Field(discriminator="name")]
+_OBJECTIVES: Mapping[type[ObjectiveSettings], type[Objective[Any]]] = {
+    TrrdConfig: TrrdObjective,
+    GrpoConfig: GrpoObjective,
+    KdrlConfig: KdrlObjective,
+    OpdConfig: OpdObjective,
+    SftConfig: SftObjective,
+}
 
 _ADAPTER: TypeAdapter[ObjectiveSettings] = TypeAdapter(ObjectiveConfig)
 
@@ -34,7 +41,7 @@ def build_objective(config: Mapping[str, Any] | ObjectiveSettings) -> Objective[
         validated = _ADAPTER.validate_python(dict(config) if isinstance(config, Mapping) else config)
     except ValidationError as error:
         raise ConfigError("; ".join(_sentences(error))) from error
-    return validated.build()
+    return _OBJECTIVES[type(validated)](validated)
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:

@@ -12,12 +12,11 @@ On tokens sampled from the student, with `d = log pi - log q` (Schulman, "Approx
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-SampledEstimator = Literal["k2", "k3"]
+from rlad.config.objectives import SampledEstimator
 
 _SMALLEST_MASS = 2.0**-24
 """Half the spacing of float32 below 1: a tail of less mass than this cannot be told from none by `1 - sum`."""

@@ -2,27 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class EntropyBonus(BaseModel):
-    """Adds `coefficient * entropy` to what is maximised. With `target` the coefficient is adaptive (Skywork-OR1, arXiv:2505.22312, section 4):
-    after each update it rises by `delta` where the mean entropy of the trained tokens was below the target and falls by as much, not below 0,
-    where it was not; and it counts only while the entropy is at or below the target."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    coefficient: Annotated[float, Field(ge=0, description="Of the mean entropy of the trained tokens, in nats; with `target`, where it starts.")] = (
-        0.0
-    )
-    target: Annotated[float | None, Field(gt=0, description="Entropy, in nats a token, below which the bonus grows; none keeps it constant.")] = None
-    delta: Annotated[float, Field(gt=0, description="How much one update changes an adaptive coefficient.")] = 0.005
-
-    @property
-    def is_on(self) -> bool:
-        return self.coefficient > 0 or self.target is not None
+from rlad.config.objectives import EntropyBonus
 
 
 class EntropyController:

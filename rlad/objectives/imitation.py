@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
-from rlad.contracts import TeacherSupport
+from rlad.config.objectives import Estimator
 from rlad.objectives.divergence import sampled_divergence, support_divergence
 from rlad.objectives.metrics import MeanSums, mean_over
 from rlad.objectives.objective import LOG_RATIO_LIMIT
 from rlad.objectives.ratios import log_ratio_means
 from rlad.objectives.tokens import Tokens
-
-Estimator = Literal["k1_reward", "k2", "k3", "topk", "full"]
-
-
-class ImitationSettings(BaseModel):
-    """Mixed into the settings of an objective with a distillation term."""
-
-    estimator: Annotated[
-        Estimator,
-        Field(
-            description="Of KL(pi, pi_T), per token. `k1_reward`: log pi_T - log pi_old is added to the advantage, through the policy gradient; "
-            "`k2`: squared log ratio / 2, whose gradient is that of the reverse KL; `k3`; `topk`: over the teacher's `top_k` tokens and one bucket "
-            "for the rest; `full`: over the vocabulary (tiny models)."
-        ),
-    ]
-    top_k: Annotated[int | None, Field(ge=1, description="Tokens of the `topk` estimator.")] = None
-
-    @field_validator("estimator", mode="before")
-    @classmethod
-    def _k1_is_no_loss(cls, value: Any) -> Any:
-        if value == "k1":
-            raise ValueError("k1 as a loss has a gradient that ignores the teacher; as a reward it works: k1_reward")
-        return value
-
-    @model_validator(mode="after")
-    def _top_k_iff_used(self) -> Any:
-        if (self.estimator == "topk") != (self.top_k is not None):
-            raise ValueError("estimator `topk` and the setting `top_k` go together: set both or neither")
-        return self
-
-    @property
-    def teacher_support(self) -> TeacherSupport:
-        return "full" if self.estimator == "full" else self.top_k
 
 
 def imitation_reward(tokens: Tokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all objectives share: options, the loss's normaliser, and the padded and packed forms of one arithmetic.
+"""What all objectives share: the loss's normaliser, and the padded and packed forms of one arithmetic.
 
 Shape letters: B responses, T tokens of the longest, S tokens of a packed row.
 """
@@ -8,101 +8,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from rlad.advantages import AdvantageEstimator, ImitationMask
-from rlad.contracts import TeacherSupport
+from rlad.config.objectives import ObjectiveSettings
 from rlad.errors import TeacherScoresError
-from rlad.objectives.aggregation import Aggregation, token_weights
-from rlad.objectives.divergence import SampledEstimator, sampled_divergence
-from rlad.objectives.entropy import EntropyBonus
+from rlad.objectives.aggregation import token_weights
+from rlad.objectives.divergence import sampled_divergence
 from rlad.objectives.metrics import MeanSums, MetricSums, mean_over
 from rlad.objectives.tokens import Extras, Needs, Tokens, require, require_shape, select_tokens
 
 LOG_RATIO_LIMIT = 20.0
 """Log ratios are held within +-20 before exp: e^20 = 4.9e8, finite in float32 in every product with an advantage. Such a token is far outside any
 clip range; one still unclipped there (A < 0, ratio above the range) has lost all relation to its sample, and gets no gradient."""
-
-
-class ObjectiveSettings(BaseModel, abc.ABC):
-    """Options of every objective, and base of the objectives' configurations."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    aggregation: Annotated[
-        Aggregation,
-        Field(
-            description="Mean over responses of means over tokens (the paper); mean over all tokens (DAPO; an update's groups are then trained on "
-            "when all are there); or sum over tokens by a fixed length (Dr. GRPO)."
-        ),
-    ] = "response_mean"
-    fixed_length: Annotated[int | None, Field(ge=1, description="Tokens that `fixed_length` divides by; usually rollout.max_response_tokens.")] = None
-    reference_kl: Annotated[float, Field(ge=0, description="Coefficient of KL(pi, pi_ref); above 0 the run needs a `reference`.")] = 0.0
-    reference_kl_estimator: Annotated[SampledEstimator, Field(description="k3 is GRPO's own; k2 has the gradient of the reverse KL.")] = "k3"
-    entropy_bonus: EntropyBonus = EntropyBonus()
-
-    @model_validator(mode="after")
-    def _fixed_length_iff_used(self) -> Self:
-        if (self.aggregation == "fixed_length") != (self.fixed_length is not None):
-            raise ValueError("aggregation `fixed_length` and the setting `fixed_length` go together: set both or neither")
-        return self
-
-    @property
-    def shown_settings(self) -> dict[str, Any]:
-        """What a person wants to see of the settings: the objective's own, and of the options those that are not as by default."""
-        values = self.model_dump(mode="json")
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
-        own = type(self).__annotations__.keys() - {"name"}
-        chosen = [name for name in values if getattr(self, name) != defaults[name] or name in own]
-        return {name: values[name] for name in chosen if values[name] is not None}
-
-    @property
-    @abc.abstractmethod
-    def uses_teacher(self) -> bool:
-        """Whether the loss needs the teacher's log-probabilities."""
-
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the loss needs the frozen reference's log-probabilities."""
-        return self.reference_kl > 0
-
-    @property
-    def teacher_support(self) -> TeacherSupport:
-        """Which of the teacher's log-probabilities are needed beside those of the sampled tokens: of its K most likely tokens, or of all."""
-        return None
-
-    @property
-    def corrects_mismatch(self) -> bool:
-        """Whether the sampling engine's log-probabilities are needed beside the learner's own."""
-        return False
-
-    @property
-    def imitation_mask(self) -> ImitationMask:
-        """Which responses have a distillation term: all, those that earned no reward, or those of groups in which none did."""
-        return "none"
-
-    @property
-    def advantage_estimator(self) -> AdvantageEstimator:
-        return "group_std"
-
-    @property
-    def zero_advantage_gives_zero_gradient(self) -> bool:
-        """Whether a response with advantage 0 may be left out of the forward pass."""
-        return self._is_advantage_times_something and self.reference_kl == 0 and not self.entropy_bonus.is_on
-
-    @property
-    @abc.abstractmethod
-    def _is_advantage_times_something(self) -> bool:
-        """Whether each token's own loss vanishes with its advantage."""
-
-    @abc.abstractmethod
-    def build(self) -> Objective[Any]:
-        """The objective with these settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from rlad.advantages import AdvantageEstimator
+from rlad.config.objectives import ClippedSurrogateSettings, TeacherClampGradient
 from rlad.objectives.metrics import MeanSums, mean_over
-from rlad.objectives.objective import LOG_RATIO_LIMIT, ObjectiveSettings, TokenLosses
+from rlad.objectives.objective import LOG_RATIO_LIMIT, TokenLosses
 from rlad.objectives.tokens import Tokens
-
-TeacherClampGradient = Literal["clipped", "straight_through"]
-Mismatch = Literal["off", "truncate", "mask"]
-
-
-class ClippedSurrogateSettings(ObjectiveSettings):
-    """Options of the objectives with a likelihood ratio; defaults of arXiv:2602.22495."""
-
-    eps_low: Annotated[float, Field(gt=0, lt=1, description="The ratio is clipped below 1 minus this.")] = 0.20
-    eps_high: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="The ratio is clipped above 1 plus this; above eps_low it is clip-higher (DAPO).")
-    ] = 0.28
-    dual_clip: Annotated[
-        float | None,
-        Field(gt=1, description="c: where A < 0 the surrogate is at least c A (arXiv:1912.09729), so a ratio above c gives no gradient."),
-    ] = None
-    advantage: Annotated[
-        AdvantageEstimator,
-        Field(description="(r - mean) / std of the group; without the division (Dr. GRPO); or r minus the mean of the others (RLOO)."),
-    ] = "group_std"
-    mismatch: Annotated[
-        Mismatch,
-        Field(
-            description="Correction of the sampling engine's mismatch, w = pi_old of the learner / pi_old of the engine: weight the surrogate by "
-            "min(w, cap) (truncated importance sampling), or by w where 1/cap <= w <= cap and else by 0. Needs learner.pi_old `recompute`."
-        ),
-    ] = "off"
-    mismatch_cap: Annotated[float, Field(gt=1, allow_inf_nan=False, description="cap of the correction.")] = 2.0
-
-    @property
-    def corrects_mismatch(self) -> bool:
-        return self.mismatch != "off"
-
-    @property
-    def advantage_estimator(self) -> AdvantageEstimator:
-        return self.advantage
-
-    @property
-    def _is_advantage_times_something(self) -> bool:
-        return True
 
 
 class ClippedSurrogate(NamedTuple):

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from rlad.config.objectives import SftConfig
 from rlad.objectives.metrics import mean_over
-from rlad.objectives.objective import Objective, ObjectiveSettings, TokenLosses
+from rlad.objectives.objective import Objective, TokenLosses
 from rlad.objectives.tokens import Tokens
-
-
-class SftConfig(ObjectiveSettings):
-    """`-log pi` of every token of the responses. Offline distillation where a teacher wrote them and a verifier chose them; uses neither at training."""
-
-    name: Literal["sft"] = "sft"
-
-    @property
-    def uses_teacher(self) -> bool:
-        return False
-
-    @property
-    def _is_advantage_times_something(self) -> bool:
-        return False
-
-    def build(self) -> SftObjective:
-        return SftObjective(self)
 
 
 class SftObjective(Objective[SftConfig]):

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from rlad.config.objectives import TrrdConfig
 from rlad.objectives.metrics import MeanSums, mean_over
 from rlad.objectives.objective import Objective, TokenLosses
 from rlad.objectives.ratios import (
-    ClippedSurrogateSettings,
-    TeacherClampGradient,
     clamped_teacher_log_ratio,
     log_ratio_means,
     surrogate_losses,
 )
 from rlad.objectives.tokens import Tokens
-
-
-class TrrdConfig(ClippedSurrogateSettings):
-    """`min(r A, clip(r) A)` with `log r = alpha log(pi / pi_old) + (1 - alpha) clamp(log(pi / pi_T), -c, c)` (arXiv:2602.22495, Eq. 3-5, App. B).
-
-    The teacher scales an update and moves the point where it is clipped; it never turns its sign. With alpha below 1 the ratio is not 1 at
-    pi = pi_old: tokens are clipped from the first step, unless alpha is so near 1 that `(1 - alpha) c` stays within the clip range.
-    """
-
-    name: Literal["trrd"] = "trrd"
-    alpha: Annotated[float, Field(ge=0, le=1, description="Weight of pi_old in the anchor: 1 is GRPO, towards 0 the teacher alone.")] = 0.5
-    teacher_log_ratio_clamp: Annotated[float, Field(gt=0, description="c: the log ratio to the teacher is clamped to [-c, c], in nats.")] = 1.0
-    teacher_clamp_gradient: Annotated[
-        TeacherClampGradient,
-        Field(description="Outside the clamp d log r / d log pi is alpha (`clipped`, as in the paper), or 1 (`straight_through`: value only)."),
-    ] = "clipped"
-
-    @property
-    def uses_teacher(self) -> bool:
-        return self.alpha < 1
-
-    def build(self) -> TrrdObjective:
-        return TrrdObjective(self)
 
 
 class TrrdObjective(Objective[TrrdConfig]):

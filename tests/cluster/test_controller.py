@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import ray
 
-from actors.controller import NAMESPACE, PoolBounds, Request, RunState, ask, find_controller, start_controller
+from actors.controller import PoolBounds, Request, RunState, ask, find_controller, start_controller
 from actors.pool import PoolState
 from rlad.errors import RunDirectoryError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
-    yield
-    ray.shutdown()
 
 
 def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks() -> None:

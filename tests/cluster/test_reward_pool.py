@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,13 +18,6 @@ from rlad.config import VerifierPoolConfig
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, Verdicts
 from rlad.errors import EngineError, PoolExhaustedError
 from rlad.verifiers import KnightsKnavesVerifierConfig, RewardModelVerifierConfig
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def make_group(tokenizer_path: Path, texts: list[str], *, task: str, truncated: int | None = None) -> RolloutGroup:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ from rlad.verifiers import Verdict, build_verifier
 from .stuck_verifier import StuckVerifierConfig
 
 COMPACT = build_verifier({"name": "knights_knaves", "form": "compact"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 MakeGroup = Callable[..., RolloutGroup]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen3ForCausalLM
 
-from actors.rollout import SampleRequest
+from actors.messages import SampleRequest
 from rlad.contracts import RolloutGroup
 
 PROMPT = np.array([2, 18, 10, 19, 3, 18, 4, 20], np.int32)

@@ -68,12 +68,12 @@ def test_the_comparison_is_that_of_the_runs(compared: tuple[Path, ComparisonDire
 
 def test_a_run_that_is_missing_is_run_alone(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     config, directory, _ = compared
-    trrd, seed1 = (RunDirectory(directory.path / name) for name in ("trrd-seed0", "trrd-seed1"))
-    before = trrd.metrics.read_bytes()
-    result = rlad("compare", config, "--methods", "trrd", "--seeds", "0,1", "--run-dir", directory.path, "--resume")
+    grpo, seed1 = (RunDirectory(directory.path / name) for name in ("grpo-seed0", "grpo-seed1"))
+    before = grpo.metrics.read_bytes()
+    result = rlad("compare", config, "--methods", "grpo", "--seeds", "0,1", "--run-dir", directory.path, "--resume")
     assert result.returncode == 0, result.stderr
     assert "2 runs, 1 finished before" in result.stdout
-    assert trrd.metrics.read_bytes() == before
+    assert grpo.metrics.read_bytes() == before
     assert [line["step"] for line in read_json_lines(seed1.evaluations)] == [0, 1, 2]
     assert json.loads(directory.figures.read_text())["seeds"] == [0, 1]
 

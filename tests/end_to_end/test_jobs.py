@@ -150,7 +150,7 @@ def test_a_failing_run_tells_its_submitter_why(cluster: RayCluster, tmp_path: Pa
 
 def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayCluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    settings = ["training.steps=24", "--run-dir", str(run.path)]
+    settings = ["training.steps=16", "--run-dir", str(run.path)]
     submitted = cluster.submit(*settings)
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.split()[1]
@@ -161,23 +161,23 @@ def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayC
     stopped = cluster.rlad("stop", job_id)
     assert (stopped.returncode, stopped.stdout) == (0, f"job {job_id} stopped\n"), stopped.stderr
     log = cluster.rlad("logs", job_id).stdout
-    assert "step 2/24" in log
+    assert "step 2/16" in log
     assert "interrupted: nothing that a checkpoint holds is lost" in log
     assert "Traceback" not in log
     assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are down"
     assert "\x1b" not in log, "a log is no terminal"
     steps_before = len(read_json_lines(run.metrics))
-    assert 2 <= steps_before < 24
+    assert 2 <= steps_before < 16
 
     continued = cluster.submit(*settings, "--follow")
     assert continued.returncode == 0, continued.stderr
     assert f"job {job_id}-2 submitted" in continued.stdout
-    assert "step 24/24" in continued.stdout
-    assert "step 1/24" not in continued.stdout
+    assert "step 16/16" in continued.stdout
+    assert "step 1/16" not in continued.stdout
     assert continued.stdout.endswith(f"job {job_id}-2 succeeded\n")
     assert (run.export / "model.safetensors").is_file()
     ledger = json.loads(cluster.call([*RLAD, "ledger", str(run.path), "--json"]).stdout)
-    assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, 24)
+    assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, 16)
     statuses = {job["id"]: job["status"] for job in json.loads(cluster.rlad("list", "--json").stdout) if job["run_dir"] == str(run.path)}
     assert statuses == {job_id: "stopped", f"{job_id}-2": "succeeded"}
 

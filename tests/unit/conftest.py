@@ -41,7 +41,7 @@ def s3_endpoint() -> Iterator[str]:
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     server = make_server("127.0.0.1", 0, OneAtATime(DomainDispatcherApplication(create_backend_app)), threaded=True)
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     serving.start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -611,7 +611,7 @@ def google_storage() -> Iterator[tuple[str, dict[str, bytes]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}", held
     server.shutdown()
     server.server_close()

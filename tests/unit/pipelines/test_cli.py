@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+from unittest import mock
 
 import pytest
 import yaml
 
+from pipelines.cli import main
 from rlad.config.reference import reference
 from rlad.ledger import Ledger
 
@@ -17,8 +22,35 @@ SMOKE = "configs/smoke_cpu.yaml"
 OFFLINE = "configs/offline_kk_cpu.yaml"
 
 
-def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Rlad(Protocol):
+    def __call__(self, *arguments: str) -> Ended: ...
+
+
+@pytest.fixture
+def rlad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlad:
+    """The whole command, with its last word on errors, in this process: an interpreter for each would import the same again."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> Ended:
+        with mock.patch.dict(os.environ), mock.patch.object(sys, "argv", ["rlad", *arguments]), pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Ended(end.value.code if isinstance(end.value.code, int) else int(end.value.code is not None), captured.out, captured.err)
+
+    return call
+
+
+def in_a_process(*arguments: str) -> Ended:
+    command = [sys.executable, "-m", "pipelines", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    return Ended(result.returncode, result.stdout, result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -49,36 +81,36 @@ def rlad(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"), "max_replica: unknown key; did you mean `max_replicas`"),
     ],
 )
-def test_a_mistake_is_one_clear_message_and_status_1(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_message_and_status_1(rlad: Rlad, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     result = rlad(*(argument.format(tmp=tmp_path) for argument in arguments))
-    assert result.returncode == 1
+    assert result.status == 1
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
 
 
 def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
-    result = rlad("run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run"))
-    assert result.returncode == 1
+    result = in_a_process("run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run"))
+    assert result.status == 1
     assert "Traceback" not in result.stderr
 
 
-def test_the_ledger_s_status_tells_whether_the_history_is_whole(tmp_path: Path) -> None:
+def test_the_ledger_s_status_tells_whether_the_history_is_whole(rlad: Rlad, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.issue(0, [("a", "prompt")])
     ledger.record_sampled("a", 0)
     ledger.record_scored("a", 0)
     ledger.record_claimed(["a"])
     ledger.record_trained(0, ["a"])
-    assert rlad("ledger", str(tmp_path)).returncode == 0
+    assert rlad("ledger", str(tmp_path)).status == 0
     ledger.record_trained(0, ["a"])
     result = rlad("ledger", str(tmp_path))
-    assert result.returncode == 1
+    assert result.status == 1
     assert "duplicated" in result.stdout
 
 
-def test_deploy_render_writes_what_kubectl_applies(tmp_path: Path) -> None:
+def test_deploy_render_writes_what_kubectl_applies(rlad: Rlad, tmp_path: Path) -> None:
     result = rlad("deploy", "render", SMOKE, "training.steps=9", "--out", str(tmp_path / "there"), "--kind", "rayjob", "--namespace", "training")
-    assert result.returncode == 0, result.stderr
+    assert result.status == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["config.yaml", "kustomization.yaml", "rayjob.yaml"]
     shipped = yaml.safe_load(yaml.safe_load((tmp_path / "there" / "config.yaml").read_text())["data"]["config.yaml"])
     assert shipped["training"]["steps"] == 9
@@ -111,7 +143,7 @@ cli.main()
 
 
 def test_help_names_every_command() -> None:
-    text = rlad("--help").stdout
+    text = in_a_process("--help").stdout
     for command in (
         "run",
         "offline",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import Resources, require_labelled_room
+from pipelines.demand import Resources, require_labelled_room
 from rlad.config import RunConfig, load_run_config
 from rlad.errors import PlanError
 

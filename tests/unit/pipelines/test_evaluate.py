@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.evaluate import evaluate_model, require_group_key
-from pipelines.prompts import EncodedPrompts
+from pipelines.evaluate import evaluate_model
+from pipelines.prompts import EncodedPrompts, require_group_key
 from rlad.config import EvaluationConfig, load_evaluation_suite
 from rlad.data.prompts import PromptRecord
 from rlad.errors import ConfigError, RunDirectoryError

@@ -14,9 +14,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-from pipelines.cluster import Resources
+from pipelines.demand import Resources
 from pipelines.model_shape import ModelShape
-from pipelines.plan import GIB, Plan, engine_gib, learner_gib, make_plan
+from pipelines.plan import Plan, make_plan
+from pipelines.pool_plans import GIB, engine_gib, learner_gib
 from rlad.config import LearnerConfig, RunConfig, load_run_config
 from rlad.data.chat import tokenizer_fingerprint
 
@@ -246,7 +247,7 @@ def shared(qwen: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[C
             fingerprint = tokenizer_fingerprint(qwen["0.6B"])
             told = {"teacher": "ab" * 16, "tokenizer": fingerprint, "engine": "vllm", "vocabulary": 151_936, "max_groups_per_client": 32, **identity}
             service = closing.enter_context(Service(told))
-            threading.Thread(target=service.serve_forever, daemon=True).start()
+            threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True).start()
             closing.callback(service.shutdown)
             url = f"teacher.url=http://127.0.0.1:{service.server_port}/kk"
             config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={qwen['0.6B']}", "prompts.count=64", BYTES, url, *overrides])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.registration import register_run
 from pipelines.run_directory import RunDirectory
-from pipelines.training_run import run_id_of
+from pipelines.run_result import run_id_of
 from rlad.config import RunConfig, load_run_config
 from rlad.config.models import PromptFile
 from rlad.data.prompts import dataset_fingerprint, load_prompts

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from pipelines.cluster import demand_by_pool
+from pipelines.demand import demand_by_pool
 from pipelines.teachers import require_can_score, require_one_vocabulary, route_prompts
 from rlad.config import RunConfig, load_run_config
 from rlad.data.prompts import PromptRecord

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.verifier import JudgedGroup
+from actors.messages import JudgedGroup
 from pipelines.offline import group_of
 from pipelines.prompts import EncodedPrompts
 from pipelines.traces import provenance_of, reused_traces, traced_prompt
@@ -23,7 +23,7 @@ from rlad.data.prompts import PromptRecord
 from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
-from rlad.objectives import SftConfig
+from rlad.objectives import SftConfig, build_objective
 from rlad.packing import BatchRules, UpdateSize, build_training_batch
 
 MakeModel = Callable[..., Path]
@@ -135,7 +135,7 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(mak
     for start, end in zip(batch.sequence_offsets[:-1], batch.sequence_offsets[1:], strict=True):  # each sequence alone: no packing in the reference
         logits = model(torch.from_numpy(batch.token_ids[start:end])[None]).logits[0]
         rows.append(logits.log_softmax(-1).gather(1, torch.from_numpy(batch.target_ids[start:end])[:, None])[:, 0])
-    objective = SftConfig().build()
+    objective = build_objective(SftConfig())
     output = objective.packed(
         policy_logprobs=torch.cat(rows),
         behaviour_logprobs=torch.from_numpy(batch.behaviour_logprobs),

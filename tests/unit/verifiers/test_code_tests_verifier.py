@@ -34,7 +34,6 @@ def fenced(code: str, language: str = "python") -> str:
         ("print(sum(map(int, input().split())))\nimport sys; sys.exit(1)", W),
         ("filled = bytearray(1 << 30)", W),
         ("while True: pass", T),
-        ("import time\ntime.sleep(100)", T),
         ("print(sum(map(int, input().split())", U),
         ("the sum of a and b", U),
         ("a\x00b", U),
@@ -79,6 +78,11 @@ def test_program_is_tested_by_assertions(code: str, outcome: Outcome) -> None:
 )
 def test_last_python_block_after_the_thinking_is_run(response: str, outcome: Outcome) -> None:
     assert VERIFIER.verify(response, ADD).outcome == outcome
+
+
+def test_program_that_waits_for_ever_is_ended() -> None:
+    verdict = build_verifier({"name": "code_tests", "timeout_s": 1.0}).verify(fenced("import time\ntime.sleep(100)"), SUMS)
+    assert (verdict.outcome, verdict.reward) == (T, 0.0)
 
 
 def test_time_is_that_of_all_tests_together() -> None:

@@ -17,7 +17,7 @@ from pipelines.deployment.manifests import DeploymentOptions
 from pipelines.deployment.render import Rendered, render
 from pipelines.deployment.sizing import SizingOptions
 from pipelines.deployment.workload import CONFIG_FILE
-from pipelines.plan import pool_plans
+from pipelines.pool_plans import pool_plans
 from rlad.config import EvaluationSuite, RunConfig, TeacherServiceConfig, load_evaluation_suite, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings

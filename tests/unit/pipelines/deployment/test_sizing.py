@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cluster import Resources
+from pipelines.demand import Resources
 from pipelines.deployment import sizing
 from pipelines.deployment.sizing import PodGroup, SizingOptions, pod_groups
-from pipelines.plan import PoolPlan, pool_plans
+from pipelines.pool_plans import PoolPlan, pool_plans
 from rlad.config import RunConfig, load_run_config
 from rlad.errors import PlanError
 

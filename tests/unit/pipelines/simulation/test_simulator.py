@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.broker import ExperienceBroker
-from actors.verifier import JudgedGroup
+from actors.messages import JudgedGroup
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import Failures, SimulatedRollout, SimulatedRun, SimulatedTeacher, SimulatedVerifiers, part_policy, simulate
 from pipelines.simulation.stand_ins import InProcess, StandInLearner
