@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from pipelines.cluster import Resources
 from pipelines.model_shape import ModelShape
-from pipelines.plan import GIB, Finding, Plan, engine_gib, learner_gib, make_plan
+from pipelines.plan import GIB, Finding, Plan, engine_gib, learner_gib, make_plan, offloaded_gib
 from rlad.config import LearnerConfig, RunConfig, load_run_config
 from rlad.data.chat import tokenizer_fingerprint
 
@@ -231,14 +231,17 @@ def test_memory_of_a_learner_with_adapters_by_hand() -> None:
 
 
 def test_adapters_are_counted_and_a_target_that_the_student_lacks_is_an_error(qwen: dict[str, Path], tmp_path: Path) -> None:
-    def findings(*overrides: str) -> list[Finding]:
+    def configured(*overrides: str) -> RunConfig:
         settings = [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", *prompt_files(tmp_path), *overrides]
-        config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", settings)
-        return make_plan(config, Resources(cpus=1024, gpus=64), gpu_memory_gib=141).findings
+        return load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", settings)
+
+    def findings(*overrides: str) -> list[Finding]:
+        return make_plan(configured(*overrides), Resources(cpus=1024, gpus=64), gpu_memory_gib=141).findings
 
     # Of 36 layers q and o have 4096 + 4096 inputs and outputs, k and v 4096 + 1024, the three of the MLP 4096 + 12288.
     trained = 36 * 8 * (2 * 8192 + 2 * 5120 + 3 * 16384)
     assert f"adapters of rank 8: {trained / 1e6:.1f} of 8191 million parameters" in [finding.text for finding in findings("learner.lora.rank=8")]
+    assert offloaded_gib(configured("learner.lora.rank=8")) == pytest.approx(12 * trained / 16 / GIB)
     wrong = findings("learner.lora.target_modules=[q_proj, qkv_proj]")
     assert [finding.text for finding in wrong if finding.level == "error"] == [
         "learner.lora.target_modules: the student has no linear layer qkv_proj"
