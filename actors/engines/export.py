@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoConfig
 
 _ADAPTER = "adapter"
-
 _TOKENIZER_AND_GENERATION_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*", "generation_config*")
 
 
