@@ -66,6 +66,7 @@ class LearnerRank:
                 objective=build_objective(config.objective),
                 temperature=config.rollout.temperature,
                 total_updates=config.training.steps * config.training.updates_per_step,
+                seed=config.seed,
             )
         )
 
@@ -84,7 +85,7 @@ class LearnerRank:
             self._publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
-        self._together(lambda: self._trainer.export(self._settings.run_dir / EXPORT))
+        self._together(lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path))
         self._together(self._stay_until_dismissed)
 
     def _stay_until_dismissed(self) -> None:

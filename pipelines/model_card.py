@@ -22,7 +22,7 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
 
 `{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}: {config.training.steps} steps of
 {_diet(config)}, {config.training.updates_per_step} updates a step,
-learning rate {config.learner.optimizer.lr:g}.
+learning rate {config.learner.optimizer.lr:g}{_adapters(config)}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
 
@@ -38,6 +38,11 @@ The complete settings are in `config.yaml` of the run.
 def _objective(config: RunConfig) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in config.objective.shown_settings.items())
     return f"`{config.objective.name}`{f' ({settings})' if settings else ''}"
+
+
+def _adapters(config: RunConfig) -> str:
+    lora = config.learner.lora
+    return "" if lora is None else f", through LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (added to the weights; alone in `adapter/`)"
 
 
 def _teacher(config: RunConfig) -> str:

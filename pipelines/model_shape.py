@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlad.config.lora import LoraConfig
 from rlad.errors import RladError
 from rlad.starters import is_missing_starter, resolve_model
 
@@ -19,6 +20,7 @@ class ModelShape:
         attention_width: entries of one token's queries in one layer: heads times their size.
         kv_values_per_token: key and value entries of one token over all layers.
         max_tokens: longest sequence the model was made for.
+        linear_layers: name, and inputs plus outputs, of each linear layer but the output layer: those that can have an adapter.
     """
 
     parameters: int
@@ -28,6 +30,13 @@ class ModelShape:
     attention_width: int
     kv_values_per_token: int
     max_tokens: int
+    linear_layers: tuple[tuple[str, int], ...] = ()
+
+    def trained_parameters(self, lora: LoraConfig | None) -> int:
+        """How many have a gradient and optimizer state: all, or those of adapters, `rank` for each input and output of a layer."""
+        if lora is None:
+            return self.parameters
+        return lora.rank * sum(size for name, size in self.linear_layers if lora.is_target(name))
 
 
 def shape_of(path: str) -> ModelShape | None:
@@ -56,4 +65,9 @@ def shape_of(path: str) -> ModelShape | None:
         attention_width=config.num_attention_heads * head,
         kv_values_per_token=2 * config.num_hidden_layers * config.num_key_value_heads * head,
         max_tokens=config.max_position_embeddings,
+        linear_layers=tuple(
+            (name, module.in_features + module.out_features)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        ),
     )

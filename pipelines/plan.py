@@ -16,7 +16,7 @@ from pipelines.model_shape import ModelShape, shape_of
 from pipelines.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
 from pipelines.prompts import prepare_prompts, require_disjoint, require_group_key
 from pipelines.teachers import require_equal_outputs, route_prompts, vocabulary_mismatch
-from rlad.config import RunConfig
+from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.starters import is_missing_starter, resolve_model
@@ -104,6 +104,7 @@ def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping
         elif templates[pool] != templates["student"]:
             yield Finding(level="warning", text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives")
     yield from _check_outputs(config, student, frozen)
+    yield from _check_adapters(config.learner, student)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
         yield Finding(level="error", text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}")
@@ -124,6 +125,15 @@ def _check_outputs(config: RunConfig, student: ModelShape | None, frozen: Mappin
             require_equal_outputs(pool, shape.vocabulary, student.vocabulary)
         except PlanError as error:
             yield Finding(level="error", text=str(error))
+
+
+def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterator[Finding]:
+    if config.lora is None or student is None:
+        return
+    if unknown := config.lora.targets_without([name for name, _ in student.linear_layers]):
+        yield Finding(level="error", text=f"learner.lora.target_modules: the student has no linear layer {unknown[0]}")
+    trained = student.trained_parameters(config.lora)
+    yield Finding(level="ok", text=f"adapters of rank {config.lora.rank}: {trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters")
 
 
 def _check_prompts(config: RunConfig) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Ite
 def offloaded_gib(config: RunConfig) -> float | None:
     """Host memory of the optimizer state that a rank keeps there (`learner.offload_optimizer`); None where the student is not known here."""
     shape = shape_of(config.student.path)
-    return None if shape is None else 12 * shape.parameters / config.learner.ranks / GIB
+    return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
 
 
 def run_pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
@@ -108,17 +108,19 @@ def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
     """Memory of one rank.
 
     ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3) with mixed precision: 2 bytes a parameter for weights, 2 for gradients and 12 for the float32
-    master and Adam's moments; on CPU everything is float32 (4, 4 and 8). Each stage divides one more of them by the ranks. Activations: 34 bytes per
-    token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the attention matrix), 2 with checkpointing; plus one chunk's logits.
+    master and Adam's moments; on CPU everything is float32 (4, 4 and 8). Each stage divides one more of them by the ranks. Frozen weights of a student
+    with adapters are weights alone. Activations: 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the attention
+    matrix), 2 with checkpointing; plus one chunk's logits.
     """
     on_gpu = config.gpus_per_rank > 0
     weights, gradients, optimizer = (2, 2, 12) if on_gpu else (4, 4, 8)
     share = config.ranks
-    per_parameter = (
-        weights / (share if config.zero_stage >= 3 else 1)
-        + gradients / (share if config.zero_stage >= 2 else 1)
+    trained = shape.trained_parameters(config.lora)
+    held = shape.parameters if config.lora is None else shape.parameters + trained
+    states = held * weights / (share if config.zero_stage >= 3 else 1) + trained * (
+        gradients / (share if config.zero_stage >= 2 else 1)
         + (0.0 if config.offload_optimizer else optimizer / (share if config.zero_stage >= 1 else 1))
     )
     per_token = shape.layers * shape.hidden * (2 if config.activation_checkpointing else 34) * (1 if on_gpu else 2)
     logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
-    return (shape.parameters * per_parameter + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB
+    return (states + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+_ADAPTER = "adapter"
 _TOKENIZER_AND_GENERATION_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*", "generation_config*")
 
 
-def export_model(weights: Mapping[str, Tensor], source: Path, directory: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AdapterExport:
+    """An adapter as peft keeps it.
+
+    Attributes:
+        settings: peft's `LoraConfig`.
+        weights: by peft's names.
+        base_model: path or name of the model that the student began as.
+    """
+
+    settings: Any
+    weights: Mapping[str, Tensor]
+    base_model: str
+
+
+def export_model(
+    weights: Mapping[str, Tensor],
+    source: Path,
+    directory: Path,
+    *,
+    adapter: AdapterExport | None = None,
+) -> None:
     """Write `weights` as safetensors, with the configuration and tokenizer of `source`, the model they began as.
 
     `directory` appears whole or not at all, and replaces an older one.
 
     Args:
-        weights: by Hugging Face name; tied embeddings once.
+        weights: by Hugging Face name; tied embeddings once; adapters added.
+        adapter: what was added, for a directory `adapter` of its own.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -31,8 +58,20 @@ def export_model(weights: Mapping[str, Tensor], source: Path, directory: Path) -
     for pattern in _TOKENIZER_AND_GENERATION_FILES:
         for path in source.glob(pattern):
             shutil.copy2(path, partial / path.name)
-    for path in partial.glob("*.safetensors*"):  # written for their owner alone, but a server may run as another user
+    if adapter is not None:
+        _write_adapter(adapter, partial / _ADAPTER)
+    for path in partial.rglob("*.safetensors*"):  # written for their owner alone, but a server may run as another user
         shutil.copymode(partial / "config.json", path)
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)
+
+
+def _write_adapter(adapter: AdapterExport, directory: Path) -> None:
+    """What `peft.PeftModel.from_pretrained` puts on the model that the student began as."""
+    settings = copy.copy(adapter.settings)
+    settings.base_model_name_or_path = adapter.base_model
+    settings.inference_mode = True
+    settings.target_modules = sorted(settings.target_modules)
+    settings.save_pretrained(str(directory))
+    save_file(dict(adapter.weights), directory / "adapter_model.safetensors", metadata={"format": "pt"})

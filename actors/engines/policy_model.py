@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from actors.engines.lora import Adapters, add_adapters
 from actors.engines.output_layer import plain_output_weight
 from actors.engines.packed_attention import PACKED_ATTENTION, PackedLayout
+from rlad.config.lora import LoraConfig
 from rlad.logprobs import token_statistics
 
 
@@ -37,20 +39,31 @@ class _LogprobHead(nn.Module):
         )
         return logprobs, support_logprobs, entropies
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # A checkpoint without frozen weights leaves them out by their first name, and that of a tied one is the embedding's.
+        if self.weight.requires_grad:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
 
 class PolicyModel(nn.Module):
     """A causal language model that gives log-probabilities of given tokens.
 
     Attributes:
         causal_lm: the transformers model; its parameters keep their names below this one.
+        adapters: what of it is trained; None where all of it is.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int, adapters: Adapters | None = None) -> None:
         """Raises EngineError for a model whose logits are not `hidden @ weight.T`."""
         super().__init__()
         weight = cast(nn.Parameter, plain_output_weight(causal_lm))
         causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens))
         self.causal_lm = causal_lm
+        self.adapters = adapters
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(
         self,
@@ -79,10 +92,23 @@ class PolicyModel(nn.Module):
         )
 
 
-def load_policy_model(model_path: str, *, dtype: torch.dtype, temperature: float, chunk_tokens: int, activation_checkpointing: bool) -> PolicyModel:
+def load_policy_model(
+    model_path: str,
+    *,
+    dtype: torch.dtype,
+    temperature: float,
+    chunk_tokens: int,
+    activation_checkpointing: bool,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+) -> PolicyModel:
     """Load a Hugging Face model directory for training.
 
     Dropout is turned off whatever the model's configuration says: sampling engines have none, and a random policy has no likelihood ratio.
+
+    Args:
+        lora: with it only adapters are trained.
+        seed: of the adapters.
     """
     config = AutoConfig.from_pretrained(model_path)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
@@ -90,4 +116,5 @@ def load_policy_model(model_path: str, *, dtype: torch.dtype, temperature: float
     causal_lm = AutoModelForCausalLM.from_pretrained(model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION)
     if activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return PolicyModel(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens).train()
+    adapters = None if lora is None else add_adapters(causal_lm, lora, seed=seed)
+    return PolicyModel(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens, adapters=adapters).train()

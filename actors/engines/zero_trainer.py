@@ -8,17 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from actors.engines.clipped_adamw import ClippedAdamW
 from actors.engines.deepspeed_config import deepspeed_config, learning_rate
-from actors.engines.export import export_model
+from actors.engines.export import AdapterExport, export_model
+from actors.engines.lora import StudentWeight, student_weights
 from actors.engines.packed_attention import PackedLayout
 from actors.engines.policy_model import PolicyModel, load_policy_model
 from actors.engines.update_metrics import UpdateResult, UpdateTotals
@@ -47,7 +48,15 @@ class ZeroTrainer:
     """One rank of the learner. Methods marked collective must be called by all ranks, the same number of times, in the same order."""
 
     def __init__(
-        self, *, model_path: str, dtype: torch.dtype, config: LearnerConfig, objective: Objective[Any], temperature: float, total_updates: int
+        self,
+        *,
+        model_path: str,
+        dtype: torch.dtype,
+        config: LearnerConfig,
+        objective: Objective[Any],
+        temperature: float,
+        total_updates: int,
+        seed: int = 0,
     ) -> None:
         """Load the student and hand it to DeepSpeed. Collective.
 
@@ -56,9 +65,10 @@ class ZeroTrainer:
             dtype: of the weights, float32 or bfloat16; the optimizer keeps float32 masters either way. Published and exported weights have it too.
             temperature: sampling temperature of the rollouts; the logits are divided by it.
             total_updates: optimizer steps of the whole run, for the learning-rate schedule.
+            seed: of what the student begins with besides its weights: adapters (`config.lora`).
 
         Raises:
-            ConfigError: settings that ZeRO cannot honour.
+            ConfigError: settings that ZeRO cannot honour, or adapters for layers that the student does not have.
             EngineError: a model whose log-probabilities would be wrong here.
         """
         self._model_path = Path(model_path)
@@ -75,6 +85,8 @@ class ZeroTrainer:
             temperature=temperature,
             chunk_tokens=config.logprob_chunk_tokens,
             activation_checkpointing=config.activation_checkpointing,
+            lora=config.lora,
+            seed=seed,
         )
         self._engine = _start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._device = torch.device(self._engine.device)
@@ -165,32 +177,35 @@ class ZeroTrainer:
             applied=applied, gradient_norm=float(self._engine.get_global_grad_norm()), lr=lr, entropy_coefficient=coefficient, totals=totals
         )
 
-    @torch.no_grad()
     def gather_weights(self) -> dict[str, Tensor] | None:
-        """The whole model on the CPU of rank 0 under its Hugging Face names, None on other ranks. Collective.
+        """The whole model on the CPU of rank 0 under its Hugging Face names, adapters added; None on other ranks. Collective.
 
-        Tied embeddings appear once. ZeRO 3 is gathered parameter by parameter, so no GPU ever holds more than its shard and one whole parameter.
+        Tied embeddings appear once. ZeRO 3 is gathered weight by weight, so no GPU ever holds more than its shard and one whole weight. What is trained
+        stays as it is: an adapter is added to a copy of its weight.
         """
-        weights: dict[str, Tensor] = {}
-        is_sharded = self._config.zero_stage == 3
-        for name, parameter in self._causal_lm.named_parameters():
-            with GatheredParameters([parameter], enabled=is_sharded):
-                if dist.get_rank() == 0:
-                    weights[name] = parameter.detach().to("cpu", copy=True)
-        return weights if dist.get_rank() == 0 else None
+        return self._gathered(student_weights(self._policy.causal_lm, self._policy.adapters))
+
+    def gather_adapters(self) -> dict[str, Tensor] | None:
+        """A and B of every adapted layer on the CPU of rank 0 under peft's names; none without `config.lora`. None on other ranks. Collective."""
+        adapters = self._policy.adapters
+        return self._gathered(() if adapters is None else adapters.weights())
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
-        """Write a checkpoint: weights, optimizer state, the place in the schedule, and `state`. Collective; the directory is seen by all ranks."""
+        """Write a checkpoint: trained weights, optimizer state, the place in the schedule, and `state`. Collective; all ranks see the directory.
+
+        Frozen weights are not in it: they are those of the model that the trainer was made with.
+        """
         own = {"applied_updates": self._applied_updates, "nonfinite_in_a_row": self._nonfinite_in_a_row, "entropy": self._entropy.state()}
-        self._engine.save_checkpoint(str(directory), tag=_CHECKPOINT_TAG, client_state={"trainer": own, "caller": state})
+        client_state = {"trainer": own, "caller": state}
+        self._engine.save_checkpoint(str(directory), tag=_CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True)
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Take up a checkpoint that `save` wrote with the same number of ranks and ZeRO stage, and return its `state`. Collective.
+        """Take up a checkpoint that `save` wrote with the same number of ranks, ZeRO stage and adapters, and return its `state`. Collective.
 
         Raises:
-            EngineError: there is none.
+            EngineError: there is none, or it is of a model that trains other weights.
         """
-        path, loaded = self._engine.load_checkpoint(str(directory), tag=_CHECKPOINT_TAG)
+        path, loaded = self._engine.load_checkpoint(str(directory), tag=_CHECKPOINT_TAG, custom_load_fn=_load_trained)
         if path is None:
             raise EngineError(f"no learner checkpoint in {directory}")
         self._applied_updates = loaded["trainer"]["applied_updates"]
@@ -198,16 +213,35 @@ class ZeroTrainer:
         self._entropy.restore(loaded["trainer"]["entropy"])
         return dict(loaded["caller"])
 
-    def export(self, directory: Path) -> None:
-        """Write a Hugging Face model directory with tokenizer that transformers and vLLM load. Collective; appears whole or not at all."""
-        weights = self.gather_weights()
-        if weights is not None:
-            export_model(weights, self._model_path, directory)
+    def export(self, directory: Path, *, base_model: str | None = None) -> None:
+        """Write a Hugging Face model directory with tokenizer that transformers and vLLM load. Collective; appears whole or not at all.
+
+        A student with adapters is there as their sum with its weights, and the adapters alone are in `adapter/`.
+
+        Args:
+            base_model: what the adapters say that they belong to; by default the directory that the student was loaded from.
+        """
+        weights, adapter_weights = self.gather_weights(), self.gather_adapters()
+        if weights is not None and adapter_weights is not None:
+            adapters = self._policy.adapters
+            adapter = None
+            if adapters is not None:
+                adapter = AdapterExport(settings=adapters.settings, weights=adapter_weights, base_model=base_model or str(self._model_path))
+            export_model(weights, self._model_path, directory, adapter=adapter)
+
+    @torch.no_grad()
+    def _gathered(self, student: Iterable[StudentWeight]) -> dict[str, Tensor] | None:
+        weights: dict[str, Tensor] = {}
+        for weight in student:
+            with GatheredParameters(weight.parts, enabled=self._config.zero_stage == 3):
+                if dist.get_rank() == 0:
+                    weights[weight.name] = weight.value()
+        return weights if dist.get_rank() == 0 else None
 
     @property
-    def _causal_lm(self) -> PreTrainedModel:
+    def _policy(self) -> PolicyModel:
         model: PolicyModel = self._engine.module
-        return model.causal_lm
+        return model
 
     @property
     def _progress(self) -> float:
@@ -238,32 +272,19 @@ class ZeroTrainer:
             )
 
 
-class _ClippedAdamW(torch.optim.AdamW):
-    """What DeepSpeed's own optimizers do, for ZeRO 0 where it uses a plain one: clip by the global norm, skip a gradient that is not finite.
-
-    DeepSpeed reads `overflow` and `_global_grad_norm` after each step.
-    """
-
-    def __init__(self, parameters: Iterator[torch.nn.Parameter], *, max_gradient_norm: float, **settings: Any) -> None:
-        super().__init__(parameters, **settings)
-        self._max_gradient_norm = max_gradient_norm
-        self._global_grad_norm = 0.0
-        self.overflow = False
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        self._global_grad_norm = float(norm)
-        self.overflow = not norm.isfinite()
-        if not self.overflow:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_gradient_norm, norm)
-            super().step()
+def _load_trained(src: dict[str, Tensor], dst: PolicyModel) -> None:
+    """Take up a checkpoint's weights; those that it lacks have to be frozen ones. DeepSpeed names the arguments."""
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    frozen = {name for name, parameter in dst.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    if others := sorted({*missing} - frozen) + list(unexpected):
+        raise EngineError(
+            f"the checkpoint is of a model that trains other weights, for example {others[0]}: continue with the run's own learner.lora"
+        )
 
 
 def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: bool) -> Any:
-    on_gpu = torch.cuda.is_available()
-    settings = deepspeed_config(config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(p.numel() for p in model.parameters()))
+    on_gpu, trained = torch.cuda.is_available(), model.trained_parameters()
+    settings = deepspeed_config(config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(parameter.numel() for parameter in trained))
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without
         store = dist.HashStore()  # type: ignore[attr-defined]
@@ -275,9 +296,7 @@ def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: boo
     if config.zero_stage == 0:
         adamw = settings.pop("optimizer")["params"]
         adamw.pop("torch_adam")
-        optimizer = _ClippedAdamW(model.parameters(), max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
+        optimizer = ClippedAdamW(trained, max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
         settings["gradient_clipping"] = 0.0  # left out, it would be 1
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=model.parameters(), optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine

@@ -26,9 +26,13 @@ def forward_flops(shape: ModelShape, sequences: Array) -> float:
     return 2.0 * shape.parameters * float(sequences.sum()) + attention
 
 
-def training_flops(shape: ModelShape, sequences: Array, *, checkpointing: bool) -> float:
-    """Of forward and backward: three times the forward pass (6 a parameter and token), four times where activations are made again (8)."""
-    return forward_flops(shape, sequences) * (4 if checkpointing else 3)
+def training_flops(shape: ModelShape, sequences: Array, *, checkpointing: bool, frozen: bool = False) -> float:
+    """Of forward and backward: three times the forward pass (6 a parameter and token), four times where activations are made again (8).
+
+    Frozen weights, beside which adapters are trained, have no gradient of their own: 2 a parameter and token fewer.
+    """
+    saved = 2.0 * shape.parameters * float(sequences.sum()) if frozen else 0.0
+    return forward_flops(shape, sequences) * (4 if checkpointing else 3) - saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +65,10 @@ class Machine:
     def is_one_node(self, devices: float) -> bool:
         return devices <= self.assumptions.gpus_per_node
 
-    def optimizer_s(self, shape: ModelShape, ranks: int, *, devices: float, offloaded: bool) -> float:
+    def optimizer_s(self, trained_parameters: int, ranks: int, *, devices: float, offloaded: bool) -> float:
         """Gradients summed and weights gathered by a ring, (n - 1) / n of them each, and Adam on a rank's share: in memory, or over the host's link."""
-        ring = (_GRADIENT_BYTES + WEIGHT_BYTES) * shape.parameters * (ranks - 1) / ranks
-        share = shape.parameters / ranks
+        ring = (_GRADIENT_BYTES + WEIGHT_BYTES) * trained_parameters * (ranks - 1) / ranks
+        share = trained_parameters / ranks
         if offloaded:
             adam_s = self.host_s((_GRADIENT_BYTES + WEIGHT_BYTES) * share)
         else:

@@ -131,11 +131,12 @@ class PoolCosts:
         """The student's forward and backward pass over prompts and responses, divided evenly by packing."""
         learner, sequences = self.config.learner, self.work.sequences
         devices = ranks * learner.gpus_per_rank
-        flops = training_flops(self.student, sequences, checkpointing=learner.activation_checkpointing)
+        flops = training_flops(self.student, sequences, checkpointing=learner.activation_checkpointing, frozen=learner.lora is not None)
         seconds = self.machine.training_s(flops, devices)
         update = 1 / self.config.training.updates_per_step
         part = min(update, learner.micro_batch_tokens * ranks / float(sequences.sum()))
-        update_s = self.machine.optimizer_s(self.student, ranks, devices=devices, offloaded=learner.offload_optimizer)
+        trained = self.student.trained_parameters(learner.lora)
+        update_s = self.machine.optimizer_s(trained, ranks, devices=devices, offloaded=learner.offload_optimizer)
         return Learning(seconds=seconds, last_part_s=seconds * part, update_s=update_s)
 
     def weights_s(self, devices: float) -> float:

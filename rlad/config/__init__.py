@@ -1,6 +1,7 @@
 """A run's configuration: pydantic models of its YAML. Unknown keys are refused with the nearest right one."""
 
 from rlad.config.load import load_evaluation_suite, load_run_config
+from rlad.config.lora import LoraConfig
 from rlad.config.models import (
     CheckpointConfig,
     ClusterConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "GeneratorConfig",
     "KnightsKnavesPrompts",
     "LearnerConfig",
+    "LoraConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

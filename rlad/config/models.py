@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel as ConfigModel
 from rlad.config.base import Fraction, PositiveInt, Seconds
+from rlad.config.lora import LoraConfig
 from rlad.config.objectives import ObjectiveConfig
 from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
 from rlad.errors import ConfigError
@@ -186,6 +187,7 @@ class LearnerConfig(ConfigModel):
     ranks: PositiveInt = Field(1, description="Data-parallel workers.")
     zero_stage: Literal[0, 1, 2, 3] = 2
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = Field(None, description="Train low-rank adapters instead of all weights; `{}` takes the defaults.")
     micro_batch_tokens: PositiveInt = Field(16384, description="Tokens (prompts included) a rank packs into one forward and backward pass.")
     logprob_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     activation_checkpointing: bool = False

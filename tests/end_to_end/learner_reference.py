@@ -91,6 +91,13 @@ class ReferenceTrainer:
 
     def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
         """One optimizer step on these sequences, at a constant learning rate."""
+        loss, gaps = self._backward(groups, sequences)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_gradient_norm)
+        self._adamw.step()
+        return ReferenceUpdate(loss=loss, gradient_norm=float(norm), gaps=gaps)
+
+    def _backward(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> tuple[float, Tensor]:
+        """Leaves the gradient of every weight of the model; the loss, and the gaps to the sampler."""
         loss, gaps = torch.zeros((), dtype=torch.float64), []
         for uid, index in sequences:
             scored = groups[uid]
@@ -106,14 +113,45 @@ class ReferenceTrainer:
             surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - EPS_LOW, 1 + EPS_HIGH) * advantage)
             loss = loss - surrogate.mean() / len(sequences)
             gaps.append((policy - behaviour).abs().detach())
-        self._adamw.zero_grad()
+        self.model.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_gradient_norm)
-        self._adamw.step()
-        return ReferenceUpdate(loss=loss.item(), gradient_norm=float(norm), gaps=torch.cat(gaps))
+        return loss.item(), torch.cat(gaps)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+
+class LoraReferenceTrainer(ReferenceTrainer):
+    """The same for adapters, without any: a dense model whose weights are W + scale B A, and the chain rule. dA = scale B^T dW, dB = scale dW A^T.
+
+    Attributes:
+        adapters: A and B by peft's names, float64.
+    """
+
+    def __init__(self, model_path: Path | str, optimizer: OptimizerConfig, adapters: Mapping[str, Tensor], scale: float) -> None:
+        super().__init__(model_path, optimizer)
+        self._base, self._scale = self.weights(), scale
+        self.adapters = {name: weight.double() for name, weight in adapters.items()}
+        self._adamw = torch.optim.AdamW(
+            self.adapters.values(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        )
+
+    def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
+        dense = dict(self.model.named_parameters())
+        pairs = {
+            name.removeprefix("base_model.model.").replace(".lora_A", ""): (a, self.adapters[name.replace("lora_A", "lora_B")])
+            for name, a in self.adapters.items()
+            if "lora_A" in name
+        }
+        for name, (a, b) in pairs.items():
+            dense[name].data = self._base[name] + self._scale * b @ a
+        loss, gaps = self._backward(groups, sequences)
+        for name, (a, b) in pairs.items():
+            gradient = dense[name].grad
+            a.grad, b.grad = self._scale * b.T @ gradient, self._scale * gradient @ a.T
+        norm = torch.nn.utils.clip_grad_norm_(self.adapters.values(), self._settings.max_gradient_norm)
+        self._adamw.step()
+        return ReferenceUpdate(loss=loss, gradient_norm=float(norm), gaps=gaps)
 
 
 def with_supports(model_path: Path | str, groups: Mapping[str, ScoredGroup], *, seed: int = 1) -> dict[str, ScoredGroup]:

@@ -77,6 +77,12 @@ def test_overrides_win_and_keep_their_types() -> None:
         ("rollout={max_workers: 2, workers: 3}", "workers 3 must be between min_workers 1 and max_workers 2"),
         ("name=../../etc", "name"),
         ("learner", "key=value"),
+        ("learner.lora.rank=0", "rank"),
+        ("learner.lora.dropout=0.1", "unknown key"),
+        ("learner.lora.target_modules=q_proj", "all-linear"),
+        ("learner.lora.target_modules=[]", "give the names of linear layers"),
+        ("learner.lora.target_modules=[all-linear]", "give the names of linear layers"),
+        ("learner.lora.target_modules=[q_proj, model.embed_tokens]", "model.embed_tokens cannot be adapted"),
         ("prompts.people={9: 1}", "people"),
     ],
 )

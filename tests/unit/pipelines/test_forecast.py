@@ -17,7 +17,7 @@ from pipelines.forecast.step import LONGEST_RESPONSE, Sizes, cost_of_step, serve
 from pipelines.forecast.tables import forecast
 from pipelines.model_shape import ModelShape
 from pipelines.simulation.workload import Lengths
-from rlad.config import RolloutConfig, RunConfig, load_run_config
+from rlad.config import LoraConfig, RolloutConfig, RunConfig, load_run_config
 from rlad.devices import DEVICES, Device, find_device
 from rlad.errors import ConfigError, PlanError
 
@@ -77,6 +77,7 @@ def test_a_forward_pass_is_two_operations_a_parameter_and_token_and_attention() 
     assert forward_flops(SHAPE, array(3, 1)) == 8e9 + 200_000
     assert training_flops(SHAPE, array(3, 1), checkpointing=False) == 3 * (8e9 + 200_000)
     assert training_flops(SHAPE, array(3, 1), checkpointing=True) == 4 * (8e9 + 200_000)
+    assert training_flops(SHAPE, array(3, 1), checkpointing=False, frozen=True) == 2 * 8e9 + 3 * 200_000
 
 
 def test_decoding_reads_weights_and_cache_or_is_bound_by_operations() -> None:
@@ -96,10 +97,10 @@ def test_the_cache_bounds_the_sequences_at_once() -> None:
 
 def test_an_optimizer_step_is_adam_on_a_share_and_a_ring() -> None:
     # One rank: 28 bytes a parameter at 1 TB/s. Four: a quarter of it, and 3/4 of 4 GB over 100 GB/s.
-    assert MACHINE.optimizer_s(SHAPE, 1, devices=1, offloaded=False) == pytest.approx(0.028)
-    assert MACHINE.optimizer_s(SHAPE, 4, devices=4, offloaded=False) == pytest.approx(0.007 + 0.03)
+    assert MACHINE.optimizer_s(10**9, 1, devices=1, offloaded=False) == pytest.approx(0.028)
+    assert MACHINE.optimizer_s(10**9, 4, devices=4, offloaded=False) == pytest.approx(0.007 + 0.03)
     # Sixteen leave the machine: 15/16 of 4 GB over 10 GB/s. Offloaded: 4 bytes a parameter of the share over the host's 10 GB/s.
-    assert MACHINE.optimizer_s(SHAPE, 16, devices=16, offloaded=True) == pytest.approx(4e9 / 16 / 1e10 + 0.375)
+    assert MACHINE.optimizer_s(10**9, 16, devices=16, offloaded=True) == pytest.approx(4e9 / 16 / 1e10 + 0.375)
 
 
 def test_groups_queue_for_a_pool_in_the_order_they_arrive() -> None:
@@ -176,6 +177,15 @@ def test_the_learner_s_last_part_is_a_micro_batch_or_an_update(costs: PoolCosts)
     assert learning.last_part_s == pytest.approx(whole / 2)  # 4,800 tokens are less than 2 x 65,536
     config = costs.config.model_copy(update={"learner": costs.config.learner.model_copy(update={"micro_batch_tokens": 600})})
     assert PoolCosts(config, MACHINE, costs.work).learning(2).last_part_s == pytest.approx(whole / 2 * 1200 / 4800)
+
+
+def test_adapters_cost_the_learner_no_gradient_of_frozen_weights_and_a_small_optimizer_step(costs: PoolCosts) -> None:
+    config = costs.config.model_copy(update={"learner": costs.config.learner.model_copy(update={"lora": LoraConfig(rank=16)})})
+    learning = PoolCosts(config, MACHINE, costs.work).learning(2)
+    assert learning.seconds == pytest.approx((6 * STUDENT * 32 * 150 + 4 * 2 * 28 * 2048 * 32 * 150**2) / 1e14 / 2)
+    sizes = [(1024, 2048), *2 * [(1024, 1024)], (2048, 1024), *2 * [(1024, 3072)], (3072, 1024)]  # q, k, v, o, gate, up, down
+    trained = 28 * 16 * sum(map(sum, sizes))
+    assert learning.update_s == pytest.approx(MACHINE.optimizer_s(trained, 2, devices=2, offloaded=False))
 
 
 def test_weights_go_down_over_the_network_where_there_is_more_than_one_machine_and_up(costs: PoolCosts) -> None:
