@@ -44,6 +44,16 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """What a rollout worker tells the driver of a group, without its tokens: its part of `SampledGroup`."""
+
+    response_lengths: tuple[int, ...]
+    is_truncated: tuple[bool, ...]
+    tokens_by_version: Mapping[int, int]
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampledGroup:
     """A group that was sampled.
 

@@ -15,10 +15,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from actors.engines.vllm_settings import VllmSettings
-from actors.messages import SampledGroup, SampleRequest, WeightsPublication
+from actors.messages import GroupSummary, SampledGroup, SampleRequest, WeightsPublication
 from actors.pool import ActorPool, PoolState
 from actors.remote_errors import as_rlad_error
-from actors.rollout_worker import GroupSummary, RolloutWorker
+from actors.rollout_worker import RolloutWorker
 from actors.routing import queue_capacity
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError

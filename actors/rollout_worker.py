@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,23 +13,13 @@ import xxhash
 from ray.exceptions import ObjectLostError
 
 from actors.engines.vllm_settings import VllmSettings, apply_environment
-from actors.messages import SampleRequest, WeightsPublication
+from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights import NodeWeights
 from rlad.contracts import Columns, FinishReason, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
 if TYPE_CHECKING:
     from actors.engines.vllm_sampler import VllmSampler
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupSummary:
-    """What the driver needs of a group, without its tokens: its part of `SampledGroup`."""
-
-    response_lengths: tuple[int, ...]
-    is_truncated: tuple[bool, ...]
-    tokens_by_version: Mapping[int, int]
-    elapsed_s: float
 
 
 class RolloutWorker:

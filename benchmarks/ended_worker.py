@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import ray
 
-from actors.messages import SampleRequest
-from actors.rollout_worker import GroupSummary, RolloutWorker
+from actors.messages import GroupSummary, SampleRequest
+from actors.rollout_worker import RolloutWorker
 from rlad.contracts import Columns, FinishReason
 
 

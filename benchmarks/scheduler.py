@@ -25,99 +25,24 @@ from ray import serve
 from rich.console import Console
 
 from actors.broker import ExperienceBroker
-from actors.messages import JudgedGroup, SampleRequest, WeightsPublication
+from actors.messages import JudgedGroup, SampleRequest
 from actors.pool import ActorPool
 from actors.rollout import RolloutPool
-from actors.rollout_worker import GroupSummary
 from actors.teacher import TeacherClient
-from actors.teacher_server import Receipt
-from actors.verifier import JudgeSummary, JudgingPool
+from actors.verifier import JudgingPool
 from benchmarks.measure import JsonPath, Ratio, Result, show
+from benchmarks.sleeping_actors import GROUP_SIZE, LENGTHS, SPEEDS, SPEEDS_BY_TASK, StandInTeacherServer, StandInVerifier, StandInWorker
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
-from pipelines.simulation.simulator import judged, part_policy, simulate
-from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
-from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
+from pipelines.simulation.simulator import part_policy, simulate
+from pipelines.simulation.stand_ins import StandInLearner
+from pipelines.simulation.workload import PoolSizes, PoolWork, work_of
 from pipelines.waiting import together
 from rlad.config import RunConfig
-from rlad.contracts import WeightsManifest
 
 SIZES = PoolSizes(rollout=8, teacher=2, verifier=2)
-GROUP_SIZE = 8
-LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
-# Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
-SPEEDS = Speeds(token_s=0.5e-3, slots=4, teacher_token_s=16e-6, verdict_s=8e-3, learner_token_s=10e-6, update_s=20e-3, weights_s=10e-3)
-AT_ONCE = Speeds(token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
 _TIMEOUT_S = 120.0
 # A live run's rate is measured over a window, once it has settled after a change of its size.
 _WINDOW_S, _SETTLE_S = 2.0, 0.5
-# What a stand-in is told is the kind of a group's task; how long that takes it knows.
-SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
-
-
-@dataclass(frozen=True, slots=True)
-class StandInGroup:
-    """What stands in for a group's columns."""
-
-    task: str
-    lengths: tuple[int, ...]
-
-    @property
-    def speeds(self) -> Speeds:
-        return SPEEDS_BY_TASK[self.task]
-
-
-class StandInWorker:
-    """A rollout worker whose engine sleeps, with the methods of `RolloutWorker`."""
-
-    def __init__(self, *_: object) -> None:
-        self._engines = {task: DecodingSlots(speeds) for task, speeds in SPEEDS_BY_TASK.items()}
-        self._version = 0
-
-    async def start(self) -> int:
-        return 0
-
-    @ray.method(num_returns=2)
-    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, StandInGroup]:
-        lengths, version = LENGTHS.of_group(request.uid), self._version
-        await self._engines[request.task].decode(lengths)
-        summary = GroupSummary(
-            response_lengths=lengths, is_truncated=(False,) * len(lengths), tokens_by_version={version: sum(lengths)}, elapsed_s=0.0
-        )
-        return summary, StandInGroup(request.task, lengths)
-
-    async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
-        await asyncio.sleep(SPEEDS.weights_s)
-        self._version = publication.manifest.version
-        return publication.manifest
-
-    async def keep_only(self, manifest: WeightsManifest) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-
-class StandInVerifier:
-    """A verifier that sleeps."""
-
-    def verify(self, group: StandInGroup, with_texts: bool) -> tuple[None, JudgeSummary]:
-        verdict = judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
-        time.sleep(verdict.elapsed_s)
-        return None, JudgeSummary(rewards=verdict.rewards, outcomes=verdict.outcomes, elapsed_s=verdict.elapsed_s)
-
-
-class StandInTeacherServer:
-    """A teacher replica that sleeps, with the calls of `TeacherServer`."""
-
-    def __init__(self) -> None:
-        self._engine = Server()
-
-    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None, client: str = "") -> AsyncIterator[Any]:
-        group: StandInGroup = await group_refs[0]
-        tokens = sum(group.lengths)
-        await self._engine.work(tokens * group.speeds.teacher_token_s)
-        yield None
-        yield Receipt(num_tokens=tokens, teacher="stand-in")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,19 +150,26 @@ async def rates_while_resized(config: RunConfig, pools: StandInPools, rollout: R
     """Tokens a second that a live run generates with one worker, grown to three, and shrunk to one again: by number of workers, in that order."""
     rates: dict[int, list[float]] = {1: [], 3: []}
 
-    async def resized(workers: int) -> float:
+    def generated() -> int:
+        return sum(worker.generated_tokens for worker in rollout.stats())
+
+    async def until_it_has(workers: int) -> None:
         rollout.resize(workers)
         while (state := rollout.state()).ready != workers or state.draining:
             await asyncio.sleep(0.05)
-        await asyncio.sleep(_SETTLE_S)
-        before = sum(worker.generated_tokens for worker in rollout.stats())
-        await asyncio.sleep(_WINDOW_S)
-        return (sum(worker.generated_tokens for worker in rollout.stats()) - before) / _WINDOW_S
 
-    rollout.resize(1)
-    while rollout.state().draining:
-        await asyncio.sleep(0.05)
+    async def resized(workers: int) -> float:
+        await until_it_has(workers)
+        await asyncio.sleep(_SETTLE_S)
+        before = generated()
+        await asyncio.sleep(_WINDOW_S)
+        return (generated() - before) / _WINDOW_S
+
+    await until_it_has(1)
+    before = generated()
     running = asyncio.create_task(timed_run(config, pools))
+    while generated() == before:  # broker and learner are on their way
+        await asyncio.sleep(0.05)
     for workers in (1, 3, 1):
         rates[workers].append(await resized(workers))
     running.cancel()

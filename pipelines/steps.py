@@ -190,7 +190,6 @@ def _old_objects_left_alone() -> Iterator[None]:
     A driver has imported torch, transformers and Ray, a million objects that live as long as it does. Every full collection would go through them again,
     and they took a third of the groups that a driver moves in a second.
     """
-    gc.collect()
     gc.freeze()
     try:
         yield

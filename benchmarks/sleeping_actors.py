@@ -1,0 +1,96 @@
+"""The actors of the scheduler's benchmark: each sleeps for as long as its work would take.
+
+Their processes import this file, a dozen of them on two cores: nothing here may need torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.messages import GroupSummary, SampleRequest, WeightsPublication
+from actors.teacher_server import Receipt
+from actors.verifier import JudgeSummary
+from pipelines.simulation.simulator import judged
+from pipelines.simulation.stand_ins import DecodingSlots, Server
+from pipelines.simulation.workload import Lengths, Speeds
+from rlad.contracts import WeightsManifest
+
+GROUP_SIZE = 8
+LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
+# Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
+SPEEDS = Speeds(token_s=0.5e-3, slots=4, teacher_token_s=16e-6, verdict_s=8e-3, learner_token_s=10e-6, update_s=20e-3, weights_s=10e-3)
+AT_ONCE = Speeds(token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
+# What a stand-in is told is the kind of a group's task; how long that takes it knows.
+SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
+
+
+@dataclass(frozen=True, slots=True)
+class StandInGroup:
+    """What stands in for a group's columns."""
+
+    task: str
+    lengths: tuple[int, ...]
+
+    @property
+    def speeds(self) -> Speeds:
+        return SPEEDS_BY_TASK[self.task]
+
+
+class StandInWorker:
+    """A rollout worker whose engine sleeps, with the methods of `RolloutWorker`."""
+
+    def __init__(self, *_: object) -> None:
+        self._engines = {task: DecodingSlots(speeds) for task, speeds in SPEEDS_BY_TASK.items()}
+        self._version = 0
+
+    async def start(self) -> int:
+        return 0
+
+    @ray.method(num_returns=2)
+    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, StandInGroup]:
+        lengths, version = LENGTHS.of_group(request.uid), self._version
+        await self._engines[request.task].decode(lengths)
+        summary = GroupSummary(
+            response_lengths=lengths, is_truncated=(False,) * len(lengths), tokens_by_version={version: sum(lengths)}, elapsed_s=0.0
+        )
+        return summary, StandInGroup(request.task, lengths)
+
+    async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
+        await asyncio.sleep(SPEEDS.weights_s)
+        self._version = publication.manifest.version
+        return publication.manifest
+
+    async def keep_only(self, manifest: WeightsManifest) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class StandInVerifier:
+    """A verifier that sleeps."""
+
+    def verify(self, group: StandInGroup, with_texts: bool) -> tuple[None, JudgeSummary]:
+        verdict = judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
+        time.sleep(verdict.elapsed_s)
+        return None, JudgeSummary(rewards=verdict.rewards, outcomes=verdict.outcomes, elapsed_s=verdict.elapsed_s)
+
+
+class StandInTeacherServer:
+    """A teacher replica that sleeps, with the calls of `TeacherServer`."""
+
+    def __init__(self) -> None:
+        self._engine = Server()
+
+    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None, client: str = "") -> AsyncIterator[Any]:
+        group: StandInGroup = await group_refs[0]
+        tokens = sum(group.lengths)
+        await self._engine.work(tokens * group.speeds.teacher_token_s)
+        yield None
+        yield Receipt(num_tokens=tokens, teacher="stand-in")
