@@ -11,16 +11,19 @@ The broker holds references and small numbers, never token data.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from actors.parts import GroupRefs, Part
+from actors.transfers import TransferOutcome, TransferQueue, TransferRequest
 from rlad.errors import RunStoppedError
 from rlad.ledger import Ledger
 from rlad.packing import UpdateSize, plan_microbatches
 
 if TYPE_CHECKING:  # the broker needs no torch
+    from ray.actor import ActorHandle
+
     from actors.weights import WeightsPublication
 
 T = TypeVar("T")
@@ -191,6 +194,7 @@ class ExperienceBroker:
         self._reports: dict[int, StepReport] = {}
         self._stopped: str | None = None
         self._is_exported = self._is_dismissed = False
+        self._transfers = TransferQueue()
         self._changed = asyncio.Condition()
 
     async def reopen(self, checkpoint: int) -> list[str]:
@@ -241,6 +245,7 @@ class ExperienceBroker:
         """The learner's ranks stand at `step`, fresh or from a checkpoint: training after it never happened."""
         async with self._changed:
             self._ledger.rewind(step)
+            self._transfers.sender_restarted()
             self._reports = {version: report for version, report in self._reports.items() if version <= step}
             self._started = StepReport(version=step, publications=publications, metrics={})
             self._changed.notify_all()
@@ -283,6 +288,42 @@ class ExperienceBroker:
 
     async def wait_dismissed(self) -> bool | None:
         return await self._wait_for(lambda: self._is_dismissed or None)
+
+    async def ask_transfer(self, version: int, workers: Mapping[str, ActorHandle]) -> int:
+        """Ask the learner to send its weights, once it holds this version. Returns the request's number."""
+        async with self._changed:
+            number = self._transfers.ask(version, workers)
+            self._changed.notify_all()
+        return number
+
+    async def wait_transfer(self, number: int) -> TransferOutcome | None:
+        """What became of a request; told once."""
+        return await self._wait_for(lambda: self._transfers.outcome(number))
+
+    async def begin_transfer(self, number: int) -> None:
+        """The learner begins to send."""
+        self._transfers.begin(number)
+
+    async def report_transfer(self, number: int, outcome: TransferOutcome) -> None:
+        async with self._changed:
+            self._transfers.finish(number, outcome)
+            self._changed.notify_all()
+
+    async def transfer_or_delivered(self, held: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when the driver has asked for it, and has nothing more to ask at present."""
+        return await self._wait_for(lambda: self._transfers.next(held) or self._transfers.is_asked_for(held) or None)
+
+    async def transfer_or_part(self, held: int, step: int, index: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when the part is there."""
+
+        def find() -> TransferRequest | bool | None:
+            return self._transfers.next(held) or (step in self._steps and self._steps[step].part(0, index) is not None) or None
+
+        return await self._wait_for(find)
+
+    async def transfer_or_dismissed(self, held: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when nobody will ask for weights again."""
+        return await self._wait_for(lambda: self._transfers.next(held) or self._is_dismissed or None)
 
     async def counts(self) -> dict[str, int]:
         return self._ledger.counts().as_dict()

@@ -57,15 +57,16 @@ _SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublication:
-    """Weights that anyone with the reference can load.
+    """Weights that can be had.
 
     Attributes:
         manifest: version, checksum and size.
-        ref: to a list of uint8 arrays that end to end are a safetensors file. Ray drops it when the process that published it ends.
+        ref: to a list of uint8 arrays that end to end are a safetensors file, which anyone with the reference can load. Ray drops it when the process that
+            published it ends. None where the learner holds the weights and sends them to whom it is told; the checksum is then that of their layout.
     """
 
     manifest: WeightsManifest
-    ref: ObjectRef
+    ref: ObjectRef | None
 
 
 def publish(tensors: Mapping[str, torch.Tensor], version: int) -> WeightsPublication:
@@ -124,6 +125,12 @@ def checksum(parts: Iterable[Bytes]) -> str:
     """
     with _threads() as hashing:
         return xxhash.xxh3_128_hexdigest(b"".join(hashing.map(_digest, _buckets(parts))))
+
+
+def layout_checksum(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
+    """Of what tensors are without their values, in their order: xxh3 (128 bits) in hexadecimal. Stands for the bytes where nobody sees all of them."""
+    layout = [list(names), list(dtype_names), [list(shape) for shape in shapes]]
+    return xxhash.xxh3_128_hexdigest(json.dumps(layout, separators=(",", ":")).encode())
 
 
 def _buckets(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:

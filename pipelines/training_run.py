@@ -22,6 +22,7 @@ from actors.broker import ExperienceBroker, PartPolicy
 from actors.controller import PoolBounds, RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
+from actors.weight_transports import weight_transport
 from pipelines.autoscale import RolloutAutoscaler
 from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
@@ -175,7 +176,8 @@ class TrainingRun(abc.ABC):
         async with AsyncExitStack() as closing:
             teachers = "teachers, " if config.scoring_pools else ""
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
-                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
+                transport = weight_transport(config.weights.transport, self._broker.handle)
+                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id, transport=transport))
                 self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
                 started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             self._controller = start_controller(self._run_id, self._bounds(), label_selector=selector_of(config.cluster, HEAD_POOL))

@@ -33,7 +33,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
 
 import deepspeed
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+from actors.engines.weight_source import StudentWeights  # imports DeepSpeed
 
 # DeepSpeed 0.19 calls a collective by its old name, with every gradient bucket.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -169,15 +170,17 @@ class ZeroTrainer:
     def gather_weights(self) -> dict[str, Tensor] | None:
         """The whole model on the CPU of rank 0 under its Hugging Face names, None on other ranks. Collective.
 
-        Tied embeddings appear once. ZeRO 3 is gathered parameter by parameter, so no GPU ever holds more than its shard and one whole parameter.
+        Tied embeddings appear once. No GPU ever holds more than its shard and one bucket of whole parameters.
         """
         weights: dict[str, Tensor] = {}
-        is_sharded = self._config.zero_stage == 3
-        for name, parameter in self._causal_lm.named_parameters():
-            with GatheredParameters([parameter], enabled=is_sharded):
-                if dist.get_rank() == 0:
-                    weights[name] = parameter.detach().to("cpu", copy=True)
+        for name, tensor in self.student_weights():
+            if dist.get_rank() == 0:
+                weights[name] = tensor.to("cpu", copy=True)
         return weights if dist.get_rank() == 0 else None
+
+    def student_weights(self) -> StudentWeights:
+        """The weights as they are whenever they are walked, on this rank's device."""
+        return StudentWeights(self._causal_lm, is_partitioned=self._config.zero_stage == 3)
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint: weights, optimizer state, the place in the schedule, and `state`. Collective; the directory is seen by all ranks."""
