@@ -14,6 +14,7 @@ import ray.util
 import torch.distributed as dist
 from ray.actor import ActorHandle
 
+from actors.engines.weight_source import StudentWeights
 from actors.engines.zero_trainer import ZeroTrainer
 from actors.rank_agreement import answer, decided_by_first, together
 from actors.transfers import TransferOutcome, TransferRequest
@@ -48,7 +49,7 @@ def open_outlet(config: RunConfig, trainer: ZeroTrainer, broker: ActorHandle) ->
         return ObjectStoreOutlet(trainer, broker)
     return TransferOutlet(
         config.weights.transport,
-        trainer,
+        trainer.student_weights(),
         broker,
         processes_per_worker=config.rollout.tensor_parallel,
         timeout_s=config.cluster.start_timeout_s,
@@ -90,22 +91,22 @@ class ObjectStoreOutlet:
 class TransferOutlet:
     """Sends the weights, by vLLM's weight transfer."""
 
-    def __init__(self, transport: str, trainer: Any, broker: ActorHandle, *, processes_per_worker: int, timeout_s: float) -> None:
+    def __init__(self, transport: str, weights: StudentWeights, broker: ActorHandle, *, processes_per_worker: int, timeout_s: float) -> None:
         """
         Args:
-            trainer: a `ZeroTrainer`, or anything else with its `student_weights`.
+            weights: as they are whenever they are walked.
             processes_per_worker: of an engine, that receive.
             timeout_s: deadline of a transfer.
         """
         # With it comes vLLM, which no other run needs in its learner.
         from actors.engines.weight_sender import WeightSender
 
-        self._trainer = trainer
+        self._weights = weights
         self._broker = broker
         self._processes_per_worker = processes_per_worker
         self._timeout_s = timeout_s
         self._is_first = dist.get_rank() == 0
-        self._sender = WeightSender(transport, trainer.student_weights(), address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
+        self._sender = WeightSender(transport, weights, address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
 
     def publish(self, version: int, tell: Tell) -> None:
         """Tell of the weights, and send them before they change: returns when all who were asked for have them, or the driver has them from before."""
@@ -170,13 +171,13 @@ class TransferOutlet:
         self._report(request, TransferOutcome(state="sent", failures=failures))
 
     def _walk(self) -> None:
-        for _ in self._trainer.student_weights():
+        for _ in self._weights:
             pass
 
     def _report(self, request: TransferRequest, outcome: TransferOutcome) -> None:
         answer(self._broker.report_transfer.remote(request.number, outcome), "the broker (report_transfer)")
 
     def _manifest(self, version: int) -> WeightsManifest:
-        layouts = self._trainer.student_weights().layouts()
+        layouts = self._weights.layouts()
         checksum = layout_checksum([each.name for each in layouts], [each.dtype_name for each in layouts], [each.shape for each in layouts])
         return WeightsManifest(version=version, checksum=checksum, num_bytes=sum(each.num_bytes for each in layouts))

@@ -484,8 +484,12 @@ class RunConfig(ConfigModel):
             )
         if not (learner.gpus_per_rank and rollout.gpus_per_worker and learner.gpus_per_rank + rollout.gpus_per_worker <= 1):
             raise ValueError(
-                f"weights.transport 'ipc' needs learner and rollout worker on one GPU, as shares of it, but {given}: for example 0.5 and 0.5, on a cluster "
-                "(or nodes with the pools' labels) that has no other GPU free"
+                f"weights.transport 'ipc' needs learner and rollout worker on one GPU, as shares of it, but {given}: for example 0.4 and 0.5, on a cluster "
+                "with one GPU"
+            )
+        if self.cluster.pool_labels:
+            raise ValueError(
+                "cluster.pool_labels puts learner and rollout worker on nodes of their own, weights.transport 'ipc' wants them on one GPU"
             )
         if rollout.gpu_memory_fraction > rollout.gpus_per_worker:
             raise ValueError(

@@ -103,12 +103,8 @@ class StubLearner:
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
         self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        self._weights = StudentWeights(self._model, is_partitioned=False)
         self._broker = broker
-        self._outlet = TransferOutlet("gloo", self, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
-
-    def student_weights(self) -> Any:
-        return self._weights
+        self._outlet = TransferOutlet("gloo", StudentWeights(self._model, is_partitioned=False), broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
 
     def start(self, first: int, steps: int) -> None:
         threading.Thread(target=self._run, args=(first, steps), daemon=True).start()

@@ -1,4 +1,4 @@
-"""A live run whose weights go straight from a ZeRO-3 learner of two ranks into vLLM engines: through the loss of its only worker, growth, the loss of a rank."""
+"""A live run whose weights go straight from a ZeRO-3 learner of two ranks into vLLM engines, while workers are lost and added and a rank is lost."""
 
 from __future__ import annotations
 

@@ -137,6 +137,7 @@ SHARED_GPU = [
         ([*SHARED_GPU, "learner.ranks=2"], "no pools of several are placed in pairs"),
         ([*SHARED_GPU, "learner.gpus_per_rank=0.6"], "on one GPU, as shares of it, but learner.gpus_per_rank is 0.6 and rollout.gpus_per_worker 0.5"),
         ([*SHARED_GPU, "rollout.gpu_memory_fraction=0.9"], "leaves the learner too little of their GPU: set it to at most .*0.5"),
+        ([*SHARED_GPU, "cluster.pool_labels=true"], "on nodes of their own"),
         (["weights.transport=rdma"], "object_store"),
     ],
 )
