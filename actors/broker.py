@@ -3,7 +3,7 @@
 The driver opens a step with its groups cut into updates (mini-batches) in prompt order, so which update a group belongs to never depends on how
 fast it finished. Groups of the update that is being trained are handed out in parts as they arrive, so the learner accumulates gradient while
 others are still being sampled; the last part of an update says so. Parts are remembered until a durable checkpoint holds their step: ranks that
-restart claim the same parts again.
+restart claim the same parts again. Where the learner sends its weights straight to workers, the broker tells it whom, between two parts.
 
 The broker holds references and small numbers, never token data.
 """

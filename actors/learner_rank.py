@@ -38,7 +38,7 @@ class LearnerRank:
         self._settings = settings
         self._rank = train.get_context().get_world_rank()
         self._checkpoints = settings.run_dir / CHECKPOINTS
-        self._checkpoint_s = 0.0
+        self._checkpoint_s = self._send_s = 0.0
         config = settings.config
         self._rules = BatchRules(objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty)
         torch.set_num_threads(config.learner.threads)
@@ -63,11 +63,11 @@ class LearnerRank:
         """
         training = self._settings.config.training
         first = self._restore()
-        self._outlet.publish(first, self._tell_started)
+        self._send_s += self._outlet.publish(first, self._tell_started)
         for step in range(first, training.steps):
             metrics = self._train(step)
             started = time.monotonic()
-            self._outlet.publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
+            self._send_s += self._outlet.publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
         together(lambda: self._trainer.export(self._settings.run_dir / EXPORT))
@@ -88,7 +88,7 @@ class LearnerRank:
     def _train(self, step: int) -> dict[str, float]:
         """One training step, part by part as the broker hands them out."""
         updates: list[UpdateResult] = []
-        wait_s = train_s = send_s = 0.0
+        wait_s = train_s = 0.0
         index = 0
         while True:
             asked = time.monotonic()
@@ -100,12 +100,13 @@ class LearnerRank:
             if part.ends_update:
                 updates.append(together(self._trainer.step))
             wait_s += claimed - asked - spent_s
-            send_s += spent_s
+            self._send_s += spent_s
             train_s += time.monotonic() - claimed
             index += 1
             if part.ends_step:
-                checkpoint_s, self._checkpoint_s = self._checkpoint_s, 0.0  # of the checkpoint before this step, if there was one
-                times = {"wait": wait_s, "train": train_s, "send": send_s, "checkpoint": checkpoint_s}
+                # Both also of the time before this step: of the checkpoint, if there was one, and of the weights that it began with.
+                times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
+                self._send_s = self._checkpoint_s = 0.0
                 return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
     def _claim(self, step: int, index: int) -> tuple[Part, list[MicroBatch]]:

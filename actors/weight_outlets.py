@@ -33,8 +33,8 @@ _NOTHING_YET, _SEND, _GO_ON = range(3)
 class WeightOutlet(Protocol):
     """All methods are collective."""
 
-    def publish(self, version: int, tell: Tell) -> None:
-        """Make the present weights available as this version, and tell of them."""
+    def publish(self, version: int, tell: Tell) -> float:
+        """Make the present weights available as this version, and tell of them. Returns the seconds that were spent on sending them."""
 
     def before_part(self, step: int, index: int) -> float:
         """Called before a part of a step is claimed. Returns the seconds that were spent on sending weights."""
@@ -63,7 +63,7 @@ class ObjectStoreOutlet:
         self._trainer = trainer
         self._broker = broker
 
-    def publish(self, version: int, tell: Tell) -> None:
+    def publish(self, version: int, tell: Tell) -> float:
         weights = self._trainer.gather_weights()
 
         def publish_and_tell() -> None:
@@ -71,6 +71,7 @@ class ObjectStoreOutlet:
                 tell([publish(weights, version)])
 
         together(publish_and_tell)
+        return 0.0
 
     def before_part(self, step: int, index: int) -> float:
         return 0.0
@@ -108,12 +109,12 @@ class TransferOutlet:
         self._is_first = dist.get_rank() == 0
         self._sender = WeightSender(transport, weights, address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
 
-    def publish(self, version: int, tell: Tell) -> None:
+    def publish(self, version: int, tell: Tell) -> float:
         """Tell of the weights, and send them before they change: returns when all who were asked for have them, or the driver has them from before."""
         if self._is_first:
             publication = WeightsPublication(manifest=self._manifest(version), ref=None)
         together(lambda: tell([publication]) if self._is_first else None)
-        self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
+        return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
 
     def before_part(self, step: int, index: int) -> float:
         return self._serve(step, lambda: self._broker.transfer_or_part.remote(step, step, index))

@@ -72,17 +72,19 @@ class StudentSource(WeightSource):
 class WeightSender:
     """Lives on rank 0. Keeps the group of the last transfer, and forms another when the workers are others."""
 
-    def __init__(self, transport: str, weights: StudentWeights, *, address: str, timeout_s: float) -> None:
+    def __init__(self, transport: str, weights: StudentWeights, *, address: str, timeout_s: float, leave_timeout_s: float = _LEAVE_TIMEOUT_S) -> None:
         """
         Args:
             transport: `nccl`, `ipc` or `gloo`.
             address: of this node, as the workers reach it.
             timeout_s: for workers to join.
+            leave_timeout_s: how long sending may go on after a receiver has failed, before this process is ended.
         """
         self._transport = transport
         self._source = StudentSource(weights)
         self._address = address
         self._timeout_s = timeout_s
+        self._leave_timeout_s = leave_timeout_s
         self._members: tuple[str, ...] = ()
         self._engine: TrainerWeightTransferEngine[Any] | None = None
 
@@ -111,7 +113,7 @@ class WeightSender:
             EngineError: not all of them have got the weights.
         """
         assert self._engine is not None
-        ending = threading.Timer(_LEAVE_TIMEOUT_S, _end_process)
+        ending = threading.Timer(self._leave_timeout_s, _end_process)
         ending.daemon = True
         receivers.on_failure = ending.start
         try:
@@ -208,5 +210,5 @@ def _free_port(address: str) -> int:
 
 def _end_process() -> None:
     """Nothing else gets a process out of a collective whose other members are gone. Ray Train starts the ranks again from the last checkpoint."""
-    logger.critical("weights=stuck a receiver has failed, and sending does not end: ending this rank to be restarted after_s=%g", _LEAVE_TIMEOUT_S)
+    logger.critical("weights=stuck a receiver has failed and sending does not end: this rank ends, to be restarted")
     os._exit(1)

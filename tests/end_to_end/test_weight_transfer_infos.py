@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,9 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferUpdateInfo
 
 from actors.engines import weight_transfer
+from actors.engines.gloo_group import GlooGroup
 from actors.engines.received_weights import GlooWeights, IpcWeights, NcclWeights
-from actors.engines.weight_sender import GlooTrainerInitInfo, StudentSource, trainer_init_info
+from actors.engines.weight_sender import GlooTrainerInitInfo, StudentSource, WeightSender, trainer_init_info
 from actors.engines.weight_source import StudentWeights
 from actors.weight_receivers import Receivers
 from rlad.contracts import WeightsManifest
@@ -177,6 +179,39 @@ def test_a_dead_worker_is_found_before_a_group_is_formed() -> None:
     with pytest.raises(EngineError, match="rollout-0 was lost"):
         group.require_alive()
     assert group.failures.keys() == {"rollout-0"}
+
+
+def send_to_one_that_refuses() -> None:
+    """In a process of its own, which should not come to the end of this: its receiver has joined, fails, and never takes what is sent."""
+
+    class Refusing:
+        on_failure: Any = None
+        names, world_size = ("rollout-0",), 2
+
+        def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:
+            place = {"address": info["master_address"], "port": info["master_port"], "world_size": info["world_size"]}
+            self.group = GlooGroup(**place, rank=info["rank_offset"], timeout_s=60)
+
+        def start_weight_update(self) -> None: ...
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            self.on_failure()
+            raise EngineError("it refuses")
+
+        def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+    weights = StudentWeights(nn.Linear(1000, 1000), is_partitioned=False)
+    sender = WeightSender("gloo", weights, address="127.0.0.1", timeout_s=60, leave_timeout_s=1)
+    receivers = Refusing()
+    sender.connect(receivers)
+    sender.send(receivers)
+
+
+def test_a_sender_that_no_receiver_lets_go_ends_its_process() -> None:
+    process = get_context("spawn").Process(target=send_to_one_that_refuses)
+    process.start()
+    process.join(timeout=40)
+    assert process.exitcode == 1
 
 
 def test_weights_of_another_model_are_refused_before_the_model_is_touched(make_model: Any) -> None:
