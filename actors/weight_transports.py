@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from actors.remote_errors import as_rlad_error
 from actors.transfers import TransferOutcome
-from actors.weights import WeightsPublication
 from rlad.contracts import WeightsManifest
 from rlad.errors import WeightsMismatchError
+
+if TYPE_CHECKING:  # with it would come torch
+    from actors.weights import WeightsPublication
 
 Delivery = Callable[[ActorHandle], Awaitable[WeightsManifest]]
 """To be called on each worker of a delivery: returns when it has the weights, with what it reports to have.
