@@ -1,4 +1,4 @@
-"""Weights that go straight into vLLM engines: into two from this process, and in live runs from a ZeRO-3 learner of two ranks."""
+"""Weights that go straight into vLLM engines: into two from this process, and in a live run from a ZeRO-3 learner of two ranks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .rollout_reference import largest_gap, load_policy, request
 pytestmark = pytest.mark.engine
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
+STEPS = 24
 OVERRIDES = [
-    "weights.transport=gloo", "learner.ranks=2", "learner.zero_stage=3", "training.updates_per_step=1", "training.steps=2000",
-    "objective={name: grpo}", "teacher=null", "evaluation.every_steps=0", "checkpoints.every_steps=1", "cluster.num_cpus=4",
+    "weights.transport=gloo", "learner.ranks=2", "learner.zero_stage=3", "training.updates_per_step=1", f"training.steps={STEPS}",
+    "training.max_staleness=1", "objective={name: grpo}", "teacher=null", "evaluation.every_steps=0", "checkpoints.every_steps=1", "cluster.num_cpus=4",
+    "learner.lora={rank: 8}", "learner.optimizer.lr=5e-4", "learner.optimizer.schedule=cosine",
 ]  # fmt: skip
-# So high a rate that weights of the step before would be seen in the log-probabilities.
-WITH_ADAPTERS = ["learner.lora={rank: 8}", "learner.optimizer.lr=5e-3"]
 DEADLINE_S = 240
 
 
@@ -131,28 +131,18 @@ def test_an_engine_whose_very_first_update_fails_half_way_does_not_serve(workers
     assert ray.get(worker.version.remote(), timeout=30) is None
 
 
-def test_a_run_that_works_ahead_takes_sent_weights_in_mid_generation_and_ends(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    overrides = ["training.steps=4", "training.max_staleness=1"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pipelines", "run", str(SMOKE), *OVERRIDES, *overrides, "--run-dir", str(run.path)],
-        capture_output=True, text=True, timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    metrics = read_json_lines(run.metrics)
-    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
-    assert max(line["rollout/staleness_max"] for line in metrics) == 1
-    assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 4]
-
-
 def test_engines_hold_the_learners_weights_whoever_joins_dies_or_is_restarted(tmp_path: Path) -> None:
-    """The student has adapters: the engines have to get the sums, and the learner computes with weight and adapter side by side."""
+    """A run that works ahead, so weights come in mid-generation, and whose student has adapters, so engines get sums that the learner never computes with.
+
+    Tokens of the version before are seen in the log-probabilities by as much as versions differ: at the end of the learning rate's cosine a hundredth of what
+    it was in the middle. Weights that some engine has kept from earlier would still be seen then.
+    """
     run = RunDirectory(tmp_path / "run")
 
     def steps() -> int:
         return len(read_json_lines(run.metrics))
 
-    command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *OVERRIDES, *WITH_ADAPTERS, "--run-dir", str(run.path)]
+    command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *OVERRIDES, "--run-dir", str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             wait_for(lambda: steps() >= 2, process, "first steps")
@@ -170,22 +160,23 @@ def test_engines_hold_the_learners_weights_whoever_joins_dies_or_is_restarted(tm
             ranks = processes_of(process, "RayTrainWorker")
             assert len(ranks) == 2
             ranks[0].send_signal(signal.SIGKILL)
-            restarted_at = steps()
-            wait_for(lambda: steps() >= restarted_at + 2, process, "steps after a rank was lost")
-
-            assert rlad("stop", run.path).returncode == 0
-            _, stderr = process.communicate(timeout=120)
+            lost_at = steps()
+            assert lost_at < STEPS - 5, "there are steps left for ranks that restart"
+            _, stderr = process.communicate(timeout=DEADLINE_S)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1
-    assert "stopped on request after" in stderr
+    assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     metrics = read_json_lines(run.metrics)
-    assert [line["step"] for line in metrics] == list(range(1, len(metrics) + 1))
-    gaps = [line["learner/logprob_gap_max"] for line in metrics if "learner/logprob_gap_max" in line]
-    assert len(gaps) > 5
-    assert max(gaps) <= 1e-4, "every token was sampled with the weights that the learner had"
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, STEPS]
+    staleness = [line["rollout/staleness_max"] for line in metrics]
+    assert max(staleness) == 1
+    gaps = [line["learner/logprob_gap_max"] for line in metrics]
+    assert max(gap for gap, stale in zip(gaps, staleness, strict=True) if not stale) <= 1e-4, "tokens of the learner's own version"
+    assert max(gaps) > 1e-2
+    assert gaps[-1] <= max(gaps) / 10, "the engines have the weights that all the steps have led to"
     assert sorted(line["learner/send_s"] for line in metrics)[len(metrics) // 2] > 0
     counts = json.loads(rlad("ledger", run.path, "--json").stdout)
     assert (counts["lost"], counts["duplicated"]) == (0, 0)
