@@ -3,7 +3,7 @@
 The driver opens a step with its groups cut into updates (mini-batches) in prompt order, so which update a group belongs to never depends on how
 fast it finished. Groups of the update that is being trained are handed out in parts as they arrive, so the learner accumulates gradient while
 others are still being sampled; the last part of an update says so. Parts are remembered until a durable checkpoint holds their step: ranks that
-restart claim the same parts again.
+restart claim the same parts again. Where the learner sends its weights straight to workers, the broker tells it whom, between two parts.
 
 The broker holds references and small numbers, never token data.
 """
@@ -11,15 +11,19 @@ The broker holds references and small numbers, never token data.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.messages import WeightsPublication
 from actors.parts import GroupRefs, Part
+from actors.transfers import TransferOutcome, TransferQueue, TransferRequest
 from rlad.errors import RladError, RunStoppedError
 from rlad.ledger import Ledger
 from rlad.packing import UpdateSize, plan_microbatches
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 T = TypeVar("T")
 
@@ -189,6 +193,7 @@ class ExperienceBroker:
         self._reports: dict[int, StepReport] = {}
         self._stopped: str | None = None
         self._is_exported = self._is_dismissed = False
+        self._transfers = TransferQueue()
         self._changed = asyncio.Condition()
 
     async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
@@ -249,6 +254,7 @@ class ExperienceBroker:
         """The learner's ranks stand at `step`, fresh or from a checkpoint: training after it never happened."""
         async with self._changed:
             self._ledger.rewind(step)
+            self._transfers.sender_restarted()
             self._reports = {version: report for version, report in self._reports.items() if version <= step}
             self._started = StepReport(version=step, publications=publications, metrics={})
             self._changed.notify_all()
@@ -291,6 +297,42 @@ class ExperienceBroker:
 
     async def wait_dismissed(self) -> bool | None:
         return await self._wait_for(lambda: self._is_dismissed or None)
+
+    async def ask_transfer(self, version: int, workers: Mapping[str, ActorHandle]) -> int:
+        """Ask the learner to send its weights, once it holds this version. Returns the request's number."""
+        async with self._changed:
+            number = self._transfers.ask(version, workers)
+            self._changed.notify_all()
+        return number
+
+    async def wait_transfer(self, number: int) -> TransferOutcome | None:
+        """What became of a request; told once."""
+        return await self._wait_for(lambda: self._transfers.outcome(number))
+
+    async def begin_transfer(self, number: int) -> None:
+        """The learner begins to send."""
+        self._transfers.begin(number)
+
+    async def report_transfer(self, number: int, outcome: TransferOutcome) -> None:
+        async with self._changed:
+            self._transfers.finish(number, outcome)
+            self._changed.notify_all()
+
+    async def transfer_or_delivered(self, held: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when the driver has asked for it, and has nothing more to ask at present."""
+        return await self._wait_for(lambda: self._transfers.next(held) or self._transfers.is_asked_for(held) or None)
+
+    async def transfer_or_part(self, held: int, step: int, index: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when the part is there."""
+
+        def find() -> TransferRequest | bool | None:
+            return self._transfers.next(held) or (step in self._steps and self._steps[step].part(0, index) is not None) or None
+
+        return await self._wait_for(find)
+
+    async def transfer_or_dismissed(self, held: int) -> TransferRequest | bool | None:
+        """A request for the version that the learner holds; True when nobody will ask for weights again."""
+        return await self._wait_for(lambda: self._transfers.next(held) or self._is_dismissed or None)
 
     async def counts(self) -> dict[str, int]:
         return self._ledger.counts().as_dict()

@@ -57,7 +57,8 @@ def train_loop(train_loop_config: dict[str, LearnerSettings]) -> RladError | Non
         The error on which all ranks agreed to end the run: raised, it would only make Ray Train start them again. None when the training is done.
     """
     # Imported on the ranks alone: DeepSpeed has no business in the driver.
-    from actors.learner_rank import AgreedError, LearnerRank
+    from actors.learner_rank import LearnerRank
+    from actors.rank_agreement import AgreedError
 
     try:
         LearnerRank(train_loop_config["settings"]).run()

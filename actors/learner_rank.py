@@ -6,14 +6,10 @@ import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import ray
-import ray.train.torch
 import torch
-import torch.distributed as dist
 import transformers
 from ray import train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
@@ -22,28 +18,17 @@ from actors.engines.update_metrics import UpdateResult, step_metrics
 from actors.engines.zero_trainer import ZeroTrainer
 from actors.learner import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.parts import GroupRefs, Part
-from actors.remote_errors import as_rlad_error
-from actors.weights import publish
+from actors.rank_agreement import answer, together
+from actors.weight_outlets import open_outlet
 from rlad.contracts import ScoredGroup, TrainingBatch
-from rlad.errors import DeadlineError, RladError
+from rlad.errors import DeadlineError
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
 
-T = TypeVar("T")
 MicroBatch = tuple[TrainingBatch, BatchCounts]
 
-# The broker answers within its long poll of 10 s, with nothing if it must. How long a batch may take is the driver's to say, and it tells the broker.
-_ANSWER_TIMEOUT_S = 120.0
 _REGISTRATION_TIMEOUT_S = 120.0
 _PARTIAL = ".partial-"
-
-
-class AgreedError(Exception):
-    """An error of one rank that all ranks know of, so that they end together and none waits for another."""
-
-    def __init__(self, error: RladError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class LearnerRank:
@@ -53,12 +38,12 @@ class LearnerRank:
         self._settings = settings
         self._rank = train.get_context().get_world_rank()
         self._checkpoints = settings.run_dir / CHECKPOINTS
-        self._checkpoint_s = 0.0
+        self._checkpoint_s = self._send_s = 0.0
         config = settings.config
         self._rules = BatchRules(objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty)
         torch.set_num_threads(config.learner.threads)
         transformers.utils.logging.disable_progress_bar()
-        self._trainer = self._together(
+        self._trainer = together(
             lambda: ZeroTrainer(
                 model_path=settings.model_path,
                 dtype=getattr(torch, config.student.dtype),
@@ -69,6 +54,7 @@ class LearnerRank:
                 seed=config.seed,
             )
         )
+        self._outlet = open_outlet(config, self._trainer, settings.broker)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the end; then export, and stay until the driver needs the weights no more.
@@ -78,26 +64,16 @@ class LearnerRank:
         """
         training = self._settings.config.training
         first = self._restore()
-        self._publish(first, self._tell_started)
+        self._send_s += self._outlet.publish(first, self._tell_started)
         for step in range(first, training.steps):
             metrics = self._train(step)
             started = time.monotonic()
-            self._publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
+            self._send_s += self._outlet.publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
-        self._together(lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path))
-        self._together(self._stay_until_dismissed)
-
-    def _stay_until_dismissed(self) -> None:
-        """Samplers may still be loading the last weights, and one that joins late will: Ray drops them with the process that published them.
-
-        Every rank asks for itself: how long an evaluation takes is no business of a collective's deadline.
-        """
-        broker = self._settings.broker
-        if self._rank == 0:
-            _answer(broker.report_exported.remote(), "the broker (report_exported)")
-        while not _answer(broker.wait_dismissed.remote(), "the broker (wait_dismissed)"):
-            pass
+        together(lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path))
+        together(self._tell_exported)
+        self._outlet.until_dismissed(training.steps)
 
     def _restore(self) -> int:
         """The step to begin with."""
@@ -108,7 +84,7 @@ class LearnerRank:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as directory:
-            return int(self._together(lambda: self._trainer.load(Path(directory)))["step"])
+            return int(together(lambda: self._trainer.load(Path(directory)))["step"])
 
     def _train(self, step: int) -> dict[str, float]:
         """One training step, part by part as the broker hands them out."""
@@ -117,43 +93,41 @@ class LearnerRank:
         index = 0
         while True:
             asked = time.monotonic()
-            part, micro_batches = self._together(functools.partial(self._claim, step, index))
+            spent_s = self._outlet.before_part(step, index)
+            part, micro_batches = together(functools.partial(self._claim, step, index))
             claimed = time.monotonic()
             for batch, counts in micro_batches:
                 self._trainer.accumulate(batch, counts)
             if part.ends_update:
-                updates.append(self._together(self._trainer.step))
-            wait_s += claimed - asked
+                updates.append(together(self._trainer.step))
+            wait_s += claimed - asked - spent_s
+            self._send_s += spent_s
             train_s += time.monotonic() - claimed
             index += 1
             if part.ends_step:
-                checkpoint_s, self._checkpoint_s = self._checkpoint_s, 0.0  # of the checkpoint before this step, if there was one
-                return {**step_metrics(updates), "learner/wait_s": wait_s, "learner/train_s": train_s, "learner/checkpoint_s": checkpoint_s}
+                # Both also of the time before this step: of the checkpoint, if there was one, and of the weights that it began with.
+                times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
+                self._send_s = self._checkpoint_s = 0.0
+                return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
     def _claim(self, step: int, index: int) -> tuple[Part, list[MicroBatch]]:
         """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""
         part: Part | None = None
         while part is None:
-            part = _answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
+            part = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(part.groups)
         return part, [build_training_batch(groups, sequences, size=part.size, rules=self._rules) for sequences in part.micro_batches]
 
-    def _publish(self, version: int, tell: Callable[[list[Any]], None]) -> None:
-        """Put the present weights where the samplers find them, and tell the broker."""
-        weights = self._trainer.gather_weights()
-
-        def publish_and_tell() -> None:
-            if weights is not None:
-                tell([publish(weights, version)])
-
-        self._together(publish_and_tell)
-
     def _tell_started(self, publications: list[Any]) -> None:
-        _answer(self._settings.broker.report_started.remote(publications[0].manifest.version, publications), "the broker (report_started)")
+        answer(self._settings.broker.report_started.remote(publications[0].manifest.version, publications), "the broker (report_started)")
 
     def _tell_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
         metrics = {**metrics, "learner/publish_s": time.monotonic() - started}
-        _answer(self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics), "the broker (finish_step)")
+        answer(self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics), "the broker (finish_step)")
+
+    def _tell_exported(self) -> None:
+        if self._rank == 0:
+            answer(self._settings.broker.report_exported.remote(), "the broker (report_exported)")
 
     def _save(self, steps: int) -> None:
         """Write the checkpoint of so many trained steps, and let go of the batches it holds once Ray Train knows it.
@@ -163,7 +137,7 @@ class LearnerRank:
         """
         started = time.monotonic()
         partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
-        self._together(lambda: self._trainer.save(partial, {"step": steps}))
+        together(lambda: self._trainer.save(partial, {"step": steps}))
         checkpoint = None
         if self._rank == 0:
             if final.exists():  # whole, but never registered: the ranks died in between
@@ -171,7 +145,7 @@ class LearnerRank:
             partial.rename(final)
             checkpoint = Checkpoint.from_directory(final)
         train.report({"step": steps}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-        self._together(lambda: self._commit(steps, final))
+        together(lambda: self._commit(steps, final))
         self._checkpoint_s = time.monotonic() - started
 
     def _commit(self, steps: int, path: Path) -> None:
@@ -180,38 +154,11 @@ class LearnerRank:
         known = train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S)
         if not any(Path(reported.checkpoint.path) == path for reported in known):
             raise DeadlineError(f"Ray Train has not registered the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s")
-        _answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
-
-    def _together(self, action: Callable[[], T]) -> T:
-        """Do something that can fail on one rank alone, and fail on all if it failed on any.
-
-        Raises:
-            AgreedError: with this rank's error, or another's where this one had none.
-        """
-        error: RladError | None = None
-        result: T
-        try:
-            result = action()
-        except RladError as raised:
-            error = raised
-        failed = torch.tensor(int(error is not None), device=ray.train.torch.get_device())
-        dist.all_reduce(failed)
-        if failed:
-            errors: list[RladError | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(errors, error)
-            raise AgreedError(error or next(each for each in errors if each is not None))
-        return result
-
-
-def _answer(ref: Any, who: str) -> Any:
-    try:
-        return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)
-    except Exception as error:
-        raise as_rlad_error(error, who=who) from error
+        answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
 
 
 def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
     """The groups' columns, in one request. Arrays stay views of shared memory, but for a mixture of teachers."""
     refs = [ref for each in groups.values() for ref in each.all_refs]
-    columns = iter(_answer(refs, "the object store") if refs else [])
+    columns = iter(answer(refs, "the object store") if refs else [])
     return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

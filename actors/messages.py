@@ -109,12 +109,13 @@ class JudgedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublication:
-    """Weights that anyone with the reference can load.
+    """Weights that can be had.
 
     Attributes:
         manifest: version, checksum and size.
-        ref: to a list of uint8 arrays that end to end are a safetensors file. Ray drops it when the process that published it ends.
+        ref: to a list of uint8 arrays that end to end are a safetensors file, which anyone with the reference can load. Ray drops it when the process that
+            published it ends. None where the learner holds the weights and sends them to whom it is told; the checksum is then that of their layout.
     """
 
     manifest: WeightsManifest
-    ref: ObjectRef
+    ref: ObjectRef | None

@@ -209,6 +209,10 @@ class ActorPool:
         self._require_hope()
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
+    def workers(self) -> dict[str, ActorHandle]:
+        """The workers that are admitted now, by name."""
+        return {name: replica.actor for name, replica in self._admitted.items()}
+
     def worker_name(self, actor: ActorHandle) -> str:
         """What logs and errors call this actor."""
         return self._names[actor]

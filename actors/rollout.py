@@ -17,9 +17,9 @@ from ray.exceptions import RayTaskError, TaskCancelledError
 from actors.engines.vllm_settings import VllmSettings
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, WeightsPublication
 from actors.pool import ActorPool, PoolState
-from actors.remote_errors import as_rlad_error
 from actors.rollout_worker import RolloutWorker
 from actors.routing import queue_capacity
+from actors.weight_transports import Delivery, ObjectStoreTransport, WeightTransport
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
 
@@ -63,6 +63,7 @@ class RolloutPool:
         run_id: str,
         label_selector: dict[str, str] | None = None,
         updates_in_flight: bool = False,
+        transport: WeightTransport | None = None,
         worker: type = RolloutWorker,
     ) -> None:
         """
@@ -75,9 +76,11 @@ class RolloutPool:
             run_id: names the run's folder in shared memory: one path component, the same in no two runs of a machine.
             label_selector: of the nodes that the workers may run on; any by default.
             updates_in_flight: weights may change in the middle of a group, whose further tokens are then of the new ones.
+            transport: of new weights; by default the object store.
             worker: class of the actors, with the methods of `RolloutWorker`.
         """
         self._config = config
+        self._transport = transport or ObjectStoreTransport()
         self._updates_in_flight = updates_in_flight
         self._worker = worker
         self._settings = VllmSettings(
@@ -91,6 +94,7 @@ class RolloutPool:
             gpu_memory_fraction=config.gpu_memory_fraction,
             kv_cache_gib=config.kv_cache_gib,
             threads=config.threads,
+            weight_transport=self._transport.name,
         )
         self._run_id = run_id
         self._label_selector = label_selector or {}
@@ -177,7 +181,9 @@ class RolloutPool:
         self._is_updating = True
         self._newest = publication
         try:
-            await self._pool.for_each(lambda worker: self._give_weights(worker, publication))
+            # Nothing happens between the two: whom the weights are sent to is whom they are waited for.
+            delivery = self._transport.deliver(publication, self._pool.workers())
+            await self._pool.for_each(lambda worker: self._give_weights(worker, publication, delivery))
             await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.keep_only.remote(publication.manifest), "remove old weights"))
         finally:
             self._is_updating = False
@@ -210,16 +216,16 @@ class RolloutPool:
         given: WeightsPublication | None = None
         while (newest := self._newest) is not None and newest is not given:
             try:
-                await _load(worker, newest)
+                await _deliver(worker, newest, self._transport.deliver(newest, {self._pool.worker_name(worker): worker}))
             except WeightsMismatchError:
                 if newest is self._newest:
                     raise
             given = newest
 
-    async def _give_weights(self, worker: ActorHandle, publication: WeightsPublication) -> None:
+    async def _give_weights(self, worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await _load(worker, publication)
+                await _deliver(worker, publication, delivery)
         except (WeightsMismatchError, TimeoutError) as error:
             what = f"loading the weights of version {publication.manifest.version}"
             reason = f"{what} took longer than {self._start_timeout_s:g} s" if isinstance(error, TimeoutError) else f"{what}: {error}"
@@ -283,11 +289,8 @@ class _Clock:
                 self._finished_s += time.monotonic() - self._since
 
 
-async def _load(worker: ActorHandle, publication: WeightsPublication) -> None:
-    try:
-        reported = await worker.update_weights.remote(publication)
-    except RayTaskError as error:
-        raise as_rlad_error(error, who="a rollout worker") from error
+async def _deliver(worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
+    reported = await delivery(worker)
     if reported != publication.manifest:
         raise WeightsMismatchError(f"a worker reports {reported}, it was sent {publication.manifest}")
 

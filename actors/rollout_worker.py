@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray
 import xxhash
+from ray import ObjectRef
 from ray.exceptions import ObjectLostError
 
 from actors.engines.vllm_settings import VllmSettings, apply_environment
@@ -81,6 +82,25 @@ class RolloutWorker:
         )
         return summary, group.to_columns()
 
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner and the workers whom it will send weights; called on all of them at once.
+
+        Raises:
+            EngineError: the others did not come.
+        """
+        await self._sampler.join_transfer(init_info)
+
+    async def receive_weights(self, update_info: dict[str, Any], manifest: WeightsManifest) -> WeightsManifest:
+        """Take the weights that the learner sends to all who joined; called on all of them at once.
+
+        Returns:
+            What the engine reports to have loaded.
+
+        Raises:
+            WeightsMismatchError: they are not this model's, or they did not come whole: the engine serves no more.
+        """
+        return await self._sampler.update_weights({**update_info, "version": manifest.version}, manifest)
+
     async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
         """Load published weights.
 
@@ -95,14 +115,15 @@ class RolloutWorker:
         path = self._weights.path(manifest)
         if not path.exists():
             try:
-                parts = await publication.ref
+                parts = await cast(ObjectRef, publication.ref)
             except ObjectLostError as error:
                 raise EngineError(
                     f"the weights of version {manifest.version} are gone with the process that published them: publish them again"
                 ) from error
             await asyncio.to_thread(self._weights.write, manifest, parts)
+        file = {"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
         try:
-            return await self._sampler.update_weights(path, manifest)
+            return await self._sampler.update_weights(file, manifest)
         except WeightsMismatchError:
             path.unlink(missing_ok=True)  # the next to try must not find the same bad file
             raise

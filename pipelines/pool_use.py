@@ -40,7 +40,7 @@ class PoolUse:
         elapsed_s = max(now - self._read_at, 1e-9)
         shares = idle_shares(self._before, after, elapsed_s)
         self._before, self._read_at = after, now
-        worked_s = sum(learner.get(f"learner/{name}_s", 0.0) for name in ("train", "publish", "checkpoint"))
+        worked_s = sum(learner.get(f"learner/{name}_s", 0.0) for name in ("train", "publish", "send", "checkpoint"))
         return {**shares, "idle/learner": _share(1 - worked_s / elapsed_s)}
 
     async def _read(self) -> dict[str, Work]:

@@ -15,6 +15,7 @@ from actors.reward import VerdictPools
 from actors.rollout import RolloutPool
 from actors.teacher import Teacher, TeacherClient
 from actors.teacher_deployment import TeacherReplicas, attach_teacher, delete_teacher, deploy_teacher
+from actors.weight_transports import WeightTransport
 from pipelines.teachers import require_can_score
 from pipelines.waiting import together
 from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig, TeacherConfig
@@ -42,10 +43,13 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> AsyncIterator[Pools]:
+async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, transport: WeightTransport | None = None) -> AsyncIterator[Pools]:
     """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference.
 
     Teachers that are there already are joined before anything starts, and left as they are at the end.
+
+    Args:
+        transport: of new weights to the rollout workers; by default the object store.
     """
     student = str(resolve_model(config.student.path))
     timeout_s = config.cluster.start_timeout_s
@@ -58,6 +62,7 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str) -> Asy
         run_id=run_id,
         label_selector=selector_of(config.cluster, "rollout"),
         updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
+        transport=transport,
     )
     verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
     async with AsyncExitStack() as closing:

@@ -20,6 +20,7 @@ from actors.broker import ExperienceBroker, PartPolicy
 from actors.controller import PoolBounds, RunState, start_controller
 from actors.learner import LearnerGroup
 from actors.placement import HEAD_POOL, selector_of
+from actors.weight_transports import WeightTransport, weight_transport
 from pipelines.autoscale import RolloutAutoscaler
 from pipelines.bottleneck import pool_sizes
 from pipelines.broker_client import BrokerClient
@@ -142,19 +143,19 @@ class TrainingRun(abc.ABC):
         learner = LearnerGroup(config, run_dir=self._run.path, broker=handle, run_id=self._run_id)
         learner.start()
         try:
-            await unless(learner.wait(), self._run_with(learner))
+            await unless(learner.wait(), self._run_with(learner, weight_transport(config.weights.transport, handle)))
         except BaseException as error:
             await self._broker.tell("stop", f"the driver ended: {type(error).__name__}")
             raise
         finally:
             await learner.close()
 
-    async def _run_with(self, learner: LearnerGroup) -> None:
+    async def _run_with(self, learner: LearnerGroup, transport: WeightTransport) -> None:
         config, total = self._config, self._config.training.steps
         async with AsyncExitStack() as closing:
             teachers = "teachers, " if config.scoring_pools else ""
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
-                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id))
+                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id, transport=transport))
                 self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
                 started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
             self._controller = start_controller(self._run_id, self._bounds(), label_selector=selector_of(config.cluster, HEAD_POOL))

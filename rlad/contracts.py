@@ -314,7 +314,7 @@ class WeightsManifest:
 
     Attributes:
         version: the policy version, a count of trained steps.
-        checksum: hex digest of the bytes that were published.
+        checksum: hex digest of the bytes that were published; of weights that go straight from GPU to GPU, of their names, types and shapes.
         num_bytes: their number.
     """
 

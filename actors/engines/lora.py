@@ -51,9 +51,9 @@ class StudentWeight:
         return [self.parameter] if self.adapter is None else [self.parameter, self.adapter.a, self.adapter.b]
 
     def value(self) -> Tensor:
-        """A copy on the CPU, its adapter added."""
+        """On the parameter's device: its own memory, or a tensor of its own with the adapter added."""
         weight = self.parameter.detach()
-        return weight.to("cpu", copy=True) if self.adapter is None else self.adapter.added_to(weight).to("cpu")
+        return weight if self.adapter is None else self.adapter.added_to(weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,7 +115,7 @@ def linear_layers(causal_lm: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: module for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not output}
 
 
-def student_weights(causal_lm: PreTrainedModel, adapters: Adapters | None) -> Iterator[StudentWeight]:
+def student_weights(causal_lm: nn.Module, adapters: Adapters | None) -> Iterator[StudentWeight]:
     """Every weight of the student once, in the model's order, under the name that it has without adapters."""
     if adapters is None:
         yield from (StudentWeight(name=name, parameter=parameter) for name, parameter in causal_lm.named_parameters())

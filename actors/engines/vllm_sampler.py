@@ -1,4 +1,4 @@
-"""Sampling with vLLM: an `AsyncLLM` that gives log-probabilities at the sampling temperature and takes new weights from a file.
+"""Sampling with vLLM: an `AsyncLLM` that gives log-probabilities at the sampling temperature and takes new weights.
 
 Import this module only after `vllm_settings.apply_environment`.
 """
@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -26,8 +27,7 @@ from actors.engines.vllm_settings import VllmSettings, engine_args
 from rlad.contracts import Array, FinishReason, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
 
-# Must be the name under which `weight_transfer` registers itself. Not imported from there: that module belongs into vLLM's processes only.
-_TRANSFER_BACKEND = "object_store"
+# The module registers our engines with vLLM as `rlad_TRANSPORT`. It belongs into vLLM's processes only.
 _EXTENSION = "actors.engines.weight_transfer.WeightsExtension"
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -60,7 +60,7 @@ class VllmSampler:
             # Log-probabilities after the temperature (and top-p), as the behaviour policy of the ratio must have them.
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
-            weight_transfer_config=WeightTransferConfig(backend=_TRANSFER_BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=f"rlad_{settings.weight_transport}"),
             worker_extension_cls=_EXTENSION,
         )
         try:
@@ -128,24 +128,42 @@ class VllmSampler:
             outputs = [output async for output in self._engine.generate(prompt, parameters, request_id)]
         return _columns(outputs[-1])
 
-    async def update_weights(self, path: Path, manifest: WeightsManifest) -> WeightsManifest:
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Become one of those whom the learner sends weights, in place of whatever group of them the engine was in. Blocks the engine till all are there.
+
+        Args:
+            init_info: of vLLM's weight transfer, for this transport.
+
+        Raises:
+            EngineError: the others did not come.
+        """
+        async with _engine_errors():
+            try:
+                await self._engine.shutdown_weight_transfer_engine()
+                await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+            except EngineDeadError:
+                raise
+            except Exception as error:
+                raise EngineError(f"the engine could not join the transfer of weights: {error}") from error
+
+    async def update_weights(self, update_info: dict[str, Any], manifest: WeightsManifest) -> WeightsManifest:
         """Load weights. What is in flight pauses meanwhile and goes on with them; the keys and values of its tokens so far stay those of the old weights.
 
         Args:
-            path: a safetensors file on this node.
-            manifest: what it must be.
+            update_info: of vLLM's weight transfer, for this transport: where the weights are, or what will be sent.
+            manifest: what they must be.
 
         Returns:
             What the engine says it has loaded.
 
         Raises:
-            WeightsMismatchError: the file was refused, and the engine goes on with the weights it had; or loading failed half way, and it serves no more.
+            WeightsMismatchError: they were refused, and the engine goes on with the weights it had; or loading failed half way, and it serves no more.
         """
         before, self._version = self._version, None
         self._settled.clear()
         try:
             async with _engine_errors(), self._paused():
-                await self._load(path, manifest, before)
+                await self._load(update_info, manifest, before)
         finally:
             self._settled.set()
         return manifest
@@ -160,10 +178,8 @@ class VllmSampler:
         """End the engine's process."""
         await asyncio.to_thread(self._engine.shutdown)
 
-    async def _load(self, path: Path, manifest: WeightsManifest, before: int | None) -> None:
-        request = WeightTransferUpdateRequest(
-            update_info={"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
-        )
+    async def _load(self, update_info: dict[str, Any], manifest: WeightsManifest, before: int | None) -> None:
+        request = WeightTransferUpdateRequest(update_info=update_info)
         loaded_before = await self._loaded()
         try:
             await self._engine.start_weight_update()

@@ -31,6 +31,7 @@ class VllmSettings:
         gpu_memory_fraction: share of a GPU's memory for weights and KV cache; ignored on CPU.
         kv_cache_gib: KV cache in GiB; ignored on GPU.
         threads: compute threads of each engine process; ignored on GPU.
+        weight_transport: how new weights come, as in `weights.transport` of a run; an engine that never gets any has no use for it.
     """
 
     model_path: str
@@ -43,6 +44,7 @@ class VllmSettings:
     gpu_memory_fraction: float
     kv_cache_gib: int
     threads: int
+    weight_transport: str = "object_store"
 
 
 def environment(settings: VllmSettings) -> dict[str, str]:
@@ -60,6 +62,9 @@ def environment(settings: VllmSettings) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores; binding would put all of them on the first ones
             "TORCHDYNAMO_DISABLE": "1",  # the sampler's compiled helpers cost the first batch 14 s and win nothing at these sizes
         }
+    if settings.weight_transport == "ipc":
+        # Handles of GPU memory are Python objects on their way from the actor to its own engine process, over a socket in the file system.
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return variables
 
 

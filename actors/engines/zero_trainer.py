@@ -34,7 +34,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
 
 import deepspeed
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+from actors.engines.weight_source import StudentWeights  # imports DeepSpeed
 
 # DeepSpeed 0.19 calls a collective by its old name, with every gradient bucket.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -180,15 +181,19 @@ class ZeroTrainer:
     def gather_weights(self) -> dict[str, Tensor] | None:
         """The whole model on the CPU of rank 0 under its Hugging Face names, adapters added; None on other ranks. Collective.
 
-        Tied embeddings appear once. ZeRO 3 is gathered weight by weight, so no GPU ever holds more than its shard and one whole weight. What is trained
-        stays as it is: an adapter is added to a copy of its weight.
+        Tied embeddings appear once. No GPU ever holds more than its shard, one bucket of whole parameters and the sum of one of them with its adapter. What
+        is trained stays as it is: an adapter is added to a copy of its weight.
         """
-        return self._gathered(student_weights(self._policy.causal_lm, self._policy.adapters))
+        return _on_first(self.student_weights())
 
     def gather_adapters(self) -> dict[str, Tensor] | None:
         """A and B of every adapted layer on the CPU of rank 0 under peft's names; none without `config.lora`. None on other ranks. Collective."""
         adapters = self._policy.adapters
-        return self._gathered(() if adapters is None else adapters.weights())
+        return _on_first(self._walk(() if adapters is None else adapters.weights()))
+
+    def student_weights(self) -> StudentWeights:
+        """The weights as they are whenever they are walked, adapters added, on this rank's device."""
+        return self._walk(student_weights(self._policy.causal_lm, self._policy.adapters))
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint: trained weights, optimizer state, the place in the schedule, and `state`. Collective; all ranks see the directory.
@@ -229,14 +234,8 @@ class ZeroTrainer:
                 adapter = AdapterExport(settings=adapters.settings, weights=adapter_weights, base_model=base_model or str(self._model_path))
             export_model(weights, self._model_path, directory, adapter=adapter)
 
-    @torch.no_grad()
-    def _gathered(self, student: Iterable[StudentWeight]) -> dict[str, Tensor] | None:
-        weights: dict[str, Tensor] = {}
-        for weight in student:
-            with GatheredParameters(weight.parts, enabled=self._config.zero_stage == 3):
-                if dist.get_rank() == 0:
-                    weights[weight.name] = weight.value()
-        return weights if dist.get_rank() == 0 else None
+    def _walk(self, weights: Iterable[StudentWeight]) -> StudentWeights:
+        return StudentWeights(weights, is_partitioned=self._config.zero_stage == 3)
 
     @property
     def _policy(self) -> PolicyModel:
@@ -270,6 +269,14 @@ class ZeroTrainer:
                 f"{self._nonfinite_in_a_row} optimizer steps in a row had NaN or infinite gradients (learner.max_nonfinite_steps); the weights are those "
                 f"after update {self._applied_updates}. Lower the learning rate, or look at the log-probabilities of the last batch"
             )
+
+
+def _on_first(weights: StudentWeights) -> dict[str, Tensor] | None:
+    copied: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        if dist.get_rank() == 0:
+            copied[name] = tensor.to("cpu", copy=True)
+    return copied if dist.get_rank() == 0 else None
 
 
 def _load_trained(src: dict[str, Tensor], dst: PolicyModel) -> None:

@@ -265,6 +265,17 @@ class EvaluationConfig(ConfigModel):
         return self.group_by if isinstance(self.group_by, str) else ", ".join(self.group_by)
 
 
+class WeightsConfig(ConfigModel):
+    """How new weights get from the learner into the rollout workers' engines."""
+
+    transport: Literal["object_store", "nccl", "ipc", "gloo"] = Field(
+        "object_store",
+        description="`object_store`: one object, a file a node, checked by its checksum. The others go straight from the learner's memory, by vLLM's weight "
+        "transfer, without a checksum: `nccl` broadcasts from GPU to GPU, `ipc` maps the memory of the one GPU that learner and worker share, `gloo` "
+        "broadcasts between CPUs.",
+    )
+
+
 class CheckpointConfig(ConfigModel):
     every_steps: PositiveInt = 10
     keep: PositiveInt = 2
@@ -333,6 +344,7 @@ class RunConfig(ConfigModel):
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig
+    weights: WeightsConfig = WeightsConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -442,6 +454,50 @@ class RunConfig(ConfigModel):
         if buffer is not None and buffer > budget:
             raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
         return self
+
+    @model_validator(mode="after")
+    def _weights_can_travel(self) -> Self:
+        transport, learner, rollout = self.weights.transport, self.learner, self.rollout
+        if transport == "object_store":
+            return self
+        given = f"learner.gpus_per_rank is {learner.gpus_per_rank:g} and rollout.gpus_per_worker {rollout.gpus_per_worker:g}"
+        if self.training.updates_per_step > 1:
+            raise ValueError(
+                f"weights.transport {transport!r} sends the weights that the learner holds, which between the updates of a step are of no version, and a "
+                "worker may join at any time: set training.updates_per_step to 1, or take object_store"
+            )
+        if transport == "nccl" and (learner.gpus_per_rank < 1 or rollout.gpus_per_worker < rollout.tensor_parallel):
+            raise ValueError(
+                f"weights.transport 'nccl' needs a whole GPU for every rank of the learner and one for each of an engine's {rollout.tensor_parallel} "
+                f"processes, but {given}: raise them, or take object_store"
+            )
+        if transport == "gloo" and (learner.gpus_per_rank or rollout.gpus_per_worker):
+            raise ValueError(f"weights.transport 'gloo' is for runs without GPUs, but {given}: take nccl or object_store")
+        if transport == "ipc":
+            self._require_one_shared_gpu(given)
+        return self
+
+    def _require_one_shared_gpu(self, given: str) -> None:
+        learner, rollout = self.learner, self.rollout
+        if (learner.ranks, rollout.workers, rollout.max_workers, rollout.tensor_parallel) != (1, 1, 1, 1):
+            raise ValueError(
+                "weights.transport 'ipc' is for one learner rank and one rollout worker on the same GPU, since no pools of several are placed in pairs: "
+                "set learner.ranks, rollout.workers, rollout.max_workers and rollout.tensor_parallel to 1, or take nccl"
+            )
+        if not (learner.gpus_per_rank and rollout.gpus_per_worker and learner.gpus_per_rank + rollout.gpus_per_worker <= 1):
+            raise ValueError(
+                f"weights.transport 'ipc' needs learner and rollout worker on one GPU, as shares of it, but {given}: for example 0.4 and 0.5, on a cluster "
+                "with one GPU"
+            )
+        if self.cluster.pool_labels:
+            raise ValueError(
+                "cluster.pool_labels puts learner and rollout worker on nodes of their own, weights.transport 'ipc' wants them on one GPU"
+            )
+        if rollout.gpu_memory_fraction > rollout.gpus_per_worker:
+            raise ValueError(
+                f"with weights.transport 'ipc' rollout.gpu_memory_fraction {rollout.gpu_memory_fraction:g} leaves the learner too little of their GPU: set "
+                f"it to at most rollout.gpus_per_worker, {rollout.gpus_per_worker:g}"
+            )
 
     @property
     def overlong_penalty(self) -> OverlongPenalty | None:

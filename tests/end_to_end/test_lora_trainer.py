@@ -47,11 +47,21 @@ def two_ranks(ranks_by_number: dict[int, Ranks]) -> Ranks:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What rank 0 sees of a trainer: what it publishes, its adapters, and its frozen weights by the names that peft gives them; None on other ranks."""
+    """Of a trainer, as a rank sees it.
+
+    Attributes:
+        published: what goes into the object store; None but on rank 0.
+        adapters: None but on rank 0.
+        frozen: weights by the names that peft gives them.
+        walked: what every rank walks where weights are sent to the engines.
+        declared: name, type and shape of each, as the engines are told beforehand.
+    """
 
     published: dict[str, Tensor] | None
     adapters: dict[str, Tensor] | None
     frozen: dict[str, Tensor]
+    walked: dict[str, Tensor]
+    declared: list[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
 def snapshot(trainer: ZeroTrainer) -> Snapshot:
@@ -60,7 +70,14 @@ def snapshot(trainer: ZeroTrainer) -> Snapshot:
         with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if not parameter.requires_grad:
                 frozen[name] = parameter.detach().clone()
-    return Snapshot(published=trainer.gather_weights(), adapters=trainer.gather_adapters(), frozen=frozen)
+    weights = trainer.student_weights()
+    return Snapshot(
+        published=trainer.gather_weights(),
+        adapters=trainer.gather_adapters(),
+        frozen=frozen,
+        walked={name: tensor.clone() for name, tensor in weights},
+        declared=[(layout.name, layout.dtype, layout.shape) for layout in weights.layouts()],
+    )
 
 
 def run_with_snapshots(plan: Plan) -> tuple[Snapshot, list[UpdateResult], Snapshot]:
@@ -92,7 +109,7 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     config = LearnerConfig(zero_stage=stage, optimizer=optimizer, logprob_chunk_tokens=16, lora=LORA)
     sequences = sequences_of(groups)
     plan = Plan(model_path, groups, [shared_out(part, ranks, 2) for part in (sequences, sequences[:5], sequences[3:])], config)
-    [(before, results, after), *_] = ranks_by_number[ranks].run(run_with_snapshots, plan)
+    [(before, results, after), *others] = ranks_by_number[ranks].run(run_with_snapshots, plan)
 
     start = start_weights(model_path)
     assert list(before.published) == list(after.published) == list(start)
@@ -111,6 +128,10 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     exact = merged(start, after.adapters, SCALE)
     for name, weight in after.published.items():
         torch.testing.assert_close(weight.double(), exact[name], rtol=1e-6, atol=1e-7)
+    for seen in (after, *(theirs for *_, theirs in others)):
+        assert seen.declared == [(name, weight.dtype, tuple(weight.shape)) for name, weight in start.items()]
+        assert list(seen.walked) == list(start)
+        assert all(torch.equal(seen.walked[name], after.published[name]) for name in start), "sent or published, the engines get the same"
 
 
 def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(make_model: MakeModel, ranks_by_number: dict[int, Ranks]) -> None:

@@ -124,6 +124,41 @@ def test_pi_old_cannot_be_recomputed_from_weights_that_did_not_sample(overrides:
         load_run_config(SMOKE, overrides)
 
 
+ON_GPUS = ["training.updates_per_step=1", "learner.gpus_per_rank=1", "rollout.gpus_per_worker=1"]
+SHARED_GPU = [
+    "training.updates_per_step=1", "weights.transport=ipc", "learner.gpus_per_rank=0.4", "rollout.gpus_per_worker=0.5", "rollout.max_workers=1",
+    "rollout.gpu_memory_fraction=0.5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["weights.transport=gloo"], "between the updates of a step are of no version.*set training.updates_per_step to 1"),
+        ([*ON_GPUS, "weights.transport=gloo"], "'gloo' is for runs without GPUs, but learner.gpus_per_rank is 1 .*take nccl"),
+        (["training.updates_per_step=1", "weights.transport=nccl"], "needs a whole GPU for every rank of the learner.*learner.gpus_per_rank is 0"),
+        ([*ON_GPUS, "weights.transport=nccl", "learner.gpus_per_rank=0.5"], "learner.gpus_per_rank is 0.5"),
+        ([*ON_GPUS, "weights.transport=nccl", "rollout.tensor_parallel=2"], "an engine's 2 processes, but .*rollout.gpus_per_worker 1: raise them"),
+        ([*ON_GPUS, "weights.transport=ipc"], "one learner rank and one rollout worker on the same GPU.*rollout.max_workers"),
+        ([*SHARED_GPU, "learner.ranks=2"], "no pools of several are placed in pairs"),
+        ([*SHARED_GPU, "learner.gpus_per_rank=0.6"], "on one GPU, as shares of it, but learner.gpus_per_rank is 0.6 and rollout.gpus_per_worker 0.5"),
+        ([*SHARED_GPU, "rollout.gpu_memory_fraction=0.9"], "leaves the learner too little of their GPU: set it to at most .*0.5"),
+        ([*SHARED_GPU, "cluster.pool_labels=true"], "on nodes of their own"),
+        (["weights.transport=rdma"], "object_store"),
+    ],
+)
+def test_a_transport_of_weights_that_cannot_work_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(SMOKE, overrides)
+
+
+def test_transports_of_weights_that_can_work_are_taken() -> None:
+    assert load_run_config(SMOKE).weights.transport == "object_store"
+    assert load_run_config(SMOKE, ["training.updates_per_step=1", "weights.transport=gloo"]).weights.transport == "gloo"
+    assert load_run_config(SMOKE, [*ON_GPUS, "weights.transport=nccl", "learner.ranks=4"]).weights.transport == "nccl"
+    assert load_run_config(SMOKE, SHARED_GPU).weights.transport == "ipc"
+
+
 def test_with_traces_at_hand_an_offline_run_needs_no_teacher() -> None:
     config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.traces=runs/other/traces", "teacher=null"])
     assert not config.needs_teacher

@@ -97,6 +97,8 @@ def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() 
         "actors.teacher_gateway",
         "actors.teacher_deployment",
         "actors.remote_teacher",
+        "actors.transfers",
+        "actors.weight_transports",
         "pipelines.steps",
         "pipelines.following",
         "pipelines.simulation.predicted",

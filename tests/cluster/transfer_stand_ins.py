@@ -1,0 +1,132 @@
+"""A learner of one rank and rollout workers without engines: what is between them is real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from actors.engines.gloo_group import GlooGroup
+from actors.engines.vllm_settings import VllmSettings
+from actors.messages import GroupSummary, SampleRequest, WeightsPublication
+from actors.weights import layout_checksum
+from rlad.contracts import WeightsManifest
+
+TIMEOUT_S = 15.0
+
+
+class StubWorker:
+    """Receives tensors as an engine would, and samples groups of its weights' values in place of tokens."""
+
+    def __init__(self, settings: VllmSettings, run_id: str) -> None:
+        self.number = settings.seed
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._version: int | None = 0
+        self._group: GlooGroup | None = None
+        self._joined = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        self._group = None
+        self._joined += 1
+        self._group = await asyncio.to_thread(
+            GlooGroup,
+            address=init_info["master_address"],
+            port=init_info["master_port"],
+            rank=init_info["rank_offset"],
+            world_size=init_info["world_size"],
+            timeout_s=init_info["timeout_s"],
+        )
+
+    async def receive_weights(self, update_info: dict[str, Any], manifest: WeightsManifest) -> WeightsManifest:
+        self._version = None
+        await asyncio.to_thread(self._receive, update_info, manifest)
+        self._version = manifest.version
+        shapes = [tuple(tensor.shape) for tensor in self.tensors.values()]
+        checksum = layout_checksum(list(self.tensors), update_info["dtype_names"], shapes)
+        return WeightsManifest(version=manifest.version, checksum=checksum, num_bytes=sum(tensor.nbytes for tensor in self.tensors.values()))
+
+    def _receive(self, update_info: dict[str, Any], manifest: WeightsManifest) -> None:
+        assert self._group is not None
+        self.tensors = {}
+        for name, dtype_name, shape in zip(update_info["names"], update_info["dtype_names"], update_info["shapes"], strict=True):
+            self.tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype_name))
+            self._group.broadcast(self.tensors[name])
+            self.received_one(manifest.version)
+
+    def received_one(self, version: int) -> None:
+        """Something may happen here."""
+
+    async def version(self) -> int | None:
+        return self._version
+
+    async def keep_only(self, manifest: WeightsManifest) -> None:
+        pass
+
+    @ray.method(num_returns=2)
+    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, dict[str, np.ndarray]]:
+        await asyncio.sleep(0.2)
+        values = torch.cat([tensor.flatten() for tensor in self.tensors.values()]).numpy()
+        summary = GroupSummary(response_lengths=(1,), is_truncated=(False,), tokens_by_version={self._version or 0: 1}, elapsed_s=0.0)
+        return summary, {"values": values, "number": np.array(self.number), "joined": np.array(self._joined), "pid": np.array(os.getpid())}
+
+    async def close(self) -> None:
+        pass
+
+
+class DyingWorker(StubWorker):
+    """The second of the pool dies when it has the first tensor of version 1."""
+
+    def received_one(self, version: int) -> None:
+        if self.number == 1 and version == 1:
+            os._exit(1)
+
+
+class StubLearner:
+    """Holds a model whose every value is the version, and does with its outlet what a learner's rank does."""
+
+    def __init__(self, broker: Any) -> None:
+        from actors.engines.lora import student_weights
+        from actors.engines.weight_source import StudentWeights
+        from actors.weight_outlets import TransferOutlet
+
+        store = dist.HashStore()
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
+        self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        self._broker = broker
+        weights = StudentWeights(student_weights(self._model, None), is_partitioned=False)
+        self._outlet = TransferOutlet("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
+
+    def start(self, first: int, steps: int) -> None:
+        threading.Thread(target=self._run, args=(first, steps), daemon=True).start()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def _run(self, first: int, steps: int) -> None:
+        def tell(publications: Sequence[WeightsPublication]) -> None:
+            version = publications[0].manifest.version
+            if version == first:
+                ray.get(self._broker.report_started.remote(version, publications))
+            else:
+                ray.get(self._broker.finish_step.remote(version - 1, publications, {}))
+
+        for version in range(first, steps + 1):
+            with torch.no_grad():
+                for parameter in self._model.parameters():
+                    parameter.fill_(version)
+            self._outlet.publish(version, tell)
+            if version < steps:
+                self._outlet.before_part(version, 0)
+        self._outlet.until_dismissed(steps)
