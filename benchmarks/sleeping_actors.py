@@ -21,10 +21,10 @@ from pipelines.simulation.stand_ins import DecodingSlots, Server
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
 
-GROUP_SIZE = 8
+GROUP_SIZE = 16
 LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
 # Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
-SPEEDS = Speeds(token_s=0.5e-3, slots=4, teacher_token_s=16e-6, verdict_s=8e-3, learner_token_s=10e-6, update_s=20e-3, weights_s=10e-3)
+SPEEDS = Speeds(token_s=0.25e-3, slots=4, teacher_token_s=8e-6, verdict_s=8e-3, learner_token_s=5e-6, update_s=15e-3, weights_s=8e-3)
 AT_ONCE = Speeds(token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
 # What a stand-in is told is the kind of a group's task; how long that takes it knows.
 SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
