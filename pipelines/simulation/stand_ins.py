@@ -6,6 +6,7 @@ They are plain classes. In the simulator they sleep in virtual time; the schedul
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +17,29 @@ from rlad.contracts import WeightsManifest
 
 
 class DecodingSlots:
-    """A sampler's engine: so many responses at once, first come, first served."""
+    """A sampler's engine: so many responses at once, first come, first served.
+
+    A slot goes on with the next response at the moment that the one before it should have ended: an engine does not wait for the event loop to wake up.
+    """
 
     def __init__(self, speeds: Speeds) -> None:
         self._speeds = speeds
-        self._slots = asyncio.Semaphore(speeds.slots)
+        self._free = asyncio.Semaphore(speeds.slots)
+        self._free_since = [0.0] * speeds.slots  # of the free slots, a heap
 
     async def decode(self, lengths: tuple[int, ...]) -> None:
         """Return when the longest of the responses is finished."""
-        await asyncio.gather(*(self._decode_one(length) for length in lengths))
+        asked_at = asyncio.get_running_loop().time()
+        await asyncio.gather(*(self._decode_one(length, asked_at) for length in lengths))
 
-    async def _decode_one(self, length: int) -> None:
-        async with self._slots:
-            await asyncio.sleep(length * self._speeds.token_s)
+    async def _decode_one(self, length: int, asked_at: float) -> None:
+        clock = asyncio.get_running_loop().time
+        async with self._free:
+            ends_at = max(asked_at, heapq.heappop(self._free_since)) + length * self._speeds.token_s
+            try:
+                await asyncio.sleep(ends_at - clock())
+            finally:
+                heapq.heappush(self._free_since, min(ends_at, clock()))  # sooner, if it was cancelled
 
 
 class Server:

@@ -15,7 +15,7 @@ from actors.broker import ExperienceBroker
 from actors.messages import JudgedGroup
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import Failures, SimulatedRollout, SimulatedRun, SimulatedTeacher, SimulatedVerifiers, part_policy, simulate
-from pipelines.simulation.stand_ins import InProcess, StandInLearner
+from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
 from pipelines.simulation.virtual_time import StuckError, run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
 from rlad.config import RunConfig, load_run_config
@@ -50,6 +50,32 @@ def test_hours_of_sleep_take_no_time() -> None:
     started = time.monotonic()
     assert run_in_virtual_time(sleep()) == pytest.approx(7200)
     assert time.monotonic() - started < 1
+
+
+def test_an_engine_takes_no_time_between_two_responses_however_late_the_event_loop_is() -> None:
+    async def three_in_two_slots() -> float:
+        loop = asyncio.get_running_loop()
+        engine = DecodingSlots(replace(SPEEDS, slots=2, token_s=0.04))
+        started = loop.time()
+        decoding = asyncio.create_task(engine.decode((10, 2, 10)))  # the third has the second's slot from 0.08 s on
+        await asyncio.sleep(0.01)
+        time.sleep(0.3)  # noqa: ASYNC251 - when the second ends, nobody notices
+        await decoding
+        return loop.time() - started
+
+    assert 0.48 <= asyncio.run(three_in_two_slots()) < 0.65  # 0.7 if the third began when somebody noticed
+
+
+def test_a_slot_is_free_as_soon_as_its_response_is_cancelled() -> None:
+    async def cancel_one() -> float:
+        engine = DecodingSlots(replace(SPEEDS, slots=1, token_s=1.0))
+        long = asyncio.create_task(engine.decode((100,)))
+        await asyncio.sleep(10)
+        long.cancel()
+        await engine.decode((5,))
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(cancel_one()) == pytest.approx(15)
 
 
 def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
