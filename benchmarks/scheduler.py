@@ -32,10 +32,18 @@ from actors.rollout import RolloutPool
 from actors.teacher import TeacherClient
 from actors.verifier import JudgingPool
 from benchmarks.measure import JsonPath, Ratio, Result, show
-from benchmarks.sleeping_actors import GROUP_SIZE, LENGTHS, SPEEDS, SPEEDS_BY_TASK, StandInTeacherServer, StandInVerifier, StandInWorker
+from benchmarks.sleeping_actors import (
+    GROUP_SIZE,
+    LENGTHS,
+    SPEEDS,
+    SPEEDS_BY_TASK,
+    StandInLearners,
+    StandInTeacherServer,
+    StandInVerifier,
+    StandInWorker,
+)
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import part_policy, simulate
-from pipelines.simulation.stand_ins import StandInLearner
 from pipelines.simulation.workload import PoolSizes, PoolWork, work_of
 from pipelines.waiting import together
 from rlad.config import RunConfig
@@ -140,12 +148,11 @@ class ReadyRun:
         return elapsed
 
 
-async def get_ready(config: RunConfig, folder: str, task: str = "timed") -> ReadyRun:
+async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task: str = "timed") -> ReadyRun:
     """Start a run's broker and learner."""
     ledger = Path(tempfile.mkdtemp(dir=folder)) / "ledger.sqlite"
     broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(ledger), part_policy(config), GROUP_SIZE)
-    learner = ray.remote(StandInLearner).options(num_cpus=0).remote(broker, LENGTHS, SPEEDS_BY_TASK[task])
-    learning = learner.run.remote(config.training.steps)
+    learning = learners.run.remote(broker, task, config.training.steps)
     await broker.wait_started.remote()
     return ReadyRun(config=config, task=task, broker=broker, learning=learning)
 
@@ -207,7 +214,7 @@ def _request(name: str, config: RunConfig) -> SampleRequest:
 
 
 async def measure(console: Console, simulated_s: float) -> Result:
-    strict = run_config(steps=2, prompts_per_step=80, max_staleness=0)
+    strict = run_config(steps=2, prompts_per_step=96, max_staleness=0)
     first, empty = (run_config(steps=steps, prompts_per_step=128, max_staleness=2) for steps in (1, 6))
     endless = run_config(steps=200, prompts_per_step=32, max_staleness=3)
     work, groups = _work(AHEAD), empty.training.steps * empty.training.prompts_per_step
@@ -218,8 +225,9 @@ async def measure(console: Console, simulated_s: float) -> Result:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         async with open_stand_ins(AHEAD) as (pools, rollout):
-            at_once = await together(*(get_ready(config, folder, "at_once") for config in (first, empty)))
-            timed = await together(*(get_ready(config, folder) for config in (AHEAD, _without_teacher(AHEAD), strict, endless)))
+            learners = ray.remote(StandInLearners).options(num_cpus=0).remote()
+            at_once = await together(*(get_ready(config, learners, folder, "at_once") for config in (first, empty)))
+            timed = await together(*(get_ready(config, learners, folder) for config in (AHEAD, _without_teacher(AHEAD), strict, endless)))
             await at_once[0].timed(pools)  # the first calls of every handle
             tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
             empty_s = await at_once[1].timed(pools)
@@ -277,7 +285,7 @@ def main(json_path: JsonPath = None) -> None:
     console = Console()
     simulated_s = simulate(AHEAD, lengths=LENGTHS, speeds=SPEEDS, sizes=SIZES).makespan_s
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
         show(asyncio.run(measure(console, simulated_s)), json_path, console)

@@ -17,7 +17,7 @@ from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.teacher_server import Receipt
 from actors.verifier import JudgeSummary
 from pipelines.simulation.simulator import judged
-from pipelines.simulation.stand_ins import DecodingSlots, Server
+from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
 
@@ -80,6 +80,13 @@ class StandInVerifier:
         verdict = judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
         time.sleep(verdict.elapsed_s)
         return None, JudgeSummary(rewards=verdict.rewards, outcomes=verdict.outcomes, elapsed_s=verdict.elapsed_s)
+
+
+class StandInLearners:
+    """The learners of all runs: only one of them works at a time."""
+
+    async def run(self, broker: Any, task: str, steps: int) -> None:
+        await StandInLearner(broker, LENGTHS, SPEEDS_BY_TASK[task]).run(steps)
 
 
 class StandInTeacherServer:
