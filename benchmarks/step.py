@@ -69,7 +69,8 @@ class TakingTurns:
         self._steps = -1
         self._began_at = 0.0
         self._seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
-        self.calls: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+        self.calls_of_steps: Counter[str] = Counter()
 
     @property
     def measured(self) -> dict[str, Paired]:
@@ -96,7 +97,7 @@ class TakingTurns:
         RolloutPool.__init__ = start_ended  # type: ignore[method-assign,assignment]
         RolloutPool.update_weights, RolloutPool.sample = update_and_wait, sample_length  # type: ignore[method-assign,assignment]
         try:
-            with _counted_calls(self.calls):
+            with _counted_calls(self._calls):
                 yield
         finally:
             RolloutPool.__init__ = start  # type: ignore[method-assign]
@@ -113,7 +114,8 @@ class TakingTurns:
             self._seconds[self._kind].append((theirs, ours))
         self._steps += 1
         if self._steps == _WARM_UPS * len(KINDS):
-            self.calls.clear()
+            self._calls.clear()
+        self.calls_of_steps = self._calls.copy()  # the evaluation behind the last step is none of them
         self._began_at = time.perf_counter()
 
 
@@ -204,7 +206,7 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
                 turns, run = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
                 measured[method], metrics[method] = turns.measured, read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :]
                 groups = PROMPTS * pairs * len(KINDS)
-                calls[method] = {name: count / groups for name, count in sorted(turns.calls.items())}
+                calls[method] = {name: count / groups for name, count in sorted(turns.calls_of_steps.items())}
         finally:
             trl.close()
     grpo, rlad = measured["grpo"], measured["trrd"]
