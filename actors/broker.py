@@ -197,7 +197,10 @@ class ExperienceBroker:
         self._changed = asyncio.Condition()
 
     async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        """Several calls of methods below that do not wait, in order, as one: (method, arguments) each. A call's own error takes the place of its result."""
+        """Several calls of methods below that do not wait, in order, as one: (method, arguments) each.
+
+        An error of ours takes the place of its call's result. Any other is a fault that ends the run: it is raised, whatever call it came from.
+        """
         answers: list[Any] = []
         for method, arguments in calls:
             try:

@@ -60,7 +60,9 @@ class TransferQueue:
         self._newest_asked_for = max(self._newest_asked_for, version)
         for older in [each for each in self._waiting.values() if each.version < version]:
             self.finish(older.number, TransferOutcome(state="superseded", failures={}))
-        if workers:
+        if version < self._newest_asked_for:
+            self._outcomes[number] = TransferOutcome(state="superseded", failures={})
+        elif workers:
             self._waiting[number] = TransferRequest(number=number, version=version, workers=workers)
         else:
             self._outcomes[number] = TransferOutcome(state="sent", failures={})
@@ -72,7 +74,8 @@ class TransferQueue:
 
     def begin(self, number: int) -> None:
         """From now on the request's workers may have some of the new weights."""
-        self._being_sent = number
+        if number in self._waiting:  # else it was superseded meanwhile, and nobody waits for what becomes of it
+            self._being_sent = number
 
     def is_asked_for(self, version: int) -> bool:
         """Whether the driver has got to this version, if only to a later one."""

@@ -6,6 +6,7 @@ train on in between. A step's only update comes behind its last part, so all the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from actors.weights import layout_checksum, publish
 from rlad.config import RunConfig
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[list[WeightsPublication]], None]
 """Tells the broker of published weights, in a list so that the reference inside travels as a reference. On rank 0."""
@@ -111,7 +114,7 @@ class TransferOutlet:
         self._sender = WeightSender(transport, weights, address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
 
     def publish(self, version: int, tell: Tell) -> float:
-        """Tell of the weights, and send them before they change: returns when all who were asked for have them, or the driver has them from before."""
+        """Tell of the weights, and send them before they change: returns when all who were asked for have them or have failed."""
         if self._is_first:
             publication = WeightsPublication(manifest=self._manifest(version), ref=None)
         together(lambda: tell([publication]) if self._is_first else None)
@@ -158,6 +161,7 @@ class TransferOutlet:
             receivers.require_alive()
             self._sender.connect(receivers)
         except EngineError as error:
+            logger.warning("weights=not_sent reason=%s", error)
             failures = receivers.failures or dict.fromkeys(receivers.names, str(error))
             self._report(request, TransferOutcome(state="not_sent", failures=failures))
             return False
@@ -169,6 +173,7 @@ class TransferOutlet:
         try:
             self._sender.send(receivers)
         except EngineError as error:
+            logger.warning("weights=not_sent reason=%s", error)
             failures = receivers.failures or dict.fromkeys(receivers.names, str(error))
         self._report(request, TransferOutcome(state="sent", failures=failures))
 

@@ -6,6 +6,7 @@ for all of them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from ray.actor import ActorHandle
 from actors.remote_errors import as_rlad_error
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 _ALIVE_TIMEOUT_S = 30.0
 # Once one worker has failed, how long the others may take to notice that the transfer has ended.
@@ -123,6 +126,8 @@ class Receivers:
             raise EngineError("; ".join(f"{name}: {reason}" for name, reason in self.failures.items()))
 
     def _fail(self, reasons: Mapping[str, str]) -> None:
+        for name, reason in reasons.items():  # told here too: where sending does not end, this process does
+            logger.warning("weights=not_received worker=%s version=%d reason=%s", name, self._manifest.version, reason)
         is_first = not self.failures
         self.failures.update(reasons)
         if is_first and self.on_failure is not None:

@@ -14,7 +14,7 @@ class BrokerClient:
     """Calls the broker's methods by name. All of it belongs to one event loop.
 
     What is told while an earlier call is under way travels with the next one: a driver that is busy makes one call for many groups, and one that is not
-    tells at once. Nothing overtakes.
+    tells at once. Nothing overtakes, and an answer that does not come holds nobody up for longer than its own deadline.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -45,17 +45,20 @@ class BrokerClient:
         Raises:
             DeadlineError: it had nothing within `deadline_s`.
         """
-        return await poll(lambda: getattr(self._handle, method).remote(*arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+        return await poll(lambda: self._call(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        return await within(getattr(self._handle, method).remote(*arguments), deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
 
     async def _tell_all(self) -> None:
         while self._untold:
-            told, self._untold = self._untold, []
+            told, self._untold = [each for each in self._untold if not each[2].done()], []  # without those whose caller has given up
             try:
-                answers = await self._handle.answer.remote([(method, arguments) for method, arguments, _ in told])
+                answers = await self._call("answer", [(method, arguments) for method, arguments, _ in told])
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked gets to know it
                 answers = [error] * len(told)
             for (*_, future), answer in zip(told, answers, strict=True):
-                if future.done():  # whoever asked has given up
+                if future.done():
                     continue
                 if isinstance(answer, Exception):
                     future.set_exception(answer)

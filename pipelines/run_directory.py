@@ -17,7 +17,7 @@ from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation import EvaluationSummary
 
 # Settings that may differ when a run is continued: where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
 
 
 class RunDirectory:

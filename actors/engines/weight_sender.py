@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # How long sending may go on after a receiver has failed. A collective of gloo ends with an error when a process of it dies, one of NCCL may never.
 _LEAVE_TIMEOUT_S = 60.0
+# Exit status of a rank that ends because sending does not.
+STUCK = 75
 
 
 class Receivers(Protocol):
@@ -100,7 +103,9 @@ class WeightSender:
         self.leave()
         info = trainer_init_info(self._transport, self._address, receivers.world_size, timeout_s=self._timeout_s)
         try:
-            self._engine = WeightTransferTrainerFactory.trainer_init(info, client=receivers, source=self._source)
+            # Meeting has a deadline of its own; what NCCL does behind it has none.
+            with self._ends_if_stuck(receivers, after_s=self._timeout_s + self._leave_timeout_s):
+                self._engine = WeightTransferTrainerFactory.trainer_init(info, client=receivers, source=self._source)
         except Exception as error:
             raise EngineError(f"no group for the transfer of weights to {', '.join(receivers.names)}: {error}") from error
         self._members = receivers.names
@@ -113,17 +118,26 @@ class WeightSender:
             EngineError: not all of them have got the weights.
         """
         assert self._engine is not None
-        ending = threading.Timer(self._leave_timeout_s, _end_process)
-        ending.daemon = True
-        receivers.on_failure = ending.start
         try:
-            self._engine.send_weights()
+            with self._ends_if_stuck(receivers, after_s=self._leave_timeout_s):
+                self._engine.send_weights()
         except Exception as error:
             self.leave()
             raise EngineError(f"weights were not sent to {', '.join(receivers.names)}: {error}") from error
         finally:
-            ending.cancel()
             self._source.complete_pass()
+
+    @contextmanager
+    def _ends_if_stuck(self, receivers: Receivers, *, after_s: float) -> Iterator[None]:
+        """Once a receiver has failed, the block has so long to end by itself; else this process does."""
+        ending = threading.Timer(after_s, _end_process)
+        ending.daemon = True
+        receivers.on_failure = ending.start
+        try:
+            yield
+        finally:
+            receivers.on_failure = None
+            ending.cancel()
 
     def leave(self) -> None:
         """Leave the group, if there is one."""
@@ -211,4 +225,4 @@ def _free_port(address: str) -> int:
 def _end_process() -> None:
     """Nothing else gets a process out of a collective whose other members are gone. Ray Train starts the ranks again from the last checkpoint."""
     logger.critical("weights=stuck a receiver has failed and sending does not end: this rank ends, to be restarted")
-    os._exit(1)
+    os._exit(STUCK)

@@ -22,7 +22,7 @@ from actors.engines import weight_transfer
 from actors.engines.gloo_group import GlooGroup
 from actors.engines.lora import student_weights
 from actors.engines.received_weights import GlooWeights, IpcWeights, NcclWeights
-from actors.engines.weight_sender import GlooTrainerInitInfo, StudentSource, WeightSender, trainer_init_info
+from actors.engines.weight_sender import STUCK, GlooTrainerInitInfo, StudentSource, WeightSender, trainer_init_info
 from actors.engines.weight_source import StudentWeights
 from actors.weight_receivers import Receivers
 from rlad.contracts import WeightsManifest
@@ -214,7 +214,7 @@ def test_a_sender_that_no_receiver_lets_go_ends_its_process() -> None:
     process = get_context("spawn").Process(target=send_to_one_that_refuses)
     process.start()
     process.join(timeout=40)
-    assert process.exitcode == 1
+    assert process.exitcode == STUCK
 
 
 def test_weights_of_another_model_are_refused_before_the_model_is_touched(make_model: Any) -> None:

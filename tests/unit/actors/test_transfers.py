@@ -84,22 +84,28 @@ async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and
     await asyncio.sleep(0)
     assert not delivered.done()
     number = await broker.ask_transfer(0, WORKERS)
-    assert await delivered == TransferRequest(number=number, version=0, workers=WORKERS)
+    async with asyncio.timeout(1):
+        assert await delivered == TransferRequest(number=number, version=0, workers=WORKERS)
     outcome = asyncio.create_task(broker.wait_transfer(number))
+    await asyncio.sleep(0)
     await broker.report_transfer(number, SENT)
-    assert await outcome == SENT
+    async with asyncio.timeout(1):  # it is woken, and does not find out when its long poll ends
+        assert await outcome == SENT
     assert await broker.transfer_or_delivered(0) is True
 
 
 async def test_a_request_comes_before_a_part_and_before_the_end(broker: ExperienceBroker) -> None:
     turn = asyncio.create_task(broker.transfer_or_part(0, 0, 0))
+    await asyncio.sleep(0)
     await broker.open_step(0, [[("a", "prompt")]])
     await broker.record_sampled("a", 0)
+    await asyncio.sleep(0)
     assert not turn.done()
     refs = GroupRefs(group="group", verdicts="verdicts", teacher_scores=())
     group = FinishedGroup(uid="a", attempt=0, refs=refs, prompt_tokens=5, response_lengths=(9, 9), is_truncated=(False, False), rewards=(0.0, 1.0))
     await broker.add(0, group)
-    assert await turn is True
+    async with asyncio.timeout(1):
+        assert await turn is True
     number = await broker.ask_transfer(0, WORKERS)
     await broker.dismiss()
     request = TransferRequest(number=number, version=0, workers=WORKERS)

@@ -76,8 +76,23 @@ async def test_all_that_were_told_together_learn_that_the_broker_is_gone_and_the
     assert await client.tell("c") is None
 
 
-async def test_an_answer_that_does_not_come_ends_the_wait_of_its_own_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_does_not_come_is_missed_in_time_and_what_is_told_next_is_sent_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.broker_client._ANSWER_TIMEOUT_S", 0.05)
-    client = BrokerClient(InProcess(SlowBroker()))
+    broker = SlowBroker()
+    client = BrokerClient(InProcess(broker))
     with pytest.raises(DeadlineError, match="the broker"):
         await client.tell("a")
+    broker.let_go.set()
+    assert await client.tell("stop") == "stop()"
+    assert broker.carried == [["a"], ["stop"]]
+
+
+async def test_a_broker_that_does_not_answer_a_question_is_noticed_long_before_the_wait_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.broker_client._ANSWER_TIMEOUT_S", 0.05)
+
+    class Hanging:
+        async def wait_finished(self, step: int) -> None:
+            await asyncio.Event().wait()
+
+    with pytest.raises(DeadlineError, match="wait_finished"):
+        await BrokerClient(InProcess(Hanging())).poll("wait_finished", 3, deadline_s=3600, waiting_for="the learner")

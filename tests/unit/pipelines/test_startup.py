@@ -62,7 +62,7 @@ def heavy_packages_of(commands: list[tuple[str, str]], tmp_path: Path) -> list[l
 def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor_ray(ended_run: RunDirectory, tmp_path: Path) -> None:
     commands = [
         ("--help", "RL-aware distillation"),
-        ("registry list --registry {tmp}/registry", ""),
+        ("registry list --registry {tmp}/registry", "no models in the registry"),
         ("schedule add nightly {smoke} --cron '0 2 * * *'", ""),
         ("schedule list", ""),
         (BY_HAND, "over bound"),
