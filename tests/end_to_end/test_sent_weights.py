@@ -65,7 +65,7 @@ def workers(make_model: Callable[..., Path]) -> Iterator[list[Any]]:
         gpu_memory_fraction=0.9, kv_cache_gib=1, threads=1, weight_transport="gloo",
     )  # fmt: skip
     actors = [ray.remote(RolloutWorker).remote(settings, "test-sent") for _ in range(2)]
-    ray.get([actor.start.remote() for actor in actors], timeout=120)
+    ray.get([actor.start.remote() for actor in actors], timeout=300)
     yield actors
     ray.get([actor.close.remote() for actor in actors], timeout=30)
     ray.shutdown()
