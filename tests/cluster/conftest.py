@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder: each gives back what it takes."""
+"""One local Ray for all tests of a file: each gives back what it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 from actors.controller import NAMESPACE
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
     yield
