@@ -187,8 +187,7 @@ class Steps:
 def _old_objects_left_alone() -> Iterator[None]:
     """Keep what is on the heap now out of garbage collections until the end of the block.
 
-    A driver has imported torch, transformers and Ray, a million objects that live as long as it does. Every full collection would go through them again,
-    and they took a third of the groups that a driver moves in a second.
+    What a driver has imported lives as long as it does, and every full collection would go through it again: docs/performance.md has what that costs.
     """
     gc.freeze()
     try:
