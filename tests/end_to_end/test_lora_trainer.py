@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,6 @@ MakeModel = Callable[..., Path]
 
 LORA = LoraConfig(rank=4, alpha=8)
 SCALE = 2.0
-
-
-@pytest.fixture(scope="module")
-def ranks_by_number() -> Iterator[dict[int, Ranks]]:
-    ranks = {size: Ranks(size) for size in (1, 2)}
-    yield ranks
-    for each in ranks.values():
-        each.close()
-
-
-@pytest.fixture
-def two_ranks(ranks_by_number: dict[int, Ranks]) -> Ranks:
-    return ranks_by_number[2]
 
 
 @dataclass(frozen=True)

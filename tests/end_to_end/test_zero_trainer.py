@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,6 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
     {"name": "opd", "estimator": "topk", "top_k": 4},
     {"name": "sft"},
 ]
-
-
-@pytest.fixture(scope="module")
-def ranks_by_number() -> Iterator[dict[int, Ranks]]:
-    ranks = {size: Ranks(size) for size in (1, 2)}
-    yield ranks
-    for each in ranks.values():
-        each.close()
-
-
-@pytest.fixture
-def two_ranks(ranks_by_number: dict[int, Ranks]) -> Ranks:
-    return ranks_by_number[2]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 5])
