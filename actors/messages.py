@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actors.parts import ColumnsRef
-from rlad.contracts import Array, WeightsManifest
+from rlad.contracts import Array, Verdicts, WeightsManifest
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -88,23 +87,29 @@ class SampledGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedGroup:
-    """A judged group.
+    """A group's verdicts, as a worker gives them and the driver hands them on: by value, there is nothing of a token in them.
 
     Attributes:
-        verdicts_ref: reference to the columns of its `Verdicts`.
-        rewards, outcomes: of each response; outcomes are `Outcome` values.
         elapsed_s: seconds that a worker spent on it.
         texts: of each response, decoded, where they were asked for.
         answers: what each response gives as its answer, None for one without; None altogether where they were not asked for or the task's verifier
             takes none out of a response.
     """
 
-    verdicts_ref: ColumnsRef
-    rewards: tuple[float, ...]
-    outcomes: tuple[int, ...]
+    verdicts: Verdicts
     elapsed_s: float
     texts: tuple[str, ...] | None = None
     answers: tuple[str | None, ...] | None = None
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Of each response."""
+        return tuple(self.verdicts.rewards.tolist())
+
+    @property
+    def outcomes(self) -> tuple[int, ...]:
+        """Of each response, `Outcome` values."""
+        return tuple(self.verdicts.outcomes.tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

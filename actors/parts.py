@@ -24,15 +24,16 @@ class WeightedScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRefs:
-    """One scored group: references to the columns of its `RolloutGroup` and `Verdicts`, and to the `TeacherScores` that the objective needs.
+    """One scored group: references to the columns of its `RolloutGroup` and of the `TeacherScores` that the objective needs, and its verdicts.
 
     Attributes:
+        verdicts: themselves: a few bytes a response, less than what a reference to them costs everybody who holds it.
         teacher_scores: of each of its teachers; empty where the objective has none.
         reference_scores: the frozen reference policy's; None where the objective has none.
     """
 
     group: ColumnsRef
-    verdicts: ColumnsRef
+    verdicts: Verdicts
     teacher_scores: tuple[WeightedScores, ...]
     reference_scores: ColumnsRef | None = None
 
@@ -40,7 +41,7 @@ class GroupRefs:
     def all_refs(self) -> list[ColumnsRef]:
         """Every reference, in the order in which `scored_group` takes what is behind them."""
         references = [] if self.reference_scores is None else [self.reference_scores]
-        return [self.group, self.verdicts, *(each.scores for each in self.teacher_scores), *references]
+        return [self.group, *(each.scores for each in self.teacher_scores), *references]
 
     def scored_group(self, columns: Sequence[Columns]) -> ScoredGroup:
         """The group from the columns behind `all_refs`, with the scores of several teachers mixed into those of one.
@@ -48,13 +49,13 @@ class GroupRefs:
         Raises:
             ContractError: columns that contradict each other.
         """
-        group, verdicts, *scores = columns
+        group, *scores = columns
         reference = None if self.reference_scores is None else TeacherScores.from_columns(scores.pop())
         of_teachers = [TeacherScores.from_columns(each) for each in scores]
         weighted = [(each.weight, found) for each, found in zip(self.teacher_scores, of_teachers, strict=True)]
         return ScoredGroup(
             group=RolloutGroup.from_columns(group),
-            verdicts=Verdicts.from_columns(verdicts),
+            verdicts=self.verdicts,
             teacher_scores=mix_teacher_scores(weighted) if weighted else None,
             reference_scores=reference,
         )

@@ -15,7 +15,7 @@ from actors.messages import JudgedGroup
 from actors.parts import ColumnsRef
 from actors.placement import reward_pool_name, selector_of
 from actors.pool import ActorPool
-from actors.verifier import MAX_RESTARTS, JudgeSummary, JudgingPool, VerifierPool, VerifierStats, load_tokenizer
+from actors.verifier import MAX_RESTARTS, JudgingPool, VerifierPool, VerifierStats, load_tokenizer
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import VocabularyMismatchError
 from rlad.verifiers import RewardModelVerifierConfig, VerifierConfig, reward_models
@@ -46,15 +46,12 @@ class RewardWorker:
         self._tokenizer = load_tokenizer(tokenizer_path)
         self._engine = RewardModelEngine(config)
 
-    def verify(self, columns: Columns, with_texts: bool = False) -> tuple[Columns, JudgeSummary]:
+    def verify(self, columns: Columns, with_texts: bool = False) -> JudgedGroup:
         """Score a group. A truncated response is scored as it stands, and its outcome is unparseable.
 
         Args:
             columns: of a `RolloutGroup`.
             with_texts: also give texts back, for an evaluation.
-
-        Returns:
-            The columns of its `Verdicts`, and a summary of them: two results, of which the driver fetches the second.
 
         Raises:
             EngineError: a sequence is too long for the model, or its score is not finite.
@@ -76,8 +73,7 @@ class RewardWorker:
         if with_texts:
             token_ids = [group.response_ids[group.response(index)].tolist() for index in range(group.num_responses)]
             texts = tuple(self._tokenizer.decode_batch(token_ids, skip_special_tokens=True))
-        summary = JudgeSummary(rewards=tuple(rewards.tolist()), outcomes=tuple(outcomes.tolist()), elapsed_s=elapsed_s, texts=texts, answers=None)
-        return verdicts.to_columns(), summary
+        return JudgedGroup(verdicts=verdicts, elapsed_s=elapsed_s, texts=texts, answers=None)
 
 
 class RewardPool(JudgingPool):

@@ -41,17 +41,6 @@ _TIMEOUTS_PER_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSummary:
-    """What the driver learns of a judged group: one entry a response, and the worker's seconds. Texts and answers as in `JudgedGroup`."""
-
-    rewards: tuple[float, ...]
-    outcomes: tuple[int, ...]
-    elapsed_s: float
-    texts: tuple[str, ...] | None = None
-    answers: tuple[str | None, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifierStats:
     """What the pool has done.
 
@@ -87,7 +76,7 @@ class VerifierWorker:
             self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
         self._logged: set[tuple[str, str]] = set()
 
-    def verify(self, columns: Columns, with_texts: bool = False) -> tuple[Columns, JudgeSummary]:
+    def verify(self, columns: Columns, with_texts: bool = False) -> JudgedGroup:
         """Judge a group.
 
         A truncated response earns 0 as unparseable without being looked at: it did not end, so whatever it holds is no answer.
@@ -95,9 +84,6 @@ class VerifierWorker:
         Args:
             columns: of a `RolloutGroup`.
             with_texts: also give texts and answers back, for an evaluation.
-
-        Returns:
-            The columns of its `Verdicts`, and a summary of them: two results, of which the driver fetches the second.
 
         Raises:
             ConfigError: the group's task has no verifier.
@@ -133,14 +119,12 @@ class VerifierWorker:
             outcomes=np.array([each.outcome for each in judgements], np.uint8),
             elapsed_s=np.array([each.elapsed_s for each in judgements], np.float32),
         )
-        summary = JudgeSummary(
-            rewards=tuple(verdicts.rewards.tolist()),
-            outcomes=tuple(verdicts.outcomes.tolist()),
+        return JudgedGroup(
+            verdicts=verdicts,
             elapsed_s=time.perf_counter() - start,
             texts=tuple(self._decoded(group, range(group.num_responses))) if with_texts else None,
             answers=tuple(each.answer for each in answers) if answers is not None else None,
         )
-        return verdicts.to_columns(), summary
 
     def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
         token_ids = [group.response_ids[group.response(index)].tolist() for index in indices]
@@ -245,20 +229,11 @@ class JudgingPool:
 
     async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int, with_texts: bool) -> JudgedGroup:
         async with self._pool.lease(1) as worker:  # a group takes one process, whatever its length
-            verdicts_ref, summary_ref = worker.verify.options(num_returns=2).remote(group_ref, with_texts)
             try:
-                summary = await asyncio.wait_for(_value_of(summary_ref), self._deadline_s)
+                return await asyncio.wait_for(_value_of(worker.verify.remote(group_ref, with_texts)), self._deadline_s)
             except TimeoutError as error:
                 # Its own waits all have shorter deadlines. The pool kills and replaces it.
                 raise WorkerLostError(f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens") from error
-        return JudgedGroup(
-            verdicts_ref=verdicts_ref,
-            rewards=summary.rewards,
-            outcomes=summary.outcomes,
-            elapsed_s=summary.elapsed_s,
-            texts=summary.texts,
-            answers=summary.answers,
-        )
 
 
 class VerifierPool(JudgingPool):
@@ -306,6 +281,6 @@ class VerifierPool(JudgingPool):
         super().__init__(pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
 
 
-async def _value_of(ref: Any) -> JudgeSummary:
-    summary: JudgeSummary = await ref
-    return summary
+async def _value_of(ref: Any) -> JudgedGroup:
+    judged: JudgedGroup = await ref
+    return judged

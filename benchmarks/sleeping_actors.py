@@ -13,9 +13,8 @@ from typing import Any
 
 import ray
 
-from actors.messages import GroupSummary, SampleRequest, WeightsPublication
+from actors.messages import GroupSummary, JudgedGroup, SampleRequest, WeightsPublication
 from actors.teacher_server import Receipt
-from actors.verifier import JudgeSummary
 from pipelines.simulation.simulator import judged
 from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, Speeds
@@ -76,10 +75,9 @@ class StandInWorker:
 class StandInVerifier:
     """A verifier that sleeps."""
 
-    def verify(self, group: StandInGroup, with_texts: bool) -> tuple[None, JudgeSummary]:
-        verdict = judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
-        time.sleep(verdict.elapsed_s)
-        return None, JudgeSummary(rewards=verdict.rewards, outcomes=verdict.outcomes, elapsed_s=verdict.elapsed_s)
+    def verify(self, group: StandInGroup, with_texts: bool) -> JudgedGroup:
+        time.sleep(group.speeds.verdict_s)
+        return judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
 
 
 class StandInLearners:

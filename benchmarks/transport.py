@@ -46,7 +46,7 @@ def make_batch(num_bytes: int) -> list[ScoredGroup]:
 
 def records_of(groups: Sequence[ScoredGroup]) -> list[Columns]:
     """The columns of every record of the groups, each as it goes into the object store: the pools that make them put them there one by one."""
-    return [part.to_columns() for scored in groups for part in (scored.group, scored.verdicts, scored.teacher_scores) if part is not None]
+    return [part.to_columns() for scored in groups for part in (scored.group, scored.teacher_scores) if part is not None]
 
 
 def arrays_of(record: Columns) -> list[np.ndarray[Any, Any]]:
@@ -161,10 +161,8 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
             means="what the driver grows by, of the bytes whose references it passes on",
         ),
         Ratio(name="put_get_first_use_over_memcpy_speed", value=first.ratio, means="the same while the store's pages are used for the first time"),
-        Ratio(name="put_get_records_over_memcpy_speed", value=single.ratio, means="the same, every group's three records as objects of their own"),
-        Ratio(
-            name="stored_bytes_per_token", value=stored / tokens, means="the same in the store: with prompts, offsets, verdicts, names and framing"
-        ),
+        Ratio(name="put_get_records_over_memcpy_speed", value=single.ratio, means="the same, every group's two records as objects of their own"),
+        Ratio(name="stored_bytes_per_token", value=stored / tokens, means="the same in the store: with prompts, offsets, names and framing"),
     ]
     figures = {
         **whole.figures("memcpy", "put_get"),

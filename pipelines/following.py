@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
@@ -122,20 +122,19 @@ class GroupFollower:
                 is_dropped=is_dropped,
             )
 
+        recorded, judging = self._broker.tell("record_sampled", sampled.uid, sampled.attempt), self._judge(sampled, request.task)
         if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
-            judged, judged_at = await self._judge(sampled, request.task)
+            _, (judged, judged_at) = await together(recorded, judging)
             if self._is_to_drop(step, sampled, judged):
                 step.dropped.append(followed(judged=judged, judged_at=judged_at, is_dropped=True))
                 return step.dropped[-1]
-            teacher_scores, reference_scores = await self._ask_scorers(sampled, mixture)
+            scores = await together(*self._scoring(sampled, mixture))
         else:
-            (judged, judged_at), (teacher_scores, reference_scores) = await together(
-                self._judge(sampled, request.task), self._ask_scorers(sampled, mixture)
-            )
+            _, (judged, judged_at), *scores = await together(recorded, judging, *self._scoring(sampled, mixture))
         finished = FinishedGroup(
             uid=request.uid,
             attempt=request.attempt,
-            refs=GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts_ref, teacher_scores=teacher_scores, reference_scores=reference_scores),
+            refs=self._refs(sampled, judged, mixture, scores),
             prompt_tokens=sampled.prompt_tokens,
             response_lengths=sampled.response_lengths,
             is_truncated=sampled.is_truncated,
@@ -155,11 +154,7 @@ class GroupFollower:
 
     async def _judge(self, sampled: SampledGroup, task: str) -> tuple[JudgedGroup, float]:
         """The verdict, and when it was there."""
-        judged: JudgedGroup
-        _, judged = await together(
-            self._broker.tell("record_sampled", sampled.uid, sampled.attempt),
-            self._verifiers.verify(sampled.group_ref, task=task, num_tokens=sum(sampled.response_lengths)),
-        )
+        judged = await self._verifiers.verify(sampled.group_ref, task=task, num_tokens=sum(sampled.response_lengths))
         return judged, self._clock()
 
     def _is_to_drop(self, step: OpenStep, sampled: SampledGroup, judged: JudgedGroup) -> bool:
@@ -170,20 +165,17 @@ class GroupFollower:
     def _rewards(self, sampled: SampledGroup, judged: JudgedGroup) -> tuple[float, ...]:
         return tuple(shaped_rewards(judged.rewards, sampled.response_lengths, self._config.overlong_penalty).tolist())
 
-    async def _ask_scorers(self, sampled: SampledGroup, mixture: Mapping[str, float]) -> tuple[tuple[WeightedScores, ...], ColumnsRef | None]:
-        """The scores of the group's teachers and of the reference, where the objective needs them."""
-        teacher_scores, reference_scores = await together(self._ask_teachers(sampled, mixture), self._ask_reference(sampled))
-        return teacher_scores, reference_scores
-
-    async def _ask_teachers(self, sampled: SampledGroup, mixture: Mapping[str, float]) -> tuple[WeightedScores, ...]:
-        """What the objective needs of each of the group's teachers, and nothing more."""
+    def _scoring(self, sampled: SampledGroup, mixture: Mapping[str, float]) -> list[Coroutine[Any, Any, ColumnsRef]]:
+        """What scores the group: its teachers in their order, each for what the objective needs and nothing more, then the reference if there is one."""
         num_tokens, support = sum(sampled.response_lengths), self._config.objective.teacher_support
-        scorers = [self._teachers[teacher] for teacher in mixture]
-        scores = await together(*(scorer.score(sampled.group_ref, num_tokens=num_tokens, support=support) for scorer in scorers))
-        return tuple(WeightedScores(weight=weight, scores=ref) for weight, ref in zip(mixture.values(), scores, strict=True))
+        teachers = [self._teachers[teacher].score(sampled.group_ref, num_tokens=num_tokens, support=support) for teacher in mixture]
+        return teachers if self._reference is None else [*teachers, self._reference.score(sampled.group_ref, num_tokens=num_tokens)]
 
-    async def _ask_reference(self, sampled: SampledGroup) -> ColumnsRef | None:
-        return None if self._reference is None else await self._reference.score(sampled.group_ref, num_tokens=sum(sampled.response_lengths))
+    def _refs(self, sampled: SampledGroup, judged: JudgedGroup, mixture: Mapping[str, float], scores: list[ColumnsRef]) -> GroupRefs:
+        """Of a group with its scores in the order of `_scoring`."""
+        of_reference = None if self._reference is None else scores.pop()
+        of_teachers = tuple(WeightedScores(weight=weight, scores=ref) for weight, ref in zip(mixture.values(), scores, strict=True))
+        return GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts, teacher_scores=of_teachers, reference_scores=of_reference)
 
     def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
         prompt, rollout = self._prompts.records[record], self._config.rollout

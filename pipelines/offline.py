@@ -115,7 +115,7 @@ class _OfflineTraining(TrainingRun):
     async def _bring_trace(self, step: OpenStep, uid: str, attempt: int, record: int) -> FollowedGroup:
         issued_at = time.time()
         group, verdicts = group_of(self._traces[record], self._prompts, uid=uid, attempt=attempt)
-        refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=ray.put(verdicts.to_columns()), teacher_scores=())
+        refs = GroupRefs(group=ray.put(group.to_columns()), verdicts=verdicts, teacher_scores=())
         await self._broker.tell("record_sampled", uid, attempt)
         finished = FinishedGroup(
             uid=uid,
@@ -140,7 +140,7 @@ class _OfflineTraining(TrainingRun):
             queued_s=0.0,
             elapsed_s=read_at - issued_at,
         )
-        judged = JudgedGroup(verdicts_ref=refs.verdicts, rewards=finished.rewards, outcomes=(int(verdicts.outcomes[0]),), elapsed_s=0.0)
+        judged = JudgedGroup(verdicts=verdicts, elapsed_s=0.0)
         return FollowedGroup(
             sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, judged_at=read_at, scored_at=read_at, attempts=1
         )

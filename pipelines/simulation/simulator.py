@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipelines.simulation.virtual_time import run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.steps import TrainedStep
 from rlad.config import RunConfig
-from rlad.contracts import Outcome, TeacherSupport
+from rlad.contracts import Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
 
 
@@ -232,7 +233,15 @@ class SimulatedTeacher:
         self.busy_s += num_tokens * self._speeds.teacher_token_s
 
 
-def judged(group_size: int, *, elapsed_s: float) -> JudgedGroup:
-    """A stand-in's verdict on a group: the first response is right."""
-    outcomes = (int(Outcome.CORRECT),) + (int(Outcome.WRONG),) * (group_size - 1)
-    return JudgedGroup(verdicts_ref=None, rewards=(1.0,) + (0.0,) * (group_size - 1), outcomes=outcomes, elapsed_s=elapsed_s)
+@lru_cache
+def judged(group_size: int, *, elapsed_s: float, num_right: int = 1) -> JudgedGroup:
+    """A stand-in's verdict on a group, whichever it is: the first so many responses are right."""
+    is_right = np.arange(group_size) < num_right
+    verdicts = Verdicts(
+        uid="stand-in",
+        attempt=0,
+        rewards=is_right.astype(np.float32),
+        outcomes=np.where(is_right, Outcome.CORRECT, Outcome.WRONG).astype(np.uint8),
+        elapsed_s=np.full(group_size, elapsed_s / group_size, np.float32),
+    )
+    return JudgedGroup(verdicts=verdicts, elapsed_s=elapsed_s)

@@ -29,6 +29,8 @@ class DecodingSlots:
 
     async def decode(self, lengths: tuple[int, ...]) -> None:
         """Return when the longest of the responses is finished."""
+        if self._speeds.token_s == 0:
+            return
         asked_at = asyncio.get_running_loop().time()
         await asyncio.gather(*(self._decode_one(length, asked_at) for length in lengths))
 

@@ -15,7 +15,7 @@ from actors.engines.reward_model import RewardModelEngine
 from actors.reward import VerdictPools
 from pipelines.waiting import together
 from rlad.config import VerifierPoolConfig
-from rlad.contracts import FinishReason, Outcome, RolloutGroup, Verdicts
+from rlad.contracts import FinishReason, Outcome, RolloutGroup
 from rlad.errors import EngineError, PoolExhaustedError
 from rlad.verifiers import KnightsKnavesVerifierConfig, RewardModelVerifierConfig
 
@@ -63,7 +63,7 @@ async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path],
             task: await pools.verify(ray.put(group.to_columns()), task=task, num_tokens=group.num_tokens, with_texts=True)
             for task, group in groups.items()
         }
-        verdicts = Verdicts.from_columns(await judged["style"].verdicts_ref)
+        verdicts = judged["style"].verdicts
         stats = pools.stats()
     assert judged["puzzle"].rewards == (1.0, 0.0, 0.0, 0.0, 0.0)
     np.testing.assert_allclose(verdicts.rewards, expected, atol=1e-6)

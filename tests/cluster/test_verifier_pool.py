@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from actors.verifier import VerifierPool
 from rlad.config import VerifierPoolConfig
-from rlad.contracts import FinishReason, Outcome, RolloutGroup, Verdicts
+from rlad.contracts import FinishReason, Outcome, RolloutGroup
 from rlad.errors import ConfigError, PoolExhaustedError
 from rlad.verifiers import Verdict, build_verifier
 
@@ -71,7 +71,7 @@ async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: 
         groups = [make_group(texts, truncated=(4,), uid=f"d:0:{index}") for index in range(12)]
         judged = await asyncio.gather(*(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups))
         for group, each in zip(groups, judged, strict=True):
-            verdicts = Verdicts.from_columns(await each.verdicts_ref)
+            verdicts = each.verdicts
             assert (verdicts.uid, verdicts.attempt) == (group.uid, 2)
             expected = [COMPACT.verify(text.replace("$", ""), "TF") for text in texts]
             expected[4] = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)

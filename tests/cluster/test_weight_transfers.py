@@ -60,7 +60,7 @@ class Run:
         """Let the learner make the next version, as it does when a step's groups are there."""
         await self.broker.open_step.remote(step, [[(f"g{step}", "prompt")]])
         await self.broker.record_sampled.remote(f"g{step}", 0)
-        refs = GroupRefs(group="group", verdicts="verdicts", teacher_scores=())
+        refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
         group = FinishedGroup(
             uid=f"g{step}", attempt=0, refs=refs, prompt_tokens=1, response_lengths=(1, 1), is_truncated=(False, False), rewards=(0.0, 1.0)
         )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,12 @@ class Run:
         scored, attempt = self.groups[uid], self._attempts[uid]
         await self.broker.record_sampled.remote(uid, attempt)
         scores = self.groups[scores_of or uid].teacher_scores
-        columns = [{**record.to_columns(), "attempt": attempt} for record in (scored.group, scored.verdicts, scores)]
-        group_ref, verdicts_ref, scores_ref = map(ray.put, columns)
+        group_ref, scores_ref = (ray.put({**record.to_columns(), "attempt": attempt}) for record in (scored.group, scores))
+        verdicts = replace(scored.verdicts, attempt=attempt)
         finished = FinishedGroup(
             uid=uid,
             attempt=attempt,
-            refs=GroupRefs(group=group_ref, verdicts=verdicts_ref, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)),
+            refs=GroupRefs(group=group_ref, verdicts=verdicts, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)),
             prompt_tokens=len(scored.group.prompt_ids),
             response_lengths=tuple(scored.group.response_lengths[:responses].tolist()),
             is_truncated=tuple(scored.group.is_truncated.tolist()),

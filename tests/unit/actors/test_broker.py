@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from actors import broker as broker_module
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepParts
 from actors.parts import GroupRefs, Part
+from rlad.contracts import Verdicts
 from rlad.errors import LedgerError, RunStoppedError, StaleAttemptError
 from rlad.packing import UpdateSize
 
@@ -27,7 +29,14 @@ def finished(
     truncated: tuple[bool, ...] = (False, False),
     attempt: int = 0,
 ) -> FinishedGroup:
-    refs = GroupRefs(group=f"group {uid}", verdicts=f"verdicts {uid}", teacher_scores=())
+    verdicts = Verdicts(
+        uid=uid,
+        attempt=attempt,
+        rewards=np.array(rewards, np.float32),
+        outcomes=np.zeros(len(rewards), np.uint8),
+        elapsed_s=np.zeros(len(rewards), np.float32),
+    )
+    refs = GroupRefs(group=f"group {uid}", verdicts=verdicts, teacher_scores=())
     return FinishedGroup(uid=uid, attempt=attempt, refs=refs, prompt_tokens=10, response_lengths=lengths, is_truncated=truncated, rewards=rewards)
 
 

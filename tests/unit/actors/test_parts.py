@@ -31,10 +31,8 @@ GROUP = RolloutGroup(
     policy_versions=np.zeros(3, np.int32),
     finish_reasons=np.zeros(2, np.uint8),
 ).to_columns()
-VERDICTS = Verdicts(
-    uid="g", attempt=0, rewards=np.zeros(2, np.float32), outcomes=np.zeros(2, np.uint8), elapsed_s=np.zeros(2, np.float32)
-).to_columns()
-STORE = {"group": GROUP, "verdicts": VERDICTS, "a": scores(0.5, "a"), "b": scores(0.1, "b"), "start": scores(0.7, "start")}
+VERDICTS = Verdicts(uid="g", attempt=0, rewards=np.zeros(2, np.float32), outcomes=np.zeros(2, np.uint8), elapsed_s=np.zeros(2, np.float32))
+STORE = {"group": GROUP, "a": scores(0.5, "a"), "b": scores(0.1, "b"), "start": scores(0.7, "start")}
 
 
 @pytest.mark.parametrize("reference", [None, "start"])
@@ -43,7 +41,7 @@ STORE = {"group": GROUP, "verdicts": VERDICTS, "a": scores(0.5, "a"), "b": score
 )
 def test_every_score_lands_in_its_place(weights: dict[str, float], teacher: str | None, probability: float | None, reference: str | None) -> None:
     of_teachers = tuple(WeightedScores(weight=weight, scores=name) for name, weight in weights.items())
-    refs = GroupRefs(group="group", verdicts="verdicts", teacher_scores=of_teachers, reference_scores=reference)
+    refs = GroupRefs(group="group", verdicts=VERDICTS, teacher_scores=of_teachers, reference_scores=reference)
     scored = refs.scored_group([STORE[ref] for ref in refs.all_refs])
     assert scored.group.uid == scored.verdicts.uid == "g"
     if teacher is None:
@@ -56,6 +54,6 @@ def test_every_score_lands_in_its_place(weights: dict[str, float], teacher: str 
 
 
 def test_scores_of_another_group_are_refused() -> None:
-    refs = GroupRefs(group="group", verdicts="verdicts", teacher_scores=(WeightedScores(weight=1.0, scores="x"),))
+    refs = GroupRefs(group="group", verdicts=VERDICTS, teacher_scores=(WeightedScores(weight=1.0, scores="x"),))
     with pytest.raises(ContractError, match="TeacherScores is of h attempt 0, the group is g"):
-        refs.scored_group([GROUP, VERDICTS, scores(0.5, "a", uid="h")])
+        refs.scored_group([GROUP, scores(0.5, "a", uid="h")])

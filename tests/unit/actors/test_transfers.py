@@ -101,7 +101,7 @@ async def test_a_request_comes_before_a_part_and_before_the_end(broker: Experien
     await broker.record_sampled("a", 0)
     await asyncio.sleep(0)
     assert not turn.done()
-    refs = GroupRefs(group="group", verdicts="verdicts", teacher_scores=())
+    refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
     group = FinishedGroup(uid="a", attempt=0, refs=refs, prompt_tokens=5, response_lengths=(9, 9), is_truncated=(False, False), rewards=(0.0, 1.0))
     await broker.add(0, group)
     async with asyncio.timeout(1):

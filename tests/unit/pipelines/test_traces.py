@@ -17,7 +17,7 @@ from pipelines.offline import group_of
 from pipelines.prompts import EncodedPrompts
 from pipelines.traces import provenance_of, reused_traces, traced_prompt
 from rlad.config import RunConfig, load_run_config
-from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup
+from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, Verdicts
 from rlad.data.chat import encode_prompts
 from rlad.data.prompts import PromptRecord
 from rlad.data.trace_files import TraceFolder
@@ -58,9 +58,15 @@ def judged_group(tokenizer: Tokenizer, prompts: EncodedPrompts, position: int, t
         policy_versions=np.zeros(offsets[-1], np.int32),
         finish_reasons=np.full(len(texts), FinishReason.STOP, np.uint8),
     )
-    outcomes = tuple(int(outcome) for outcome in texts.values())
-    rewards = tuple(float(outcome == Outcome.CORRECT) for outcome in texts.values())
-    return group, JudgedGroup(verdicts_ref=None, rewards=rewards, outcomes=outcomes, elapsed_s=0.0)
+    outcomes = np.array(list(texts.values()), np.uint8)
+    verdicts = Verdicts(
+        uid=group.uid,
+        attempt=0,
+        rewards=(outcomes == Outcome.CORRECT).astype(np.float32),
+        outcomes=outcomes,
+        elapsed_s=np.zeros(len(texts), np.float32),
+    )
+    return group, JudgedGroup(verdicts=verdicts, elapsed_s=0.0)
 
 
 def test_only_correct_responses_become_traces_the_first_so_many(make_model: MakeModel) -> None:

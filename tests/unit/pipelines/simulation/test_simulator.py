@@ -14,7 +14,16 @@ import pytest
 from actors.broker import ExperienceBroker
 from actors.messages import JudgedGroup
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
-from pipelines.simulation.simulator import Failures, SimulatedRollout, SimulatedRun, SimulatedTeacher, SimulatedVerifiers, part_policy, simulate
+from pipelines.simulation.simulator import (
+    Failures,
+    SimulatedRollout,
+    SimulatedRun,
+    SimulatedTeacher,
+    SimulatedVerifiers,
+    judged,
+    part_policy,
+    simulate,
+)
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
 from pipelines.simulation.virtual_time import StuckError, run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
@@ -153,9 +162,10 @@ class SomeEqual(SimulatedVerifiers):
     seen = 0
 
     async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
-        judged = await super().verify(group_ref, task=task, num_tokens=num_tokens)
+        verdict = await super().verify(group_ref, task=task, num_tokens=num_tokens)
         self.seen += 1
-        return replace(judged, rewards=(1.0,) * len(judged.rewards)) if self.seen % 5 == 0 else judged
+        group_size = len(verdict.rewards)
+        return judged(group_size, elapsed_s=verdict.elapsed_s, num_right=group_size) if self.seen % 5 == 0 else verdict
 
 
 async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) -> None:
