@@ -113,14 +113,28 @@ class JudgedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsBucket:
+    """32 MiB of a file of weights, the last one less.
+
+    Attributes:
+        digest: xxh3 (128 bits) of its bytes.
+        ref: to a list of uint8 arrays that end to end are the bucket, which anyone with the reference can load. Ray drops it when the process that
+            published it ends.
+    """
+
+    digest: bytes
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublication:
     """Weights that can be had.
 
     Attributes:
         manifest: version, checksum and size.
-        ref: to a list of uint8 arrays that end to end are a safetensors file, which anyone with the reference can load. Ray drops it when the process that
-            published it ends. None where the learner holds the weights and sends them to whom it is told; the checksum is then that of their layout.
+        buckets: that end to end are a safetensors file. None where the learner holds the weights and sends them to whom it is told; the checksum is then
+            that of their layout.
     """
 
     manifest: WeightsManifest
-    ref: ObjectRef | None
+    buckets: tuple[WeightsBucket, ...] = ()

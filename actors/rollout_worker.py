@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import xxhash
-from ray import ObjectRef
 from ray.exceptions import ObjectLostError
 
 from actors.engines.vllm_settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
-from actors.weights import NodeWeights
+from actors.node_weights import NodeWeights
+from actors.weight_file import Bytes
 from rlad.contracts import Columns, FinishReason, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
@@ -112,25 +114,19 @@ class RolloutWorker:
             EngineError: they are nowhere any more.
         """
         manifest = publication.manifest
-        path = self._weights.path(manifest)
-        if not path.exists():
-            try:
-                parts = await cast(ObjectRef, publication.ref)
-            except ObjectLostError as error:
-                raise EngineError(
-                    f"the weights of version {manifest.version} are gone with the process that published them: publish them again"
-                ) from error
-            await asyncio.to_thread(self._weights.write, manifest, parts)
-        file = {"path": str(path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
+        held = await asyncio.to_thread(self._weights.hold, manifest, [bucket.digest for bucket in publication.buckets], partial(_fetch, publication))
         try:
+            file = {"path": str(held.path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
             return await self._sampler.update_weights(file, manifest)
         except WeightsMismatchError:
-            path.unlink(missing_ok=True)  # the next to try must not find the same bad file
+            held.remove()
             raise
+        finally:
+            held.release()
 
     async def keep_only(self, manifest: WeightsManifest) -> None:
         """Remove the files of other weights from this node."""
-        self._weights.keep_only(manifest)
+        await asyncio.to_thread(self._weights.keep_only, manifest)
 
     async def version(self) -> int | None:
         """Version of the weights, asked of the engine's own process: an answer also says that it lives."""
@@ -140,3 +136,18 @@ class RolloutWorker:
         """End the engine and leave the node as it was."""
         await self._sampler.close()
         self._weights.close()
+
+
+def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[Bytes]]:
+    """Buckets out of the object store, mapped and not copied.
+
+    Raises:
+        EngineError: they are nowhere any more.
+    """
+    try:
+        buckets: list[list[Bytes]] = ray.get([publication.buckets[place].ref for place in places])
+    except ObjectLostError as error:
+        raise EngineError(
+            f"the weights of version {publication.manifest.version} are gone with the process that published them: publish them again"
+        ) from error
+    return buckets

@@ -20,8 +20,9 @@ from actors.engines.zero_trainer import ZeroTrainer
 from actors.messages import WeightsPublication
 from actors.rank_agreement import answer, decided_by_first, together
 from actors.transfers import TransferOutcome, TransferRequest
+from actors.weight_file import layout_checksum
 from actors.weight_receivers import Receivers
-from actors.weights import layout_checksum, publish
+from actors.weights import publish
 from rlad.config import RunConfig
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
@@ -66,13 +67,15 @@ class ObjectStoreOutlet:
     def __init__(self, trainer: ZeroTrainer, broker: ActorHandle) -> None:
         self._trainer = trainer
         self._broker = broker
+        self._newest: WeightsPublication | None = None
 
     def publish(self, version: int, tell: Tell) -> float:
         weights = self._trainer.gather_weights()
 
         def publish_and_tell() -> None:
             if weights is not None:
-                tell([publish(weights, version)])
+                self._newest = publish(weights, version, earlier=self._newest)
+                tell([self._newest])
 
         together(publish_and_tell)
         return 0.0
@@ -116,7 +119,7 @@ class TransferOutlet:
     def publish(self, version: int, tell: Tell) -> float:
         """Tell of the weights, and send them before they change: returns when all who were asked for have them or have failed."""
         if self._is_first:
-            publication = WeightsPublication(manifest=self._manifest(version), ref=None)
+            publication = WeightsPublication(manifest=self._manifest(version))
         together(lambda: tell([publication]) if self._is_first else None)
         return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
 

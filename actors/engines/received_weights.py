@@ -17,7 +17,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from actors.engines.gloo_group import GlooGroup
 from actors.engines.loaded_model import LoadsWholeModel
-from actors.weights import layout_checksum
+from actors.weight_file import layout_checksum
 
 
 @dataclass

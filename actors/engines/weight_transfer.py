@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.engines.loaded_model import LoadsWholeModel, shapes_in
-from actors.weights import require_published
+from actors.engines.loaded_model import LoadsWholeModel
+from actors.weight_file import MappedFile
 from rlad.contracts import WeightsManifest
 
 
@@ -40,6 +40,10 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
     init_info_cls = NoInit
     update_info_cls = WeightsFile
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._file = MappedFile()
+
     def init_transfer_engine(self, init_info: NoInit) -> None:
         pass
 
@@ -49,15 +53,14 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
         Raises:
             WeightsMismatchError: the file is not what was published, or not this model's weights. The model is untouched.
         """
-        path = Path(update_info.path)
-        require_published(path, WeightsManifest(version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes))
-        with safe_open(path, framework="pt") as file:
-            self.require_whole_model(shapes_in(file), update_info.version)
-            self.loaded = None
-            initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  not a dict
-            finalize_layerwise_reload(self.model, self.model_config)
-            self.renew_tied_head()
+        manifest = WeightsManifest(version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes)
+        tensors = self._file.tensors(Path(update_info.path), manifest)
+        self.require_whole_model({name: tuple(tensor.shape) for name, tensor in tensors.items()}, update_info.version)
+        self.loaded = None
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights(iter(tensors.items()))
+        finalize_layerwise_reload(self.model, self.model_config)
+        self.renew_tied_head()
         self.loaded = update_info.version, update_info.checksum
 
     def shutdown(self) -> None:

@@ -89,7 +89,7 @@ class StandInLearner:
 
 def publication(version: int) -> WeightsPublication:
     """Weights of a version, as far as the driver can tell."""
-    return WeightsPublication(manifest=WeightsManifest(version=version, checksum=f"stand-in-{version}", num_bytes=1), ref=None)
+    return WeightsPublication(manifest=WeightsManifest(version=version, checksum=f"stand-in-{version}", num_bytes=1))
 
 
 @dataclass(frozen=True, slots=True)

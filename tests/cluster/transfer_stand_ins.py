@@ -18,7 +18,7 @@ from torch import nn
 from actors.engines.gloo_group import GlooGroup
 from actors.engines.vllm_settings import VllmSettings
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
-from actors.weights import layout_checksum
+from actors.weight_file import layout_checksum
 from rlad.contracts import WeightsManifest
 
 TIMEOUT_S = 15.0

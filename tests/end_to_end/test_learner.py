@@ -170,7 +170,7 @@ def groups(model_path: Path) -> dict[str, ScoredGroup]:
 def published(report: StepReport) -> dict[str, Tensor]:
     publication = report.publications[0]
     assert publication.manifest.version == report.version
-    return load(b"".join(part.tobytes() for part in ray.get(publication.ref, timeout=30)))
+    return load(b"".join(part.tobytes() for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=30)))
 
 
 def exported(run_dir: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from actors.engines.gloo_group import GlooGroup
 from actors.engines.vllm_settings import VllmSettings
 from actors.rollout_worker import RolloutWorker
-from actors.weights import layout_checksum
+from actors.weight_file import layout_checksum
 from pipelines.run_directory import RunDirectory, read_json_lines
 from rlad.contracts import RolloutGroup, WeightsManifest
 from rlad.errors import WeightsMismatchError

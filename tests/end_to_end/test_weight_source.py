@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from actors.engines.lora import Adapter, StudentWeight, student_weights
 from actors.engines.weight_source import StudentWeights, TensorLayout
 from actors.engines.zero_trainer import ZeroTrainer
-from actors.weights import layout_checksum, safetensors_parts
+from actors.weight_file import layout_checksum, safetensors_parts
 from rlad.config.models import LearnerConfig
 from rlad.objectives import build_objective
 

@@ -115,6 +115,24 @@ async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> 
     assert largest_gap(old, group) > 0.1
 
 
+async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from_is_written_over(engines: Engines, make_model) -> None:
+    """What the engine still has of the file is a mapping that the next version is written to."""
+    policy = load_policy(make_model(tied=False, seed=2))
+    publication = publish(policy.state_dict(), 2)
+    await engines.untied.update_weights.remote(publication)
+    [file] = in_shared_memory("rlad-test-untied/*.safetensors")
+    before = file.read_bytes()
+    with file.open("r+b") as mapped:
+        mapped.write(bytes(len(before)))
+    assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
+    next_policy = load_policy(make_model(tied=False, seed=12))
+    inode = file.stat().st_ino
+    await engines.untied.update_weights.remote(publish(next_policy.state_dict(), 3))
+    [file] = in_shared_memory("rlad-test-untied/*.safetensors")
+    assert file.stat().st_ino == inode, "written over"
+    assert largest_gap(next_policy, await sample(engines.untied)) <= 1e-4
+
+
 async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engines: Engines, make_model) -> None:
     for version in (3, 4):
         policy = load_policy(make_model(tied=False, seed=version))
@@ -186,7 +204,7 @@ async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_o
 
 async def test_a_file_changed_on_its_way_is_refused(engines: Engines, make_model) -> None:
     publication = publish(load_policy(make_model(tied=False, seed=8)).state_dict(), 8)
-    content = np.concatenate(ray.get(publication.ref, timeout=10))
+    content = np.concatenate([part for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=10)])
     content[-1] ^= 1  # one bit of one weight
     content.tofile(f"/dev/shm/rlad-test-untied/v8-{publication.manifest.checksum}.safetensors")
     with pytest.raises(WeightsMismatchError, match="published with checksum"):
