@@ -172,7 +172,7 @@ class StepReport:
 
     Attributes:
         version: trained steps so far, the version of the weights.
-        publications: the published weights, in a list so that the reference inside travels as a reference.
+        publications: the published weights, in a list: whoever hands them on takes them out, for what anybody refers to stays in the object store.
         metrics: of the step.
     """
 
@@ -191,6 +191,7 @@ class ExperienceBroker:
         self._steps: dict[int, StepParts] = {}
         self._started: StepReport | None = None
         self._reports: dict[int, StepReport] = {}
+        self._awaited = 0  # the newest version that the driver has asked for: it has all before
         self._stopped: str | None = None
         self._is_exported = self._is_dismissed = False
         self._transfers = TransferQueue()
@@ -260,6 +261,7 @@ class ExperienceBroker:
             self._transfers.sender_restarted()
             self._reports = {version: report for version, report in self._reports.items() if version <= step}
             self._started = StepReport(version=step, publications=publications, metrics={})
+            self._forget_weights()
             self._changed.notify_all()
 
     async def finish_step(self, step: int, publications: list[WeightsPublication], metrics: dict[str, float]) -> None:
@@ -269,18 +271,20 @@ class ExperienceBroker:
         self._ledger.record_trained(step, uids)
         async with self._changed:
             self._reports[step + 1] = StepReport(version=step + 1, publications=publications, metrics=metrics)
+            self._forget_weights()
             self._changed.notify_all()
 
     async def commit(self, checkpoint: int) -> None:
         """A durable checkpoint holds the steps before `checkpoint`: their data can go."""
         self._ledger.commit(checkpoint)
         self._steps = {step: parts for step, parts in self._steps.items() if step >= checkpoint}
-        self._reports = {version: report for version, report in self._reports.items() if version >= checkpoint}
 
     async def wait_started(self) -> StepReport | None:
         return await self._wait_for(lambda: self._started)
 
     async def wait_finished(self, step: int) -> StepReport | None:
+        self._awaited = max(self._awaited, step + 1)
+        self._forget_weights()
         return await self._wait_for(lambda: self._reports.get(step + 1))
 
     async def report_exported(self) -> None:
@@ -345,6 +349,13 @@ class ExperienceBroker:
         async with self._changed:
             self._stopped = reason
             self._changed.notify_all()
+
+    def _forget_weights(self) -> None:
+        """Whose version the driver has: every one that is referred to takes the room of a model in the object store. A learner that restarts makes some of
+        them once more."""
+        self._reports = {version: report for version, report in self._reports.items() if version >= self._awaited}
+        if self._started is not None and self._started.version < self._awaited:
+            self._started.publications.clear()
 
     async def _wait_for(self, find: Callable[[], T | None]) -> T | None:
         clock = asyncio.get_running_loop().time  # not the wall's: in the simulator it jumps, and every change in between would wait on from there

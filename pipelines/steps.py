@@ -144,7 +144,7 @@ class Steps:
             RladError: what went wrong first, wherever; all that was under way is cancelled.
         """
         total = self._training.steps
-        await self._update_weights(started.publications[0])
+        await self._update_weights(started.publications.pop())
         next_to_open = started.version
         open_steps: dict[int, tuple[OpenStep, asyncio.Task[list[FollowedGroup]]]] = {}
         try:
@@ -178,7 +178,7 @@ class Steps:
             "wait_finished", step.number, deadline_s=self._step_timeout_s, waiting_for=f"the learner to finish step {step.number}"
         )
         trained_at = self._clock()
-        await self._update_weights(report.publications[0])
+        await self._update_weights(report.publications.pop())
         times = StepTimes(started_at=turned_to_at, trained_at=trained_at, weights_at=self._clock())
         return TrainedStep(number=step.number, groups=[*kept, *step.dropped], times=times, report=report)
 

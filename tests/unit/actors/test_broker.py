@@ -11,8 +11,9 @@ import pytest
 
 from actors import broker as broker_module
 from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepParts
+from actors.messages import WeightsPublication
 from actors.parts import GroupRefs, Part
-from rlad.contracts import Verdicts
+from rlad.contracts import Verdicts, WeightsManifest
 from rlad.errors import LedgerError, RunStoppedError, StaleAttemptError
 from rlad.packing import UpdateSize
 
@@ -170,6 +171,40 @@ async def test_a_restart_takes_back_the_report_of_a_step_that_never_happened(bro
     assert await broker.wait_finished(0) is not None
     await broker.report_started(0, [])
     assert await broker.wait_finished(0) is None
+
+
+async def test_weights_that_the_driver_has_are_let_go_also_those_that_a_restarted_learner_makes_once_more(broker: ExperienceBroker) -> None:
+    """Whoever refers to a version keeps a whole model in the object store."""
+    weights = [WeightsPublication(manifest=WeightsManifest(version=version, checksum="c", num_bytes=1)) for version in range(4)]
+
+    async def train(step: int) -> None:
+        await broker.finish_step(step, [weights[step + 1]], {})
+
+    await broker.report_started(0, [weights[0]])
+    for step, uid in enumerate("abc"):
+        await broker.open_step(step, [[(uid, "prompt")]])
+        await bring(broker, step, uid)
+    await train(0)
+    await train(1)
+    report = await broker.wait_finished(0)
+    assert report is not None
+    assert report.publications == [weights[1]], "not the newest, though it is there"
+    assert await broker.wait_finished(1) is not None
+    assert await broker.wait_finished(0) is None
+    started = await broker.wait_started()
+    assert started is not None
+    assert started.publications == []
+
+    await broker.report_started(0, [weights[0]])
+    started = await broker.wait_started()
+    assert started is not None
+    assert started.publications == []
+    await train(0)
+    assert await broker.wait_finished(0) is None
+    await train(1)
+    report = await broker.wait_finished(1)
+    assert report is not None
+    assert report.publications == [weights[2]], "what the driver waits for comes"
 
 
 async def test_a_late_group_of_a_replaced_attempt_is_refused(broker: ExperienceBroker) -> None:
