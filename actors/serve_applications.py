@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeStatus
 
@@ -182,6 +182,15 @@ def _start_serve(http: HttpAddress | None) -> None:
             f"Serve runs on this Ray cluster {'without HTTP' if running is None else f'at {running}'}, the service wants {http}, and Serve keeps what it "
             "was started with: change `http`, or end what it serves (`serve shutdown`) and deploy this first"
         )
+
+
+def short_pauses(replicas: int) -> RequestRouterConfig:
+    """How often a caller's router looks again while every replica holds all that it may.
+
+    Serve's own pauses grow to half a second, although the replicas may be done with all that they had long before that. It looks from two places a
+    replica at once, so the longest pause grows with them here: a hundred times a second, all together.
+    """
+    return RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=min(0.5, 0.02 * replicas))
 
 
 def _address() -> HttpAddress | None:

@@ -19,6 +19,7 @@ from actors.serve_applications import (
     running_replicas,
     serve_status,
     set_replicas,
+    short_pauses,
     wait_until_running,
 )
 from actors.teacher import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
@@ -153,9 +154,8 @@ def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]
         config: with `path` a model directory that the replicas' nodes can read.
         label_selector: of those nodes; an empty one takes any.
     """
-    deployment = serve.deployment(TeacherServer).options(
-        num_replicas=config.replicas, **_replica_options(config, label_selector, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
-    )
+    options = _replica_options(config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
+    deployment = serve.deployment(TeacherServer).options(num_replicas=config.replicas, **options)
     return deployment.bind(config)
 
 
@@ -210,17 +210,21 @@ def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: 
         # A client that is refused waits elsewhere, so what it has under way never passes its quota: half of that for long wants another replica.
         target = config.target_groups or max(1, config.client_quota // 2)
         size = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas, "target_ongoing_requests": target}}
-    options = _replica_options(config, label_selector, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s)
+    replicas = config.max_replicas or config.replicas
+    options = _replica_options(config, label_selector, replicas=replicas, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s)
     deployment = serve.deployment(TeacherServer).options(name=SHARED_TEACHER, **size, **options)
     # What an engine goes by, without what is Serve's or the gateway's matter.
     engine = TeacherConfig.model_validate(config.model_dump(include=TeacherConfig.model_fields.keys() - {"replicas"}))
     return deployment.bind(engine, max_groups_per_client=config.client_quota)
 
 
-def _replica_options(config: TeacherConfig, label_selector: dict[str, str], *, drain_s: float, health_timeout_s: float) -> dict[str, Any]:
+def _replica_options(
+    config: TeacherConfig, label_selector: dict[str, str], *, replicas: int, drain_s: float, health_timeout_s: float
+) -> dict[str, Any]:
     return {
         # Serve's default of 5 would leave an engine that batches idle.
         "max_ongoing_requests": config.max_ongoing_requests,
+        "request_router_config": short_pauses(replicas),
         "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "label_selector": label_selector},
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": health_timeout_s,
