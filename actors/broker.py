@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.messages import WeightsPublication
@@ -260,6 +260,8 @@ class ExperienceBroker:
             self._ledger.rewind(step)
             self._transfers.sender_restarted()
             self._reports = {version: report for version, report in self._reports.items() if version <= step}
+            if step in self._reports:  # with the process that published them before, its objects are gone
+                self._reports[step] = replace(self._reports[step], publications=list(publications))
             self._started = StepReport(version=step, publications=publications, metrics={})
             self._forget_weights()
             self._changed.notify_all()

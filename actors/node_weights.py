@@ -87,15 +87,19 @@ class NodeWeights:
             fcntl.flock(descriptor, fcntl.LOCK_SH)  # at once: who writes has the folder's lock
             return HeldFile(path, descriptor)
 
-    def keep_only(self, manifest: WeightsManifest) -> None:
-        """Remove all other weights from the node, and what a worker left that was killed while it wrote. Blocks while another worker writes.
+    def remove_older(self, manifest: WeightsManifest) -> None:
+        """Remove the files of earlier versions that nobody holds, and what a worker left that was killed while it wrote.
 
-        An engine that has mapped one of them keeps its mapping.
+        Blocks while another worker writes. An engine that has mapped one of them keeps its mapping.
         """
         with _locked(self._folder / _WRITING):
-            for path in (*self._folder.glob(_FILES), *self._folder.glob("*.unfinished")):
-                if path != self.path(manifest):
-                    path.unlink(missing_ok=True)
+            for path in self._folder.glob("*.unfinished"):
+                path.unlink()
+            for path in self._folder.glob(_FILES):
+                if _version(path) < manifest.version:
+                    with _locked_at_once(path) as is_free:
+                        if is_free:
+                            path.unlink()
 
     def close(self) -> None:
         """Leave. The last worker to do so removes the folder."""
@@ -133,19 +137,16 @@ class NodeWeights:
     def _spare(self, num_bytes: int) -> Iterator[Path | None]:
         """An older file of this size, locked against all who would hold it; None where there is none that nobody holds."""
         for path in self._folder.glob(_FILES):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                if os.fstat(descriptor).st_size == num_bytes and _lock_at_once(descriptor):
+            with _locked_at_once(path) as is_free:
+                if is_free and path.stat().st_size == num_bytes:
                     yield path
                     return
-            finally:
-                os.close(descriptor)
         yield None
 
     def _changed(self, spare: Path | None, digests: Sequence[bytes]) -> list[int]:
         """The places of the buckets that the spare file has not. It is known by its checksum, and its buckets to those who held it."""
         checksum, there = self._known
-        if spare is None or not spare.stem.endswith(f"-{checksum}"):
+        if spare is None or _checksum(spare) != checksum:
             return list(range(len(digests)))
         return [place for place, digest in enumerate(digests) if digest != there[place]]
 
@@ -214,6 +215,24 @@ def _remove_if_dead(folder: Path) -> None:
             shutil.rmtree(folder)
     finally:
         os.close(lock)
+
+
+def _version(path: Path) -> int:
+    return int(path.stem.partition("-")[0].removeprefix("v"))
+
+
+def _checksum(path: Path) -> str:
+    return path.stem.partition("-")[2]
+
+
+@contextmanager
+def _locked_at_once(path: Path) -> Iterator[bool]:
+    """Whether the file could be locked for oneself alone until the end of the block: nobody else has a lock on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield _lock_at_once(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock_at_once(descriptor: int) -> bool:

@@ -184,7 +184,6 @@ class RolloutPool:
             # Nothing happens between the two: whom the weights are sent to is whom they are waited for.
             delivery = self._transport.deliver(publication, self._pool.workers())
             await self._pool.for_each(lambda worker: self._give_weights(worker, publication, delivery))
-            await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.keep_only.remote(publication.manifest), "remove old weights"))
         finally:
             self._is_updating = False
 

@@ -117,16 +117,14 @@ class RolloutWorker:
         held = await asyncio.to_thread(self._weights.hold, manifest, [bucket.digest for bucket in publication.buckets], partial(_fetch, publication))
         try:
             file = {"path": str(held.path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
-            return await self._sampler.update_weights(file, manifest)
+            reported = await self._sampler.update_weights(file, manifest)
         except WeightsMismatchError:
             held.remove()
             raise
         finally:
             held.release()
-
-    async def keep_only(self, manifest: WeightsManifest) -> None:
-        """Remove the files of other weights from this node."""
-        await asyncio.to_thread(self._weights.keep_only, manifest)
+        await asyncio.to_thread(self._weights.remove_older, manifest)
+        return reported
 
     async def version(self) -> int | None:
         """Version of the weights, asked of the engine's own process: an answer also says that it lives."""

@@ -65,9 +65,6 @@ class StandInWorker:
         self._version = publication.manifest.version
         return publication.manifest
 
-    async def keep_only(self, manifest: WeightsManifest) -> None:
-        pass
-
     async def close(self) -> None:
         pass
 

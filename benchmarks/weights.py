@@ -102,7 +102,7 @@ class Writer:
 
         held, stage = watched(hold) if watch else timed(hold)
         held.release()
-        self._weights.keep_only(publication.manifest)
+        self._weights.remove_older(publication.manifest)
         return str(held.path), stage
 
     def close(self) -> None:

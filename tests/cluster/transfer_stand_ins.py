@@ -71,9 +71,6 @@ class StubWorker:
     async def version(self) -> int | None:
         return self._version
 
-    async def keep_only(self, manifest: WeightsManifest) -> None:
-        pass
-
     @ray.method(num_returns=2)
     async def sample(self, request: SampleRequest) -> tuple[GroupSummary, dict[str, np.ndarray]]:
         await asyncio.sleep(0.2)

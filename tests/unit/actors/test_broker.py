@@ -207,6 +207,18 @@ async def test_weights_that_the_driver_has_are_let_go_also_those_that_a_restarte
     assert report.publications == [weights[2]], "what the driver waits for comes"
 
 
+async def test_a_version_that_the_driver_has_not_taken_yet_is_handed_over_as_the_restarted_learner_published_it(broker: ExperienceBroker) -> None:
+    """What the process published that is gone went with it."""
+    before, again = (WeightsPublication(manifest=WeightsManifest(version=1, checksum=checksum, num_bytes=1)) for checksum in ("before", "again"))
+    await broker.open_step(0, [[("a", "prompt")]])
+    await bring(broker, 0, "a")
+    await broker.finish_step(0, [before], {"loss": 1.0})
+    await broker.report_started(1, [again])
+    report = await broker.wait_finished(0)
+    assert report is not None
+    assert (report.publications, report.metrics) == ([again], {"loss": 1.0})
+
+
 async def test_a_late_group_of_a_replaced_attempt_is_refused(broker: ExperienceBroker) -> None:
     await broker.open_step(0, [[("a", "prompt")]])
     await broker.record_sampled("a", 0)

@@ -126,7 +126,7 @@ def test_a_file_that_somebody_holds_is_not_written_over(tmp_path: Path) -> None:
     assert path.read_bytes() == OTHER.tobytes()
     held.release()
     assert third.write(second).read_bytes() == third.content.tobytes()
-    second.keep_only(third.manifest)
+    second.remove_older(third.manifest)
     assert files_of(tmp_path) == [second.path(third.manifest)]
 
 
@@ -157,7 +157,7 @@ def test_what_a_worker_left_that_was_killed_while_it_wrote_is_no_file_of_weights
     assert new.write(weights).read_bytes() == OTHER.tobytes()
     half_written.write_bytes(OTHER[:100].tobytes())
     assert old.write(weights).read_bytes() == CONTENT.tobytes()
-    weights.keep_only(old.manifest)
+    weights.remove_older(old.manifest)
     assert files_of(tmp_path) == [weights.path(old.manifest)]
 
 
@@ -176,10 +176,14 @@ def test_old_weights_are_removed_but_not_from_under_who_has_mapped_them(tmp_path
     held = old.hold(weights)
     mapped = np.memmap(held.path, np.uint8, mode="r")
     new.write(weights)
-    weights.keep_only(new.manifest)
+    weights.remove_older(new.manifest)
+    assert len(files_of(tmp_path)) == 2, "one is held"
+    held.release()
+    weights.remove_older(old.manifest)
+    assert len(files_of(tmp_path)) == 2, "none is older"
+    weights.remove_older(new.manifest)
     assert files_of(tmp_path) == [weights.path(new.manifest)]
     assert checksum([np.asarray(mapped)]) == old.manifest.checksum
-    held.release()
 
 
 def test_the_last_worker_to_leave_removes_the_folder(tmp_path: Path) -> None:
