@@ -114,7 +114,7 @@ class JudgedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsBucket:
-    """32 MiB of a file of weights, the last one less.
+    """64 MiB of a file of weights, the last one less.
 
     Attributes:
         digest: xxh3 (128 bits) of its bytes.

@@ -24,7 +24,7 @@ from rlad.errors import EngineError, WeightsMismatchError
 
 Bytes = npt.NDArray[np.uint8]
 
-BUCKET_BYTES = 32 << 20
+BUCKET_BYTES = 64 << 20
 _MOST_THREADS = 8
 
 _SAFETENSORS_TYPES = {
@@ -78,7 +78,7 @@ def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
 
 
 def buckets_of(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
-    """The bytes end to end, however they are cut into parts, in buckets of 32 MiB: each as views of the parts that it is made of."""
+    """The bytes end to end, however they are cut into parts, in buckets of 64 MiB: each as views of the parts that it is made of."""
     bucket: list[Bytes] = []
     room = BUCKET_BYTES
     for part in parts:

@@ -1,6 +1,6 @@
 """The way of new weights from the learner to the samplers, where they go through the object store.
 
-They are put there in buckets of 32 MiB, of which only those are new that have changed; and on every node one file in shared memory, which all engines of
+They are put there in buckets of 64 MiB, of which only those are new that have changed; and on every node one file in shared memory, which all engines of
 the node map, is brought up to date with them (`NodeWeights`). An engine's process is no Ray worker and cannot read the object store. Checksums travel with
 the references; an engine compares them with the bytes that it mapped before it loads them.
 
