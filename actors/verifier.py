@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -230,7 +230,9 @@ class JudgingPool:
     async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int, with_texts: bool) -> JudgedGroup:
         async with self._pool.lease(1) as worker:  # a group takes one process, whatever its length
             try:
-                return await asyncio.wait_for(_value_of(worker.verify.remote(group_ref, with_texts)), self._deadline_s)
+                async with asyncio.timeout(self._deadline_s):
+                    judged: JudgedGroup = await worker.verify.remote(group_ref, with_texts)
+                return judged
             except TimeoutError as error:
                 # Its own waits all have shorter deadlines. The pool kills and replaces it.
                 raise WorkerLostError(f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens") from error
@@ -279,8 +281,3 @@ class VerifierPool(JudgingPool):
         )
         deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
         super().__init__(pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
-
-
-async def _value_of(ref: Any) -> JudgedGroup:
-    judged: JudgedGroup = await ref
-    return judged

@@ -33,7 +33,8 @@ async def within(awaitable: Awaitable[T], *, deadline_s: float, waiting_for: str
         DeadlineError: nothing came within `deadline_s`.
     """
     try:
-        return await asyncio.wait_for(_as_coroutine(awaitable), deadline_s)
+        async with asyncio.timeout(deadline_s):  # `wait_for` would make a task of it
+            return await awaitable
     except TimeoutError as error:
         if isinstance(error, DeadlineError):
             raise
@@ -62,7 +63,3 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _as_coroutine(awaitable: Awaitable[T]) -> T:
-    return await awaitable
