@@ -166,7 +166,7 @@ class _Mapping:
     def close_unless_of(self, path: Path) -> None:
         """A file that is gone from the folder would keep its memory as long as it is mapped."""
         if self._inode != path.stat().st_ino:
-            self.__init__()  # type: ignore[misc]
+            self._inode, self._content = None, np.zeros(0, np.uint8)
 
     def write(self, path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
         """Write buckets to their places of a file that has all its pages: one that lacked some could find no memory for them, and end the process."""
