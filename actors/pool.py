@@ -269,8 +269,13 @@ class ActorPool:
         return PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
 
     async def _watched(self, replica: _Replica, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
-        with self._watch(replica):
-            return await call(replica.actor)
+        replica.leases += 1  # one that is told to go meanwhile goes behind the call
+        try:
+            with self._watch(replica):
+                return await call(replica.actor)
+        finally:
+            replica.leases -= 1
+            self._end_if_drained(replica)
 
     @contextmanager
     def _watch(self, replica: _Replica) -> Iterator[None]:

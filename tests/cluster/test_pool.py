@@ -312,6 +312,33 @@ async def test_a_pool_that_shrinks_lets_a_worker_finish_what_it_has_and_gives_it
         await busy.number.remote()
 
 
+async def test_a_worker_that_is_told_to_go_in_the_middle_of_a_call_to_all_goes_behind_it(make_pool: MakePool) -> None:
+    """As with new weights: an engine that is shut down while it loads them may fail with anything."""
+    retired: list[str] = []
+
+    async def retire(actor: Any) -> None:
+        retired.append(pool.worker_name(actor))
+
+    pool = await make_pool(2, retire=retire)
+    begun, may_end = [], asyncio.Event()
+
+    async def load(actor: Any) -> int:
+        begun.append(actor)
+        await may_end.wait()
+        assert retired == []
+        return int(await actor.number.remote())
+
+    loading = asyncio.create_task(pool.for_each(load))
+    await until(lambda: len(begun) == 2, "both have begun")
+    pool.resize(1)
+    assert (pool.state().ready, pool.state().draining) == (1, 1)
+    await asyncio.sleep(0)
+    may_end.set()
+    assert sorted(await loading) == [0, 1]
+    await until(lambda: pool.state().draining == 0, "one has gone")
+    assert len(retired) == 1
+
+
 async def test_a_worker_lost_while_it_drains_is_not_replaced(make_pool: MakePool) -> None:
     pool = await make_pool(2)
     done = asyncio.Event()
