@@ -132,7 +132,7 @@ class WeightsPublication:
 
     Attributes:
         manifest: version, checksum and size.
-        buckets: that end to end are a safetensors file. None where the learner holds the weights and sends them to whom it is told; the checksum is then
+        buckets: that end to end are a safetensors file. Empty where the learner holds the weights and sends them to whom it is told; the checksum is then
             that of their layout.
     """
 

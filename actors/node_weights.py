@@ -135,7 +135,7 @@ class NodeWeights:
 
     @contextmanager
     def _spare(self, num_bytes: int) -> Iterator[Path | None]:
-        """An older file of this size, locked against all who would hold it; None where there is none that nobody holds."""
+        """Another version's file of this size, locked against all who would hold it; None where there is none that nobody holds."""
         for path in self._folder.glob(_FILES):
             with _locked_at_once(path) as is_free:
                 if is_free and path.stat().st_size == num_bytes:

@@ -14,21 +14,22 @@ from actors.weight_file import BUCKET_BYTES, MappedFile, buckets_of, checksum, c
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
+TENSORS = {
+    "narrow": torch.tensor([1, 2, 3], dtype=torch.bfloat16),
+    "wide": torch.arange(6.0).reshape(2, 3),
+    "another": torch.arange(4.0, dtype=torch.float64),
+    "scalar": torch.tensor(7.0),
+    "empty": torch.zeros(0, 3),
+    "größe": torch.ones(1),
+}
+
 
 def file_of(tensors: dict[str, torch.Tensor]) -> bytes:
     return b"".join(part.tobytes() for part in safetensors_parts(tensors))
 
 
 def test_published_bytes_are_the_safetensors_file_of_the_tensors() -> None:
-    tensors = {
-        "narrow": torch.tensor([1, 2, 3], dtype=torch.bfloat16),
-        "wide": torch.arange(6.0).reshape(2, 3),
-        "another": torch.arange(4.0, dtype=torch.float64),
-        "scalar": torch.tensor(7.0),
-        "empty": torch.zeros(0, 3),
-        "größe": torch.ones(1),
-    }
-    assert file_of(tensors) == save(tensors), "what the format's own writer makes"
+    assert file_of(TENSORS) == save(TENSORS), "what the format's own writer makes"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.int16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool], ids=str)
@@ -77,19 +78,10 @@ def test_checksum_depends_on_the_order_of_buckets() -> None:
     assert checksum([first, second]) != checksum([second, first])
 
 
-TENSORS = {
-    "narrow": torch.tensor([1, 2, 3], dtype=torch.bfloat16),
-    "wide": torch.arange(6.0).reshape(2, 3),
-    "another": torch.arange(4.0, dtype=torch.float64),
-    "scalar": torch.tensor(7.0),
-    "empty": torch.zeros(0, 3),
-}
-
-
-def write(path: Path, tensors: dict[str, torch.Tensor], version: int = 4) -> WeightsManifest:
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> WeightsManifest:
     content = file_of(tensors)
     path.write_bytes(content)
-    return WeightsManifest(version=version, checksum=checksum([np.frombuffer(content, np.uint8)]), num_bytes=len(content))
+    return WeightsManifest(version=4, checksum=checksum([np.frombuffer(content, np.uint8)]), num_bytes=len(content))
 
 
 def test_mapped_tensors_are_those_that_were_published(tmp_path: Path) -> None:
