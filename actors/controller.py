@@ -14,7 +14,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
-from actors.pool import PoolState
+from actors.pool.pool import PoolState
 from actors.remote_errors import as_rlad_error
 from rlad.errors import RladError, RunDirectoryError
 

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.messages import GroupSummary, SampleRequest
-from actors.rollout_worker import RolloutWorker
+from actors.rollout.worker import RolloutWorker
 from rlad.contracts import Columns, FinishReason
 
 

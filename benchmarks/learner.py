@@ -20,14 +20,14 @@ import transformers
 import typer
 from rich.console import Console
 
-from actors.engines.zero_trainer import ZeroTrainer
+from actors.engines.zero_engine.trainer import ZeroTrainer
 from benchmarks.logprob_memory import NUM_TOKENS, SMALL_TOKENS, VOCABULARY, peak_bytes, relative_errors
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, cpu_seconds, measure_pairs, show
 from benchmarks.padded_learner import PaddedLearner, padded_microbatches
 from benchmarks.workload import TINY as MODEL
 from benchmarks.workload import long_tailed_lengths, scored_groups, write_model
-from pipelines.progress import RunProgress
-from rlad.config.models import LearnerConfig, OptimizerConfig
+from pipelines.run.progress import RunProgress
+from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import EngineError
 from rlad.objectives import Objective, build_objective

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from rlad.config.models import OptimizerConfig
+from rlad.config.learner import OptimizerConfig
 from rlad.contracts import TrainingBatch
 from rlad.logprobs import selected_logprobs
 from rlad.objectives import Objective

@@ -26,13 +26,13 @@ from ray import ObjectRef, serve
 from ray.actor import ActorHandle
 from rich.console import Console
 
-from actors.broker import ExperienceBroker
+from actors.experience.broker import ExperienceBroker
 from actors.messages import JudgedGroup, SampleRequest
-from actors.pool import ActorPool
-from actors.rollout import RolloutPool
-from actors.serve_applications import QUIET, short_pauses
-from actors.teacher import TeacherClient
-from actors.verifier import JudgingPool
+from actors.pool.pool import ActorPool
+from actors.rollout.pool import RolloutPool
+from actors.teacher.client import TeacherClient
+from actors.teacher.serve import QUIET, short_pauses
+from actors.verifier.pool import JudgingPool
 from benchmarks.measure import JsonPath, Ratio, Result, show
 from benchmarks.sleeping_actors import (
     GROUP_SIZE,
@@ -47,7 +47,7 @@ from benchmarks.sleeping_actors import (
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import part_policy, simulate
 from pipelines.simulation.workload import PoolSizes, PoolWork, work_of
-from pipelines.waiting import together
+from pipelines.training.deadlines import together
 from rlad.config import RunConfig
 
 SIZES = PoolSizes(rollout=8, teacher=2, verifier=2)

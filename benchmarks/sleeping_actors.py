@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from actors.messages import GroupSummary, JudgedGroup, SampleRequest, WeightsPublication
-from actors.teacher_server import Receipt
+from actors.teacher.replica import Receipt
 from pipelines.simulation.simulator import judged
 from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, Speeds

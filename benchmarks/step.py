@@ -31,16 +31,16 @@ from ray.actor import ActorMethod
 from rich.console import Console
 
 from actors.messages import SampledGroup, SampleRequest, WeightsPublication
-from actors.rollout import RolloutPool
+from actors.rollout.pool import RolloutPool
 from benchmarks.ended_worker import EndedWorker
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
 from benchmarks.trl_step import TrlTrainer
 from benchmarks.workload import FIRST_ID, TINY, long_tailed_lengths, write_model
 from pipelines.distill import distill
-from pipelines.run_directory import RunDirectory, read_json_lines
+from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.config import RunConfig
 from rlad.data.prompt_files import write_prompt_file
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 
 Threads = Annotated[int, typer.Option(min=1, help="Compute threads, of each of our engines and of TRL.")]
 

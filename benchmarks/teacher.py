@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks.measure import JsonPath, Pairs, Ratio, Result, measure_pairs, show
 from benchmarks.workload import TINY as MODEL
 from benchmarks.workload import long_tailed_lengths, scored_groups, write_model
-from pipelines.progress import RunProgress
+from pipelines.run.progress import RunProgress
 from rlad.config import TeacherConfig
 from rlad.contracts import Array
 from rlad.errors import EngineError
@@ -80,8 +80,8 @@ def _serve(connection: Connection, engine: Engine, model_path: str) -> None:
 
 
 async def _serve_engine(connection: Connection, engine: Engine, model_path: str) -> None:
-    from actors.score_cache import CachedScorer, ScoreCache
-    from actors.teacher_server import _build_scorer
+    from actors.teacher.replica import _build_scorer
+    from actors.teacher.score_cache import CachedScorer, ScoreCache
 
     config = TeacherConfig(path=model_path, dtype="float32", engine=engine, token_budget=_TOKEN_BUDGET)
     scorer = _build_scorer(config)

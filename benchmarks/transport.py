@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.measure import JsonPath, Pairs, Ratio, Result, measure_pairs, seconds, show
 from benchmarks.workload import scored_groups
-from pipelines.progress import RunProgress
+from pipelines.run.progress import RunProgress
 from rlad.contracts import Columns, ScoredGroup
 
 # The response budget is that of the paper for mathematics.

@@ -23,12 +23,12 @@ import typer
 from rich.console import Console
 
 from actors.messages import WeightsPublication
-from actors.node_weights import HeldFile, NodeWeights
-from actors.weight_file import MappedFile
-from actors.weights import publish
+from actors.weights.node_file import HeldFile, NodeWeights
+from actors.weights.publish import publish
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, measure_pairs, show
-from pipelines.progress import RunProgress
+from pipelines.run.progress import RunProgress
 from rlad.contracts import WeightsManifest
+from rlad.weight_file import MappedFile
 
 T = TypeVar("T")
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from pipelines.cluster import connected
-from pipelines.comparison_report import cost_table, result_table, write_drawings, write_page
+from pipelines.cluster.connection import connected
 from pipelines.distill import distill
 from pipelines.offline import offline
-from pipelines.run_directory import RunDirectory, read_json_lines, write_atomically
-from rlad.comparison import ALL, Cost, Difference, RunRecord, Spread, accuracy_spreads, costs, curves, differences
-from rlad.config import EvaluationConfig
-from rlad.config.comparison import CompareConfig, Comparison, PlannedRun
+from pipelines.reports.comparison_report import cost_table, result_table, write_drawings, write_page
+from pipelines.reports.comparison_result import ComparisonResult
+from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from rlad.config.comparison import Comparison, PlannedRun
 from rlad.errors import RunDirectoryError
-from rlad.evaluation import EvaluationSummary
+from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.evaluation.comparison import RunRecord, accuracy_spreads, costs, differences
 
 
 class ComparisonDirectory:
@@ -38,45 +36,6 @@ class ComparisonDirectory:
 
     def run(self, planned: PlannedRun) -> RunDirectory:
         return RunDirectory(self.path / planned.name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonResult:
-    """What the runs say.
-
-    Attributes:
-        group_by: what the table's columns are.
-        accuracy: after training, by method and column; `start` is every method's start.
-        costs: by method.
-        differences: every method against the first.
-        records: the runs themselves.
-    """
-
-    config: CompareConfig
-    evaluation: EvaluationConfig
-    accuracy: dict[str, dict[str, Spread]]
-    costs: dict[str, Cost]
-    differences: list[Difference]
-    records: list[RunRecord]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For compare.json: everything but single prompts and steps."""
-        return {
-            "name": self.config.name,
-            "methods": {name: method.overrides for name, method in self.config.methods.items()},
-            "seeds": self.config.seeds,
-            "margin": self.config.margin,
-            "prompts": self.records[0].final.overall.prompts,
-            "samples": self.records[0].final.overall.samples,
-            "group_by": self.evaluation.group_by,
-            "accuracy": {name: {column: asdict(spread) for column, spread in row.items()} for name, row in self.accuracy.items()},
-            "curve": {name: {step: asdict(spread) for step, spread in curve.items()} for name, curve in curves(self.records, ALL).items()},
-            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
-            "differences": [{**asdict(difference), "sentence": difference.sentence()} for difference in self.differences],
-            "runs": [
-                {"method": run.method, "seed": run.seed, "start": run.start.overall.mean, "final": run.final.overall.mean} for run in self.records
-            ],
-        }
 
 
 def compare(comparison: Comparison, directory: ComparisonDirectory, *, resume: bool, console: Console) -> ComparisonResult:

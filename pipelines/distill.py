@@ -11,16 +11,16 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from pipelines.following import GroupFollower
-from pipelines.progress import RunProgress
-from pipelines.prompts import EncodedPrompts, prepare_prompts
-from pipelines.run_directory import RunDirectory
-from pipelines.run_result import RunResult, finished_result
-from pipelines.steps import Bring, TrainingSet, Turns
-from pipelines.teachers import require_one_vocabulary, route_prompts
-from pipelines.training_run import TrainingRun, complete, prepare_evaluation, require_kind
+from pipelines.run.directory import RunDirectory
+from pipelines.run.progress import RunProgress
+from pipelines.run.result import RunResult, finished_result
+from pipelines.training.group_pipeline import GroupFollower
+from pipelines.training.prompts import EncodedPrompts, prepare_prompts
+from pipelines.training.run import TrainingRun, complete, prepare_evaluation, require_kind
+from pipelines.training.step_loop import Bring, TrainingSet, Turns
+from pipelines.training.teacher_routing import require_one_vocabulary, route_prompts
 from rlad.config import RunConfig
-from rlad.data.prompts import dataset_fingerprint
+from rlad.data.records import dataset_fingerprint
 from rlad.starters import resolve_model
 
 

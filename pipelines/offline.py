@@ -15,17 +15,17 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.broker import FinishedGroup
+from actors.experience.broker import FinishedGroup
+from actors.experience.parts import GroupRefs
 from actors.messages import JudgedGroup, SampledGroup
-from actors.parts import GroupRefs
-from pipelines.progress import RunProgress
-from pipelines.prompts import EncodedPrompts, prepare_prompts
-from pipelines.run_directory import RunDirectory
-from pipelines.run_result import RunResult, run_id_of
-from pipelines.step_metrics import FollowedGroup, exposed_times
-from pipelines.steps import Bring, OpenStep, TrainedStep, TrainingSet, Turns
-from pipelines.traces import make_traces, offline_settings, reused_traces
-from pipelines.training_run import TrainingRun, complete, prepare_evaluation, require_kind
+from pipelines.run.directory import RunDirectory
+from pipelines.run.progress import RunProgress
+from pipelines.run.result import RunResult, run_id_of
+from pipelines.trace_generation import make_traces, offline_settings, reused_traces
+from pipelines.training.prompts import EncodedPrompts, prepare_prompts
+from pipelines.training.run import TrainingRun, complete, prepare_evaluation, require_kind
+from pipelines.training.step_loop import Bring, OpenStep, TrainedStep, TrainingSet, Turns
+from pipelines.training.step_metrics import FollowedGroup, exposed_times
 from rlad.config import RunConfig
 from rlad.contracts import FinishReason, RolloutGroup, Verdicts
 from rlad.data.trace_files import TraceManifest

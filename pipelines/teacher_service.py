@@ -13,19 +13,19 @@ import httpx
 import yaml
 from pydantic import TypeAdapter
 
-from actors.serve_applications import HttpAddress, delete_application, deploy_application, deployment_handle, http_address, serve_status
-from actors.teacher import ask_identity, ask_stats
-from actors.teacher_activity import TeacherStats
-from actors.teacher_app import BUILD_PATH, service_application
-from actors.teacher_deployment import SHARED_TEACHER, find_service, service_names
-from actors.teacher_gateway import GATEWAY
-from pipelines.cluster import connected
-from pipelines.run_directory import write_atomically
+from actors.teacher.application import BUILD_PATH, service_application
+from actors.teacher.client import ask_identity, ask_stats
+from actors.teacher.deployment import SHARED_TEACHER, find_service, service_names
+from actors.teacher.http_gateway import GATEWAY
+from actors.teacher.quota import TeacherStats
+from actors.teacher.serve import HttpAddress, delete_application, deploy_application, deployment_handle, http_address, serve_status
+from pipelines.cluster.connection import connected
+from pipelines.run.directory import write_atomically
 from rlad.config import ClusterConfig, TeacherServiceFile
 from rlad.config.load import read_settings, validated
 from rlad.errors import ConfigError, DeadlineError, PlanError, RladError
-from rlad.teacher_client import health_status
-from rlad.teacher_wire import TeacherIdentity
+from rlad.teacher.http_client import health_status
+from rlad.teacher.wire_format import TeacherIdentity
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.forecast.assumptions import Array, Assumptions
-from pipelines.model_shape import DTYPE_BYTES, ModelShape
-from rlad.devices import Device
+from pipelines.forecast.devices import Device
+from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape
 
 _GBIT_BYTES = 1e9 / 8
 # What mixed-precision Adam reads and writes of a parameter: gradient 2, float32 master and two moments 12 each way, bfloat16 weight 2.

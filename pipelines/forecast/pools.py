@@ -9,8 +9,8 @@ import numpy as np
 
 from pipelines.forecast.assumptions import Array, Work
 from pipelines.forecast.costs import Engine, Machine, forward_flops, training_flops
-from pipelines.model_shape import DTYPE_BYTES, ModelShape, shape_of
-from pipelines.pool_plans import GIB, engine_gib, learner_gib
+from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
+from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib
 from rlad.config import RunConfig
 from rlad.config.teachers import ScoringConfig
 from rlad.errors import PlanError

@@ -13,7 +13,7 @@ from rlad.config import RunConfig, load_run_config
 from rlad.config.load import validated
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import ConfigError, ScheduleError
-from rlad.registry import ModelRegistry
+from rlad.registry.registry import ModelRegistry
 
 
 def schedule_settings(name: str, config: Path, overrides: list[str], *, directory: Path, registry: str, **settings: Any) -> ScheduleConfig:

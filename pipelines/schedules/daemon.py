@@ -14,9 +14,9 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.recurring import Ticker, is_waiting, tick
 from pipelines.schedules.cron import parse_cron
 from pipelines.schedules.records import Schedule
+from pipelines.schedules.tick import Ticker, is_waiting, tick
 from rlad.errors import RladError, TickInterruptedError
 
 logger = logging.getLogger(__name__)

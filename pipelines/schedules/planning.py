@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.run_directory import write_atomically
+from pipelines.run.directory import write_atomically
 from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, seen_from, write_prompts
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
 from rlad.config import PromptFile, RunConfig
 from rlad.config.load import validated
-from rlad.registry import ModelRegistry
+from rlad.registry.registry import ModelRegistry
 
 
 def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | None:

@@ -13,7 +13,8 @@ from pipelines.schedules.records import Schedule, ScheduleDirectory, SeenFile
 from rlad.config import EvaluationConfig, PromptFile, PromptSource, RunConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
-from rlad.data.prompts import PromptRecord, dataset_fingerprint, load_prompts
+from rlad.data.prompts import load_prompts
+from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.errors import DataError, ScheduleError
 
 

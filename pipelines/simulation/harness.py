@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from actors.messages import WeightsPublication
-from pipelines.broker_client import BrokerClient
-from pipelines.following import GroupFollower, Judges, Samples, Scores
-from pipelines.prompts import EncodedPrompts
-from pipelines.steps import Clock, StepHooks, Steps, TrainedStep, TrainingSet, Turns
+from pipelines.training.broker_client import BrokerClient
+from pipelines.training.group_pipeline import GroupFollower, Judges, Samples, Scores
+from pipelines.training.prompts import EncodedPrompts
+from pipelines.training.step_loop import Clock, StepHooks, Steps, TrainedStep, TrainingSet, Turns
 from rlad.config import RunConfig
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 
 TASK = "stand_in"
 # A step of a simulated 30K-token run takes virtual hours, a benchmark's not a second: neither may end by this.

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.broker import ExperienceBroker, PartPolicy
+from actors.experience.broker import ExperienceBroker, PartPolicy
+from actors.experience.parts import ColumnsRef
 from actors.messages import JudgedGroup, SampledGroup, SampleRequest, WeightsPublication
-from actors.parts import ColumnsRef
-from actors.routing import Router, queue_capacity
+from actors.pool.routing import Router, queue_capacity
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
 from pipelines.simulation.virtual_time import run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
-from pipelines.steps import TrainedStep
+from pipelines.training.step_loop import TrainedStep
 from rlad.config import RunConfig
 from rlad.contracts import Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError

@@ -1,27 +1,13 @@
 """A run's configuration: pydantic models of its YAML. Unknown keys are refused with the nearest right one."""
 
+from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
+from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig
 from rlad.config.load import load_evaluation_suite, load_run_config
 from rlad.config.lora import LoraConfig
-from rlad.config.models import (
-    CheckpointConfig,
-    ClusterConfig,
-    EvaluationConfig,
-    EvaluationSuite,
-    GeneratorConfig,
-    KnightsKnavesPrompts,
-    LearnerConfig,
-    ModelConfig,
-    OfflineConfig,
-    OptimizerConfig,
-    PromptFile,
-    PromptSource,
-    ReasoningGymPrompts,
-    RolloutConfig,
-    RunConfig,
-    TeacherMix,
-    TrainingConfig,
-    VerifierPoolConfig,
-)
+from rlad.config.prompts import KnightsKnavesPrompts, PromptFile, PromptSource, ReasoningGymPrompts
+from rlad.config.rollout import GeneratorConfig, OfflineConfig, RolloutConfig, VerifierPoolConfig
+from rlad.config.run import RunConfig, TeacherMix, TrainingConfig
+from rlad.config.shared import ClusterConfig, ModelConfig
 from rlad.config.teachers import (
     ReferenceConfig,
     RemoteTeacherConfig,

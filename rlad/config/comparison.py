@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from rlad.config.base import ConfigModel, Fraction
 from rlad.config.load import read_settings, validated
-from rlad.config.models import RunConfig
+from rlad.config.run import RunConfig
 from rlad.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]

@@ -12,7 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from rlad.config.models import EvaluationSuite, RunConfig
+from rlad.config.evaluation import EvaluationSuite
+from rlad.config.run import RunConfig
 from rlad.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlad.config.comparison import CompareConfig, MethodConfig
-from rlad.config.models import EvaluationSuite, RunConfig
+from rlad.config.evaluation import EvaluationSuite
+from rlad.config.run import RunConfig
 from rlad.config.schedule import NotifyConfig, PromptRefresh, ScheduleConfig
 from rlad.config.teachers import TeacherHttpConfig, TeacherServiceFile
 

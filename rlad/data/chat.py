@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rlad.data.prompts import Message, PromptRecord
+from rlad.data.records import Message, PromptRecord
 from rlad.errors import DataError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlad.data.knights_knaves.prompts import Form, is_knights_knaves_set, record_of_set_row
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
 _REQUIRED = ("id", "prompt", "task", "answer")

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 from rlad.verifiers.reasoning_gym import create_reasoning_gym_dataset, encode_entry
 

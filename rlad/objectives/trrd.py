@@ -8,11 +8,7 @@ from torch import Tensor
 from rlad.config.objectives import TrrdConfig
 from rlad.objectives.metrics import MeanSums, mean_over
 from rlad.objectives.objective import Objective, TokenLosses
-from rlad.objectives.ratios import (
-    clamped_teacher_log_ratio,
-    log_ratio_means,
-    surrogate_losses,
-)
+from rlad.objectives.ratios import clamped_teacher_log_ratio, log_ratio_means, surrogate_losses
 from rlad.objectives.tokens import Tokens
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from rlad.errors import PlanError
-from rlad.evaluation import EvaluationSummary
+from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.starters.recipes import ROLES, Role, StarterRecipe, find_recipe
 
 PREFIX = "starter:"

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.evaluation import EvaluationSummary
+from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.starters.cache import StarterRecord
 from rlad.starters.progress import OnProgress, StarterProgress
 from rlad.starters.recipes import ROLES, Role, StarterRecipe

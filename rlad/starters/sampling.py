@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.evaluation import EvaluationSummary, PromptResult, summarise
+from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
 from rlad.starters.traces import longest_trace
 from rlad.verifiers import build_verifier

@@ -35,7 +35,9 @@ class RewardModelVerifierConfig(BaseModel):
         Raises:
             ConfigError: always: a reward model has a pool of its own and no verifier that a judge could run.
         """
-        raise ConfigError(f"the reward model {self.path} is served by a pool of its own (`actors.reward.RewardPool`) and cannot run in a judge")
+        raise ConfigError(
+            f"the reward model {self.path} is served by a pool of its own (`actors.verifier.reward_pool.RewardPool`) and cannot run in a judge"
+        )
 
     def rewards(self, scores: Array) -> Array:
         """float32 rewards of the model's scores."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.controller import PoolBounds, Request, RunState, ask, find_controller, start_controller
-from actors.pool import PoolState
+from actors.pool.pool import PoolState
 from rlad.errors import RunDirectoryError
 
 

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[2]
 # Its cleaning up takes longer than the three seconds after which Ray's own handler aborts.
 PROGRAM = """
 import asyncio
-from pipelines import cli
-from pipelines.cluster import connected
+from pipelines.cli import main as cli
+from pipelines.cluster.connection import connected
 from rlad.config import ClusterConfig
 
 async def work():
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         await asyncio.sleep(600)
     finally:
         await asyncio.sleep(4)

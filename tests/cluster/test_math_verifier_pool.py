@@ -12,7 +12,7 @@ import pytest
 import ray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from actors.verifier import VerifierPool
+from actors.verifier.pool import VerifierPool
 from rlad.config import VerifierPoolConfig
 from rlad.contracts import FinishReason, Outcome, RolloutGroup
 from rlad.verifiers import MathAnswerVerifierConfig

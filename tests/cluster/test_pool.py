@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import ray
 
-from actors.pool import ActorPool
+from actors.pool.pool import ActorPool
 from rlad.errors import DataError, DeadlineError, EngineError, PoolExhaustedError, WorkerLostError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

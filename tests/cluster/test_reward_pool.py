@@ -11,9 +11,9 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from actors.engines.reward_model import RewardModelEngine
-from actors.reward import VerdictPools
-from pipelines.waiting import together
+from actors.engines.hf_engine.reward_model import RewardModelEngine
+from actors.verifier.reward_pool import VerdictPools
+from pipelines.training.deadlines import together
 from rlad.config import VerifierPoolConfig
 from rlad.contracts import FinishReason, Outcome, RolloutGroup
 from rlad.errors import EngineError, PoolExhaustedError

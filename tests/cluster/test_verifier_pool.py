@@ -16,7 +16,7 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from actors.verifier import VerifierPool
+from actors.verifier.pool import VerifierPool
 from rlad.config import VerifierPoolConfig
 from rlad.contracts import FinishReason, Outcome, RolloutGroup
 from rlad.errors import ConfigError, PoolExhaustedError

@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 import ray
 
-from actors.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
-from actors.parts import GroupRefs
-from actors.rollout import RolloutPool, SampleRequest
-from actors.weight_transports import LearnerTransport
+from actors.experience.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
+from actors.experience.parts import GroupRefs
+from actors.rollout.pool import RolloutPool, SampleRequest
+from actors.weights.transports import LearnerTransport
 from rlad.config import RolloutConfig
 
 from .transfer_stand_ins import DyingWorker, StubLearner, StubWorker

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load
 
 from actors.messages import WeightsPublication
-from actors.weight_file import BUCKET_BYTES, checksum
-from actors.weights import publish
+from actors.weights.publish import publish
+from rlad.weight_file import BUCKET_BYTES, checksum
 
 
 def content_of(publication: WeightsPublication) -> np.ndarray:

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from actors.engines.gloo_group import GlooGroup
-from actors.engines.vllm_settings import VllmSettings
+from actors.engines.vllm_engine.gloo_group import GlooGroup
+from actors.engines.vllm_engine.settings import VllmSettings
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
-from actors.weight_file import layout_checksum
 from rlad.contracts import WeightsManifest
+from rlad.weight_file import layout_checksum
 
 TIMEOUT_S = 15.0
 
@@ -94,9 +94,9 @@ class StubLearner:
     """Holds a model whose every value is the version, and does with its outlet what a learner's rank does."""
 
     def __init__(self, broker: Any) -> None:
-        from actors.engines.lora import student_weights
-        from actors.engines.weight_source import StudentWeights
-        from actors.weight_outlets import TransferOutlet
+        from actors.engines.zero_engine.lora import student_weights
+        from actors.engines.zero_engine.weight_source import StudentWeights
+        from actors.learner.weight_publisher import TransferOutlet
 
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlad.data.knights_knaves import compact, sentences
 from rlad.data.knights_knaves.generate import Split, generate_puzzles, puzzle_digest, split_of
 from rlad.data.knights_knaves.puzzle import Puzzle, puzzle_from_statements
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
 Form = Literal["sentences", "compact"]

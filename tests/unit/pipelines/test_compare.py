@@ -15,10 +15,10 @@ from matplotlib import image
 from rich.console import Console
 
 from pipelines.compare import ComparisonDirectory, compare, is_finished
-from pipelines.run_directory import RunDirectory
+from pipelines.run.directory import RunDirectory
 from rlad.config.comparison import Comparison, PlannedRun, load_comparison
 from rlad.errors import ConfigError, RunDirectoryError
-from rlad.evaluation import PromptResult, summarise
+from rlad.evaluation.accuracy import PromptResult, summarise
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 PROMPTS = 60

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from pipelines.evaluate import evaluate_model
-from pipelines.prompts import EncodedPrompts, require_group_key
+from pipelines.training.prompts import EncodedPrompts, require_group_key
 from rlad.config import EvaluationConfig, load_evaluation_suite
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 from rlad.errors import ConfigError, RunDirectoryError
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_directory import RunDirectory
+from pipelines.run.directory import RunDirectory
 from rlad.config import load_run_config
 
 ROOT = Path(__file__).parents[3]
@@ -22,7 +22,7 @@ BY_HAND = "simulate {smoke} --token-ms 10 --learner-token-ms 0.5 --teacher-token
 COMMANDS = """
 import json, shlex, sys
 from typer.testing import CliRunner
-from pipelines.cli import app
+from pipelines.cli.main import app
 told = []
 for line in sys.stdin:
     result = CliRunner().invoke(app, shlex.split(line))
@@ -88,21 +88,21 @@ def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() 
         "rlad.config",
         "rlad.data.chat",
         "rlad.starters",
-        "actors.broker",
+        "actors.experience.broker",
         "actors.controller",
-        "actors.judge",
-        "actors.verifier",
-        "actors.reward",
-        "actors.teacher",
-        "actors.teacher_gateway",
-        "actors.teacher_deployment",
-        "actors.remote_teacher",
-        "actors.transfers",
-        "actors.weight_transports",
-        "pipelines.steps",
-        "pipelines.following",
-        "pipelines.simulation.predicted",
-        "pipelines.jobs",
+        "actors.verifier.killable_process",
+        "actors.verifier.worker",
+        "actors.verifier.reward_pool",
+        "actors.teacher.client",
+        "actors.teacher.http_gateway",
+        "actors.teacher.deployment",
+        "actors.teacher.remote",
+        "actors.experience.transfers",
+        "actors.weights.transports",
+        "pipelines.training.step_loop",
+        "pipelines.training.group_pipeline",
+        "pipelines.forecast.simulated",
+        "pipelines.jobs.submission",
         "pipelines.schedules.daemon",
         "pipelines.teacher_service",
     ]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from actors.teacher_app import build, service_application
+from actors.teacher.application import build, service_application
 from pipelines.teacher_service import read_service, serve_file, write_serve_file
 from rlad.errors import ConfigError
 

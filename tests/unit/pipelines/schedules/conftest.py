@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.recurring import Ticker, tick
-from pipelines.run_directory import RunDirectory, write_atomically
+from pipelines.run.directory import RunDirectory, write_atomically
 from pipelines.schedules.adding import add_schedule
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import Tick, TickKind
 from pipelines.schedules.store import ScheduleStore
+from pipelines.schedules.tick import Ticker, tick
 from rlad.config import load_run_config
 from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import write_prompt_file
-from rlad.data.prompts import PromptRecord
-from rlad.evaluation import EvaluationSummary, PromptResult, summarise
-from rlad.registry import ModelRegistry
+from rlad.data.records import PromptRecord
+from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
+from rlad.registry.registry import ModelRegistry
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 EVALUATION_PROMPTS = 20

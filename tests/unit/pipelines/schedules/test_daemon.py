@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.recurring import Ticker
 from pipelines.schedules.daemon import ScheduleDaemon
 from pipelines.schedules.launcher import RunRequest
 from pipelines.schedules.records import run_id_of
 from pipelines.schedules.signals import until_told
 from pipelines.schedules.store import ScheduleStore
+from pipelines.schedules.tick import Ticker
 
 from .conftest import Site
 

@@ -11,7 +11,7 @@ from pipelines.schedules.records import SeenFile
 from rlad.config import EvaluationConfig, PromptFile, RunConfig
 from rlad.config.load import validated
 from rlad.data.prompt_files import write_prompt_file
-from rlad.data.prompts import PromptRecord
+from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
 from .conftest import Site, records

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.recurring import tick
-from pipelines.run_directory import RunDirectory
+from pipelines.run.directory import RunDirectory
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import run_id_of
+from pipelines.schedules.tick import tick
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.errors import LeaseLostError, ScheduleError, TickInterruptedError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.broker import ExperienceBroker
+from actors.experience.broker import ExperienceBroker
 from actors.messages import JudgedGroup
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.simulator import (

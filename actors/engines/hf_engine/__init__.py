@@ -1,0 +1,1 @@
+"""Transformers engines: teacher, reference and reward models."""

@@ -1,0 +1,148 @@
+"""Scoring with vLLM: `prompt_logprobs` of prompt and response."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.engines.scorer import TokenScores, support_size
+from actors.engines.vllm_engine.settings import VllmSettings, apply_environment, engine_args
+from rlad.config import TeacherConfig
+from rlad.contracts import Array, TeacherSupport
+from rlad.errors import EngineError, WorkerLostError
+
+# Prefills that may be in one batch. The token budget is what bounds a batch; this is beyond what it lets in.
+_MAX_SEQUENCES = 256
+# The rounding of float32 probabilities near 1.
+_SMALLEST_TAIL = float(np.finfo(np.float32).eps)
+
+
+class VllmScorer:
+    """A `Scorer` over an `AsyncLLM`, which batches continuously by itself: every response is a request of its own.
+
+    vLLM gives log-probabilities of prompts at temperature 1 only, and generates at least one token a request, which is dropped. It turns every
+    log-probability into a Python number, so a support of the whole vocabulary is refused.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        """Start the engine.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        max_sequences = min(_MAX_SEQUENCES, config.token_budget)
+        model = _model_limits(config.path)
+        self._vocabulary = model.vocabulary
+        settings = VllmSettings(
+            model_path=config.path,
+            dtype=config.dtype,
+            max_sequence_tokens=model.context_tokens,
+            max_sequences=max_sequences,
+            seed=0,
+            on_gpu=config.gpus_per_replica > 0,
+            tensor_parallel=config.tensor_parallel,
+            gpu_memory_fraction=config.gpu_memory_fraction,
+            kv_cache_gib=config.kv_cache_gib,
+            threads=config.threads,
+        )
+        apply_environment(settings)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        # Prefixes are not cached: vLLM recomputes the whole prompt where its log-probabilities are asked for.
+        # The budget bounds memory too: logits of a whole prefill batch, [tokens, vocabulary], exist at once.
+        # `max_logprobs` is only a limit on requests: runs that share this teacher may want supports of different sizes.
+        arguments = engine_args(settings, enable_prefix_caching=False, max_num_batched_tokens=config.token_budget, max_logprobs=model.vocabulary)
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"vLLM does not start on {config.path}: {error}") from error
+
+    async def score(
+        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+    ) -> TokenScores:
+        if temperature != 1.0:
+            raise EngineError(
+                f"the vllm teacher engine scores at temperature 1 only, the group was sampled at {temperature}: use the transformers engine"
+            )
+        if support == "full":
+            raise EngineError(
+                "the vllm teacher engine scores a chosen number of likeliest tokens, not the full vocabulary: use the transformers engine"
+            )
+        size = support_size(support, self._vocabulary)
+        prompt = prompt_ids.tolist()
+        responses = [response_ids[start:end].tolist() for start, end in itertools.pairwise(response_offsets)]
+        scores = await asyncio.gather(*(self._score_response(prompt, response, size) for response in responses if response))
+        return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
+
+    async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=support, detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        request = self._engine.generate(TokensPrompt(prompt_token_ids=prompt + response), sampling, request_id=uuid.uuid4().hex)
+        try:
+            [output] = [output async for output in request]
+        except EngineDeadError as error:
+            raise WorkerLostError(f"the teacher's vLLM engine has died: {error}") from error
+        except VLLMError as error:
+            raise EngineError(f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}") from error
+        found = output.prompt_logprobs
+        return response_scores(found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary)
+
+    async def check_health(self) -> None:
+        if self._engine.errored:
+            raise EngineError("the teacher's vLLM engine has died")
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def response_scores(token_ids: Sequence[int], logprobs: Sequence[float], num_tokens: int, *, support: int, vocabulary: int) -> TokenScores:
+    """The scores of a response of N tokens from vLLM's flat lists.
+
+    Args:
+        token_ids, logprobs: for each token that something predicts, of the prompt and then of the response, its own entry and those of the K likeliest.
+        num_tokens: N.
+        support: K.
+        vocabulary: the support is all of it where K is so large.
+    """
+    start = len(logprobs) - num_tokens * (1 + support)
+    values = np.array(logprobs[start:], np.float32).reshape(num_tokens, 1 + support)
+    if support == 0:
+        return TokenScores(logprobs=values[:, 0])
+    ids = np.array(token_ids[start:], np.int32).reshape(values.shape)
+    tail = np.full(num_tokens, -np.inf, np.float32) if support == vocabulary else _tail_logprobs(values[:, 1:])
+    return TokenScores(logprobs=values[:, 0], support_ids=ids[:, 1:], support_logprobs=values[:, 1:], tail_logprobs=tail)
+
+
+def _tail_logprobs(support_logprobs: Array) -> Array:
+    """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1, at least `_SMALLEST_TAIL`.
+
+    A difference from 1, since the engine gives no more: a tail below its noise cannot be told from none. None, -inf, would be read as a support of the
+    whole vocabulary, and a student's own mass out there would go unseen.
+    """
+    inside = np.exp(support_logprobs.astype(np.float64)).sum(axis=1)
+    tail: Array = np.log1p(-np.minimum(inside, 1 - _SMALLEST_TAIL)).astype(np.float32)
+    return tail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelLimits:
+    context_tokens: int
+    vocabulary: int
+
+
+def _model_limits(model_path: str) -> _ModelLimits:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    return _ModelLimits(context_tokens=int(config.max_position_embeddings), vocabulary=int(config.vocab_size))

@@ -1,0 +1,1 @@
+"""The DeepSpeed ZeRO trainer of the student."""

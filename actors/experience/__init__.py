@@ -1,0 +1,1 @@
+"""The experience broker and the records it hands to the learner."""

@@ -1,0 +1,1 @@
+"""The learner: ranks in Ray Train and the driver's side of them."""

@@ -1,0 +1,1 @@
+"""Pools of actors: replacement, routing and placement."""

@@ -1,0 +1,1 @@
+"""The rollout pool and its workers."""

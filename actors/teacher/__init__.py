@@ -1,0 +1,1 @@
+"""Teachers: Serve deployments, clients, quotas and the HTTP gateway."""

@@ -1,0 +1,168 @@
+"""HTTP beside the handle: a small deployment before a teacher's replicas that checks token and size, and hands groups on by reference."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from typing import Annotated, Any, Protocol
+
+import ray
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from ray import serve
+from ray.serve import Application
+
+from actors.teacher.client import ask_identity, score_once, scoring_calls
+from actors.teacher.serve import QUIET
+from rlad import __version__
+from rlad.config import TeacherHttpConfig
+from rlad.contracts import TeacherScores
+from rlad.errors import AccessError, ContractError, DeadlineError, RladError
+from rlad.teacher.http_client import read_token
+from rlad.teacher.wire_format import MEDIA_TYPE, STATUS, Problem, ScoringRequest, TeacherIdentity, problem_of, scores_to_bytes
+
+logger = logging.getLogger(__name__)
+
+GATEWAY = "TeacherGateway"
+"""Name of the deployment that a service with HTTP has before its replicas."""
+
+# Requests that a gateway holds at once; it waits for replicas most of the time.
+_MAX_ONGOING_REQUESTS = 256
+_BINARY = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description="The service's token."))]
+
+
+class Replicas(Protocol):
+    """What a gateway has behind it."""
+
+    async def identity(self) -> TeacherIdentity: ...
+
+    async def score(self, request: ScoringRequest) -> TeacherScores: ...
+
+
+class ReplicasByHandle:
+    """`Replicas` that are a Serve deployment. One try each: whoever asks over HTTP knows how long it wants to try."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle, self._scoring = handle, scoring_calls(handle)
+
+    async def identity(self) -> TeacherIdentity:
+        return await ask_identity(self._handle, who="the teacher")
+
+    async def score(self, request: ScoringRequest) -> TeacherScores:
+        group_ref = ray.put(request.group.to_columns())
+        scores_ref, _ = await score_once(self._scoring, group_ref, request.tokenizer, request.support, request.client, who="the teacher")
+        return TeacherScores.from_columns(await scores_ref)
+
+
+def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_request_bytes: int) -> FastAPI:
+    """The HTTP side of a teacher, as an ASGI application.
+
+    Args:
+        token: that every request but one for health or for this page has to bear.
+        timeout_s: deadline of one request, its arrival included.
+        max_request_bytes: larger bodies are refused, unread where they say how large they are.
+    """
+    app = FastAPI(
+        title="rlad teacher",
+        version=__version__,
+        description="Scores groups of sampled responses: the log-probability of every token under a frozen teacher. Bodies are safetensors; "
+        "`rlad.teacher.http_client.TeacherHttpClient` is a client.",
+        redoc_url=None,
+        responses={status: {"model": Problem} for status in sorted(set(STATUS.values()))},
+    )
+
+    def require_token(credentials: _Credentials) -> None:
+        if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
+            raise AccessError("the token is missing or wrong: send `Authorization: Bearer TOKEN`")
+
+    @app.exception_handler(RladError)
+    async def answer_problem(_: Request, error: RladError) -> JSONResponse:
+        status, problem = problem_of(error)
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}.get(status)
+        return JSONResponse(problem.model_dump(), status, headers=headers)
+
+    @app.get("/healthz", summary="Whether the teacher answers")
+    async def health() -> dict[str, str]:
+        await replicas.identity()
+        return {"status": "ok"}
+
+    @app.get("/v1/teacher", summary="What the teacher is", dependencies=[Depends(require_token)])
+    async def identity() -> TeacherIdentity:
+        return await replicas.identity()
+
+    @app.post(
+        "/v1/score",
+        summary="Score one group",
+        description="In: arrays `prompt_ids` int32 [P], `response_ids` int32 [N], `response_offsets` int64 [G + 1]; in the header's metadata, `words`: JSON "
+        'of `uid, attempt, temperature, support (null, a number, or "full"), tokenizer, client`. '
+        "Out: `logprobs` float32 [N] and, with a support of K, `support_ids` int32 [N * K], `support_logprobs` float32 [N * K], `tail_logprobs` float32 [N].",
+        dependencies=[Depends(require_token)],
+        response_class=Response,
+        responses={200: _BINARY, 413: {"model": Problem}},
+        openapi_extra={"requestBody": {"required": True, **_BINARY}},
+    )
+    async def score(request: Request) -> Response:
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await _body(request, max_request_bytes)
+                if body is None:
+                    too_large = Problem(
+                        error=ContractError.__name__, message=f"a request may have {max_request_bytes} bytes: send fewer tokens at once"
+                    )
+                    return JSONResponse(too_large.model_dump(), 413)
+                scores = await replicas.score(ScoringRequest.from_bytes(body))
+        except TimeoutError as error:
+            if isinstance(error, DeadlineError):
+                raise
+            raise DeadlineError(f"the teacher did not score the group within {timeout_s:g} s") from error
+        return Response(scores_to_bytes(scores), media_type=MEDIA_TYPE)
+
+    return app
+
+
+async def _body(request: Request, max_bytes: int) -> bytes | None:
+    """The request's body; None where it has more than so many bytes."""
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > max_bytes:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            return None
+    return bytes(body)
+
+
+@serve.ingress()
+class TeacherGateway:
+    """One gateway process."""
+
+    def __init__(self, handle: Any, config: TeacherHttpConfig, timeout_s: float) -> None:
+        """Read the token, on this node.
+
+        Raises:
+            AccessError: there is none.
+        """
+        self._http_application = http_application(
+            ReplicasByHandle(handle), token=read_token(config), timeout_s=timeout_s, max_request_bytes=config.max_request_mib << 20
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._http_application
+
+
+def gateway_application(replicas: Application, config: TeacherHttpConfig, *, timeout_s: float) -> Application:
+    """A gateway in front of a teacher's replicas, in one application with them."""
+    gateway = serve.deployment(TeacherGateway).options(
+        name=GATEWAY,
+        num_replicas=config.gateways,
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        ray_actor_options={"num_cpus": config.cpus_per_gateway},
+        health_check_timeout_s=60.0,
+        max_constructor_retry_count=2,
+        logging_config=QUIET,
+    )
+    return gateway.bind(replicas, config, timeout_s)

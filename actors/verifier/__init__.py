@@ -1,0 +1,1 @@
+"""The verifier pool and its killable processes."""

@@ -1,0 +1,129 @@
+"""The verifier pool: actors that decode the responses of a group and judge each one under a hard deadline."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from actors.messages import JudgedGroup
+from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
+from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
+from rlad.errors import ConfigError
+from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
+
+if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+class VerifierWorker:
+    """An actor with its judges. Takes as many groups at once as it has processes."""
+
+    def __init__(self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float) -> None:
+        """
+        Raises:
+            ConfigError: a verifier cannot be built, or the model directory has no `tokenizer.json`.
+        """
+        # Spawned children import whatever `__main__.__file__` names. Here that is Ray's worker program, and all of Ray with it, for nothing.
+        sys.modules["__main__"].__dict__.pop("__file__", None)
+        verifiers = build_verifiers()  # also fails here, with the reason, where children could only die
+        self._tasks = sorted(verifiers)
+        self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
+        self._tokenizer = load_tokenizer(tokenizer_path)
+        self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
+        for _ in range(processes):
+            self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
+        self._logged: set[tuple[str, str]] = set()
+
+    def verify(self, columns: Columns, with_texts: bool = False) -> JudgedGroup:
+        """Judge a group.
+
+        A truncated response earns 0 as unparseable without being looked at: it did not end, so whatever it holds is no answer.
+
+        Args:
+            columns: of a `RolloutGroup`.
+            with_texts: also give texts and answers back, for an evaluation.
+
+        Raises:
+            ConfigError: the group's task has no verifier.
+            EngineError: no verifier process stays up.
+        """
+        start = time.perf_counter()
+        group = RolloutGroup.from_columns(columns)
+        if group.task not in self._tasks:
+            raise ConfigError(
+                f"prompt {group.prompt_id!r} is of task {group.task!r}, for which the run has no verifier; it has: {', '.join(self._tasks)}"
+            )
+        judgements = [Judgement(reward=0.0, outcome=Outcome.UNPARSEABLE, elapsed_s=0.0)] * group.num_responses
+        ended = np.flatnonzero(~group.is_truncated).tolist()
+        texts = self._decoded(group, ended)
+        answers: list[Extraction] | None = None
+        judge = self._judges.get()
+        try:
+            for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
+                judgements[index] = judgement
+            if with_texts and group.task in self._giving_answers:
+                answers = [Extraction(answer=None)] * group.num_responses
+                # Only what was understood as an answer has a vote.
+                understood = [place for place, index in enumerate(ended) if judgements[index].outcome in (Outcome.CORRECT, Outcome.WRONG)]
+                for place, extraction in zip(understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True):
+                    answers[ended[place]] = extraction
+        finally:
+            self._judges.put(judge)
+        self._log_problems(group, [*judgements, *(answers or [])])
+        verdicts = Verdicts(
+            uid=group.uid,
+            attempt=group.attempt,
+            rewards=np.array([each.reward for each in judgements], np.float32),
+            outcomes=np.array([each.outcome for each in judgements], np.uint8),
+            elapsed_s=np.array([each.elapsed_s for each in judgements], np.float32),
+        )
+        return JudgedGroup(
+            verdicts=verdicts,
+            elapsed_s=time.perf_counter() - start,
+            texts=tuple(self._decoded(group, range(group.num_responses))) if with_texts else None,
+            answers=tuple(each.answer for each in answers) if answers is not None else None,
+        )
+
+    def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
+        token_ids = [group.response_ids[group.response(index)].tolist() for index in indices]
+        texts: list[str] = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
+        return texts
+
+    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
+        """Each kind of problem once: a broken verifier fails on thousands of responses alike."""
+        for result in results:
+            if result.problem is None:
+                continue
+            kind = (group.task, result.problem.partition(":")[0])
+            if kind not in self._logged:
+                self._logged.add(kind)
+                logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
+
+
+def load_tokenizer(model_path: str) -> Tokenizer:
+    """The tokenizer that decodes responses.
+
+    Raises:
+        ConfigError: the model directory has no `tokenizer.json`.
+    """
+    path = Path(model_path) / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist: save the model's tokenizer in its fast form (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`)"
+        )
+    return Tokenizer.from_file(str(path))
+
+
+def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier]:
+    """The verifiers of a run, by task."""
+    return {task: build_verifier(config) for task, config in configs.items()}

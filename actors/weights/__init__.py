@@ -1,0 +1,1 @@
+"""Weight updates from the learner to the rollout workers."""

@@ -1,0 +1,1 @@
+"""The `rlad` command line."""

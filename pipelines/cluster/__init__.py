@@ -1,0 +1,1 @@
+"""Connection to a Ray cluster and what a run needs of it."""

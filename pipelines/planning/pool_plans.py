@@ -1,0 +1,126 @@
+"""The pools of a run as they would be placed: how many workers, and what one of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from actors.pool.placement import reward_pool_name
+from pipelines.cluster.resources import Resources, demand_by_pool, generation_demand
+from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
+from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
+from rlad.verifiers import reward_models
+
+GIB = 2**30
+# What a process costs before it holds a model: the interpreter with torch, and an engine's own buffers.
+_PROCESS_GIB = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """A pool's size and what one of its workers needs, in GiB; None where the model is not known here."""
+
+    pool: str
+    workers: int
+    resources: Resources
+    worker_gib: float | None
+
+
+def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
+    """The pools of a run or an evaluation, without checking it against anything."""
+    student = shape_of(config.student.path)
+    if isinstance(config, RunConfig):
+        return list(run_pools(config, student, {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}))
+    return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
+
+
+def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Iterator[str]:
+    """A sentence for each pool whose workers need more than their GPUs have; pools of unknown memory pass."""
+    for pool in pools:
+        share = pool.resources.gpus / pool.workers
+        if share and pool.worker_gib is not None and pool.worker_gib > share * gpu_memory_gib:
+            yield f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
+
+
+def offloaded_gib(config: RunConfig) -> float | None:
+    """Host memory of the optimizer state that a rank keeps there (`learner.offload_optimizer`); None where the student is not known here."""
+    shape = shape_of(config.student.path)
+    return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
+
+
+def run_pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
+    demand, rollout = demand_by_pool(config), config.rollout
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    yield _rollout_plan(config, student)
+    writer = config.frozen_models.get("teacher")
+    if writer is not None and config.offline is not None and config.offline.traces is None:
+        generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
+        longest = generator.max_prompt_tokens + generator.max_response_tokens
+        memory = engine_gib(shape, writer.dtype, generator.tensor_parallel, longest) if shape else None
+        yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
+    for pool, model in config.scoring_pools.items():
+        shape = frozen[pool]
+        memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
+        yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
+    yield _verifier_plan(config)
+    yield from _reward_plans(config)
+    memory = learner_gib(student, config.learner) if student else None
+    yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
+
+
+def _rollout_plan(config: RunConfig | EvaluationSuite, student: ModelShape | None) -> PoolPlan:
+    rollout = config.rollout
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return PoolPlan(
+        pool="rollout",
+        workers=rollout.workers,
+        resources=Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
+        worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
+    )
+
+
+def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
+    pool = config.verifier_pool
+    return PoolPlan(
+        pool="verifier", workers=pool.workers, resources=Resources(cpus=pool.workers * pool.cpus_per_worker, gpus=0.0), worker_gib=_PROCESS_GIB
+    )
+
+
+def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
+    for task, model in reward_models(config.verifiers).items():
+        shape = shape_of(model.path)
+        yield PoolPlan(
+            pool=reward_pool_name(task),
+            workers=model.workers,
+            resources=Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker),
+            worker_gib=engine_gib(shape, model.dtype, 1, 0) if shape else None,
+        )
+
+
+def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:
+    """Least memory of one engine over all its GPUs: weights, and the key-value cache of one longest sequence. More cache means more sequences at once."""
+    bytes_per_value = DTYPE_BYTES[dtype]
+    needed = shape.parameters * bytes_per_value + tokens * shape.kv_values_per_token * bytes_per_value
+    return needed / GIB + _PROCESS_GIB * tensor_parallel
+
+
+def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
+    """Memory of one rank.
+
+    ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3) with mixed precision: 2 bytes a parameter for weights, 2 for gradients and 12 for the float32
+    master and Adam's moments; on CPU everything is float32 (4, 4 and 8). Each stage divides one more of them by the ranks. Frozen weights of a student
+    with adapters are weights alone. Activations: 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the attention
+    matrix), 2 with checkpointing; plus one chunk's logits.
+    """
+    on_gpu = config.gpus_per_rank > 0
+    weights, gradients, optimizer = (2, 2, 12) if on_gpu else (4, 4, 8)
+    share = config.ranks
+    trained = shape.trained_parameters(config.lora)
+    held = shape.parameters if config.lora is None else shape.parameters + trained
+    states = held * weights / (share if config.zero_stage >= 3 else 1) + trained * (
+        gradients / (share if config.zero_stage >= 2 else 1)
+        + (0.0 if config.offload_optimizer else optimizer / (share if config.zero_stage >= 1 else 1))
+    )
+    per_token = shape.layers * shape.hidden * (2 if config.activation_checkpointing else 34) * (1 if on_gpu else 2)
+    logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
+    return (states + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB

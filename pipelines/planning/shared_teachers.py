@@ -1,0 +1,66 @@
+"""Teachers that are there without a run, as far as they can be asked before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Literal
+
+from actors.teacher.client import ask_identity
+from actors.teacher.deployment import find_service, require_fingerprint, require_tokenizer
+from pipelines.cluster.connection import connected
+from pipelines.training.teacher_routing import require_can_score
+from rlad.config import RemoteTeacherConfig, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
+from rlad.data.chat import tokenizer_fingerprint
+from rlad.errors import AccessError, DeadlineError, RladError, WorkerLostError
+from rlad.starters import is_missing_starter, resolve_model
+from rlad.teacher.http_client import TeacherHttpClient, read_token, sends_token_in_clear
+from rlad.teacher.wire_format import TeacherIdentity
+
+# A plan is made in seconds.
+_ASK_TIMEOUT_S = 10.0
+# What says nothing about the service itself: this machine need not be one that the run is on.
+_NOT_FROM_HERE = (AccessError, DeadlineError, WorkerLostError)
+
+
+def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "warning", "error"], str]]:
+    """What can be said of a run's shared teachers: how good it is, and a sentence."""
+    for pool, shared in config.shared_teachers.items():
+        if isinstance(shared, ServiceTeacherConfig) and config.cluster.address is None:
+            yield "warning", f"{pool} {shared.label} is not looked for without a cluster's address (--address)"
+            continue
+        if isinstance(shared, RemoteTeacherConfig) and sends_token_in_clear(shared.url):
+            yield "warning", f"{pool} {shared.label}: the token travels in the clear; put TLS in front of the service, and say https"
+        try:
+            identity = _identity_of(shared, config)
+            _require_fit(pool, identity, shared, config)
+        except _NOT_FROM_HERE as error:
+            yield "warning", f"{pool} {shared.label} cannot be asked from here: {error}"
+        except RladError as error:
+            yield "error", str(error)
+        else:
+            yield "ok", f"{pool} {shared.label}: model {identity.teacher[:12]}, tokenizer {identity.tokenizer[:12]}, {identity.engine} engine"
+
+
+def _identity_of(shared: SharedTeacherConfig, config: RunConfig) -> TeacherIdentity:
+    if isinstance(shared, ServiceTeacherConfig):
+        with connected(config.cluster):
+            return asyncio.run(_ask_service(shared.service))
+    return asyncio.run(_ask_url(shared))
+
+
+async def _ask_service(name: str) -> TeacherIdentity:
+    return await ask_identity(await find_service(name), who=f"teacher service {name!r}")
+
+
+async def _ask_url(shared: RemoteTeacherConfig) -> TeacherIdentity:
+    token = read_token(shared)
+    async with TeacherHttpClient(shared.url, token=token, client="plan", tokenizer="", timeout_s=_ASK_TIMEOUT_S, max_retries=0) as client:
+        return await client.identity()
+
+
+def _require_fit(pool: str, identity: TeacherIdentity, shared: SharedTeacherConfig, config: RunConfig) -> None:
+    require_fingerprint(identity, shared.fingerprint, who=f"{pool} {shared.label}")
+    if not is_missing_starter(config.student.path):
+        require_tokenizer(identity, tokenizer_fingerprint(resolve_model(config.student.path)), who=f"{pool} {shared.label}")
+        require_can_score(pool, identity, config)

@@ -1,0 +1,213 @@
+"""What a comparison shows: tables on the console, drawings as PNG, and compare.html, one page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.table import Table
+
+from pipelines.reports.figures import COLOURS, new_figure, render_page, svg, write_png
+from pipelines.run.directory import write_atomically
+from rlad.evaluation.comparison import ALL, Cost, Spread, accuracy_of, by_method, curves, metric_curves, p_text
+
+if TYPE_CHECKING:
+    from pipelines.reports.comparison_result import ComparisonResult
+
+_MARKERS = "osD^vP*X"
+_PANELS_A_ROW = 3
+
+# Heading, and the text of a cost; a figure that the runs did not record is a dash.
+_COSTS: dict[str, Callable[[Cost], str]] = {
+    "s a step": lambda cost: _number(cost.step_s, "{:.2f}"),
+    "s waiting for scores": lambda cost: _number(cost.exposed_scoring_s, "{:.2f}"),
+    "tokens generated": lambda cost: _number(cost.generated_tokens, "{:,.0f}"),
+    "tokens by the teacher": lambda cost: _number(cost.teacher_tokens, "{:,.0f}"),
+    "s of training": lambda cost: _number(cost.training_s, "{:.0f}"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure of the page, also beside it as PNG."""
+
+    title: str
+    picture: Markup
+
+
+def result_table(result: ComparisonResult) -> Table:
+    """Accuracy after training, a row a method and a column a group: mean and standard deviation over seeds."""
+    table = Table(title=f"Accuracy after training (%), by {result.evaluation.group_label}", title_justify="left")
+    table.add_column("method")
+    for column in _headings(result):
+        table.add_column(column, justify="right")
+    for name, row in result.accuracy.items():
+        table.add_row(name, *(_percent(spread) for spread in row.values()), style="dim" if name == "start" else None)
+        if name == "start":
+            table.add_section()
+    table.caption = _caption(result)
+    return table
+
+
+def cost_table(result: ComparisonResult) -> Table:
+    table = Table(title="Cost of a run, mean over seeds", title_justify="left")
+    table.add_column("method")
+    for heading in _COSTS:
+        table.add_column(heading, justify="right")
+    for name, cost in result.costs.items():
+        table.add_row(name, *(text(cost) for text in _COSTS.values()))
+    return table
+
+
+def write_drawings(result: ComparisonResult, folder: Path) -> list[Drawing]:
+    """Draw curves, final accuracies and differences; each is written as PNG and returned for the page."""
+    groups = [] if len(result.records[0].final.groups) == 1 else list(result.records[0].final.groups)
+    panels = 2 + len(groups)
+    rows = -(-panels // _PANELS_A_ROW)
+    plans: dict[str, tuple[str, float, float, Callable[[Figure], None]]] = {
+        "curves": ("Learning curves", 11.0, 2.9 * rows + 0.5, lambda figure: _draw_curves(figure, result, groups, rows)),
+        "accuracy": ("Accuracy after training, every run", 11.0, 3.6, lambda figure: _draw_accuracy(figure, result)),
+    }
+    if any(difference.low is not None for difference in result.differences):
+        height = 1.3 + 0.42 * len(result.differences)
+        plans["differences"] = (f"Differences to {result.differences[0].reference}", 8.0, height, lambda figure: _draw_differences(figure, result))
+    drawings = []
+    for name, (title, width, height, draw) in plans.items():
+        with new_figure(width, height) as figure:
+            draw(figure)
+            write_png(figure, folder / f"{name}.png")
+            drawings.append(Drawing(title=title, picture=svg(figure)))
+    return drawings
+
+
+def write_page(result: ComparisonResult, drawings: list[Drawing], path: Path) -> None:
+    """Write compare.html."""
+    page = render_page(
+        "compare.html.j2",
+        name=result.config.name,
+        columns=_headings(result),
+        accuracy={name: [_percent(spread) for spread in row.values()] for name, row in result.accuracy.items()},
+        group_by=result.evaluation.group_label,
+        caption=_caption(result),
+        cost_columns=list(_COSTS),
+        costs={name: [text(cost) for text in _COSTS.values()] for name, cost in result.costs.items()},
+        differences=result.differences,
+        margin=result.config.margin,
+        seeds=result.config.seeds,
+        methods={name: method.overrides for name, method in result.config.methods.items()},
+        drawings=drawings,
+        p_text=p_text,
+    )
+    write_atomically(path, page)
+
+
+def _draw_curves(figure: Figure, result: ComparisonResult, groups: list[str], rows: int) -> None:
+    label = result.evaluation.group_label
+    panels = {
+        "All evaluation prompts": curves(result.records, ALL),
+        **{group if "," in label else f"{label} {group}": curves(result.records, group) for group in groups},
+        "Training reward": metric_curves(result.records, "reward/mean"),
+    }
+    grid = figure.subplots(rows, min(len(panels), _PANELS_A_ROW), squeeze=False).flatten()
+    for axes, (title, by_name) in zip(grid, panels.items(), strict=False):
+        _draw_lines(axes, result, by_name)
+        axes.set_title(title)
+        axes.set_xlabel("trained steps")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
+
+
+def _draw_lines(axes: Axes, result: ComparisonResult, by_name: Mapping[str, Mapping[int, Spread]]) -> None:
+    """A line a method, and a band of one standard deviation over seeds."""
+    for index, name in enumerate(result.config.methods):
+        curve = by_name.get(name)
+        if not curve:
+            continue
+        steps, means = list(curve), [spread.mean for spread in curve.values()]
+        colour, few = COLOURS[index % len(COLOURS)], len(curve) <= 12
+        axes.plot(steps, means, color=colour, linewidth=1.6, marker=_marker(index) if few else None, markersize=4.5, label=name)
+        bands = [spread.sd or 0.0 for spread in curve.values()]
+        if any(bands):
+            low, high = ([mean + sign * band for mean, band in zip(means, bands, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _draw_accuracy(figure: Figure, result: ComparisonResult) -> None:
+    """A dot a run, a bar a mean; methods side by side within each column."""
+    axes = figure.subplots()
+    methods, columns = by_method(result.records), list(next(iter(result.accuracy.values())))
+    width = 0.8 / len(methods)
+    for index, (name, runs) in enumerate(methods.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        for place, column in enumerate(columns):
+            at = place + (index - (len(methods) - 1) / 2) * width
+            values = [accuracy_of(run.final, column) for run in runs]
+            label = name if place == 0 else None
+            axes.scatter(
+                [at] * len(values), values, s=26, color=colour, alpha=0.8, edgecolors="white", linewidths=0.6, marker=_marker(index), label=label
+            )
+            axes.hlines(result.accuracy[name][column].mean, at - 0.42 * width, at + 0.42 * width, color=colour, linewidth=2)
+    for place, column in enumerate(columns):
+        start = result.accuracy["start"][column].mean
+        axes.hlines(start, place - 0.45, place + 0.45, color="#6b7280", linestyle=":", linewidth=1.4, label="start" if place == 0 else "_")
+    axes.set_xticks(range(len(columns)), _headings(result))
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel(result.evaluation.group_label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title("A dot is a run, a bar their mean")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9))
+
+
+def _draw_differences(figure: Figure, result: ComparisonResult) -> None:
+    """Interval over seeds of each method's difference to the first, in points, with the margin as a band."""
+    axes = figure.subplots()
+    margin, order = 100 * result.config.margin, list(result.config.methods)
+    axes.axvspan(-margin, margin, color="#6b7280", alpha=0.12, linewidth=0)
+    axes.axvline(0, color="#111827", linewidth=1)
+    for place, difference in enumerate(result.differences):
+        if difference.low is None or difference.high is None:
+            continue
+        index = order.index(difference.method)
+        colour, mean = COLOURS[index % len(COLOURS)], 100 * difference.difference
+        reach = [[mean - 100 * difference.low], [100 * difference.high - mean]]
+        axes.errorbar([mean], [place], xerr=reach, color=colour, marker=_marker(index), markersize=6, capsize=4, linewidth=1.8)
+    axes.set_yticks(range(len(result.differences)), [difference.method for difference in result.differences])
+    axes.set_ylim(len(result.differences) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("points of accuracy over all prompts, 95% interval over seeds; grey: too small to matter")
+    axes.set_title(f"Difference to {result.differences[0].reference}")
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _headings(result: ComparisonResult) -> list[str]:
+    return ["average" if column == ALL else column for column in next(iter(result.accuracy.values()))]
+
+
+def _caption(result: ComparisonResult) -> str:
+    final = result.records[0].final.overall
+    seeds = len(result.config.seeds)
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return f"mean@{final.samples} on {final.prompts} prompts at temperature {result.evaluation.temperature:g}; average: over all prompts; {spread}"
+
+
+def _percent(spread: Spread) -> str:
+    mean = f"{100 * spread.mean:.1f}"
+    return mean if spread.sd is None else f"{mean} ± {100 * spread.sd:.1f}"
+
+
+def _number(value: float | None, text: str) -> str:
+    return "-" if value is None else text.format(value)

@@ -1,0 +1,49 @@
+"""The result of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlad.config import EvaluationConfig
+from rlad.config.comparison import CompareConfig
+from rlad.evaluation.comparison import ALL, Cost, Difference, RunRecord, Spread, curves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonResult:
+    """What the runs say.
+
+    Attributes:
+        group_by: what the table's columns are.
+        accuracy: after training, by method and column; `start` is every method's start.
+        costs: by method.
+        differences: every method against the first.
+        records: the runs themselves.
+    """
+
+    config: CompareConfig
+    evaluation: EvaluationConfig
+    accuracy: dict[str, dict[str, Spread]]
+    costs: dict[str, Cost]
+    differences: list[Difference]
+    records: list[RunRecord]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For compare.json: everything but single prompts and steps."""
+        return {
+            "name": self.config.name,
+            "methods": {name: method.overrides for name, method in self.config.methods.items()},
+            "seeds": self.config.seeds,
+            "margin": self.config.margin,
+            "prompts": self.records[0].final.overall.prompts,
+            "samples": self.records[0].final.overall.samples,
+            "group_by": self.evaluation.group_by,
+            "accuracy": {name: {column: asdict(spread) for column, spread in row.items()} for name, row in self.accuracy.items()},
+            "curve": {name: {step: asdict(spread) for step, spread in curve.items()} for name, curve in curves(self.records, ALL).items()},
+            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
+            "differences": [{**asdict(difference), "sentence": difference.sentence()} for difference in self.differences],
+            "runs": [
+                {"method": run.method, "seed": run.seed, "start": run.start.overall.mean, "final": run.final.overall.mean} for run in self.records
+            ],
+        }

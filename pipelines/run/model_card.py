@@ -1,0 +1,63 @@
+"""The model card of an exported student: where it comes from, how it was trained, what it reaches."""
+
+from __future__ import annotations
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from pipelines.run.directory import RunDirectory, write_atomically
+from rlad import __version__
+from rlad.config import RunConfig
+from rlad.evaluation.accuracy import EvaluationSummary
+
+
+def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: EvaluationSummary) -> None:
+    """Write `README.md` into the run's export."""
+    config = run.read_config()
+    metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["rlad", "distillation", config.objective.name])
+    evaluation = config.evaluation
+    text = f"""---
+{metadata.to_yaml()}
+---
+# {config.name}
+
+`{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}: {config.training.steps} steps of
+{_diet(config)}, {config.training.updates_per_step} updates a step,
+learning rate {config.learner.optimizer.lr:g}{_adapters(config)}.
+
+Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
+
+| {evaluation.group_label} | prompts | before | after | 95% interval |
+| --- | --- | --- | --- | --- |
+{_rows(before, after)}
+
+The complete settings are in `config.yaml` of the run.
+"""
+    write_atomically(run.export / "README.md", str(ModelCard(text)))
+
+
+def _objective(config: RunConfig) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in config.objective.shown_settings.items())
+    return f"`{config.objective.name}`{f' ({settings})' if settings else ''}"
+
+
+def _adapters(config: RunConfig) -> str:
+    lora = config.learner.lora
+    return "" if lora is None else f", through LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (added to the weights; alone in `adapter/`)"
+
+
+def _teacher(config: RunConfig) -> str:
+    if config.offline is not None and config.offline.traces is not None:
+        return f" on the traces at `{config.offline.traces}`"
+    if config.teacher is None:
+        return ""
+    return f" on traces of the teacher `{config.teacher.label}`" if config.offline is not None else f" under the teacher `{config.teacher.label}`"
+
+
+def _diet(config: RunConfig) -> str:
+    size = config.training.prompts_per_step
+    return f"{size} traces" if config.offline is not None else f"{size} prompts with {config.rollout.group_size} responses each"
+
+
+def _rows(before: EvaluationSummary, after: EvaluationSummary) -> str:
+    pairs = [(name, before.groups[name], after.groups[name]) for name in after.groups] + [("all", before.overall, after.overall)]
+    return "\n".join(f"| {name} | {new.prompts} | {old.mean:.1%} | {new.mean:.1%} | {new.low:.1%} to {new.high:.1%} |" for name, old, new in pairs)

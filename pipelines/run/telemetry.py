@@ -1,0 +1,69 @@
+"""Where a run's numbers go: metrics.jsonl, evaluations.jsonl, TensorBoard, timeline.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from rlad.evaluation.accuracy import EvaluationSummary
+
+# The newest events of timeline.json; a run of weeks must not fill the driver's memory with them.
+_TIMELINE_EVENTS = 200_000
+
+
+class Telemetry:
+    """One run's recorder. Continued from step c, it forgets what was recorded of later steps: the files tell the history that survives."""
+
+    def __init__(self, run: RunDirectory, *, start_step: int) -> None:
+        self._run = run
+        for path in (run.metrics, run.evaluations):
+            _keep_up_to(path, start_step)
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
+        self._events: deque[dict[str, Any]] = deque(maxlen=_TIMELINE_EVENTS)
+        if run.timeline.exists():
+            self._events.extend(json.loads(run.timeline.read_text())["traceEvents"])
+
+    def record_step(self, step: int, metrics: dict[str, float]) -> None:
+        """`step` counts trained steps so far, so the first is 1."""
+        _append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def record_evaluation(self, step: int, summary: EvaluationSummary, elapsed_s: float) -> None:
+        _append(self._run.evaluations, {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()})
+        self._board.add_scalar("evaluation/accuracy", summary.overall.mean, step)
+        for group, row in summary.groups.items():
+            self._board.add_scalar(f"evaluation/accuracy_{group}", row.mean, step)
+        self._board.flush()
+
+    def add_span(self, pool: str, name: str, start: float, end: float, *, worker: str | None = None) -> None:
+        """An event of `pool`, or of one of its workers, from `start` to `end`, seconds since the epoch. Events of one pool may overlap: they are asynchronous
+        events of the Chrome trace format, which Perfetto lays out in rows."""
+        identity = f"{pool}:{name}:{start}"
+        for phase, at in (("b", start), ("e", end)):
+            self._events.append({"name": name, "cat": pool, "ph": phase, "id": identity, "pid": pool, "tid": worker or pool, "ts": round(at * 1e6)})
+
+    def write_timeline(self) -> None:
+        write_atomically(self._run.timeline, json.dumps({"traceEvents": list(self._events), "displayTimeUnit": "ms"}))
+
+    def close(self) -> None:
+        self.write_timeline()
+        self._board.close()
+
+
+def _keep_up_to(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that a kill cut short."""
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step))
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")

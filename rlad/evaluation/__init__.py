@@ -1,0 +1,1 @@
+"""Accuracy, comparison and promotion statistics."""

@@ -1,0 +1,116 @@
+"""The files of a model on their way into the registry and out of it: whole, with checksums, and never executable."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from rlad.errors import CorruptModelError, RegistryError
+from rlad.registry.store import ModelStore, StoredFile
+from rlad.registry.versions import ModelFile, ModelVersion
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_PARALLEL = 8
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Results in the items' order. Stores answer slowly and many at once."""
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        return list(threads.map(function, items))
+
+
+def upload_model(store: ModelStore, model_dir: Path, directory: str) -> tuple[ModelFile, ...]:
+    """Copy a model's files into a directory of the store.
+
+    Raises:
+        RegistryError: the directory holds no model in safetensors form, or files that would be unpickled.
+    """
+    names = _files_of(model_dir)
+    stored = in_parallel(lambda name: store.upload(model_dir / name, f"{directory}/{name}"), names)
+    return tuple(ModelFile(path=name, bytes=file.bytes, sha256=file.sha256) for name, file in zip(names, stored, strict=True))
+
+
+def fetch_model(store: ModelStore, version: ModelVersion, into: Path) -> Path:
+    """A verified local copy of a version, in a directory of its own inside `into`; the one that is there already if it still is what was registered.
+
+    The directory appears whole or not at all, whoever else fetches the same.
+
+    Raises:
+        CorruptModelError: what the store holds is not what was registered.
+    """
+    target = into / f"{version.name}-{version.version}-{_digest(version.files)[:8]}"
+    if is_intact(target, version.files):
+        return target
+    into.mkdir(parents=True, exist_ok=True)
+    partial = into / f".partial-{uuid.uuid4().hex}"
+    try:
+        for file in version.files:
+            (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
+        in_parallel(lambda file: _download(store, version, file, partial / file.path), version.files)
+        _move_into_place(partial, target, version)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def is_intact(directory: Path, files: Sequence[ModelFile]) -> bool:
+    """Whether a directory holds these files, by size and checksum. Reads all of them."""
+    if any(not (path := directory / file.path).is_file() or path.stat().st_size != file.bytes for file in files):
+        return False
+    return all(in_parallel(lambda file: _sha256(directory / file.path) == file.sha256, files))
+
+
+def _files_of(model_dir: Path) -> list[str]:
+    if not model_dir.is_dir():
+        raise RegistryError(f"no model at {model_dir}: there is no such directory")
+    names = sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file())
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise RegistryError(f"{model_dir} holds no model: a run's export/ has config.json and *.safetensors files, and they have to be there")
+    if pickles := [name for name in names if Path(name).suffix in _PICKLES]:
+        raise RegistryError(f"{model_dir} holds {', '.join(pickles)}: what may be unpickled is not registered; remove it, or save it as safetensors")
+    return names
+
+
+def _download(store: ModelStore, version: ModelVersion, file: ModelFile, target: Path) -> None:
+    found = store.download(f"{version.directory}/{file.path}", target)
+    if found is None:
+        raise CorruptModelError(f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?")
+    if found != StoredFile(bytes=file.bytes, sha256=file.sha256):
+        raise CorruptModelError(
+            f"{file.path} of {version.reference} in {store.uri} is not what was registered: {file.bytes} bytes with SHA-256 {file.sha256} were, "
+            f"{found.bytes} bytes with {found.sha256} came. Fetch it once more; if it stays so, roll back to another version"
+        )
+
+
+def _move_into_place(partial: Path, target: Path, version: ModelVersion) -> None:
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if is_intact(target, version.files):  # somebody else has just fetched it
+            return
+        damaged = target.with_name(f".partial-damaged-{uuid.uuid4().hex}")
+        target.rename(damaged)
+        shutil.rmtree(damaged)
+        partial.rename(target)
+
+
+def _digest(files: Sequence[ModelFile]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}:{file.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

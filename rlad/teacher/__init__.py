@@ -1,0 +1,1 @@
+"""The teacher protocol: wire format, HTTP client and mixtures."""

@@ -1,0 +1,119 @@
+"""Real ranks of the learner's engine: processes in a group, and what they are to run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from actors.engines.zero_engine.trainer import ZeroTrainer
+from actors.engines.zero_engine.update_metrics import UpdateResult
+from rlad.config.learner import LearnerConfig, OptimizerConfig
+from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.objectives import build_objective
+from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch
+
+from .learner_reference import OBJECTIVE, Sequences
+
+# With so large an epsilon AdamW's first update is -lr * g / (|g| + 1): it shows the gradient itself, not only its sign.
+SHOW_GRADIENT = OptimizerConfig(lr=1.0, eps=1.0, max_gradient_norm=1e9)
+PLAIN = OptimizerConfig(lr=1e-3, eps=1e-3, weight_decay=0.01)
+
+
+def join_process_group(rank: int, size: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+
+
+class Ranks:
+    """Processes that form a process group and run the same function at the same time."""
+
+    def __init__(self, size: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.size = size
+        self._executors = [
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=join_process_group, initargs=(rank, size, port))
+            for rank in range(size)
+        ]
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What each rank returned."""
+        return [future.result(timeout=120) for future in [executor.submit(function, *arguments) for executor in self._executors]]
+
+    def close(self) -> None:
+        for executor in self._executors:
+            executor.shutdown()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Updates to run: for each update and rank its micro-batches. Every update has `num_responses` responses.
+
+    Attributes:
+        poisoned: numbers of updates whose last micro-batch on the last rank overflows.
+    """
+
+    model_path: Path
+    groups: dict[str, ScoredGroup]
+    updates: list[list[list[Sequences]]]
+    config: LearnerConfig
+    objective: dict[str, Any] = field(default_factory=lambda: OBJECTIVE)
+    temperature: float = 1.0
+    dtype: torch.dtype = torch.float32
+    poisoned: Sequence[int] = field(default_factory=tuple)
+
+    def trainer(self) -> ZeroTrainer:
+        return ZeroTrainer(
+            model_path=str(self.model_path),
+            dtype=self.dtype,
+            config=self.config,
+            objective=build_objective(self.objective),
+            temperature=self.temperature,
+            total_updates=len(self.updates),
+        )
+
+    def batch(self, update: int, sequences: Sequences) -> tuple[TrainingBatch, BatchCounts]:
+        whole = [sequence for rank in self.updates[update] for micro_batch in rank for sequence in micro_batch]
+        tokens = sum(int(self.groups[uid].group.response_lengths[index]) for uid, index in whole)
+        size = UpdateSize(num_responses=len(whole), num_tokens=tokens)
+        return build_training_batch(self.groups, sequences, size=size, rules=BatchRules(objective=build_objective(self.objective).config))
+
+    def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        micro_batches = self.updates[update][rank]
+        for number, sequences in enumerate(micro_batches):
+            batch, counts = self.batch(update, sequences)
+            if update in self.poisoned and rank == size - 1 and number == len(micro_batches) - 1:
+                batch = replace(batch, advantages=np.full_like(batch.advantages, 3e38))
+            trainer.accumulate(batch, counts)
+        return trainer.step()
+
+
+def run_plan(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | None]:
+    """In a rank: all updates, then the weights."""
+    trainer = plan.trainer()
+    results = [plan.run_update(trainer, update) for update in range(len(plan.updates))]
+    return results, trainer.gather_weights()
+
+
+def shared_out(sequences: Sequences, ranks: int, micro_batches: int) -> list[list[Sequences]]:
+    """To each rank so many micro-batches, dealt like cards; there may be too few sequences for all."""
+    return [[sequences[rank + number * ranks :: ranks * micro_batches] for number in range(micro_batches)] for rank in range(ranks)]
+
+
+def start_weights(model_path: Path) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()}

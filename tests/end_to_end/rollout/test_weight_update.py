@@ -1,0 +1,213 @@
+"""New weights in running vLLM engines, checked against plain transformers: tied and untied embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import ray
+import torch
+
+from actors.engines.vllm_engine.settings import VllmSettings
+from actors.rollout.pool import RolloutPool
+from actors.rollout.worker import RolloutWorker
+from actors.weights.publish import publish
+from rlad.config import RolloutConfig
+from rlad.contracts import RolloutGroup
+from rlad.errors import WeightsMismatchError
+
+from .rollout_reference import endless_prompt, largest_gap, load_policy, request
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+# Longer than a block of vLLM's prefix cache on CPU (128 tokens), so that a second request finds the first one's keys and values.
+LONG_PROMPT = (np.arange(200) % 27 + 2).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """The tied pool has two workers on this node; the untied worker is an actor by itself, which shows what a pool would hide by replacing it."""
+
+    tied: RolloutPool
+    untied: Any
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(cluster: None, make_model) -> AsyncIterator[Engines]:
+    config = RolloutConfig(workers=2, max_prompt_tokens=256, max_response_tokens=64, max_restarts=0)
+    pool = RolloutPool(config, model_path=str(make_model(tied=True)), dtype="float32", seed=0, start_timeout_s=400, run_id="test-tied")
+    settings = VllmSettings(
+        model_path=str(make_model(tied=False)),
+        dtype="float32",
+        max_sequence_tokens=320,
+        max_sequences=64,
+        seed=0,
+        on_gpu=False,
+        tensor_parallel=1,
+        gpu_memory_fraction=0.9,
+        kv_cache_gib=1,
+        threads=1,
+    )
+    worker = ray.remote(RolloutWorker).remote(settings, "test-untied")
+
+    async def start_worker() -> None:
+        await worker.start.remote()
+
+    await asyncio.gather(pool.start(), start_worker())
+    yield Engines(tied=pool, untied=worker)
+    await worker.close.remote()
+    await pool.close()
+    assert not in_shared_memory("rlad-test-*"), "nothing stays there"
+
+
+def in_shared_memory(pattern: str) -> list[Path]:
+    return sorted(Path("/dev/shm").glob(pattern))
+
+
+async def sample(worker: Any, **changes: object) -> RolloutGroup:
+    _, group_ref = worker.sample.remote(request(**changes))
+    return RolloutGroup.from_columns(await group_ref)
+
+
+async def sample_on_both(pool: RolloutPool, **changes: object) -> list[RolloutGroup]:
+    """A group of each of the pool's two workers."""
+    sampled = await asyncio.gather(*(pool.sample(request(uid=f"g{index}", **changes)) for index in range(2)))
+    assert {one.worker for one in sampled} == {"rollout-0", "rollout-1"}
+    return [RolloutGroup.from_columns(await one.group_ref) for one in sampled]
+
+
+async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines, make_model) -> None:
+    old, new = (load_policy(make_model(tied=True, seed=seed)) for seed in (0, 1))
+    for group in await sample_on_both(engines.tied):
+        assert largest_gap(old, group) <= 1e-4
+    for version, policy, other in ((1, new, old), (2, old, new)):
+        publication = publish(policy.state_dict(), version)
+        await engines.tied.update_weights(publication)
+        for group in await sample_on_both(engines.tied):
+            assert group.policy_versions.tolist() == [version] * group.num_tokens
+            assert largest_gap(policy, group) <= 1e-4
+            assert largest_gap(other, group) > 0.1
+        files = in_shared_memory("rlad-test-tied/*.safetensors")
+        assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], "one for both workers, and no older one"
+
+
+async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> None:
+    old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (0, 1))
+    assert largest_gap(old, await sample(engines.untied)) <= 1e-4
+    publication = publish(new.state_dict(), 1)
+    assert await engines.untied.update_weights.remote(publication) == publication.manifest
+    group = await sample(engines.untied)
+    assert group.policy_versions.tolist() == [1] * group.num_tokens
+    assert largest_gap(new, group) <= 1e-4
+    assert largest_gap(old, group) > 0.1
+
+
+async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from_is_written_over(engines: Engines, make_model) -> None:
+    """What the engine still has of the file is a mapping that the next version is written to."""
+    policy = load_policy(make_model(tied=False, seed=2))
+    publication = publish(policy.state_dict(), 2)
+    await engines.untied.update_weights.remote(publication)
+    [file] = in_shared_memory("rlad-test-untied/*.safetensors")
+    before = file.read_bytes()
+    with file.open("r+b") as mapped:
+        mapped.write(bytes(len(before)))
+    assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
+    next_policy = load_policy(make_model(tied=False, seed=12))
+    inode = file.stat().st_ino
+    await engines.untied.update_weights.remote(publish(next_policy.state_dict(), 3))
+    [file] = in_shared_memory("rlad-test-untied/*.safetensors")
+    assert file.stat().st_ino == inode, "written over"
+    assert largest_gap(next_policy, await sample(engines.untied)) <= 1e-4
+
+
+async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engines: Engines, make_model) -> None:
+    for version in (3, 4):
+        policy = load_policy(make_model(tied=False, seed=version))
+        await engines.untied.update_weights.remote(publish(policy.state_dict(), version))
+        for _ in range(2):  # the second finds the first one's prefix in the cache
+            assert largest_gap(policy, await sample(engines.untied, prompt_ids=LONG_PROMPT)) <= 1e-4
+
+
+async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_old_ones_keys_and_values(engines: Engines, make_model) -> None:
+    old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
+    await engines.untied.update_weights.remote(publish(old.state_dict(), 8))
+    long = {"uid": "long", "prompt_ids": endless_prompt(old, 250), "num_responses": 32, "max_response_tokens": 250, "temperature": 0.7}
+    sampling = asyncio.create_task(sample(engines.untied, **long))
+    await sample(engines.untied, num_responses=1, max_response_tokens=8)  # the long ones are being decoded beside it
+    await engines.untied.update_weights.remote(publish(new.state_dict(), 9))
+    after = asyncio.create_task(sample(engines.untied, uid="after", prompt_ids=long["prompt_ids"], num_responses=2))
+
+    group = await sampling
+    assert np.unique(group.policy_versions).tolist() == [8, 9]
+    for index in range(group.num_responses):
+        versions = group.policy_versions[group.response(index)]
+        assert (np.diff(versions) >= 0).all()
+        expected = logprobs_across_an_update(old, new, group, index, first_of_new=int((versions == 8).sum()))
+        np.testing.assert_allclose(group.behaviour_logprobs[group.response(index)], expected, atol=1e-4, rtol=0)
+    assert largest_gap(new, await after) <= 1e-4, "the old weights' keys and values of the same prompt do not serve a new request"
+
+
+def logprobs_across_an_update(old: torch.nn.Module, new: torch.nn.Module, group: RolloutGroup, index: int, *, first_of_new: int) -> np.ndarray:
+    """Log-probabilities of a response whose tokens from `first_of_new` on are sampled by `new`, which sees the keys and values that `old` made of all
+    but the last token before."""
+    response = group.response_ids[group.response(index)]
+    ids = torch.tensor(np.concatenate([group.prompt_ids, response]), dtype=torch.long)[None]
+    start = len(group.prompt_ids)
+    switch = min(max(start + first_of_new - 1, 0), ids.shape[1] - 1)
+    with torch.no_grad():
+        before = old(ids[:, :switch], use_cache=True)
+        after = new(ids[:, switch:], past_key_values=before.past_key_values)
+    logits = torch.cat([before.logits, after.logits], dim=1)[0, start - 1 : -1].double() / group.temperature
+    return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response).long()].numpy()
+
+
+async def test_weights_published_in_bfloat16_are_cast(engines: Engines, make_model) -> None:
+    policy = load_policy(make_model(tied=False, seed=5))
+    rounded = {name: tensor.bfloat16() for name, tensor in policy.state_dict().items()}
+    policy.load_state_dict(rounded)
+    await engines.untied.update_weights.remote(publish(rounded, 5))
+    assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
+
+
+async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_ones_stay(engines: Engines, make_model) -> None:
+    policy, other = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
+    await engines.untied.update_weights.remote(publish(policy.state_dict(), 6))
+    good = publish(other.state_dict(), 7)
+    weights = other.state_dict()
+    forged = {
+        "checksum": replace(good, manifest=replace(good.manifest, checksum="0" * 32)),
+        "bytes were published": replace(good, manifest=replace(good.manifest, num_bytes=good.manifest.num_bytes + 1)),
+        "k_proj": publish({name: tensor for name, tensor in weights.items() if "layers.1.self_attn.k_proj" not in name}, 7),
+        "unknown or of another shape: .*embed_tokens": publish(weights | {"model.embed_tokens.weight": torch.zeros(7, 64)}, 7),
+    }
+    for problem, publication in forged.items():
+        with pytest.raises(WeightsMismatchError, match=problem):
+            await engines.untied.update_weights.remote(publication)
+        assert await engines.untied.version.remote() == 6
+        assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
+    await engines.untied.update_weights.remote(good)
+    assert largest_gap(other, await sample(engines.untied)) <= 1e-4, "a refused file is not in the way of the right one"
+
+
+async def test_a_file_changed_on_its_way_is_refused(engines: Engines, make_model) -> None:
+    publication = publish(load_policy(make_model(tied=False, seed=8)).state_dict(), 8)
+    content = np.concatenate([part for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=10)])
+    content[-1] ^= 1  # one bit of one weight
+    content.tofile(f"/dev/shm/rlad-test-untied/v8-{publication.manifest.checksum}.safetensors")
+    with pytest.raises(WeightsMismatchError, match="published with checksum"):
+        await engines.untied.update_weights.remote(publication)
+    assert await engines.untied.version.remote() == 7
+    assert await engines.untied.update_weights.remote(publication) == publication.manifest, "the bad file is gone"

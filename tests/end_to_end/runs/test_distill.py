@@ -1,0 +1,143 @@
+"""The whole run, with every real component, as a person starts it: killed in the middle, continued, and its student loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+from rlad.evaluation.accuracy import EvaluationSummary, majority_vote
+
+pytestmark = pytest.mark.engine
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+STEPS, REFILLS = 6, 3
+OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
+
+
+def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(read_json_lines(run.metrics)) < steps:
+        assert process.poll() is None, f"the run ended before step {steps}"
+        assert time.monotonic() < deadline, f"no step {steps} within {timeout_s} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run of the smoke configuration, with dynamic sampling, whose driver was killed between two checkpoints, and then continued to its end."""
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "smoke")
+    arguments = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "run",
+        str(CONFIGS / "smoke_cpu.yaml"),
+        *OVERRIDES,
+        "--run-dir",
+        str(directory.path),
+    ]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        wait_for_steps(directory, 3, process, timeout_s=300)
+        os.killpg(process.pid, signal.SIGKILL)
+    continued = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", directory.path, "--resume")
+    assert continued.returncode == 0, continued.stderr
+    assert "before" in continued.stdout
+    assert "after" in continued.stdout
+    return directory
+
+
+def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: RunDirectory) -> None:
+    result = rlad("ledger", run.path, "--json")
+    assert result.returncode == 0, result.stderr
+    counts = json.loads(result.stdout)
+    assert counts["committed"] == STEPS * 8
+    assert counts["trained_steps"] == STEPS
+    assert (counts["lost"], counts["duplicated"]) == (0, 0)
+    assert [counts[state] for state in ("issued", "sampled", "scored", "claimed")] == [0, 0, 0, 0]
+    dropped = [line["rollout/dropped_groups"] for line in read_json_lines(run.metrics)]
+    assert counts["dropped"] == sum(dropped)
+    assert 0 < max(dropped) <= REFILLS
+
+
+def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
+    assert [line["step"] for line in read_json_lines(run.metrics)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 3, STEPS]
+    assert "| all | 24 |" in (run.export / "README.md").read_text()
+    for path in (run.config, run.tensorboard, run.ledger, run.checkpoints, run.export, run.timeline, run.report):
+        assert path.exists(), path
+
+
+def test_engine_and_learner_agree_on_log_probabilities_in_every_step(run: RunDirectory) -> None:
+    gaps = [line["learner/logprob_gap_max"] for line in read_json_lines(run.metrics) if "learner/logprob_gap_max" in line]
+    assert gaps
+    assert max(gaps) <= 1e-4
+
+
+def test_the_student_moved_and_loads_with_plain_transformers(run: RunDirectory) -> None:
+    from rlad.starters import resolve_model
+
+    student = AutoModelForCausalLM.from_pretrained(run.export)
+    start = AutoModelForCausalLM.from_pretrained(resolve_model(run.read_config().student.path))
+    assert len(AutoTokenizer.from_pretrained(run.export)("A:b;")["input_ids"]) == 4
+    moved = [not torch.equal(new, old) for new, old in zip(student.parameters(), start.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation"
+    settings = ["evaluation.samples=4", "evaluation.group_by=[task, people]"]
+    result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", *settings, "--output", output)
+    assert result.returncode == 0, result.stderr
+    summary = EvaluationSummary.from_dict(json.loads((output / "evaluation.json").read_text())["sets"]["evaluation"])
+    lines = read_json_lines(output / "responses-evaluation.jsonl")
+    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        by_prompt[line["prompt_id"]].append(line)
+    assert {len(each) for each in by_prompt.values()} == {4}
+    assert {prompt: sum(line["reward"] for line in each) / 4 for prompt, each in by_prompt.items()} == summary.prompts
+    assert list(summary.groups) == ["people 2", "task knights_knaves"]
+    assert summary.groups["people 2"] == summary.overall
+    assert summary.overall.prompts == 24
+    assert 0 <= summary.overall.low <= summary.overall.mean <= summary.overall.high <= 1
+    assert summary.overall.mean == pytest.approx(summary.overall.pass_at[1].mean)
+    answered = [line for line in lines if line["outcome"] in ("correct", "wrong")]
+    assert answered
+    assert all(line["response"].replace(" ", "").endswith(f"={line['answer']}") for line in answered)
+    assert all(line["answer"] is None for line in lines if line not in answered)
+    votes = [majority_vote([line["answer"] for line in each], [line["reward"] for line in each]) for each in by_prompt.values()]
+    assert summary.overall.majority is not None
+    assert summary.overall.majority.mean == pytest.approx(sum(votes) / 24)
+    again = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output, timeout_s=60)
+    assert "already holds evaluation.json" in again.stderr
+
+
+def test_a_finished_run_is_not_run_again(run: RunDirectory) -> None:
+    before = run.metrics.read_text()
+    again = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", run.path, "--resume", timeout_s=60)
+    assert again.returncode == 0, again.stderr
+    assert "finished" in again.stdout
+    assert run.metrics.read_text() == before
+
+
+def test_an_existing_run_is_refused_without_resume(run: RunDirectory) -> None:
+    result = rlad("run", CONFIGS / "smoke_cpu.yaml", "--run-dir", run.path, timeout_s=60)
+    assert result.returncode == 1
+    assert "--resume" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,191 @@
+"""Runs as jobs of a real cluster: two nodes by `ray start`, token authentication on. By `rlad submit` and by plain `ray job submit`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[3]
+RAY = str(Path(sys.executable).with_name("ray"))
+RLAD = [sys.executable, "-m", "pipelines"]
+SMOKE = "configs/smoke_cpu.yaml"
+SHORT = ["evaluation.every_steps=0", "evaluation.prompts.count=4", "checkpoints.every_steps=1"]
+DEADLINE_S = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayCluster:
+    """
+    Attributes:
+        address: of its dashboard.
+        environment: of a shell that has the token.
+        stranger: of one that has not.
+    """
+
+    address: str
+    environment: Mapping[str, str]
+    stranger: Mapping[str, str]
+
+    def submit(self, *arguments: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
+        return self.call([*RLAD, "submit", SMOKE, *SHORT, "--address", self.address, *map(str, arguments)], stranger=stranger)
+
+    def rlad(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.call([*RLAD, *arguments, "--address", self.address])
+
+    def ray_job_submit(self, *words: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", "-m", "pipelines", "run", SMOKE, *SHORT]
+        return self.call([*command, "--address", "auto", *map(str, words)], stranger=stranger)
+
+    def call(self, command: list[str], *, stranger: bool = False) -> subprocess.CompletedProcess[str]:
+        environment = dict(self.stranger if stranger else self.environment)
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=DEADLINE_S, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    folder = Path(tempfile.mkdtemp(prefix="rlad-"))  # short: Ray's sockets lie in it
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    (folder / "home").mkdir()
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "PYTEST"))} | {"HOME": str(folder / "home")}
+    environment = {**stranger, "HOME": os.environ["HOME"], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # The nodes' own: their python by PATH, and nothing of this project but what comes with a job.
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    nodes_environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | own
+    gcs, dashboard, client, *agents = _free_ports(5)
+    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
+    nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(options: list[str], cpus: int) -> None:
+        command = [RAY, "start", "--block", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agents[len(nodes)]}", *options]
+        options_of_all = {"cwd": folder, "env": nodes_environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        nodes.append(subprocess.Popen([*command, "--min-worker-port=0", "--max-worker-port=0"], **options_of_all))
+
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        start([*head, f"--temp-dir={folder}/ray"], cpus=1)
+        _wait_for(lambda: _nodes_alive(address, token.read_text()) == 1, "the head")
+        start([f"--address=127.0.0.1:{gcs}"], cpus=3)
+        _wait_for(lambda: _nodes_alive(address, token.read_text()) == 2, "the second node")
+        yield RayCluster(address=address, environment=environment, stranger=stranger)
+    finally:
+        processes = [each for node in nodes for each in (*psutil.Process(node.pid).children(recursive=True), node)]
+        for process in processes:
+            if psutil.pid_exists(process.pid):
+                process.kill()
+        for node in nodes:
+            node.wait(timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _nodes_alive(address: str, token: str) -> int:
+    """As the dashboard tells it to who has the token."""
+    try:
+        answer = requests.get(f"{address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=5)
+        return sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"]) if answer.ok else 0
+    except requests.RequestException:
+        return 0
+
+
+def _wait_for(claim: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not claim():
+        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s"
+        time.sleep(0.3)
+
+
+def test_without_the_token_both_ways_are_refused(cluster: RayCluster, tmp_path: Path) -> None:
+    ours = cluster.submit("--run-dir", tmp_path / "run", stranger=True)
+    assert (ours.returncode, ours.stdout) == (1, "")
+    assert ours.stderr.splitlines() == [
+        f"error: the cluster at {cluster.address} refuses us: a token is wanted and none was given; "
+        "give its token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
+    ]
+    plain = cluster.ray_job_submit("--run-dir", tmp_path / "run", stranger=True)
+    assert plain.returncode != 0
+    assert "Authentication required: Unauthorized: Missing authentication token" in plain.stderr
+    listed = cluster.rlad("list", "--json")
+    assert json.loads(listed.stdout) == [], "nothing was started"
+
+
+def test_a_failing_run_tells_its_submitter_why(cluster: RayCluster, tmp_path: Path) -> None:
+    failed = cluster.submit("student.path=/nowhere", "--run-dir", tmp_path / "run", "--wait")
+    assert failed.returncode == 1
+    (told,) = failed.stderr.splitlines()
+    assert told.startswith("error: job smoke-cpu-")
+    assert " failed: no model at '/nowhere': expected a Hugging Face model directory" in told
+    vanishing = cluster.ray_job_submit("--run-dir", "runs/a")
+    assert vanishing.returncode != 0
+    assert "error: the run directory runs/a is relative, so it would be in the job's working directory" in vanishing.stdout
+
+
+def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayCluster, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    settings = ["training.steps=16", "--run-dir", str(run.path)]
+    submitted = cluster.submit(*settings)
+    assert submitted.returncode == 0, submitted.stderr
+    job_id = submitted.stdout.split()[1]
+    assert f"run directory {run.path}: every node has to see it there" in submitted.stdout
+    assert f"job {job_id} does this run already" in cluster.submit(*settings).stdout
+    _wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, "first steps")
+
+    stopped = cluster.rlad("stop", job_id)
+    assert (stopped.returncode, stopped.stdout) == (0, f"job {job_id} stopped\n"), stopped.stderr
+    log = cluster.rlad("logs", job_id).stdout
+    assert "step 2/16" in log
+    assert "interrupted: nothing that a checkpoint holds is lost" in log
+    assert "Traceback" not in log
+    assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are down"
+    assert "\x1b" not in log, "a log is no terminal"
+    steps_before = len(read_json_lines(run.metrics))
+    assert 2 <= steps_before < 16
+
+    continued = cluster.submit(*settings, "--follow")
+    assert continued.returncode == 0, continued.stderr
+    assert f"job {job_id}-2 submitted" in continued.stdout
+    assert "step 16/16" in continued.stdout
+    assert "step 1/16" not in continued.stdout
+    assert continued.stdout.endswith(f"job {job_id}-2 succeeded\n")
+    assert (run.export / "model.safetensors").is_file()
+    ledger = json.loads(cluster.call([*RLAD, "ledger", str(run.path), "--json"]).stdout)
+    assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, 16)
+    statuses = {job["id"]: job["status"] for job in json.loads(cluster.rlad("list", "--json").stdout) if job["run_dir"] == str(run.path)}
+    assert statuses == {job_id: "stopped", f"{job_id}-2": "succeeded"}
+
+
+def test_plain_ray_job_submit_finishes(cluster: RayCluster, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    plain = cluster.ray_job_submit("training.steps=1", "--run-dir", run.path)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert (run.export / "model.safetensors").is_file()
+    assert cluster.call([*RLAD, "status", str(run.path)]).stdout == f"{run.path}: finished, 1 of 1 steps\n"
+    assert cluster.rlad("logs", str(run.path)).stdout.rstrip().endswith(f"report:  {run.report}"), "found by its run directory"

@@ -1,0 +1,220 @@
+"""Offline distillation as a person starts it: killed while the teacher writes, killed while the student trains, continued, and its traces used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+from pipelines.training.prompts import EncodedPrompts, prepare_prompts
+from rlad.contracts import Outcome
+from rlad.data.order import PromptOrder
+from rlad.data.trace_files import TraceManifest
+from rlad.data.training_traces import TrainingTraces
+from rlad.starters import resolve_model
+from rlad.verifiers import build_verifier
+
+from ..learner.learner_reference import response_logprobs
+
+pytestmark = pytest.mark.engine
+
+SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
+PROMPTS, STEPS, SIZE, SAMPLES = 64, 8, 8, 4
+SETTINGS = [
+    "objective.name=sft",
+    f"offline={{traces_per_prompt: {SAMPLES}, max_accepted_per_prompt: 1, prompts_per_part: 4, rollout: {{max_sequences: 8}}}}",
+    f"prompts.count={PROMPTS}",
+    f"training={{steps: {STEPS}, prompts_per_step: {SIZE}, updates_per_step: 1}}",
+    "evaluation.every_steps=0",
+]
+
+
+def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def kill_when(is_time: Callable[[], bool], *arguments: str | Path, timeout_s: float = 300) -> None:
+    """Start `rlad` and kill it, and all its local processes, the moment the claim holds."""
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+    with (
+        tempfile.TemporaryFile("w+") as words,
+        subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
+        deadline = time.monotonic() + timeout_s
+        while not is_time():
+            if process.poll() is not None:
+                words.seek(0)
+                pytest.fail(f"it ended before it was to be killed: {words.read()}")
+            assert time.monotonic() < deadline, f"it was not time to kill it within {timeout_s} s"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def parts_of(run: RunDirectory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.traces.glob("part-*.parquet"))}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run after two kills.
+
+    Attributes:
+        parts_at_kill: of the traces, at the first kill.
+    """
+
+    run: RunDirectory
+    parts_at_kill: dict[str, bytes]
+    output: str
+
+    @property
+    def manifest(self) -> TraceManifest:
+        manifest = TraceManifest.read(self.run.traces)
+        assert manifest is not None
+        return manifest
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Killed in the middle of the generation, then between two checkpoints of the training, then continued to its end."""
+    run = RunDirectory(tmp_path_factory.mktemp("runs") / "offline")
+    start = ["offline", SMOKE, *SETTINGS, "--run-dir", run.path]
+    kill_when(lambda: len(list(run.traces.glob("part-*.parquet"))) >= 2, *start)
+    parts = parts_of(run)
+    assert TraceManifest.read(run.traces) is None, "it was killed too late to show anything"
+    kill_when(lambda: len(read_json_lines(run.metrics)) >= 3, *start, "--resume")
+    continued = rlad(*start, "--resume")
+    assert continued.returncode == 0, continued.stderr
+    return Finished(run=run, parts_at_kill=parts, output=continued.stdout)
+
+
+@pytest.fixture(scope="module")
+def prompts(finished: Finished) -> EncodedPrompts:
+    config = finished.run.read_config()
+    return prepare_prompts(config.prompts, config, str(resolve_model(config.student.path)))
+
+
+def test_what_was_generated_before_the_kill_is_not_generated_again(finished: Finished) -> None:
+    now = parts_of(finished.run)
+    assert 2 <= len(finished.parts_at_kill) < len(now)
+    assert {name: now[name] for name in finished.parts_at_kill} == finished.parts_at_kill
+    counts = finished.manifest.counts
+    assert (counts.prompts, counts.generated) == (PROMPTS, PROMPTS * SAMPLES)
+    assert counts.accepted + counts.unsolved_prompts == PROMPTS
+    assert counts.accepted + counts.surplus + sum(counts.rejected.values()) == counts.generated
+
+
+def test_every_accepted_trace_is_trained_on_exactly_once_an_epoch(finished: Finished) -> None:
+    result = rlad("ledger", finished.run.path, "--json")
+    assert result.returncode == 0, result.stderr
+    counts = json.loads(result.stdout)
+    assert (counts["committed"], counts["trained_steps"]) == (STEPS * SIZE, STEPS)
+    assert (counts["lost"], counts["duplicated"]) == (0, 0)
+    traces = TrainingTraces(finished.run.training_traces)
+    assert len(traces) == finished.manifest.counts.accepted <= STEPS * SIZE
+    with sqlite3.connect(finished.run.ledger) as ledger:
+        trained = Counter(uid for (uid,) in ledger.execute("SELECT uid FROM trained"))
+    first_epoch = [f"{traces.fingerprint}:0:{position}" for position in range(len(traces))]
+    assert [trained[uid] for uid in first_epoch] == [1] * len(traces)
+
+
+def test_every_trace_is_the_teacher_s_own_and_right(finished: Finished, prompts: EncodedPrompts) -> None:
+    """Judged and scored afresh: text by the verifier, log-probabilities by an unpacked forward pass of the teacher in float64."""
+    config = finished.run.read_config()
+    assert config.teacher is not None
+    teacher_path = resolve_model(config.teacher.path)
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float64, attn_implementation="eager")
+    tokenizer = Tokenizer.from_file(str(teacher_path / "tokenizer.json"))
+    verifier = build_verifier(config.verifiers["knights_knaves"])
+    provenance = finished.manifest.provenance
+    rows = [row for path in finished.manifest.part_paths(finished.run.traces) for row in pq.read_table(path).to_pylist()]
+    assert len({row["prompt_position"] for row in rows}) == len(rows) == finished.manifest.counts.accepted
+    for row in rows:
+        record = prompts.records[row["prompt_position"]]
+        assert (row["prompt_id"], row["task"]) == (record.id, record.task)
+        assert row["response_text"] == tokenizer.decode(row["response_ids"], skip_special_tokens=True)
+        assert verifier.verify(row["response_text"], record.answer).outcome is Outcome.CORRECT
+        assert (row["teacher_fingerprint"], row["dataset_fingerprint"]) == (provenance.teacher, provenance.dataset)
+        with torch.no_grad():
+            expected = response_logprobs(teacher, prompts.token_ids[row["prompt_position"]], np.array(row["response_ids"]), 1.0)
+        np.testing.assert_allclose(row["behaviour_logprobs"], expected.numpy(), atol=1e-4)
+
+
+def test_the_first_step_is_that_of_plain_cross_entropy(finished: Finished, prompts: EncodedPrompts) -> None:
+    """Mean over traces of the mean over their tokens, in float64, without packing, ranks or ZeRO: its value and the norm of its gradient."""
+    config, traces = finished.run.read_config(), TrainingTraces(finished.run.training_traces)
+    student = AutoModelForCausalLM.from_pretrained(resolve_model(config.student.path), dtype=torch.float64, attn_implementation="eager")
+    losses = []
+    order = PromptOrder(len(traces), seed=config.seed)
+    for turn in map(order.turn, range(SIZE)):
+        trace = traces[turn.record]
+        losses.append(-response_logprobs(student, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean())
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in student.parameters() if parameter.grad is not None])
+    first = read_json_lines(finished.run.metrics)[0]
+    assert first["step"] == 1
+    assert first["learner/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert first["learner/gradient_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_the_student_comes_nearer_to_the_traces(finished: Finished, prompts: EncodedPrompts) -> None:
+    """Measured over all of them with plain transformers: steps differ in their traces, so a step's loss tells little."""
+    traces = TrainingTraces(finished.run.training_traces)
+
+    def loss_of(path: Path) -> float:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager")
+        with torch.no_grad():
+            logprobs = [
+                response_logprobs(model, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean().item()
+                for trace in map(traces.__getitem__, range(len(traces)))
+            ]
+        return -float(np.mean(logprobs))
+
+    assert loss_of(finished.run.export) < 0.9 * loss_of(resolve_model(finished.run.read_config().student.path))
+
+
+def test_the_run_directory_tells_one_history(finished: Finished) -> None:
+    assert [line["step"] for line in read_json_lines(finished.run.metrics)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_json_lines(finished.run.evaluations)] == [0, STEPS]
+
+
+def test_the_run_says_what_the_student_was_trained_on(finished: Finished) -> None:
+    assert "before" in finished.output
+    assert "on traces of the teacher `starter:kk-smoke/teacher`" in (finished.run.export / "README.md").read_text()
+    assert "Trace length (tokens)" in finished.run.report.read_text()
+
+
+def test_the_traces_serve_another_run_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "again")
+    reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", "teacher=null", "training.steps=1", "seed=1"]
+    result = rlad("offline", SMOKE, *reuse, "--run-dir", run.path)
+    assert result.returncode == 0, result.stderr
+    assert not run.traces.exists()
+    assert TrainingTraces(run.training_traces).fingerprint == TrainingTraces(finished.run.training_traces).fingerprint
+    assert read_json_lines(run.metrics)[-1]["step"] == 1
+
+
+def test_traces_of_other_prompts_are_refused_before_anything_starts(finished: Finished, tmp_path: Path) -> None:
+    arguments = [*SETTINGS, f"offline.traces={finished.run.traces}", "prompts.seed=5", "--run-dir", tmp_path / "other"]
+    result = rlad("offline", SMOKE, *arguments, timeout_s=60)
+    assert result.returncode == 1
+    assert "do not fit this run: they are of dataset" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,252 @@
+"""A schedule that ticks for real: a daemon, runs with every engine on one local cluster, a registry; overlapped, killed, continued, and judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+from pipelines.schedules.records import RunOutcome, RunPlan, Tick
+from pipelines.schedules.store import ScheduleStore
+from rlad.data.knights_knaves.prompts import generate_prompts
+from rlad.data.prompt_files import read_prompt_file, write_prompt_file
+from rlad.ledger import Ledger
+from rlad.registry.registry import ModelRegistry
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test waits for the whole story
+
+SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
+STEPS, LEASE_S = 3, 8
+SHORT = ["evaluation.every_steps=0", "evaluation.samples=4", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
+MODEL = "kk-student"
+# A process of its own, since only processes that begin with the token have it. Ends with its input.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the schedules of this test live, and the token of their cluster."""
+
+    folder: Path
+    token: str
+
+    def rlad(self, *arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder, env=self.environment
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "pipelines", "schedule", *map(str, arguments), "--store", self.store]
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.folder / 'schedules.sqlite'}"
+
+    def history(self, name: str) -> list[Tick]:
+        store = ScheduleStore(self.store)
+        try:
+            return store.history(name)
+        finally:
+            store.close()
+
+    def runs(self, name: str) -> list[Tick]:
+        return [tick for tick in self.history(name) if tick.run_id is not None]
+
+    def run(self, tick: Tick) -> RunDirectory:
+        return RunDirectory(self.folder / "runs" / tick.schedule / "runs" / str(tick.run_id))
+
+    @property
+    def registry(self) -> ModelRegistry:
+        return ModelRegistry.open(str(self.folder / "registry"))
+
+
+def wait_for(what: str, done: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A schedule that has ticked twice, the second time killed in mid-run, and a schedule of the same model whose learning rate ruins the student."""
+    site = Site(folder=tmp_path_factory.mktemp("site"), token=secrets.token_hex(32))
+    prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
+    (site.folder / "prompts").mkdir()
+    write_prompt_file(prompts[:32], site.folder / "prompts" / "monday.jsonl")
+    write_prompt_file(prompts[32:], site.folder / "tuesday.jsonl")  # comes in later
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=site.environment)
+    assert cluster.stdout is not None
+    address = next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
+    try:
+        tell_the_story(site, address)
+        yield site
+    finally:
+        cluster.communicate(timeout=60)
+
+
+def tell_the_story(site: Site, address: str) -> None:
+    cluster_and_lease = ["--address", address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
+    every_minute = ["--cron", "* * * * *", "--timezone", "Europe/Berlin", "--prompts", "prompts/*.jsonl"]
+    added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *cluster_and_lease)
+    assert added.returncode == 0, added.stderr
+    with serving(site, look_s=3600):  # so it is cron's clock that ticks
+        first_run_by_the_daemon(site)
+    (site.folder / "tuesday.jsonl").rename(site.folder / "prompts" / "tuesday.jsonl")
+    with serving(site, look_s=1):
+        second_run_killed_and_continued(site)
+    ruin = ["learner.optimizer.lr=0.05", "training.steps=1", "--cron", "0 2 * * *", "--start-from", "config"]
+    assert site.rlad("add", "ruin", SMOKE, *SHORT, *ruin, *cluster_and_lease).returncode == 0
+    ruined = site.rlad("run-now", "ruin")
+    assert ruined.returncode == 0, ruined.stdout + ruined.stderr
+
+
+@contextmanager
+def serving(site: Site, *, look_s: float) -> Iterator[None]:
+    """A daemon, which ends in order with the block."""
+    with (site.folder / "daemon.log").open("ab") as log:
+        command = site.command("serve", "--look-s", str(look_s))
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=site.folder, env=site.environment)
+    try:
+        yield
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        status = daemon.wait(90)
+    assert status == 0
+
+
+def first_run_by_the_daemon(site: Site) -> None:
+    wait_for("the first tick", lambda: bool(site.runs("nightly")), 90)
+    assert site.rlad("pause", "nightly").returncode == 0  # or it would tick every minute
+    overlapping = site.rlad("run-now", "nightly")
+    assert overlapping.returncode == 1
+    assert "refused" in overlapping.stdout
+    wait_for("the end of the first run", lambda: site.runs("nightly")[0].status != "running", 400)
+    assert site.runs("nightly")[0].status == "finished", site.runs("nightly")[0].reason
+
+
+def second_run_killed_and_continued(site: Site) -> None:
+    with subprocess.Popen(
+        site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder, env=site.environment
+    ) as ticker:
+        wait_for("the second run", lambda: len(site.runs("nightly")) == 2, 60)
+        run = site.run(site.runs("nightly")[1])
+        wait_for("its first step", lambda: bool(read_json_lines(run.metrics)), 300)
+        children = psutil.Process(ticker.pid).children(recursive=True)
+        os.kill(ticker.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive  # nobody would watch it
+    assert len(read_json_lines(run.metrics)) < STEPS
+    wait_for("the end of the second run", lambda: site.runs("nightly")[1].status != "running", 400)
+
+
+def told(tick: Tick) -> tuple[RunPlan, RunOutcome]:
+    assert tick.plan is not None
+    assert tick.outcome is not None, tick.reason
+    return tick.plan, tick.outcome
+
+
+def test_the_first_run_is_promoted_by_the_daemon(site: Site) -> None:
+    first = site.runs("nightly")[0]
+    plan, outcome = told(first)
+    assert (first.kind, first.event, first.attempts) == ("cron", "promoted", 1)
+    assert first.scheduled_at % 60 == 0
+    assert (plan.parent, outcome.version, outcome.incumbent) == (None, 1, None)
+    assert "nothing is in production yet" in outcome.reason
+    assert site.registry.history(MODEL)[0].version == 1
+
+
+def test_an_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
+    (refused,) = [tick for tick in site.history("nightly") if tick.kind == "manual" and tick.run_id is None]
+    assert refused.event == "refused"
+    assert "another tick of nightly is under way" in str(refused.reason)
+
+
+def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site: Site) -> None:
+    second = site.runs("nightly")[1]
+    plan, _ = told(second)
+    assert (second.kind, second.status, second.attempts) == ("manual", "finished", 2)
+    assert plan.parent == 1
+    run = site.run(second)
+    assert run.read_config().student.path == str(site.registry.local_path(site.registry.get(MODEL, 1)))
+    assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2, 3]
+    ledger = Ledger(run.ledger, read_only=True)
+    counts = ledger.counts()
+    ledger.close()
+    assert (counts.lost, counts.duplicated) == (0, 0)
+
+
+def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
+    plans = [told(tick)[0] for tick in site.runs("nightly")]
+    assert [[Path(file.path).name for file in plan.new_files] for plan in plans] == [["monday.jsonl"], ["tuesday.jsonl"]]
+    assert [plan.num_prompts for plan in plans] == [32, 64]
+
+
+def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
+    (path,) = (site.folder / "runs" / "nightly").glob("evaluation-*.jsonl")
+    frozen = {record.id for record in read_prompt_file(path)}
+    versions = site.registry.versions(MODEL)
+    assert len(versions) == 3
+    assert all(set(version.evaluation.prompts) == frozen for version in versions)
+
+
+def test_a_worse_student_is_not_promoted(site: Site) -> None:
+    (ruined,) = site.runs("ruin")
+    plan, outcome = told(ruined)
+    assert (ruined.event, outcome.version, plan.parent) == ("kept", 3, None)
+    assert outcome.difference is not None
+    assert outcome.difference < 0
+    assert outcome.incumbent_source == "its own run"  # the frozen evaluation is the same, so nothing had to be asked again
+    aliases = site.registry.aliases(MODEL)
+    assert aliases["production"] == outcome.incumbent == (2 if site.runs("nightly")[1].event == "promoted" else 1)
+    assert aliases["best"] in (1, 2)
+
+
+def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
+    versions = site.registry.versions(MODEL)
+    assert [version.lineage.parent for version in versions] == [None, f"{MODEL}@1", None]
+    for version, tick in zip(versions, [*site.runs("nightly"), *site.runs("ruin")], strict=True):
+        assert version.config is not None
+        assert version.config["name"] == tick.run_id
+        assert version.lineage.run_dir == str(site.run(tick).path)
+    assert [version.lineage.num_prompts for version in versions] == [32, 64, 64]
+
+
+def test_the_command_tells_the_same_history(site: Site) -> None:
+    result = site.rlad("history", "nightly", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [row["run_id"] for row in json.loads(result.stdout) if row["run_id"]] == [tick.run_id for tick in site.runs("nightly")]
+    text = site.rlad("history", "nightly").stdout
+    assert "promoted" in text
+    assert "refused" in text
+    assert "2 attempts" in text
+
+
+def test_the_daemons_told_what_they_did(site: Site) -> None:
+    log = (site.folder / "daemon.log").read_text()
+    assert log.count("tick_ended schedule=nightly") == 2
+    assert "Traceback" not in log

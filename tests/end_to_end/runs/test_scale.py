@@ -1,0 +1,94 @@
+"""A live run grown, shrunk, hurt and stopped from another process, as a person does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+
+pytestmark = pytest.mark.engine
+
+SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
+DEADLINE_S = 240
+
+
+def rlad(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def status_of(run: RunDirectory) -> dict[str, dict[str, int]]:
+    result = rlad("status", run.path, "--json")
+    assert result.returncode == 0, result.stderr
+    state: dict[str, Any] | None = json.loads(result.stdout)
+    return {} if state is None else state["pools"]
+
+
+def pool_of(run: RunDirectory) -> dict[str, int]:
+    return status_of(run).get("rollout", {})
+
+
+def pools_of(run: RunDirectory) -> dict[str, int]:
+    """Workers that serve, by pool."""
+    return {name: pool["ready"] for name, pool in status_of(run).items()}
+
+
+def wait_for(claim: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not claim():
+        assert process.poll() is None, f"the run ended before {what}"
+        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s"
+        time.sleep(0.2)
+
+
+def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    overrides = ["training.steps=2000", "evaluation.every_steps=0", "checkpoints.every_steps=1000", "cluster.num_cpus=4"]
+    command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *overrides, "--run-dir", str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, process, "first steps")
+            refused = rlad("scale", run.path, "learner=4")
+            assert refused.returncode == 1
+            assert "this run scales rollout, verifier, teacher, not 'learner'" in refused.stderr
+
+            assert rlad("scale", run.path, "rollout=3", "verifier=2", "teacher=2").returncode == 0
+            wait_for(lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2}, process, "more workers of each pool")
+            grown_at = len(read_json_lines(run.metrics))
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with more workers")
+
+            victim = next(each for each in psutil.Process(process.pid).children(recursive=True) if "ray::RolloutWorker" in " ".join(each.cmdline()))
+            os.kill(victim.pid, signal.SIGKILL)
+            hurt_at = len(read_json_lines(run.metrics))
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= hurt_at + 2, process, "steps after a worker was killed")
+
+            assert rlad("scale", run.path, "rollout=1", "verifier=1", "teacher=1").returncode == 0
+            wait_for(lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, process, "one worker")
+            wait_for(lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, process, "one worker of each pool")
+            shrunk_at = len(read_json_lines(run.metrics))
+            wait_for(lambda: len(read_json_lines(run.metrics)) >= shrunk_at + 2, process, "steps with one worker of each pool")
+            assert rlad("stop", run.path).returncode == 0
+            _, stderr = process.communicate(timeout=120)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "stopped on request after" in stderr
+    assert "Traceback" not in stderr
+    counts = json.loads(rlad("ledger", run.path, "--json").stdout)
+    assert (counts["lost"], counts["duplicated"]) == (0, 0)
+    assert counts["trained_steps"] == len(read_json_lines(run.metrics))
+    told = rlad("status", run.path)
+    assert "not running; continue it with --resume" in told.stdout
+    assert rlad("scale", run.path, "rollout=2").returncode == 1

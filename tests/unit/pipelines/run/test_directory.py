@@ -1,0 +1,86 @@
+"""A run directory belongs to one run, one configuration and one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+from rlad.config import RunConfig, load_run_config
+from rlad.errors import ConfigError, RunDirectoryError
+
+SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load_run_config(SMOKE)
+
+
+def test_the_resolved_configuration_is_kept_and_read_back(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        assert run.read_config() == config
+
+
+def test_an_existing_run_needs_resume(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        pass
+    with pytest.raises(RunDirectoryError, match="--resume"), run.hold(config, resume=False):
+        pass
+    with run.hold(config, resume=True):
+        pass
+
+
+def test_a_run_is_not_continued_with_other_settings(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        pass
+    other = load_run_config(SMOKE, ["learner.zero_stage=3", "seed=5"])
+    with pytest.raises(ConfigError, match="seed, learner"), run.hold(other, resume=True):
+        pass
+
+
+def test_a_directory_with_other_things_in_it_is_left_alone(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match="holds no run"), RunDirectory(tmp_path).hold(config, resume=True):
+        pass
+
+
+def test_two_processes_do_not_run_in_one_directory(config: RunConfig, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pipelines.run.directory import RunDirectory
+from rlad.config import load_run_config
+with RunDirectory({str(tmp_path / "run")!r}).hold(load_run_config({str(SMOKE)!r}), resume=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == "held"
+        with pytest.raises(RunDirectoryError, match="another process"), RunDirectory(tmp_path / "run").hold(config, resume=True):
+            pass
+        other.kill()
+    with RunDirectory(tmp_path / "run").hold(config, resume=True):
+        pass
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2]
+
+
+def test_a_run_is_continued_under_the_teachers_that_it_began_with(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.record_teachers({"logic": "a1", "math": "b2"})
+    run.record_teachers({"math": "b2", "logic": "a1"})
+    with pytest.raises(ConfigError, match=f"math is another model than when {tmp_path} was started"):
+        run.record_teachers({"logic": "a1", "math": "b3"})
+    with pytest.raises(ConfigError, match="logic, third is another model"):
+        run.record_teachers({"math": "b2", "third": "c"})

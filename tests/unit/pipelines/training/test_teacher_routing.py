@@ -1,0 +1,203 @@
+"""Who teaches what is settled, or refused in one sentence, before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import ValidationError
+from transformers import AutoTokenizer
+
+from pipelines.cluster.resources import demand_by_pool
+from pipelines.training.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
+from rlad.config import RunConfig, load_run_config
+from rlad.data.records import PromptRecord
+from rlad.errors import PlanError, VocabularyMismatchError
+from rlad.teacher.wire_format import TeacherIdentity
+
+TWO = {"algebra": {"path": "/models/a"}, "logic": {"path": "/models/l"}}
+
+
+LIKELIEST = {"name": "opd", "estimator": "topk", "top_k": 4}
+FULL = {"name": "opd", "estimator": "full"}
+WITH_REFERENCE = {"name": "grpo", "reference_kl": 0.01}
+
+
+def run_config(**settings: Any) -> RunConfig:
+    knights = {"source": "knights_knaves", "people": {2: 1.0}, "count": 4}
+    return RunConfig.model_validate(
+        {
+            "name": "teachers-test",
+            "student": {"path": "/models/s"},
+            "objective": {"name": "trrd"},
+            "prompts": {**knights, "split": "train"},
+            "verifiers": {"math": {"name": "math_answer"}, "knights_knaves": {"name": "knights_knaves"}},
+            "training": {"steps": 1},
+            "evaluation": {"prompts": {**knights, "split": "evaluation"}},
+            **settings,
+        }
+    )
+
+
+def prompt(name: str, task: str, **metadata: Any) -> PromptRecord:
+    return PromptRecord(id=name, prompt="?", task=task, answer="1", metadata=metadata)
+
+
+def test_a_prompts_own_teacher_goes_before_its_tasks_route() -> None:
+    config = run_config(teachers=TWO, teacher_routes={"math": "algebra", "knights_knaves": {"algebra": 1, "logic": 3}})
+    records = [
+        prompt("m", "math"),
+        prompt("k", "knights_knaves"),
+        prompt("n", "math", teacher_id=None),
+        prompt("o", "math", teacher_id="logic"),
+        prompt("p", "knights_knaves", teacher_id={"logic": 2, "algebra": None}),  # a row of a parquet file
+    ]
+    assert route_prompts(config, records) == {
+        "m": {"algebra": 1.0},
+        "k": {"algebra": 1.0, "logic": 3.0},
+        "n": {"algebra": 1.0},
+        "o": {"logic": 1.0},
+        "p": {"logic": 2.0},
+    }
+
+
+@pytest.mark.parametrize(("teachers", "name"), [({"teacher": {"path": "/models/t"}}, "teacher"), ({"teachers": {"only": {"path": "/t"}}}, "only")])
+def test_one_teacher_alone_needs_no_routes(teachers: dict[str, Any], name: str) -> None:
+    assert route_prompts(run_config(**teachers), [prompt("m", "math")]) == {"m": {name: 1.0}}
+
+
+def test_an_objective_without_teacher_routes_nothing_whatever_the_prompts_say() -> None:
+    assert route_prompts(run_config(objective={"name": "grpo"}), [prompt("m", "math", teacher_id="algebra")]) == {"m": {}}
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([prompt("m", "math"), prompt("k", "knights_knaves")], r"task knights_knaves has no teacher: add it to teacher_routes.*prompt k has none"),
+        ([prompt("m", "math", teacher_id="physics")], "prompt m names the unknown teacher physics: there are algebra, logic"),
+        ([prompt("m", "math", teacher_id={"logic": 1, "physics": 1})], "prompt m names the unknown teacher physics"),
+        (
+            [prompt("m", "math", teacher_id={"logic": 0})],
+            "prompt m: metadata `teacher_id` is a teacher's id, or a mapping of ids to positive weights",
+        ),
+        ([prompt("m", "math", teacher_id=7)], "got 7"),
+        ([prompt("m", "math", teacher_id={})], "got {}"),
+        ([prompt("m", "math")], "no prompt is for teacher logic, which would hold machines for nothing"),
+    ],
+)
+def test_routes_that_lead_nowhere_are_refused(records: list[PromptRecord], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), records)
+
+
+def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_are_wanted() -> None:
+    config = run_config(teachers=TWO, teacher_routes={"math": "algebra"}, objective=LIKELIEST)
+    mixed = [prompt("m", "math", teacher_id={"algebra": 1, "logic": 1})]
+    with pytest.raises(PlanError, match="prompt m mixes several teachers.*give it one teacher"):
+        route_prompts(config, mixed)
+    assert route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), mixed) == {"m": {"algebra": 1.0, "logic": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "objective 'trrd' needs a teacher"),
+        ({"teacher": {"path": "/t"}, "teachers": TWO}, "one teacher is given as `teacher:`, several as `teachers:`"),
+        ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher: remove the `teachers:` section"),
+        ({"objective": {"name": "grpo"}, "teacher_routes": {"math": "a"}}, "uses no teacher: remove the `teacher_routes:` section"),
+        ({"teachers": TWO, "teacher_routes": {"math": "physics"}}, "teacher_routes.math names the unknown teacher physics: there are algebra, logic"),
+        ({"teachers": TWO, "teacher_routes": {"chess": "logic"}}, "teacher_routes has a route for task chess, which has no verifier"),
+        ({"teachers": TWO, "teacher_routes": {"math": {"logic": -1}}}, "greater than 0"),
+        ({"teachers": TWO, "teacher_routes": {"math": {}}}, "at least 1 item"),
+        ({"teachers": {"a/b": {"path": "/t"}}}, "should match pattern"),
+        ({"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST}, "route the task to one teacher"),
+        ({"teachers": TWO, "rollout": {"temperature": 0.8}}, "set rollout.temperature to 1, or teachers.algebra.engine to transformers"),
+        (
+            {"teacher": {"path": "/t"}, "objective": FULL},
+            "full vocabulary, which the vllm engine does not give: set teacher.engine",
+        ),
+        ({"objective": WITH_REFERENCE}, "needs a frozen reference policy: add a `reference:` section"),
+        ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference: remove the `reference:` section"),
+        ({"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}}, "or reference.engine to transformers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        run_config(**settings)
+
+
+def test_every_scoring_model_is_a_pool_and_the_reference_is_the_students_start() -> None:
+    config = run_config(teachers={**TWO, "logic": {"path": "/models/l", "replicas": 3, "gpus_per_replica": 2, "cpus_per_replica": 4}})
+    assert list(config.scoring_pools) == ["teacher-algebra", "teacher-logic"]
+    demand = demand_by_pool(config)["teacher-logic"]
+    assert (demand.cpus, demand.gpus) == (12, 6)
+    referred = run_config(objective=WITH_REFERENCE, reference={"engine": "transformers", "replicas": 2})
+    assert {pool: (model.path, model.engine) for pool, model in referred.scoring_pools.items()} == {"reference": ("/models/s", "transformers")}
+    assert demand_by_pool(referred)["reference"].cpus == 2
+    elsewhere = run_config(objective=WITH_REFERENCE, reference={"path": "/models/r"})
+    assert elsewhere.scoring_pools["reference"].path == "/models/r"
+    full = run_config(objective=FULL, teacher={"path": "/t", "engine": "transformers"})
+    assert full.objective.teacher_support == "full"
+
+
+def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    student, other = make_model(), tmp_path / "other"
+    shutil.copytree(make_model(seed=1), other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(other)
+    alike, unlike = {"path": str(make_model(seed=1))}, {"path": str(other)}
+    base = {"student": {"path": str(student)}}
+    require_one_vocabulary(run_config(**base, teachers={"a": alike, "b": alike}))
+    with pytest.raises(VocabularyMismatchError, match="student and teacher-b have different vocabularies"):
+        require_one_vocabulary(run_config(**base, teachers={"a": alike, "b": unlike}))
+    with pytest.raises(VocabularyMismatchError, match="student and reference have different vocabularies"):
+        require_one_vocabulary(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
+
+
+def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    padded = tmp_path / "padded"
+    shutil.copytree(make_model(), padded)
+    config_file = padded / "config.json"
+    config_file.write_text(config_file.read_text().replace('"vocab_size": 30', '"vocab_size": 32'))
+    models = {"student": {"path": str(make_model())}, "teacher": {"path": str(padded), "engine": "transformers"}}
+    require_one_vocabulary(run_config(**models))
+    require_one_vocabulary(run_config(**models, objective=LIKELIEST))
+    with pytest.raises(PlanError, match="output layers of teacher and student have 32 and 30 entries"):
+        require_one_vocabulary(run_config(**models, objective=FULL))
+
+
+def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
+    config = load_run_config(Path(__file__).parents[4] / "configs" / "offline_kk_cpu.yaml")
+    assert config.teacher is not None
+    assert (config.teacher_pools, config.scoring_pools) == ({}, {})
+    assert list(config.frozen_models) == ["teacher"]
+    assert run_config(teachers=TWO).teacher_pools == {"algebra": "teacher-algebra", "logic": "teacher-logic"}
+    assert run_config(teacher={"path": "/t"}).teacher_pools == {"teacher": "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "vocabulary", "settings", "problem"),
+    [
+        ("vllm", 30, {}, None),
+        ("transformers", 30, {"rollout": {"temperature": 0.7}}, None),
+        ("vllm", 30, {"rollout": {"temperature": 0.7}}, "the teacher's vllm engine scores at temperature 1 only"),
+        ("vllm", 30, {"objective": LIKELIEST}, None),
+        ("vllm", 30, {"objective": FULL}, "wants the teacher's full vocabulary, which the vllm engine does not give"),
+        ("transformers", 30, {"objective": FULL}, None),
+        ("transformers", 32, {"objective": FULL}, "output layers of teacher and student have 32 and 30 entries"),
+    ],
+)
+def test_a_shared_teacher_that_cannot_score_what_the_run_wants_is_refused(
+    make_model: Callable[..., Path], engine: Literal["vllm", "transformers"], vocabulary: int, settings: dict[str, Any], problem: str | None
+) -> None:
+    config = run_config(teacher={"service": "kk"}, student={"path": str(make_model())}, **settings)
+    identity = TeacherIdentity(teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0)
+    if problem is None:
+        require_can_score("teacher", identity, config)
+    else:
+        with pytest.raises(PlanError, match=problem):
+            require_can_score("teacher", identity, config)

@@ -1,0 +1,122 @@
+"""Accuracy, pass@k and their intervals."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from rlad.errors import ContractError
+from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, ks_up_to, majority_vote, mean_interval, pass_at_k, summarise
+
+
+def result(
+    prompt_id: str, *groups: str, rewards: tuple[float, ...], truncated: int = 0, answers: tuple[str | None, ...] | None = None
+) -> PromptResult:
+    tokens = (10,) * len(rewards)
+    return PromptResult(prompt_id=prompt_id, groups=groups, rewards=rewards, response_tokens=tokens, num_truncated=truncated, answers=answers)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 1, 1), (5, 2, 3), (6, 3, 2), (4, 4, 4), (8, 1, 8)])
+def test_pass_at_k_is_the_share_of_k_subsets_with_a_correct_sample(n: int, c: int, k: int) -> None:
+    samples = [1] * c + [0] * (n - c)
+    subsets = list(combinations(samples, k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(subset) for subset in subsets) / len(subsets))
+
+
+def test_pass_at_more_samples_than_there_are_is_refused() -> None:
+    with pytest.raises(ContractError, match="not defined"):
+        pass_at_k(4, 1, 5)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    difficulties = generator.beta(2, 2, size=(400, 60))  # prompts differ in difficulty; four samples each
+    covered = 0
+    for row in difficulties:
+        _, low, high = mean_interval(list(generator.binomial(4, row) / 4))
+        covered += low <= 0.5 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_all_solved_does_not_claim_certainty() -> None:
+    mean, low, high = mean_interval([1.0] * 20)
+    assert (mean, high) == (1.0, pytest.approx(1.0))
+    assert 0.8 < low < 0.9
+
+
+def test_summary_by_group_in_natural_order() -> None:
+    summary = summarise([result("a", "10", rewards=(1, 0)), result("b", "2", rewards=(1, 1)), result("c", "2", rewards=(0, 0), truncated=1)])
+    assert list(summary.groups) == ["2", "10"]
+    assert summary.overall.mean == pytest.approx(0.5)
+    assert summary.groups["2"].pass_at_k == pytest.approx(0.5)
+    assert summary.groups["10"].pass_at_k == 1.0
+    assert summary.overall.truncated == pytest.approx(1 / 6)
+    assert summary.prompts == {"a": 0.5, "b": 1.0, "c": 0.0}
+    assert EvaluationSummary.from_dict(summary.as_dict()) == summary
+    assert EvaluationSummary.from_dict(json.loads(json.dumps(summary.as_dict()))) == summary
+
+
+def test_rows_recorded_before_there_were_more_columns_are_read() -> None:
+    row = {"prompts": 4, "samples": 2, "mean": 0.5, "low": 0.2, "high": 0.8, "pass_at_k": 0.75, "response_tokens": 9.0, "truncated": 0.0}
+    summary = EvaluationSummary.from_dict({"overall": row, "groups": {"2": row}})
+    assert (summary.overall.pass_at_k, summary.overall.pass_at, summary.overall.majority, summary.prompts) == (0.75, {}, None, {})
+
+
+def test_a_prompt_counts_in_every_group_that_it_belongs_to() -> None:
+    summary = summarise(
+        [
+            result("a", "task kk", "people 10", rewards=(1,)),
+            result("b", "task kk", "people 9", rewards=(0,)),
+            result("c", "task math", rewards=(0,)),
+        ]
+    )
+    assert {group: (row.prompts, row.mean) for group, row in summary.groups.items()} == {
+        "people 9": (1, 0.0),
+        "people 10": (1, 1.0),
+        "task kk": (2, 0.5),
+        "task math": (1, 0.0),
+    }
+    assert list(summary.groups) == ["people 9", "people 10", "task kk", "task math"]
+
+
+def test_pass_at_several_k_is_the_mean_of_the_prompts_estimates() -> None:
+    assert [ks_up_to(samples) for samples in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    # Of 4 samples 1 is right: 1/4, and 3 of the 6 pairs. Of 4 samples 2 are right: 1/2, and 5 of the 6 pairs.
+    overall = summarise([result("a", rewards=(1, 0, 0, 0)), result("b", rewards=(1, 1, 0, 0))]).overall
+    assert {k: interval.mean for k, interval in overall.pass_at.items()} == pytest.approx({1: 3 / 8, 2: (1 / 2 + 5 / 6) / 2, 4: 1.0})
+    # 0.25 and 0.5: standard error 0.125, and Student's t with one degree of freedom is 12.706: the interval reaches both ends.
+    assert (overall.pass_at[1].low, overall.pass_at[1].high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "rewards", "chance"),
+    [
+        (("a", "a", "b"), (1, 1, 0), 1.0),
+        (("a", "b", "b"), (1, 0, 0), 0.0),
+        (("a", "b"), (1, 0), 1 / 2),
+        (("a", "b", "c"), (1, 0, 0), 1 / 3),
+        (("a", "b", "b", "c", "c", "a"), (1, 0, 0, 0, 0, 1), 1 / 3),
+        (("1/2", "0.5", "b"), (1, 1, 0), 1.0),  # two spellings of the right answer
+        ((None, None, "a"), (0, 0, 1), 1.0),  # responses without an answer do not vote
+        ((None, None), (0, 0), 0.0),
+    ],
+)
+def test_majority_vote_by_hand(answers: tuple[str | None, ...], rewards: tuple[float, ...], chance: float) -> None:
+    assert majority_vote(answers, rewards) == pytest.approx(chance)
+
+
+def test_majority_is_reported_where_every_prompt_has_answers() -> None:
+    voting = [result("a", "kk", rewards=(1, 1, 0), answers=("x", "x", "y")), result("b", "kk", rewards=(1, 0, 0), answers=("x", "y", "y"))]
+    silent = result("c", "code", rewards=(1, 1, 1))
+    summary = summarise([*voting, silent])
+    assert summary.overall.majority is summary.groups["code"].majority is None
+    assert summary.groups["kk"].majority is not None
+    assert summary.groups["kk"].majority.mean == 0.5
+
+
+def test_an_evaluation_without_prompts_is_refused() -> None:
+    with pytest.raises(ContractError, match="got 0 prompts"):
+        summarise([])

@@ -1,0 +1,92 @@
+"""A candidate is promoted if it is better by more than the margin and by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from rlad.errors import ContractError
+from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
+from rlad.evaluation.promotion import decide
+
+
+def evaluation(rewards: Sequence[float], *, first: int = 0) -> EvaluationSummary:
+    """One response to each prompt."""
+    return summarise(
+        [
+            PromptResult(prompt_id=f"p{first + index}", groups=("all of it",), rewards=(reward,), response_tokens=(3,), num_truncated=0)
+            for index, reward in enumerate(rewards)
+        ]
+    )
+
+
+def test_a_clearly_better_candidate_is_promoted() -> None:
+    # 8 of 16 pairs are +1: mean 1/2, sd sqrt(16/15 * 1/4) = 0.5164, t(0.975, 15) = 2.1314, so 0.5 -+ 2.1314 * 0.5164 / 4.
+    decision = decide(evaluation([1.0] * 16), evaluation([1.0, 0.0] * 8), margin=0.25)
+    assert decision.promote
+    assert decision.difference == 0.5
+    assert decision.interval == pytest.approx((0.2248, 0.7752), abs=1e-4)
+    assert "100.0% against 50.0% on the same 16 prompts: +50.0 points, 95% interval +22.5 to +77.5" in decision.reason
+
+
+def test_a_difference_of_just_the_margin_is_not_enough() -> None:
+    decision = decide(evaluation([1.0] * 16), evaluation([1.0, 0.0] * 8), margin=0.5)
+    assert not decision.promote
+    assert "not better by more than the margin of 50 points" in decision.reason
+
+
+def test_a_difference_that_chance_explains_is_not_enough() -> None:
+    # Three prompts won and one lost of 16: mean 2/16, squares sum to 4, variance (4 - 16/64) / 15 = 0.25, error 0.125, t(0.975, 15) = 2.1314.
+    candidate, incumbent = [1.0] * 3 + [0.0] + [1.0] * 12, [0.0] * 3 + [1.0] + [1.0] * 12
+    decision = decide(evaluation(candidate), evaluation(incumbent), margin=0.0)
+    assert not decision.promote
+    assert decision.difference == 0.125
+    assert decision.interval == pytest.approx((0.125 - 2.1314 * 0.125, 0.125 + 2.1314 * 0.125), abs=1e-4)
+    assert "chance alone could explain it" in decision.reason
+
+
+def test_pairs_find_what_two_separate_intervals_would_hide() -> None:
+    # Prompts differ widely in difficulty; the candidate is a little better on every one of them.
+    incumbent = evaluation([index / 20 for index in range(16)])
+    candidate = evaluation([index / 20 + (0.04 if index % 2 else 0.06) for index in range(16)])
+    assert candidate.overall.low < incumbent.overall.high
+    assert decide(candidate, incumbent, margin=0.02).promote
+
+
+def test_a_worse_candidate_is_not_promoted() -> None:
+    decision = decide(evaluation([0.0] * 16), evaluation([1.0] * 16), margin=0.0)
+    assert not decision.promote
+    assert decision.difference == -1.0
+
+
+def test_the_same_answers_are_no_reason_to_promote() -> None:
+    decision = decide(evaluation([1.0, 0.0]), evaluation([1.0, 0.0]), margin=0.0)
+    assert not decision.promote
+    assert decision.interval == (0.0, 0.0)
+
+
+def test_the_first_version_is_promoted_for_want_of_another() -> None:
+    decision = decide(evaluation([0.0, 1.0]), None, margin=0.5)
+    assert decision.promote
+    assert (decision.difference, decision.interval) == (None, None)
+    assert "nothing is in production yet" in decision.reason
+
+
+def test_one_prompt_decides_nothing() -> None:
+    decision = decide(evaluation([1.0]), evaluation([0.0]), margin=0.0)
+    assert not decision.promote
+    assert decision.interval is None
+
+
+def test_other_prompts_are_not_compared() -> None:
+    with pytest.raises(ContractError, match="2 and 2 prompts, 2 of them only on one side"):
+        decide(evaluation([1.0, 1.0], first=1), evaluation([0.0, 0.0]), margin=0.0)
+    unrecorded = EvaluationSummary.from_dict({**evaluation([1.0]).as_dict(), "prompts": {}})
+    with pytest.raises(ContractError, match="same prompts"):
+        decide(unrecorded, unrecorded, margin=0.0)
+
+
+def test_a_negative_margin_is_refused() -> None:
+    with pytest.raises(ContractError, match="worse student"):
+        decide(evaluation([1.0, 1.0]), evaluation([0.0, 0.0]), margin=-0.1)
