@@ -85,7 +85,9 @@ class RunController:
                 raise RunDirectoryError(f"this run scales {', '.join(self._pools)}, not {pool!r}")
             bounds = self._pools[pool]
             if size < 1:
-                raise RunDirectoryError(f"a pool needs at least one worker, got {pool}={size}: `rlad stop` ends the run")
+                raise RunDirectoryError(
+                    f"a pool needs at least one worker, got {pool}={size}: `rlad stop` ends the run"
+                )
             if size < bounds.at_least or (bounds.at_most is not None and size > bounds.at_most):
                 raise RunDirectoryError(
                     f"{pool}={size} is outside the bounds of this run's configuration: {bounds.at_least} to {bounds.at_most or 'any'}"
@@ -100,9 +102,13 @@ class RunController:
             return None
 
 
-def start_controller(run_id: str, pools: Mapping[str, PoolBounds], *, label_selector: dict[str, str] | None = None) -> ActorHandle:
+def start_controller(
+    run_id: str, pools: Mapping[str, PoolBounds], *, label_selector: dict[str, str] | None = None
+) -> ActorHandle:
     """Start the controller of a run, on a node that the selector takes. It ends with the driver."""
-    controller = ray.remote(RunController).options(name=_name(run_id), namespace=NAMESPACE, num_cpus=0, label_selector=label_selector or {})
+    controller = ray.remote(RunController).options(
+        name=_name(run_id), namespace=NAMESPACE, num_cpus=0, label_selector=label_selector or {}
+    )
     return controller.remote(pools)
 
 
@@ -115,7 +121,9 @@ def find_controller(run_id: str) -> ActorHandle:
     try:
         return ray.get_actor(_name(run_id), namespace=NAMESPACE)
     except ValueError as error:
-        raise RunDirectoryError(f"run {run_id} is not running in this cluster: it has ended, or runs elsewhere") from error
+        raise RunDirectoryError(
+            f"run {run_id} is not running in this cluster: it has ended, or runs elsewhere"
+        ) from error
 
 
 def ask(controller: ActorHandle, method: str, *arguments: Any) -> Any:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray.exceptions import GetTimeoutError, OwnerDiedError, RayActorError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 
 from rlad.errors import DeadlineError, EngineError, RladError, WorkerLostError
 

@@ -31,7 +31,7 @@ from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import EngineError
 from rlad.objectives import Objective, build_objective
-from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch, plan_microbatches
+from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch, plan_microbatches
 
 RESPONSES, GROUP_SIZE, PROMPT_TOKENS, MEDIAN_TOKENS = 64, 8, 48, 64
 TOKEN_BUDGET = 4096
@@ -45,14 +45,21 @@ class Update:
     """One optimizer update's responses, and how they are cut."""
 
     def __init__(self, lengths: Sequence[int], *, vocabulary: int, objective: Objective[Any]) -> None:
-        self.groups: dict[str, ScoredGroup] = scored_groups(lengths, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=vocabulary)
-        self.sequences = [(uid, index) for uid, scored in self.groups.items() for index in range(scored.group.num_responses)]
+        self.groups: dict[str, ScoredGroup] = scored_groups(
+            lengths, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=vocabulary
+        )
+        self.sequences = [
+            (uid, index) for uid, scored in self.groups.items() for index in range(scored.group.num_responses)
+        ]
         self.lengths = [PROMPT_TOKENS + length for length in lengths]
         self._rules = BatchRules(objective=objective.config)
 
     def batches(self, cut: Sequence[Sequence[int]]) -> list[MicroBatch]:
-        size = UpdateSize(num_responses=len(self.sequences))
-        return [build_training_batch(self.groups, [self.sequences[index] for index in each], size=size, rules=self._rules) for each in cut]
+        size = LossNormalizer(num_responses=len(self.sequences))
+        return [
+            build_training_batch(self.groups, [self.sequences[index] for index in each], size=size, rules=self._rules)
+            for each in cut
+        ]
 
     @property
     def packed_cut(self) -> list[list[int]]:
@@ -84,7 +91,14 @@ def padded_share(lengths: Sequence[int], cut: Sequence[Sequence[int]]) -> float:
 
 def make_trainer(model: Path, objective: Objective[Any]) -> ZeroTrainer:
     config = LearnerConfig(zero_stage=0, optimizer=_OPTIMIZER, micro_batch_tokens=TOKEN_BUDGET)
-    return ZeroTrainer(model_path=str(model), dtype=torch.float32, config=config, objective=objective, temperature=1.0, total_updates=1_000_000)
+    return ZeroTrainer(
+        model_path=str(model),
+        dtype=torch.float32,
+        config=config,
+        objective=objective,
+        temperature=1.0,
+        total_updates=1_000_000,
+    )
 
 
 def packed_update(trainer: ZeroTrainer, batches: Sequence[MicroBatch]) -> float:
@@ -112,9 +126,13 @@ def packed_against_padded(model: Path, lengths: Sequence[int], *, sort: bool, pa
     trainer, learner = make_trainer(model, objective), PaddedLearner(model, optimizer=_OPTIMIZER, objective=objective)
     ours, theirs = packed_update(trainer, packed), padded_update(learner, padded)
     if abs(ours - theirs) > 1e-4 * theirs:
-        raise EngineError(f"the packed and the padded update must have the same gradient, their norms are {ours} and {theirs}")
+        raise EngineError(
+            f"the packed and the padded update must have the same gradient, their norms are {ours} and {theirs}"
+        )
     return measure_pairs(
-        partial(cpu_seconds, partial(padded_update, learner, padded)), partial(cpu_seconds, partial(packed_update, trainer, packed)), pairs=pairs
+        partial(cpu_seconds, partial(padded_update, learner, padded)),
+        partial(cpu_seconds, partial(packed_update, trainer, packed)),
+        pairs=pairs,
     )
 
 
@@ -123,7 +141,10 @@ def rlad_against_grpo(model: Path, lengths: Sequence[int], *, pairs: int) -> Pai
     actions = []
     for name in ("trrd", "grpo"):
         objective = build_objective({"name": name})
-        update, trainer = Update(lengths, vocabulary=MODEL.vocabulary, objective=objective), make_trainer(model, objective)
+        update, trainer = (
+            Update(lengths, vocabulary=MODEL.vocabulary, objective=objective),
+            make_trainer(model, objective),
+        )
         actions.append(partial(cpu_seconds, partial(_build_and_update, trainer, update)))
     return measure_pairs(*actions, pairs=pairs)
 
@@ -172,19 +193,46 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             side="at least",
             means="update time, long-tailed lengths",
         ),
-        Ratio(name="rlad_over_grpo", value=measured["rlad_over_grpo"].ratio, target=1.05, means="update time, long-tailed lengths"),
-        Ratio(name="logprob_memory_share", value=chunked / whole, target=0.1, means="peak memory, chunked over materialised"),
-        Ratio(name="logprob_error", value=errors["chunked"], target=1e-5, means="values and gradients in float32, from those of float64"),
-        Ratio(name="sorted_padded_over_packed", value=measured["sorted_padded_over_packed"].ratio, means="the same, padded batches sorted by length"),
-        Ratio(name="padded_over_packed_uniform", value=measured["padded_over_packed_uniform"].ratio, means="the same, all responses of 128 tokens"),
+        Ratio(
+            name="rlad_over_grpo",
+            value=measured["rlad_over_grpo"].ratio,
+            target=1.05,
+            means="update time, long-tailed lengths",
+        ),
+        Ratio(
+            name="logprob_memory_share",
+            value=chunked / whole,
+            target=0.1,
+            means="peak memory, chunked over materialised",
+        ),
+        Ratio(
+            name="logprob_error",
+            value=errors["chunked"],
+            target=1e-5,
+            means="values and gradients in float32, from those of float64",
+        ),
+        Ratio(
+            name="sorted_padded_over_packed",
+            value=measured["sorted_padded_over_packed"].ratio,
+            means="the same, padded batches sorted by length",
+        ),
+        Ratio(
+            name="padded_over_packed_uniform",
+            value=measured["padded_over_packed_uniform"].ratio,
+            means="the same, all responses of 128 tokens",
+        ),
     ]
     figures: dict[str, Any] = {
         "packed_update_s": measured["padded_over_packed"].second_median_s,
         "packed_tokens_per_s": sum(prompt_order) / measured["padded_over_packed"].second_median_s,
         "trrd_update_s": measured["rlad_over_grpo"].first_median_s,
         "padding_share_by_ranks": {str(ranks): round(share, 4) for ranks, share in padding.items()},
-        "padding_share_padded": padded_share(prompt_order, padded_microbatches(prompt_order, token_budget=TOKEN_BUDGET, sort=False)),
-        "padding_share_padded_sorted": padded_share(prompt_order, padded_microbatches(prompt_order, token_budget=TOKEN_BUDGET, sort=True)),
+        "padding_share_padded": padded_share(
+            prompt_order, padded_microbatches(prompt_order, token_budget=TOKEN_BUDGET, sort=False)
+        ),
+        "padding_share_padded_sorted": padded_share(
+            prompt_order, padded_microbatches(prompt_order, token_budget=TOKEN_BUDGET, sort=True)
+        ),
         "logprob_peak_bytes_chunked": chunked,
         "logprob_peak_bytes_materialised": whole,
         "logprob_error_materialised": errors["materialised"],

@@ -37,7 +37,9 @@ def peak_bytes(way: Way, num_tokens: int) -> int:
     needed = int(_MATERIALISED_TENSORS * num_tokens * VOCABULARY * 4) if way == "materialised" else 0
     free = psutil.virtual_memory().available
     if needed > free:
-        raise EngineError(f"materialising {num_tokens} x {VOCABULARY} takes {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: end what else runs")
+        raise EngineError(
+            f"materialising {num_tokens} x {VOCABULARY} takes {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: end what else runs"
+        )
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(way, num_tokens, sender), daemon=True)
@@ -62,7 +64,9 @@ def relative_errors(num_tokens: int) -> dict[Way, float]:
     errors: dict[Way, float] = {}
     for way in ("chunked", "materialised"):
         found = _compute(way, *_problem(num_tokens))
-        errors[way] = max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, exact, strict=True))
+        errors[way] = max(
+            float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, exact, strict=True)
+        )
     return errors
 
 

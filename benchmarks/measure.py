@@ -23,7 +23,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write what was measured to this file.", show_default=False)]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", help="Also write what was measured to this file.", show_default=False)
+]
 Pairs = Annotated[int, typer.Option(min=1, help="How often each pair of runs is measured.")]
 
 _PACKAGES = ("torch", "transformers", "ray", "vllm", "deepspeed", "safetensors", "trl")
@@ -78,7 +80,12 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 
 
 def measure_pairs(
-    first: Callable[[], float], second: Callable[[], float], *, pairs: int, warm_ups: int = 1, on_pair: Callable[[], None] = lambda: None
+    first: Callable[[], float],
+    second: Callable[[], float],
+    *,
+    pairs: int,
+    warm_ups: int = 1,
+    on_pair: Callable[[], None] = lambda: None,
 ) -> Paired:
     """Run two timed actions in turns. Which of them begins changes from pair to pair, so that neither always finds what the other left in the caches.
 
@@ -142,7 +149,9 @@ class Result:
         asked = [ratio for ratio in self.ratios if ratio.target is not None]
         return {
             **{ratio.name: ratio.value for ratio in self.ratios},
-            "targets": {ratio.name: {ratio.side.replace(" ", "_"): ratio.target, "is_met": ratio.is_met} for ratio in asked},
+            "targets": {
+                ratio.name: {ratio.side.replace(" ", "_"): ratio.target, "is_met": ratio.is_met} for ratio in asked
+            },
             "figures": dict(self.figures),
             "settings": dict(self.settings),
             "benchmark": self.benchmark,
@@ -151,7 +160,13 @@ class Result:
 
     def table(self) -> Table:
         table = Table(title=f"{self.benchmark} ({_cores()} CPU cores)", title_justify="left")
-        for heading, justify in (("ratio", "left"), ("measured", "right"), ("asked", "right"), ("", "left"), ("what it is", "left")):
+        for heading, justify in (
+            ("ratio", "left"),
+            ("measured", "right"),
+            ("asked", "right"),
+            ("", "left"),
+            ("what it is", "left"),
+        ):
             table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
         for ratio in self.ratios:
             asked = "" if ratio.target is None else f"{ratio.side} {ratio.target:g}"
@@ -199,7 +214,9 @@ def _revision() -> str | None:
     """The commit, with a plus where files differ from it; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
     except OSError:
         return None
     return answer.stdout.strip() or None

@@ -44,9 +44,16 @@ class PaddedLearner:
     """One student, stepped on padded batches."""
 
     def __init__(self, model_path: Path, *, optimizer: OptimizerConfig, objective: Objective[Any]) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation="sdpa").train()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=torch.float32, attn_implementation="sdpa"
+        ).train()
         self._adamw = torch.optim.AdamW(
-            self._model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay, fused=True
+            self._model.parameters(),
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
         )
         self._max_norm = optimizer.max_gradient_norm
         self._objective = objective
@@ -58,14 +65,18 @@ class PaddedLearner:
         longest = max(len(sequence) for sequence in sequences)
         token_ids = torch.stack([F.pad(sequence, (0, longest - len(sequence))) for sequence in sequences])
         hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        row = torch.cat([hidden[number, : len(sequence)] for number, sequence in enumerate(sequences)])  # [S, hidden], as the packed row has them
+        row = torch.cat(
+            [hidden[number, : len(sequence)] for number, sequence in enumerate(sequences)]
+        )  # [S, hidden], as the packed row has them
         positions = torch.from_numpy(batch.weights).nonzero().flatten()
 
         def chosen(column: Any) -> torch.Tensor:
             return torch.from_numpy(column).index_select(0, positions)
 
         loss = self._objective.packed(
-            policy_logprobs=selected_logprobs(row.index_select(0, positions), self._model.lm_head.weight, chosen(batch.target_ids)),
+            policy_logprobs=selected_logprobs(
+                row.index_select(0, positions), self._model.lm_head.weight, chosen(batch.target_ids)
+            ),
             behaviour_logprobs=chosen(batch.behaviour_logprobs),
             teacher_logprobs=None if batch.teacher_logprobs is None else chosen(batch.teacher_logprobs),
             advantages=chosen(batch.advantages),

@@ -75,10 +75,19 @@ def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_tea
         {
             "name": "scheduler-benchmark",
             "student": {"path": "nowhere"},
-            **({"teacher": {"path": "nowhere"}, "objective": {"name": "trrd"}} if has_teacher else {"objective": {"name": "grpo"}}),
+            **(
+                {"teacher": {"path": "nowhere"}, "objective": {"name": "trrd"}}
+                if has_teacher
+                else {"objective": {"name": "grpo"}}
+            ),
             "prompts": {**puzzles, "split": "train"},
             "verifiers": {task: {"name": "knights_knaves"} for task in SPEEDS_BY_TASK},
-            "rollout": {"workers": SIZES.rollout, "group_size": GROUP_SIZE, "max_response_tokens": LENGTHS.longest, "max_sequences": SPEEDS.slots},
+            "rollout": {
+                "workers": SIZES.rollout,
+                "group_size": GROUP_SIZE,
+                "max_response_tokens": LENGTHS.longest,
+                "max_sequences": SPEEDS.slots,
+            },
             "learner": {"micro_batch_tokens": 8192},
             "training": {"steps": steps, "prompts_per_step": prompts_per_step, "max_staleness": max_staleness},
             "evaluation": {"prompts": {**puzzles, "split": "evaluation"}},
@@ -104,12 +113,21 @@ async def open_stand_ins(config: RunConfig) -> AsyncIterator[tuple[StandInPools,
     )
     verifier = ray.remote(StandInVerifier).options(num_cpus=0)
     verifiers = ActorPool(
-        name="verifier", size=SIZES.verifier, spawn=lambda _: verifier.remote(), prepare=None, max_restarts=0, start_timeout_s=_TIMEOUT_S, capacity=1
+        name="verifier",
+        size=SIZES.verifier,
+        spawn=lambda _: verifier.remote(),
+        prepare=None,
+        max_restarts=0,
+        start_timeout_s=_TIMEOUT_S,
+        capacity=1,
     )
     judges = Judges(pool=JudgingPool(verifiers, processes_per_worker=1, deadline_s=_TIMEOUT_S, who="a verifier"))
     teacher, *_ = await together(asyncio.to_thread(_deploy_teacher), rollout.start(), verifiers.start())
     try:
-        yield StandInPools(rollout=rollout, verifiers=judges, teacher=teacher, update_weights=rollout.update_weights), rollout
+        yield (
+            StandInPools(rollout=rollout, verifiers=judges, teacher=teacher, update_weights=rollout.update_weights),
+            rollout,
+        )
     finally:
         await rollout.close()
         await verifiers.close()
@@ -169,7 +187,12 @@ async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
     names = group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
     size, started = config.training.prompts_per_step, time.perf_counter()
     for step in range(config.training.steps):
-        await together(*(pools.rollout.sample(_request(name, config), priority=step) for name in names[step * size : (step + 1) * size]))
+        await together(
+            *(
+                pools.rollout.sample(_request(name, config), priority=step)
+                for name in names[step * size : (step + 1) * size]
+            )
+        )
     return time.perf_counter() - started
 
 
@@ -257,17 +280,33 @@ async def measure(console: Console, simulated_s: float) -> Result:
         "on_policy_s": strict_s,
         "generation_alone_s": alone_s,
         "at_once_s": empty_s,
-        "pool_seconds": {"rollout": work.rollout, "teacher": work.teacher, "verifier": work.verifier, "learner": work.learner},
+        "pool_seconds": {
+            "rollout": work.rollout,
+            "teacher": work.teacher,
+            "verifier": work.verifier,
+            "learner": work.learner,
+        },
     }
     return Result(
         benchmark="scheduler",
         ratios=[
             Ratio(
-                name="makespan_over_bound", value=makespan_s / work.bound, target=1.05, means="a run that works ahead, over the least time any needs"
+                name="makespan_over_bound",
+                value=makespan_s / work.bound,
+                target=1.05,
+                means="a run that works ahead, over the least time any needs",
             ),
-            Ratio(name="rlad_over_grpo", value=makespan_s / grpo_s, target=1.02, means="that run over one without a teacher"),
             Ratio(
-                name="on_policy_over_generation", value=strict_s / alone_s, target=1.10, means="strictly on-policy steps over their generation alone"
+                name="rlad_over_grpo",
+                value=makespan_s / grpo_s,
+                target=1.02,
+                means="that run over one without a teacher",
+            ),
+            Ratio(
+                name="on_policy_over_generation",
+                value=strict_s / alone_s,
+                target=1.10,
+                means="strictly on-policy steps over their generation alone",
             ),
             Ratio(
                 name="groups_per_second",
@@ -276,9 +315,17 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 side="at least",
                 means="moved when nothing takes time",
             ),
-            Ratio(name="rate_of_three_workers_over_one", value=rates[3][0] / rates[1][0], means="a live run's generation, grown from 1 worker to 3"),
+            Ratio(
+                name="rate_of_three_workers_over_one",
+                value=rates[3][0] / rates[1][0],
+                means="a live run's generation, grown from 1 worker to 3",
+            ),
             Ratio(name="rate_shrunk_over_before", value=rates[1][1] / rates[1][0], means="the same, shrunk to 1 again"),
-            Ratio(name="simulated_over_measured", value=simulated_s / makespan_s, means="the simulator's makespan over the measured one"),
+            Ratio(
+                name="simulated_over_measured",
+                value=simulated_s / makespan_s,
+                means="the simulator's makespan over the measured one",
+            ),
         ],
         figures=figures,
         settings={"sizes": str(SIZES), "lengths": str(LENGTHS), "speeds": str(SPEEDS)},
@@ -286,13 +333,20 @@ async def measure(console: Console, simulated_s: float) -> Result:
 
 
 def _work(config: RunConfig) -> PoolWork:
-    groups = [LENGTHS.of_group(name) for name in group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))]
+    groups = [
+        LENGTHS.of_group(name) for name in group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+    ]
     return work_of(groups, SPEEDS, SIZES, updates=config.training.steps)
 
 
 def _without_teacher(config: RunConfig) -> RunConfig:
     training = config.training
-    return run_config(steps=training.steps, prompts_per_step=training.prompts_per_step, max_staleness=training.max_staleness, has_teacher=False)
+    return run_config(
+        steps=training.steps,
+        prompts_per_step=training.prompts_per_step,
+        max_staleness=training.max_staleness,
+        has_teacher=False,
+    )
 
 
 def main(json_path: JsonPath = None) -> None:

@@ -23,8 +23,12 @@ from rlad.contracts import WeightsManifest
 GROUP_SIZE = 16
 LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
 # Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
-SPEEDS = Speeds(token_s=0.25e-3, slots=4, teacher_token_s=8e-6, verdict_s=8e-3, learner_token_s=5e-6, update_s=15e-3, weights_s=8e-3)
-AT_ONCE = Speeds(token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0)
+SPEEDS = Speeds(
+    token_s=0.25e-3, slots=4, teacher_token_s=8e-6, verdict_s=8e-3, learner_token_s=5e-6, update_s=15e-3, weights_s=8e-3
+)
+AT_ONCE = Speeds(
+    token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0
+)
 # What a stand-in is told is the kind of a group's task; how long that takes it knows.
 SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
 
@@ -56,7 +60,10 @@ class StandInWorker:
         lengths, version = LENGTHS.of_group(request.uid), self._version
         await self._engines[request.task].decode(lengths)
         summary = GroupSummary(
-            response_lengths=lengths, is_truncated=(False,) * len(lengths), tokens_by_version={version: sum(lengths)}, elapsed_s=0.0
+            response_lengths=lengths,
+            is_truncated=(False,) * len(lengths),
+            tokens_by_version={version: sum(lengths)},
+            elapsed_s=0.0,
         )
         return summary, StandInGroup(request.task, lengths)
 
@@ -90,7 +97,9 @@ class StandInTeacherServer:
     def __init__(self) -> None:
         self._engine = Server()
 
-    async def score(self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None, client: str = "") -> AsyncIterator[Any]:
+    async def score(
+        self, group_refs: list[Any], tokenizer_fingerprint: str, support: Any = None, client: str = ""
+    ) -> AsyncIterator[Any]:
         group: StandInGroup = await group_refs[0]
         tokens = sum(group.lengths)
         await self._engine.work(tokens * group.speeds.teacher_token_s)

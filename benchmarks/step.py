@@ -65,7 +65,9 @@ class TakingTurns:
 
     def __init__(self, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
         self._trl = trl
-        self._lengths = {kind: {f"p{number}": length for number, length in enumerate(each)} for kind, each in lengths.items()}
+        self._lengths = {
+            kind: {f"p{number}": length for number, length in enumerate(each)} for kind, each in lengths.items()
+        }
         self._steps = -1
         self._began_at = 0.0
         self._seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
@@ -76,7 +78,10 @@ class TakingTurns:
     def measured(self) -> dict[str, Paired]:
         """By kind, TRL's seconds and ours, without those of the warm-up."""
         pairs = {kind: each[_WARM_UPS:] for kind, each in self._seconds.items()}
-        return {kind: Paired(first_s=tuple(theirs for theirs, _ in each), second_s=tuple(ours for _, ours in each)) for kind, each in pairs.items()}
+        return {
+            kind: Paired(first_s=tuple(theirs for theirs, _ in each), second_s=tuple(ours for _, ours in each))
+            for kind, each in pairs.items()
+        }
 
     @contextmanager
     def patched(self) -> Iterator[None]:
@@ -139,7 +144,13 @@ def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunCo
     """A run over all prompts in every step."""
     prompts = folder / "prompts.jsonl"
     files = {"train": prompts, "evaluation": folder / "evaluation.jsonl"}
-    teacher = {"path": str(folder / "teacher"), "dtype": "float32", "engine": "transformers", "cpus_per_replica": 0.25, "threads": threads}
+    teacher = {
+        "path": str(folder / "teacher"),
+        "dtype": "float32",
+        "engine": "transformers",
+        "cpus_per_replica": 0.25,
+        "threads": threads,
+    }
     return RunConfig.model_validate(
         {
             "name": f"step-{method}",
@@ -156,9 +167,19 @@ def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunCo
                 "cpus_per_worker": 0.5,
                 "threads": threads,
             },
-            "learner": {"zero_stage": 0, "optimizer": {"lr": 1e-6}, "micro_batch_tokens": 4096, "cpus_per_rank": 0.5, "threads": threads},
+            "learner": {
+                "zero_stage": 0,
+                "optimizer": {"lr": 1e-6},
+                "micro_batch_tokens": 4096,
+                "cpus_per_rank": 0.5,
+                "threads": threads,
+            },
             "training": {"steps": steps, "prompts_per_step": PROMPTS},
-            "evaluation": {"prompts": {"source": "file", "path": str(files["evaluation"])}, "every_steps": 0, "max_response_tokens": 1},
+            "evaluation": {
+                "prompts": {"source": "file", "path": str(files["evaluation"])},
+                "every_steps": 0,
+                "max_response_tokens": 1,
+            },
             "checkpoints": {"every_steps": steps},
             "cluster": {"num_cpus": 2},
         }
@@ -171,15 +192,21 @@ def write_inputs(folder: Path) -> list[str]:
     write_model(folder / "teacher", TINY, seed=1, ends=False)
     write_model(folder / "trl", TINY)
     prompts = [
-        " ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS)) for number in range(PROMPTS + 1)
+        " ".join(f"w{FIRST_ID + (number + place) % (TINY.vocabulary - FIRST_ID)}" for place in range(PROMPT_TOKENS))
+        for number in range(PROMPTS + 1)
     ]
-    records = [PromptRecord(id=f"p{number}", prompt=prompt, task="words", answer="even", metadata={}) for number, prompt in enumerate(prompts)]
+    records = [
+        PromptRecord(id=f"p{number}", prompt=prompt, task="words", answer="even", metadata={})
+        for number, prompt in enumerate(prompts)
+    ]
     write_prompt_file(records[:PROMPTS], folder / "prompts.jsonl")
     write_prompt_file(records[PROMPTS:], folder / "evaluation.jsonl")
     return prompts[:PROMPTS]
 
 
-def run_ours(folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console) -> tuple[TakingTurns, RunDirectory]:
+def run_ours(
+    folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console
+) -> tuple[TakingTurns, RunDirectory]:
     """One run of ours from start to end, its steps in turns with TRL's."""
     turns, run = TakingTurns(trl, lengths_by_kind()), RunDirectory(folder / method)
     with turns.patched():
@@ -199,12 +226,18 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
     with tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory:
         folder = Path(directory)
         prompts = write_inputs(folder)
-        by_first_token = {kind: {FIRST_ID + number: length for number, length in enumerate(each)} for kind, each in lengths_by_kind().items()}
+        by_first_token = {
+            kind: {FIRST_ID + number: length for number, length in enumerate(each)}
+            for kind, each in lengths_by_kind().items()
+        }
         trl = TrlTrainer(str(folder / "trl"), prompts, by_first_token, group_size=GROUP_SIZE, threads=trl_threads)
         try:
             for method in ("grpo", "trrd"):
                 turns, run = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
-                measured[method], metrics[method] = turns.measured, read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :]
+                measured[method], metrics[method] = (
+                    turns.measured,
+                    read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :],
+                )
                 groups = PROMPTS * pairs * len(KINDS)
                 calls[method] = {name: count / groups for name, count in sorted(turns.calls_of_steps.items())}
         finally:
@@ -219,12 +252,23 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
             means="whole GRPO step, lengths long-tailed",
         ),
         Ratio(
-            name="trl_over_ours_uniform", value=grpo["uniform"].ratio, target=1, side="at least", means="whole GRPO step, all responses of 128 tokens"
+            name="trl_over_ours_uniform",
+            value=grpo["uniform"].ratio,
+            target=1,
+            side="at least",
+            means="whole GRPO step, all responses of 128 tokens",
         ),
-        Ratio(name="trl_over_rlad_long_tailed", value=rlad["long_tailed"].ratio, means="TRL's GRPO step over our RLAD step, teacher included"),
+        Ratio(
+            name="trl_over_rlad_long_tailed",
+            value=rlad["long_tailed"].ratio,
+            means="TRL's GRPO step over our RLAD step, teacher included",
+        ),
         Ratio(name="trl_over_rlad_uniform", value=rlad["uniform"].ratio, means="the same, all responses of 128 tokens"),
         Ratio(
-            name="calls_per_group", value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0), target=2, means="to rollout and verifiers"
+            name="calls_per_group",
+            value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0),
+            target=2,
+            means="to rollout and verifiers",
         ),
     ]
     figures: dict[str, Any] = {}

@@ -135,10 +135,16 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
     console = Console()
     groups = make_groups()
     tokens = sum(len(responses) for _, responses, _ in groups)
-    with tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory, RunProgress(console, total_steps=1) as progress:
+    with (
+        tempfile.TemporaryDirectory(prefix="rlad-benchmark-") as directory,
+        RunProgress(console, total_steps=1) as progress,
+    ):
         model = str(write_model(Path(directory) / "teacher", MODEL))
         with progress.phase("starting both engines"):
-            engines: dict[Engine, EngineProcess] = {"vllm": EngineProcess("vllm", model), "transformers": EngineProcess("transformers", model)}
+            engines: dict[Engine, EngineProcess] = {
+                "vllm": EngineProcess("vllm", model),
+                "transformers": EngineProcess("transformers", model),
+            }
         try:
             vllm, transformers = (partial(_seconds, engine, groups) for engine in engines.values())
             gap = require_equal(engines["vllm"].score(groups)[1], engines["transformers"].score(groups)[1])
@@ -154,9 +160,23 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             for engine in engines.values():
                 engine.close()
     ratios = [
-        Ratio(name="vllm_over_transformers", value=between.ratio, means="time to score the same groups; above 1 transformers is faster"),
-        Ratio(name="unshared_over_shared_prompt", value=sharing.ratio, target=1, side="at least", means="transformers: a prompt a response, a group"),
-        Ratio(name="remembered_over_scored", value=remembered.ratio, means="groups that the cache knows, over scoring them"),
+        Ratio(
+            name="vllm_over_transformers",
+            value=between.ratio,
+            means="time to score the same groups; above 1 transformers is faster",
+        ),
+        Ratio(
+            name="unshared_over_shared_prompt",
+            value=sharing.ratio,
+            target=1,
+            side="at least",
+            means="transformers: a prompt a response, a group",
+        ),
+        Ratio(
+            name="remembered_over_scored",
+            value=remembered.ratio,
+            means="groups that the cache knows, over scoring them",
+        ),
     ]
     figures = {
         "vllm_tokens_per_s": tokens / between.first_median_s,

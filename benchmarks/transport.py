@@ -38,15 +38,26 @@ _TIMEOUT_S = 120.0
 
 def make_batch(num_bytes: int) -> list[ScoredGroup]:
     """Groups whose records come to so many bytes, all columns together."""
-    one = scored_groups([RESPONSE_TOKENS] * GROUP_SIZE, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=VOCABULARY)
-    count = round(num_bytes / sum(array.nbytes for record in records_of(list(one.values())) for array in arrays_of(record)))
-    groups = scored_groups([RESPONSE_TOKENS] * GROUP_SIZE * count, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=VOCABULARY)
+    one = scored_groups(
+        [RESPONSE_TOKENS] * GROUP_SIZE, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=VOCABULARY
+    )
+    count = round(
+        num_bytes / sum(array.nbytes for record in records_of(list(one.values())) for array in arrays_of(record))
+    )
+    groups = scored_groups(
+        [RESPONSE_TOKENS] * GROUP_SIZE * count,
+        group_size=GROUP_SIZE,
+        prompt_tokens=PROMPT_TOKENS,
+        vocabulary=VOCABULARY,
+    )
     return list(groups.values())
 
 
 def records_of(groups: Sequence[ScoredGroup]) -> list[Columns]:
     """The columns of every record of the groups, each as it goes into the object store: the pools that make them put them there one by one."""
-    return [part.to_columns() for scored in groups for part in (scored.group, scored.teacher_scores) if part is not None]
+    return [
+        part.to_columns() for scored in groups for part in (scored.group, scored.teacher_scores) if part is not None
+    ]
 
 
 def arrays_of(record: Columns) -> list[np.ndarray[Any, Any]]:
@@ -71,7 +82,9 @@ class Reader:
         records = [record for records in ray.get(list(refs), timeout=_TIMEOUT_S) for record in records]
         arrays = [array for record in records for array in arrays_of(record)]
         shared = list(_shared_mappings())
-        private = sum(array.nbytes for array in arrays if not any(start <= array.ctypes.data < end for start, end in shared))
+        private = sum(
+            array.nbytes for array in arrays if not any(start <= array.ctypes.data < end for start, end in shared)
+        )
         return sum(array.nbytes for array in arrays), private
 
 
@@ -86,7 +99,14 @@ def _shared_mappings() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def local_cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=_STORE_BYTES)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=_STORE_BYTES,
+    )
     try:
         yield
     finally:
@@ -116,7 +136,9 @@ def driver_growth_bytes() -> tuple[int, int, int]:
         Bytes that passed, those of them that the reader copied, and what this process grew by.
     """
     producer, reader = ray.remote(num_cpus=0.5)(Producer).remote(), ray.remote(num_cpus=0.5)(Reader).remote()
-    ray.get(reader.private_bytes.remote([producer.groups.remote()]), timeout=_TIMEOUT_S)  # what Ray sets up at a first call is no part of it
+    ray.get(
+        reader.private_bytes.remote([producer.groups.remote()]), timeout=_TIMEOUT_S
+    )  # what Ray sets up at a first call is no part of it
     before = psutil.Process().memory_full_info().uss
     refs = [producer.groups.remote() for _ in range(_DRIVER_BATCHES)]
     passed, copied = ray.get(reader.private_bytes.remote(refs), timeout=_TIMEOUT_S)
@@ -138,14 +160,21 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
         with progress.phase("put and get of 64 MiB, as one object and record by record", total=2 * pairs) as phase:
             first = measure_pairs(copy, partial(put_and_get, [records]), pairs=3, warm_ups=0)
             whole, single = (
-                measure_pairs(copy, partial(put_and_get, objects), pairs=pairs, warm_ups=_WARM_UPS, on_pair=phase.advance)
+                measure_pairs(
+                    copy, partial(put_and_get, objects), pairs=pairs, warm_ups=_WARM_UPS, on_pair=phase.advance
+                )
                 for objects in ([records], records)
             )
         stored = stored_bytes(records)
         with progress.phase("groups from actor to actor"):
             passed, copied, growth = driver_growth_bytes()
     ratios = [
-        Ratio(name="bytes_per_token", value=per_token / tokens, target=16, means="bytes a response token, over all columns of tokens"),
+        Ratio(
+            name="bytes_per_token",
+            value=per_token / tokens,
+            target=16,
+            means="bytes a response token, over all columns of tokens",
+        ),
         Ratio(
             name="put_get_over_memcpy_speed",
             value=whole.ratio,
@@ -153,16 +182,33 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
             side="at least",
             means="64 MiB of groups through the object store at once",
         ),
-        Ratio(name="copied_share_at_reader", value=copied / passed, target=0, means="bytes that a reader in another process copies"),
+        Ratio(
+            name="copied_share_at_reader",
+            value=copied / passed,
+            target=0,
+            means="bytes that a reader in another process copies",
+        ),
         Ratio(
             name="driver_growth_share",
             value=growth / passed,
             target=0.01,
             means="what the driver grows by, of the bytes whose references it passes on",
         ),
-        Ratio(name="put_get_first_use_over_memcpy_speed", value=first.ratio, means="the same while the store's pages are used for the first time"),
-        Ratio(name="put_get_records_over_memcpy_speed", value=single.ratio, means="the same, every group's two records as objects of their own"),
-        Ratio(name="stored_bytes_per_token", value=stored / tokens, means="the same in the store: with prompts, offsets, names and framing"),
+        Ratio(
+            name="put_get_first_use_over_memcpy_speed",
+            value=first.ratio,
+            means="the same while the store's pages are used for the first time",
+        ),
+        Ratio(
+            name="put_get_records_over_memcpy_speed",
+            value=single.ratio,
+            means="the same, every group's two records as objects of their own",
+        ),
+        Ratio(
+            name="stored_bytes_per_token",
+            value=stored / tokens,
+            means="the same in the store: with prompts, offsets, names and framing",
+        ),
     ]
     figures = {
         **whole.figures("memcpy", "put_get"),

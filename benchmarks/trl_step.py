@@ -29,7 +29,9 @@ Lengths = Mapping[str, Mapping[int, int]]
 class TrlTrainer:
     """The benchmark's side."""
 
-    def __init__(self, model_path: str, prompts: Sequence[str], lengths: Lengths, *, group_size: int, threads: int) -> None:
+    def __init__(
+        self, model_path: str, prompts: Sequence[str], lengths: Lengths, *, group_size: int, threads: int
+    ) -> None:
         """Start the process.
 
         Raises:
@@ -37,7 +39,14 @@ class TrlTrainer:
         """
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, model_path, list(prompts), {kind: dict(each) for kind, each in lengths.items()}, group_size, threads)
+        arguments = (
+            theirs,
+            model_path,
+            list(prompts),
+            {kind: dict(each) for kind, each in lengths.items()},
+            group_size,
+            threads,
+        )
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -66,7 +75,9 @@ class TrlTrainer:
         raise EngineError(f"TRL did not answer within {timeout_s:g} s")
 
 
-def _serve(connection: Connection, model_path: str, prompts: list[str], lengths: Lengths, group_size: int, threads: int) -> None:
+def _serve(
+    connection: Connection, model_path: str, prompts: list[str], lengths: Lengths, group_size: int, threads: int
+) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch

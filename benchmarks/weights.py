@@ -54,14 +54,18 @@ class Stage:
 def gathered_weights() -> dict[str, torch.Tensor]:
     """What the learner's `gather_weights` gives: tensors on the CPU, by name."""
     generator = torch.Generator().manual_seed(0)
-    weights = {f"model.layers.{layer}.weight": torch.randn(ROWS, COLUMNS, generator=generator) for layer in range(NUM_LAYERS)}
+    weights = {
+        f"model.layers.{layer}.weight": torch.randn(ROWS, COLUMNS, generator=generator) for layer in range(NUM_LAYERS)
+    }
     return weights | {f"model.layers.{layer}.norm": torch.ones(COLUMNS) for layer in range(NUM_LAYERS)}
 
 
 def timed(action: Callable[[], T]) -> tuple[T, Stage]:
     started, started_cpu = time.perf_counter(), time.process_time()
     result = action()
-    return result, Stage(elapsed_s=time.perf_counter() - started, cpu_s=time.process_time() - started_cpu, private_bytes=0)
+    return result, Stage(
+        elapsed_s=time.perf_counter() - started, cpu_s=time.process_time() - started_cpu, private_bytes=0
+    )
 
 
 def watched(action: Callable[[], T]) -> tuple[T, Stage]:
@@ -139,7 +143,9 @@ class Update:
             self.weights[name] += 1
         earlier = self._published
         self._version += 1
-        publication, published = (watched if watch else timed)(lambda: publish(self.weights, self._version, earlier=earlier))
+        publication, published = (watched if watch else timed)(
+            lambda: publish(self.weights, self._version, earlier=earlier)
+        )
         path, written = ray.get(self._writer.write.remote(publication, watch), timeout=_TIMEOUT_S)
         mapped = ray.get(self._engine.map.remote(path, publication.manifest, watch), timeout=_TIMEOUT_S)
         refs = {bucket.ref for bucket in publication.buckets}
@@ -172,7 +178,9 @@ class Update:
 
 def stored_bytes(refs: Collection[ray.ObjectRef]) -> int:
     """What these objects take in the object store."""
-    return sum(found["object_size"] for found in ray.experimental.get_object_locations(list(refs)).values()) if refs else 0
+    return (
+        sum(found["object_size"] for found in ray.experimental.get_object_locations(list(refs)).values()) if refs else 0
+    )
 
 
 def stage_medians(stages: list[dict[str, Stage]]) -> dict[str, Any]:
@@ -183,7 +191,14 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
     """Measure weights: copies a node beyond the gather, and time beside memcpy. Under a minute."""
     console = Console()
     measured: dict[str, Paired] = {}
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=_STORE_BYTES)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=_STORE_BYTES,
+    )
     try:
         update = Update()
         source, used = np.ones(update.num_bytes, np.uint8), np.zeros(update.num_bytes, np.uint8)
@@ -195,28 +210,52 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
             copies_of: dict[str, Callable[[], object]] = {"new": source.copy, "used": lambda: np.copyto(used, source)}
             for name, memcpy in copies_of.items():
                 with progress.phase(f"update beside memcpy to {name} memory", total=pairs) as phase:
-                    measured[name] = measure_pairs(update.run, partial(update.memcpy, memcpy), pairs=pairs, on_pair=phase.advance)
+                    measured[name] = measure_pairs(
+                        update.run, partial(update.memcpy, memcpy), pairs=pairs, on_pair=phase.advance
+                    )
                 if name == "new":
                     cpu_ratio, stages = update.cpu_over_memcpy, stage_medians(update.stages)
             with progress.phase("update of a quarter beside one of all", total=pairs) as phase:
-                measured["quarter"] = measure_pairs(partial(update.run, trained=_TRAINED), update.run, pairs=pairs, on_pair=phase.advance)
+                measured["quarter"] = measure_pairs(
+                    partial(update.run, trained=_TRAINED), update.run, pairs=pairs, on_pair=phase.advance
+                )
                 update.run(trained=_TRAINED)
         update.close()
     finally:
         ray.shutdown()
     ratios = [
-        Ratio(name="copies_per_node", value=copies, target=2.01, means="sizes of the weights held on a node at most, beyond the gathered ones"),
-        Ratio(name="update_over_memcpy", value=measured["new"].ratio, target=3, means="publish, write, verify and map, over memcpy to new memory"),
         Ratio(
-            name="update_cpu_over_memcpy", value=cpu_ratio, means="the same in CPU seconds of all processes, which others on the machine disturb less"
+            name="copies_per_node",
+            value=copies,
+            target=2.01,
+            means="sizes of the weights held on a node at most, beyond the gathered ones",
+        ),
+        Ratio(
+            name="update_over_memcpy",
+            value=measured["new"].ratio,
+            target=3,
+            means="publish, write, verify and map, over memcpy to new memory",
+        ),
+        Ratio(
+            name="update_cpu_over_memcpy",
+            value=cpu_ratio,
+            means="the same in CPU seconds of all processes, which others on the machine disturb less",
         ),
         Ratio(
             name="update_of_a_quarter_over_all",
             value=measured["quarter"].ratio,
             means="an update that changed a quarter of the tensors over one of all",
         ),
-        Ratio(name="put_share_of_a_quarter", value=update.put_bytes / update.num_bytes, means="bytes that such an update sends, of all"),
-        Ratio(name="update_over_memcpy_used", value=measured["used"].ratio, means="the same, over memcpy to memory that was used before"),
+        Ratio(
+            name="put_share_of_a_quarter",
+            value=update.put_bytes / update.num_bytes,
+            means="bytes that such an update sends, of all",
+        ),
+        Ratio(
+            name="update_over_memcpy_used",
+            value=measured["used"].ratio,
+            means="the same, over memcpy to memory that was used before",
+        ),
     ]
     figures = {
         "update_s": measured["new"].first_median_s,
@@ -229,7 +268,12 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
         "pairs": {name: [round(ratio, 3) for ratio in sorted(each.ratios)] for name, each in measured.items()},
     }
     show(
-        Result(benchmark="weights", ratios=ratios, figures=figures, settings={"bytes": update.num_bytes, "tensors": len(update.weights)}),
+        Result(
+            benchmark="weights",
+            ratios=ratios,
+            figures=figures,
+            settings={"bytes": update.num_bytes, "tensors": len(update.weights)},
+        ),
         json,
         console,
     )

@@ -85,7 +85,9 @@ def write_model(directory: Path, size: ModelSize, *, seed: int = 0, max_tokens: 
     return directory
 
 
-def scored_groups(lengths: Sequence[int], *, group_size: int, prompt_tokens: int, vocabulary: int, seed: int = 0) -> dict[str, ScoredGroup]:
+def scored_groups(
+    lengths: Sequence[int], *, group_size: int, prompt_tokens: int, vocabulary: int, seed: int = 0
+) -> dict[str, ScoredGroup]:
     """Groups with all columns of real ones, by uid: random tokens, log-probabilities about those of a model that knows nothing, every second reward 1."""
     rng = np.random.default_rng(seed)
     groups = {}

@@ -38,7 +38,9 @@ class ComparisonDirectory:
         return RunDirectory(self.path / planned.name)
 
 
-def compare(comparison: Comparison, directory: ComparisonDirectory, *, resume: bool, console: Console) -> ComparisonResult:
+def compare(
+    comparison: Comparison, directory: ComparisonDirectory, *, resume: bool, console: Console
+) -> ComparisonResult:
     """Run what is not run yet, then write compare.json, compare.html and the drawings, and print the tables.
 
     Raises:
@@ -46,7 +48,9 @@ def compare(comparison: Comparison, directory: ComparisonDirectory, *, resume: b
         RladError: a run failed; the finished ones are kept, and `resume` continues.
     """
     if directory.path.exists() and any(directory.path.iterdir()) and not resume:
-        raise RunDirectoryError(f"{directory.path} is not empty: continue the comparison in it with --resume, or choose another --run-dir")
+        raise RunDirectoryError(
+            f"{directory.path} is not empty: continue the comparison in it with --resume, or choose another --run-dir"
+        )
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.lock)
     try:
@@ -94,7 +98,9 @@ def is_finished(planned: PlannedRun, run: RunDirectory) -> bool:
     if not run.config.exists():
         return False
     with run.hold(planned.config, resume=True):
-        return run.export.is_dir() and all(run.evaluation_at(step) is not None for step in (0, planned.config.training.steps))
+        return run.export.is_dir() and all(
+            run.evaluation_at(step) is not None for step in (0, planned.config.training.steps)
+        )
 
 
 def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Console) -> None:
@@ -118,7 +124,9 @@ def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:
     pipeline(planned.config, run, resume=run.config.exists(), console=console)
 
 
-def _share_start(planned: PlannedRun, run: RunDirectory, comparison: Comparison, directory: ComparisonDirectory) -> None:
+def _share_start(
+    planned: PlannedRun, run: RunDirectory, comparison: Comparison, directory: ComparisonDirectory
+) -> None:
     """Take over the start's evaluation from another run of the seed: the same student, prompts and sampling, so the same question asked again."""
     if run.evaluation_at(0) is not None:
         return

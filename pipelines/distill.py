@@ -14,14 +14,14 @@ from rich.console import Console
 from pipelines.run.directory import RunDirectory
 from pipelines.run.progress import RunProgress
 from pipelines.run.result import RunResult, finished_result
-from pipelines.training.group_pipeline import GroupFollower
+from pipelines.training.group_pipeline import GroupPipeline
 from pipelines.training.prompts import EncodedPrompts, prepare_prompts
 from pipelines.training.run import TrainingRun, complete, prepare_evaluation, require_kind
-from pipelines.training.step_loop import Bring, TrainingSet, Turns
+from pipelines.training.step_loop import PromptScheduler, SubmitGroup, TrainingSet
 from pipelines.training.teacher_routing import require_one_vocabulary, route_prompts
 from rlad.config import RunConfig
 from rlad.data.records import dataset_fingerprint
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 
 def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Console) -> RunResult:
@@ -38,7 +38,12 @@ def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Cons
         mixtures = route_prompts(config, prompts.records)
         if finished_result(config, run) is None:
             require_one_vocabulary(config)
-        return complete(config, run, console, lambda progress: _Distillation(config, run, prompts, evaluation_prompts, mixtures, progress).run())
+        return complete(
+            config,
+            run,
+            console,
+            lambda progress: _Distillation(config, run, prompts, evaluation_prompts, mixtures, progress).run(),
+        )
 
 
 class _Distillation(TrainingRun):
@@ -66,9 +71,9 @@ class _Distillation(TrainingRun):
         )
         super().__init__(config, run, training_set, evaluation_prompts, progress)
 
-    def _bring(self, turns: Turns) -> Bring:
+    def _group_submitter(self, turns: PromptScheduler) -> SubmitGroup:
         pools = self._pools
-        return GroupFollower(
+        return GroupPipeline(
             self._config,
             self._prompts,
             self._mixtures,

@@ -23,10 +23,12 @@ from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 
-def evaluate_model(suite: EvaluationSuite, console: Console, *, output: Path | None = None) -> dict[str, EvaluationSummary]:
+def evaluate_model(
+    suite: EvaluationSuite, console: Console, *, output: Path | None = None
+) -> dict[str, EvaluationSummary]:
     """Evaluate the suite's student on each of its sets, on pools of its own, and print the tables.
 
     Args:
@@ -51,8 +53,15 @@ def evaluate_model(suite: EvaluationSuite, console: Console, *, output: Path | N
             with progress.phase("starting rollout workers and verifiers"):
                 pools = await closing.enter_async_context(open_pools(suite, run_id=f"eval-{os.getpid()}"))
             for name, settings in suite.sets.items():
-                file = (output / f"responses-{name}.jsonl").open("w", encoding="utf-8") if output is not None else nullcontext()
-                with file as responses, progress.phase(f"evaluating on {name}", total=len(prompts[name].records)) as phase:
+                file = (
+                    (output / f"responses-{name}.jsonl").open("w", encoding="utf-8")
+                    if output is not None
+                    else nullcontext()
+                )
+                with (
+                    file as responses,
+                    progress.phase(f"evaluating on {name}", total=len(prompts[name].records)) as phase,
+                ):
                     summaries[name] = await evaluate_set(
                         pools.rollout,
                         pools.verifiers,
@@ -67,10 +76,18 @@ def evaluate_model(suite: EvaluationSuite, console: Console, *, output: Path | N
     with connected(suite.cluster), RunProgress(console, total_steps=0) as progress:
         asyncio.run(run())
     for name, summary in summaries.items():
-        console.print(evaluation_table(f"{suite.student.path} on {name}", summary, group_by=suite.sets[name].group_label))
+        console.print(
+            evaluation_table(f"{suite.student.path} on {name}", summary, group_by=suite.sets[name].group_label)
+        )
     if output is not None:
-        figures = {"model": suite.student.path, "sets": {name: summary.as_dict() for name, summary in summaries.items()}}
-        write_atomically(output / "evaluation.json", json.dumps({**figures, "settings": suite.model_dump(mode="json")}, indent=2) + "\n")
+        figures = {
+            "model": suite.student.path,
+            "sets": {name: summary.as_dict() for name, summary in summaries.items()},
+        }
+        write_atomically(
+            output / "evaluation.json",
+            json.dumps({**figures, "settings": suite.model_dump(mode="json")}, indent=2) + "\n",
+        )
     return summaries
 
 
@@ -98,7 +115,11 @@ def _writer(file: TextIO) -> OnResponses:
 def _make_room(output: Path, suite: EvaluationSuite) -> None:
     if output.exists() and not output.is_dir():
         raise RunDirectoryError(f"{output} is a file: --output names a directory")
-    there = [name for name in ("evaluation.json", *(f"responses-{name}.jsonl" for name in suite.sets)) if (output / name).exists()]
+    there = [
+        name
+        for name in ("evaluation.json", *(f"responses-{name}.jsonl" for name in suite.sets))
+        if (output / name).exists()
+    ]
     if there:
         raise RunDirectoryError(f"{output} already holds {', '.join(there)}: choose another --output, or remove it")
     output.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ import numpy as np
 import ray
 from rich.console import Console
 
+from actors.experience.batch_shards import GroupRefs
 from actors.experience.broker import FinishedGroup
-from actors.experience.parts import GroupRefs
 from actors.messages import JudgedGroup, SampledGroup
 from pipelines.run.directory import RunDirectory
 from pipelines.run.progress import RunProgress
@@ -24,14 +24,14 @@ from pipelines.run.result import RunResult, run_id_of
 from pipelines.trace_generation import make_traces, offline_settings, reused_traces
 from pipelines.training.prompts import EncodedPrompts, prepare_prompts
 from pipelines.training.run import TrainingRun, complete, prepare_evaluation, require_kind
-from pipelines.training.step_loop import Bring, OpenStep, TrainedStep, TrainingSet, Turns
+from pipelines.training.step_loop import OpenStep, PromptScheduler, SubmitGroup, TrainedStep, TrainingSet
 from pipelines.training.step_metrics import FollowedGroup, exposed_times
 from rlad.config import RunConfig
 from rlad.contracts import FinishReason, RolloutGroup, Verdicts
 from rlad.data.trace_files import TraceManifest
 from rlad.data.training_traces import TrainingTrace, TrainingTraces, write_training_traces
 from rlad.errors import PlanError
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 
 def offline(config: RunConfig, run: RunDirectory, *, resume: bool, console: Console) -> RunResult:
@@ -64,7 +64,9 @@ async def _prepare_traces(
     """The run's own copy of the traces, made when there is none yet."""
     settings = offline_settings(config)
     if not run.training_traces.exists():
-        manifest = TraceManifest.read(folder) or await make_traces(config, prompts, folder, progress, run_id=run_id_of(config, run))
+        manifest = TraceManifest.read(folder) or await make_traces(
+            config, prompts, folder, progress, run_id=run_id_of(config, run)
+        )
         console.print(_summary(manifest, folder), highlight=False, soft_wrap=True)
         if manifest.counts.accepted == 0:
             raise PlanError(
@@ -109,7 +111,7 @@ class _OfflineTraining(TrainingRun):
         )
         super().__init__(config, run, training_set, evaluation_prompts, progress)
 
-    def _bring(self, turns: Turns) -> Bring:
+    def _group_submitter(self, turns: PromptScheduler) -> SubmitGroup:
         return self._bring_trace
 
     async def _bring_trace(self, step: OpenStep, uid: str, attempt: int, record: int) -> FollowedGroup:
@@ -142,7 +144,13 @@ class _OfflineTraining(TrainingRun):
         )
         judged = JudgedGroup(verdicts=verdicts, elapsed_s=0.0)
         return FollowedGroup(
-            sampled=sampled, judged=judged, issued_at=issued_at, sampled_at=read_at, judged_at=read_at, scored_at=read_at, attempts=1
+            sampled=sampled,
+            judged=judged,
+            issued_at=issued_at,
+            sampled_at=read_at,
+            judged_at=read_at,
+            scored_at=read_at,
+            attempts=1,
         )
 
     def _metrics(self, trained: TrainedStep) -> dict[str, float]:
@@ -156,7 +164,11 @@ class _OfflineTraining(TrainingRun):
             "traces/tokens_per_s": float(lengths.sum()) / times["time/step_s"],
             **times,
             # Without the distance of the learner's log-probabilities to the sampler's: the sampler was the teacher, it is no engine's noise.
-            **{name: value for name, value in trained.report.metrics.items() if not name.startswith("learner/logprob_gap")},
+            **{
+                name: value
+                for name, value in trained.report.metrics.items()
+                if not name.startswith("learner/logprob_gap")
+            },
         }
 
 

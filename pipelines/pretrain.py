@@ -6,17 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+from pipelines.starters.building import ensure_starters
+from pipelines.starters.progress import StarterProgress
 from rlad.config import RunConfig
-from rlad.starters import ROLES, Role, StarterProgress, StarterRecord, ensure_starters, find_recipe, is_finished, parse_starter, starter_directory
+from rlad.starters import ROLES, Role, StarterRecord, find_recipe, is_finished, parse_starter, starter_directory
 
 _LINES_A_STAGE = 10
 """Where nobody watches live, a line each tenth of a stage."""
 
 
-def pretrain(recipe_name: str, *, cache_dir: Path | None, force: bool, console: Console, roles: Sequence[Role] = ROLES) -> dict[Role, Path]:
+def pretrain(
+    recipe_name: str, *, cache_dir: Path | None, force: bool, console: Console, roles: Sequence[Role] = ROLES
+) -> dict[Role, Path]:
     """Make the models of a recipe that are not in the cache (all with `force`), and print what they can do.
 
     Args:
@@ -31,7 +43,9 @@ def pretrain(recipe_name: str, *, cache_dir: Path | None, force: bool, console: 
     if missing := [role for role in roles if role not in kept]:
         named = " and ".join(missing)
         console.print(
-            f"making the {named} of recipe [bold]{recipe.name}[/] from generated puzzles, on CPU; it is done once", highlight=False, soft_wrap=True
+            f"making the {named} of recipe [bold]{recipe.name}[/] from generated puzzles, on CPU; it is done once",
+            highlight=False,
+            soft_wrap=True,
         )
     with PretrainProgress(console, title=recipe.name) as progress:
         directories = ensure_starters(recipe, cache_dir, progress.update, roles=roles, force=force)
@@ -92,7 +106,9 @@ class PretrainProgress:
         key, detail = (progress.role, progress.stage), _detail(progress)
         if self._console.is_terminal:
             if key not in self._tasks:
-                self._tasks[key] = self._live.add_task(f"{progress.stage} {self._title}/{progress.role}", total=progress.total, detail="")
+                self._tasks[key] = self._live.add_task(
+                    f"{progress.stage} {self._title}/{progress.role}", total=progress.total, detail=""
+                )
             self._live.update(self._tasks[key], completed=progress.done, detail=detail)
             return
         part = progress.done * _LINES_A_STAGE // progress.total
@@ -122,10 +138,15 @@ def starters_table(recipe_name: str, records: Mapping[Role, StarterRecord], kept
     for role, record in records.items():
         groups = record.accuracies[many].groups
         for index, group in enumerate([None, *groups]):
-            rows = {name: summary.overall if group is None else summary.groups[group] for name, summary in record.accuracies.items()}
+            rows = {
+                name: summary.overall if group is None else summary.groups[group]
+                for name, summary in record.accuracies.items()
+            }
             figures = [f"{row.mean:.1%}" for row in rows.values()] + [f"{rows[many].pass_at_k:.1%}"]
             label = {0: role, 1: "(cached)" if role in kept else ""}.get(index, "")
-            size, seconds = (f"{record.num_parameters / 1e3:.0f} k", f"{record.total_seconds:.0f}") if group is None else ("", "")
+            size, seconds = (
+                (f"{record.num_parameters / 1e3:.0f} k", f"{record.total_seconds:.0f}") if group is None else ("", "")
+            )
             table.add_row(label, size, group or "all", *figures, seconds, style="bold" if group is None else None)
         table.add_section()
     table.caption = f"{measured[many].overall.prompts} puzzles of the evaluation split, which no model is trained on"

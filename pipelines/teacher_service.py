@@ -18,7 +18,14 @@ from actors.teacher.client import ask_identity, ask_stats
 from actors.teacher.deployment import SHARED_TEACHER, find_service, service_names
 from actors.teacher.http_gateway import GATEWAY
 from actors.teacher.quota import TeacherStats
-from actors.teacher.serve import HttpAddress, delete_application, deploy_application, deployment_handle, http_address, serve_status
+from actors.teacher.serve import (
+    HttpAddress,
+    delete_application,
+    deploy_application,
+    deployment_handle,
+    http_address,
+    serve_status,
+)
 from pipelines.cluster.connection import connected
 from pipelines.run.directory import write_atomically
 from rlad.config import ClusterConfig, TeacherServiceFile
@@ -119,8 +126,12 @@ def deploy(service: TeacherServiceFile, *, address: str, timeout_s: float) -> Se
         status = await serve_status()
         present = None if status is None else status.applications.get(service.name)
         if present is not None and SHARED_TEACHER not in present.deployments:
-            raise PlanError(f"the application {service.name!r} on this cluster is no teacher service: choose another name")
-        await deploy_application(application, app_name=service.name, start_timeout_s=timeout_s, http=http, route_prefix=_route(service))
+            raise PlanError(
+                f"the application {service.name!r} on this cluster is no teacher service: choose another name"
+            )
+        await deploy_application(
+            application, app_name=service.name, start_timeout_s=timeout_s, http=http, route_prefix=_route(service)
+        )
         if http is not None:
             await _settle(f"{http}{_route(service)}", deadline=deadline)
         return await _state_of(service.name)
@@ -160,7 +171,11 @@ def state(name: str | None, *, address: str) -> ServiceState:
             return await _state_of(name)
         names = await service_names()
         if len(names) != 1:
-            raise PlanError(f"name the service: there are {', '.join(names)}" if names else "there is no teacher service on this Ray cluster")
+            raise PlanError(
+                f"name the service: there are {', '.join(names)}"
+                if names
+                else "there is no teacher service on this Ray cluster"
+            )
         return await _state_of(names[0])
 
     return _on_cluster(address, ask())

@@ -31,7 +31,7 @@ from rlad.data.records import dataset_fingerprint
 from rlad.data.trace_files import Trace, TracedPrompt, TraceFolder, TraceManifest, TraceProvenance, require_manifest
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 
 def offline_settings(config: RunConfig) -> OfflineConfig:
@@ -93,7 +93,9 @@ def provenance_of(config: RunConfig, prompts: EncodedPrompts) -> TraceProvenance
     )
 
 
-async def make_traces(config: RunConfig, prompts: EncodedPrompts, folder: Path, progress: RunProgress, *, run_id: str) -> TraceManifest:
+async def make_traces(
+    config: RunConfig, prompts: EncodedPrompts, folder: Path, progress: RunProgress, *, run_id: str
+) -> TraceManifest:
     """Fill a folder with traces, or go on filling it behind the last part that is there. Needs a connected cluster.
 
     Raises:
@@ -114,7 +116,13 @@ async def make_traces(config: RunConfig, prompts: EncodedPrompts, folder: Path, 
 
 
 async def _generate(
-    config: RunConfig, prompts: EncodedPrompts, missing: list[int], traces: TraceFolder, progress: RunProgress, *, run_id: str
+    config: RunConfig,
+    prompts: EncodedPrompts,
+    missing: list[int],
+    traces: TraceFolder,
+    progress: RunProgress,
+    *,
+    run_id: str,
 ) -> None:
     offline, teacher = offline_settings(config), _teacher(config)
     generator, timeout_s = offline.generator_of(config.rollout), config.cluster.start_timeout_s
@@ -129,15 +137,30 @@ async def _generate(
         run_id=f"{run_id}-traces",
         label_selector=selector_of(config.cluster, "teacher"),
     )
-    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
+    verifiers = VerdictPools(
+        config.verifier_pool,
+        config.verifiers,
+        tokenizer_path=student,
+        start_timeout_s=timeout_s,
+        cluster=config.cluster,
+    )
     # Twice what the engines decode at once keeps them busy; more would only wait there, with its deadline running.
-    in_flight = asyncio.Semaphore(max(1, math.ceil(2 * generator.workers * generator.max_sequences / offline.traces_per_prompt)))
+    in_flight = asyncio.Semaphore(
+        max(1, math.ceil(2 * generator.workers * generator.max_sequences / offline.traces_per_prompt))
+    )
     done = tokens = accepted = 0
 
     async def one(position: int) -> None:
         nonlocal done, tokens, accepted
         async with in_flight:
-            traced = await _trace(rollout, verifiers, tokenizer, _request(config, prompts, position), position, offline.max_accepted_per_prompt)
+            traced = await _trace(
+                rollout,
+                verifiers,
+                tokenizer,
+                _request(config, prompts, position),
+                position,
+                offline.max_accepted_per_prompt,
+            )
         traces.add(traced)
         done, tokens, accepted = done + 1, tokens + traced.num_tokens, accepted + len(traced.traces)
         speed = tokens / (time.monotonic() - started)
@@ -172,18 +195,27 @@ def _request(config: RunConfig, prompts: EncodedPrompts, position: int) -> Sampl
 
 
 async def _trace(
-    rollout: RolloutPool, verifiers: VerdictPools, tokenizer: Tokenizer, request: SampleRequest, position: int, max_accepted: int | None
+    rollout: RolloutPool,
+    verifiers: VerdictPools,
+    tokenizer: Tokenizer,
+    request: SampleRequest,
+    position: int,
+    max_accepted: int | None,
 ) -> TracedPrompt:
     sampled, judged = await sample_and_judge(rollout, verifiers, request)
     group = RolloutGroup.from_columns(await sampled.group_ref)
     return traced_prompt(group, judged, tokenizer, position=position, max_accepted=max_accepted)
 
 
-def traced_prompt(group: RolloutGroup, judged: JudgedGroup, tokenizer: Tokenizer, *, position: int, max_accepted: int | None) -> TracedPrompt:
+def traced_prompt(
+    group: RolloutGroup, judged: JudgedGroup, tokenizer: Tokenizer, *, position: int, max_accepted: int | None
+) -> TracedPrompt:
     """What of a judged group is kept: the responses that the verifier found correct, the first so many."""
     outcomes = [Outcome(outcome) for outcome in judged.outcomes]
     kept = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.CORRECT][:max_accepted]
-    texts = tokenizer.decode_batch([group.response_ids[group.response(index)].tolist() for index in kept], skip_special_tokens=True)
+    texts = tokenizer.decode_batch(
+        [group.response_ids[group.response(index)].tolist() for index in kept], skip_special_tokens=True
+    )
     return TracedPrompt(
         position=position,
         prompt_id=group.prompt_id,
@@ -207,5 +239,7 @@ def traced_prompt(group: RolloutGroup, judged: JudgedGroup, tokenizer: Tokenizer
 
 def _teacher(config: RunConfig) -> TeacherConfig:
     if not isinstance(config.teacher, TeacherConfig):
-        raise ConfigError("traces are made by a teacher: add a `teacher:` section with its path, or name existing ones with offline.traces")
+        raise ConfigError(
+            "traces are made by a teacher: add a `teacher:` section with its path, or name existing ones with offline.traces"
+        )
     return config.teacher

@@ -32,7 +32,9 @@ class OverlongPenalty:
     penalty: float
 
 
-def shaped_rewards(rewards: npt.ArrayLike, lengths: npt.ArrayLike, overlong: OverlongPenalty | None) -> npt.NDArray[np.float32]:
+def shaped_rewards(
+    rewards: npt.ArrayLike, lengths: npt.ArrayLike, overlong: OverlongPenalty | None
+) -> npt.NDArray[np.float32]:
     """The rewards that advantages are made of: the verifier's, less what a response's length costs it.
 
     Args:
@@ -83,7 +85,9 @@ def group_advantages(rewards: npt.ArrayLike, estimator: AdvantageEstimator = "gr
     """
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
-        raise ContractError(f"group_advantages: rewards must be one or more finite numbers in one dimension, got {rewards!r}")
+        raise ContractError(
+            f"group_advantages: rewards must be one or more finite numbers in one dimension, got {rewards!r}"
+        )
     # Compared, not computed: the rounded mean of equal rewards can differ from them, and the quotient would be of order 1.
     if values.min() == values.max():
         return np.zeros(values.size, dtype=np.float32)

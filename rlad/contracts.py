@@ -73,7 +73,10 @@ class ColumnarRecord:
 
     def _require_array(self, name: str, dtype: type[np.generic], length: int | None = None) -> Array:
         array: Array = getattr(self, name)
-        self._require(isinstance(array, np.ndarray) and array.ndim == 1, f"{name} must be a one-dimensional numpy array, got {type(array).__name__}")
+        self._require(
+            isinstance(array, np.ndarray) and array.ndim == 1,
+            f"{name} must be a one-dimensional numpy array, got {type(array).__name__}",
+        )
         self._require(array.dtype == dtype, f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
         if length is not None:
             self._require(len(array) == length, f"{name} must have {length} entries, got {len(array)}")
@@ -118,7 +121,9 @@ class RolloutGroup(ColumnarRecord):
         self._require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         self._require(len(self._require_array("prompt_ids", np.int32)) > 0, "the prompt is empty")
         offsets = self._require_array("response_offsets", np.int64)
-        self._require(len(offsets) >= 2 and offsets[0] == 0, "response_offsets must start at 0 and hold at least one response")
+        self._require(
+            len(offsets) >= 2 and offsets[0] == 0, "response_offsets must start at 0 and hold at least one response"
+        )
         self._require(bool(np.all(np.diff(offsets) >= 0)), "response_offsets must not decrease")
         num_tokens = int(offsets[-1])
         self._require_array("response_ids", np.int32, num_tokens)
@@ -180,7 +185,11 @@ class TeacherScores(ColumnarRecord):
 
     def __post_init__(self) -> None:
         num_tokens = len(self._require_array("logprobs", np.float32))
-        columns = {"support_ids": self.support_ids, "support_logprobs": self.support_logprobs, "tail_logprobs": self.tail_logprobs}
+        columns = {
+            "support_ids": self.support_ids,
+            "support_logprobs": self.support_logprobs,
+            "tail_logprobs": self.tail_logprobs,
+        }
         given = [name for name, column in columns.items() if column is not None]
         self._require(self.support_size >= 0, f"support_size must be at least 0, got {self.support_size}")
         wanted = list(columns) if self.support_size > 0 else []
@@ -230,16 +239,22 @@ class ScoredGroup:
     reference_scores: TeacherScores | None = None
 
     def __post_init__(self) -> None:
-        scores = {name: part for name in ("teacher", "reference") if (part := getattr(self, f"{name}_scores")) is not None}
+        scores = {
+            name: part for name in ("teacher", "reference") if (part := getattr(self, f"{name}_scores")) is not None
+        }
         for part in (self.verdicts, *scores.values()):
             if (part.uid, part.attempt) != (self.group.uid, self.group.attempt):
                 came, want = f"{part.uid} attempt {part.attempt}", f"{self.group.uid} attempt {self.group.attempt}"
                 raise ContractError(f"ScoredGroup: {type(part).__name__} is of {came}, the group is {want}")
         if len(self.verdicts.rewards) != self.group.num_responses:
-            raise ContractError(f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses")
+            raise ContractError(
+                f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses"
+            )
         for name, part in scores.items():
             if len(part.logprobs) != self.group.num_tokens:
-                raise ContractError(f"ScoredGroup {self.group.uid}: {len(part.logprobs)} {name} scores for {self.group.num_tokens} tokens")
+                raise ContractError(
+                    f"ScoredGroup {self.group.uid}: {len(part.logprobs)} {name} scores for {self.group.num_tokens} tokens"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,18 +304,29 @@ class TrainingBatch(ColumnarRecord):
             self._require_array(name, np.int64, size)
         given = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
         for name in ("behaviour_logprobs", "advantages", "weights", *given):
-            self._require(bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite")
+            self._require(
+                bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite"
+            )
         if self.is_imitated is not None:
             self._require_array("is_imitated", np.bool_, size)
         if self.support_size:
             self._require_array("support_ids", np.int64, size * self.support_size)
             self._require(
-                bool(np.isfinite(self._require_array("teacher_support_logprobs", np.float32, size * self.support_size)).all()),
+                bool(
+                    np.isfinite(
+                        self._require_array("teacher_support_logprobs", np.float32, size * self.support_size)
+                    ).all()
+                ),
                 "teacher_support_logprobs must be finite",
             )
-            self._require(not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(), "teacher_tail_logprobs holds NaN")
+            self._require(
+                not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(),
+                "teacher_tail_logprobs holds NaN",
+            )
         offsets = self._require_array("sequence_offsets", np.int32)
-        self._require(len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}")
+        self._require(
+            len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}"
+        )
         self._require(bool(np.all(np.diff(offsets) > 0)), "a sequence in the row is empty")
 
     @property
@@ -324,4 +350,6 @@ class WeightsManifest:
 
     def __post_init__(self) -> None:
         if self.version < 0 or not self.checksum or self.num_bytes <= 0:
-            raise ContractError(f"WeightsManifest: version {self.version}, checksum {self.checksum!r}, {self.num_bytes} bytes")
+            raise ContractError(
+                f"WeightsManifest: version {self.version}, checksum {self.checksum!r}, {self.num_bytes} bytes"
+            )

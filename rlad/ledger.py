@@ -55,7 +55,13 @@ class LedgerCounts:
 
     def as_dict(self) -> dict[str, int]:
         states = {state.value: count for state, count in self.states.items()}
-        return {**states, "trained_steps": self.trained_steps, "lost": self.lost, "duplicated": self.duplicated, "retried": self.retried}
+        return {
+            **states,
+            "trained_steps": self.trained_steps,
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "retried": self.retried,
+        }
 
 
 _SCHEMA = """
@@ -87,7 +93,9 @@ class Ledger:
         self._connection.execute("PRAGMA busy_timeout=30000")
         if not read_only:
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")  # survives any killed process; `commit` also survives a power cut
+            self._connection.execute(
+                "PRAGMA synchronous=NORMAL"
+            )  # survives any killed process; `commit` also survives a power cut
             self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -105,7 +113,9 @@ class Ledger:
             for uid, prompt_id in groups:
                 known = cursor.execute("SELECT step, attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
                 if known is not None and known[2] != GroupState.RETURNED:
-                    raise LedgerError(f"group {uid} cannot be issued for step {step}: it is {known[2]} for step {known[0]}")
+                    raise LedgerError(
+                        f"group {uid} cannot be issued for step {step}: it is {known[2]} for step {known[0]}"
+                    )
                 attempts[uid] = known[1] if known is not None else 0
                 cursor.execute(
                     "INSERT INTO groups (uid, prompt_id, step, attempt, state) VALUES (?, ?, ?, ?, ?) "
@@ -119,7 +129,9 @@ class Ledger:
         _, attempt, state = self._row(uid)
         if state not in (GroupState.ISSUED, GroupState.SAMPLED):
             raise LedgerError(f"group {uid} cannot be issued again: it is {state}")
-        self._connection.execute("UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", (attempt + 1, GroupState.ISSUED, uid))
+        self._connection.execute(
+            "UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", (attempt + 1, GroupState.ISSUED, uid)
+        )
         return attempt + 1
 
     def record_sampled(self, uid: str, attempt: int) -> None:
@@ -173,7 +185,10 @@ class Ledger:
             "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state != ?",
             (GroupState.RETURNED, checkpoint, GroupState.RETURNED),
         )
-        return [uid for (uid,) in self._connection.execute("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))]
+        return [
+            uid
+            for (uid,) in self._connection.execute("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))
+        ]
 
     def counts(self) -> LedgerCounts:
         rows = dict(self._connection.execute("SELECT state, COUNT(*) FROM groups GROUP BY state").fetchall())
@@ -189,7 +204,9 @@ class Ledger:
             GroupState.RETURNED,
         )
         states = {state: rows.get(state.value, 0) for state in GroupState}
-        return LedgerCounts(states=states, trained_steps=trained_steps, lost=lost, duplicated=duplicated, retried=retried)
+        return LedgerCounts(
+            states=states, trained_steps=trained_steps, lost=lost, duplicated=duplicated, retried=retried
+        )
 
     def _advance(self, uid: str, attempt: int, before: GroupState, after: GroupState) -> None:
         _, current, state = self._row(uid)

@@ -31,7 +31,9 @@ class TokenStatistics(NamedTuple):
     entropies: Tensor | None
 
 
-def selected_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> Tensor:
+def selected_logprobs(
+    hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_tokens: int = 1024
+) -> Tensor:
     """`log softmax(hidden @ weight.T / temperature)[target]` of every token, [S]: see `token_statistics`."""
     return token_statistics(hidden, weight, target_ids, temperature=temperature, chunk_tokens=chunk_tokens).logprobs
 
@@ -75,19 +77,39 @@ def token_statistics(
     return TokenStatistics(logprobs[:, 0], None if support_ids is None else logprobs[:, 1:], entropies)
 
 
-def _check(hidden: Tensor, weight: Tensor, target_ids: Tensor, support_ids: Tensor | None, temperature: float, chunk_tokens: int) -> None:
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    support_ids: Tensor | None,
+    temperature: float,
+    chunk_tokens: int,
+) -> None:
     shapes = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, target_ids {list(target_ids.shape)}"
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target_ids.shape != hidden.shape[:1]:
-        raise ContractError(f"selected_logprobs: expected hidden [S, H], weight [V, H] and target_ids [S], got {shapes}")
+    if (
+        hidden.ndim != 2
+        or weight.ndim != 2
+        or hidden.shape[1] != weight.shape[1]
+        or target_ids.shape != hidden.shape[:1]
+    ):
+        raise ContractError(
+            f"selected_logprobs: expected hidden [S, H], weight [V, H] and target_ids [S], got {shapes}"
+        )
     if hidden.dtype != weight.dtype or not hidden.is_floating_point() or target_ids.dtype != torch.int64:
         dtypes = f"{hidden.dtype}, {weight.dtype} and {target_ids.dtype}"
-        raise ContractError(f"selected_logprobs: hidden and weight must share a floating dtype and target_ids be int64, got {dtypes}")
-    if support_ids is not None and (support_ids.ndim != 2 or len(support_ids) != len(target_ids) or support_ids.dtype != torch.int64):
+        raise ContractError(
+            f"selected_logprobs: hidden and weight must share a floating dtype and target_ids be int64, got {dtypes}"
+        )
+    if support_ids is not None and (
+        support_ids.ndim != 2 or len(support_ids) != len(target_ids) or support_ids.dtype != torch.int64
+    ):
         raise ContractError(
             f"selected_logprobs: expected support_ids int64 [{len(target_ids)}, K], got {support_ids.dtype} {list(support_ids.shape)}"
         )
     if not temperature > 0 or chunk_tokens < 1:
-        raise ContractError(f"selected_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}")
+        raise ContractError(
+            f"selected_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}"
+        )
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -120,7 +142,9 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         """With p the softmax and H its entropy: d log p_i / d logits = (one_hot(i) - p) / temperature, d H / d logits = -p (log p + H) / temperature."""
         hidden, weight, ids, log_normalisers, entropies = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -128,10 +152,14 @@ class _TokenStatistics(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=log_normalisers.dtype) if needs_weight else None
         for chunk in token_chunks(hidden.shape[0], ctx.chunk_tokens):
             scale = grad_logprobs[chunk] / ctx.temperature
-            grad_logits = wide_product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalisers[chunk, None])
+            grad_logits = (
+                wide_product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalisers[chunk, None])
+            )
             factor = -scale.sum(dim=1, keepdim=True)
             if entropies is not None and grad_entropies is not None:
-                factor = factor - (grad_logits + entropies[chunk, None]) * (grad_entropies[chunk, None] / ctx.temperature)
+                factor = factor - (grad_logits + entropies[chunk, None]) * (
+                    grad_entropies[chunk, None] / ctx.temperature
+                )
             grad_logits.exp_().mul_(factor)
             grad_logits.scatter_add_(1, ids[chunk], scale)
             if grad_hidden is not None:

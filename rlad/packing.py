@@ -46,7 +46,9 @@ def plan_microbatches(lengths: Sequence[int], *, token_budget: int, ranks: int) 
         ContractError: an argument below 1.
     """
     if token_budget < 1 or ranks < 1 or any(length < 1 for length in lengths):
-        raise ContractError(f"plan_microbatches: token_budget {token_budget}, ranks {ranks} and every length must be at least 1, got {list(lengths)}")
+        raise ContractError(
+            f"plan_microbatches: token_budget {token_budget}, ranks {ranks} and every length must be at least 1, got {list(lengths)}"
+        )
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     packed = _best_fit(order, lengths, token_budget)
     num_rows = -(-len(packed) // ranks) * ranks
@@ -122,11 +124,16 @@ class BatchCounts:
     missing_behaviour_tokens: int = 0
 
     def __add__(self, other: BatchCounts) -> BatchCounts:
-        return BatchCounts(**{name: mine + theirs for name, mine, theirs in zip(self.__slots__, astuple(self), astuple(other), strict=True)})
+        return BatchCounts(
+            **{
+                name: mine + theirs
+                for name, mine, theirs in zip(self.__slots__, astuple(self), astuple(other), strict=True)
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSize:
+class LossNormalizer:
     """The normaliser of an optimizer step, over all its micro-batches and ranks.
 
     Attributes:
@@ -153,21 +160,23 @@ class BatchRules:
     truncated: Literal["keep", "mask"] = "keep"
     overlong: OverlongPenalty | None = None
 
-    def token_weight(self, size: UpdateSize, valid_tokens: int) -> float:
+    def token_weight(self, size: LossNormalizer, valid_tokens: int) -> float:
         """The weight of one token of a response with so many valid ones: `rlad.objectives.aggregation.token_weights`, response by response."""
         match self.objective.aggregation:
             case "response_mean":
                 return 1 / (size.num_responses * valid_tokens)
             case "token_mean":
                 if not size.num_tokens:
-                    raise ContractError("build_training_batch: aggregation `token_mean` needs the number of tokens of the whole step")
+                    raise ContractError(
+                        "build_training_batch: aggregation `token_mean` needs the number of tokens of the whole step"
+                    )
                 return 1 / size.num_tokens
             case "fixed_length":
                 return 1 / (size.num_responses * (self.objective.fixed_length or 1))
 
 
 def build_training_batch(
-    groups: Mapping[str, ScoredGroup], sequences: Sequence[tuple[str, int]], *, size: UpdateSize, rules: BatchRules
+    groups: Mapping[str, ScoredGroup], sequences: Sequence[tuple[str, int]], *, size: LossNormalizer, rules: BatchRules
 ) -> tuple[TrainingBatch, BatchCounts]:
     """One packed row: prompt and response of each sequence, end to end, with everything the loss needs.
 
@@ -184,14 +193,18 @@ def build_training_batch(
         ContractError: an unknown uid or response, a group without scores that are needed, more sequences than `size.num_responses`.
     """
     if len(sequences) > size.num_responses:
-        raise ContractError(f"build_training_batch: {len(sequences)} sequences, but num_responses of the whole step is {size.num_responses}")
+        raise ContractError(
+            f"build_training_batch: {len(sequences)} sequences, but num_responses of the whole step is {size.num_responses}"
+        )
     trained = {uid: _TrainedGroup(_group(groups, uid), rules) for uid, _ in sequences}
     rows: list[dict[str, Array]] = []
     counts = BatchCounts()
     for uid, index in sequences:
         group = trained[uid]
         if not 0 <= index < group.scored.group.num_responses:
-            raise ContractError(f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses, no number {index}")
+            raise ContractError(
+                f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses, no number {index}"
+            )
         is_valid, found = group.valid_tokens(index)
         counts += found
         if is_valid.any():
@@ -199,7 +212,10 @@ def build_training_batch(
     support_size = max((group.support_size for group in trained.values()), default=0)
     if not rows:
         return dummy_batch(rules.objective, support_size=support_size), counts
-    columns: dict[str, Any] = {"teacher_logprobs": None, **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]}}
+    columns: dict[str, Any] = {
+        "teacher_logprobs": None,
+        **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]},
+    }
     offsets = np.cumsum([0, *(len(row["token_ids"]) for row in rows)], dtype=np.int32)
     return TrainingBatch(**columns, sequence_offsets=offsets, support_size=support_size), counts
 
@@ -214,7 +230,11 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
     size = (support_size or 1) if objective.teacher_support is not None else 0
     support: dict[str, Any] = {}
     if size:
-        support = {"support_ids": np.zeros(size, np.int64), "teacher_support_logprobs": np.zeros(size, np.float32), "teacher_tail_logprobs": values}
+        support = {
+            "support_ids": np.zeros(size, np.int64),
+            "teacher_support_logprobs": np.zeros(size, np.float32),
+            "teacher_tail_logprobs": values,
+        }
     return TrainingBatch(
         token_ids=ids,
         target_ids=ids,
@@ -233,7 +253,9 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
 
 def _group(groups: Mapping[str, ScoredGroup], uid: str) -> ScoredGroup:
     if uid not in groups:
-        raise ContractError(f"build_training_batch: a sequence is of group {uid}, which is not among the {len(groups)} groups given")
+        raise ContractError(
+            f"build_training_batch: a sequence is of group {uid}, which is not among the {len(groups)} groups given"
+        )
     return groups[uid]
 
 
@@ -256,14 +278,19 @@ class _TrainedGroup:
                 )
         rewards = shaped_rewards(verdicts.rewards, scored.group.response_lengths, rules.overlong)
         self._advantages = group_advantages(rewards, objective.advantage_estimator)
-        self._is_imitated = None if objective.imitation_mask == "none" else imitated_responses(verdicts.rewards, objective.imitation_mask)
+        self._is_imitated = (
+            None
+            if objective.imitation_mask == "none"
+            else imitated_responses(verdicts.rewards, objective.imitation_mask)
+        )
 
     def valid_tokens(self, index: int) -> tuple[Array, BatchCounts]:
         """Boolean [N], the response's tokens to train on, and what was found."""
         group, tokens = self.scored.group, self.scored.group.response(index)
         has_behaviour = np.isfinite(group.behaviour_logprobs[tokens])
         has_teacher, has_reference = (
-            np.ones_like(has_behaviour) if scores is None else self._is_finite(scores, tokens) for scores in (self._teacher, self._reference)
+            np.ones_like(has_behaviour) if scores is None else self._is_finite(scores, tokens)
+            for scores in (self._teacher, self._reference)
         )
         is_truncated = bool(group.is_truncated[index])
         is_valid = has_behaviour & has_teacher & has_reference & (not (is_truncated and self._masks_truncated))
@@ -309,7 +336,11 @@ class _TrainedGroup:
             own_logprobs = np.zeros((size, self.support_size), np.float32)
             own_ids[first : size - 1] = ids
             own_logprobs[first : size - 1] = np.where(is_valid[:, None], logprobs, 0)
-            columns |= {"support_ids": own_ids.ravel(), "teacher_support_logprobs": own_logprobs.ravel(), "teacher_tail_logprobs": shifted(tail)}
+            columns |= {
+                "support_ids": own_ids.ravel(),
+                "teacher_support_logprobs": own_logprobs.ravel(),
+                "teacher_tail_logprobs": shifted(tail),
+            }
         return columns
 
     def _is_finite(self, scores: TeacherScores, tokens: slice) -> Array:
@@ -321,7 +352,9 @@ class _TrainedGroup:
 
     def _needed(self, name: str, scores: TeacherScores | None) -> TeacherScores:
         if scores is None:
-            raise ContractError(f"build_training_batch: group {self.scored.group.uid} has no {name} scores, but the objective uses the {name}")
+            raise ContractError(
+                f"build_training_batch: group {self.scored.group.uid} has no {name} scores, but the objective uses the {name}"
+            )
         return scores
 
 

@@ -32,7 +32,13 @@ class SupportLogprobs(NamedTuple):
 
 @torch.no_grad()
 def selected_and_top_logprobs(
-    hidden: Tensor, weight: Tensor, target_ids: Tensor, *, support_size: int, temperature: float = 1.0, chunk_tokens: int = 1024
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    *,
+    support_size: int,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
 ) -> SupportLogprobs:
     """Of `log softmax(hidden @ weight.T / temperature)`, the targets' entries, the K largest, and the mass of the rest.
 
@@ -52,9 +58,13 @@ def selected_and_top_logprobs(
     """
     vocabulary = len(weight)
     if not 1 <= support_size <= vocabulary:
-        raise ContractError(f"selected_and_top_logprobs: the support must have 1 to {vocabulary} tokens, the vocabulary's size, got {support_size}")
+        raise ContractError(
+            f"selected_and_top_logprobs: the support must have 1 to {vocabulary} tokens, the vocabulary's size, got {support_size}"
+        )
     if not temperature > 0 or chunk_tokens < 1:
-        raise ContractError(f"selected_and_top_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}")
+        raise ContractError(
+            f"selected_and_top_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}"
+        )
     tokens = len(hidden)
     kept = SupportLogprobs(
         selected=torch.empty(tokens),
@@ -69,10 +79,14 @@ def selected_and_top_logprobs(
             kept.support_ids[chunk] = torch.arange(vocabulary, dtype=torch.int32)
             kept.support_logprobs[chunk] = logprobs.to("cpu", torch.float32)
             # Nothing is outside; but where the model gave no number there is none either.
-            kept.tail_logprobs[chunk] = torch.where(logprobs.isnan().any(dim=1), torch.nan, -torch.inf).to("cpu", torch.float32)
+            kept.tail_logprobs[chunk] = torch.where(logprobs.isnan().any(dim=1), torch.nan, -torch.inf).to(
+                "cpu", torch.float32
+            )
         else:
             top = logprobs.topk(support_size, dim=1)
             kept.support_ids[chunk] = top.indices.to("cpu", torch.int32)
             kept.support_logprobs[chunk] = top.values.to("cpu", torch.float32)
-            kept.tail_logprobs[chunk] = logprobs.scatter_(1, top.indices, -torch.inf).logsumexp(dim=1).to("cpu", torch.float32)
+            kept.tail_logprobs[chunk] = (
+                logprobs.scatter_(1, top.indices, -torch.inf).logsumexp(dim=1).to("cpu", torch.float32)
+            )
     return kept

@@ -69,9 +69,15 @@ def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
     end = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _SAFETENSORS_TYPES:
-            raise EngineError(f"weights of type {tensor.dtype} cannot be published, {name} is: there are {', '.join(map(str, _SAFETENSORS_TYPES))}")
+            raise EngineError(
+                f"weights of type {tensor.dtype} cannot be published, {name} is: there are {', '.join(map(str, _SAFETENSORS_TYPES))}"
+            )
         start, end = end, end + tensor.nbytes
-        entries[name] = {"dtype": _SAFETENSORS_TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": _SAFETENSORS_TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return np.frombuffer(struct.pack("<Q", len(text)) + text, np.uint8)
@@ -140,10 +146,14 @@ class MappedFile:
         """
         self._map(path)
         if len(self._content) != manifest.num_bytes:
-            raise WeightsMismatchError(f"version {manifest.version}: {manifest.num_bytes} bytes were published, {path} has {len(self._content)}")
+            raise WeightsMismatchError(
+                f"version {manifest.version}: {manifest.num_bytes} bytes were published, {path} has {len(self._content)}"
+            )
         found = checksum([self._content])
         if found != manifest.checksum:
-            raise WeightsMismatchError(f"version {manifest.version}: published with checksum {manifest.checksum}, {path} has {found}")
+            raise WeightsMismatchError(
+                f"version {manifest.version}: published with checksum {manifest.checksum}, {path} has {found}"
+            )
         return _tensors_in(self._content)
 
     def _map(self, path: Path) -> None:
@@ -152,7 +162,9 @@ class MappedFile:
             identity = status.st_ino, status.st_size
             if identity != self._identity:
                 self._content = (
-                    np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8) if status.st_size else np.zeros(0, np.uint8)
+                    np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                    if status.st_size
+                    else np.zeros(0, np.uint8)
                 )
                 self._identity = identity
 

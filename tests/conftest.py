@@ -66,9 +66,16 @@ def aime_responses(shared_data: Path) -> list[MarkedResponse]:
             f"{number},{number + 7}",
         ]
         wrong += [(str(other), answer) for other in others if str(other).lstrip("0") not in answer]
-    right = [(given, answer) for answer in answers for given in answer.removesuffix(" (both were accepted)").split(" or ")]
-    pairs = [(given, answer, True) for given, answer in right] + [(given, answer, False) for given, answer in wrong[:500]]
-    return [MarkedResponse(text=next(prose).format(given), answer=answer, is_correct=is_correct) for given, answer, is_correct in pairs]
+    right = [
+        (given, answer) for answer in answers for given in answer.removesuffix(" (both were accepted)").split(" or ")
+    ]
+    pairs = [(given, answer, True) for given, answer in right] + [
+        (given, answer, False) for given, answer in wrong[:500]
+    ]
+    return [
+        MarkedResponse(text=next(prose).format(given), answer=answer, is_correct=is_correct)
+        for given, answer, is_correct in pairs
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +97,13 @@ def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     alphabet = ["<pad>", "$", *"ABCDEFGHabcdefgh:;?=&|>~TFx", "!"]
-    tokenizer = Tokenizer(models.WordLevel({character: index for index, character in enumerate(alphabet)}, unk_token="!"))
+    tokenizer = Tokenizer(
+        models.WordLevel({character: index for index, character in enumerate(alphabet)}, unk_token="!")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="$", unk_token="!").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="$", unk_token="!"
+    ).save_pretrained(directory)
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(alphabet),
@@ -123,7 +134,9 @@ def make_reward_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFa
         directory, base = tmp_path_factory.mktemp("reward_model"), make_model()
         AutoTokenizer.from_pretrained(base).save_pretrained(directory)
         torch.manual_seed(5)
-        Qwen3ForSequenceClassification(Qwen3Config.from_pretrained(base, num_labels=labels)).float().save_pretrained(directory)
+        Qwen3ForSequenceClassification(Qwen3Config.from_pretrained(base, num_labels=labels)).float().save_pretrained(
+            directory
+        )
         return directory
 
     return make

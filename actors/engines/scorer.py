@@ -74,14 +74,21 @@ class TokenScores:
     def is_complete(self) -> bool:
         """Every sampled token has a finite score, and no other entry is NaN; a token that the model rules out, or an empty tail, is -inf."""
         others = (self.support_logprobs, self.tail_logprobs)
-        return bool(np.isfinite(self.logprobs).all()) and not any(column is not None and np.isnan(column).any() for column in others)
+        return bool(np.isfinite(self.logprobs).all()) and not any(
+            column is not None and np.isnan(column).any() for column in others
+        )
 
     def flat_columns(self) -> dict[str, Any]:
         """As `TeacherScores` has them."""
-        return {"support_size": self.support_size, **{name: column.reshape(-1) for name, column in self._columns().items()}}
+        return {
+            "support_size": self.support_size,
+            **{name: column.reshape(-1) for name, column in self._columns().items()},
+        }
 
     def _columns(self) -> dict[str, Array]:
-        columns = {name: getattr(self, name) for name in ("logprobs", "support_ids", "support_logprobs", "tail_logprobs")}
+        columns = {
+            name: getattr(self, name) for name in ("logprobs", "support_ids", "support_logprobs", "tail_logprobs")
+        }
         return {name: column for name, column in columns.items() if column is not None}
 
 
@@ -89,7 +96,12 @@ class Scorer(Protocol):
     """Gives the model's log-probability of every response token of a group. Groups that are asked for at once are computed together."""
 
     async def score(
-        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+        self,
+        prompt_ids: Array,
+        response_ids: Array,
+        response_offsets: Array,
+        temperature: float,
+        support: TeacherSupport = None,
     ) -> TokenScores:
         """Score one group.
 
@@ -129,5 +141,7 @@ def support_size(support: TeacherSupport, vocabulary: int) -> int:
         return 0
     size = vocabulary if support == "full" else support
     if not 1 <= size <= vocabulary:
-        raise EngineError(f"a support has 1 to {vocabulary} tokens, the teacher's vocabulary, or is `full`; got {support}")
+        raise EngineError(
+            f"a support has 1 to {vocabulary} tokens, the teacher's vocabulary, or is `full`; got {support}"
+        )
     return size

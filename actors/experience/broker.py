@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.experience.parts import GroupRefs, Part
+from actors.experience.batch_shards import BatchShard, GroupRefs
 from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
 from actors.messages import WeightsPublication
 from rlad.errors import RladError, RunStoppedError
 from rlad.ledger import Ledger
-from rlad.packing import UpdateSize, plan_microbatches
+from rlad.packing import LossNormalizer, plan_microbatches
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -32,7 +32,7 @@ LONG_POLL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartPolicy:
+class ShardPolicy:
     """How finished groups become the learner's parts.
 
     Attributes:
@@ -70,18 +70,22 @@ class FinishedGroup:
     is_truncated: tuple[bool, ...]
     rewards: tuple[float, ...]
 
-    def trainable(self, policy: PartPolicy) -> list[int]:
+    def trainable(self, policy: ShardPolicy) -> list[int]:
         """Indices of the responses that can have a gradient."""
         if policy.skip_equal_rewards and min(self.rewards) == max(self.rewards):
             return []
         return [
-            index for index, length in enumerate(self.response_lengths) if length > 0 and not (policy.skip_truncated and self.is_truncated[index])
+            index
+            for index, length in enumerate(self.response_lengths)
+            if length > 0 and not (policy.skip_truncated and self.is_truncated[index])
         ]
 
-    def counted_tokens(self, policy: PartPolicy) -> int:
+    def counted_tokens(self, policy: ShardPolicy) -> int:
         """Response tokens that a mean over tokens is over: also of responses that can have no gradient, not of those masked for their length."""
         return sum(
-            length for length, truncated in zip(self.response_lengths, self.is_truncated, strict=True) if not (policy.skip_truncated and truncated)
+            length
+            for length, truncated in zip(self.response_lengths, self.is_truncated, strict=True)
+            if not (policy.skip_truncated and truncated)
         )
 
 
@@ -93,17 +97,17 @@ class _Update:
     num_responses: int
     arrived: dict[str, FinishedGroup] = field(default_factory=dict)
     handed_out: set[str] = field(default_factory=set)
-    parts: list[list[Part]] = field(default_factory=list)  # by part, then by rank
+    parts: list[list[BatchShard]] = field(default_factory=list)  # by part, then by rank
 
     @property
     def is_complete(self) -> bool:
         return bool(self.parts) and self.parts[-1][0].ends_update
 
 
-class StepParts:
+class StepShards:
     """The parts of one training step: pure bookkeeping, so that it can be tested without a cluster."""
 
-    def __init__(self, step: int, updates: Sequence[Sequence[str]], group_size: int, policy: PartPolicy) -> None:
+    def __init__(self, step: int, updates: Sequence[Sequence[str]], group_size: int, policy: ShardPolicy) -> None:
         self.step = step
         self._policy = policy
         self._updates = [_Update(uids=list(uids), num_responses=len(uids) * group_size) for uids in updates]
@@ -122,7 +126,7 @@ class StepParts:
         update.uids[update.uids.index(uid)] = by
         self._update_of[by] = update
 
-    def part(self, rank: int, index: int) -> Part | None:
+    def part(self, rank: int, index: int) -> BatchShard | None:
         """The part `index` of this step for `rank`, formed now if enough groups are there. None: come back later."""
         while len(parts := [part for update in self._updates for part in update.parts]) <= index:
             if not self._form_next():
@@ -138,32 +142,45 @@ class StepParts:
         is_last = len(update.arrived) == len(update.uids)
         sequences = [(group, index) for group in fresh for index in group.trainable(self._policy)]
         lengths = [group.prompt_tokens + group.response_lengths[index] for group, index in sequences]
-        if not is_last and (self._policy.counts_tokens or sum(lengths) < self._policy.ranks * self._policy.token_budget):
+        if not is_last and (
+            self._policy.counts_tokens or sum(lengths) < self._policy.ranks * self._policy.token_budget
+        ):
             return False
         plan = plan_microbatches(lengths, token_budget=self._policy.token_budget, ranks=self._policy.ranks)
         if is_last and not any(plan) and not any(part[0].micro_batches for part in update.parts):
-            plan = [[[]] for _ in range(self._policy.ranks)]  # an update without any gradient still needs one backward pass to step on
-        update.parts.append([self._part_of_rank(number, update, is_last, sequences, batches) for batches in plan])
+            plan = [
+                [[]] for _ in range(self._policy.ranks)
+            ]  # an update without any gradient still needs one backward pass to step on
+        update.parts.append([self._shard_of_rank(number, update, is_last, sequences, batches) for batches in plan])
         update.handed_out.update(group.uid for group in fresh)
         return True
 
-    def _part_of_rank(
-        self, number: int, update: _Update, is_last: bool, sequences: list[tuple[FinishedGroup, int]], batches: list[list[int]]
-    ) -> Part:
+    def _shard_of_rank(
+        self,
+        number: int,
+        update: _Update,
+        is_last: bool,
+        sequences: list[tuple[FinishedGroup, int]],
+        batches: list[list[int]],
+    ) -> BatchShard:
         used = {sequences[index][0].uid: sequences[index][0].refs for batch in batches for index in batch}
-        return Part(
+        return BatchShard(
             step=self.step,
             update=number,
             index=sum(len(earlier.parts) for earlier in self._updates),
             ends_update=is_last,
             ends_step=is_last and number == len(self._updates) - 1,
-            size=UpdateSize(num_responses=update.num_responses, num_tokens=self._num_tokens(update)),
+            size=LossNormalizer(num_responses=update.num_responses, num_tokens=self._num_tokens(update)),
             micro_batches=[[(sequences[index][0].uid, sequences[index][1]) for index in batch] for batch in batches],
             groups=used,
         )
 
     def _num_tokens(self, update: _Update) -> int | None:
-        return sum(group.counted_tokens(self._policy) for group in update.arrived.values()) if self._policy.counts_tokens else None
+        return (
+            sum(group.counted_tokens(self._policy) for group in update.arrived.values())
+            if self._policy.counts_tokens
+            else None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,11 +201,11 @@ class StepReport:
 class ExperienceBroker:
     """The actor's body. Every waiting method answers None after `LONG_POLL_S`; the caller asks again until its own deadline."""
 
-    def __init__(self, ledger_path: str, policy: PartPolicy, group_size: int) -> None:
+    def __init__(self, ledger_path: str, policy: ShardPolicy, group_size: int) -> None:
         self._ledger = Ledger(ledger_path)
         self._policy = policy
         self._group_size = group_size
-        self._steps: dict[int, StepParts] = {}
+        self._steps: dict[int, StepShards] = {}
         self._started: StepReport | None = None
         self._reports: dict[int, StepReport] = {}
         self._awaited = 0  # the newest version that the driver has asked for: it has all before
@@ -219,7 +236,9 @@ class ExperienceBroker:
         self._raise_if_stopped()
         attempts = self._ledger.issue(step, [group for update in updates for group in update])
         async with self._changed:
-            self._steps[step] = StepParts(step, [[uid for uid, _ in update] for update in updates], self._group_size, self._policy)
+            self._steps[step] = StepShards(
+                step, [[uid for uid, _ in update] for update in updates], self._group_size, self._policy
+            )
             self._changed.notify_all()
         return attempts
 
@@ -243,10 +262,10 @@ class ExperienceBroker:
             self._steps[step].add(group)
             self._changed.notify_all()
 
-    async def claim(self, step: int, rank: int, index: int) -> Part | None:
-        """Part `index` of `step` for `rank`; None when it is not there yet."""
+    async def claim(self, step: int, rank: int, index: int) -> BatchShard | None:
+        """BatchShard `index` of `step` for `rank`; None when it is not there yet."""
 
-        def find() -> Part | None:
+        def find() -> BatchShard | None:
             return self._steps[step].part(rank, index) if step in self._steps else None
 
         part = await self._wait_for(find)
@@ -269,7 +288,9 @@ class ExperienceBroker:
     async def finish_step(self, step: int, publications: list[WeightsPublication], metrics: dict[str, float]) -> None:
         """Every update of `step` is applied; the weights of version `step + 1` are published."""
         uids = self._steps[step].uids
-        self._ledger.record_claimed(uids)  # groups without any gradient were in no part, but they are trained on like the others
+        self._ledger.record_claimed(
+            uids
+        )  # groups without any gradient were in no part, but they are trained on like the others
         self._ledger.record_trained(step, uids)
         async with self._changed:
             self._reports[step + 1] = StepReport(version=step + 1, publications=publications, metrics=metrics)
@@ -335,7 +356,11 @@ class ExperienceBroker:
         """A request for the version that the learner holds; True when the part is there."""
 
         def find() -> TransferRequest | bool | None:
-            return self._transfers.next(held) or (step in self._steps and self._steps[step].part(0, index) is not None) or None
+            return (
+                self._transfers.next(held)
+                or (step in self._steps and self._steps[step].part(0, index) is not None)
+                or None
+            )
 
         return await self._wait_for(find)
 
@@ -360,7 +385,9 @@ class ExperienceBroker:
             self._started.publications.clear()
 
     async def _wait_for(self, find: Callable[[], T | None]) -> T | None:
-        clock = asyncio.get_running_loop().time  # not the wall's: in the simulator it jumps, and every change in between would wait on from there
+        clock = (
+            asyncio.get_running_loop().time
+        )  # not the wall's: in the simulator it jumps, and every change in between would wait on from there
         deadline = clock() + LONG_POLL_S
         async with self._changed:
             while True:

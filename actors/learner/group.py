@@ -22,7 +22,7 @@ from actors.pool.placement import selector_of
 from actors.remote_errors import as_rlad_error
 from rlad.config import LearnerConfig, RunConfig
 from rlad.errors import EngineError, RladError
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ class LearnerGroup:
             RladError: why the training ended before.
         """
         ended = asyncio.wrap_future(self._ended)
-        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # looked at, though the waiter may be gone by then
+        ended.add_done_callback(
+            lambda future: future.cancelled() or future.exception()
+        )  # looked at, though the waiter may be gone by then
         await asyncio.shield(ended)
 
     def failure(self) -> BaseException | None:
@@ -95,7 +97,11 @@ class LearnerGroup:
             waiting.exception()  # looked at, so that asyncio does not call it forgotten
         else:
             waiting.cancel()
-            logger.warning("learner still running, left to the cluster's shutdown run_id=%s waited_s=%g", self._run_id, _CLOSE_TIMEOUT_S)
+            logger.warning(
+                "learner still running, left to the cluster's shutdown run_id=%s waited_s=%g",
+                self._run_id,
+                _CLOSE_TIMEOUT_S,
+            )
 
     def _fit(self) -> None:
         try:
@@ -118,7 +124,9 @@ def _torch_trainer(settings: LearnerSettings) -> TorchTrainer:
         train_loop,
         train_loop_config={"settings": settings},
         scaling_config=_scaling(learner, selector_of(config.cluster, "learner")),
-        torch_config=TorchConfig(backend="nccl" if learner.gpus_per_rank else "gloo", timeout_s=int(learner.step_timeout_s)),
+        torch_config=TorchConfig(
+            backend="nccl" if learner.gpus_per_rank else "gloo", timeout_s=int(learner.step_timeout_s)
+        ),
         run_config=TrainRunConfig(
             name=CHECKPOINTS,
             storage_path=str(settings.run_dir),
@@ -134,7 +142,10 @@ def _scaling(learner: LearnerConfig, label_selector: dict[str, str]) -> ScalingC
     if learner.gpus_per_rank:
         resources["GPU"] = learner.gpus_per_rank
     return ScalingConfig(
-        num_workers=learner.ranks, use_gpu=learner.gpus_per_rank > 0, resources_per_worker=resources, label_selector=label_selector or None
+        num_workers=learner.ranks,
+        use_gpu=learner.gpus_per_rank > 0,
+        resources_per_worker=resources,
+        label_selector=label_selector or None,
     )
 
 
@@ -144,4 +155,6 @@ def _told(failure: Exception) -> RladError:
         return as_rlad_error(failure, who="the learner")
     rank, cause = min(failure.worker_failures.items())
     words = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    return EngineError(f"the learner failed more often than learner.max_restarts allows; at the last time rank {rank} ended with {words[-1].strip()}")
+    return EngineError(
+        f"the learner failed more often than learner.max_restarts allows; at the last time rank {rank} ended with {words[-1].strip()}"
+    )

@@ -16,10 +16,10 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
-from actors.experience.parts import GroupRefs, Part
+from actors.experience.batch_shards import BatchShard, GroupRefs
 from actors.learner.collectives import answer, together
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
-from actors.learner.weight_publisher import open_outlet
+from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import DeadlineError
 from rlad.objectives import build_objective
@@ -40,7 +40,9 @@ class LearnerRank:
         self._checkpoints = settings.run_dir / CHECKPOINTS
         self._checkpoint_s = self._send_s = 0.0
         config = settings.config
-        self._rules = BatchRules(objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty)
+        self._rules = BatchRules(
+            objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty
+        )
         torch.set_num_threads(config.learner.threads)
         transformers.utils.logging.disable_progress_bar()
         self._trainer = together(
@@ -54,7 +56,7 @@ class LearnerRank:
                 seed=config.seed,
             )
         )
-        self._outlet = open_outlet(config, self._trainer, settings.broker)
+        self._outlet = open_weight_publisher(config, self._trainer, settings.broker)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the end; then export, and stay until the driver needs the weights no more.
@@ -68,10 +70,14 @@ class LearnerRank:
         for step in range(first, training.steps):
             metrics = self._train(step)
             started = time.monotonic()
-            self._send_s += self._outlet.publish(step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started))
+            self._send_s += self._outlet.publish(
+                step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started)
+            )
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
-        together(lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path))
+        together(
+            lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path)
+        )
         together(self._tell_exported)
         self._outlet.until_dismissed(training.steps)
 
@@ -93,7 +99,7 @@ class LearnerRank:
         index = 0
         while True:
             asked = time.monotonic()
-            spent_s = self._outlet.before_part(step, index)
+            spent_s = self._outlet.before_shard(step, index)
             part, micro_batches = together(functools.partial(self._claim, step, index))
             claimed = time.monotonic()
             for batch, counts in micro_batches:
@@ -110,20 +116,29 @@ class LearnerRank:
                 self._send_s = self._checkpoint_s = 0.0
                 return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
-    def _claim(self, step: int, index: int) -> tuple[Part, list[MicroBatch]]:
+    def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
         """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""
-        part: Part | None = None
+        part: BatchShard | None = None
         while part is None:
             part = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(part.groups)
-        return part, [build_training_batch(groups, sequences, size=part.size, rules=self._rules) for sequences in part.micro_batches]
+        return part, [
+            build_training_batch(groups, sequences, size=part.size, rules=self._rules)
+            for sequences in part.micro_batches
+        ]
 
     def _tell_started(self, publications: list[Any]) -> None:
-        answer(self._settings.broker.report_started.remote(publications[0].manifest.version, publications), "the broker (report_started)")
+        answer(
+            self._settings.broker.report_started.remote(publications[0].manifest.version, publications),
+            "the broker (report_started)",
+        )
 
     def _tell_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
         metrics = {**metrics, "learner/publish_s": time.monotonic() - started}
-        answer(self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics), "the broker (finish_step)")
+        answer(
+            self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics),
+            "the broker (finish_step)",
+        )
 
     def _tell_exported(self) -> None:
         if self._rank == 0:
@@ -151,9 +166,13 @@ class LearnerRank:
     def _commit(self, steps: int, path: Path) -> None:
         if self._rank != 0:
             return
-        known = train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S)
+        known = train.get_all_reported_checkpoints(
+            CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S
+        )
         if not any(Path(reported.checkpoint.path) == path for reported in known):
-            raise DeadlineError(f"Ray Train has not registered the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s")
+            raise DeadlineError(
+                f"Ray Train has not registered the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
+            )
         answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
 
 

@@ -35,24 +35,24 @@ Tell = Callable[[list[WeightsPublication]], None]
 _NOTHING_YET, _SEND, _GO_ON = range(3)
 
 
-class WeightOutlet(Protocol):
+class WeightPublisher(Protocol):
     """All methods are collective."""
 
     def publish(self, version: int, tell: Tell) -> float:
         """Make the present weights available as this version, and tell of them. Returns the seconds that were spent on sending them."""
 
-    def before_part(self, step: int, index: int) -> float:
+    def before_shard(self, step: int, index: int) -> float:
         """Called before a part of a step is claimed. Returns the seconds that were spent on sending weights."""
 
     def until_dismissed(self, version: int) -> None:
         """Keep the weights available until the driver needs them no more."""
 
 
-def open_outlet(config: RunConfig, trainer: ZeroTrainer, broker: ActorHandle) -> WeightOutlet:
+def open_weight_publisher(config: RunConfig, trainer: ZeroTrainer, broker: ActorHandle) -> WeightPublisher:
     """The learner's end of the configured transport."""
     if config.weights.transport == "object_store":
-        return ObjectStoreOutlet(trainer, broker)
-    return TransferOutlet(
+        return ObjectStorePublisher(trainer, broker)
+    return TransferPublisher(
         config.weights.transport,
         trainer.student_weights(),
         broker,
@@ -61,7 +61,7 @@ def open_outlet(config: RunConfig, trainer: ZeroTrainer, broker: ActorHandle) ->
     )
 
 
-class ObjectStoreOutlet:
+class ObjectStorePublisher:
     """Gathers the weights on rank 0 and puts them into the object store."""
 
     def __init__(self, trainer: ZeroTrainer, broker: ActorHandle) -> None:
@@ -80,7 +80,7 @@ class ObjectStoreOutlet:
         together(publish_and_tell)
         return 0.0
 
-    def before_part(self, step: int, index: int) -> float:
+    def before_shard(self, step: int, index: int) -> float:
         return 0.0
 
     def until_dismissed(self, version: int) -> None:
@@ -96,10 +96,18 @@ class ObjectStoreOutlet:
         together(wait)
 
 
-class TransferOutlet:
+class TransferPublisher:
     """Sends the weights, by vLLM's weight transfer."""
 
-    def __init__(self, transport: str, weights: StudentWeights, broker: ActorHandle, *, processes_per_worker: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        transport: str,
+        weights: StudentWeights,
+        broker: ActorHandle,
+        *,
+        processes_per_worker: int,
+        timeout_s: float,
+    ) -> None:
         """
         Args:
             weights: as they are whenever they are walked.
@@ -123,7 +131,7 @@ class TransferOutlet:
         together(lambda: tell([publication]) if self._is_first else None)
         return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
 
-    def before_part(self, step: int, index: int) -> float:
+    def before_shard(self, step: int, index: int) -> float:
         return self._serve(step, lambda: self._broker.transfer_or_part.remote(step, step, index))
 
     def until_dismissed(self, version: int) -> None:
@@ -133,8 +141,12 @@ class TransferOutlet:
         """Send to whom the driver asks, until the broker says that there is something else to do. Returns the seconds spent on sending."""
         spent_s = 0.0
         while True:
-            request: TransferRequest | bool | None = together(lambda: answer(ask(), "the broker (transfers)") if self._is_first else None)
-            turn = decided_by_first(_SEND if isinstance(request, TransferRequest) else _GO_ON if request else _NOTHING_YET)
+            request: TransferRequest | bool | None = together(
+                lambda: answer(ask(), "the broker (transfers)") if self._is_first else None
+            )
+            turn = decided_by_first(
+                _SEND if isinstance(request, TransferRequest) else _GO_ON if request else _NOTHING_YET
+            )
             if turn == _GO_ON:
                 return spent_s
             if turn == _SEND:
@@ -147,7 +159,10 @@ class TransferOutlet:
         receivers = None
         if request is not None:
             receivers = Receivers(
-                request.workers, manifest=self._manifest(held), processes_per_worker=self._processes_per_worker, timeout_s=self._timeout_s
+                request.workers,
+                manifest=self._manifest(held),
+                processes_per_worker=self._processes_per_worker,
+                timeout_s=self._timeout_s,
             )
         is_connected = decided_by_first(int(together(lambda: self._is_connected(request, receivers))))
         if not is_connected:
@@ -189,5 +204,7 @@ class TransferOutlet:
 
     def _manifest(self, version: int) -> WeightsManifest:
         layouts = self._weights.layouts()
-        checksum = layout_checksum([each.name for each in layouts], [each.dtype_name for each in layouts], [each.shape for each in layouts])
+        checksum = layout_checksum(
+            [each.name for each in layouts], [each.dtype_name for each in layouts], [each.shape for each in layouts]
+        )
         return WeightsManifest(version=version, checksum=checksum, num_bytes=sum(each.num_bytes for each in layouts))

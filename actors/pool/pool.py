@@ -127,7 +127,7 @@ class ActorPool:
         self._closed = False
 
     async def start(self) -> None:
-        """Bring up all workers.
+        """SubmitGroup up all workers.
 
         Raises:
             DeadlineError: a worker was not ready in time.
@@ -143,10 +143,14 @@ class ActorPool:
                 raise failure
         kind = DeadlineError if all(isinstance(failure, DeadlineError) for failure in failures) else PoolExhaustedError
         reasons = "; ".join(str(failure) for failure in failures)
-        raise kind(f"the {self._name} pool did not start, {len(failures)} of {self._size} workers failed: {reasons}") from failures[0]
+        raise kind(
+            f"the {self._name} pool did not start, {len(failures)} of {self._size} workers failed: {reasons}"
+        ) from failures[0]
 
     def state(self) -> PoolState:
-        return PoolState(target=self._size, ready=len(self._admitted), starting=len(self._replacing), draining=len(self._draining))
+        return PoolState(
+            target=self._size, ready=len(self._admitted), starting=len(self._replacing), draining=len(self._draining)
+        )
 
     def resize(self, size: int) -> None:
         """Grow or shrink to `size` workers, at least 1, while work goes on. Returns at once.
@@ -163,7 +167,9 @@ class ActorPool:
         for task in starting[: max(0, surplus)]:
             task.cancel()
             surplus -= 1
-        for replica in sorted(self._admitted.values(), key=lambda each: self._router.outstanding(each.name))[: max(0, surplus)]:
+        for replica in sorted(self._admitted.values(), key=lambda each: self._router.outstanding(each.name))[
+            : max(0, surplus)
+        ]:
             self._router.remove(replica.name)
             self._draining[replica.name] = self._admitted.pop(replica.name)
             self._end_if_drained(replica)
@@ -202,11 +208,13 @@ class ActorPool:
             PoolExhaustedError: every worker was lost and none may be started.
             Exception: the first other error that a call raised, after all calls ended.
         """
-        outcomes = await asyncio.gather(*(self._watched(replica, call) for replica in self._admitted.values()), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(self._watched(replica, call) for replica in self._admitted.values()), return_exceptions=True
+        )
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerLostError):
                 raise outcome
-        self._require_hope()
+        self._raise_if_exhausted()
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
     def workers(self) -> dict[str, ActorHandle]:
@@ -232,7 +240,7 @@ class ActorPool:
 
     async def _route(self, cost: int, priority: int) -> _Replica:
         while True:
-            self._require_hope()
+            self._raise_if_exhausted()
             given = self._router.enqueue(cost, priority=priority)
             try:
                 await self._wait_for(given)
@@ -251,17 +259,19 @@ class ActorPool:
             had_none = not self._admitted
             await asyncio.wait({given}, timeout=self._start_timeout_s)
             if not given.done() and had_none and not self._admitted:
-                raise DeadlineError(f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting")
+                raise DeadlineError(
+                    f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting"
+                )
         given.result()
 
-    def _require_hope(self) -> None:
+    def _raise_if_exhausted(self) -> None:
         if self._closed:
             raise PoolExhaustedError(f"the {self._name} pool is closed")
-        if self._is_hopeless:
+        if self._is_exhausted:
             raise self._exhausted()
 
     @property
-    def _is_hopeless(self) -> bool:
+    def _is_exhausted(self) -> bool:
         return not self._admitted and not self._replacing
 
     def _exhausted(self) -> PoolExhaustedError:
@@ -299,10 +309,16 @@ class ActorPool:
         self._router.remove(replica.name)
         self._last_failure = error
         ray.kill(replica.actor)  # it may only be unreachable, and must not come back beside its replacement
-        logger.warning("pool=%s worker=%s state=lost restarts_left=%d reason=%s", self._name, replica.name, self._budget.left, _reason(error))
+        logger.warning(
+            "pool=%s worker=%s state=lost restarts_left=%d reason=%s",
+            self._name,
+            replica.name,
+            self._budget.left,
+            _reason(error),
+        )
         if not self._closed and len(self._admitted) + len(self._replacing) < self._size and self._budget.take():
             self._start_in_background(self._replace())
-        if self._is_hopeless:
+        if self._is_exhausted:
             self._router.fail(self._exhausted())
 
     def _start_in_background(self, starting: Coroutine[Any, Any, None]) -> None:
@@ -338,7 +354,7 @@ class ActorPool:
 
     def _replacing_ended(self, task: asyncio.Task[None]) -> None:
         self._replacing.discard(task)
-        if self._is_hopeless and not self._closed:
+        if self._is_exhausted and not self._closed:
             self._router.fail(self._exhausted())
 
     async def _replace(self) -> None:
@@ -347,7 +363,9 @@ class ActorPool:
                 return await self._bring_up()
             except RladError as error:
                 self._last_failure = error
-                logger.warning("pool=%s state=replacement_failed restarts_left=%d reason=%s", self._name, self._budget.left, error)
+                logger.warning(
+                    "pool=%s state=replacement_failed restarts_left=%d reason=%s", self._name, self._budget.left, error
+                )
                 if not self._budget.take():
                     return None
 

@@ -43,7 +43,9 @@ class Router:
         """
         self._capacity = capacity
         self._outstanding: dict[str, int] = {}
-        self._waiting: list[tuple[int, int, int, asyncio.Future[str]]] = []  # a heap of (priority, order of arrival, cost, who waits)
+        self._waiting: list[
+            tuple[int, int, int, asyncio.Future[str]]
+        ] = []  # a heap of (priority, order of arrival, cost, who waits)
         self._arrivals = itertools.count()
 
     def __len__(self) -> int:

@@ -152,7 +152,9 @@ class RolloutPool:
                     summary, group_ref = await self._sample_on(worker, name, request)
                 if not self._updates_in_flight and summary.tokens_by_version.keys() != {self._version}:
                     versions = ", ".join(map(str, summary.tokens_by_version))
-                    raise WorkerLostError(f"it sampled with weights of version {versions}, the newest are {self._version}")
+                    raise WorkerLostError(
+                        f"it sampled with weights of version {versions}, the newest are {self._version}"
+                    )
                 clock.generated_tokens += sum(summary.response_lengths)
         finally:
             self._in_flight -= 1
@@ -177,7 +179,9 @@ class RolloutPool:
             PoolExhaustedError: no worker is left.
         """
         if (self._in_flight and not self._updates_in_flight) or self._is_updating:
-            raise EngineError(f"cannot update weights to version {publication.manifest.version}: {self._in_flight} groups are in flight")
+            raise EngineError(
+                f"cannot update weights to version {publication.manifest.version}: {self._in_flight} groups are in flight"
+            )
         self._is_updating = True
         self._newest = publication
         try:
@@ -193,11 +197,16 @@ class RolloutPool:
 
     def stats(self) -> tuple[WorkerStats, ...]:
         """Of every worker that has had a group, lost ones included."""
-        return tuple(WorkerStats(worker=name, busy_s=clock.busy_s, generated_tokens=clock.generated_tokens) for name, clock in self._clocks.items())
+        return tuple(
+            WorkerStats(worker=name, busy_s=clock.busy_s, generated_tokens=clock.generated_tokens)
+            for name, clock in self._clocks.items()
+        )
 
     async def close(self) -> None:
         """End all workers. May be called twice, and after a failed start."""
-        with suppress(RladError):  # a worker that does not leave is killed next; its folder goes when another run starts on the node
+        with suppress(
+            RladError
+        ):  # a worker that does not leave is killed next; its folder goes when another run starts on the node
             await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"))
         await self._pool.close()
 
@@ -206,7 +215,9 @@ class RolloutPool:
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         # Two engines with one seed would draw the same numbers.
         settings = replace(self._settings, seed=self._settings.seed + number)
-        worker = ray.remote(self._worker).options(**resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector)
+        worker = ray.remote(self._worker).options(
+            **resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector
+        )
         return worker.remote(settings, self._run_id)
 
     async def _prepare(self, worker: ActorHandle) -> None:
@@ -215,7 +226,9 @@ class RolloutPool:
         given: WeightsPublication | None = None
         while (newest := self._newest) is not None and newest is not given:
             try:
-                await _deliver(worker, newest, self._transport.deliver(newest, {self._pool.worker_name(worker): worker}))
+                await _deliver(
+                    worker, newest, self._transport.deliver(newest, {self._pool.worker_name(worker): worker})
+                )
             except WeightsMismatchError:
                 if newest is self._newest:
                     raise
@@ -227,10 +240,16 @@ class RolloutPool:
                 await _deliver(worker, publication, delivery)
         except (WeightsMismatchError, TimeoutError) as error:
             what = f"loading the weights of version {publication.manifest.version}"
-            reason = f"{what} took longer than {self._start_timeout_s:g} s" if isinstance(error, TimeoutError) else f"{what}: {error}"
+            reason = (
+                f"{what} took longer than {self._start_timeout_s:g} s"
+                if isinstance(error, TimeoutError)
+                else f"{what}: {error}"
+            )
             raise WorkerLostError(reason) from error
 
-    async def _sample_on(self, worker: ActorHandle, name: str, request: SampleRequest) -> tuple[GroupSummary, ObjectRef]:
+    async def _sample_on(
+        self, worker: ActorHandle, name: str, request: SampleRequest
+    ) -> tuple[GroupSummary, ObjectRef]:
         timeout_s = self._config.group_timeout_s
         summary_ref, group_ref = worker.sample.remote(request)
         try:
@@ -244,7 +263,9 @@ class RolloutPool:
             if not isinstance(error, TimeoutError) or not deadline.expired():
                 raise
             await self._take_out(worker, summary_ref)
-            raise DeadlineError(f"{request.uid} attempt {request.attempt}: {name} did not finish the group within {timeout_s:g} s") from error
+            raise DeadlineError(
+                f"{request.uid} attempt {request.attempt}: {name} did not finish the group within {timeout_s:g} s"
+            ) from error
 
     async def _take_out(self, worker: ActorHandle, summary_ref: ObjectRef) -> None:
         """Take a group out of its engine. A worker that cannot do that hangs, and would swallow every group it is given."""

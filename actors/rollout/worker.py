@@ -79,7 +79,11 @@ class RolloutWorker:
         summary = GroupSummary(
             response_lengths=tuple(group.response_lengths.tolist()),
             is_truncated=tuple((group.finish_reasons == FinishReason.LENGTH).tolist()),
-            tokens_by_version=dict(zip(*(counted.tolist() for counted in np.unique(group.policy_versions, return_counts=True)), strict=True)),
+            tokens_by_version=dict(
+                zip(
+                    *(counted.tolist() for counted in np.unique(group.policy_versions, return_counts=True)), strict=True
+                )
+            ),
             elapsed_s=time.monotonic() - started,
         )
         return summary, group.to_columns()
@@ -114,9 +118,19 @@ class RolloutWorker:
             EngineError: they are nowhere any more.
         """
         manifest = publication.manifest
-        held = await asyncio.to_thread(self._weights.hold, manifest, [bucket.digest for bucket in publication.buckets], partial(_fetch, publication))
+        held = await asyncio.to_thread(
+            self._weights.hold,
+            manifest,
+            [bucket.digest for bucket in publication.buckets],
+            partial(_fetch, publication),
+        )
         try:
-            file = {"path": str(held.path), "version": manifest.version, "checksum": manifest.checksum, "num_bytes": manifest.num_bytes}
+            file = {
+                "path": str(held.path),
+                "version": manifest.version,
+                "checksum": manifest.checksum,
+                "num_bytes": manifest.num_bytes,
+            }
             reported = await self._sampler.update_weights(file, manifest)
         except WeightsMismatchError:
             held.remove()

@@ -11,7 +11,7 @@ from actors.teacher.deployment import shared_teacher_application
 from actors.teacher.http_gateway import gateway_application
 from rlad.config import ClusterConfig, TeacherServiceConfig
 from rlad.config.load import validated
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 BUILD_PATH = "actors.teacher.application:build"
 

@@ -11,13 +11,13 @@ from functools import reduce
 from operator import add
 from typing import Any, Protocol
 
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher.quota import TeacherStats
 from actors.teacher.replica import Receipt
 from rlad.contracts import TeacherSupport
 from rlad.errors import EngineError
-from rlad.teacher.retries import patiently
+from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import TeacherIdentity
 
 # Deadline of questions that a replica answers at once.
@@ -79,7 +79,7 @@ class TeacherClient:
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
         """As `Teacher.score` says."""
-        return await patiently(
+        return await retry_until(
             lambda: self._score_once(group_ref, num_tokens, support),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
@@ -92,7 +92,9 @@ class TeacherClient:
 
     async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
         who = f"teacher {self.app_name!r}"
-        scores_ref, receipt = await score_once(self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who)
+        scores_ref, receipt = await score_once(
+            self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who
+        )
         if receipt.num_tokens != num_tokens:
             raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group that was said to have {num_tokens}")
         require_same_model(receipt.teacher, self.teacher, who=who)
@@ -137,7 +139,9 @@ async def ask_identity(handle: Any, *, who: str, max_retries: int = 0) -> Teache
             identity: TeacherIdentity = await handle.identity.remote()
         return identity
 
-    return await patiently(ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is")
+    return await retry_until(
+        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is"
+    )
 
 
 async def ask_stats(handle: Any, *, who: str) -> TeacherStats:
@@ -154,7 +158,9 @@ def require_same_model(came: str, expected: str, *, who: str) -> None:
         EngineError: scores are of another model than the run began with.
     """
     if came != expected:
-        raise EngineError(f"{who} is now another model ({came}, before {expected}): it was deployed anew, and scores of two models do not mix")
+        raise EngineError(
+            f"{who} is now another model ({came}, before {expected}): it was deployed anew, and scores of two models do not mix"
+        )
 
 
 async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, Receipt]:

@@ -66,13 +66,17 @@ async def deploy_teacher(
     """
     application = teacher_application(config, label_selector=label_selector or {})
     try:
-        handle = await deploy_application(application, app_name=app_name, start_timeout_s=start_timeout_s, is_scaled_from_outside=True)
+        handle = await deploy_application(
+            application, app_name=app_name, start_timeout_s=start_timeout_s, is_scaled_from_outside=True
+        )
         identity = await ask_identity(handle, who=_who(app_name))
         require_tokenizer(identity, tokenizer_fingerprint, who=f"{_who(app_name)} ({config.path})")
     except RladError:
         await delete_teacher(app_name)
         raise
-    logger.info("teacher=%s fingerprint=%s engine=%s replicas=%d", app_name, identity.teacher, config.engine, config.replicas)
+    logger.info(
+        "teacher=%s fingerprint=%s engine=%s replicas=%d", app_name, identity.teacher, config.engine, config.replicas
+    )
     return TeacherClient(
         handle=handle,
         app_name=app_name,
@@ -135,7 +139,9 @@ def require_fingerprint(identity: TeacherIdentity, fingerprint: str | None, *, w
         PlanError: it is another model than the configuration wants.
     """
     if fingerprint is not None and identity.teacher != fingerprint:
-        raise PlanError(f"{who} is the model {identity.teacher}, the configuration wants {fingerprint}: correct `fingerprint`, or leave it out")
+        raise PlanError(
+            f"{who} is the model {identity.teacher}, the configuration wants {fingerprint}: correct `fingerprint`, or leave it out"
+        )
 
 
 async def delete_teacher(app_name: str) -> None:
@@ -154,7 +160,9 @@ def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]
         config: with `path` a model directory that the replicas' nodes can read.
         label_selector: of those nodes; an empty one takes any.
     """
-    options = _replica_options(config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S)
+    options = _replica_options(
+        config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S
+    )
     deployment = serve.deployment(TeacherServer).options(num_replicas=config.replicas, **options)
     return deployment.bind(config)
 
@@ -174,7 +182,10 @@ class TeacherReplicas:
 
     def state(self) -> PoolState:
         return PoolState(
-            target=self._target, ready=self._running, starting=max(0, self._target - self._running), draining=max(0, self._running - self._target)
+            target=self._target,
+            ready=self._running,
+            starting=max(0, self._target - self._running),
+            draining=max(0, self._running - self._target),
         )
 
     def resize(self, replicas: int) -> None:
@@ -209,9 +220,17 @@ def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: 
     else:
         # A client that is refused waits elsewhere, so what it has under way never passes its quota: half of that for long wants another replica.
         target = config.target_groups or max(1, config.client_quota // 2)
-        size = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas, "target_ongoing_requests": target}}
+        size = {
+            "autoscaling_config": {
+                "min_replicas": config.replicas,
+                "max_replicas": config.max_replicas,
+                "target_ongoing_requests": target,
+            }
+        }
     replicas = config.max_replicas or config.replicas
-    options = _replica_options(config, label_selector, replicas=replicas, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s)
+    options = _replica_options(
+        config, label_selector, replicas=replicas, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s
+    )
     deployment = serve.deployment(TeacherServer).options(name=SHARED_TEACHER, **size, **options)
     # What an engine goes by, without what is Serve's or the gateway's matter.
     engine = TeacherConfig.model_validate(config.model_dump(include=TeacherConfig.model_fields.keys() - {"replicas"}))
@@ -225,7 +244,11 @@ def _replica_options(
         # Serve's default of 5 would leave an engine that batches idle.
         "max_ongoing_requests": config.max_ongoing_requests,
         "request_router_config": short_pauses(replicas),
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica, "label_selector": label_selector},
+        "ray_actor_options": {
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus_per_replica,
+            "label_selector": label_selector,
+        },
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": health_timeout_s,
         "graceful_shutdown_timeout_s": drain_s,
@@ -254,7 +277,11 @@ async def find_service(name: str) -> Any:
 async def service_names() -> list[str]:
     """Teacher services on this cluster."""
     status = await serve_status()
-    return [] if status is None else [name for name, each in status.applications.items() if SHARED_TEACHER in each.deployments]
+    return (
+        []
+        if status is None
+        else [name for name, each in status.applications.items() if SHARED_TEACHER in each.deployments]
+    )
 
 
 def _who(app_name: str) -> str:

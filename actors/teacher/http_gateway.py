@@ -21,7 +21,15 @@ from rlad.config import TeacherHttpConfig
 from rlad.contracts import TeacherScores
 from rlad.errors import AccessError, ContractError, DeadlineError, RladError
 from rlad.teacher.http_client import read_token
-from rlad.teacher.wire_format import MEDIA_TYPE, STATUS, Problem, ScoringRequest, TeacherIdentity, problem_of, scores_to_bytes
+from rlad.teacher.wire_format import (
+    MEDIA_TYPE,
+    STATUS,
+    Problem,
+    ScoringRequest,
+    TeacherIdentity,
+    problem_of,
+    scores_to_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +39,9 @@ GATEWAY = "TeacherGateway"
 # Requests that a gateway holds at once; it waits for replicas most of the time.
 _MAX_ONGOING_REQUESTS = 256
 _BINARY = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
-_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description="The service's token."))]
+_Credentials = Annotated[
+    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description="The service's token."))
+]
 
 
 class Replicas(Protocol):
@@ -53,7 +63,9 @@ class ReplicasByHandle:
 
     async def score(self, request: ScoringRequest) -> TeacherScores:
         group_ref = ray.put(request.group.to_columns())
-        scores_ref, _ = await score_once(self._scoring, group_ref, request.tokenizer, request.support, request.client, who="the teacher")
+        scores_ref, _ = await score_once(
+            self._scoring, group_ref, request.tokenizer, request.support, request.client, who="the teacher"
+        )
         return TeacherScores.from_columns(await scores_ref)
 
 
@@ -81,7 +93,9 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
     @app.exception_handler(RladError)
     async def answer_problem(_: Request, error: RladError) -> JSONResponse:
         status, problem = problem_of(error)
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}.get(status)
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}.get(
+            status
+        )
         return JSONResponse(problem.model_dump(), status, headers=headers)
 
     @app.get("/healthz", summary="Whether the teacher answers")
@@ -110,7 +124,8 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
                 body = await _body(request, max_request_bytes)
                 if body is None:
                     too_large = Problem(
-                        error=ContractError.__name__, message=f"a request may have {max_request_bytes} bytes: send fewer tokens at once"
+                        error=ContractError.__name__,
+                        message=f"a request may have {max_request_bytes} bytes: send fewer tokens at once",
                     )
                     return JSONResponse(too_large.model_dump(), 413)
                 scores = await replicas.score(ScoringRequest.from_bytes(body))
@@ -147,7 +162,10 @@ class TeacherGateway:
             AccessError: there is none.
         """
         self._http_application = http_application(
-            ReplicasByHandle(handle), token=read_token(config), timeout_s=timeout_s, max_request_bytes=config.max_request_mib << 20
+            ReplicasByHandle(handle),
+            token=read_token(config),
+            timeout_s=timeout_s,
+            max_request_bytes=config.max_request_mib << 20,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -32,7 +32,9 @@ class TeacherStats:
     ongoing: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: TeacherStats) -> TeacherStats:
-        return TeacherStats(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+        return TeacherStats(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
 
     @property
     def ongoing_groups(self) -> int:
@@ -68,7 +70,9 @@ class Activity:
         """
         if self._max_groups_per_client is not None and self._ongoing[client] >= self._max_groups_per_client:
             self._refused += 1
-            raise QuotaError(f"client {client!r} has {self._ongoing[client]} groups under way in this replica, as many as one may: try again later")
+            raise QuotaError(
+                f"client {client!r} has {self._ongoing[client]} groups under way in this replica, as many as one may: try again later"
+            )
         if not self._ongoing:
             self._busy_since = self._clock()
         self._ongoing[client] += 1

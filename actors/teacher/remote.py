@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from pydantic import SecretStr
 
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher.client import CONTROL_TIMEOUT_S, require_same_model
 from actors.teacher.deployment import require_fingerprint, require_tokenizer
@@ -22,7 +22,7 @@ from rlad.config import RemoteTeacherConfig
 from rlad.contracts import Columns, RolloutGroup, TeacherSupport
 from rlad.errors import EngineError, RladError
 from rlad.teacher.http_client import TeacherHttpClient, read_token
-from rlad.teacher.retries import patiently
+from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import TeacherIdentity
 
 
@@ -30,7 +30,13 @@ class TeacherCourier:
     """An asynchronous actor around a `TeacherHttpClient`. One try a call: the driver, which also sees this actor die, counts them."""
 
     def __init__(self, url: str, *, client: str, tokenizer: str, timeout_s: float) -> None:
-        self._settings: dict[str, Any] = {"url": url, "client": client, "tokenizer": tokenizer, "timeout_s": timeout_s, "max_retries": 0}
+        self._settings: dict[str, Any] = {
+            "url": url,
+            "client": client,
+            "tokenizer": tokenizer,
+            "timeout_s": timeout_s,
+            "max_retries": 0,
+        }
         self._http: TeacherHttpClient | None = None
 
     async def identity(self, token: SecretStr) -> TeacherIdentity:
@@ -65,7 +71,7 @@ class RemoteTeacher:
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
         """As `actors.teacher.client.Teacher.score` says."""
-        return await patiently(
+        return await retry_until(
             lambda: self._score_once(group_ref, num_tokens, support),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
@@ -136,4 +142,6 @@ async def _ask_identity(courier: Any, token: SecretStr, *, who: str, max_retries
             identity: TeacherIdentity = await courier.identity.remote(token)
         return identity
 
-    return await patiently(ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is")
+    return await retry_until(
+        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is"
+    )

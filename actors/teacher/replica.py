@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.engines.scorer import Scorer
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
 from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
@@ -87,11 +87,17 @@ class TeacherServer:
             try:
                 group = RolloutGroup.from_columns(await asyncio.wait_for(_value_of(group_refs[0]), self._timeout_s))
             except TimeoutError as error:
-                raise DeadlineError(f"the columns of a group to score did not arrive within {self._timeout_s:g} s") from error
+                raise DeadlineError(
+                    f"the columns of a group to score did not arrive within {self._timeout_s:g} s"
+                ) from error
             self._require_known_tokens(group)
-            scores = await self._scorer.score(group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support)
+            scores = await self._scorer.score(
+                group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support
+            )
             self._activity.count(group.num_tokens)
-        yield TeacherScores(uid=group.uid, attempt=group.attempt, teacher=self._identity.teacher, **scores.flat_columns()).to_columns()
+        yield TeacherScores(
+            uid=group.uid, attempt=group.attempt, teacher=self._identity.teacher, **scores.flat_columns()
+        ).to_columns()
         yield Receipt(num_tokens=group.num_tokens, teacher=self._identity.teacher)
 
     async def stats(self) -> TeacherStats:

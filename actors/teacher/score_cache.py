@@ -14,7 +14,12 @@ from rlad.contracts import Array, TeacherSupport
 
 
 def response_keys(
-    teacher: str, temperature: float, support: TeacherSupport, prompt_ids: Array, response_ids: Array, response_offsets: Array
+    teacher: str,
+    temperature: float,
+    support: TeacherSupport,
+    prompt_ids: Array,
+    response_ids: Array,
+    response_offsets: Array,
 ) -> list[bytes]:
     """One 128-bit key a response, over teacher, temperature, support, prompt tokens and response tokens.
 
@@ -93,7 +98,12 @@ class CachedScorer:
         self._cache = cache
 
     async def score(
-        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+        self,
+        prompt_ids: Array,
+        response_ids: Array,
+        response_offsets: Array,
+        temperature: float,
+        support: TeacherSupport = None,
     ) -> TokenScores:
         keys = response_keys(self._teacher, temperature, support, prompt_ids, response_ids, response_offsets)
         responses = [slice(start, end) for start, end in itertools.pairwise(response_offsets.tolist())]

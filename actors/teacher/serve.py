@@ -74,9 +74,13 @@ async def deploy_application(
         PlanError: Serve is set up so that results cannot be passed by reference, or runs with another address of HTTP than `http`.
     """
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
-        raise PlanError("RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it")
+        raise PlanError(
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it"
+        )
     deadline = time.monotonic() + start_timeout_s
-    target = serve.RunTarget(application, name=app_name, route_prefix=route_prefix, external_scaler_enabled=is_scaled_from_outside)
+    target = serve.RunTarget(
+        application, name=app_name, route_prefix=route_prefix, external_scaler_enabled=is_scaled_from_outside
+    )
 
     def run() -> Any:
         with _SERVE_LOCK:
@@ -101,7 +105,11 @@ async def set_replicas(deployment: str, app_name: str, replicas: int) -> None:
 
     def tell() -> None:
         client = _get_global_client()
-        ray.get(client._controller.update_deployment_replicas.remote(DeploymentID(name=deployment, app_name=app_name), replicas))
+        ray.get(
+            client._controller.update_deployment_replicas.remote(
+                DeploymentID(name=deployment, app_name=app_name), replicas
+            )
+        )
 
     await _blocking(tell, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
 
@@ -144,7 +152,10 @@ async def wait_until_running(app_name: str, *, deadline: float) -> None:
         application = status.applications[app_name]
         if application.status == ApplicationStatus.RUNNING:
             return
-        message = "; ".join([application.message, *(each.message for each in application.deployments.values())]).strip("; ") or application.status
+        message = (
+            "; ".join([application.message, *(each.message for each in application.deployments.values())]).strip("; ")
+            or application.status
+        )
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise EngineError(f"{_who(app_name)} did not start: {_last_error(message)}")
         await asyncio.sleep(0.1)
@@ -153,17 +164,23 @@ async def wait_until_running(app_name: str, *, deadline: float) -> None:
 
 async def serve_status() -> ServeStatus | None:
     """What Serve says of its applications; None where it does not run on this cluster. Starts nothing."""
-    return await _blocking(lambda: _status() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's status")
+    return await _blocking(
+        lambda: _status() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's status"
+    )
 
 
 async def deployment_handle(deployment: str, app_name: str) -> Any:
     """Handle of one deployment of an application, which need not be its ingress."""
-    return await _blocking(lambda: serve.get_deployment_handle(deployment, app_name), timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
+    return await _blocking(
+        lambda: serve.get_deployment_handle(deployment, app_name), timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name)
+    )
 
 
 async def http_address() -> HttpAddress | None:
     """Where Serve answers HTTP on this cluster; None where it does not."""
-    return await _blocking(lambda: _address() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's HTTP server")
+    return await _blocking(
+        lambda: _address() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's HTTP server"
+    )
 
 
 def _start_serve(http: HttpAddress | None) -> None:
@@ -175,7 +192,9 @@ def _start_serve(http: HttpAddress | None) -> None:
     if http is None:
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         return
-    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET)
+    serve.start(
+        proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET
+    )
     running = _address()
     if running != http:
         raise PlanError(

@@ -79,7 +79,10 @@ class Judge:
             EngineError: as `judge`.
         """
         found = self._in_order(task, _answer_in_child, [(task, text) for text in texts])
-        return [Extraction(answer=None, problem=each.problem or "Timeout") if isinstance(each, Judgement) else each for each in found]
+        return [
+            Extraction(answer=None, problem=each.problem or "Timeout") if isinstance(each, Judgement) else each
+            for each in found
+        ]
 
     def close(self) -> None:
         """Kill the child. A later `judge` starts another."""
@@ -96,7 +99,9 @@ class Judge:
             try:
                 for future in self._send(call, arguments[len(results) :]):
                     results.append(self._outcome_of(future))
-            except RuntimeError as error:  # pebble's pool broke, which it also does when its child is killed between two responses
+            except (
+                RuntimeError
+            ) as error:  # pebble's pool broke, which it also does when its child is killed between two responses
                 self.close()
                 breaks += 1
                 if breaks > 1:
@@ -107,14 +112,21 @@ class Judge:
         if self._pool is None:
             # Spawned, not forked: the parent has threads whose locks a fork would copy in any state.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(max_workers=1, initializer=_start_child, initargs=(self._build_verifiers,), context=context)
+            self._pool = ProcessPool(
+                max_workers=1, initializer=_start_child, initargs=(self._build_verifiers,), context=context
+            )
         return [self._pool.schedule(call, args=each, timeout=self._timeout_s) for each in arguments]
 
     def _outcome_of(self, future: Future[Any]) -> Any:
         try:
             return future.result(timeout=self._timeout_s + _CHILD_START_TIMEOUT_S)
         except ProcessExpired as error:
-            return Judgement(reward=0.0, outcome=Outcome.ERROR, elapsed_s=0.0, problem=f"{type(error).__name__}: exit code {error.exitcode}")
+            return Judgement(
+                reward=0.0,
+                outcome=Outcome.ERROR,
+                elapsed_s=0.0,
+                problem=f"{type(error).__name__}: exit code {error.exitcode}",
+            )
         except TimeoutError as error:
             if not future.done():
                 raise BrokenProcessPool("its child took up no response") from error
@@ -134,10 +146,17 @@ def _judge_in_child(task: str, text: str, answer: str) -> Judgement:
     try:
         verdict = _verifiers[task].verify(text, answer)
     except BaseException as error:  # noqa: BLE001 - a verifier's failure is an outcome, even `sys.exit`
-        return Judgement(reward=0.0, outcome=Outcome.ERROR, elapsed_s=time.perf_counter() - start, problem=f"{type(error).__name__}: {error}")
+        return Judgement(
+            reward=0.0,
+            outcome=Outcome.ERROR,
+            elapsed_s=time.perf_counter() - start,
+            problem=f"{type(error).__name__}: {error}",
+        )
     elapsed_s = time.perf_counter() - start
     if not math.isfinite(verdict.reward):
-        return Judgement(reward=0.0, outcome=Outcome.ERROR, elapsed_s=elapsed_s, problem=f"NonFiniteReward: {verdict.reward}")
+        return Judgement(
+            reward=0.0, outcome=Outcome.ERROR, elapsed_s=elapsed_s, problem=f"NonFiniteReward: {verdict.reward}"
+        )
     return Judgement(reward=float(verdict.reward), outcome=verdict.outcome, elapsed_s=elapsed_s)
 
 

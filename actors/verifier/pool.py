@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
 from actors.messages import JudgedGroup
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
@@ -73,7 +73,7 @@ class JudgingPool:
         self._outcomes: Counter[Outcome] = Counter()
 
     async def start(self) -> None:
-        """Bring up all workers.
+        """SubmitGroup up all workers.
 
         Raises:
             DeadlineError, PoolExhaustedError: a worker was not up in time, or failed; the message says why.
@@ -94,7 +94,9 @@ class JudgingPool:
             ConfigError: the group's task has no verifier.
             EngineError: a worker failed on the group.
         """
-        retrying = AsyncRetrying(retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True
+        )
         with translated(who=self._who):
             judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
         self._busy_s += judged.elapsed_s
@@ -105,7 +107,9 @@ class JudgingPool:
     def stats(self) -> VerifierStats:
         """Since the pool's start."""
         processes = self._pool.state().ready * self._processes_per_worker
-        return VerifierStats(busy_s=self._busy_s, processes=processes, num_groups=self._num_groups, outcomes=dict(self._outcomes))
+        return VerifierStats(
+            busy_s=self._busy_s, processes=processes, num_groups=self._num_groups, outcomes=dict(self._outcomes)
+        )
 
     def state(self) -> PoolState:
         return self._pool.state()
@@ -126,7 +130,9 @@ class JudgingPool:
                 return judged
             except TimeoutError as error:
                 # Its own waits all have shorter deadlines. The pool kills and replaces it.
-                raise WorkerLostError(f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens") from error
+                raise WorkerLostError(
+                    f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens"
+                ) from error
 
 
 class VerifierPool(JudgingPool):
@@ -152,7 +158,9 @@ class VerifierPool(JudgingPool):
 
         def spawn(number: int) -> ActorHandle:
             worker = ray.remote(VerifierWorker).options(
-                num_cpus=config.cpus_per_worker, max_concurrency=config.processes_per_worker, label_selector=label_selector or {}
+                num_cpus=config.cpus_per_worker,
+                max_concurrency=config.processes_per_worker,
+                label_selector=label_selector or {},
             )
             return worker.remote(
                 build_verifiers=functools.partial(build_verifiers, dict(verifiers)),
@@ -171,4 +179,6 @@ class VerifierPool(JudgingPool):
             capacity=config.processes_per_worker,
         )
         deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
-        super().__init__(pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker")
+        super().__init__(
+            pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker"
+        )

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
 from actors.messages import JudgedGroup
 from actors.pool.placement import reward_pool_name, selector_of
 from actors.pool.pool import ActorPool
@@ -106,7 +106,13 @@ class RewardPool(JudgingPool):
 
         name = reward_pool_name(task)
         pool = ActorPool(
-            name=name, size=config.workers, spawn=spawn, prepare=None, max_restarts=MAX_RESTARTS, start_timeout_s=start_timeout_s, capacity=1
+            name=name,
+            size=config.workers,
+            spawn=spawn,
+            prepare=None,
+            max_restarts=MAX_RESTARTS,
+            start_timeout_s=start_timeout_s,
+            capacity=1,
         )
         super().__init__(pool, processes_per_worker=1, deadline_s=config.timeout_s, who=f"a worker of {name}")
 
@@ -137,7 +143,11 @@ class VerdictPools:
         models = reward_models(verifiers)
         judged = {task: verifier for task, verifier in verifiers.items() if task not in models}
         self._verifiers = VerifierPool(
-            config, judged, tokenizer_path=tokenizer_path, start_timeout_s=start_timeout_s, label_selector=selector("verifier")
+            config,
+            judged,
+            tokenizer_path=tokenizer_path,
+            start_timeout_s=start_timeout_s,
+            label_selector=selector("verifier"),
         )
         self._reward_models = {
             task: RewardPool(
@@ -155,7 +165,9 @@ class VerdictPools:
         """All pools, to be started together."""
         return self._verifiers, *self._reward_models.values()
 
-    async def verify(self, group_ref: ColumnsRef, *, task: str, num_tokens: int, with_texts: bool = False) -> JudgedGroup:
+    async def verify(
+        self, group_ref: ColumnsRef, *, task: str, num_tokens: int, with_texts: bool = False
+    ) -> JudgedGroup:
         """Have a group of a task judged. Arguments and errors as for `JudgingPool.verify`."""
         pool = self._reward_models.get(task, self._verifiers)
         return await pool.verify(group_ref, num_tokens=num_tokens, with_texts=with_texts)

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 class VerifierWorker:
     """An actor with its judges. Takes as many groups at once as it has processes."""
 
-    def __init__(self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float) -> None:
+    def __init__(
+        self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float
+    ) -> None:
         """
         Raises:
             ConfigError: a verifier cannot be built, or the model directory has no `tokenizer.json`.
@@ -74,8 +76,14 @@ class VerifierWorker:
             if with_texts and group.task in self._giving_answers:
                 answers = [Extraction(answer=None)] * group.num_responses
                 # Only what was understood as an answer has a vote.
-                understood = [place for place, index in enumerate(ended) if judgements[index].outcome in (Outcome.CORRECT, Outcome.WRONG)]
-                for place, extraction in zip(understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True):
+                understood = [
+                    place
+                    for place, index in enumerate(ended)
+                    if judgements[index].outcome in (Outcome.CORRECT, Outcome.WRONG)
+                ]
+                for place, extraction in zip(
+                    understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True
+                ):
                     answers[ended[place]] = extraction
         finally:
             self._judges.put(judge)

@@ -60,7 +60,10 @@ class NodeWeights:
         self._parent = parent or _shared_memory()
         self._folder = self._parent / f"{_PREFIX}{run_id}"
         self._alive = self._enter()
-        self._known: tuple[str, tuple[bytes, ...]] = "", ()  # of the last file held: its checksum, and the digests of its buckets
+        self._known: tuple[str, tuple[bytes, ...]] = (
+            "",
+            (),
+        )  # of the last file held: its checksum, and the digests of its buckets
         self._mapping = _Mapping()
         self._remove_dead_runs()
 
@@ -111,7 +114,9 @@ class NodeWeights:
         while True:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._folder.stat().st_uid != os.getuid():
-                raise EngineError(f"{self._folder} belongs to another user, who could change the weights in it: give this run another name")
+                raise EngineError(
+                    f"{self._folder} belongs to another user, who could change the weights in it: give this run another name"
+                )
             lock = self._folder / _ALIVE
             with suppress(FileNotFoundError):
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -129,7 +134,9 @@ class NodeWeights:
             if spare is None:
                 _write(unfinished, buckets)
             else:
-                spare.rename(unfinished)  # from here on it is neither: a worker that is killed leaves nothing that passes for weights
+                spare.rename(
+                    unfinished
+                )  # from here on it is neither: a worker that is killed leaves nothing that passes for weights
                 self._mapping.write(unfinished, buckets)
         unfinished.rename(path)
 
@@ -189,7 +196,9 @@ def _write(path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with threads() as writers:
-            for written in [writers.submit(_write_bucket, descriptor, place * BUCKET_BYTES, parts) for place, parts in buckets]:
+            for written in [
+                writers.submit(_write_bucket, descriptor, place * BUCKET_BYTES, parts) for place, parts in buckets
+            ]:
                 written.result()
     except BaseException:
         path.unlink(missing_ok=True)

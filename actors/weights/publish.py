@@ -19,7 +19,9 @@ from rlad.contracts import WeightsManifest
 from rlad.weight_file import buckets_of, checksum_of, digest, safetensors_parts, threads
 
 
-def publish(tensors: Mapping[str, torch.Tensor], version: int, *, earlier: WeightsPublication | None = None) -> WeightsPublication:
+def publish(
+    tensors: Mapping[str, torch.Tensor], version: int, *, earlier: WeightsPublication | None = None
+) -> WeightsPublication:
     """Put a model's weights into the object store.
 
     Args:
@@ -36,5 +38,9 @@ def publish(tensors: Mapping[str, torch.Tensor], version: int, *, earlier: Weigh
             if found not in known:
                 known[found] = WeightsBucket(digest=found, ref=ray.put(content))
             buckets.append(known[found])
-    manifest = WeightsManifest(version=version, checksum=checksum_of(bucket.digest for bucket in buckets), num_bytes=sum(len(part) for part in parts))
+    manifest = WeightsManifest(
+        version=version,
+        checksum=checksum_of(bucket.digest for bucket in buckets),
+        num_bytes=sum(len(part) for part in parts),
+    )
     return WeightsPublication(manifest=manifest, buckets=tuple(buckets))

@@ -29,7 +29,14 @@ _GRACE_S = 10.0
 class Receivers:
     """Every method but `require_alive` is one of the protocol."""
 
-    def __init__(self, workers: Mapping[str, ActorHandle], *, manifest: WeightsManifest, processes_per_worker: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        workers: Mapping[str, ActorHandle],
+        *,
+        manifest: WeightsManifest,
+        processes_per_worker: int,
+        timeout_s: float,
+    ) -> None:
         """
         Args:
             workers: by name, in the order of their ranks.
@@ -63,7 +70,9 @@ class Receivers:
         Raises:
             EngineError: somebody is; `failures` says who.
         """
-        self._call_all(lambda _, worker: worker.version.remote(), what="say which weights it has", timeout_s=_ALIVE_TIMEOUT_S)
+        self._call_all(
+            lambda _, worker: worker.version.remote(), what="say which weights it has", timeout_s=_ALIVE_TIMEOUT_S
+        )
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Make all workers join. vLLM gives one rank offset for one engine: here each has its own."""
@@ -112,7 +121,11 @@ class Receivers:
         while names:
             done, _ = ray.wait(list(names), timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                reason = "another worker of the transfer failed" if self.failures else f"it did not {what} within {timeout_s:g} s"
+                reason = (
+                    "another worker of the transfer failed"
+                    if self.failures
+                    else f"it did not {what} within {timeout_s:g} s"
+                )
                 self._fail(dict.fromkeys(names.values(), reason))
                 break
             for ref in done:

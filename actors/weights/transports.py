@@ -85,7 +85,9 @@ class LearnerTransport:
         """
         failures: dict[str, str] = {}
         while True:
-            number = await self._broker.ask_transfer.remote(version, {name: worker for name, worker in workers.items() if name not in failures})
+            number = await self._broker.ask_transfer.remote(
+                version, {name: worker for name, worker in workers.items() if name not in failures}
+            )
             outcome: TransferOutcome | None = None
             while outcome is None:
                 outcome = await self._broker.wait_transfer.remote(number)

@@ -30,21 +30,41 @@ def render(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
     kind: Annotated[Kind, typer.Option(help="What to write.")] = "all",
     image: Annotated[str, typer.Option(help="Image with rlad in it.")] = "rlad:0.1.0-gpu",
-    namespace: Annotated[str | None, typer.Option(help="Namespace of everything. [default: kubectl's]", show_default=False)] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that admits the pods; nothing scales then.", show_default=False)] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of everything. [default: kubectl's]", show_default=False)
+    ] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(help="Kueue's LocalQueue that admits the pods; nothing scales then.", show_default=False),
+    ] = None,
     schedule: Annotated[str, typer.Option(help="Cron fields of the recurring kinds.")] = "0 2 * * *",
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "Etc/UTC",
-    suspend: Annotated[bool, typer.Option("--suspend", help="Create everything suspended: it starts when told to.")] = False,
-    entrypoint: Annotated[str | None, typer.Option(help="What jobs run instead of the configuration's own command.", show_default=False)] = None,
-    tick: Annotated[
-        str | None, typer.Option(metavar="SCHEDULE", help="Let the recurring kinds tick this schedule of `rlad schedule`.", show_default=False)
+    suspend: Annotated[
+        bool, typer.Option("--suspend", help="Create everything suspended: it starts when told to.")
+    ] = False,
+    entrypoint: Annotated[
+        str | None, typer.Option(help="What jobs run instead of the configuration's own command.", show_default=False)
     ] = None,
-    schedules_secret: Annotated[str, typer.Option(help="Secret with the URL of the schedules' database (key url), for --tick.")] = "rlad-schedules",
+    tick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEDULE",
+            help="Let the recurring kinds tick this schedule of `rlad schedule`.",
+            show_default=False,
+        ),
+    ] = None,
+    schedules_secret: Annotated[
+        str, typer.Option(help="Secret with the URL of the schedules' database (key url), for --tick.")
+    ] = "rlad-schedules",
     max_workers: Annotated[
-        list[str] | None, typer.Option(metavar="POOL=N", help="Let a pool grow to so many workers; again for another pool.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="POOL=N", help="Let a pool grow to so many workers; again for another pool.", show_default=False
+        ),
     ] = None,
     memory: Annotated[
-        list[str] | None, typer.Option(metavar="POOL=GIB", help="Memory of a pool's pods; again for another pool.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="POOL=GIB", help="Memory of a pool's pods; again for another pool.", show_default=False),
     ] = None,
     gpu_memory_gib: Annotated[float, typer.Option(help="Memory of one GPU.")] = 80.0,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of one machine.", min=1)] = 8,

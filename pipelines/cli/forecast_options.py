@@ -11,25 +11,47 @@ if TYPE_CHECKING:
     from pipelines.simulation.workload import Lengths
     from rlad.config import RunConfig
 
-DeviceName = Annotated[str | None, typer.Option("--device", help="GPUs to predict speed for: a100, h100, h200 or b200.", show_default=False)]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", help="GPUs to predict speed for: a100, h100, h200 or b200.", show_default=False),
+]
 MedianTokens = Annotated[
     float | None,
-    typer.Option("--median-tokens", help="Median length of a response. [default: a quarter of rollout.max_response_tokens]", show_default=False),
+    typer.Option(
+        "--median-tokens",
+        help="Median length of a response. [default: a quarter of rollout.max_response_tokens]",
+        show_default=False,
+    ),
 ]
 Tail = Annotated[float, typer.Option("--tail", help="99th percentile of the lengths over their median.")]
 PromptTokens = Annotated[
     int | None,
-    typer.Option("--prompt-tokens", help="Length of a prompt. [default: a quarter of rollout.max_prompt_tokens]", min=1, show_default=False),
+    typer.Option(
+        "--prompt-tokens",
+        help="Length of a prompt. [default: a quarter of rollout.max_prompt_tokens]",
+        min=1,
+        show_default=False,
+    ),
 ]
 Assume = Annotated[
     list[str] | None,
-    typer.Option("--assume", metavar="NAME=VALUE", help="An assumption in place of the usual one, as training_share=0.35; again for another."),
+    typer.Option(
+        "--assume",
+        metavar="NAME=VALUE",
+        help="An assumption in place of the usual one, as training_share=0.35; again for another.",
+    ),
 ]
 TAIL = 10.0
 
 
 def pool_costs(
-    config: RunConfig, device: str, *, median_tokens: float | None, tail: float, prompt_tokens: int | None, assume: list[str] | None
+    config: RunConfig,
+    device: str,
+    *,
+    median_tokens: float | None,
+    tail: float,
+    prompt_tokens: int | None,
+    assume: list[str] | None,
 ) -> tuple[PoolCosts, Lengths]:
     """A run's pools on a device.
 

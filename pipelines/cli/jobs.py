@@ -42,22 +42,37 @@ def submit(
     address: Address = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Where everything of the run goes; all nodes have to see it. Without it runs/NAME, seen from here.", show_default=False),
+        typer.Option(
+            help="Where everything of the run goes; all nodes have to see it. Without it runs/NAME, seen from here.",
+            show_default=False,
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended, with its exit status.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="The same, and show what it prints.")] = False,
-    working_dir: Annotated[Path, typer.Option(help="Directory that travels with the job; .gitignore and .rladignore name what stays.")] = Path(),
+    working_dir: Annotated[
+        Path, typer.Option(help="Directory that travels with the job; .gitignore and .rladignore name what stays.")
+    ] = Path(),
     submission_id: Annotated[
-        str | None, typer.Option(help="The job's id. Without it made of the run's name and directory.", show_default=False)
+        str | None,
+        typer.Option(help="The job's id. Without it made of the run's name and directory.", show_default=False),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Environment variable of the job, no secret; again for another.", show_default=False),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Environment variable of the job, no secret; again for another.",
+            show_default=False,
+        ),
     ] = None,
     pip: Annotated[
-        list[str] | None, typer.Option(metavar="PACKAGE", help="Package that Ray installs for the job; again for another.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="PACKAGE", help="Package that Ray installs for the job; again for another.", show_default=False
+        ),
     ] = None,
-    py_executable: Annotated[str | None, typer.Option(help="Python on the nodes. Without it the one that they find.", show_default=False)] = None,
+    py_executable: Annotated[
+        str | None, typer.Option(help="Python on the nodes. Without it the one that they find.", show_default=False)
+    ] = None,
 ) -> None:
     """Run CONFIG on a Ray cluster, as a job. Again: finds the job, or continues the run where the job has ended."""
     from pipelines.jobs import submission as jobs
@@ -68,8 +83,12 @@ def submit(
     console = Console()
     name = str(read_settings(config, overrides or []).get("name", "run"))
     directory = read_working_directory(working_dir, without=[jobs.absolute_run_dir(run_dir, name)])
-    submission = jobs.read_submission(config, overrides or [], run_dir=run_dir, directory=directory, python=py_executable)
-    environment = jobs.JobEnvironment(variables=jobs.parse_variables(env or []), packages=pip or [], python=py_executable)
+    submission = jobs.read_submission(
+        config, overrides or [], run_dir=run_dir, directory=directory, python=py_executable
+    )
+    environment = jobs.JobEnvironment(
+        variables=jobs.parse_variables(env or []), packages=pip or [], python=py_executable
+    )
     client = JobClient(address)
     job, is_new = jobs.submit(client, submission, directory, environment, job_id=submission_id)
     if is_new:
@@ -77,7 +96,9 @@ def submit(
         console.print(f"job {job.id} submitted to {client.address} ({sent})", soft_wrap=True, highlight=False)
     else:
         console.print(f"job {job.id} does this run already: {job.status}", soft_wrap=True, highlight=False)
-    console.print(f"run directory {submission.run_dir}: every node has to see it there", soft_wrap=True, highlight=False)
+    console.print(
+        f"run directory {submission.run_dir}: every node has to see it there", soft_wrap=True, highlight=False
+    )
     if wait or follow:
         raise typer.Exit(_end_of(client, job, follow=follow))
     console.print(f"rlad logs {job.id} --follow", soft_wrap=True, highlight=False, style="dim")
@@ -102,7 +123,10 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
 @app.command()
 def status(
     target: Annotated[
-        str | None, typer.Argument(metavar="[RUN|JOB]", help="A run directory, or a job's id. Without it all jobs.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[RUN|JOB]", help="A run directory, or a job's id. Without it all jobs.", show_default=False
+        ),
     ] = None,
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null of a run that is not alive.")] = False,
@@ -176,7 +200,9 @@ def stop(target: Target, address: Address = None) -> None:
     try:
         ended = client.wait(job.id, deadline_s=STOP_GRACE_S + _STOP_MARGIN_S)
     except TimeoutError as error:
-        raise DeadlineError(f"job {job.id} has not ended {STOP_GRACE_S + _STOP_MARGIN_S} s after it was stopped: see `rlad logs {job.id}`") from error
+        raise DeadlineError(
+            f"job {job.id} has not ended {STOP_GRACE_S + _STOP_MARGIN_S} s after it was stopped: see `rlad logs {job.id}`"
+        ) from error
     typer.echo(f"job {job.id} {ended.status}")
 
 
@@ -229,7 +255,9 @@ def _wait(client: JobClient, job: Job, *, follow: bool) -> Job:
         return client.wait(job.id, write=_write if follow else None)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            f"[yellow]no longer waiting[/]: job {job.id} goes on; `rlad stop {job.id}` ends it", soft_wrap=True, highlight=False
+            f"[yellow]no longer waiting[/]: job {job.id} goes on; `rlad stop {job.id}` ends it",
+            soft_wrap=True,
+            highlight=False,
         )
         raise typer.Exit(130) from None
 

@@ -43,22 +43,32 @@ app.add_typer(teacher_cli.app)
 app.add_typer(schedule_cli.app)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")
+]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 
 
 @app.callback()
-def common(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, one event a line.")] = False) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, one event a line.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
 
 @app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")
+    ] = None,
 ) -> None:
     """Distil a student, as CONFIG says."""
     from rlad.config import load_run_config
@@ -79,9 +89,13 @@ def run(
 def offline(
     config: ConfigFile,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")
+    ] = None,
 ) -> None:
     """Train a student on traces of its teacher that a verifier accepts, as CONFIG says."""
     from rlad.config import load_run_config
@@ -111,15 +125,27 @@ def pretrain(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")
+    ],
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="A file of evaluation sets (configs/eval_math.yaml), or a run, whose evaluation is then used.")
+        Path,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A file of evaluation sets (configs/eval_math.yaml), or a run, whose evaluation is then used.",
+        ),
     ],
     overrides: Overrides = None,
     sets: Annotated[
-        str | None, typer.Option("--sets", help="Only these sets of the file, separated by commas. [default: all]", show_default=False)
+        str | None,
+        typer.Option(
+            "--sets", help="Only these sets of the file, separated by commas. [default: all]", show_default=False
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")
+    ] = None,
 ) -> None:
     """Evaluate MODEL: mean@k, maj@k and pass@k with confidence intervals."""
     from rlad.config import load_evaluation_suite
@@ -141,17 +167,29 @@ def compare(
     overrides: Overrides = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Only these methods, separated by commas; the others are compared with the first. [default: all]", show_default=False),
+        typer.Option(
+            help="Only these methods, separated by commas; the others are compared with the first. [default: all]",
+            show_default=False,
+        ),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="These seeds, separated by commas, instead of the file's.", show_default=False)] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the runs and the report go. [default: runs/NAME]", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="These seeds, separated by commas, instead of the file's.", show_default=False)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs and the report go. [default: runs/NAME]", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")
+    ] = False,
 ) -> None:
     """Compare methods from one start over several seeds, and say whether they differ by more than chance."""
     from rlad.config.comparison import load_comparison
 
     comparison = load_comparison(
-        config, overrides or [], methods=methods.split(",") if methods else None, seeds=_whole_numbers(seeds) if seeds else None
+        config,
+        overrides or [],
+        methods=methods.split(",") if methods else None,
+        seeds=_whole_numbers(seeds) if seeds else None,
     )
     from pipelines.compare import ComparisonDirectory
     from pipelines.compare import compare as run_comparison
@@ -160,7 +198,9 @@ def compare(
     console = Console()
     for planned in comparison.runs[: len(comparison.config.methods)]:
         ensure_starters_of(planned.config, console)
-    run_comparison(comparison, ComparisonDirectory(_run_dir(run_dir, comparison.config.name)), resume=resume, console=console)
+    run_comparison(
+        comparison, ComparisonDirectory(_run_dir(run_dir, comparison.config.name)), resume=resume, console=console
+    )
 
 
 @app.command()
@@ -212,7 +252,11 @@ def _use_token() -> None:
 
     For this process and those it starts, and before Ray is imported, which reads it then. Whoever imports this module alone decides for itself.
     """
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
+    if (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -233,7 +277,8 @@ def main() -> None:
 
 def _say_interrupted(by: signal.Signals) -> None:
     Console(stderr=True).print(
-        "[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume", soft_wrap=True
+        "[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume",
+        soft_wrap=True,
     )
     sys.exit(128 + by)
 

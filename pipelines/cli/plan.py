@@ -22,18 +22,30 @@ _MEMORY_GIB = 80.0
 @app.command()
 def plan(
     config: Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10."),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Plan for the Ray cluster at this address.")] = None,
-    cpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many CPUs. [default: this machine's]", show_default=False)] = None,
-    gpus: Annotated[float | None, typer.Option(help="Plan for a cluster with so many GPUs. [default: this machine's]", show_default=False)] = None,
+    cpus: Annotated[
+        float | None,
+        typer.Option(help="Plan for a cluster with so many CPUs. [default: this machine's]", show_default=False),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(help="Plan for a cluster with so many GPUs. [default: this machine's]", show_default=False),
+    ] = None,
     gpu_memory_gib: Annotated[
-        float | None, typer.Option(help="Memory of one of its GPUs. [default: that of --device, else 80]", show_default=False)
+        float | None,
+        typer.Option(help="Memory of one of its GPUs. [default: that of --device, else 80]", show_default=False),
     ] = None,
     device: DeviceName = None,
     median_tokens: MedianTokens = None,
     tail: Tail = TAIL,
     prompt_tokens: PromptTokens = None,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)
+    ] = None,
     assume: Assume = None,
 ) -> None:
     """Check CONFIG in seconds, without starting an engine: models, vocabularies, templates, prompts, placement, memory. With --device, predict a step."""
@@ -51,7 +63,9 @@ def plan(
         console.print(finding.line(), soft_wrap=True, highlight=False)
     if device is not None:
         try:
-            costs, lengths = pool_costs(settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume)
+            costs, lengths = pool_costs(
+                settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
+            )
         except PlanError as error:  # what cannot be predicted can run all the same
             console.print(f"[yellow]no prediction[/]: {error}", soft_wrap=True, highlight=False)
         else:

@@ -14,14 +14,24 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rlad.registry.registry import ModelRegistry
 
-app = typer.Typer(name="registry", help="Models that runs have made: versions, lineage, promotion.", no_args_is_help=True)
+app = typer.Typer(
+    name="registry", help="Models that runs have made: versions, lineage, promotion.", no_args_is_help=True
+)
 
 RegistryUri = Annotated[
-    str, typer.Option("--registry", envvar="RLAD_REGISTRY", help="A local path, s3://bucket/prefix or gs://bucket/prefix.", metavar="URI")
+    str,
+    typer.Option(
+        "--registry",
+        envvar="RLAD_REGISTRY",
+        help="A local path, s3://bucket/prefix or gs://bucket/prefix.",
+        metavar="URI",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="A model's name, for example kk-student.")]
-Reference = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="A version by number or alias, for example kk-student@3.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="A version by number or alias, for example kk-student@3.")
+]
 DEFAULT = "registry"
 
 
@@ -43,7 +53,9 @@ def list_models(
     opened = _open(uri)
     names = opened.names()
     if name is not None and name not in names:
-        raise ModelNotFoundError(f"no model {name!r} in the registry at {opened.uri}; there are {', '.join(names) or 'none'}")
+        raise ModelNotFoundError(
+            f"no model {name!r} in the registry at {opened.uri}; there are {', '.join(names) or 'none'}"
+        )
     models = {each: (opened.versions(each), opened.aliases(each)) for each in ([name] if name is not None else names)}
     if as_json:
         rows = [
@@ -69,7 +81,12 @@ def list_models(
 
 @app.command()
 def show(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A model or one of its versions; production, or else the newest.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]", help="A model or one of its versions; production, or else the newest."
+        ),
+    ],
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -83,11 +100,18 @@ def show(
     version = opened.get(name, ref or (PRODUCTION if PRODUCTION in aliases else LATEST))
     history, path = opened.history(name), opened.local_path(version)
     if as_json:
-        fields = {"reference": version.reference, "path": str(path) if path else None, **asdict(version), "evaluation": version.evaluation.as_dict()}
+        fields = {
+            "reference": version.reference,
+            "path": str(path) if path else None,
+            **asdict(version),
+            "evaluation": version.evaluation.as_dict(),
+        }
         _print_json({**fields, "aliases": aliases, "history": [asdict(change) for change in history]})
         return
     console = Console()
-    print_version(console, version, aliases=[alias for alias, number in aliases.items() if number == version.version], path=path)
+    print_version(
+        console, version, aliases=[alias for alias, number in aliases.items() if number == version.version], path=path
+    )
     if history:
         console.print(history_table(history))
 
@@ -96,7 +120,10 @@ def show(
 def add(
     name: Name,
     run: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
-    parent: Annotated[str | None, typer.Option(metavar="NAME@VERSION", help="The version that its student started from.", show_default=False)] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@VERSION", help="The version that its student started from.", show_default=False),
+    ] = None,
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +136,9 @@ def add(
     if as_json:
         _print_json({"reference": version.reference, "created_at": version.created_at})
     else:
-        typer.echo(f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on {version.evaluation.overall.prompts} prompts")
+        typer.echo(
+            f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on {version.evaluation.overall.prompts} prompts"
+        )
 
 
 @app.command()
@@ -120,7 +149,9 @@ def promote(
     expected: Annotated[
         str | None,
         typer.Option(
-            metavar="VERSION", help="Only if the alias is at this version (none: at no version). [default: where it is now]", show_default=False
+            metavar="VERSION",
+            help="Only if the alias is at this version (none: at no version). [default: where it is now]",
+            show_default=False,
         ),
     ] = None,
     uri: RegistryUri = DEFAULT,
@@ -139,7 +170,10 @@ def promote(
 
 @app.command()
 def rollback(
-    name: Name, reason: Annotated[str, typer.Option(help="Why, for the record.")] = "by hand", uri: RegistryUri = DEFAULT, as_json: AsJson = False
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "by hand",
+    uri: RegistryUri = DEFAULT,
+    as_json: AsJson = False,
 ) -> None:
     """Put production back to the version before; again, to the one before that."""
     from rlad.registry.versions import PRODUCTION
@@ -152,7 +186,9 @@ def rollback(
 @app.command()
 def diff(
     a: Reference,
-    b: Annotated[str, typer.Argument(metavar="[NAME@]VERSION", help="Another version, of the same model if no name is given.")],
+    b: Annotated[
+        str, typer.Argument(metavar="[NAME@]VERSION", help="Another version, of the same model if no name is given.")
+    ],
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -223,7 +259,9 @@ def _print_move(name: str, alias: str, previous: int | None, version: int, *, as
     elif previous == version:
         typer.echo(f"{alias} of {name} is at version {version} already")
     else:
-        typer.echo(f"{alias} of {name}: {f'version {previous}' if previous is not None else 'none'} -> version {version}")
+        typer.echo(
+            f"{alias} of {name}: {f'version {previous}' if previous is not None else 'none'} -> version {version}"
+        )
 
 
 def _print_json(value: Mapping[str, Any] | list[Any]) -> None:

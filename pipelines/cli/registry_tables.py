@@ -50,7 +50,9 @@ def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[
     for name, teacher in lineage.teachers.items():
         facts.add_row("teacher" if name == "teacher" else f"teacher {name}", escape(teacher))
     facts.add_row("trained on", f"{lineage.num_prompts} prompts ({lineage.prompts_fingerprint}), {lineage.steps} steps")
-    facts.add_row("code", f"rlad {lineage.rlad_version}{f', commit {lineage.git_commit}' if lineage.git_commit else ''}")
+    facts.add_row(
+        "code", f"rlad {lineage.rlad_version}{f', commit {lineage.git_commit}' if lineage.git_commit else ''}"
+    )
     facts.add_row("configuration", f"SHA-256 {lineage.config_sha256}")
     facts.add_row("files", escape(f"{len(version.files)}, {decimal(version.num_bytes)}{f' in {path}' if path else ''}"))
     console.print(facts)
@@ -64,13 +66,17 @@ def history_table(history: Sequence[AliasChange]) -> Table:
         table.add_column(column, overflow="fold")
     for change in history:
         target = f"{change.version}{' (rollback)' if change.kind == 'rollback' else ''}"
-        table.add_row(_time(change.at), change.alias, _told(change.previous), target, escape(change.by), escape(change.reason))
+        table.add_row(
+            _time(change.at), change.alias, _told(change.previous), target, escape(change.by), escape(change.reason)
+        )
     return table
 
 
 def difference_table(found: VersionDifference) -> Table:
     """Where two versions differ, a section a kind."""
-    table = Table(title=f"{found.a} and {found.b}", title_justify="left", caption=None if _rows(found) else "They do not differ.")
+    table = Table(
+        title=f"{found.a} and {found.b}", title_justify="left", caption=None if _rows(found) else "They do not differ."
+    )
     for column in ("", found.a, found.b):
         table.add_column(column, overflow="fold")
     for kind, rows in _rows(found).items():
@@ -82,9 +88,18 @@ def difference_table(found: VersionDifference) -> Table:
 
 
 def _rows(found: VersionDifference) -> dict[str, dict[str, tuple[Any, Any]]]:
-    accuracy = {key: tuple(None if mean is None else f"{mean:.1%}" for mean in pair) for key, pair in found.evaluation.items()}
-    files = {key: tuple(None if sha256 is None else sha256[:12] for sha256 in pair) for key, pair in found.files.items()}
-    kinds: dict[str, Mapping[str, Any]] = {"accuracy": accuracy, "settings": found.config, "lineage": found.lineage, "files (SHA-256)": files}
+    accuracy = {
+        key: tuple(None if mean is None else f"{mean:.1%}" for mean in pair) for key, pair in found.evaluation.items()
+    }
+    files = {
+        key: tuple(None if sha256 is None else sha256[:12] for sha256 in pair) for key, pair in found.files.items()
+    }
+    kinds: dict[str, Mapping[str, Any]] = {
+        "accuracy": accuracy,
+        "settings": found.config,
+        "lineage": found.lineage,
+        "files (SHA-256)": files,
+    }
     return {kind: dict(rows) for kind, rows in kinds.items() if rows}
 
 

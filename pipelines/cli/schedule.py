@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from pipelines.schedules.store import ScheduleStore
     from pipelines.schedules.tick import Ticker
 
-app = typer.Typer(name="schedule", help="Recurring runs: a run at every tick, and a better student goes into production.", no_args_is_help=True)
+app = typer.Typer(
+    name="schedule",
+    help="Recurring runs: a run at every tick, and a better student goes into production.",
+    no_args_is_help=True,
+)
 
 T = TypeVar("T")
 
@@ -45,37 +49,70 @@ def schedule() -> None:
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="A name for the schedule; part of its runs' names.")],
-    config: Annotated[Path, typer.Argument(help="A run's YAML file. Its settings are stored: a later change of the file changes nothing.")],
+    config: Annotated[
+        Path,
+        typer.Argument(help="A run's YAML file. Its settings are stored: a later change of the file changes nothing."),
+    ],
     cron: Annotated[str, typer.Option(help="Five cron fields, as '0 2 * * *' for every night at two.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
     timezone: Annotated[str, typer.Option(help="Whose wall clock, as Europe/Berlin.")] = "Etc/UTC",
-    registry: Annotated[str, typer.Option(envvar="RLAD_REGISTRY", help="A local path, s3://bucket/prefix or gs://bucket/prefix.")] = "registry",
+    registry: Annotated[
+        str, typer.Option(envvar="RLAD_REGISTRY", help="A local path, s3://bucket/prefix or gs://bucket/prefix.")
+    ] = "registry",
     model: Annotated[str | None, typer.Option(help="The registry's model. [default: NAME]", show_default=False)] = None,
     start_from: Annotated[
         str, typer.Option(help="Alias of the version to start from, or `config`: always the configuration's student.")
     ] = "production",
-    margin: Annotated[float, typer.Option(help="Promote a student that is better by more than this (mean@k), and by more than chance.")] = 0.0,
-    prompts: Annotated[str | None, typer.Option(metavar="PATTERN", help="Prompt files, new ones too: 'prompts/*.jsonl'.", show_default=False)] = None,
-    only_new: Annotated[bool, typer.Option("--only-new", help="Train on files only that no finished run has seen.")] = False,
+    margin: Annotated[
+        float,
+        typer.Option(help="Promote a student that is better by more than this (mean@k), and by more than chance."),
+    ] = 0.0,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Prompt files, new ones too: 'prompts/*.jsonl'.", show_default=False),
+    ] = None,
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Train on files only that no finished run has seen.")
+    ] = False,
     keep: Annotated[int, typer.Option(help="Versions to keep, beside those that an alias leads to.")] = 5,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster that this machine is a node of, as auto; without it each run starts a local one.", show_default=False),
+        typer.Option(
+            help="Ray cluster that this machine is a node of, as auto; without it each run starts a local one.",
+            show_default=False,
+        ),
     ] = None,
     deadline_s: Annotated[float, typer.Option(help="End a run that has worked so long, over all attempts.")] = 86_400,
     retries: Annotated[int, typer.Option(help="Times a run that failed or was killed is continued.")] = 2,
-    retry_wait_s: Annotated[float, typer.Option(help="Pause before the first retry; doubled for each further one.")] = 30,
+    retry_wait_s: Annotated[
+        float, typer.Option(help="Pause before the first retry; doubled for each further one.")
+    ] = 30,
     misfire_grace_s: Annotated[float, typer.Option(help="How late a tick may be and still run.")] = 3600,
-    lease_s: Annotated[float, typer.Option(help="A ticker that has not been heard of for so long has lost its schedule.")] = 60,
-    same_seed: Annotated[bool, typer.Option("--same-seed", help="Take the prompts in the same order in every run.")] = False,
-    webhook_env: Annotated[str | None, typer.Option(help="Environment variable with a URL to tell how ticks end.", show_default=False)] = None,
-    token_env: Annotated[str | None, typer.Option(help="Environment variable with a bearer token for it.", show_default=False)] = None,
-    notify_command: Annotated[
-        str | None, typer.Option(help="Command to tell how ticks end, with JSON as its input; no shell.", show_default=False)
+    lease_s: Annotated[
+        float, typer.Option(help="A ticker that has not been heard of for so long has lost its schedule.")
+    ] = 60,
+    same_seed: Annotated[
+        bool, typer.Option("--same-seed", help="Take the prompts in the same order in every run.")
+    ] = False,
+    webhook_env: Annotated[
+        str | None, typer.Option(help="Environment variable with a URL to tell how ticks end.", show_default=False)
     ] = None,
-    notify_on: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(get_args(TickEvent))}.", show_default=False)] = None,
-    directory: Annotated[Path | None, typer.Option(help="Where its runs go. [default: runs/NAME]", show_default=False)] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Change the schedule of that name; its history stays.")] = False,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with a bearer token for it.", show_default=False)
+    ] = None,
+    notify_command: Annotated[
+        str | None,
+        typer.Option(help="Command to tell how ticks end, with JSON as its input; no shell.", show_default=False),
+    ] = None,
+    notify_on: Annotated[
+        list[str] | None, typer.Option(help=f"Only these: {', '.join(get_args(TickEvent))}.", show_default=False)
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where its runs go. [default: runs/NAME]", show_default=False)
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Change the schedule of that name; its history stays.")
+    ] = False,
     store: StoreUrl = None,
 ) -> None:
     """Run CONFIG again and again, and put a better student into production.
@@ -212,7 +249,10 @@ def tick_once(name: Name, store: StoreUrl = None) -> None:
 @app.command()
 def serve(
     look_s: Annotated[
-        float, typer.Option(help="How often the store is looked at for changes, for runs to resume and for ticks to make up.", min=0.1)
+        float,
+        typer.Option(
+            help="How often the store is looked at for changes, for runs to resume and for ticks to make up.", min=0.1
+        ),
     ] = 10,
     store: StoreUrl = None,
 ) -> None:
@@ -226,12 +266,12 @@ def serve(
 
 def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:
     """Work that SIGTERM and Ctrl-C end in order."""
-    from pipelines.schedules.signals import until_told
+    from pipelines.schedules.signals import run_until_signalled
     from pipelines.schedules.tick import Ticker
 
     with _open(store) as opened:
         ticker = Ticker(store=opened)
-        return until_told(lambda: work(ticker), ticker.stop)
+        return run_until_signalled(lambda: work(ticker), ticker.stop)
 
 
 @contextmanager
@@ -245,15 +285,23 @@ def _open(url: str | None) -> Iterator[ScheduleStore]:
     try:
         yield store
     except DBAPIError as error:
-        raise ScheduleError(f"the schedules' database failed: {error.orig}; what was under way is continued by the next tick") from error
+        raise ScheduleError(
+            f"the schedules' database failed: {error.orig}; what was under way is continued by the next tick"
+        ) from error
     finally:
         store.close()
 
 
-def _notify_settings(webhook_env: str | None, token_env: str | None, command: str | None, events: Sequence[str] | None) -> dict[str, object]:
+def _notify_settings(
+    webhook_env: str | None, token_env: str | None, command: str | None, events: Sequence[str] | None
+) -> dict[str, object]:
     import shlex
 
-    settings: dict[str, object] = {"webhook_env": webhook_env, "token_env": token_env, "command": shlex.split(command or "")}
+    settings: dict[str, object] = {
+        "webhook_env": webhook_env,
+        "token_env": token_env,
+        "command": shlex.split(command or ""),
+    }
     return {**settings, "events": list(events)} if events else settings
 
 

@@ -32,7 +32,15 @@ def schedules_table(rows: Sequence[tuple[Schedule, Sequence[Tick]]]) -> Table:
         table.add_column(column)
     for schedule, history in rows:
         config, facts = schedule.config, schedule_facts(schedule, history)
-        table.add_row(config.name, config.cron, config.timezone, (facts["next"] or [_NOTHING])[0], facts["state"], _last(history), config.model)
+        table.add_row(
+            config.name,
+            config.cron,
+            config.timezone,
+            (facts["next"] or [_NOTHING])[0],
+            facts["state"],
+            _last(history),
+            config.model,
+        )
     return table
 
 
@@ -92,7 +100,11 @@ def tick_line(tick: Tick) -> str:
         parts.append(tick.run_id)
     if tick.plan is not None:
         parts.append(f"from {f'version {tick.plan.parent}' if tick.plan.parent is not None else tick.plan.student}")
-        parts += [f"{tick.plan.num_prompts} prompts of {tick.plan.files} files, {len(tick.plan.new_files)} new"] if tick.plan.num_prompts else []
+        parts += (
+            [f"{tick.plan.num_prompts} prompts of {tick.plan.files} files, {len(tick.plan.new_files)} new"]
+            if tick.plan.num_prompts
+            else []
+        )
     if tick.attempts > 1:
         parts.append(f"{tick.attempts} attempts")
     if tick.spent_s:
@@ -106,7 +118,10 @@ def tick_line(tick: Tick) -> str:
 
 def tick_facts(tick: Tick) -> dict[str, Any]:
     """A tick as JSON."""
-    times = {key: _time(value) if (value := getattr(tick, key)) is not None else None for key in ("scheduled_at", "started_at", "ended_at")}
+    times = {
+        key: _time(value) if (value := getattr(tick, key)) is not None else None
+        for key in ("scheduled_at", "started_at", "ended_at")
+    }
     return {**asdict(tick), **times, "event": tick.event}
 
 

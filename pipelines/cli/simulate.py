@@ -38,17 +38,26 @@ def simulate(
     config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
     device: DeviceName = None,
-    gpus: Annotated[int | None, typer.Option(help="Divide so many GPUs among the pools, in several ways.", min=1, show_default=False)] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="Divide so many GPUs among the pools, in several ways.", min=1, show_default=False),
+    ] = None,
     splits: Annotated[int, typer.Option(help="How many ways.", min=1)] = 6,
     median_tokens: MedianTokens = None,
     tail: Tail = TAIL,
     prompt_tokens: PromptTokens = None,
     assume: Assume = None,
     steps: Annotated[int, typer.Option(help="Steps to simulate; fewer where a step has very many groups.", min=1)] = 20,
-    failures_per_day: Annotated[float, typer.Option(help="Of the whole run's workers; those of rollout workers are simulated.", min=0)] = 0.0,
+    failures_per_day: Annotated[
+        float, typer.Option(help="Of the whole run's workers; those of rollout workers are simulated.", min=0)
+    ] = 0.0,
     restart_s: Annotated[float, typer.Option(help="Seconds until a lost worker's replacement serves.", min=0)] = 120.0,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)] = None,
-    slots: Annotated[int | None, typer.Option(help="Responses a rollout worker decodes at once.", min=1, show_default=False)] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Responses a rollout worker decodes at once.", min=1, show_default=False)
+    ] = None,
     token_ms: Annotated[float | None, _milliseconds("Between two tokens of a response")] = None,
     teacher_token_ms: Annotated[float | None, _milliseconds("Of a teacher replica, for a response token")] = None,
     verdict_ms: Annotated[float | None, _milliseconds("Of a verifier process, for a group")] = None,
@@ -77,12 +86,18 @@ def simulate(
         require_speeds(settings, known, gpus=gpus)
         lengths = assumed_lengths(settings.rollout, median=median_tokens, tail=tail, seed=settings.seed)
     else:
-        costs, lengths = pool_costs(settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume)
+        costs, lengths = pool_costs(
+            settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
+        )
     console, errors = Console(), Console(stderr=True)
     simulated_steps = bounded_steps(settings, steps)
     done = []
     for sizes in track(
-        sizes_to_simulate(settings, costs, gpus, splits), "simulating", console=errors, disable=not errors.is_terminal, transient=True
+        sizes_to_simulate(settings, costs, gpus, splits),
+        "simulating",
+        console=errors,
+        disable=not errors.is_terminal,
+        transient=True,
     ):
         speeds, teachers = _speeds(settings, costs, sizes, known, slots)
         done.append(
@@ -114,7 +129,9 @@ def require_speeds(config: RunConfig, known: dict[str, float], *, gpus: int | No
     if config.offline is not None:
         raise PlanError("only runs that sample from the student are simulated; this one trains on its teacher's traces")
     if gpus is not None:
-        raise PlanError("--gpus divides GPUs by what they can do: say which they are with --device, for example --device h100")
+        raise PlanError(
+            "--gpus divides GPUs by what they can do: say which they are with --device, for example --device h100"
+        )
     needed = ["token_s", "learner_token_s", *(["teacher_token_s"] if config.scoring_pools else [])]
     if missing := [f"--{name.removesuffix('_s').replace('_', '-')}-ms" for name in needed if name not in known]:
         raise PlanError(
@@ -141,7 +158,9 @@ def sizes_to_simulate(config: RunConfig, costs: PoolCosts | None, gpus: int | No
         return [sizes_of(config)]
     ranked = splits(costs, gpus - fixed_devices(config), staleness=config.training.max_staleness)
     if not ranked:
-        raise PlanError(f"{gpus} {costs.machine.device.title} cannot be divided so that every pool has a worker and the learner its memory")
+        raise PlanError(
+            f"{gpus} {costs.machine.device.title} cannot be divided so that every pool has a worker and the learner its memory"
+        )
     return [split.sizes for split in spread_of(ranked, count)]
 
 
@@ -153,12 +172,27 @@ def splits_table(done: Sequence[SimulatedSplit], *, price_per_hour: float | None
     table = Table(title=f"Simulated, {len(done[0].run.steps)} steps", title_justify="left")
     priced = ["cost a step"] if price_per_hour is not None else []
     busy = list(done[0].run.busy)
-    columns = ["rollout", *scorers, "learner", "GPUs", "step s", "over bound", "tokens/s", *priced, "lost", *(f"{pool} busy" for pool in busy)]
+    columns = [
+        "rollout",
+        *scorers,
+        "learner",
+        "GPUs",
+        "step s",
+        "over bound",
+        "tokens/s",
+        *priced,
+        "lost",
+        *(f"{pool} busy" for pool in busy),
+    ]
     for column in columns:
         table.add_column(column, justify="right")
     table.add_column("bounded by")
     for split in done:
-        cost = [] if price_per_hour is None else [f"{cost_of_step(split.step_s, split.devices, price_per_hour=price_per_hour):,.2f}"]
+        cost = (
+            []
+            if price_per_hour is None
+            else [f"{cost_of_step(split.step_s, split.devices, price_per_hour=price_per_hour):,.2f}"]
+        )
         table.add_row(
             *map(str, (split.sizes.rollout, *split.sizes.scorers.values(), split.sizes.learner)),
             f"{split.devices:g}",
@@ -174,7 +208,9 @@ def splits_table(done: Sequence[SimulatedSplit], *, price_per_hour: float | None
     return table
 
 
-def _speeds(config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dict[str, float], slots: int | None) -> tuple[Speeds, int]:
+def _speeds(
+    config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dict[str, float], slots: int | None
+) -> tuple[Speeds, int]:
     """The simulator's speeds, and how many replicas score: those of the pool with the most to do."""
     from pipelines.forecast.simulated import slowest_scorer, speeds_of
     from pipelines.simulation.workload import Speeds
@@ -184,13 +220,17 @@ def _speeds(config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dic
         predicted = speeds_of(costs, sizes)
     else:
         slowest = next(iter(sizes.scorers), None)
-        free = dict.fromkeys(("token_s", "teacher_token_s", "verdict_s", "learner_token_s", "update_s", "weights_s"), 0.0)
+        free = dict.fromkeys(
+            ("token_s", "teacher_token_s", "verdict_s", "learner_token_s", "update_s", "weights_s"), 0.0
+        )
         predicted = Speeds(**free, slots=config.rollout.max_sequences)
     speeds = replace(predicted, slots=predicted.slots if slots is None else slots, **known)
     return speeds, sizes.scorers[slowest] if slowest is not None else 0
 
 
-def _sentences(config: RunConfig, costs: PoolCosts | None, lengths: Lengths, done: Sequence[SimulatedSplit]) -> list[str]:
+def _sentences(
+    config: RunConfig, costs: PoolCosts | None, lengths: Lengths, done: Sequence[SimulatedSplit]
+) -> list[str]:
     best = min(done, key=lambda split: split.step_s)
     found = [f"fastest: {' '.join(best.sizes.overrides())}"] if len(done) > 1 else []
     in_flight = (config.training.max_staleness + 1) * config.training.prompts_per_step
@@ -200,5 +240,7 @@ def _sentences(config: RunConfig, costs: PoolCosts | None, lengths: Lengths, don
         )
     found.append(f"responses: {lengths.sentence()}")
     if costs is not None:
-        found.append(f"{costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; {costs.machine.assumptions.sentence()}")
+        found.append(
+            f"{costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; {costs.machine.assumptions.sentence()}"
+        )
     return found

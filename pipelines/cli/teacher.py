@@ -13,7 +13,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pipelines.teacher_service import ServiceState
 
-app = typer.Typer(name="teacher", help="A teacher as a service on a Ray cluster, which several runs share.", no_args_is_help=True)
+app = typer.Typer(
+    name="teacher", help="A teacher as a service on a Ray cluster, which several runs share.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(help="The service's name.")]
 Address = Annotated[str, typer.Option(help="Ray cluster, or `auto` for the one that this machine is part of.")]
@@ -27,12 +29,19 @@ def teacher() -> None:
 
 @app.command()
 def deploy(
-    config: Annotated[Path, typer.Argument(help="A service's YAML file, for example configs/teachers/kk_smoke_cpu.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example replicas=2.")] = None,
+    config: Annotated[
+        Path, typer.Argument(help="A service's YAML file, for example configs/teachers/kk_smoke_cpu.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example replicas=2.")
+    ] = None,
     address: Address = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds until which it has to be up.")] = 600.0,
     serve_file: Annotated[
-        Path | None, typer.Option(help="Write what `serve deploy` takes for the same into this file, and deploy nothing.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write what `serve deploy` takes for the same into this file, and deploy nothing.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Deploy the service of CONFIG, or change the one of its name. It stays until it is deleted.
@@ -65,16 +74,22 @@ def list_services(address: Address = "auto", as_json: AsJson = False) -> None:
         return
     table = Table()
     for column in ("service", "status", "replicas", "groups", "under way", "url"):
-        table.add_column(column, justify="right" if column in ("replicas", "groups", "under way") else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in ("replicas", "groups", "under way") else "left", overflow="fold"
+        )
     for state in states:
-        groups, ongoing = ("", "") if state.stats is None else (str(state.stats.num_groups), str(state.stats.ongoing_groups))
+        groups, ongoing = (
+            ("", "") if state.stats is None else (str(state.stats.num_groups), str(state.stats.ongoing_groups))
+        )
         table.add_row(state.name, state.status, str(state.running), groups, ongoing, state.url or "")
     Console().print(table)
 
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="The service's name. [default: the only one]", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The service's name. [default: the only one]", show_default=False)
+    ] = None,
     address: Address = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -110,8 +125,14 @@ def _print_one(state: ServiceState, console: Console) -> None:
         console.print(state.message, soft_wrap=True, highlight=False, markup=False)
     if state.identity is not None:
         each = state.identity
-        console.print(f"model {each.teacher}, tokenizer {each.tokenizer}, {each.engine} engine", soft_wrap=True, highlight=False)
-        console.print(f"a client may have {each.max_groups_per_client} groups under way in a replica", soft_wrap=True, highlight=False)
+        console.print(
+            f"model {each.teacher}, tokenizer {each.tokenizer}, {each.engine} engine", soft_wrap=True, highlight=False
+        )
+        console.print(
+            f"a client may have {each.max_groups_per_client} groups under way in a replica",
+            soft_wrap=True,
+            highlight=False,
+        )
     if state.stats is not None:
         each_stats = state.stats
         found = each_stats.cache_hits + each_stats.cache_misses
@@ -126,4 +147,8 @@ def _print_one(state: ServiceState, console: Console) -> None:
             console.print(f"  {client}: {groups} groups under way", soft_wrap=True, highlight=False, markup=False)
     console.print(f"runs use it by `teacher: {{service: {state.name}}}`", soft_wrap=True, highlight=False)
     if state.url is not None:
-        console.print(f"or, with its token, by `teacher: {{url: {state.url}}}`; its API: {state.url}/docs", soft_wrap=True, highlight=False)
+        console.print(
+            f"or, with its token, by `teacher: {{url: {state.url}}}`; its API: {state.url}/docs",
+            soft_wrap=True,
+            highlight=False,
+        )

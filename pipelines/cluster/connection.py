@@ -64,20 +64,25 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         if config.address is None and "RAY_ADDRESS" not in os.environ:
             # Said outright: without an address Ray would join whatever cluster was started on this machine last.
             ray.init(
-                "local", num_cpus=config.num_cpus, include_dashboard=False, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR
+                "local",
+                num_cpus=config.num_cpus,
+                include_dashboard=False,
+                runtime_env=runtime_env,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         else:
             ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise PlanError(f"no Ray cluster answers at {config.address or 'this machine'}: {error}") from error
-    _take_sigterm_back()
+    _restore_sigterm()
     try:
         yield _total_resources()
     finally:
         ray.shutdown()
 
 
-def _take_sigterm_back() -> None:
+def _restore_sigterm() -> None:
     """Let SIGTERM end the program in order: Ray's handler dumps a stack and aborts the process three seconds later, with its pools half taken down."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))

@@ -22,7 +22,9 @@ from rlad.errors import ConfigError, RunDirectoryError
 
 def record_cluster(run: RunDirectory, run_id: str) -> None:
     """Leave in the run directory where the run can be reached."""
-    write_atomically(run.cluster, json.dumps({"address": ray.get_runtime_context().gcs_address, "run_id": run_id}) + "\n")
+    write_atomically(
+        run.cluster, json.dumps({"address": ray.get_runtime_context().gcs_address, "run_id": run_id}) + "\n"
+    )
 
 
 def scale(run: RunDirectory, sizes: Mapping[str, int]) -> None:
@@ -83,10 +85,16 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
         told = "finished" if run.export.is_dir() else "not running; continue it with --resume"
         console.print(f"{run.path}: {told}, {done} of {total} steps", soft_wrap=True, highlight=False)
         return
-    console.print(f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False)
+    console.print(
+        f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False
+    )
     if state.metrics:
         console.print(
-            step_line(state.metrics, None, pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()})),
+            step_line(
+                state.metrics,
+                None,
+                pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()}),
+            ),
             soft_wrap=True,
             highlight=False,
         )
@@ -106,7 +114,9 @@ def _controller_of(run: RunDirectory) -> Iterator[ActorHandle]:
     try:
         ray.init(address=where["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunDirectoryError(f"the cluster of {run.path} does not answer at {where['address']}: the run has ended, or is out of reach") from error
+        raise RunDirectoryError(
+            f"the cluster of {run.path} does not answer at {where['address']}: the run has ended, or is out of reach"
+        ) from error
     try:
         yield find_controller(where["run_id"])
     finally:

@@ -10,7 +10,9 @@ from rlad.config import RunConfig
 from rlad.errors import PlanError
 from rlad.verifiers import reward_models
 
-_LABELLING = "start nodes with `ray start --labels`, deploy what `rlad deploy render` writes, or turn cluster.pool_labels off"
+_LABELLING = (
+    "start nodes with `ray start --labels`, deploy what `rlad deploy render` writes, or turn cluster.pool_labels off"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,9 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
     """What each pool of a run asks of Ray while it trains."""
     rollout, learner, verifier = config.rollout, config.learner, config.verifier_pool
     return {
-        "rollout": Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
+        "rollout": Resources(
+            cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker
+        ),
         "learner": Resources(cpus=learner.ranks * learner.cpus_per_rank, gpus=learner.ranks * learner.gpus_per_rank),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
         **_reward_demand(config),
@@ -42,7 +46,9 @@ def generation_demand(config: RunConfig) -> dict[str, Resources]:
         return {}
     generator, verifier = config.offline.generator_of(config.rollout), config.verifier_pool
     return {
-        "teacher": Resources(cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker),
+        "teacher": Resources(
+            cpus=generator.workers * generator.cpus_per_worker, gpus=generator.workers * generator.gpus_per_worker
+        ),
         "verifier": Resources(cpus=verifier.workers * verifier.cpus_per_worker, gpus=0.0),
         **_reward_demand(config),
     }
@@ -50,7 +56,9 @@ def generation_demand(config: RunConfig) -> dict[str, Resources]:
 
 def _reward_demand(config: RunConfig) -> dict[str, Resources]:
     return {
-        reward_pool_name(task): Resources(cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker)
+        reward_pool_name(task): Resources(
+            cpus=model.workers * model.cpus_per_worker, gpus=model.workers * model.gpus_per_worker
+        )
         for task, model in reward_models(config.verifiers).items()
     }
 
@@ -80,7 +88,9 @@ def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) 
         for pool, wanted in demand.items():
             label = label_of(pool)
             if label not in by_label:
-                raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={label}: {_LABELLING}")
+                raise PlanError(
+                    f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={label}: {_LABELLING}"
+                )
             _require_room_for({pool: wanted}, by_label[label], f"what is labelled {POOL_LABEL}={label}")
 
 
@@ -88,7 +98,9 @@ def _require_room_for(demand: dict[str, Resources], available: Resources, where:
     for kind in ("cpus", "gpus"):
         wanted, there = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
         if wanted > there + 1e-6:
-            shares = ", ".join(f"{name} {getattr(pool, kind):g}" for name, pool in demand.items() if getattr(pool, kind))
+            shares = ", ".join(
+                f"{name} {getattr(pool, kind):g}" for name, pool in demand.items() if getattr(pool, kind)
+            )
             raise PlanError(
                 f"too few {kind.upper().replace('S', 's')} for the placement: the pools need {wanted:g} ({shares}), {where} has {there:g}; "
                 f"take fewer or smaller workers, or a larger cluster"

@@ -61,7 +61,9 @@ def assumptions_from(given: Sequence[str]) -> Assumptions:
         except ValueError:
             raise ConfigError(f"assumption {name} takes a number, got {value!r}") from None
         if not _is_possible(name, changes[name]):
-            raise ConfigError(f"assumption {name} cannot be {value}: shares are above 0 and at most 1, milliseconds at least 0, all else above 0")
+            raise ConfigError(
+                f"assumption {name} cannot be {value}: shares are above 0 and at most 1, milliseconds at least 0, all else above 0"
+            )
     return replace(Assumptions(), **changes)
 
 
@@ -116,7 +118,9 @@ def work_of_step(lengths: Lengths, *, groups: int, prompt_tokens: int) -> Work:
     """The work of a step whose responses are spread as `lengths` are."""
     count = groups * lengths.group_size
     sigma = lengths.sigma
-    quantiles = np.array([lengths.median * np.exp(sigma * NormalDist().inv_cdf((number + 0.5) / count)) for number in range(count)])
+    quantiles = np.array(
+        [lengths.median * np.exp(sigma * NormalDist().inv_cdf((number + 0.5) / count)) for number in range(count)]
+    )
     return Work(groups=groups, prompt_tokens=prompt_tokens, lengths=np.clip(np.rint(quantiles), 1, lengths.longest))
 
 
@@ -134,5 +138,7 @@ def assumed_lengths(rollout: RolloutConfig, *, median: float | None, tail: float
     if not 1 <= found <= budget:
         raise ConfigError(f"the median length is from 1 to rollout.max_response_tokens {budget}, got {found:g}")
     if not 1 <= tail < float("inf"):
-        raise ConfigError(f"the tail, the 99th percentile of the lengths over their median, is at least 1, got {tail:g}")
+        raise ConfigError(
+            f"the tail, the 99th percentile of the lengths over their median, is at least 1, got {tail:g}"
+        )
     return Lengths(median=found, p99_over_median=tail, longest=budget, group_size=rollout.group_size, seed=seed)

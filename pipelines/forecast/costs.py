@@ -103,7 +103,12 @@ class Engine:
         The weights and the sequences' keys and values are read once, or the matrix units take longer: two operations a parameter and sequence, and
         attention's 4 A c a layer. Besides, what an engine takes for a step whatever is in it, and with tensor parallelism two sums a layer.
         """
-        device, assumed, shape, size = self.machine.device, self.machine.assumptions, self.shape, DTYPE_BYTES[self.dtype]
+        device, assumed, shape, size = (
+            self.machine.device,
+            self.machine.assumptions,
+            self.shape,
+            DTYPE_BYTES[self.dtype],
+        )
         read = (shape.parameters + sequences * context * shape.kv_values_per_token) * size
         flops = sequences * (2.0 * shape.parameters + 4.0 * shape.layers * shape.attention_width * context)
         memory_s = read / (self.devices * device.memory_bytes_s * assumed.memory_share)
@@ -112,7 +117,10 @@ class Engine:
 
     def forward_s(self, sequences: Array) -> float:
         """A forward pass over whole sequences."""
-        return self.machine.forward_s(forward_flops(self.shape, sequences), self.devices) + float(sequences.sum()) * self._sums_s
+        return (
+            self.machine.forward_s(forward_flops(self.shape, sequences), self.devices)
+            + float(sequences.sum()) * self._sums_s
+        )
 
     @property
     def _sums_s(self) -> float:

@@ -112,13 +112,20 @@ class PoolCosts:
         token_s = float(self.engine.decode_s(np.array(sequences), np.array(context)))
         seconds = self.work.response_tokens * token_s / (sequences * busy) + self._prefill_s(self.work.groups / busy)
         return Decoding(
-            seconds=seconds, token_s=token_s, slots=int(slots), sequences=sequences, longest_s=token_s * longest, groups_done_s=np.array([])
+            seconds=seconds,
+            token_s=token_s,
+            slots=int(slots),
+            sequences=sequences,
+            longest_s=token_s * longest,
+            groups_done_s=np.array([]),
         )
 
     def scoring(self, pool: str, replicas: int) -> Scoring:
         """Every response with its prompt, which the engines read again for each: prefixes are not shared where log-probabilities are asked for."""
         seconds = self.scorers[pool].forward_s(self.work.sequences)
-        return Scoring(seconds=seconds * self._shares[pool] / min(replicas, self.work.groups), group_s=seconds / self.work.groups)
+        return Scoring(
+            seconds=seconds * self._shares[pool] / min(replicas, self.work.groups), group_s=seconds / self.work.groups
+        )
 
     def verifying(self) -> Scoring:
         """Processes judge a group each, one response after the other. Reward models are not in it."""
@@ -131,7 +138,9 @@ class PoolCosts:
         """The student's forward and backward pass over prompts and responses, divided evenly by packing."""
         learner, sequences = self.config.learner, self.work.sequences
         devices = ranks * learner.gpus_per_rank
-        flops = training_flops(self.student, sequences, checkpointing=learner.activation_checkpointing, frozen=learner.lora is not None)
+        flops = training_flops(
+            self.student, sequences, checkpointing=learner.activation_checkpointing, frozen=learner.lora is not None
+        )
         seconds = self.machine.training_s(flops, devices)
         update = 1 / self.config.training.updates_per_step
         part = min(update, learner.micro_batch_tokens * ranks / float(sequences.sum()))
@@ -152,7 +161,9 @@ class PoolCosts:
     @property
     def load_s(self) -> float:
         """Of an engine that maps new weights from its host's memory; it samples nothing meanwhile."""
-        return self.machine.host_s(self.student.parameters * DTYPE_BYTES[self.config.student.dtype] / max(1.0, self.engine.devices))
+        return self.machine.host_s(
+            self.student.parameters * DTYPE_BYTES[self.config.student.dtype] / max(1.0, self.engine.devices)
+        )
 
     def fits_learner(self, ranks: int) -> bool:
         """Whether so many ranks have the memory that training needs."""
@@ -169,7 +180,9 @@ class PoolCosts:
         memory_gib = max(1.0, rollout.gpus_per_worker) * self.machine.device.memory_gib * rollout.gpu_memory_fraction
         free_gib = memory_gib - engine_gib(self.student, self.config.student.dtype, rollout.tensor_parallel, 0)
         if free_gib <= 0:
-            raise PlanError(f"the student's weights leave a rollout worker no memory on {self.machine.device.title}: give it more devices")
+            raise PlanError(
+                f"the student's weights leave a rollout worker no memory on {self.machine.device.title}: give it more devices"
+            )
         return Engine(
             machine=self.machine,
             shape=self.student,
@@ -181,7 +194,14 @@ class PoolCosts:
 
     def _scorer(self, pool: str, model: ScoringConfig) -> Engine:
         shape = _known_shape(pool, str(model.path))
-        return Engine(machine=self.machine, shape=shape, dtype=model.dtype, devices=model.gpus_per_replica, max_sequences=1, cache_tokens=0)
+        return Engine(
+            machine=self.machine,
+            shape=shape,
+            dtype=model.dtype,
+            devices=model.gpus_per_replica,
+            max_sequences=1,
+            cache_tokens=0,
+        )
 
 
 def scoring_shares(config: RunConfig) -> Mapping[str, float]:
@@ -208,5 +228,7 @@ def _require_figures(config: RunConfig) -> None:
 def _known_shape(role: str, path: str) -> ModelShape:
     shape = shape_of(path)
     if shape is None:
-        raise PlanError(f"the {role}'s size is not known: no model's config.json at {path}; give a directory that has one")
+        raise PlanError(
+            f"the {role}'s size is not known: no model's config.json at {path}; give a directory that has one"
+        )
     return shape

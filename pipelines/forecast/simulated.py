@@ -36,7 +36,10 @@ class SimulatedSplit:
 
     @property
     def tokens_per_s(self) -> float:
-        return sum(sum(group.sampled.response_lengths) for step in self.run.steps for group in step.groups) / self.run.makespan_s
+        return (
+            sum(sum(group.sampled.response_lengths) for step in self.run.steps for group in step.groups)
+            / self.run.makespan_s
+        )
 
     @property
     def bound_by(self) -> str:
@@ -93,7 +96,15 @@ def slowest_scorer(costs: PoolCosts, sizes: Sizes) -> str | None:
 
 
 def simulate_split(
-    config: RunConfig, sizes: Sizes, *, lengths: Lengths, speeds: Speeds, teachers: int, failures_per_day: float, restart_s: float, steps: int
+    config: RunConfig,
+    sizes: Sizes,
+    *,
+    lengths: Lengths,
+    speeds: Speeds,
+    teachers: int,
+    failures_per_day: float,
+    restart_s: float,
+    steps: int,
 ) -> SimulatedSplit:
     """Take a run of so many steps through the simulator, with pools of these sizes.
 
@@ -104,10 +115,16 @@ def simulate_split(
     """
     by_pool = sizes.devices(config)
     devices = sum(by_pool.values())
-    whole, rollout = (devices, by_pool["rollout"]) if devices else (float(sizes.rollout + teachers + sizes.learner), float(sizes.rollout))
+    whole, rollout = (
+        (devices, by_pool["rollout"])
+        if devices
+        else (float(sizes.rollout + teachers + sizes.learner), float(sizes.rollout))
+    )
     failures = None
     if failures_per_day:
-        failures = Failures(mean_between_s=DAY_S * sizes.rollout / (failures_per_day * rollout / whole), restart_s=restart_s)
+        failures = Failures(
+            mean_between_s=DAY_S * sizes.rollout / (failures_per_day * rollout / whole), restart_s=restart_s
+        )
     verifier = config.verifier_pool
     bounded = config.model_copy(
         update={
@@ -119,7 +136,9 @@ def simulate_split(
         bounded,
         lengths=lengths,
         speeds=speeds,
-        sizes=PoolSizes(rollout=sizes.rollout, teacher=teachers, verifier=verifier.workers * verifier.processes_per_worker),
+        sizes=PoolSizes(
+            rollout=sizes.rollout, teacher=teachers, verifier=verifier.workers * verifier.processes_per_worker
+        ),
         failures=failures,
     )
     return SimulatedSplit(sizes=sizes, devices=devices, speeds=speeds, run=run)

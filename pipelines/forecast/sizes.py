@@ -32,8 +32,14 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
     Workers keep their devices: only their number changes. Every pool has one at least.
     """
     config, pools = costs.config, costs.config.scoring_pools
-    by_unit = {"rollout": config.rollout.gpus_per_worker, **{pool: model.gpus_per_replica for pool, model in pools.items()}}
-    rollouts = {n: costs.on_policy(n) if staleness == 0 else costs.ahead(n, staleness=staleness) for n in _counts(by_unit, "rollout", devices)}
+    by_unit = {
+        "rollout": config.rollout.gpus_per_worker,
+        **{pool: model.gpus_per_replica for pool, model in pools.items()},
+    }
+    rollouts = {
+        n: costs.on_policy(n) if staleness == 0 else costs.ahead(n, staleness=staleness)
+        for n in _counts(by_unit, "rollout", devices)
+    }
     scorings = {pool: {n: costs.scoring(pool, n) for n in _counts(by_unit, pool, devices)} for pool in pools}
     weights_s = costs.weights_s(devices)
     found = []
@@ -44,7 +50,9 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
         if ranks < 1 or not costs.fits_learner(ranks):
             continue
         scoring = {pool: scorings[pool][number] for pool, number in scorers.items()}
-        time = combined(costs, rollouts[workers], scoring, costs.learning(ranks), staleness=staleness, weights_s=weights_s)
+        time = combined(
+            costs, rollouts[workers], scoring, costs.learning(ranks), staleness=staleness, weights_s=weights_s
+        )
         found.append(Split(sizes=Sizes(rollout=workers, scorers=scorers, learner=ranks), time=time))
     return sorted(found, key=lambda split: split.time.seconds)
 

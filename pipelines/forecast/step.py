@@ -81,7 +81,13 @@ def step_time(costs: PoolCosts, sizes: Sizes, *, staleness: int) -> StepTime:
 
 
 def combined(
-    costs: PoolCosts, decoding: Decoding, scoring: Mapping[str, Scoring], learning: Learning, *, staleness: int, weights_s: float
+    costs: PoolCosts,
+    decoding: Decoding,
+    scoring: Mapping[str, Scoring],
+    learning: Learning,
+    *,
+    staleness: int,
+    weights_s: float,
 ) -> StepTime:
     """The same of pools whose seconds are known."""
     judging = costs.verifying()
@@ -93,7 +99,9 @@ def combined(
         "learner": learning.seconds + updates_s,
     }
     if staleness == 0:
-        return _on_policy(costs.config, decoding, [judging, *scoring.values()], learning, busy, after_s=updates_s + weights_s)
+        return _on_policy(
+            costs.config, decoding, [judging, *scoring.values()], learning, busy, after_s=updates_s + weights_s
+        )
     last_group_s = max(judging.group_s, *(each.group_s for each in scoring.values()), 0.0)
     way_s = decoding.longest_s + last_group_s + learning.last_part_s + updates_s + weights_s
     waits = busy | {LONGEST_RESPONSE: way_s / (staleness + 1)}
@@ -102,7 +110,13 @@ def combined(
 
 
 def _on_policy(
-    config: RunConfig, decoding: Decoding, scoring: Sequence[Scoring], learning: Learning, busy: Mapping[str, float], *, after_s: float
+    config: RunConfig,
+    decoding: Decoding,
+    scoring: Sequence[Scoring],
+    learning: Learning,
+    busy: Mapping[str, float],
+    *,
+    after_s: float,
 ) -> StepTime:
     """Groups go on as they are finished, and each pool takes them one after the other: what no sampling hides is what is left when the last one is there.
 
@@ -111,10 +125,15 @@ def _on_policy(
         after_s: of the optimizer and the weights, when everything else is done.
     """
     pools = ["verifier", *(pool for pool in busy if pool not in ("rollout", "verifier", "learner"))]
-    done = {pool: served(decoding.groups_done_s, each.seconds, each.group_s) for pool, each in zip(pools, scoring, strict=True)}
+    done = {
+        pool: served(decoding.groups_done_s, each.seconds, each.group_s)
+        for pool, each in zip(pools, scoring, strict=True)
+    }
     scored_s = np.maximum.reduce(list(done.values()))
     last_s = float(scored_s[-1])
-    learned_s = last_s + learning.seconds  # a mean over tokens is over a number that is known only at the end: nothing is done before
+    learned_s = (
+        last_s + learning.seconds
+    )  # a mean over tokens is over a number that is known only at the end: nothing is done before
     if config.objective.aggregation != "token_mean":
         # The first update goes on while groups arrive; those behind it wait for its last group, so the whole of their work is left.
         later_updates = 1 - 1 / config.training.updates_per_step
@@ -126,7 +145,13 @@ def _on_policy(
         "learner": learned_s + after_s - last_s,
     }
     seconds = learned_s + after_s
-    return StepTime(seconds=seconds, busy=busy, bound_by=max(waits, key=waits.__getitem__), exposed_s=seconds - decoding.seconds, decoding=decoding)
+    return StepTime(
+        seconds=seconds,
+        busy=busy,
+        bound_by=max(waits, key=waits.__getitem__),
+        exposed_s=seconds - decoding.seconds,
+        decoding=decoding,
+    )
 
 
 def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:

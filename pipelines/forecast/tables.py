@@ -52,11 +52,24 @@ class Forecast:
         table = Table(title=f"A step on {self.devices:g} {device.title}, predicted", title_justify="left")
         for column in ("pool", "workers", "GPUs", "busy s, on-policy", f"busy s, {self.staleness} ahead"):
             table.add_column(column, justify="left" if column == "pool" else "right")
-        workers = {"rollout": self.sizes.rollout, **self.sizes.scorers, "verifier": self.config.verifier_pool.workers, "learner": self.sizes.learner}
+        workers = {
+            "rollout": self.sizes.rollout,
+            **self.sizes.scorers,
+            "verifier": self.config.verifier_pool.workers,
+            "learner": self.sizes.learner,
+        }
         for pool, busy_s in self.on_policy.busy.items():
-            table.add_row(pool, str(workers[pool]), f"{sizes.get(pool, 0):g}", f"{busy_s:.1f}", f"{self.ahead.busy[pool]:.1f}")
+            table.add_row(
+                pool, str(workers[pool]), f"{sizes.get(pool, 0):g}", f"{busy_s:.1f}", f"{self.ahead.busy[pool]:.1f}"
+            )
         table.add_section()
-        table.add_row("[bold]step", "", f"{self.devices:g}", f"[bold]{self.on_policy.seconds:.1f}", f"[bold]{self.ahead.seconds:.1f}")
+        table.add_row(
+            "[bold]step",
+            "",
+            f"{self.devices:g}",
+            f"[bold]{self.on_policy.seconds:.1f}",
+            f"[bold]{self.ahead.seconds:.1f}",
+        )
         table.add_row("bounded by", "", "", self.on_policy.bound_by, self.ahead.bound_by)
         return table
 

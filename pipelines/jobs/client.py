@@ -86,14 +86,18 @@ class JobClient:
             self._client = _DeadlineClient()
         self.address = self._client.get_address()
 
-    def submit(self, job_id: str, *, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    def submit(
+        self, job_id: str, *, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> None:
         """Hand in a job; returns when the cluster has it, not when it runs.
 
         Raises:
             JobError: the cluster refuses it, for example because it has had one of this id.
         """
         with self._translated():
-            self._client.submit_job(submission_id=job_id, entrypoint=entrypoint, runtime_env=dict(runtime_env), metadata=dict(metadata))
+            self._client.submit_job(
+                submission_id=job_id, entrypoint=entrypoint, runtime_env=dict(runtime_env), metadata=dict(metadata)
+            )
 
     def find(self, job_id: str) -> Job | None:
         """A job by its id; None where the cluster knows none."""
@@ -195,7 +199,9 @@ class JobClient:
         try:
             yield
         except AuthenticationError as error:
-            raise ClusterError(f"the cluster at {self.address} refuses us: {_token_problem(str(error))}; {_TOKEN_ADVICE}") from error
+            raise ClusterError(
+                f"the cluster at {self.address} refuses us: {_token_problem(str(error))}; {_TOKEN_ADVICE}"
+            ) from error
         except (RayError, OSError) as error:
             raise ClusterError(f"no Ray cluster answers at {self.address}: {_first_line(error)}") from error
         except (RuntimeError, ValueError) as error:

@@ -26,7 +26,9 @@ STOP_GRACE_S = 60
 """What a run has to take its pools down when its job is stopped. Ray would give it three seconds, and teachers would stay behind."""
 
 # A job's environment can be read by whoever sees the dashboard.
-_SECRET_WORDS = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+_SECRET_WORDS = re.compile(
+    r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -69,7 +71,9 @@ class JobEnvironment:
     def __post_init__(self) -> None:
         secret = next((name for name in self.variables if _SECRET_WORDS.search(name)), None)
         if secret is not None:
-            raise ConfigError(f"{secret} looks like a secret, and a job's environment is shown on the dashboard: set it where the nodes are started")
+            raise ConfigError(
+                f"{secret} looks like a secret, and a job's environment is shown on the dashboard: set it where the nodes are started"
+            )
 
     def runtime_env(self, working_dir: Path) -> dict[str, Any]:
         """As Ray takes it.
@@ -79,7 +83,11 @@ class JobEnvironment:
         """
         environment = {**WORKER_ENVIRONMENT, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **self.variables}
         optional = {"pip": list(self.packages), "py_executable": self.python}
-        return {"working_dir": str(working_dir), "env_vars": environment, **{key: value for key, value in optional.items() if value}}
+        return {
+            "working_dir": str(working_dir),
+            "env_vars": environment,
+            **{key: value for key, value in optional.items() if value},
+        }
 
 
 def parse_variables(pairs: Sequence[str]) -> dict[str, str]:
@@ -90,7 +98,9 @@ def parse_variables(pairs: Sequence[str]) -> dict[str, str]:
     """
     wrong = [pair for pair in pairs if "=" not in pair or not _VARIABLE.fullmatch(pair.partition("=")[0])]
     if wrong:
-        raise ConfigError(f"an environment variable is given as NAME=VALUE, for example RLAD_CACHE=/shared/cache; got {wrong[0]!r}")
+        raise ConfigError(
+            f"an environment variable is given as NAME=VALUE, for example RLAD_CACHE=/shared/cache; got {wrong[0]!r}"
+        )
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
@@ -100,7 +110,12 @@ def absolute_run_dir(run_dir: Path | None, name: str) -> Path:
 
 
 def read_submission(
-    config: Path, overrides: Sequence[str], *, run_dir: Path | None, directory: WorkingDirectory, python: str | None = None
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    run_dir: Path | None,
+    directory: WorkingDirectory,
+    python: str | None = None,
 ) -> Submission:
     """Read and check a run's or comparison's configuration, and say what the job does.
 
@@ -109,7 +124,9 @@ def read_submission(
     """
     settings = read_settings(config, [])
     if "sets" in settings:
-        raise ConfigError(f"{config} is for `rlad eval`, which is no run: submit it with `ray job submit -- python -m pipelines eval ...`")
+        raise ConfigError(
+            f"{config} is for `rlad eval`, which is no run: submit it with `ray job submit -- python -m pipelines eval ...`"
+        )
     if "methods" in settings:
         comparison = load_comparison(config, overrides)
         command, name, runs = "compare", comparison.config.name, [planned.config for planned in comparison.runs]
@@ -121,7 +138,15 @@ def read_submission(
     for each in runs:
         _require_files(each, directory)
     where = absolute_run_dir(run_dir, name)
-    words = [python or "python", "-m", "pipelines", command, _path_in_job(config, directory), *overrides, "cluster.address=auto"]
+    words = [
+        python or "python",
+        "-m",
+        "pipelines",
+        command,
+        _path_in_job(config, directory),
+        *overrides,
+        "cluster.address=auto",
+    ]
     resolved = json.dumps([each.model_dump(mode="json", exclude={"cluster"}) for each in runs], sort_keys=True)
     return Submission(
         name=name,
@@ -132,7 +157,12 @@ def read_submission(
 
 
 def submit(
-    jobs: JobClient, submission: Submission, directory: WorkingDirectory, environment: JobEnvironment, *, job_id: str | None = None
+    jobs: JobClient,
+    submission: Submission,
+    directory: WorkingDirectory,
+    environment: JobEnvironment,
+    *,
+    job_id: str | None = None,
 ) -> tuple[Job, bool]:
     """Hand a run in, unless a job does it already. One that has ended is followed by another that continues the run: `ID-2`, `ID-3`.
 
@@ -173,7 +203,9 @@ def submit(
 def next_id(first: str, known: Sequence[str]) -> str:
     """The id after those that a run's jobs have had: `first`, then `first-2` and so on."""
     suffixes = [
-        1 if each == first else int(each.removeprefix(f"{first}-")) for each in known if re.fullmatch(rf"{re.escape(first)}(-[1-9]\d*)?", each)
+        1 if each == first else int(each.removeprefix(f"{first}-"))
+        for each in known
+        if re.fullmatch(rf"{re.escape(first)}(-[1-9]\d*)?", each)
     ]
     return f"{first}-{max(suffixes) + 1}" if suffixes else first
 
@@ -188,7 +220,9 @@ def find_job(jobs: JobClient, target: str) -> Job:
     known = jobs.all()
     found = [job for job in known if job.id == target] or [job for job in known if job.run_dir == where]
     if not found:
-        raise JobError(f"the cluster at {jobs.address} knows no job {target}, and none whose run is in {where}; `rlad list` shows what it knows")
+        raise JobError(
+            f"the cluster at {jobs.address} knows no job {target}, and none whose run is in {where}; `rlad list` shows what it knows"
+        )
     return found[-1]
 
 
@@ -203,7 +237,12 @@ def failure(job: Job, log: str) -> str:
         length = next((number for number, line in enumerate(rest) if not line.startswith("  ")), len(rest))
         return "\n".join([f"job {job.id} failed: {lines[starts[-1]].removeprefix('error: ')}", *rest[:length]])
     last = [line for line in (log or job.message).splitlines() if line.strip()][-5:]
-    return "\n".join([f"job {job.id} failed (exit code {job.exit_code}) and gave no reason; its last lines:", *(f"  {line}" for line in last)])
+    return "\n".join(
+        [
+            f"job {job.id} failed (exit code {job.exit_code}) and gave no reason; its last lines:",
+            *(f"  {line}" for line in last),
+        ]
+    )
 
 
 def exit_code(job: Job) -> int:
@@ -231,7 +270,9 @@ def _working_on(known: Sequence[Job], submission: Submission, first: str) -> Job
         return job
     namesake = next((job for job in alive if job.id == first), None)
     if namesake is not None:
-        raise JobError(f"there is a job {first} already, whose run is in {namesake.run_dir or 'another directory'}: choose another --submission-id")
+        raise JobError(
+            f"there is a job {first} already, whose run is in {namesake.run_dir or 'another directory'}: choose another --submission-id"
+        )
     return None
 
 
@@ -241,7 +282,9 @@ def _path_in_job(path: Path, directory: WorkingDirectory) -> str:
     if from_root.is_relative_to(directory.root):
         name = from_root.relative_to(directory.root).as_posix()
         if not directory.holds(name):
-            raise ConfigError(f"{path} is left out of what is uploaded from {directory.root} by an ignore file (.gitignore, .rladignore)")
+            raise ConfigError(
+                f"{path} is left out of what is uploaded from {directory.root} by an ignore file (.gitignore, .rladignore)"
+            )
         return name
     if path.is_absolute():
         return str(path)
@@ -253,7 +296,10 @@ def _path_in_job(path: Path, directory: WorkingDirectory) -> str:
 
 def _require_files(config: RunConfig, directory: WorkingDirectory) -> None:
     """Refuse relative paths of models and data that do not travel with the job."""
-    named = {"student.path": config.student.path, **{f"{pool}: path": model.path for pool, model in config.frozen_models.items()}}
+    named = {
+        "student.path": config.student.path,
+        **{f"{pool}: path": model.path for pool, model in config.frozen_models.items()},
+    }
     named |= {f"verifiers.{task}.path": model.path for task, model in reward_models(config.verifiers).items()}
     for key, prompts in (("prompts.path", config.prompts), ("evaluation.prompts.path", config.evaluation.prompts)):
         if isinstance(prompts, PromptFile):

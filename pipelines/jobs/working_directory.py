@@ -81,12 +81,18 @@ def read_working_directory(root: Path, *, without: Sequence[Path] = ()) -> Worki
         sizes[path.relative_to(root).as_posix()] = path.stat().st_size
         if len(sizes) > MAX_FILES:
             crowded = _folders_by(sizes, count=True)
-            raise JobError(f"the working directory {root} holds more than {MAX_FILES:,} files, most of them in {crowded}; {_advice(root)}")
+            raise JobError(
+                f"the working directory {root} holds more than {MAX_FILES:,} files, most of them in {crowded}; {_advice(root)}"
+            )
     if not sizes:
-        raise JobError(f"the working directory {root} holds nothing that travels with a job: give another with --working-dir")
+        raise JobError(
+            f"the working directory {root} holds nothing that travels with a job: give another with --working-dir"
+        )
     if (total := sum(sizes.values())) > MAX_BYTES:
         largest = _folders_by(sizes, count=False)
-        raise JobError(f"the working directory {root} is {_mib(total)}, and a job brings at most {_mib(MAX_BYTES)}: {largest}; {_advice(root)}")
+        raise JobError(
+            f"the working directory {root} is {_mib(total)}, and a job brings at most {_mib(MAX_BYTES)}: {largest}; {_advice(root)}"
+        )
     return WorkingDirectory(root=root, sizes=sizes)
 
 
@@ -102,7 +108,11 @@ class _Rules:
         for name in (".gitignore", IGNORE_FILE):
             if (folder / name).is_file():
                 lines += (folder / name).read_text().splitlines()
-        return _Rules(left_out=self.left_out, specs=(*self.specs, (folder, GitIgnoreSpec.from_lines(lines)))) if lines else self
+        return (
+            _Rules(left_out=self.left_out, specs=(*self.specs, (folder, GitIgnoreSpec.from_lines(lines))))
+            if lines
+            else self
+        )
 
     def ignore(self, path: Path, *, is_folder: bool) -> bool:
         """As git decides: the last pattern that matches, of the deepest file that has one."""
@@ -141,12 +151,16 @@ def _folders_by(sizes: Mapping[str, int], *, count: bool) -> str:
             name = deeper[0]
         return f"{name}{'/' if children[name] else ''} {f'{weights[name]:,} files' if count else _mib(weights[name])}"
 
-    heaviest = sorted((each for each in children["."] if weights[each] >= 0.01 * weights["."]), key=weights.__getitem__, reverse=True)
+    heaviest = sorted(
+        (each for each in children["."] if weights[each] >= 0.01 * weights["."]), key=weights.__getitem__, reverse=True
+    )
     return ", ".join(map(described, heaviest[:_LARGEST_NAMED]))
 
 
 def _advice(root: Path) -> str:
-    return f"name what the job does not need in {root / IGNORE_FILE}; models and data belong on storage that all nodes see"
+    return (
+        f"name what the job does not need in {root / IGNORE_FILE}; models and data belong on storage that all nodes see"
+    )
 
 
 def _mib(num_bytes: int) -> str:

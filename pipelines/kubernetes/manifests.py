@@ -75,7 +75,9 @@ class DeploymentOptions:
         if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
             raise PlanError(f"no schedule is called {self.tick!r}: expected a name as `rlad schedule list` shows it")
         if not _CRON.fullmatch(self.schedule):
-            raise PlanError(f"a schedule has five cron fields, as '0 2 * * *' for every night at two; got {self.schedule!r}")
+            raise PlanError(
+                f"a schedule has five cron fields, as '0 2 * * *' for every night at two; got {self.schedule!r}"
+            )
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError) as error:
@@ -98,7 +100,9 @@ class Deployment:
                 f"Kueue takes at most {_MAX_POD_SETS - 2} pools, the run has {len(self.groups)}: {', '.join(g.pool for g in self.groups)}"
             )
         if scaled := [group.pool for group in self.groups if group.max_replicas > group.replicas]:
-            raise PlanError(f"Kueue reserves what a run needs when it starts, so pool {scaled[0]} cannot grow beyond it: leave out --max-workers")
+            raise PlanError(
+                f"Kueue reserves what a run needs when it starts, so pool {scaled[0]} cannot grow beyond it: leave out --max-workers"
+            )
 
     def entrypoint(self, run_dir: str) -> str:
         return self.options.entrypoint or self.workload.entrypoint(run_dir)
@@ -112,7 +116,9 @@ def config_map(deployment: Deployment) -> Manifest:
 
 def ray_cluster(deployment: Deployment) -> Manifest:
     """A cluster that stays: runs are submitted to it. Its head may die and come back, since what it knows is kept in Redis."""
-    spec = _cluster_spec(deployment, deployment.groups) | {"gcsFaultToleranceOptions": _fault_tolerance(deployment.options)}
+    spec = _cluster_spec(deployment, deployment.groups) | {
+        "gcsFaultToleranceOptions": _fault_tolerance(deployment.options)
+    }
     return _object("ray.io/v1", "RayCluster", deployment, {"spec": spec})
 
 
@@ -130,7 +136,9 @@ def ray_cron_job(deployment: Deployment) -> Manifest:
         PlanError: with a queue.
     """
     if deployment.options.queue is not None:
-        raise PlanError("a RayCronJob does not hand Kueue's label on to its jobs, so they would pass the queue by: use --kind cronjob with --queue")
+        raise PlanError(
+            "a RayCronJob does not hand Kueue's label on to its jobs, so they would pass the queue by: use --kind cronjob with --queue"
+        )
     name = deployment.workload.name
     if deployment.options.tick is not None:
         job = _job_spec(deployment, _tick(deployment.options.tick), retries=2)  # which continue the run
@@ -146,15 +154,35 @@ def cron_job(deployment: Deployment) -> Manifest:
     """The same for clusters without RayCronJob: a job of Kubernetes' own submits a run to the standing RayCluster and stays until it has ended."""
     options, name = deployment.options, deployment.workload.name
     # $(RUN) is Kubernetes', replaced before any shell sees it: the name of this tick's job, the same whoever starts its pod.
-    command = _tick(options.tick) if options.tick is not None else _alone(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
+    command = (
+        _tick(options.tick)
+        if options.tick is not None
+        else _alone(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
+    )
     container = {
         "name": "submit",
         "image": options.image,
-        "command": ["ray", "job", "submit", "--address", f"http://{name}-head-svc:8265", "--submission-id", "$(RUN)", "--", *command.split()],
+        "command": [
+            "ray",
+            "job",
+            "submit",
+            "--address",
+            f"http://{name}-head-svc:8265",
+            "--submission-id",
+            "$(RUN)",
+            "--",
+            *command.split(),
+        ],
         "env": [
-            {"name": "RUN", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}},
+            {
+                "name": "RUN",
+                "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}},
+            },
             {"name": "RAY_AUTH_MODE", "value": "token"},
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": options.token_secret, "key": "auth_token"}}},
+            {
+                "name": "RAY_AUTH_TOKEN",
+                "valueFrom": {"secretKeyRef": {"name": options.token_secret, "key": "auth_token"}},
+            },
         ],
         "resources": {
             "requests": {"cpu": _SUBMITTER_CPUS, "memory": f"{_SUBMITTER_GIB}Gi"},
@@ -189,7 +217,9 @@ def ray_service(deployment: Deployment) -> Manifest:
     """
     teachers = _teachers(deployment.workload)
     groups = [group for group in deployment.groups if group.pool in teachers]
-    cluster = _cluster_spec(deployment, groups, with_config=False) | {"gcsFaultToleranceOptions": _fault_tolerance(deployment.options)}
+    cluster = _cluster_spec(deployment, groups, with_config=False) | {
+        "gcsFaultToleranceOptions": _fault_tolerance(deployment.options)
+    }
     serve = yaml.safe_dump(serve_config(deployment), sort_keys=False)
     spec = {"serveConfigV2": serve, "rayClusterConfig": cluster} | _suspended(deployment.options)
     return _object("ray.io/v1", "RayService", deployment, {"spec": spec}, suffix="-teacher")
@@ -210,7 +240,9 @@ def serve_config(deployment: Deployment) -> Manifest:
         if group.max_replicas > group.replicas:
             args["max_replicas"] = group.max_replicas * group.workers_per_pod
         # No route: what they do is reached by handle, from inside the cluster.
-        applications.append({"name": pool, "route_prefix": None, "import_path": "actors.teacher.application:build", "args": args})
+        applications.append(
+            {"name": pool, "route_prefix": None, "import_path": "actors.teacher.application:build", "args": args}
+        )
     return {"applications": applications}
 
 
@@ -220,7 +252,9 @@ def _teachers(workload: Workload) -> dict[str, TeacherConfig]:
         if isinstance(run, RunConfig):
             found |= {pool: teacher for pool, teacher in run.scoring_pools.items() if pool != "reference"}
     if not found:
-        raise PlanError("no teacher scores in this configuration that the run deploys, so there is none to serve: leave out rayservice")
+        raise PlanError(
+            "no teacher scores in this configuration that the run deploys, so there is none to serve: leave out rayservice"
+        )
     return found
 
 
@@ -256,16 +290,26 @@ def _autoscaling(options: DeploymentOptions) -> Manifest:
 def _head(deployment: Deployment, *, with_config: bool) -> Manifest:
     options = deployment.options
     container = _container("ray-head", options, cpus=_HEAD_CPUS, memory_gib=_HEAD_GIB, gpus=0)
-    container["ports"] = [{"containerPort": port, "name": name} for name, port in (("gcs-server", 6379), ("dashboard", 8265), ("client", 10001))]
+    container["ports"] = [
+        {"containerPort": port, "name": name}
+        for name, port in (("gcs-server", 6379), ("dashboard", 8265), ("client", 10001))
+    ]
     volumes = _volumes(options)
     if options.tick is not None and with_config:
-        container["env"].append({"name": "RLAD_SCHEDULES", "valueFrom": {"secretKeyRef": {"name": options.schedules_secret, "key": "url"}}})
+        container["env"].append(
+            {"name": "RLAD_SCHEDULES", "valueFrom": {"secretKeyRef": {"name": options.schedules_secret, "key": "url"}}}
+        )
     if with_config:
         container["volumeMounts"].append({"name": "config", "mountPath": str(CONFIG_FILE.parent), "readOnly": True})
         volumes.append({"name": "config", "configMap": {"name": f"{deployment.workload.name}-config"}})
     pod = {"restartPolicy": "Never", "securityContext": _pod_security(), "containers": [container], "volumes": volumes}
     # Of Ray's own CPUs it has none, so nothing but the driver and the broker comes here.
-    return {"labels": {POOL_LABEL: HEAD_POOL}, "resources": {"CPU": "0"}, "rayStartParams": {}, "template": {"spec": pod}}
+    return {
+        "labels": {POOL_LABEL: HEAD_POOL},
+        "resources": {"CPU": "0"},
+        "rayStartParams": {},
+        "template": {"spec": pod},
+    }
 
 
 def _worker_group(group: PodGroup, options: DeploymentOptions) -> Manifest:

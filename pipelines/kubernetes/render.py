@@ -31,11 +31,15 @@ class _File:
     purpose: tuple[str, ...]
 
 
-_CONFIG = _File(name="config.yaml", build=manifests.config_map, purpose=("The run's configuration; the head mounts it.",))
+_CONFIG = _File(
+    name="config.yaml", build=manifests.config_map, purpose=("The run's configuration; the head mounts it.",)
+)
 _SERVE = _File(
     name="serve.yaml",
     build=manifests.serve_config,
-    purpose=("The teachers for `serve deploy` on a Ray cluster with the same labels: what rayservice.yaml carries inside.",),
+    purpose=(
+        "The teachers for `serve deploy` on a Ray cluster with the same labels: what rayservice.yaml carries inside.",
+    ),
 )
 _FILES: Mapping[Kind, tuple[_File, ...]] = {
     "rayjob": (
@@ -43,7 +47,9 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
         _File(
             name="rayjob.yaml",
             build=manifests.ray_job,
-            purpose=("One run with a cluster of its own, which goes when the run has ended. Tried again, it continues from its last checkpoint.",),
+            purpose=(
+                "One run with a cluster of its own, which goes when the run has ended. Tried again, it continues from its last checkpoint.",
+            ),
         ),
     ),
     "raycluster": (
@@ -58,7 +64,11 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
     "rayservice": (
         _SERVE,
-        _File(name="rayservice.yaml", build=manifests.ray_service, purpose=("The teachers alone, as a service that stays. Needs a Redis.",)),
+        _File(
+            name="rayservice.yaml",
+            build=manifests.ray_service,
+            purpose=("The teachers alone, as a service that stays. Needs a Redis.",),
+        ),
     ),
     "cronjob": (
         _CONFIG,
@@ -101,7 +111,15 @@ class Rendered:
     left_out: tuple[str, ...]
 
 
-def render(config: Path, overrides: Sequence[str], *, kind: Kind, options: DeploymentOptions, sizing: SizingOptions, source: str) -> Rendered:
+def render(
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    kind: Kind,
+    options: DeploymentOptions,
+    sizing: SizingOptions,
+    source: str,
+) -> Rendered:
     """Make the files of one kind, or of all that the configuration and the options allow.
 
     Args:
@@ -177,7 +195,10 @@ def _noted(lines: Sequence[str], deployment: Deployment) -> list[str]:
         text = line.strip().removeprefix("- ")
         noted.append(f"{line}  # {notes.pop(text)}" if text in notes else line)
     guessed = {f"- groupName: {kubernetes_name(group.pool)}" for group in deployment.groups if group.is_memory_guessed}
-    return [f"{line}  # its memory is a guess: the model is not here (--memory)" if line.strip() in guessed else line for line in noted]
+    return [
+        f"{line}  # its memory is a guess: the model is not here (--memory)" if line.strip() in guessed else line
+        for line in noted
+    ]
 
 
 def _kustomization(files: Mapping[str, str], source: str) -> str:
@@ -186,7 +207,12 @@ def _kustomization(files: Mapping[str, str], source: str) -> str:
     others = [name for name in files if name not in (*_APPLIED_BY_DEFAULT, "serve.yaml")]
     if not resources or (resources == ["config.yaml"] and others):
         resources, others = [*resources, *others], []
-    lines = [f"# Made of {source} by `rlad deploy render`.", "apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization", "resources:"]
+    lines = [
+        f"# Made of {source} by `rlad deploy render`.",
+        "apiVersion: kustomize.config.k8s.io/v1beta1",
+        "kind: Kustomization",
+        "resources:",
+    ]
     lines += [f"  - {name}" for name in resources]
     lines += [f"  # - {name}  # applied on purpose only" for name in others]
     return "\n".join(lines) + "\n"

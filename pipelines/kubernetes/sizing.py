@@ -80,7 +80,9 @@ def pod_groups(runs: Sequence[RunConfig | EvaluationSuite], options: SizingOptio
 def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions) -> PodGroup:
     cpus, gpus = plan.resources.cpus / plan.workers, plan.resources.gpus / plan.workers
     if gpus > options.gpus_per_node:
-        raise PlanError(f"a {plan.pool} worker needs {gpus:g} GPUs, a machine has {options.gpus_per_node} (--gpus-per-node)")
+        raise PlanError(
+            f"a {plan.pool} worker needs {gpus:g} GPUs, a machine has {options.gpus_per_node} (--gpus-per-node)"
+        )
     if plan.pool == "learner" and gpus >= 1:
         per_pod = _largest_divisor(plan.workers, at_most=int(options.gpus_per_node // gpus))
     else:
@@ -100,7 +102,9 @@ def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOpti
     )
 
 
-def _memory_gib(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions, workers: int, gpus: float) -> int:
+def _memory_gib(
+    plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions, workers: int, gpus: float
+) -> int:
     """Memory of a pod with so many workers.
 
     On CPU it is what the plan says, and Ray's share. On GPUs as much as they have: a worker's weights pass through it once on their way there, and

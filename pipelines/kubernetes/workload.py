@@ -58,7 +58,9 @@ class Workload:
         option, *further = self.output
         odd = [word for word in self.command if not _PLAIN_WORD.fullmatch(word)]
         if odd:
-            raise ConfigError(f"{odd[0]!r} cannot be a word of a job's command: use letters, digits and any of @%+=:,./_-")
+            raise ConfigError(
+                f"{odd[0]!r} cannot be a word of a job's command: use letters, digits and any of @%+=:,./_-"
+            )
         return " ".join([*self.command, option, run_dir, *further, *_OVERRIDES])
 
 
@@ -76,10 +78,14 @@ def read_workload(path: Path, overrides: Sequence[str]) -> Workload:
     if "sets" in settings:
         suite = load_evaluation_suite(path, overrides)
         evaluate = ("rlad", "eval", str(shipped["student"]["path"]), "--config", str(CONFIG_FILE))
-        return Workload(name=kubernetes_name(suite.name), settings=shipped, runs=(suite,), command=evaluate, output=("--output",))
+        return Workload(
+            name=kubernetes_name(suite.name), settings=shipped, runs=(suite,), command=evaluate, output=("--output",)
+        )
     run = load_run_config(path, overrides)
     train = ("rlad", "run" if run.offline is None else "offline", str(CONFIG_FILE))
-    return Workload(name=kubernetes_name(run.name), settings=shipped, runs=(run,), command=train, output=("--run-dir", "--resume"))
+    return Workload(
+        name=kubernetes_name(run.name), settings=shipped, runs=(run,), command=train, output=("--run-dir", "--resume")
+    )
 
 
 def _comparison(path: Path, overrides: Sequence[str]) -> Workload:
@@ -101,7 +107,9 @@ def _leaf(override: str) -> tuple[str, Any]:
     key, _, _ = override.partition("=")
     value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
     if OmegaConf.is_config(value):
-        raise ConfigError(f"override {override!r} of a comparison holds several settings: give each by itself, as {key}.NAME=VALUE")
+        raise ConfigError(
+            f"override {override!r} of a comparison holds several settings: give each by itself, as {key}.NAME=VALUE"
+        )
     return key, value
 
 

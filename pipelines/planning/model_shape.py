@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rlad.config.lora import LoraConfig
 from rlad.errors import RladError
-from rlad.starters import is_missing_starter, resolve_model
+from rlad.models.references import resolve_model
+from rlad.starters import is_missing_starter
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -19,7 +19,8 @@ from pipelines.training.teacher_routing import require_equal_outputs, route_prom
 from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
-from rlad.starters import is_missing_starter, resolve_model
+from rlad.models.references import resolve_model
+from rlad.starters import is_missing_starter
 from rlad.verifiers import build_verifier, reward_models
 
 Level = Literal["ok", "warning", "error"]
@@ -33,7 +34,9 @@ class Finding:
     text: str
 
     def line(self) -> str:
-        return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[self.level] + self.text
+        return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[
+            self.level
+        ] + self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +87,17 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     return Plan(pools=pools, findings=findings)
 
 
-def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+def _check_models(
+    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+) -> Iterator[Finding]:
     paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
     fingerprints, templates = {}, {}
     for role, path in paths.items():
         if is_missing_starter(path):
-            yield Finding(level="warning", text=f"{role} {path} is not made yet: `rlad run` makes it first, or `rlad pretrain` now")
+            yield Finding(
+                level="warning",
+                text=f"{role} {path} is not made yet: `rlad run` makes it first, or `rlad pretrain` now",
+            )
             continue
         try:
             tokenizer = load_tokenizer(resolve_model(path))
@@ -102,12 +110,18 @@ def _check_models(config: RunConfig, student: ModelShape | None, frozen: Mapping
         if fingerprints[pool] != fingerprints["student"]:
             yield Finding(level="error", text=str(vocabulary_mismatch(pool)))
         elif templates[pool] != templates["student"]:
-            yield Finding(level="warning", text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives")
+            yield Finding(
+                level="warning",
+                text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives",
+            )
     yield from _check_outputs(config, student, frozen)
     yield from _check_adapters(config.learner, student)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
-        yield Finding(level="error", text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}")
+        yield Finding(
+            level="error",
+            text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}",
+        )
 
 
 def _check_shared_teachers(config: RunConfig) -> Iterator[Finding]:
@@ -117,7 +131,9 @@ def _check_shared_teachers(config: RunConfig) -> Iterator[Finding]:
         yield from (Finding(level=level, text=text) for level, text in check_shared_teachers(config))
 
 
-def _check_outputs(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+def _check_outputs(
+    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+) -> Iterator[Finding]:
     for pool, shape in frozen.items():
         if config.objective.teacher_support != "full" or pool == "reference" or student is None or shape is None:
             continue
@@ -133,7 +149,10 @@ def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterat
     if unknown := config.lora.targets_without([name for name, _ in student.linear_layers]):
         yield Finding(level="error", text=f"learner.lora.target_modules: the student has no linear layer {unknown[0]}")
     trained = student.trained_parameters(config.lora)
-    yield Finding(level="ok", text=f"adapters of rank {config.lora.rank}: {trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters")
+    yield Finding(
+        level="ok",
+        text=f"adapters of rank {config.lora.rank}: {trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters",
+    )
 
 
 def _check_prompts(config: RunConfig) -> Iterator[Finding]:
@@ -150,8 +169,13 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
         return
-    groups, longest = config.training.steps * config.training.prompts_per_step, max(len(ids) for ids in training.token_ids)
-    amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
+    groups, longest = (
+        config.training.steps * config.training.prompts_per_step,
+        max(len(ids) for ids in training.token_ids),
+    )
+    amount = (
+        f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
+    )
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
     yield Finding(level="ok", text=text)
 
@@ -163,7 +187,10 @@ def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
             if task not in models:
                 build_verifier(verifier)
             elif is_missing_starter(config.student.path):
-                yield Finding(level="warning", text=f"the reward model of task {task} is not checked before the student's tokenizer exists")
+                yield Finding(
+                    level="warning",
+                    text=f"the reward model of task {task} is not checked before the student's tokenizer exists",
+                )
                 continue
             elif tokenizer_fingerprint(models[task].path) != tokenizer_fingerprint(resolve_model(config.student.path)):
                 raise vocabulary_mismatch(reward_pool_name(task))
@@ -190,7 +217,9 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
     total = sum((pool.worker_gib or 0.0) * pool.workers for pool in known if not pool.resources.gpus)
     machine = psutil.virtual_memory().total / GIB
     if config.cluster.address is None and total > machine:
-        yield Finding(level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}")
+        yield Finding(
+            level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}"
+        )
 
 
 def _first_line(error: BaseException) -> str:

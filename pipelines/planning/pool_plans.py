@@ -30,7 +30,9 @@ def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
     """The pools of a run or an evaluation, without checking it against anything."""
     student = shape_of(config.student.path)
     if isinstance(config, RunConfig):
-        return list(run_pools(config, student, {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}))
+        return list(
+            run_pools(config, student, {pool: shape_of(model.path) for pool, model in config.frozen_models.items()})
+        )
     return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
 
 
@@ -48,7 +50,9 @@ def offloaded_gib(config: RunConfig) -> float | None:
     return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
 
 
-def run_pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]) -> Iterator[PoolPlan]:
+def run_pools(
+    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+) -> Iterator[PoolPlan]:
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield _rollout_plan(config, student)
@@ -57,7 +61,9 @@ def run_pools(config: RunConfig, student: ModelShape | None, frozen: Mapping[str
         generator, shape = config.offline.generator_of(rollout), frozen["teacher"]
         longest = generator.max_prompt_tokens + generator.max_response_tokens
         memory = engine_gib(shape, writer.dtype, generator.tensor_parallel, longest) if shape else None
-        yield PoolPlan(pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory)
+        yield PoolPlan(
+            pool="teacher", workers=generator.workers, resources=generation_demand(config)["teacher"], worker_gib=memory
+        )
     for pool, model in config.scoring_pools.items():
         shape = frozen[pool]
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
@@ -74,7 +80,9 @@ def _rollout_plan(config: RunConfig | EvaluationSuite, student: ModelShape | Non
     return PoolPlan(
         pool="rollout",
         workers=rollout.workers,
-        resources=Resources(cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker),
+        resources=Resources(
+            cpus=rollout.workers * rollout.cpus_per_worker, gpus=rollout.workers * rollout.gpus_per_worker
+        ),
         worker_gib=engine_gib(student, config.student.dtype, rollout.tensor_parallel, tokens) if student else None,
     )
 
@@ -82,7 +90,10 @@ def _rollout_plan(config: RunConfig | EvaluationSuite, student: ModelShape | Non
 def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
     pool = config.verifier_pool
     return PoolPlan(
-        pool="verifier", workers=pool.workers, resources=Resources(cpus=pool.workers * pool.cpus_per_worker, gpus=0.0), worker_gib=_PROCESS_GIB
+        pool="verifier",
+        workers=pool.workers,
+        resources=Resources(cpus=pool.workers * pool.cpus_per_worker, gpus=0.0),
+        worker_gib=_PROCESS_GIB,
     )
 
 

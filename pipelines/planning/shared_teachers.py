@@ -13,7 +13,8 @@ from pipelines.training.teacher_routing import require_can_score
 from rlad.config import RemoteTeacherConfig, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, DeadlineError, RladError, WorkerLostError
-from rlad.starters import is_missing_starter, resolve_model
+from rlad.models.references import resolve_model
+from rlad.starters import is_missing_starter
 from rlad.teacher.http_client import TeacherHttpClient, read_token, sends_token_in_clear
 from rlad.teacher.wire_format import TeacherIdentity
 
@@ -30,7 +31,10 @@ def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "wa
             yield "warning", f"{pool} {shared.label} is not looked for without a cluster's address (--address)"
             continue
         if isinstance(shared, RemoteTeacherConfig) and sends_token_in_clear(shared.url):
-            yield "warning", f"{pool} {shared.label}: the token travels in the clear; put TLS in front of the service, and say https"
+            yield (
+                "warning",
+                f"{pool} {shared.label}: the token travels in the clear; put TLS in front of the service, and say https",
+            )
         try:
             identity = _identity_of(shared, config)
             _require_fit(pool, identity, shared, config)
@@ -39,7 +43,10 @@ def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "wa
         except RladError as error:
             yield "error", str(error)
         else:
-            yield "ok", f"{pool} {shared.label}: model {identity.teacher[:12]}, tokenizer {identity.tokenizer[:12]}, {identity.engine} engine"
+            yield (
+                "ok",
+                f"{pool} {shared.label}: model {identity.teacher[:12]}, tokenizer {identity.tokenizer[:12]}, {identity.engine} engine",
+            )
 
 
 def _identity_of(shared: SharedTeacherConfig, config: RunConfig) -> TeacherIdentity:
@@ -55,12 +62,16 @@ async def _ask_service(name: str) -> TeacherIdentity:
 
 async def _ask_url(shared: RemoteTeacherConfig) -> TeacherIdentity:
     token = read_token(shared)
-    async with TeacherHttpClient(shared.url, token=token, client="plan", tokenizer="", timeout_s=_ASK_TIMEOUT_S, max_retries=0) as client:
+    async with TeacherHttpClient(
+        shared.url, token=token, client="plan", tokenizer="", timeout_s=_ASK_TIMEOUT_S, max_retries=0
+    ) as client:
         return await client.identity()
 
 
 def _require_fit(pool: str, identity: TeacherIdentity, shared: SharedTeacherConfig, config: RunConfig) -> None:
     require_fingerprint(identity, shared.fingerprint, who=f"{pool} {shared.label}")
     if not is_missing_starter(config.student.path):
-        require_tokenizer(identity, tokenizer_fingerprint(resolve_model(config.student.path)), who=f"{pool} {shared.label}")
+        require_tokenizer(
+            identity, tokenizer_fingerprint(resolve_model(config.student.path)), who=f"{pool} {shared.label}"
+        )
         require_can_score(pool, identity, config)

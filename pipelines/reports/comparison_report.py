@@ -71,12 +71,22 @@ def write_drawings(result: ComparisonResult, folder: Path) -> list[Drawing]:
     panels = 2 + len(groups)
     rows = -(-panels // _PANELS_A_ROW)
     plans: dict[str, tuple[str, float, float, Callable[[Figure], None]]] = {
-        "curves": ("Learning curves", 11.0, 2.9 * rows + 0.5, lambda figure: _draw_curves(figure, result, groups, rows)),
+        "curves": (
+            "Learning curves",
+            11.0,
+            2.9 * rows + 0.5,
+            lambda figure: _draw_curves(figure, result, groups, rows),
+        ),
         "accuracy": ("Accuracy after training, every run", 11.0, 3.6, lambda figure: _draw_accuracy(figure, result)),
     }
     if any(difference.low is not None for difference in result.differences):
         height = 1.3 + 0.42 * len(result.differences)
-        plans["differences"] = (f"Differences to {result.differences[0].reference}", 8.0, height, lambda figure: _draw_differences(figure, result))
+        plans["differences"] = (
+            f"Differences to {result.differences[0].reference}",
+            8.0,
+            height,
+            lambda figure: _draw_differences(figure, result),
+        )
     drawings = []
     for name, (title, width, height, draw) in plans.items():
         with new_figure(width, height) as figure:
@@ -134,7 +144,15 @@ def _draw_lines(axes: Axes, result: ComparisonResult, by_name: Mapping[str, Mapp
             continue
         steps, means = list(curve), [spread.mean for spread in curve.values()]
         colour, few = COLOURS[index % len(COLOURS)], len(curve) <= 12
-        axes.plot(steps, means, color=colour, linewidth=1.6, marker=_marker(index) if few else None, markersize=4.5, label=name)
+        axes.plot(
+            steps,
+            means,
+            color=colour,
+            linewidth=1.6,
+            marker=_marker(index) if few else None,
+            markersize=4.5,
+            label=name,
+        )
         bands = [spread.sd or 0.0 for spread in curve.values()]
         if any(bands):
             low, high = ([mean + sign * band for mean, band in zip(means, bands, strict=True)] for sign in (-1, 1))
@@ -153,12 +171,30 @@ def _draw_accuracy(figure: Figure, result: ComparisonResult) -> None:
             values = [accuracy_of(run.final, column) for run in runs]
             label = name if place == 0 else None
             axes.scatter(
-                [at] * len(values), values, s=26, color=colour, alpha=0.8, edgecolors="white", linewidths=0.6, marker=_marker(index), label=label
+                [at] * len(values),
+                values,
+                s=26,
+                color=colour,
+                alpha=0.8,
+                edgecolors="white",
+                linewidths=0.6,
+                marker=_marker(index),
+                label=label,
             )
-            axes.hlines(result.accuracy[name][column].mean, at - 0.42 * width, at + 0.42 * width, color=colour, linewidth=2)
+            axes.hlines(
+                result.accuracy[name][column].mean, at - 0.42 * width, at + 0.42 * width, color=colour, linewidth=2
+            )
     for place, column in enumerate(columns):
         start = result.accuracy["start"][column].mean
-        axes.hlines(start, place - 0.45, place + 0.45, color="#6b7280", linestyle=":", linewidth=1.4, label="start" if place == 0 else "_")
+        axes.hlines(
+            start,
+            place - 0.45,
+            place + 0.45,
+            color="#6b7280",
+            linestyle=":",
+            linewidth=1.4,
+            label="start" if place == 0 else "_",
+        )
     axes.set_xticks(range(len(columns)), _headings(result))
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.grid(visible=False, axis="x")
@@ -181,7 +217,9 @@ def _draw_differences(figure: Figure, result: ComparisonResult) -> None:
         index = order.index(difference.method)
         colour, mean = COLOURS[index % len(COLOURS)], 100 * difference.difference
         reach = [[mean - 100 * difference.low], [100 * difference.high - mean]]
-        axes.errorbar([mean], [place], xerr=reach, color=colour, marker=_marker(index), markersize=6, capsize=4, linewidth=1.8)
+        axes.errorbar(
+            [mean], [place], xerr=reach, color=colour, marker=_marker(index), markersize=6, capsize=4, linewidth=1.8
+        )
     axes.set_yticks(range(len(result.differences)), [difference.method for difference in result.differences])
     axes.set_ylim(len(result.differences) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")

@@ -39,11 +39,24 @@ class ComparisonResult:
             "prompts": self.records[0].final.overall.prompts,
             "samples": self.records[0].final.overall.samples,
             "group_by": self.evaluation.group_by,
-            "accuracy": {name: {column: asdict(spread) for column, spread in row.items()} for name, row in self.accuracy.items()},
-            "curve": {name: {step: asdict(spread) for step, spread in curve.items()} for name, curve in curves(self.records, ALL).items()},
+            "accuracy": {
+                name: {column: asdict(spread) for column, spread in row.items()} for name, row in self.accuracy.items()
+            },
+            "curve": {
+                name: {step: asdict(spread) for step, spread in curve.items()}
+                for name, curve in curves(self.records, ALL).items()
+            },
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
-            "differences": [{**asdict(difference), "sentence": difference.sentence()} for difference in self.differences],
+            "differences": [
+                {**asdict(difference), "sentence": difference.sentence()} for difference in self.differences
+            ],
             "runs": [
-                {"method": run.method, "seed": run.seed, "start": run.start.overall.mean, "final": run.final.overall.mean} for run in self.records
+                {
+                    "method": run.method,
+                    "seed": run.seed,
+                    "start": run.start.overall.mean,
+                    "final": run.final.overall.mean,
+                }
+                for run in self.records
             ],
         }

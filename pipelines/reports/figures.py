@@ -53,6 +53,10 @@ def write_png(figure: Figure, path: Path) -> None:
 def render_page(template: str, **values: Any) -> str:
     """A page from one of our templates. A name that the template uses and is not given is an error, not an empty place."""
     environment = Environment(
-        loader=PackageLoader("pipelines"), autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pipelines"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)

@@ -54,29 +54,64 @@ def write_report(run: RunDirectory) -> None:
 def _plots(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], group_by: str) -> list[Markup]:
     drawings = []
     if evaluations:
-        drawings.append(_draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by)))
-    if steps and "reward/mean" not in steps[0]:  # responses that were given, not sampled: nothing varies in them but the loss
+        drawings.append(
+            _draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by))
+        )
+    if (
+        steps and "reward/mean" not in steps[0]
+    ):  # responses that were given, not sampled: nothing varies in them but the loss
         return [
             *drawings,
             _draw("Loss", "trained steps", lambda axes: _lines(axes, steps, {"learner/loss": "loss"}, smooth=True)),
             _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
-            _draw("Trace length (tokens)", "trained steps", lambda axes: _lines(axes, steps, {"traces/response_tokens_mean": "mean"})),
-            _draw("Gradient norm", "trained steps", lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"})),
+            _draw(
+                "Trace length (tokens)",
+                "trained steps",
+                lambda axes: _lines(axes, steps, {"traces/response_tokens_mean": "mean"}),
+            ),
+            _draw(
+                "Gradient norm",
+                "trained steps",
+                lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"}),
+            ),
         ]
     if steps:
         drawings += [
-            _draw("Training reward", "trained steps", lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True)),
+            _draw(
+                "Training reward",
+                "trained steps",
+                lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True),
+            ),
             _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
-            _draw("Response length (tokens)", "trained steps", lambda axes: _lines(axes, steps, {"rollout/response_tokens_mean": "mean"})),
-            _draw("Distance in nats a token, mean |log ratio|", "trained steps", lambda axes: _lines(axes, steps, _DISTANCES)),
+            _draw(
+                "Response length (tokens)",
+                "trained steps",
+                lambda axes: _lines(axes, steps, {"rollout/response_tokens_mean": "mean"}),
+            ),
+            _draw(
+                "Distance in nats a token, mean |log ratio|",
+                "trained steps",
+                lambda axes: _lines(axes, steps, _DISTANCES),
+            ),
             _draw("Share of tokens clipped", "trained steps", lambda axes: _lines(axes, steps, _CLIPPED)),
-            _draw("Gradient norm", "trained steps", lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"})),
-            _draw("Engine against learner: |Δ log-probability|", "trained steps", lambda axes: _lines(axes, steps, _GAP, log=True)),
+            _draw(
+                "Gradient norm",
+                "trained steps",
+                lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"}),
+            ),
+            _draw(
+                "Engine against learner: |Δ log-probability|",
+                "trained steps",
+                lambda axes: _lines(axes, steps, _GAP, log=True),
+            ),
         ]
     return drawings
 
 
-_DISTANCES = {"objective/log_ratio_teacher_abs_mean": "student to teacher", "objective/log_ratio_behaviour_abs_mean": "student to sampler"}
+_DISTANCES = {
+    "objective/log_ratio_teacher_abs_mean": "student to teacher",
+    "objective/log_ratio_behaviour_abs_mean": "student to sampler",
+}
 _CLIPPED = {"objective/clip_fraction_positive": "advantage > 0", "objective/clip_fraction_negative": "advantage < 0"}
 _GAP = {"learner/logprob_gap_max": "largest", "learner/logprob_gap_mean": "mean"}
 
@@ -96,16 +131,23 @@ def _accuracy(axes: Axes, evaluations: list[dict[str, Any]], group_by: str) -> N
     at = [line["step"] for line in evaluations]
     overall = [line["overall"] for line in evaluations]
     axes.plot(at, [row["mean"] for row in overall], color="black", linewidth=2, label="all", marker="o", markersize=3)
-    axes.fill_between(at, [row["low"] for row in overall], [row["high"] for row in overall], color="black", alpha=0.1, linewidth=0)
+    axes.fill_between(
+        at, [row["low"] for row in overall], [row["high"] for row in overall], color="black", alpha=0.1, linewidth=0
+    )
     groups = evaluations[0]["groups"]
     for group in groups if len(groups) > 1 else []:
         axes.plot(
-            at, [line["groups"][group]["mean"] for line in evaluations], linewidth=1.2, label=group if "," in group_by else f"{group_by} {group}"
+            at,
+            [line["groups"][group]["mean"] for line in evaluations],
+            linewidth=1.2,
+            label=group if "," in group_by else f"{group_by} {group}",
         )
     axes.set_ylim(0, 1)
 
 
-def _lines(axes: Axes, steps: list[dict[str, Any]], names: dict[str, str], *, smooth: bool = False, log: bool = False) -> None:
+def _lines(
+    axes: Axes, steps: list[dict[str, Any]], names: dict[str, str], *, smooth: bool = False, log: bool = False
+) -> None:
     for name, label in names.items():
         points = [(line["step"], line[name]) for line in steps if name in line]
         if not points:
@@ -119,7 +161,12 @@ def _lines(axes: Axes, steps: list[dict[str, Any]], names: dict[str, str], *, sm
 
 
 def _stack(axes: Axes, steps: list[dict[str, Any]]) -> None:
-    axes.stackplot([line["step"] for line in steps], [[line[f"time/{stage}_s"] for line in steps] for stage in _STAGES], labels=_STAGES, alpha=0.8)
+    axes.stackplot(
+        [line["step"] for line in steps],
+        [[line[f"time/{stage}_s"] for line in steps] for stage in _STAGES],
+        labels=_STAGES,
+        alpha=0.8,
+    )
 
 
 def _smoothed(values: tuple[float, ...], window: int = 7) -> list[float]:
@@ -129,7 +176,10 @@ def _smoothed(values: tuple[float, ...], window: int = 7) -> list[float]:
 def _idle_shares(steps: list[dict[str, Any]]) -> dict[str, float]:
     """By pool, the median over the steps that tell."""
     pools = {name for line in steps for name in line if name.startswith("idle/")}
-    return {name.removeprefix("idle/"): statistics.median(line[name] for line in steps if name in line) for name in sorted(pools)}
+    return {
+        name.removeprefix("idle/"): statistics.median(line[name] for line in steps if name in line)
+        for name in sorted(pools)
+    }
 
 
 def _stage_shares(steps: list[dict[str, Any]]) -> dict[str, float]:

@@ -11,7 +11,12 @@ from rlad.config import RunConfig
 
 # Below this share of a step nothing is worth a sentence about more workers.
 _WORTH_SAYING = 0.05
-_WORKERS = {"rollout": "rollout worker", "teacher": "teacher replica", "verifier": "verifier", "learner": "learner rank"}
+_WORKERS = {
+    "rollout": "rollout worker",
+    "teacher": "teacher replica",
+    "verifier": "verifier",
+    "learner": "learner rank",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,9 @@ class RunDirectory:
             RunDirectoryError: it exists and `resume` is off, it is of another configuration, or another process runs in it.
         """
         if self.config.exists() and not resume:
-            raise RunDirectoryError(f"{self.path} already holds a run: continue it with --resume, or choose another --run-dir")
+            raise RunDirectoryError(
+                f"{self.path} already holds a run: continue it with --resume, or choose another --run-dir"
+            )
         if self.path.exists() and not self.config.exists() and any(self.path.iterdir()):
             raise RunDirectoryError(f"{self.path} exists, is not empty and holds no run: choose another --run-dir")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,9 @@ class RunDirectory:
             ConfigError: it was taught by others before.
         """
         if self.teachers.is_file() and (before := json.loads(self.teachers.read_text())) != fingerprints:
-            changed = sorted(name for name in before.keys() | fingerprints.keys() if before.get(name) != fingerprints.get(name))
+            changed = sorted(
+                name for name in before.keys() | fingerprints.keys() if before.get(name) != fingerprints.get(name)
+            )
             raise ConfigError(
                 f"{', '.join(changed)} is another model than when {self.path} was started (fingerprints in {self.teachers}): deploy the former one "
                 "again, or start another run"

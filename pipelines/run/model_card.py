@@ -13,7 +13,11 @@ from rlad.evaluation.accuracy import EvaluationSummary
 def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: EvaluationSummary) -> None:
     """Write `README.md` into the run's export."""
     config = run.read_config()
-    metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["rlad", "distillation", config.objective.name])
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rlad", "distillation", config.objective.name],
+    )
     evaluation = config.evaluation
     text = f"""---
 {metadata.to_yaml()}
@@ -42,7 +46,11 @@ def _objective(config: RunConfig) -> str:
 
 def _adapters(config: RunConfig) -> str:
     lora = config.learner.lora
-    return "" if lora is None else f", through LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (added to the weights; alone in `adapter/`)"
+    return (
+        ""
+        if lora is None
+        else f", through LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (added to the weights; alone in `adapter/`)"
+    )
 
 
 def _teacher(config: RunConfig) -> str:
@@ -50,14 +58,27 @@ def _teacher(config: RunConfig) -> str:
         return f" on the traces at `{config.offline.traces}`"
     if config.teacher is None:
         return ""
-    return f" on traces of the teacher `{config.teacher.label}`" if config.offline is not None else f" under the teacher `{config.teacher.label}`"
+    return (
+        f" on traces of the teacher `{config.teacher.label}`"
+        if config.offline is not None
+        else f" under the teacher `{config.teacher.label}`"
+    )
 
 
 def _diet(config: RunConfig) -> str:
     size = config.training.prompts_per_step
-    return f"{size} traces" if config.offline is not None else f"{size} prompts with {config.rollout.group_size} responses each"
+    return (
+        f"{size} traces"
+        if config.offline is not None
+        else f"{size} prompts with {config.rollout.group_size} responses each"
+    )
 
 
 def _rows(before: EvaluationSummary, after: EvaluationSummary) -> str:
-    pairs = [(name, before.groups[name], after.groups[name]) for name in after.groups] + [("all", before.overall, after.overall)]
-    return "\n".join(f"| {name} | {new.prompts} | {old.mean:.1%} | {new.mean:.1%} | {new.low:.1%} to {new.high:.1%} |" for name, old, new in pairs)
+    pairs = [(name, before.groups[name], after.groups[name]) for name in after.groups] + [
+        ("all", before.overall, after.overall)
+    ]
+    return "\n".join(
+        f"| {name} | {new.prompts} | {old.mean:.1%} | {new.mean:.1%} | {new.low:.1%} to {new.high:.1%} |"
+        for name, old, new in pairs
+    )

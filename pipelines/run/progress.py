@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from pipelines.run.bottleneck import bottleneck
@@ -73,8 +82,15 @@ class PhaseProgress:
         state = self._live.tasks[self._live.task_ids.index(self._task)]
         before = state.completed
         self._live.update(self._task, advance=1, detail=detail)
-        if detail and not self._console.is_terminal and state.total and 10 * (before + 1) // state.total > 10 * before // state.total:
-            self._console.print(f"{state.description}  {before + 1:.0f}/{state.total:.0f}  {detail}", highlight=False, soft_wrap=True)
+        if (
+            detail
+            and not self._console.is_terminal
+            and state.total
+            and 10 * (before + 1) // state.total > 10 * before // state.total
+        ):
+            self._console.print(
+                f"{state.description}  {before + 1:.0f}/{state.total:.0f}  {detail}", highlight=False, soft_wrap=True
+            )
 
 
 def step_line(metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> str:
@@ -83,7 +99,11 @@ def step_line(metrics: Mapping[str, float], accuracy: float | None, workers: Map
     Args:
         workers: of each pool.
     """
-    parts = [f"reward {metrics['reward/mean']:.2f}"] if "reward/mean" in metrics else [f"loss {metrics.get('learner/loss', float('nan')):.3f}"]
+    parts = (
+        [f"reward {metrics['reward/mean']:.2f}"]
+        if "reward/mean" in metrics
+        else [f"loss {metrics.get('learner/loss', float('nan')):.3f}"]
+    )
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.1%}")
     speed = "rollout" if "rollout/tokens_per_s" in metrics else "traces"
@@ -117,7 +137,9 @@ def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_b
             cells.append(f"{100 * (rows[-1].mean - rows[0].mean):+.1f}")
         if group is None:
             table.add_section()
-        table.add_row(group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None)
+        table.add_row(
+            group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None
+        )
     table.caption = f"mean@{last.overall.samples}, 95% confidence interval"
     return table
 
@@ -136,10 +158,14 @@ def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -
             table.add_section()
         cells = [_with_interval(row.mean, row.low, row.high)]
         if with_majority:
-            cells.append(_with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-")
+            cells.append(
+                _with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-"
+            )
         cells += [f"{row.pass_at[k].mean:.1%}" for k in several]
         style = "bold" if row is summary.overall else None
-        table.add_row(group, str(row.prompts), *cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", style=style)
+        table.add_row(
+            group, str(row.prompts), *cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", style=style
+        )
     table.caption = "in brackets the 95% confidence interval over prompts"
     return table
 

@@ -16,16 +16,21 @@ from rlad.data.records import dataset_fingerprint
 from rlad.errors import PlanError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.model_fingerprint import model_fingerprint
+from rlad.models.references import resolve_model
 from rlad.registry.change_log import utc_now
 from rlad.registry.registry import ModelRegistry
 from rlad.registry.versions import Lineage, ModelVersion, parse_reference
-from rlad.starters import resolve_model
 
 _GIT_TIMEOUT_S = 10.0
 
 
 def register_run(
-    registry: ModelRegistry, name: str, run: RunDirectory, *, parent: str | None = None, evaluation: EvaluationSummary | None = None
+    registry: ModelRegistry,
+    name: str,
+    run: RunDirectory,
+    *,
+    parent: str | None = None,
+    evaluation: EvaluationSummary | None = None,
 ) -> ModelVersion:
     """Register a finished run's export as the next version of a model; a run that is registered already gives the version it has.
 
@@ -41,7 +46,9 @@ def register_run(
     config = run.read_config()
     result = finished_result(config, run)
     if result is None:
-        raise RunDirectoryError(f"the run at {run.path} is not finished, so it has nothing to register: continue it with --resume")
+        raise RunDirectoryError(
+            f"the run at {run.path} is not finished, so it has nothing to register: continue it with --resume"
+        )
     if parent is not None:
         parent_name, ref = parse_reference(parent)
         parent = registry.get(parent_name, ref or "latest").reference
@@ -51,7 +58,9 @@ def register_run(
         run.export,
         lineage=lineage_of(config, run, parent=parent),
         evaluation=evaluation or result.after,
-        metrics={key: float(value) for key, value in steps[-1].items() if isinstance(value, int | float)} if steps else {},
+        metrics={key: float(value) for key, value in steps[-1].items() if isinstance(value, int | float)}
+        if steps
+        else {},
         config=config.model_dump(mode="json"),
         idempotency_key=run_id_of(config, run),
     )

@@ -37,7 +37,10 @@ class Telemetry:
         self._board.flush()
 
     def record_evaluation(self, step: int, summary: EvaluationSummary, elapsed_s: float) -> None:
-        _append(self._run.evaluations, {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()})
+        _append(
+            self._run.evaluations,
+            {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()},
+        )
         self._board.add_scalar("evaluation/accuracy", summary.overall.mean, step)
         for group, row in summary.groups.items():
             self._board.add_scalar(f"evaluation/accuracy_{group}", row.mean, step)
@@ -48,7 +51,17 @@ class Telemetry:
         events of the Chrome trace format, which Perfetto lays out in rows."""
         identity = f"{pool}:{name}:{start}"
         for phase, at in (("b", start), ("e", end)):
-            self._events.append({"name": name, "cat": pool, "ph": phase, "id": identity, "pid": pool, "tid": worker or pool, "ts": round(at * 1e6)})
+            self._events.append(
+                {
+                    "name": name,
+                    "cat": pool,
+                    "ph": phase,
+                    "id": identity,
+                    "pid": pool,
+                    "tid": worker or pool,
+                    "ts": round(at * 1e6),
+                }
+            )
 
     def write_timeline(self) -> None:
         write_atomically(self._run.timeline, json.dumps({"traceEvents": list(self._events), "displayTimeUnit": "ms"}))
@@ -61,7 +74,9 @@ class Telemetry:
 def _keep_up_to(path: Path, step: int) -> None:
     """Drop the lines of later steps, and a last line that a kill cut short."""
     if path.exists():
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step))
+        write_atomically(
+            path, "".join(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step)
+        )
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

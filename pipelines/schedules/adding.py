@@ -16,7 +16,9 @@ from rlad.errors import ConfigError, ScheduleError
 from rlad.registry.registry import ModelRegistry
 
 
-def schedule_settings(name: str, config: Path, overrides: list[str], *, directory: Path, registry: str, **settings: Any) -> ScheduleConfig:
+def schedule_settings(
+    name: str, config: Path, overrides: list[str], *, directory: Path, registry: str, **settings: Any
+) -> ScheduleConfig:
     """A schedule of a run's file, with every path made absolute: whoever ticks may work elsewhere.
 
     Raises:

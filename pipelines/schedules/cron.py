@@ -72,7 +72,9 @@ def parse_cron(cron: str, timezone: str) -> WallClockTrigger:
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ConfigError(f"no time zone {timezone!r}: expected a name as Europe/Berlin") from error
     try:
-        return WallClockTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_as_names(weekday), timezone=zone)
+        return WallClockTrigger(
+            minute=minute, hour=hour, day=day, month=month, day_of_week=_as_names(weekday), timezone=zone
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{cron!r} are no cron fields: {error}") from error
 
@@ -121,6 +123,8 @@ def _as_names(weekday: str) -> str:
             raise ConfigError(f"the day of the week {part!r} steps from one day: give a range, as 1-5{step}")
         days = range(first, (int(last) if last is not None else first) + 1)
         if not days:
-            raise ConfigError(f"the days of the week {part!r} run backwards: give the earlier one first (7 is Sunday too)")
+            raise ConfigError(
+                f"the days of the week {part!r} run backwards: give the earlier one first (7 is Sunday too)"
+            )
         parts += [_WEEKDAYS[day] for day in days[:: int(step[1:]) if step else 1]]
     return ",".join(dict.fromkeys(parts))

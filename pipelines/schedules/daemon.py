@@ -38,7 +38,11 @@ class ScheduleDaemon:
         self._ticker, self._look_s = ticker, look_s
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(_THREADS)},
-            job_defaults={"coalesce": True, "max_instances": _INSTANCES, "misfire_grace_time": None},  # the tick itself judges what is too late
+            job_defaults={
+                "coalesce": True,
+                "max_instances": _INSTANCES,
+                "misfire_grace_time": None,
+            },  # the tick itself judges what is too late
             timezone=UTC,
         )
         self._cron_of: dict[str, tuple[str, str]] = {}
@@ -65,14 +69,20 @@ class ScheduleDaemon:
                 self._keep_in_step(schedule)
                 if is_waiting(schedule, self._ticker):
                     job = f"{schedule.name} (found waiting)"
-                    self._scheduler.add_job(self._tick, args=[schedule.name], id=job, replace_existing=True, max_instances=1)
+                    self._scheduler.add_job(
+                        self._tick, args=[schedule.name], id=job, replace_existing=True, max_instances=1
+                    )
         except (SQLAlchemyError, RladError) as error:
-            logger.warning("store_not_read error=%s", error)  # the jobs that are known go on; the next look may do better
+            logger.warning(
+                "store_not_read error=%s", error
+            )  # the jobs that are known go on; the next look may do better
 
     def _keep_in_step(self, schedule: Schedule) -> None:
         cron = (schedule.config.cron, schedule.config.timezone)
         if not schedule.is_paused and self._cron_of.get(schedule.name) != cron:
-            self._scheduler.add_job(self._tick, parse_cron(*cron), args=[schedule.name], id=schedule.name, replace_existing=True)
+            self._scheduler.add_job(
+                self._tick, parse_cron(*cron), args=[schedule.name], id=schedule.name, replace_existing=True
+            )
             self._cron_of[schedule.name] = cron
 
     def _tick(self, name: str) -> None:

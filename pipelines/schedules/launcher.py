@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pipelines
 
-_LEASH = "pipelines.schedules.leash"
+_CHILD_MODULE = "pipelines.schedules.child_process"
 _ROOT = Path(pipelines.__file__).parents[1]
 # The end of a log that the reason of a failure is looked for in.
 _TAIL_BYTES = 65_536
@@ -70,7 +70,7 @@ class ChildProcess:
     def start(self, request: RunRequest) -> RunningRun:
         request.log.parent.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", _LEASH, str(os.getpid()), *self.command, *request.arguments]
+        command = [sys.executable, "-m", _CHILD_MODULE, str(os.getpid()), *self.command, *request.arguments]
         with request.log.open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(

@@ -68,7 +68,12 @@ class HeldLease:
                 return
             except SQLAlchemyError as error:
                 reason = error.orig if isinstance(error, DBAPIError) else error
-                logger.warning("lease_not_renewed schedule=%s left_s=%.1f error=%s", self.lease.schedule, safe_until - asked, reason)
+                logger.warning(
+                    "lease_not_renewed schedule=%s left_s=%.1f error=%s",
+                    self.lease.schedule,
+                    safe_until - asked,
+                    reason,
+                )
                 if time.monotonic() > safe_until:
                     self.lost.set()
                     return

@@ -66,21 +66,39 @@ def _sentence(tick: Tick, model: str) -> str:
 def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
     assert settings.webhook_env is not None
     url = _from_environment(settings.webhook_env)
-    headers = {"Authorization": f"Bearer {_from_environment(settings.token_env)}"} if settings.token_env is not None else {}
-    for attempt in Retrying(retry=retry_if_exception(_may_pass), stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(max=10), reraise=True):
+    headers = (
+        {"Authorization": f"Bearer {_from_environment(settings.token_env)}"} if settings.token_env is not None else {}
+    )
+    for attempt in Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_exponential(max=10),
+        reraise=True,
+    ):
         with attempt:
             httpx.post(url, json=message, headers=headers, timeout=settings.timeout_s).raise_for_status()
 
 
 def _may_pass(error: BaseException) -> bool:
     """A request that cannot be sent, for a line break in the token or a URL of no known kind, cannot be sent the next time either."""
-    return isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+    return isinstance(error, httpx.HTTPError) and not isinstance(
+        error, httpx.LocalProtocolError | httpx.UnsupportedProtocol
+    )
 
 
 def _run(settings: NotifyConfig, message: dict[str, Any]) -> None:
-    result = subprocess.run(settings.command, input=json.dumps(message), capture_output=True, text=True, timeout=settings.timeout_s, check=False)
+    result = subprocess.run(
+        settings.command,
+        input=json.dumps(message),
+        capture_output=True,
+        text=True,
+        timeout=settings.timeout_s,
+        check=False,
+    )
     if result.returncode != 0:
-        raise ScheduleError(f"{settings.command[0]} ended with status {result.returncode}: {result.stderr.strip()[-200:]}")
+        raise ScheduleError(
+            f"{settings.command[0]} ended with status {result.returncode}: {result.stderr.strip()[-200:]}"
+        )
 
 
 def _from_environment(name: str) -> str:

@@ -37,7 +37,9 @@ class RefreshedPrompts:
 def evaluation_fingerprint(records: Sequence[PromptRecord], evaluation: EvaluationConfig) -> str:
     """Of everything that an accuracy depends on beside the student: the prompts, and how responses to them are sampled."""
     how = evaluation.model_dump(mode="json", exclude={"prompts", "every_steps", "group_by"})
-    return hashlib.blake2b(json.dumps([dataset_fingerprint(records), how], sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([dataset_fingerprint(records), how], sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
 
 
 def freeze_evaluation(config: ScheduleConfig, run: RunConfig) -> str:
@@ -61,7 +63,11 @@ def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
     expected = schedule.evaluation_fingerprint
     frozen = schedule.directory.evaluation(expected)
     is_lost = not frozen.is_file()
-    records = load_prompts(seen_from(run.evaluation.prompts, schedule.config.working_dir)) if is_lost else read_prompt_file(frozen)
+    records = (
+        load_prompts(seen_from(run.evaluation.prompts, schedule.config.working_dir))
+        if is_lost
+        else read_prompt_file(frozen)
+    )
     found = evaluation_fingerprint(records, run.evaluation)
     if found != expected:
         raise ScheduleError(
@@ -73,7 +79,9 @@ def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
     return records
 
 
-def refresh_prompts(schedule: ScheduleConfig, run: RunConfig, evaluation: Iterable[PromptRecord], seen: set[SeenFile]) -> RefreshedPrompts | None:
+def refresh_prompts(
+    schedule: ScheduleConfig, run: RunConfig, evaluation: Iterable[PromptRecord], seen: set[SeenFile]
+) -> RefreshedPrompts | None:
     """Read the files that match the schedule's pattern; None where there is nothing to train on.
 
     A prompt that is also in the evaluation is left out. The same prompt in two files counts once.
@@ -85,7 +93,11 @@ def refresh_prompts(schedule: ScheduleConfig, run: RunConfig, evaluation: Iterab
     form = run.prompts.form if isinstance(run.prompts, PromptFile) else "sentences"
     # Path.glob takes no absolute pattern.
     paths = sorted(glob.glob(str(Path(schedule.working_dir) / schedule.prompts.pattern), recursive=True))  # noqa: PTH207
-    files = [SeenFile(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in paths if Path(path).is_file()]
+    files = [
+        SeenFile(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        for path in paths
+        if Path(path).is_file()
+    ]
     new_files = [file for file in files if file not in seen]
     chosen = new_files if schedule.prompts.use == "new" else files
     by_id: dict[str, tuple[PromptRecord, str]] = {}
@@ -93,17 +105,25 @@ def refresh_prompts(schedule: ScheduleConfig, run: RunConfig, evaluation: Iterab
         for record in read_prompt_file(file.path, form=form):
             known, where = by_id.setdefault(record.id, (record, file.path))
             if known != record:
-                raise DataError(f"{file.path}: prompt id {record.id!r} is another prompt in {where}: ids are unique over all files of a schedule")
+                raise DataError(
+                    f"{file.path}: prompt id {record.id!r} is another prompt in {where}: ids are unique over all files of a schedule"
+                )
     held_out = {_content(record) for record in evaluation}
     records = [record for record, _ in by_id.values() if _content(record) not in held_out]
     if not records:
         return None
-    return RefreshedPrompts(records=records, files=tuple(chosen), new_files=tuple(new_files), left_out=len(by_id) - len(records))
+    return RefreshedPrompts(
+        records=records, files=tuple(chosen), new_files=tuple(new_files), left_out=len(by_id) - len(records)
+    )
 
 
 def seen_from(source: PromptSource, working_dir: str) -> PromptSource:
     """A prompt source whose path, where it has one, does not depend on where the process runs."""
-    return source.model_copy(update={"path": str(Path(working_dir) / source.path)}) if isinstance(source, PromptFile) else source
+    return (
+        source.model_copy(update={"path": str(Path(working_dir) / source.path)})
+        if isinstance(source, PromptFile)
+        else source
+    )
 
 
 def write_prompts(records: Sequence[PromptRecord], path: Path) -> PromptFile:

@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S = 0.2
 
 
-def until_told(work: Callable[[], T], stop: threading.Event) -> T:
+def run_until_signalled(work: Callable[[], T], stop: threading.Event) -> T:
     """Do work in a thread of its own; a signal sets `stop`, and the work ends when it has seen to it.
 
     A handler must not set the event: it runs in the midst of whatever holds the event's lock. It only remembers; and blocking the signals instead would not

@@ -88,13 +88,17 @@ class ScheduleStore:
             is_sqlite = parsed.get_backend_name() == "sqlite"
             if is_sqlite and parsed.database:
                 _make_folder(parsed.database)
-            self._engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite)
+            self._engine = sa.create_engine(
+                parsed, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite
+            )
             try:
                 _TABLES.create_all(self._engine)
             except DBAPIError:
                 _TABLES.create_all(self._engine)  # somebody else has made one of them in between
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise ScheduleError(f"{_URL_ENV} has to be a database URL whose driver is installed, as sqlite:///FILE: {error}") from error
+            raise ScheduleError(
+                f"{_URL_ENV} has to be a database URL whose driver is installed, as sqlite:///FILE: {error}"
+            ) from error
         except (DBAPIError, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise ScheduleError(f"the schedules at {self._shown} cannot be opened: {reason}") from error
@@ -111,14 +115,27 @@ class ScheduleStore:
             ScheduleError: there is one of that name.
         """
         values: dict[str, Any] = {"config": config.model_dump_json(), "evaluation_fingerprint": evaluation_fingerprint}
-        fresh = {"is_paused": False, "active_since": self._clock(), "lease_token": 0, "lease_owner": None, "lease_expires_at": None}
+        fresh = {
+            "is_paused": False,
+            "active_since": self._clock(),
+            "lease_token": 0,
+            "lease_owner": None,
+            "lease_expires_at": None,
+        }
         with self._engine.begin() as connection:
-            if replace and connection.execute(_SCHEDULES.update().where(_SCHEDULES.c.name == config.name).values(**values)).rowcount:
+            if (
+                replace
+                and connection.execute(
+                    _SCHEDULES.update().where(_SCHEDULES.c.name == config.name).values(**values)
+                ).rowcount
+            ):
                 return
             try:
                 connection.execute(_SCHEDULES.insert().values(name=config.name, **values, **fresh))
             except IntegrityError as error:
-                raise ScheduleError(f"there is a schedule {config.name!r}: change it with --replace, or remove it first") from error
+                raise ScheduleError(
+                    f"there is a schedule {config.name!r}: change it with --replace, or remove it first"
+                ) from error
 
     def schedule(self, name: str) -> Schedule:
         """
@@ -128,7 +145,9 @@ class ScheduleStore:
         for schedule in self.schedules():
             if schedule.name == name:
                 return schedule
-        raise ScheduleError(f"no schedule {name!r} in {self._shown}; there are {', '.join(each.name for each in self.schedules()) or 'none'}")
+        raise ScheduleError(
+            f"no schedule {name!r} in {self._shown}; there are {', '.join(each.name for each in self.schedules()) or 'none'}"
+        )
 
     def schedules(self) -> list[Schedule]:
         """All, by name."""
@@ -164,7 +183,9 @@ class ScheduleStore:
         with self._engine.begin() as connection:
             free = sa.or_(_SCHEDULES.c.lease_expires_at.is_(None), _SCHEDULES.c.lease_expires_at < now)
             if not connection.execute(_SCHEDULES.delete().where(_SCHEDULES.c.name == name, free)).rowcount:
-                raise LeaseHeldError(f"a tick of {name} is under way ({schedule.lease_owner}): pause the schedule and wait, or end that process")
+                raise LeaseHeldError(
+                    f"a tick of {name} is under way ({schedule.lease_owner}): pause the schedule and wait, or end that process"
+                )
             connection.execute(_TICKS.delete().where(_TICKS.c.schedule == name))
             connection.execute(_SEEN.delete().where(_SEEN.c.schedule == name))
 
@@ -186,7 +207,9 @@ class ScheduleStore:
         with self._engine.begin() as connection:
             row = connection.execute(_SCHEDULES.select().where(_SCHEDULES.c.name == name)).one_or_none()
             if row is not None and (row.lease_expires_at is None or row.lease_expires_at < now):
-                taken = _SCHEDULES.update().where(_SCHEDULES.c.name == name, _SCHEDULES.c.lease_token == row.lease_token)
+                taken = _SCHEDULES.update().where(
+                    _SCHEDULES.c.name == name, _SCHEDULES.c.lease_token == row.lease_token
+                )
                 token = row.lease_token + 1
                 values = {"lease_token": token, "lease_owner": owner, "lease_expires_at": now + lease_s}
                 if connection.execute(taken.values(**values)).rowcount:
@@ -200,7 +223,11 @@ class ScheduleStore:
             LeaseLostError: the lease has another holder, or the schedule is gone.
         """
         with self._fenced(lease) as connection:
-            connection.execute(_SCHEDULES.update().where(_SCHEDULES.c.name == lease.schedule).values(lease_expires_at=self._clock() + lease_s))
+            connection.execute(
+                _SCHEDULES.update()
+                .where(_SCHEDULES.c.name == lease.schedule)
+                .values(lease_expires_at=self._clock() + lease_s)
+            )
 
     def release(self, lease: Lease) -> None:
         """Let the next ticker come at once. Nothing happens where the lease is lost."""
@@ -211,14 +238,27 @@ class ScheduleStore:
     @contextmanager
     def _fenced(self, lease: Lease) -> Iterator[sa.Connection]:
         with self._engine.begin() as connection:
-            mine = _SCHEDULES.update().where(_SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token)
+            mine = _SCHEDULES.update().where(
+                _SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token
+            )
             if not connection.execute(mine.values(lease_token=lease.token)).rowcount:
-                raise LeaseLostError(f"{lease.owner} has lost the lease of {lease.schedule} (token {lease.token}): another ticker went on without it")
+                raise LeaseLostError(
+                    f"{lease.owner} has lost the lease of {lease.schedule} (token {lease.token}): another ticker went on without it"
+                )
             yield connection
 
     # Ticks
 
-    def open_tick(self, lease: Lease, *, kind: TickKind, scheduled_at: float, run_id: str | None, status: TickStatus, coalesced: int = 0) -> Tick:
+    def open_tick(
+        self,
+        lease: Lease,
+        *,
+        kind: TickKind,
+        scheduled_at: float,
+        run_id: str | None,
+        status: TickStatus,
+        coalesced: int = 0,
+    ) -> Tick:
         """Begin a tick; one that does not run has ended with that."""
         now = self._clock()
         ended_at = None if status == "running" else now
@@ -266,7 +306,11 @@ class ScheduleStore:
             for file in seen:
                 same = (_SEEN.c.schedule == tick.schedule, _SEEN.c.path == file.path, _SEEN.c.sha256 == file.sha256)
                 if connection.execute(_SEEN.select().where(*same)).first() is None:
-                    connection.execute(_SEEN.insert().values(schedule=tick.schedule, path=file.path, sha256=file.sha256, run_id=tick.run_id))
+                    connection.execute(
+                        _SEEN.insert().values(
+                            schedule=tick.schedule, path=file.path, sha256=file.sha256, run_id=tick.run_id
+                        )
+                    )
         return tick
 
     def history(self, name: str) -> list[Tick]:
@@ -276,7 +320,9 @@ class ScheduleStore:
     def last_time(self, name: str) -> float | None:
         """The latest time that a tick of the clock stood for; None before the first."""
         with self._engine.connect() as connection:
-            query = sa.select(sa.func.max(_TICKS.c.scheduled_at)).where(_TICKS.c.schedule == name, _TICKS.c.kind == "cron")
+            query = sa.select(sa.func.max(_TICKS.c.scheduled_at)).where(
+                _TICKS.c.schedule == name, _TICKS.c.kind == "cron"
+            )
             found: float | None = connection.execute(query).scalar()
             return found
 
@@ -302,7 +348,9 @@ class ScheduleStore:
             raise ScheduleError(f"there is a run {tick.run_id} already") from error
         assert key is not None
         made = tick.with_id(key[0])
-        connection.execute(_TICKS.update().where(_TICKS.c.id == made.id).values(record=_TICK_JSON.dump_json(made).decode()))
+        connection.execute(
+            _TICKS.update().where(_TICKS.c.id == made.id).values(record=_TICK_JSON.dump_json(made).decode())
+        )
         return made
 
     def _ticks(self, *where: sa.ColumnElement[bool]) -> list[Tick]:

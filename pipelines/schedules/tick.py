@@ -93,7 +93,10 @@ def tick(name: str, ticker: Ticker, *, kind: TickKind = "cron") -> list[Tick]:
     try:
         with hold_lease(ticker.store, name, schedule.config.lease_s, stop=ticker.stop) as held:
             schedule = ticker.store.schedule(name)  # it may have been changed while the lease was waited for
-            ended = [_TickAtWork(ticker, schedule, held, unfinished).carry_out() for unfinished in ticker.store.unfinished(name)]
+            ended = [
+                _TickAtWork(ticker, schedule, held, unfinished).carry_out()
+                for unfinished in ticker.store.unfinished(name)
+            ]
             opened = _open(ticker, schedule, held, kind)
             return ended if opened is None else [*ended, _TickAtWork(ticker, schedule, held, opened).carry_out()]
     except LeaseHeldError as error:
@@ -158,7 +161,7 @@ class _TickAtWork:
         self._config, self._directory = schedule.config, schedule.directory
 
     def carry_out(self) -> Tick:
-        """Bring the tick to its end, from wherever it stands, by as many attempts as it has left."""
+        """SubmitGroup the tick to its end, from wherever it stands, by as many attempts as it has left."""
         while self._tick.status == "running":
             if self._tick.attempts > self._config.retries:
                 self._end("failed", self._tick.reason or f"its ticker died in each of {self._tick.attempts} attempts")
@@ -179,9 +182,14 @@ class _TickAtWork:
 
     def _attempt(self) -> None:
         assert self._tick.run_id is not None
-        plan = self._tick.plan or plan_run(self._schedule, self._tick.run_id, self._ticker.store.seen_files(self._schedule.name))
+        plan = self._tick.plan or plan_run(
+            self._schedule, self._tick.run_id, self._ticker.store.seen_files(self._schedule.name)
+        )
         if plan is None:
-            self._end("skipped", f"no file that matches {self._config.prompts and self._config.prompts.pattern} has prompts to train on")
+            self._end(
+                "skipped",
+                f"no file that matches {self._config.prompts and self._config.prompts.pattern} has prompts to train on",
+            )
             return
         self._save(plan=plan)
         self._run()
@@ -220,7 +228,11 @@ class _TickAtWork:
             DeadlineError, LeaseLostError, TickInterruptedError: it was ended.
         """
         assert self._tick.run_id is not None
-        request = RunRequest(arguments=tuple(arguments), working_dir=Path(self._config.working_dir), log=self._directory.log(self._tick.run_id))
+        request = RunRequest(
+            arguments=tuple(arguments),
+            working_dir=Path(self._config.working_dir),
+            log=self._directory.log(self._tick.run_id),
+        )
         ended = self._watch(self._ticker.launcher.start(request))
         if ended.status != 0:
             raise RunFailedError(f"{ended.reason} (log: {request.log})")
@@ -230,7 +242,9 @@ class _TickAtWork:
         try:
             while (ended := running.wait(_WATCH_S)) is None:
                 if self._held.lost.is_set():
-                    raise LeaseLostError(f"the lease of {self._schedule.name} was lost: {self._tick.run_id} was ended, another ticker continues it")
+                    raise LeaseLostError(
+                        f"the lease of {self._schedule.name} was lost: {self._tick.run_id} was ended, another ticker continues it"
+                    )
                 if self._ticker.stop.is_set():
                     raise TickInterruptedError(
                         f"told to end: {self._tick.run_id} was stopped, and the next tick continues it from its last checkpoint"
@@ -271,13 +285,20 @@ class _TickAtWork:
             self._held.require()
             try:
                 if decision.promote:
-                    registry.promote(version.name, version.version, expected=production, reason=f"{self._tick.run_id}: {decision.reason}")
+                    registry.promote(
+                        version.name,
+                        version.version,
+                        expected=production,
+                        reason=f"{self._tick.run_id}: {decision.reason}",
+                    )
                 self._note_best(registry, version)
             except AliasConflictError as error:
                 logger.warning("alias_moved schedule=%s error=%s", self._schedule.name, error)
                 continue
             return outcome
-        raise RunFailedError(f"the aliases of {version.name} were moved by somebody else {_DECISIONS} times while {version.reference} was judged")
+        raise RunFailedError(
+            f"the aliases of {version.name} were moved by somebody else {_DECISIONS} times while {version.reference} was judged"
+        )
 
     def _evaluation_of(
         self, registry: ModelRegistry, plan: RunPlan, production: int | None, result: RunResult
@@ -314,10 +335,17 @@ class _TickAtWork:
         best = registry.aliases(version.name).get(BEST)
         if best is not None:
             known = registry.get(version.name, best).evaluation
-            if known.prompts.keys() == version.evaluation.prompts.keys() and known.overall.mean >= version.evaluation.overall.mean:
+            if (
+                known.prompts.keys() == version.evaluation.prompts.keys()
+                and known.overall.mean >= version.evaluation.overall.mean
+            ):
                 return
         registry.set_alias(
-            version.name, BEST, version.version, expected=best, reason=f"{version.evaluation.overall.mean:.1%} on the frozen evaluation"
+            version.name,
+            BEST,
+            version.version,
+            expected=best,
+            reason=f"{version.evaluation.overall.mean:.1%} on the frozen evaluation",
         )
 
     def _tidy(self, plan: RunPlan) -> None:
@@ -341,16 +369,22 @@ class _TickAtWork:
             self._end("failed", str(error))
             return
         wait_s = self._config.retry_wait_s * 2 ** (attempts - 1)
-        logger.warning("attempt_failed run=%s attempt=%d retry_in_s=%g error=%s", self._tick.run_id, attempts, wait_s, error)
+        logger.warning(
+            "attempt_failed run=%s attempt=%d retry_in_s=%g error=%s", self._tick.run_id, attempts, wait_s, error
+        )
         self._save(reason=str(error))
         if self._ticker.stop.wait(wait_s):
-            raise TickInterruptedError(f"told to end while {self._tick.run_id} waited for its next attempt: the next tick continues it")
+            raise TickInterruptedError(
+                f"told to end while {self._tick.run_id} waited for its next attempt: the next tick continues it"
+            )
 
     def _end(self, status: TickStatus, reason: str | None) -> None:
         seen = self._tick.plan.new_files if status == "finished" and self._tick.plan is not None else ()
         ended = replace(self._tick, status=status, reason=reason, ended_at=self._ticker.clock())
         self._tick = self._ticker.store.save(self._held.lease, ended, seen=seen)
-        logger.info("tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, reason)
+        logger.info(
+            "tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, reason
+        )
 
     def _save(self, **changes: Any) -> None:
         self._tick = self._ticker.store.save(self._held.lease, replace(self._tick, **changes))

@@ -11,9 +11,9 @@ import numpy as np
 
 from actors.messages import WeightsPublication
 from pipelines.training.broker_client import BrokerClient
-from pipelines.training.group_pipeline import GroupFollower, Judges, Samples, Scores
+from pipelines.training.group_pipeline import GroupPipeline, Judges, Samples, Scores
 from pipelines.training.prompts import EncodedPrompts
-from pipelines.training.step_loop import Clock, StepHooks, Steps, TrainedStep, TrainingSet, Turns
+from pipelines.training.step_loop import Clock, PromptScheduler, StepHooks, Steps, TrainedStep, TrainingSet
 from rlad.config import RunConfig
 from rlad.data.records import PromptRecord
 
@@ -41,11 +41,13 @@ def stand_in_prompts(count: int, *, task: str = TASK) -> EncodedPrompts:
 
 def group_names(config: RunConfig, prompts: EncodedPrompts) -> list[str]:
     """The names of all groups of a run, in their order."""
-    turns = Turns(_training_set(config, prompts), seed=config.seed)
+    turns = PromptScheduler(_training_set(config, prompts), seed=config.seed)
     return [turns.take()[0] for _ in range(config.training.steps * config.training.prompts_per_step)]
 
 
-async def drive(config: RunConfig, prompts: EncodedPrompts, pools: StandInPools, broker: Any, *, clock: Clock) -> list[TrainedStep]:
+async def drive(
+    config: RunConfig, prompts: EncodedPrompts, pools: StandInPools, broker: Any, *, clock: Clock
+) -> list[TrainedStep]:
     """Take a run through its steps. The learner, which somebody else has started, is waited for.
 
     Args:
@@ -57,10 +59,10 @@ async def drive(config: RunConfig, prompts: EncodedPrompts, pools: StandInPools,
     client = BrokerClient(handle=broker)
     training_set = _training_set(config, prompts)
     started = await client.poll("wait_started", deadline_s=_TIMEOUT_S, waiting_for="the stand-in learner")
-    turns = Turns(training_set, seed=config.seed, used=await client.tell("reopen", started.version))
+    turns = PromptScheduler(training_set, seed=config.seed, used=await client.tell("reopen", started.version))
     teachers: Mapping[str, Scores] = {"teacher": pools.teacher} if pools.teacher is not None else {}
     mixture = dict.fromkeys(teachers, 1.0)
-    follower = GroupFollower(
+    follower = GroupPipeline(
         config,
         prompts,
         {record.id: mixture for record in prompts.records},
@@ -96,4 +98,8 @@ async def drive(config: RunConfig, prompts: EncodedPrompts, pools: StandInPools,
 
 
 def _training_set(config: RunConfig, prompts: EncodedPrompts) -> TrainingSet:
-    return TrainingSet(fingerprint="stand-in", prompt_ids=[record.id for record in prompts.records], group_size=config.rollout.group_size)
+    return TrainingSet(
+        fingerprint="stand-in",
+        prompt_ids=[record.id for record in prompts.records],
+        group_size=config.rollout.group_size,
+    )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.experience.broker import ExperienceBroker, PartPolicy
-from actors.experience.parts import ColumnsRef
+from actors.experience.batch_shards import ColumnsRef
+from actors.experience.broker import ExperienceBroker, ShardPolicy
 from actors.messages import JudgedGroup, SampledGroup, SampleRequest, WeightsPublication
 from actors.pool.routing import Router, queue_capacity
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
@@ -67,7 +67,9 @@ class SimulatedRun:
         return float(np.median(times))
 
 
-def simulate(config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None = None) -> SimulatedRun:
+def simulate(
+    config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None = None
+) -> SimulatedRun:
     """Take a run through its steps in virtual time.
 
     Args:
@@ -78,7 +80,9 @@ def simulate(config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: Pool
         return run_in_virtual_time(_simulate(config, Path(folder), lengths, speeds, sizes, failures))
 
 
-async def _simulate(config: RunConfig, folder: Path, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None) -> SimulatedRun:
+async def _simulate(
+    config: RunConfig, folder: Path, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None
+) -> SimulatedRun:
     loop = asyncio.get_running_loop()
     prompts = stand_in_prompts(config.training.prompts_per_step * 4)
     broker = InProcess(ExperienceBroker(str(folder / "ledger.sqlite"), part_policy(config), config.rollout.group_size))
@@ -112,9 +116,9 @@ async def _simulate(config: RunConfig, folder: Path, lengths: Lengths, speeds: S
     )
 
 
-def part_policy(config: RunConfig) -> PartPolicy:
+def part_policy(config: RunConfig) -> ShardPolicy:
     """How a run's groups become parts. Stand-ins give every group a right and a wrong response, so that none is left out."""
-    return PartPolicy(
+    return ShardPolicy(
         ranks=1,  # the stand-in learner is all ranks at once
         token_budget=config.learner.micro_batch_tokens * config.learner.ranks,
         skip_equal_rewards=True,
@@ -126,9 +130,13 @@ def part_policy(config: RunConfig) -> PartPolicy:
 class SimulatedRollout:
     """A rollout pool: the router of the real one over engines that only take time."""
 
-    def __init__(self, config: RunConfig, lengths: Lengths, speeds: Speeds, workers: int, failures: Failures | None) -> None:
+    def __init__(
+        self, config: RunConfig, lengths: Lengths, speeds: Speeds, workers: int, failures: Failures | None
+    ) -> None:
         self._lengths, self._speeds, self._failures = lengths, speeds, failures
-        self._router = Router(capacity=queue_capacity(config.rollout.model_copy(update={"max_sequences": speeds.slots})))
+        self._router = Router(
+            capacity=queue_capacity(config.rollout.model_copy(update={"max_sequences": speeds.slots}))
+        )
         self._engines: dict[str, DecodingSlots] = {}
         self._lost: dict[str, asyncio.Future[None]] = {}
         self._lives: list[asyncio.Task[None]] = []

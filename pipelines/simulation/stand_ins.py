@@ -78,8 +78,12 @@ class StandInLearner:
                 while part is None:
                     part = await self._broker.claim.remote(step, 0, index)
                 claimed = clock()
-                tokens = sum(self._lengths.of_group(uid)[response] for batch in part.micro_batches for uid, response in batch)
-                await asyncio.sleep(tokens * self._speeds.learner_token_s + (self._speeds.update_s if part.ends_update else 0.0))
+                tokens = sum(
+                    self._lengths.of_group(uid)[response] for batch in part.micro_batches for uid, response in batch
+                )
+                await asyncio.sleep(
+                    tokens * self._speeds.learner_token_s + (self._speeds.update_s if part.ends_update else 0.0)
+                )
                 self.waited_s += claimed - asked
                 self.trained_s += clock() - claimed
                 index, is_done = index + 1, part.ends_step

@@ -48,11 +48,18 @@ class BrokerClient:
         return await poll(lambda: self._call(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        return await within(getattr(self._handle, method).remote(*arguments), deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+        return await within(
+            getattr(self._handle, method).remote(*arguments),
+            deadline_s=_ANSWER_TIMEOUT_S,
+            waiting_for=f"the broker ({method})",
+        )
 
     async def _tell_all(self) -> None:
         while self._untold:
-            told, self._untold = [each for each in self._untold if not each[2].done()], []  # without those whose caller has given up
+            told, self._untold = (
+                [each for each in self._untold if not each[2].done()],
+                [],
+            )  # without those whose caller has given up
             try:
                 answers = await self._call("answer", [(method, arguments) for method, arguments, _ in told])
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked gets to know it

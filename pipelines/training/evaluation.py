@@ -35,7 +35,9 @@ async def evaluate(
     on_prompt: Callable[[], None] = lambda: None,
 ) -> EvaluationSummary:
     """Sample and judge every evaluation prompt of a run. Arguments as in `evaluate_set`."""
-    return await evaluate_set(rollout, verifiers, prompts, config.evaluation, config.rollout, label=label, on_prompt=on_prompt)
+    return await evaluate_set(
+        rollout, verifiers, prompts, config.evaluation, config.rollout, label=label, on_prompt=on_prompt
+    )
 
 
 async def evaluate_set(
@@ -93,7 +95,9 @@ async def evaluate_set(
     return summarise(await together(*(one(index) for index in range(len(prompts.records)))))
 
 
-@retry(retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+@retry(
+    retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True
+)
 async def sample_and_judge(
     rollout: RolloutPool, verifiers: VerdictPools, request: SampleRequest, *, with_texts: bool = False
 ) -> tuple[SampledGroup, JudgedGroup]:
@@ -103,7 +107,9 @@ async def sample_and_judge(
         WorkerLostError, DeadlineError: in every attempt.
     """
     sampled = await rollout.sample(request)
-    judged = await verifiers.verify(sampled.group_ref, task=request.task, num_tokens=sum(sampled.response_lengths), with_texts=with_texts)
+    judged = await verifiers.verify(
+        sampled.group_ref, task=request.task, num_tokens=sum(sampled.response_lengths), with_texts=with_texts
+    )
     return sampled, judged
 
 

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
+from actors.experience.batch_shards import ColumnsRef, GroupRefs, WeightedScores
 from actors.experience.broker import FinishedGroup
-from actors.experience.parts import ColumnsRef, GroupRefs, WeightedScores
 from actors.messages import JudgedGroup, SampledGroup, SampleRequest
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import together
 from pipelines.training.prompts import EncodedPrompts
-from pipelines.training.step_loop import Clock, OpenStep, Turns
+from pipelines.training.step_loop import Clock, OpenStep, PromptScheduler
 from pipelines.training.step_metrics import FollowedGroup
 from rlad.advantages import shaped_rewards
 from rlad.config import RunConfig
@@ -50,7 +50,7 @@ class Scores(Protocol):
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef: ...
 
 
-class GroupFollower:
+class GroupPipeline:
     """Brings groups of a distillation to the broker."""
 
     def __init__(
@@ -59,7 +59,7 @@ class GroupFollower:
         prompts: EncodedPrompts,
         mixtures: Mapping[str, Mapping[str, float]],
         *,
-        turns: Turns,
+        turns: PromptScheduler,
         broker: BrokerClient,
         rollout: Samples,
         verifiers: Judges,
@@ -78,12 +78,14 @@ class GroupFollower:
         self._rollout, self._verifiers, self._teachers, self._reference = rollout, verifiers, teachers, reference
 
     async def bring(self, step: OpenStep, uid: str, attempt: int, record: int) -> FollowedGroup:
-        """Bring one group of a step to the broker, or others in its place if it is dropped."""
+        """SubmitGroup one group of a step to the broker, or others in its place if it is dropped."""
         followed = await self._follow(step, self._request(uid, attempt, record))
         while followed.is_dropped:
             uid, record = self._turns.take()
             dropped = followed.sampled
-            attempt = await self._broker.tell("refill", step.number, dropped.uid, dropped.attempt, uid, self._prompts.records[record].id)
+            attempt = await self._broker.tell(
+                "refill", step.number, dropped.uid, dropped.attempt, uid, self._prompts.records[record].id
+            )
             followed = await self._follow(step, self._request(uid, attempt, record))
         return followed
 
@@ -122,7 +124,10 @@ class GroupFollower:
                 is_dropped=is_dropped,
             )
 
-        recorded, judging = self._broker.tell("record_sampled", sampled.uid, sampled.attempt), self._judge(sampled, request.task)
+        recorded, judging = (
+            self._broker.tell("record_sampled", sampled.uid, sampled.attempt),
+            self._judge(sampled, request.task),
+        )
         if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
             _, (judged, judged_at) = await together(recorded, judging)
             if self._is_to_drop(step, sampled, judged):
@@ -168,14 +173,27 @@ class GroupFollower:
     def _scoring(self, sampled: SampledGroup, mixture: Mapping[str, float]) -> list[Coroutine[Any, Any, ColumnsRef]]:
         """What scores the group: its teachers in their order, each for what the objective needs and nothing more, then the reference if there is one."""
         num_tokens, support = sum(sampled.response_lengths), self._config.objective.teacher_support
-        teachers = [self._teachers[teacher].score(sampled.group_ref, num_tokens=num_tokens, support=support) for teacher in mixture]
-        return teachers if self._reference is None else [*teachers, self._reference.score(sampled.group_ref, num_tokens=num_tokens)]
+        teachers = [
+            self._teachers[teacher].score(sampled.group_ref, num_tokens=num_tokens, support=support)
+            for teacher in mixture
+        ]
+        return (
+            teachers
+            if self._reference is None
+            else [*teachers, self._reference.score(sampled.group_ref, num_tokens=num_tokens)]
+        )
 
-    def _refs(self, sampled: SampledGroup, judged: JudgedGroup, mixture: Mapping[str, float], scores: list[ColumnsRef]) -> GroupRefs:
+    def _refs(
+        self, sampled: SampledGroup, judged: JudgedGroup, mixture: Mapping[str, float], scores: list[ColumnsRef]
+    ) -> GroupRefs:
         """Of a group with its scores in the order of `_scoring`."""
         of_reference = None if self._reference is None else scores.pop()
-        of_teachers = tuple(WeightedScores(weight=weight, scores=ref) for weight, ref in zip(mixture.values(), scores, strict=True))
-        return GroupRefs(group=sampled.group_ref, verdicts=judged.verdicts, teacher_scores=of_teachers, reference_scores=of_reference)
+        of_teachers = tuple(
+            WeightedScores(weight=weight, scores=ref) for weight, ref in zip(mixture.values(), scores, strict=True)
+        )
+        return GroupRefs(
+            group=sampled.group_ref, verdicts=judged.verdicts, teacher_scores=of_teachers, reference_scores=of_reference
+        )
 
     def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
         prompt, rollout = self._prompts.records[record], self._config.rollout

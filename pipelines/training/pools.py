@@ -18,9 +18,16 @@ from actors.verifier.reward_pool import VerdictPools
 from actors.weights.transports import WeightTransport
 from pipelines.training.deadlines import together
 from pipelines.training.teacher_routing import require_can_score
-from rlad.config import ClusterConfig, EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig, TeacherConfig
+from rlad.config import (
+    ClusterConfig,
+    EvaluationSuite,
+    RunConfig,
+    ServiceTeacherConfig,
+    SharedTeacherConfig,
+    TeacherConfig,
+)
 from rlad.data.chat import tokenizer_fingerprint
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,9 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, transport: WeightTransport | None = None) -> AsyncIterator[Pools]:
+async def open_pools(
+    config: RunConfig | EvaluationSuite, *, run_id: str, transport: WeightTransport | None = None
+) -> AsyncIterator[Pools]:
     """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference.
 
     Teachers that are there already are joined before anything starts, and left as they are at the end.
@@ -64,7 +73,13 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, transp
         updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
         transport=transport,
     )
-    verifiers = VerdictPools(config.verifier_pool, config.verifiers, tokenizer_path=student, start_timeout_s=timeout_s, cluster=config.cluster)
+    verifiers = VerdictPools(
+        config.verifier_pool,
+        config.verifiers,
+        tokenizer_path=student,
+        start_timeout_s=timeout_s,
+        cluster=config.cluster,
+    )
     async with AsyncExitStack() as closing:
         clients: dict[str, Teacher] = {}
         if isinstance(config, RunConfig):
@@ -75,15 +90,21 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, transp
             closing.push_async_callback(pool.close)
         starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
         num_ours = len(starting)
-        scoring, teacher_pools = (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
+        scoring, teacher_pools = (
+            (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
+        )
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
             fingerprint = tokenizer_fingerprint(student)
-            starting += [_deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()]
+            starting += [
+                _deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()
+            ]
         started = await together(*starting)
         clients |= zip(scoring, started[num_ours:], strict=True)
         teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
-        replicas = {pool: TeacherReplicas(f"{run_id}-{pool}", replicas=model.replicas) for pool, model in scoring.items()}
+        replicas = {
+            pool: TeacherReplicas(f"{run_id}-{pool}", replicas=model.replicas) for pool, model in scoring.items()
+        }
         for each in replicas.values():
             closing.callback(each.close)
         scalable: dict[str, Scalable] = {"rollout": rollout, "verifier": verifiers.pools[0], **replicas}
@@ -97,7 +118,9 @@ async def open_pools(config: RunConfig | EvaluationSuite, *, run_id: str, transp
         )
 
 
-async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack) -> Teacher:
+async def _join(
+    shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack
+) -> Teacher:
     """Join a teacher that runs without us.
 
     Raises:
@@ -111,14 +134,18 @@ async def _join(shared: SharedTeacherConfig, pool: str, config: RunConfig, run_i
         )
     else:
         selector = selector_of(config.cluster, HEAD_POOL)
-        remote, identity = await attach_remote_teacher(shared, client=run_id, tokenizer_fingerprint=fingerprint, label_selector=selector)
+        remote, identity = await attach_remote_teacher(
+            shared, client=run_id, tokenizer_fingerprint=fingerprint, label_selector=selector
+        )
         closing.callback(remote.close)
         client = remote
     require_can_score(pool, identity, config)
     return client
 
 
-async def _deploy(config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig) -> TeacherClient:
+async def _deploy(
+    config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig
+) -> TeacherClient:
     local = config.model_copy(update={"path": str(resolve_model(config.path))})
     return await deploy_teacher(
         local,

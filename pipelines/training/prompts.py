@@ -31,9 +31,13 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, t
     records = load_prompts(source)
     unknown = sorted({record.task for record in records} - config.verifiers.keys())
     if unknown:
-        raise PlanError(f"no verifier for task {', '.join(unknown)}: the configuration has verifiers for {', '.join(config.verifiers)}")
+        raise PlanError(
+            f"no verifier for task {', '.join(unknown)}: the configuration has verifiers for {', '.join(config.verifiers)}"
+        )
     tokenizer = load_tokenizer(tokenizer_path)
-    return EncodedPrompts(records=records, token_ids=encode_prompts(tokenizer, records, config.rollout.max_prompt_tokens))
+    return EncodedPrompts(
+        records=records, token_ids=encode_prompts(tokenizer, records, config.rollout.max_prompt_tokens)
+    )
 
 
 def require_disjoint(training: EncodedPrompts, evaluation: EncodedPrompts) -> None:
@@ -43,9 +47,15 @@ def require_disjoint(training: EncodedPrompts, evaluation: EncodedPrompts) -> No
         PlanError: with the number of shared prompts and one of them.
     """
     trained = {ids.tobytes() for ids in training.token_ids}
-    shared = [record.id for record, ids in zip(evaluation.records, evaluation.token_ids, strict=True) if ids.tobytes() in trained]
+    shared = [
+        record.id
+        for record, ids in zip(evaluation.records, evaluation.token_ids, strict=True)
+        if ids.tobytes() in trained
+    ]
     if shared:
-        raise PlanError(f"{len(shared)} evaluation prompts are also trained on, for example {shared[0]}: give the evaluation prompts of its own")
+        raise PlanError(
+            f"{len(shared)} evaluation prompts are also trained on, for example {shared[0]}: give the evaluation prompts of its own"
+        )
 
 
 def require_group_key(prompts: EncodedPrompts, config: EvaluationConfig) -> None:
@@ -59,4 +69,6 @@ def require_group_key(prompts: EncodedPrompts, config: EvaluationConfig) -> None
         lacking = [record for record in prompts.records if key != "task" and key not in record.metadata]
         if lacking and (len(keys) == 1 or len(lacking) == len(prompts.records)):
             known = ", ".join(sorted(lacking[0].metadata)) or "none"
-            raise ConfigError(f"evaluation.group_by is {key!r}, but prompt {lacking[0].id} has no such metadata (it has: {known})")
+            raise ConfigError(
+                f"evaluation.group_by is {key!r}, but prompt {lacking[0].id} has no such metadata (it has: {known})"
+            )

@@ -17,7 +17,7 @@ import ray
 from rich.console import Console
 
 from actors.controller import PoolBounds, RunState, start_controller
-from actors.experience.broker import ExperienceBroker, PartPolicy
+from actors.experience.broker import ExperienceBroker, ShardPolicy
 from actors.learner.group import LearnerGroup
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import WeightTransport, weight_transport
@@ -37,7 +37,7 @@ from pipelines.training.deadlines import unless, within
 from pipelines.training.evaluation import evaluate
 from pipelines.training.pools import Pools, open_pools
 from pipelines.training.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
-from pipelines.training.step_loop import Bring, StepHooks, Steps, TrainedStep, TrainingSet, Turns
+from pipelines.training.step_loop import PromptScheduler, StepHooks, Steps, SubmitGroup, TrainedStep, TrainingSet
 from pipelines.training.step_metrics import step_metrics
 from pipelines.training.utilization import PoolUse
 from rlad.config import RunConfig
@@ -59,9 +59,13 @@ def require_kind(config: RunConfig, *, offline: bool) -> None:
         ConfigError: which command it is for.
     """
     if offline and config.offline is None:
-        raise ConfigError(f"objective {config.objective.name!r} trains on the student's own responses: start it with `rlad run`, not `rlad offline`")
+        raise ConfigError(
+            f"objective {config.objective.name!r} trains on the student's own responses: start it with `rlad run`, not `rlad offline`"
+        )
     if not offline and config.offline is not None:
-        raise ConfigError(f"objective {config.objective.name!r} trains on the teacher's traces: start it with `rlad offline`, not `rlad run`")
+        raise ConfigError(
+            f"objective {config.objective.name!r} trains on the teacher's traces: start it with `rlad offline`, not `rlad run`"
+        )
 
 
 def prepare_evaluation(config: RunConfig, student: str, training: EncodedPrompts) -> EncodedPrompts:
@@ -73,7 +77,7 @@ def prepare_evaluation(config: RunConfig, student: str, training: EncodedPrompts
 
 
 def complete(config: RunConfig, run: RunDirectory, console: Console, train: Train) -> RunResult:
-    """Bring a run to its result: what `train` does on a cluster, unless it was done before, then report and model card.
+    """SubmitGroup a run to its result: what `train` does on a cluster, unless it was done before, then report and model card.
 
     Raises:
         RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
@@ -107,7 +111,12 @@ class TrainingRun(abc.ABC):
     """One training run, from its pools' start to the student's export. Subclasses say where the groups of a step come from."""
 
     def __init__(
-        self, config: RunConfig, run: RunDirectory, training_set: TrainingSet, evaluation_prompts: EncodedPrompts, progress: RunProgress
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        training_set: TrainingSet,
+        evaluation_prompts: EncodedPrompts,
+        progress: RunProgress,
     ) -> None:
         self._config, self._run, self._progress = config, run, progress
         self._training_set, self._evaluation_prompts = training_set, evaluation_prompts
@@ -124,12 +133,12 @@ class TrainingRun(abc.ABC):
         self._accuracy: float | None = None
 
     @abc.abstractmethod
-    def _bring(self, turns: Turns) -> Bring:
+    def _group_submitter(self, turns: PromptScheduler) -> SubmitGroup:
         """What brings the groups of a step to the broker. Called once, when the pools are up; `turns` names whatever takes a dropped group's place."""
 
     async def run(self) -> None:
         config = self._config
-        policy = PartPolicy(
+        policy = ShardPolicy(
             ranks=config.learner.ranks,
             token_budget=config.learner.micro_batch_tokens,
             skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
@@ -155,17 +164,25 @@ class TrainingRun(abc.ABC):
         async with AsyncExitStack() as closing:
             teachers = "teachers, " if config.scoring_pools else ""
             with self._progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
-                self._pools = await closing.enter_async_context(open_pools(config, run_id=self._run_id, transport=transport))
+                self._pools = await closing.enter_async_context(
+                    open_pools(config, run_id=self._run_id, transport=transport)
+                )
                 self._run.record_teachers({name: each.teacher for name, each in self._pools.teachers.items()})
-                started = await self._broker.poll("wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start")
-            self._controller = start_controller(self._run_id, self._bounds(), label_selector=selector_of(config.cluster, HEAD_POOL))
+                started = await self._broker.poll(
+                    "wait_started", deadline_s=config.cluster.start_timeout_s, waiting_for="the learner to start"
+                )
+            self._controller = start_controller(
+                self._run_id, self._bounds(), label_selector=selector_of(config.cluster, HEAD_POOL)
+            )
             closing.callback(ray.kill, self._controller)
             record_cluster(self._run, self._run_id)
             closing.callback(self._run.cluster.unlink, missing_ok=True)
-            listening = asyncio.create_task(self._obey())
-            listening.add_done_callback(_warn_if_deaf)
+            listening = asyncio.create_task(self._handle_requests())
+            listening.add_done_callback(_log_listener_failure)
             closing.callback(listening.cancel)
-            turns = Turns(self._training_set, seed=config.seed, used=await self._broker.tell("reopen", started.version))
+            turns = PromptScheduler(
+                self._training_set, seed=config.seed, used=await self._broker.tell("reopen", started.version)
+            )
             self._trained_steps, self._pool_use = started.version, PoolUse(self._pools)
             self._telemetry = Telemetry(self._run, start_step=started.version)
             closing.callback(self._telemetry.close)
@@ -174,14 +191,18 @@ class TrainingRun(abc.ABC):
                 self._training_set,
                 turns=turns,
                 broker=self._broker,
-                bring=self._bring(turns),
+                bring=self._group_submitter(turns),
                 update_weights=self._pools.rollout.update_weights,
                 hooks=StepHooks(before=self._before_step, after=self._after_step),
                 step_timeout_s=config.learner.step_timeout_s,
             )
             await steps.run(started)
             with self._progress.phase("exporting the student"):
-                await self._broker.poll("wait_exported", deadline_s=config.learner.step_timeout_s, waiting_for="the learner to export the student")
+                await self._broker.poll(
+                    "wait_exported",
+                    deadline_s=config.learner.step_timeout_s,
+                    waiting_for="the learner to export the student",
+                )
             await self._evaluate_if_due(total)
             await self._broker.tell("dismiss")
 
@@ -190,13 +211,19 @@ class TrainingRun(abc.ABC):
             raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
         await self._evaluate_if_due(step)
 
-    async def _obey(self) -> None:
+    async def _handle_requests(self) -> None:
         """Do what a person asks through the controller, and tell how the run stands, until the run ends."""
         while True:
             state = self._state()
-            await within(self._controller.publish.remote(state), deadline_s=_CONTROLLER_TIMEOUT_S, waiting_for="the run's controller")
+            await within(
+                self._controller.publish.remote(state),
+                deadline_s=_CONTROLLER_TIMEOUT_S,
+                waiting_for="the run's controller",
+            )
             request = await within(
-                self._controller.next_request.remote(_LISTEN_S), deadline_s=_CONTROLLER_TIMEOUT_S, waiting_for="the run's controller"
+                self._controller.next_request.remote(_LISTEN_S),
+                deadline_s=_CONTROLLER_TIMEOUT_S,
+                waiting_for="the run's controller",
             )
             if request is not None:
                 logger.info("request=%s sizes=%s", request.kind, dict(request.sizes))
@@ -221,7 +248,9 @@ class TrainingRun(abc.ABC):
         if not is_due or self._run.evaluation_at(step) is not None:
             return
         start = time.time()
-        with self._progress.phase(f"evaluating after step {step}", total=len(self._evaluation_prompts.records)) as phase:
+        with self._progress.phase(
+            f"evaluating after step {step}", total=len(self._evaluation_prompts.records)
+        ) as phase:
             summary = await evaluate(
                 self._pools.rollout,
                 self._pools.verifiers,
@@ -239,7 +268,9 @@ class TrainingRun(abc.ABC):
         times, number = trained.times, trained.number
         self._telemetry.record_step(number + 1, metrics)
         for group in trained.groups:
-            self._telemetry.add_span("rollout", group.sampled.uid, group.issued_at, group.sampled_at, worker=group.sampled.worker)
+            self._telemetry.add_span(
+                "rollout", group.sampled.uid, group.issued_at, group.sampled_at, worker=group.sampled.worker
+            )
             self._telemetry.add_span("verifier", group.sampled.uid, group.sampled_at, group.judged_at)
             if group.teachers:
                 self._telemetry.add_span("teacher", group.sampled.uid, group.sampled_at, group.scored_at)
@@ -267,7 +298,7 @@ class TrainingRun(abc.ABC):
         return step_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)
 
 
-def _warn_if_deaf(listening: asyncio.Task[None]) -> None:
+def _log_listener_failure(listening: asyncio.Task[None]) -> None:
     """A run goes on without its controller; it can no longer be asked for anything."""
     if not listening.cancelled() and (error := listening.exception()) is not None:
         logger.warning("the run takes no more requests error=%s", error)

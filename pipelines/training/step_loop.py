@@ -43,7 +43,7 @@ class TrainingSet:
     group_size: int
 
 
-class Turns:
+class PromptScheduler:
     """Gives out the entries of a training set in its seeded order, epoch after epoch, each under a name that is used once."""
 
     def __init__(self, training_set: TrainingSet, *, seed: int, used: Iterable[str] = ()) -> None:
@@ -80,7 +80,7 @@ class OpenStep:
     dropped: list[FollowedGroup] = field(default_factory=list)
 
 
-Bring = Callable[[OpenStep, str, int, int], Coroutine[Any, Any, FollowedGroup]]
+SubmitGroup = Callable[[OpenStep, str, int, int], Coroutine[Any, Any, FollowedGroup]]
 """Brings one group of a step to the broker, or another in its place if it is dropped: (step, its name, its attempt, its entry of the training set)."""
 
 
@@ -119,9 +119,9 @@ class Steps:
         training: TrainingConfig,
         training_set: TrainingSet,
         *,
-        turns: Turns,
+        turns: PromptScheduler,
         broker: BrokerClient,
-        bring: Bring,
+        bring: SubmitGroup,
         update_weights: Callable[[WeightsPublication], Awaitable[None]],
         hooks: StepHooks,
         step_timeout_s: float,
@@ -134,7 +134,7 @@ class Steps:
             clock: seconds, of all times that are recorded.
         """
         self._training, self._training_set, self._turns = training, training_set, turns
-        self._broker, self._bring, self._update_weights, self._hooks = broker, bring, update_weights, hooks
+        self._broker, self._group_submitter, self._update_weights, self._hooks = broker, bring, update_weights, hooks
         self._step_timeout_s, self._clock = step_timeout_s, clock
 
     async def run(self, started: StepReport) -> None:
@@ -168,14 +168,21 @@ class Steps:
         groups = [self._turns.take() for _ in range(training.prompts_per_step)]
         size = training.prompts_per_step // training.updates_per_step
         named = [(uid, self._training_set.prompt_ids[record]) for uid, record in groups]
-        attempts = await self._broker.tell("open_step", number, [named[start : start + size] for start in range(0, len(named), size)])
-        return step, together(*(self._bring(step, uid, attempts[uid], record) for uid, record in groups))
+        attempts = await self._broker.tell(
+            "open_step", number, [named[start : start + size] for start in range(0, len(named), size)]
+        )
+        return step, together(*(self._group_submitter(step, uid, attempts[uid], record) for uid, record in groups))
 
-    async def _train(self, step: OpenStep, groups: asyncio.Task[list[FollowedGroup]], turned_to_at: float) -> TrainedStep:
+    async def _train(
+        self, step: OpenStep, groups: asyncio.Task[list[FollowedGroup]], turned_to_at: float
+    ) -> TrainedStep:
         """Wait for a step's groups and for the learner, and hand on the weights that it made of them."""
         kept = await groups
         report: StepReport = await self._broker.poll(
-            "wait_finished", step.number, deadline_s=self._step_timeout_s, waiting_for=f"the learner to finish step {step.number}"
+            "wait_finished",
+            step.number,
+            deadline_s=self._step_timeout_s,
+            waiting_for=f"the learner to finish step {step.number}",
         )
         trained_at = self._clock()
         await self._update_weights(report.publications.pop())

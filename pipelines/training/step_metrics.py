@@ -41,7 +41,9 @@ class StepTimes:
     weights_at: float
 
 
-def step_metrics(step: int, groups: Sequence[FollowedGroup], times: StepTimes, learner: Mapping[str, float]) -> dict[str, float]:
+def step_metrics(
+    step: int, groups: Sequence[FollowedGroup], times: StepTimes, learner: Mapping[str, float]
+) -> dict[str, float]:
     """Metrics named `area/name_unit`. Rewards, outcomes and lengths are over all that was sampled, dropped groups included: they tell of the policy.
 
     Args:
@@ -56,7 +58,10 @@ def step_metrics(step: int, groups: Sequence[FollowedGroup], times: StepTimes, l
         tokens_by_teacher.update(dict.fromkeys(group.teachers, sum(group.sampled.response_lengths)))
         tokens_by_age.update({step - version: tokens for version, tokens in group.sampled.tokens_by_version.items()})
     lengths = np.concatenate([group.sampled.response_lengths for group in groups])
-    first_issued_at, last_sampled_at = min(group.issued_at for group in groups), max(group.sampled_at for group in groups)
+    first_issued_at, last_sampled_at = (
+        min(group.issued_at for group in groups),
+        max(group.sampled_at for group in groups),
+    )
     return {
         "reward/mean": float(np.mean(np.concatenate(rewards))),
         "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
@@ -67,8 +72,10 @@ def step_metrics(step: int, groups: Sequence[FollowedGroup], times: StepTimes, l
         "rollout/response_tokens_max": float(lengths.max()),
         "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / len(lengths),
         # Over the time in which any of them was sampled, at most the step's: samplers that work ahead sample several steps at once.
-        "rollout/tokens_per_s": float(lengths.sum()) / max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9),
-        "rollout/staleness_mean": sum(age * tokens for age, tokens in tokens_by_age.items()) / max(1, tokens_by_age.total()),
+        "rollout/tokens_per_s": float(lengths.sum())
+        / max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9),
+        "rollout/staleness_mean": sum(age * tokens for age, tokens in tokens_by_age.items())
+        / max(1, tokens_by_age.total()),
         "rollout/staleness_max": float(max(tokens_by_age, default=0)),
         "rollout/dropped_groups": float(sum(group.is_dropped for group in groups)),
         "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),

@@ -13,7 +13,7 @@ from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 from rlad.teacher.wire_format import TeacherIdentity
 from rlad.verifiers import reward_models
 
@@ -34,7 +34,9 @@ def route_prompts(config: RunConfig, records: Sequence[PromptRecord]) -> dict[st
     routes = {record.id: _route(config, record) for record in records}
     unused = sorted(config.teachers_by_id.keys() - {teacher for mix in routes.values() for teacher in mix})
     if unused:
-        raise PlanError(f"no prompt is for teacher {', '.join(unused)}, which would hold machines for nothing: remove it, or route a task to it")
+        raise PlanError(
+            f"no prompt is for teacher {', '.join(unused)}, which would hold machines for nothing: remove it, or route a task to it"
+        )
     return routes
 
 
@@ -64,7 +66,9 @@ def _route(config: RunConfig, record: PromptRecord) -> Mapping[str, float]:
 def _named_mix(record: PromptRecord, named: Any) -> Mapping[str, float]:
     try:
         # Parquet gives every row of a column all keys, those that others have with None.
-        return _MIX.validate_python({key: weight for key, weight in named.items() if weight is not None} if isinstance(named, dict) else named)
+        return _MIX.validate_python(
+            {key: weight for key, weight in named.items() if weight is not None} if isinstance(named, dict) else named
+        )
     except ValidationError as error:
         raise PlanError(
             f"prompt {record.id}: metadata `{TEACHER_KEY}` is a teacher's id, or a mapping of ids to positive weights; got {named!r}"

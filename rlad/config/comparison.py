@@ -24,20 +24,26 @@ _MUST_BE_EQUAL = ("student", "evaluation", "verifiers", "cluster")
 class MethodConfig(ConfigModel):
     """One method: what it changes in the base."""
 
-    overrides: dict[str, Any] = Field({}, description="Settings by dotted key, as `training.steps: 12`. A mapping replaces what stood there.")
+    overrides: dict[str, Any] = Field(
+        {}, description="Settings by dotted key, as `training.steps: 12`. A mapping replaces what stood there."
+    )
 
 
 class CompareConfig(ConfigModel):
     """Several methods over several seeds, from one start."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    base: str | dict[str, Any] = Field(description="A run's YAML file, its path seen from this file; or a run's settings themselves.")
+    base: str | dict[str, Any] = Field(
+        description="A run's YAML file, its path seen from this file; or a run's settings themselves."
+    )
     overrides: dict[str, Any] = Field({}, description="The same for all methods.")
     methods: Annotated[dict[Name, MethodConfig], Field(min_length=1)] = Field(
         description="Methods by a free name, each a set of changes. The first is what the others are compared with."
     )
     seeds: list[int] = Field([0], min_length=1)
-    margin: Fraction = Field(0.02, description="A difference of accuracy too small to matter: an interval inside it counts as equal.")
+    margin: Fraction = Field(
+        0.02, description="A difference of accuracy too small to matter: an interval inside it counts as equal."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -75,7 +81,11 @@ class Comparison:
 
 
 def load_comparison(
-    path: Path | str, overrides: Sequence[str] = (), *, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Comparison:
     """Read a comparison and validate every run of it.
 
@@ -93,18 +103,29 @@ def load_comparison(
     chosen = config.methods if methods is None else _chosen(config.methods, methods)
     config = validated(
         CompareConfig,
-        {**config.model_dump(), "base": base, "methods": chosen, "seeds": config.seeds if seeds is None else list(seeds)},
+        {
+            **config.model_dump(),
+            "base": base,
+            "methods": chosen,
+            "seeds": config.seeds if seeds is None else list(seeds),
+        },
         where=str(path),
     )
     runs = tuple(
-        PlannedRun(method=method, seed=seed, config=_run_config(config, method, seed, overrides, where=f"{path}, method {method}"))
+        PlannedRun(
+            method=method,
+            seed=seed,
+            config=_run_config(config, method, seed, overrides, where=f"{path}, method {method}"),
+        )
         for seed in config.seeds
         for method in config.methods
     )
     for key in _MUST_BE_EQUAL:
         different = [run.method for run in runs if getattr(run.config, key) != getattr(runs[0].config, key)]
         if different:
-            raise ConfigError(f"{path}: method {different[0]} has another `{key}` than {runs[0].method}: methods that are compared must share it")
+            raise ConfigError(
+                f"{path}: method {different[0]} has another `{key}` than {runs[0].method}: methods that are compared must share it"
+            )
     return Comparison(config=config, runs=runs)
 
 
@@ -112,7 +133,9 @@ def _chosen(methods: Mapping[str, MethodConfig], names: Sequence[str]) -> dict[s
     unknown = [name for name in names if name not in methods]
     if unknown or len(set(names)) < len(names):
         raise ConfigError(
-            f"no method {', '.join(unknown)}: there are {', '.join(methods)}" if unknown else f"a method is named twice: {', '.join(names)}"
+            f"no method {', '.join(unknown)}: there are {', '.join(methods)}"
+            if unknown
+            else f"a method is named twice: {', '.join(names)}"
         )
     return {name: methods[name] for name in names}
 

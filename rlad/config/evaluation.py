@@ -50,9 +50,10 @@ class EvaluationSuite(ConfigModel):
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
     rollout: RolloutConfig = RolloutConfig()
-    sets: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)], EvaluationConfig], Field(min_length=1)] = (
-        Field(description="Prompt sets by name; `every_steps` means nothing here.")
-    )
+    sets: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)], EvaluationConfig],
+        Field(min_length=1),
+    ] = Field(description="Prompt sets by name; `every_steps` means nothing here.")
     cluster: ClusterConfig = ClusterConfig()
 
     def only(self, names: Sequence[str]) -> Self:

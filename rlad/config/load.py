@@ -65,9 +65,13 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
         raise ConfigError(f"no configuration file at {path}")
     malformed = [override for override in overrides if "=" not in override]
     if malformed:
-        raise ConfigError(f"an override is key=value, for example training.steps=10; got {', '.join(map(repr, malformed))}")
+        raise ConfigError(
+            f"an override is key=value, for example training.steps=10; got {', '.join(map(repr, malformed))}"
+        )
     try:
-        merged = OmegaConf.merge(_without_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(
+            _without_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides))
+        )
         settings = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
@@ -80,7 +84,11 @@ def _without_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
     """A teacher that overrides give as a shared one (`teacher.service=NAME`) takes the file's place whole: its engine's settings are another's matter."""
     for override in overrides:
         section, _, key = override.partition("=")[0].rpartition(".")
-        if key in ("service", "url") and section.split(".")[0] in ("teacher", "teachers") and OmegaConf.select(settings, section) is not None:
+        if (
+            key in ("service", "url")
+            and section.split(".")[0] in ("teacher", "teachers")
+            and OmegaConf.select(settings, section) is not None
+        ):
             OmegaConf.update(settings, section, {}, merge=False)
     return settings
 

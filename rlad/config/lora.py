@@ -22,7 +22,8 @@ class LoraConfig(ConfigModel):
         description="The adapters are scaled by alpha / rank. The default of `learner.optimizer.lr` is for all weights: adapters want about ten times that.",
     )
     target_modules: Literal["all-linear"] | list[Annotated[str, Field(min_length=1)]] = Field(
-        "all-linear", description="Names of linear layers, or the ends of them, for example `[q_proj, v_proj]`; or all but the output layer."
+        "all-linear",
+        description="Names of linear layers, or the ends of them, for example `[q_proj, v_proj]`; or all but the output layer.",
     )
 
     @field_validator("target_modules")
@@ -31,9 +32,13 @@ class LoraConfig(ConfigModel):
         if isinstance(target_modules, str):
             return target_modules
         if not target_modules or "all-linear" in target_modules:
-            raise ValueError("give the names of linear layers, `[q_proj, v_proj]`, or `all-linear` alone, without brackets")
+            raise ValueError(
+                "give the names of linear layers, `[q_proj, v_proj]`, or `all-linear` alone, without brackets"
+            )
         if embeddings := [name for name in target_modules if name.split(".")[-1] in _EMBEDDINGS]:
-            raise ValueError(f"{embeddings[0]} cannot be adapted: adapters are for linear layers between the embedding and the output layer")
+            raise ValueError(
+                f"{embeddings[0]} cannot be adapted: adapters are for linear layers between the embedding and the output layer"
+            )
         return target_modules
 
     def is_target(self, layer: str) -> bool:
@@ -43,7 +48,9 @@ class LoraConfig(ConfigModel):
     def targets_without(self, layers: list[str]) -> list[str]:
         """The targets that are none of a model's linear layers."""
         return (
-            [] if self.target_modules == "all-linear" else [name for name in self.target_modules if not any(_ends(layer, name) for layer in layers)]
+            []
+            if self.target_modules == "all-linear"
+            else [name for name in self.target_modules if not any(_ends(layer, name) for layer in layers)]
         )
 
 

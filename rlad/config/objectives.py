@@ -25,10 +25,14 @@ class EntropyBonus(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    coefficient: Annotated[float, Field(ge=0, description="Of the mean entropy of the trained tokens, in nats; with `target`, where it starts.")] = (
-        0.0
-    )
-    target: Annotated[float | None, Field(gt=0, description="Entropy, in nats a token, below which the bonus grows; none keeps it constant.")] = None
+    coefficient: Annotated[
+        float,
+        Field(ge=0, description="Of the mean entropy of the trained tokens, in nats; with `target`, where it starts."),
+    ] = 0.0
+    target: Annotated[
+        float | None,
+        Field(gt=0, description="Entropy, in nats a token, below which the bonus grows; none keeps it constant."),
+    ] = None
     delta: Annotated[float, Field(gt=0, description="How much one update changes an adaptive coefficient.")] = 0.005
 
     @property
@@ -49,22 +53,33 @@ class ObjectiveSettings(BaseModel, abc.ABC):
             "when all are there); or sum over tokens by a fixed length (Dr. GRPO)."
         ),
     ] = "response_mean"
-    fixed_length: Annotated[int | None, Field(ge=1, description="Tokens that `fixed_length` divides by; usually rollout.max_response_tokens.")] = None
-    reference_kl: Annotated[float, Field(ge=0, description="Coefficient of KL(pi, pi_ref); above 0 the run needs a `reference`.")] = 0.0
-    reference_kl_estimator: Annotated[SampledEstimator, Field(description="k3 is GRPO's own; k2 has the gradient of the reverse KL.")] = "k3"
+    fixed_length: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens that `fixed_length` divides by; usually rollout.max_response_tokens."),
+    ] = None
+    reference_kl: Annotated[
+        float, Field(ge=0, description="Coefficient of KL(pi, pi_ref); above 0 the run needs a `reference`.")
+    ] = 0.0
+    reference_kl_estimator: Annotated[
+        SampledEstimator, Field(description="k3 is GRPO's own; k2 has the gradient of the reverse KL.")
+    ] = "k3"
     entropy_bonus: EntropyBonus = EntropyBonus()
 
     @model_validator(mode="after")
     def _fixed_length_iff_used(self) -> Self:
         if (self.aggregation == "fixed_length") != (self.fixed_length is not None):
-            raise ValueError("aggregation `fixed_length` and the setting `fixed_length` go together: set both or neither")
+            raise ValueError(
+                "aggregation `fixed_length` and the setting `fixed_length` go together: set both or neither"
+            )
         return self
 
     @property
     def shown_settings(self) -> dict[str, Any]:
         """What a person wants to see of the settings: the objective's own, and of the options those that are not as by default."""
         values = self.model_dump(mode="json")
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
+        defaults = {
+            name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()
+        }
         own = type(self).__annotations__.keys() - {"name"}
         chosen = [name for name in values if getattr(self, name) != defaults[name] or name in own]
         return {name: values[name] for name in chosen if values[name] is not None}
@@ -114,15 +129,25 @@ class ClippedSurrogateSettings(ObjectiveSettings):
 
     eps_low: Annotated[float, Field(gt=0, lt=1, description="The ratio is clipped below 1 minus this.")] = 0.20
     eps_high: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="The ratio is clipped above 1 plus this; above eps_low it is clip-higher (DAPO).")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="The ratio is clipped above 1 plus this; above eps_low it is clip-higher (DAPO).",
+        ),
     ] = 0.28
     dual_clip: Annotated[
         float | None,
-        Field(gt=1, description="c: where A < 0 the surrogate is at least c A (arXiv:1912.09729), so a ratio above c gives no gradient."),
+        Field(
+            gt=1,
+            description="c: where A < 0 the surrogate is at least c A (arXiv:1912.09729), so a ratio above c gives no gradient.",
+        ),
     ] = None
     advantage: Annotated[
         AdvantageEstimator,
-        Field(description="(r - mean) / std of the group; without the division (Dr. GRPO); or r minus the mean of the others (RLOO)."),
+        Field(
+            description="(r - mean) / std of the group; without the division (Dr. GRPO); or r minus the mean of the others (RLOO)."
+        ),
     ] = "group_std"
     mismatch: Annotated[
         Mismatch,
@@ -185,11 +210,17 @@ class TrrdConfig(ClippedSurrogateSettings):
     """
 
     name: Literal["trrd"] = "trrd"
-    alpha: Annotated[float, Field(ge=0, le=1, description="Weight of pi_old in the anchor: 1 is GRPO, towards 0 the teacher alone.")] = 0.5
-    teacher_log_ratio_clamp: Annotated[float, Field(gt=0, description="c: the log ratio to the teacher is clamped to [-c, c], in nats.")] = 1.0
+    alpha: Annotated[
+        float, Field(ge=0, le=1, description="Weight of pi_old in the anchor: 1 is GRPO, towards 0 the teacher alone.")
+    ] = 0.5
+    teacher_log_ratio_clamp: Annotated[
+        float, Field(gt=0, description="c: the log ratio to the teacher is clamped to [-c, c], in nats.")
+    ] = 1.0
     teacher_clamp_gradient: Annotated[
         TeacherClampGradient,
-        Field(description="Outside the clamp d log r / d log pi is alpha (`clipped`, as in the paper), or 1 (`straight_through`: value only)."),
+        Field(
+            description="Outside the clamp d log r / d log pi is alpha (`clipped`, as in the paper), or 1 (`straight_through`: value only)."
+        ),
     ] = "clipped"
 
     @property
@@ -215,9 +246,17 @@ class KdrlConfig(ImitationSettings, ClippedSurrogateSettings):
 
     name: Literal["kdrl"] = "kdrl"
     estimator: Annotated[Estimator, Field(description="Of KL(pi, pi_T): see docs/methods.md.")] = "k2"
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Coefficient of the divergence, at the first update. Tune it.")] = 2e-3
-    beta_end: Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="Coefficient at the last update; none keeps it constant.")] = None
-    beta_schedule: Annotated[Literal["linear", "cosine"], Field(description="How the coefficient goes from `beta` to `beta_end`.")] = "linear"
+    beta: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Coefficient of the divergence, at the first update. Tune it."),
+    ] = 2e-3
+    beta_end: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="Coefficient at the last update; none keeps it constant."),
+    ] = None
+    beta_schedule: Annotated[
+        Literal["linear", "cosine"], Field(description="How the coefficient goes from `beta` to `beta_end`.")
+    ] = "linear"
     imitate: Annotated[
         ImitationMask,
         Field(

@@ -14,10 +14,18 @@ class KnightsKnavesPrompts(ConfigModel):
     """Knights & Knaves puzzles, generated; each has exactly one solution."""
 
     source: Literal["knights_knaves"] = "knights_knaves"
-    form: Literal["sentences", "compact"] = Field("sentences", description="Sentences for language models, or one character a token for tiny ones.")
-    people: dict[Annotated[int, Field(ge=2, le=8)], Annotated[float, Field(gt=0)]] = Field(description="Share of puzzles by number of people.")
-    count: PositiveInt = Field(description="Number of puzzles. There are only 399 of 2 people: training repeats them, evaluation refuses.")
-    split: Literal["train", "evaluation"] = Field(description="Puzzles are split by a hash of themselves: the two can never overlap.")
+    form: Literal["sentences", "compact"] = Field(
+        "sentences", description="Sentences for language models, or one character a token for tiny ones."
+    )
+    people: dict[Annotated[int, Field(ge=2, le=8)], Annotated[float, Field(gt=0)]] = Field(
+        description="Share of puzzles by number of people."
+    )
+    count: PositiveInt = Field(
+        description="Number of puzzles. There are only 399 of 2 people: training repeats them, evaluation refuses."
+    )
+    split: Literal["train", "evaluation"] = Field(
+        description="Puzzles are split by a hash of themselves: the two can never overlap."
+    )
     seed: int = 0
 
 
@@ -26,7 +34,9 @@ class PromptFile(ConfigModel):
 
     source: Literal["file"] = "file"
     path: str = Field(description="A .jsonl or .parquet file.")
-    form: Literal["sentences", "compact"] = Field("sentences", description="For parquet files of the K&K set, which are read as they are.")
+    form: Literal["sentences", "compact"] = Field(
+        "sentences", description="For parquet files of the K&K set, which are read as they are."
+    )
     limit: PositiveInt | None = Field(None, description="Read only the first so many.")
 
 
@@ -36,10 +46,13 @@ class ReasoningGymPrompts(ConfigModel):
     source: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str = Field(description="Name of the task in reasoning-gym, for example `chain_sum`.")
     size: PositiveInt = Field(description="Number of problems, all different.")
-    split: Literal["train", "evaluation"] = Field(description="Problems are split by a hash of their question: the two can never overlap.")
+    split: Literal["train", "evaluation"] = Field(
+        description="Problems are split by a hash of their question: the two can never overlap."
+    )
     seed: int = 0
     settings: dict[str, Any] = Field(
-        {}, description="The task's own settings, for example `{min_terms: 2, max_terms: 4}`; without `seed` and `size`."
+        {},
+        description="The task's own settings, for example `{min_terms: 2, max_terms: 4}`; without `seed` and `size`.",
     )
 
     @model_validator(mode="after")

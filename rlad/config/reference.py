@@ -67,7 +67,11 @@ def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
             nested.append((label, submodel))
     yield ""
     for label, submodel in nested:
-        yield from _sections(f"{label}{_variant(submodel)}.", submodel) if not _variant(submodel) else _variant_section(label, submodel)
+        yield from (
+            _sections(f"{label}{_variant(submodel)}.", submodel)
+            if not _variant(submodel)
+            else _variant_section(label, submodel)
+        )
 
 
 def _heading(title: str, model: type[BaseModel]) -> Iterator[str]:

@@ -62,7 +62,9 @@ class TrainingConfig(ConfigModel):
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Self:
         if self.prompts_per_step % self.updates_per_step:
-            raise ValueError(f"updates_per_step {self.updates_per_step} must divide prompts_per_step {self.prompts_per_step}")
+            raise ValueError(
+                f"updates_per_step {self.updates_per_step} must divide prompts_per_step {self.prompts_per_step}"
+            )
         return self
 
 
@@ -72,8 +74,12 @@ class RunConfig(ConfigModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     seed: int = 0
     student: ModelConfig
-    teacher: AnyTeacherConfig | None = Field(None, description="Left out where the objective uses no teacher, or there are several `teachers`.")
-    teachers: dict[TeacherId, AnyTeacherConfig] = Field({}, description="Several teachers by id, in place of `teacher`.")
+    teacher: AnyTeacherConfig | None = Field(
+        None, description="Left out where the objective uses no teacher, or there are several `teachers`."
+    )
+    teachers: dict[TeacherId, AnyTeacherConfig] = Field(
+        {}, description="Several teachers by id, in place of `teacher`."
+    )
     teacher_routes: dict[str, TeacherMix] = Field(
         {},
         description="Who teaches a task: an id, or `{ID: weight}` for the mixture of several. A prompt's metadata `teacher_id` goes before it. "
@@ -83,7 +89,9 @@ class RunConfig(ConfigModel):
         None, description="Left out where the objective uses no reference; `{}` takes the student as it starts."
     )
     objective: ObjectiveConfig
-    offline: OfflineConfig | None = Field(None, description="The teacher's traces, for `rlad offline`. Only with objective `sft`.")
+    offline: OfflineConfig | None = Field(
+        None, description="The teacher's traces, for `rlad offline`. Only with objective `sft`."
+    )
     prompts: PromptSource
     verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
     verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
@@ -99,15 +107,21 @@ class RunConfig(ConfigModel):
     @model_validator(mode="after")
     def _offline_iff_sft(self) -> Self:
         if self.offline is None and self.objective.name == "sft":
-            raise ValueError("objective 'sft' trains on the teacher's traces: add an `offline:` section (it may be empty: `offline: {}`)")
+            raise ValueError(
+                "objective 'sft' trains on the teacher's traces: add an `offline:` section (it may be empty: `offline: {}`)"
+            )
         if self.offline is not None and self.objective.name != "sft":
             raise ValueError(
                 f"objective {self.objective.name!r} trains on the student's own responses: remove the `offline:` section, or choose `sft`"
             )
         if self.offline is not None and self.objective.uses_reference:
-            raise ValueError("an offline run scores its traces by no frozen reference: leave objective.reference_kl at 0")
+            raise ValueError(
+                "an offline run scores its traces by no frozen reference: leave objective.reference_kl at 0"
+            )
         if self.offline is not None and self.rollout.temperature != 1.0:
-            raise ValueError("cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)")
+            raise ValueError(
+                "cross-entropy is taken at temperature 1: leave rollout.temperature at 1 (offline.temperature is the teacher's)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -122,10 +136,14 @@ class RunConfig(ConfigModel):
                     "an offline run needs a teacher, which writes the traces: add a `teacher:` section, or set offline.traces to a folder of them"
                 )
             if self.teacher is not None and not isinstance(self.teacher, TeacherConfig):
-                raise ValueError("an offline run samples from its teacher, and a shared one only scores: give the teacher's `path:`")
+                raise ValueError(
+                    "an offline run samples from its teacher, and a shared one only scores: give the teacher's `path:`"
+                )
             return self
         if self.teacher is not None and self.teachers:
-            raise ValueError("one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections")
+            raise ValueError(
+                "one teacher is given as `teacher:`, several as `teachers:`; remove one of the two sections"
+            )
         if self.objective.uses_teacher and not self.teachers_by_id:
             raise ValueError(
                 f"objective {self.objective.name!r} needs a teacher: add a `teacher:` section with its path, or `teachers:` with several"
@@ -154,9 +172,13 @@ class RunConfig(ConfigModel):
     def _routes_lead_to_teachers(self) -> Self:
         for task, mix in self.teacher_routes.items():
             if unknown := sorted(mix.keys() - self.teachers_by_id.keys()):
-                raise ValueError(f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}")
+                raise ValueError(
+                    f"teacher_routes.{task} names the unknown teacher {unknown[0]}: there are {', '.join(self.teachers_by_id)}"
+                )
             if task not in self.verifiers:
-                raise ValueError(f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}")
+                raise ValueError(
+                    f"teacher_routes has a route for task {task}, which has no verifier: there are {', '.join(self.verifiers)}"
+                )
             if len(mix) > 1 and self.objective.teacher_support is not None:
                 raise ValueError(
                     f"teacher_routes.{task} mixes several teachers, and objective {self.objective.name!r} wants each token's likeliest tokens of one: "
@@ -197,10 +219,14 @@ class RunConfig(ConfigModel):
                 "use `rollout`, or correct the difference with objective.mismatch"
             )
         if self.training.max_refills and self.objective.name in ("opd", "sft"):
-            raise ValueError(f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards")
+            raise ValueError(
+                f"training.max_refills drops groups with equal rewards, but objective {self.objective.name!r} does not look at rewards"
+            )
         buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
         if buffer is not None and buffer > budget:
-            raise ValueError(f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}")
+            raise ValueError(
+                f"rewards.overlong_buffer_tokens {buffer} is more than rollout.max_response_tokens {budget}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -220,7 +246,9 @@ class RunConfig(ConfigModel):
                 f"processes, but {given}: raise them, or take object_store"
             )
         if transport == "gloo" and (learner.gpus_per_rank or rollout.gpus_per_worker):
-            raise ValueError(f"weights.transport 'gloo' is for runs without GPUs, but {given}: take nccl or object_store")
+            raise ValueError(
+                f"weights.transport 'gloo' is for runs without GPUs, but {given}: take nccl or object_store"
+            )
         if transport == "ipc":
             self._require_one_shared_gpu(given)
         return self
@@ -232,7 +260,9 @@ class RunConfig(ConfigModel):
                 "weights.transport 'ipc' is for one learner rank and one rollout worker on the same GPU, since no pools of several are placed in pairs: "
                 "set learner.ranks, rollout.workers, rollout.max_workers and rollout.tensor_parallel to 1, or take nccl"
             )
-        if not (learner.gpus_per_rank and rollout.gpus_per_worker and learner.gpus_per_rank + rollout.gpus_per_worker <= 1):
+        if not (
+            learner.gpus_per_rank and rollout.gpus_per_worker and learner.gpus_per_rank + rollout.gpus_per_worker <= 1
+        ):
             raise ValueError(
                 f"weights.transport 'ipc' needs learner and rollout worker on one GPU, as shares of it, but {given}: for example 0.4 and 0.5, on a cluster "
                 "with one GPU"
@@ -283,7 +313,9 @@ class RunConfig(ConfigModel):
         """The pool of every teacher that scores, by the teacher's id; none where a teacher only writes traces."""
         if not self.objective.uses_teacher:
             return {}
-        return {"teacher": "teacher"} if self.teacher is not None else {name: f"teacher-{name}" for name in self.teachers}
+        return (
+            {"teacher": "teacher"} if self.teacher is not None else {name: f"teacher-{name}" for name in self.teachers}
+        )
 
     @property
     def scoring_pools(self) -> dict[str, TeacherConfig]:

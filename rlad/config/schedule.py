@@ -21,7 +21,9 @@ want of new prompts."""
 class PromptRefresh(ConfigModel):
     """Training prompts from files that come in over time. They take the place of the run's own `prompts`."""
 
-    pattern: str = Field(description="Path with wildcards, `**` too; relative paths are seen from the schedule's working directory.")
+    pattern: str = Field(
+        description="Path with wildcards, `**` too; relative paths are seen from the schedule's working directory."
+    )
     use: Literal["all", "new"] = Field(
         "all",
         description="Train on every file that matches, or only on those that no finished run has seen. A file that changes is new again. "
@@ -32,7 +34,9 @@ class PromptRefresh(ConfigModel):
 class NotifyConfig(ConfigModel):
     """Who is told how a tick ended, as JSON: a URL, a command, or both. Neither may fail the tick."""
 
-    webhook_env: EnvironmentName | None = Field(None, description="Environment variable with the URL, which is secret more often than not.")
+    webhook_env: EnvironmentName | None = Field(
+        None, description="Environment variable with the URL, which is secret more often than not."
+    )
     token_env: EnvironmentName | None = Field(None, description="Environment variable with a bearer token for it.")
     command: list[str] = Field([], description="Command and arguments; the JSON is its standard input. No shell.")
     events: list[TickEvent] = Field(list(get_args(TickEvent)), description="Which endings are told.")
@@ -49,8 +53,12 @@ class ScheduleConfig(ConfigModel):
     """What is stored of a schedule. The command has an option for nearly each; `rlad schedule show` prints all."""
 
     name: ScheduleName
-    run: dict[str, Any] = Field(description="A run's settings, validated. Its evaluation prompts are frozen when the schedule is added.")
-    cron: str = Field(description="Five cron fields: minute, hour, day of the month, month, day of the week (0 or 7 is Sunday).")
+    run: dict[str, Any] = Field(
+        description="A run's settings, validated. Its evaluation prompts are frozen when the schedule is added."
+    )
+    cron: str = Field(
+        description="Five cron fields: minute, hour, day of the month, month, day of the week (0 or 7 is Sunday)."
+    )
     timezone: str = Field("Etc/UTC", description="IANA name; the fields are that place's wall clock.")
     working_dir: str = Field(description="What relative paths of the run's settings are seen from.")
     directory: str = Field(description="Where the schedule's runs, prompts, logs and students are.")
@@ -61,17 +69,33 @@ class ScheduleConfig(ConfigModel):
         description="Alias of the version that a run starts from; while there is none, the run's own `student`. None: always that.",
     )
     prompts: PromptRefresh | None = None
-    vary_seed: bool = Field(True, description="Each run takes its prompts in another order: its seed is made of the run's and its scheduled time.")
-    margin: Fraction = Field(0.0, description="By how much (mean@k) a student has to be better than the one in production to be promoted.")
-    keep_versions: PositiveInt = Field(5, description="Versions that stay in the registry, beside those that an alias leads to.")
-    address: str | None = Field(
-        None, description="Ray cluster of the runs, `auto` or HOST:6379, that the ticker's machine is a node of; none starts a local one for each."
+    vary_seed: bool = Field(
+        True,
+        description="Each run takes its prompts in another order: its seed is made of the run's and its scheduled time.",
     )
-    deadline_s: Seconds = Field(86_400, description="A run that has worked so long, over all attempts that its ticker lived to see, is ended.")
-    retries: Annotated[int, Field(ge=0)] = Field(2, description="Times a run that failed or was killed is continued, before it is given up.")
-    retry_wait_s: Annotated[float, Field(ge=0)] = Field(30, description="Pause before the first retry; doubled for each further one.")
+    margin: Fraction = Field(
+        0.0, description="By how much (mean@k) a student has to be better than the one in production to be promoted."
+    )
+    keep_versions: PositiveInt = Field(
+        5, description="Versions that stay in the registry, beside those that an alias leads to."
+    )
+    address: str | None = Field(
+        None,
+        description="Ray cluster of the runs, `auto` or HOST:6379, that the ticker's machine is a node of; none starts a local one for each.",
+    )
+    deadline_s: Seconds = Field(
+        86_400, description="A run that has worked so long, over all attempts that its ticker lived to see, is ended."
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(
+        2, description="Times a run that failed or was killed is continued, before it is given up."
+    )
+    retry_wait_s: Annotated[float, Field(ge=0)] = Field(
+        30, description="Pause before the first retry; doubled for each further one."
+    )
     stop_grace_s: Seconds = Field(60, description="Between the request to end and the kill.")
-    misfire_grace_s: Seconds = Field(3600, description="A tick that comes later than this is missed. Several that are due at once are one.")
+    misfire_grace_s: Seconds = Field(
+        3600, description="A tick that comes later than this is missed. Several that are due at once are one."
+    )
     lease_s: Annotated[float, Field(ge=1)] = Field(
         60, description="A ticker that has not been heard of for so long has lost its schedule to the next."
     )

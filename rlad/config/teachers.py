@@ -22,7 +22,9 @@ class ScoringConfig(ConfigModel):
     engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
     replicas: PositiveInt = 1
     tensor_parallel: PositiveInt = Field(1, description="GPUs of one replica (vllm engine).")
-    max_ongoing_requests: PositiveInt = Field(64, description="Groups a replica holds at once; further ones wait in the caller.")
+    max_ongoing_requests: PositiveInt = Field(
+        64, description="Groups a replica holds at once; further ones wait in the caller."
+    )
     token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
         1_000_000,
@@ -56,10 +58,13 @@ class ReferenceConfig(ScoringConfig):
 
 class _SharedTeacherConfig(ConfigModel):
     fingerprint: str | None = Field(
-        None, description="Refuse another model than the one with this fingerprint (`rlad teacher status` prints it); default: take what is there."
+        None,
+        description="Refuse another model than the one with this fingerprint (`rlad teacher status` prints it); default: take what is there.",
     )
     timeout_s: Seconds = Field(300, description="Deadline of scoring one group, waiting for one's turn included.")
-    max_retries: Annotated[int, Field(ge=0)] = Field(3, description="Tries of one group after a replica, or the connection, was lost.")
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="Tries of one group after a replica, or the connection, was lost."
+    )
 
 
 class ServiceTeacherConfig(_SharedTeacherConfig):
@@ -76,9 +81,12 @@ class RemoteTeacherConfig(_SharedTeacherConfig):
     """A teacher service outside of the run's cluster, over HTTP. Several runs share it."""
 
     url: str = Field(
-        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="As `rlad teacher status` prints it, for example `https://host/kk-teacher`."
+        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$",
+        description="As `rlad teacher status` prints it, for example `https://host/kk-teacher`.",
     )
-    token_env: str = Field(TOKEN_VARIABLE, description="Environment variable that holds the service's token, where `rlad run` is typed.")
+    token_env: str = Field(
+        TOKEN_VARIABLE, description="Environment variable that holds the service's token, where `rlad run` is typed."
+    )
     token_file: str | None = Field(None, description="File that holds the token, read before the variable is.")
 
     @property
@@ -114,10 +122,14 @@ AnyTeacherConfig = Annotated[
 class TeacherHttpConfig(ConfigModel):
     """HTTP beside the handle. The address is Serve's own, one for all services of a Ray cluster, and taken when Serve starts there."""
 
-    host: str = Field("127.0.0.1", description="Loopback by default: who opens it to a network puts TLS in front of it.")
+    host: str = Field(
+        "127.0.0.1", description="Loopback by default: who opens it to a network puts TLS in front of it."
+    )
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     token_env: str = Field(TOKEN_VARIABLE, description="Environment variable of the Ray nodes that holds the token.")
-    token_file: str | None = Field(None, description="File, on every node that may hold a gateway, with the token; read before the variable is.")
+    token_file: str | None = Field(
+        None, description="File, on every node that may hold a gateway, with the token; read before the variable is."
+    )
     gateways: PositiveInt = Field(1, description="Processes that answer HTTP and hand groups on to the replicas.")
     cpus_per_gateway: Annotated[float, Field(ge=0)] = 0.1
     max_request_mib: PositiveInt = Field(16, description="Larger requests are refused. A token costs 4 bytes.")
@@ -126,12 +138,15 @@ class TeacherHttpConfig(ConfigModel):
 class TeacherServiceConfig(TeacherConfig):
     """A teacher as a service of its own: what a run's teacher has, bounds between which it scales, and what it grants each client."""
 
-    pool: str | None = Field(None, description="Replicas run on the nodes labelled `rlad.io/pool` with this; without it on any.")
+    pool: str | None = Field(
+        None, description="Replicas run on the nodes labelled `rlad.io/pool` with this; without it on any."
+    )
     max_replicas: PositiveInt | None = Field(
         None, description="Serve scales between `replicas` and so many by the groups under way; without it: not."
     )
     target_groups: PositiveInt | None = Field(
-        None, description="Groups under way a replica, on average, above which Serve adds one; default: half of what one client may have."
+        None,
+        description="Groups under way a replica, on average, above which Serve adds one; default: half of what one client may have.",
     )
     max_groups_per_client: PositiveInt | None = Field(
         None,
@@ -140,14 +155,19 @@ class TeacherServiceConfig(TeacherConfig):
     )
     drain_s: Seconds = Field(20, description="How long a replica that goes may take over the groups it has.")
     health_timeout_s: Seconds = Field(
-        60, description="A replica that says nothing for so long, three times in a row, is replaced; a dead one at once."
+        60,
+        description="A replica that says nothing for so long, three times in a row, is replaced; a dead one at once.",
     )
-    http: TeacherHttpConfig | None = Field(None, description="`{}` opens the service to clients outside of its Ray cluster.")
+    http: TeacherHttpConfig | None = Field(
+        None, description="`{}` opens the service to clients outside of its Ray cluster."
+    )
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}, the least that there are")
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is less than replicas {self.replicas}, the least that there are"
+            )
         if self.target_groups is not None and self.max_replicas is None:
             raise ValueError("target_groups says when another replica is added: give max_replicas too")
         if self.client_quota > self.max_ongoing_requests:
@@ -159,7 +179,9 @@ class TeacherServiceConfig(TeacherConfig):
     @property
     def client_quota(self) -> int:
         """Groups that one client may have under way in a replica."""
-        return max(1, self.max_ongoing_requests // 2) if self.max_groups_per_client is None else self.max_groups_per_client
+        return (
+            max(1, self.max_ongoing_requests // 2) if self.max_groups_per_client is None else self.max_groups_per_client
+        )
 
 
 class TeacherServiceFile(TeacherServiceConfig):

@@ -25,7 +25,9 @@ _TEMPLATE_MARKERS = re.compile(
 )
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, records: Sequence[PromptRecord], max_tokens: int) -> list[npt.NDArray[np.int32]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[PromptRecord], max_tokens: int
+) -> list[npt.NDArray[np.int32]]:
     """Token ids of each prompt, int32 [P].
 
     Messages go through the tokenizer's chat template, with the header of the assistant's turn at the end. Text is taken as it is: no template
@@ -49,7 +51,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, records: Sequence[PromptR
 
 
 def _encode(tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str]) -> list[int]:
-    text = record.prompt if isinstance(record.prompt, str) else _apply_template(tokenizer, record.id, record.prompt, special_tokens)
+    text = (
+        record.prompt
+        if isinstance(record.prompt, str)
+        else _apply_template(tokenizer, record.id, record.prompt, special_tokens)
+    )
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
         raise DataError(

@@ -37,7 +37,9 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form =
         return _collect(path, _jsonl_rows(path), _record, limit)
     if path.suffix == ".parquet":
         columns, rows = _parquet_rows(path)
-        return _collect(path, rows, partial(record_of_set_row, form=form) if is_knights_knaves_set(columns) else _record, limit)
+        return _collect(
+            path, rows, partial(record_of_set_row, form=form) if is_knights_knaves_set(columns) else _record, limit
+        )
     raise DataError(f"a prompt file is .jsonl or .parquet, got {path}")
 
 
@@ -84,7 +86,9 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterable[Row]]:
     return table.column_names, ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
 
 
-def _collect(path: Path, rows: Iterable[Row], convert: Callable[[Any], PromptRecord], limit: int | None) -> list[PromptRecord]:
+def _collect(
+    path: Path, rows: Iterable[Row], convert: Callable[[Any], PromptRecord], limit: int | None
+) -> list[PromptRecord]:
     records: dict[str, PromptRecord] = {}
     for place, row in islice(rows, limit):
         try:
@@ -107,7 +111,9 @@ def _record(row: Any) -> PromptRecord:
         raise DataError(f"missing {', '.join(missing)}; a prompt has {', '.join(_COLUMNS)}")
     unknown = sorted(row.keys() - set(_COLUMNS))
     if unknown:
-        raise DataError(f"unknown {', '.join(unknown)}; a prompt has {', '.join(_COLUMNS)}: put anything else into metadata")
+        raise DataError(
+            f"unknown {', '.join(unknown)}; a prompt has {', '.join(_COLUMNS)}: put anything else into metadata"
+        )
     return PromptRecord(
         id=str(row["id"]) if type(row["id"]) is int else row["id"],
         prompt=tuple(row["prompt"]) if isinstance(row["prompt"], list) else row["prompt"],

@@ -20,11 +20,15 @@ def load_prompts(source: PromptSource) -> list[PromptRecord]:
     if source.source == "knights_knaves":
         from rlad.data.knights_knaves.prompts import generate_prompts
 
-        return generate_prompts(form=source.form, people=source.people, count=source.count, split=source.split, seed=source.seed)
+        return generate_prompts(
+            form=source.form, people=source.people, count=source.count, split=source.split, seed=source.seed
+        )
     if source.source == "reasoning_gym":
         from rlad.data.reasoning_gym import generate_problems
 
-        return generate_problems(source.dataset, size=source.size, split=source.split, seed=source.seed, settings=source.settings)
+        return generate_problems(
+            source.dataset, size=source.size, split=source.split, seed=source.seed, settings=source.settings
+        )
     from rlad.data.prompt_files import read_prompt_file
 
     return read_prompt_file(source.path, limit=source.limit, form=source.form)

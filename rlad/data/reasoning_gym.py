@@ -27,7 +27,9 @@ _CHUNK = 64
 _STALLED_DRAWS = 2_000
 """After so many draws without a new problem of the split there are none left, or none that are worth waiting for."""
 
-_ORDERED_BY_HASH = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
+_ORDERED_BY_HASH = frozenset(
+    {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+)
 """Tasks that draw from sets of text (reasoning-gym 0.1.25), so that a seed gives other problems in every process whose hashes are random."""
 
 
@@ -41,7 +43,9 @@ def question_digest(question: str) -> str:
     return hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
 
 
-def generate_problems(dataset: str, *, size: int, split: Split, seed: int, settings: Mapping[str, Any]) -> list[PromptRecord]:
+def generate_problems(
+    dataset: str, *, size: int, split: Split, seed: int, settings: Mapping[str, Any]
+) -> list[PromptRecord]:
     """`size` different problems of one split.
 
     The answer of a record is JSON of what the task's scorer needs (see `rlad.verifiers.reasoning_gym`); its task is the name of the dataset.

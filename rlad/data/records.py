@@ -57,7 +57,11 @@ def _check_messages(messages: Any) -> None:
     if not isinstance(messages, tuple) or not messages:
         raise DataError(f"prompt must be text or a list of messages, got {messages!r}")
     for message in messages:
-        if not isinstance(message, dict) or message.keys() != {"role", "content"} or not all(isinstance(part, str) for part in message.values()):
+        if (
+            not isinstance(message, dict)
+            or message.keys() != {"role", "content"}
+            or not all(isinstance(part, str) for part in message.values())
+        ):
             raise DataError(f"a message holds `role` and `content`, both text, got {message!r}")
     if messages[-1]["role"] == "assistant":
         raise DataError("the last message is the assistant's: a prompt ends where the model is to speak")
@@ -67,5 +71,7 @@ def dataset_fingerprint(records: Sequence[PromptRecord]) -> str:
     """Sixteen hexadecimal digits of what is trained on: ids, prompts, tasks and answers, in order. Metadata does not count."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
-        digest.update(json.dumps([record.id, record.prompt, record.task, record.answer], sort_keys=True).encode() + b"\n")
+        digest.update(
+            json.dumps([record.id, record.prompt, record.task, record.answer], sort_keys=True).encode() + b"\n"
+        )
     return digest.hexdigest()

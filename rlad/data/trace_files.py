@@ -184,7 +184,9 @@ class TraceManifest:
         paths = [folder / name for name in self.parts]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            raise DataError(f"the traces at {folder} are not whole: {', '.join(missing)} is missing, though {MANIFEST} names it")
+            raise DataError(
+                f"the traces at {folder} are not whole: {', '.join(missing)} is missing, though {MANIFEST} names it"
+            )
         return paths
 
 
@@ -198,8 +200,12 @@ def require_manifest(folder: Path) -> TraceManifest:
     if manifest is not None:
         return manifest
     if any(folder.glob(_PARTS)):
-        raise PlanError(f"the traces at {folder} are not complete: continue the run that makes them with `rlad offline ... --resume`")
-    raise PlanError(f"no traces at {folder}: expected a folder with {MANIFEST} and {_PARTS}, such as the `traces` of an offline run's directory")
+        raise PlanError(
+            f"the traces at {folder} are not complete: continue the run that makes them with `rlad offline ... --resume`"
+        )
+    raise PlanError(
+        f"no traces at {folder}: expected a folder with {MANIFEST} and {_PARTS}, such as the `traces` of an offline run's directory"
+    )
 
 
 class TraceFolder:
@@ -261,7 +267,9 @@ class TraceFolder:
         """Write the last part and the manifest: the folder is complete."""
         self.flush()
         manifest = TraceManifest(
-            provenance=self._provenance, counts=_counts(self._tallies, self._seconds), parts=sorted(part.name for part in self._path.glob(_PARTS))
+            provenance=self._provenance,
+            counts=_counts(self._tallies, self._seconds),
+            parts=sorted(part.name for part in self._path.glob(_PARTS)),
         )
         partial = self._path / f"{_PARTIAL}{MANIFEST}"
         partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
@@ -279,11 +287,17 @@ class TraceFolder:
             provenance = TraceProvenance(**json.loads(metadata[_PROVENANCE_KEY]))
             tallies, seconds = json.loads(metadata[_PROMPTS_KEY]), json.loads(metadata[_SECONDS_KEY])
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-            logger.warning("unreadable part of traces removed, its prompts are generated again path=%s problem=%s", part, error)
+            logger.warning(
+                "unreadable part of traces removed, its prompts are generated again path=%s problem=%s", part, error
+            )
             part.unlink()
             return
         if provenance != self._provenance:
-            changed = [field.name for field in fields(provenance) if getattr(provenance, field.name) != getattr(self._provenance, field.name)]
+            changed = [
+                field.name
+                for field in fields(provenance)
+                if getattr(provenance, field.name) != getattr(self._provenance, field.name)
+            ]
             raise RunDirectoryError(
                 f"{part} was made with another {', '.join(changed)}: traces of one folder come from one teacher and one setting; "
                 f"move {self._path} away, or choose another --run-dir"
@@ -319,7 +333,11 @@ def _counts(tallies: Mapping[int, dict[str, Any]], seconds: float) -> TraceCount
         generated=outcomes.total(),
         accepted=accepted,
         surplus=outcomes[correct] - accepted,
-        rejected={outcome.name.lower(): outcomes[outcome.name.lower()] for outcome in Outcome if outcome is not Outcome.CORRECT},
+        rejected={
+            outcome.name.lower(): outcomes[outcome.name.lower()]
+            for outcome in Outcome
+            if outcome is not Outcome.CORRECT
+        },
         tokens=sum(tally["tokens"] for tally in tallies.values()),
         accepted_tokens=sum(tally["accepted_tokens"] for tally in tallies.values()),
         seconds=seconds,

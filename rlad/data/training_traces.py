@@ -55,7 +55,9 @@ class TrainingTrace:
     outcome: Outcome
 
 
-def write_training_traces(parts: Sequence[Path], target: Path, *, max_prompts: int | None, max_accepted_per_prompt: int | None) -> None:
+def write_training_traces(
+    parts: Sequence[Path], target: Path, *, max_prompts: int | None, max_accepted_per_prompt: int | None
+) -> None:
     """Copy the traces of `parts` (see `trace_files`) to `target`, which appears whole or not at all. One part is in memory at a time.
 
     Args:

@@ -150,7 +150,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if np.isin(array, (0.0, 1.0)).all():
         interval = stats.binomtest(int(array.sum()), len(array)).proportion_ci(CONFIDENCE, method="wilson")
         return mean, float(interval.low), float(interval.high)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else 1.0
+    margin = (
+        float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+        if len(array) > 1
+        else 1.0
+    )
     return mean, max(0.0, mean - margin), min(1.0, mean + margin)
 
 

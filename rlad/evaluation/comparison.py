@@ -148,7 +148,9 @@ def accuracy_spreads(runs: Sequence[RunRecord]) -> dict[str, dict[str, Spread]]:
     """Accuracy after training by method and column, over seeds. `start` comes first: every run's start, a seed once."""
     columns = columns_of(runs)
     starts = {run.seed: run.start for run in runs}
-    table = {"start": {column: Spread.of([accuracy_of(start, column) for start in starts.values()]) for column in columns}}
+    table = {
+        "start": {column: Spread.of([accuracy_of(start, column) for start in starts.values()]) for column in columns}
+    }
     for method, own in by_method(runs).items():
         table[method] = {column: Spread.of([accuracy_of(run.final, column) for run in own]) for column in columns}
     return table
@@ -159,7 +161,9 @@ def curves(runs: Sequence[RunRecord], column: str) -> dict[str, dict[int, Spread
     found: dict[str, dict[int, Spread]] = {}
     for method, own in by_method(runs).items():
         steps = set.intersection(*(set(run.evaluations) for run in own))
-        found[method] = {step: Spread.of([accuracy_of(run.evaluations[step], column) for run in own]) for step in sorted(steps)}
+        found[method] = {
+            step: Spread.of([accuracy_of(run.evaluations[step], column) for run in own]) for step in sorted(steps)
+        }
     return found
 
 
@@ -223,7 +227,12 @@ def sign_permutation(pairs: Sequence[float]) -> float:
     if len(values) == 0:
         return 1.0
     result = stats.permutation_test(
-        (values,), np.sum, permutation_type="samples", vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0)
+        (values,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
 
@@ -245,8 +254,12 @@ def _paired(method: str, own: Sequence[RunRecord], reference: str, first: Sequen
         raise ContractError(f"{method} and {reference} have no seed in common: only runs of one seed are pairs")
     prompts = sorted(theirs[seeds[0]])
     if not prompts or any(sorted(side[seed]) != prompts for side in (mine, theirs) for seed in seeds):
-        raise ContractError(f"{method} and {reference} were not evaluated on the same prompts, or the runs did not record them by prompt")
-    table = np.array([[mine[seed][prompt] - theirs[seed][prompt] for prompt in prompts] for seed in seeds])  # [seeds, prompts]
+        raise ContractError(
+            f"{method} and {reference} were not evaluated on the same prompts, or the runs did not record them by prompt"
+        )
+    table = np.array(
+        [[mine[seed][prompt] - theirs[seed][prompt] for prompt in prompts] for seed in seeds]
+    )  # [seeds, prompts]
     by_seed = table.mean(axis=1)
     low, high, p_seeds = paired_t(by_seed.tolist()) if len(seeds) > 1 else (None, None, None)
     return {

@@ -41,7 +41,9 @@ def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *,
         ContractError: they were evaluated on different prompts, or not recorded by prompt, so nothing can be said.
     """
     if margin < 0:
-        raise ContractError(f"the margin of a promotion is at least 0, got {margin}: with less a worse student would be promoted")
+        raise ContractError(
+            f"the margin of a promotion is at least 0, got {margin}: with less a worse student would be promoted"
+        )
     if incumbent is None:
         reason = f"nothing is in production yet: {_percent(candidate.overall.mean)} on {candidate.overall.prompts} prompts is where it starts"
         return PromotionDecision(promote=True, reason=reason, difference=None, interval=None)
@@ -60,8 +62,12 @@ def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *,
     elif low <= 0:
         verdict = "better by more than the margin, but chance alone could explain it"
     else:
-        return PromotionDecision(promote=True, reason=f"better ({evidence})", difference=difference, interval=(low, high))
-    return PromotionDecision(promote=False, reason=f"{verdict} ({evidence})", difference=difference, interval=(low, high))
+        return PromotionDecision(
+            promote=True, reason=f"better ({evidence})", difference=difference, interval=(low, high)
+        )
+    return PromotionDecision(
+        promote=False, reason=f"{verdict} ({evidence})", difference=difference, interval=(low, high)
+    )
 
 
 def _pairs(candidate: EvaluationSummary, incumbent: EvaluationSummary) -> list[float]:

@@ -4,7 +4,16 @@ An objective is its settings in the union of `rlad.config.objectives`, and one f
 """
 
 from rlad.advantages import group_advantages
-from rlad.config.objectives import EntropyBonus, GrpoConfig, KdrlConfig, ObjectiveConfig, ObjectiveSettings, OpdConfig, SftConfig, TrrdConfig
+from rlad.config.objectives import (
+    EntropyBonus,
+    GrpoConfig,
+    KdrlConfig,
+    ObjectiveConfig,
+    ObjectiveSettings,
+    OpdConfig,
+    SftConfig,
+    TrrdConfig,
+)
 from rlad.objectives.build import build_objective
 from rlad.objectives.entropy import EntropyController
 from rlad.objectives.metrics import MetricSums

@@ -8,7 +8,9 @@ from torch import Tensor
 from rlad.config.objectives import Aggregation
 
 
-def token_weights(included: Tensor, is_valid: Tensor, *, aggregation: Aggregation, fixed_length: int | None, dtype: torch.dtype) -> Tensor:
+def token_weights(
+    included: Tensor, is_valid: Tensor, *, aggregation: Aggregation, fixed_length: int | None, dtype: torch.dtype
+) -> Tensor:
     """The weight of each token of a padded batch; 0 where it is not valid. `rlad.packing` gives packed rows the same.
 
     - `response_mean`: mean over responses of the mean over each one's valid tokens (arXiv:2602.22495, Eq. 1 and 5). Every response counts, one

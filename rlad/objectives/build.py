@@ -8,7 +8,15 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlad.config.objectives import GrpoConfig, KdrlConfig, ObjectiveConfig, ObjectiveSettings, OpdConfig, SftConfig, TrrdConfig
+from rlad.config.objectives import (
+    GrpoConfig,
+    KdrlConfig,
+    ObjectiveConfig,
+    ObjectiveSettings,
+    OpdConfig,
+    SftConfig,
+    TrrdConfig,
+)
 from rlad.errors import ConfigError
 from rlad.objectives.grpo import GrpoObjective
 from rlad.objectives.kdrl import KdrlObjective

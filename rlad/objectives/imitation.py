@@ -28,7 +28,12 @@ def imitation_loss(tokens: Tokens, estimator: Estimator) -> Tensor:
         # An invalid token's support is all 0, no distribution: its value must be 0 and not only masked, so that no gradient comes back through it.
         return imitated(tokens, support_divergence(ours, theirs, tail))
     assert estimator in ("k2", "k3")
-    return imitated(tokens, sampled_divergence(tokens.policy_logprobs - teacher_of(tokens), "k2" if estimator == "k2" else "k3", LOG_RATIO_LIMIT))
+    return imitated(
+        tokens,
+        sampled_divergence(
+            tokens.policy_logprobs - teacher_of(tokens), "k2" if estimator == "k2" else "k3", LOG_RATIO_LIMIT
+        ),
+    )
 
 
 def imitated(tokens: Tokens, values: Tensor) -> Tensor:

@@ -19,4 +19,6 @@ class KdrlObjective(Objective[KdrlConfig]):
             return TokenLosses(losses=own.losses, means={**own.means, **imitation_means(tokens, -reward)})
         own = surrogate_losses(tokens, log_ratio, config)
         divergence = imitation_loss(tokens, config.estimator)
-        return TokenLosses(losses=own.losses + beta * divergence, means={**own.means, **imitation_means(tokens, divergence)})
+        return TokenLosses(
+            losses=own.losses + beta * divergence, means={**own.means, **imitation_means(tokens, divergence)}
+        )

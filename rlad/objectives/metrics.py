@@ -39,7 +39,11 @@ class MetricSums:
     @classmethod
     def of(cls, *, means: Mapping[str, MeanSums], totals: Mapping[str, Tensor]) -> MetricSums:
         """From scalars on one device, without waiting for it."""
-        columns = [*(mean.total for mean in means.values()), *(mean.num_tokens for mean in means.values()), *totals.values()]
+        columns = [
+            *(mean.total for mean in means.values()),
+            *(mean.num_tokens for mean in means.values()),
+            *totals.values(),
+        ]
         values = torch.stack([column.detach().double() for column in columns])
         return cls(mean_names=tuple(means), total_names=tuple(totals), values=values)
 
@@ -74,7 +78,9 @@ class MetricSums:
         values: list[float] = self.values.tolist()
         size = len(self.mean_names)
         sums, counts, totals = values[:size], values[size : 2 * size], values[2 * size :]
-        means = {name: total / count for name, total, count in zip(self.mean_names, sums, counts, strict=True) if count > 0}
+        means = {
+            name: total / count for name, total, count in zip(self.mean_names, sums, counts, strict=True) if count > 0
+        }
         return means | dict(zip(self.total_names, totals, strict=True))
 
 

@@ -102,7 +102,10 @@ class Objective(abc.ABC, Generic[SettingsT]):
         require_shape("mask", mask, policy_logprobs.shape)
         require_shape("advantages", advantages, policy_logprobs.shape[:1])
         if mask.dtype != torch.bool:
-            require(bool(((mask == 0) | (mask == 1)).all()), "mask must hold only 0 and 1; weights of other sizes go into the packed form")
+            require(
+                bool(((mask == 0) | (mask == 1)).all()),
+                "mask must hold only 0 and 1; weights of other sizes go into the packed form",
+            )
             mask = mask != 0
         tokens, totals = select_tokens(
             self._needs,
@@ -170,7 +173,9 @@ class Objective(abc.ABC, Generic[SettingsT]):
             losses = losses + config.reference_kl * divergence
             means["objective/reference_kl"] = mean_over(divergence, tokens.is_valid)
         if tokens.entropies is not None:
-            coefficient = config.entropy_bonus.coefficient if extras.entropy_coefficient is None else extras.entropy_coefficient
+            coefficient = (
+                config.entropy_bonus.coefficient if extras.entropy_coefficient is None else extras.entropy_coefficient
+            )
             losses = losses - coefficient * tokens.entropies
             means["objective/entropy"] = mean_over(tokens.entropies, tokens.is_valid)
         loss = (weights.where(tokens.is_valid, 0) * losses).sum()

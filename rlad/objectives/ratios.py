@@ -50,7 +50,9 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, settings: ClippedSu
     return ClippedSurrogate(values=values, is_clipped=is_clipped)
 
 
-def surrogate_losses(tokens: Tokens, log_ratio: Tensor, settings: ClippedSurrogateSettings, *, advantages: Tensor | None = None) -> TokenLosses:
+def surrogate_losses(
+    tokens: Tokens, log_ratio: Tensor, settings: ClippedSurrogateSettings, *, advantages: Tensor | None = None
+) -> TokenLosses:
     """The clipped surrogate as a loss, corrected for the engine's mismatch where that is on.
 
     Args:
@@ -62,7 +64,10 @@ def surrogate_losses(tokens: Tokens, log_ratio: Tensor, settings: ClippedSurroga
         return TokenLosses(losses=-surrogate.values, means=means)
     mismatch = bounded_ratio(tokens.behaviour_logprobs - tokens.sampler_logprobs)
     weights, cut = mismatch_weights(mismatch, settings)
-    means |= {"objective/mismatch_mean": mean_over(mismatch, tokens.is_valid), "objective/mismatch_cut_fraction": mean_over(cut, tokens.is_valid)}
+    means |= {
+        "objective/mismatch_mean": mean_over(mismatch, tokens.is_valid),
+        "objective/mismatch_cut_fraction": mean_over(cut, tokens.is_valid),
+    }
     return TokenLosses(losses=-surrogate.values * weights, means=means)
 
 

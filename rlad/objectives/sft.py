@@ -11,4 +11,6 @@ from rlad.objectives.tokens import Tokens
 class SftObjective(Objective[SftConfig]):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         losses = -tokens.policy_logprobs
-        return TokenLosses(losses=losses, means={"objective/negative_log_likelihood": mean_over(losses.detach(), tokens.is_valid)})
+        return TokenLosses(
+            losses=losses, means={"objective/negative_log_likelihood": mean_over(losses.detach(), tokens.is_valid)}
+        )

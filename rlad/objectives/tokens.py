@@ -74,7 +74,14 @@ class Needs:
 
 
 def select_tokens(
-    needs: Needs, *, policy: Tensor, behaviour: Tensor, teacher: Tensor | None, advantages: Tensor, included: Tensor, extras: Extras
+    needs: Needs,
+    *,
+    policy: Tensor,
+    behaviour: Tensor,
+    teacher: Tensor | None,
+    advantages: Tensor,
+    included: Tensor,
+    extras: Extras,
 ) -> tuple[Tokens, dict[str, Tensor]]:
     """The tokens that count, and how many of the included ones lack a log-probability, by metric name.
 
@@ -96,7 +103,9 @@ def select_tokens(
     student_support: Tensor | None = None
     if needs.support:
         student_support, theirs, tail = _support(needs, extras, shape)
-        is_present["teacher"] = is_present["teacher"] & theirs.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
+        is_present["teacher"] = (
+            is_present["teacher"] & theirs.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
+        )
     totals = {f"objective/{name}_missing_tokens": (included & ~present).sum() for name, present in is_present.items()}
     is_valid = included
     for present in is_present.values():
@@ -108,7 +117,11 @@ def select_tokens(
         return column.detach().to(dtype).where(is_valid if column.ndim == is_valid.ndim else is_valid[..., None], 0)
 
     policy_logprobs = upcast(policy, dtype).where(is_valid, 0)
-    entropies = upcast(_needed(needs, "entropies", extras.entropies, shape), dtype).where(is_valid, 0) if needs.entropy else None
+    entropies = (
+        upcast(_needed(needs, "entropies", extras.entropies, shape), dtype).where(is_valid, 0)
+        if needs.entropy
+        else None
+    )
     imitated = _needed(needs, "is_imitated", extras.is_imitated, shape) & is_valid if needs.imitated else None
     behaviour_constant, advantages_constant = constant(behaviour), constant(advantages)
     assert behaviour_constant is not None
@@ -124,7 +137,9 @@ def select_tokens(
         reference_logprobs=constant(extras.reference_logprobs, needs.reference),
         entropies=entropies,
         is_imitated=imitated,
-        support_logprobs=None if student_support is None else upcast(student_support, dtype).where(is_valid[..., None], 0),
+        support_logprobs=None
+        if student_support is None
+        else upcast(student_support, dtype).where(is_valid[..., None], 0),
         teacher_support_logprobs=constant(extras.teacher_support_logprobs, needs.support),
         teacher_tail_logprobs=constant(tail_logprobs),
         progress=extras.progress,
@@ -147,7 +162,9 @@ def require(claim: bool, problem: str) -> None:
 
 
 def require_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
-    require(tensor.shape == shape, f"{name} must have shape {list(shape)} to fit policy_logprobs, got {list(tensor.shape)}")
+    require(
+        tensor.shape == shape, f"{name} must have shape {list(shape)} to fit policy_logprobs, got {list(tensor.shape)}"
+    )
 
 
 def _checked(name: str, column: Tensor, shape: torch.Size) -> Tensor:
@@ -164,6 +181,11 @@ def _needed(needs: Needs, name: str, column: Tensor | None, shape: torch.Size) -
 def _support(needs: Needs, extras: Extras, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     ours, theirs, tail = extras.support_logprobs, extras.teacher_support_logprobs, extras.teacher_tail_logprobs
     if ours is None or theirs is None or tail is None:
-        raise ContractError(f"{needs.who} needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs, got None among them")
-    require(ours.shape == theirs.shape and ours.shape[:-1] == shape, f"support columns must be {[*shape, 'K']}, got {ours.shape} and {theirs.shape}")
+        raise ContractError(
+            f"{needs.who} needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs, got None among them"
+        )
+    require(
+        ours.shape == theirs.shape and ours.shape[:-1] == shape,
+        f"support columns must be {[*shape, 'K']}, got {ours.shape} and {theirs.shape}",
+    )
     return ours, theirs, _checked("teacher_tail_logprobs", tail, shape)

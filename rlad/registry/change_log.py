@@ -48,7 +48,9 @@ class ChangeLog:
             entry = decide(self.state())
             if entry is None or self.store.create(self._path(entry.state.sequence), to_json(entry)):
                 return
-        raise RegistryError(f"{self.name} in {self.store.uri} has changed {_ATTEMPTS} times while one change was to be written; try again later")
+        raise RegistryError(
+            f"{self.name} in {self.store.uri} has changed {_ATTEMPTS} times while one change was to be written; try again later"
+        )
 
     def _entry(self, number: int) -> LogEntry:
         content = self.store.read(self._path(number))
@@ -68,11 +70,17 @@ class ChangeLog:
 
 def numbers_in(store: ModelStore, directory: str) -> list[int]:
     """Numbers of a directory's numbered files, ascending."""
-    stems = [entry.name.removesuffix(".json") for entry in store.entries(directory) if entry.is_file and entry.name.endswith(".json")]
+    stems = [
+        entry.name.removesuffix(".json")
+        for entry in store.entries(directory)
+        if entry.is_file and entry.name.endswith(".json")
+    ]
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
-def alias_moved(state: LineState, alias: str, version: int, *, kind: Literal["set", "rollback"], reason: str) -> LogEntry:
+def alias_moved(
+    state: LineState, alias: str, version: int, *, kind: Literal["set", "rollback"], reason: str
+) -> LogEntry:
     """The entry after `state` that moves an alias."""
     change = AliasChange(
         sequence=state.sequence + 1,

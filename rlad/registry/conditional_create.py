@@ -71,7 +71,10 @@ def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
     )
 
     @retry(
-        retry=retry_if_exception_type(_BusyError), stop=stop_after_delay(_REQUEST_TIMEOUT_S), wait=wait_random_exponential(0.05, max=2), reraise=True
+        retry=retry_if_exception_type(_BusyError),
+        stop=stop_after_delay(_REQUEST_TIMEOUT_S),
+        wait=wait_random_exponential(0.05, max=2),
+        reraise=True,
     )
     def create(path: str, content: bytes) -> bool:
         bucket, _, key = path.partition("/")
@@ -102,7 +105,10 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
     is_anonymous = options.get("anonymous") == "true"
     scheme, endpoint = options.get("scheme", "https"), options.get("endpoint_override")
     filesystem = fs.GcsFileSystem(
-        anonymous=is_anonymous, scheme=scheme, endpoint_override=endpoint, retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S)
+        anonymous=is_anonymous,
+        scheme=scheme,
+        endpoint_override=endpoint,
+        retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S),
     )
 
     def session() -> requests.Session:

@@ -35,7 +35,9 @@ def upload_model(store: ModelStore, model_dir: Path, directory: str) -> tuple[Mo
     """
     names = _files_of(model_dir)
     stored = in_parallel(lambda name: store.upload(model_dir / name, f"{directory}/{name}"), names)
-    return tuple(ModelFile(path=name, bytes=file.bytes, sha256=file.sha256) for name, file in zip(names, stored, strict=True))
+    return tuple(
+        ModelFile(path=name, bytes=file.bytes, sha256=file.sha256) for name, file in zip(names, stored, strict=True)
+    )
 
 
 def fetch_model(store: ModelStore, version: ModelVersion, into: Path) -> Path:
@@ -73,16 +75,22 @@ def _files_of(model_dir: Path) -> list[str]:
         raise RegistryError(f"no model at {model_dir}: there is no such directory")
     names = sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file())
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise RegistryError(f"{model_dir} holds no model: a run's export/ has config.json and *.safetensors files, and they have to be there")
+        raise RegistryError(
+            f"{model_dir} holds no model: a run's export/ has config.json and *.safetensors files, and they have to be there"
+        )
     if pickles := [name for name in names if Path(name).suffix in _PICKLES]:
-        raise RegistryError(f"{model_dir} holds {', '.join(pickles)}: what may be unpickled is not registered; remove it, or save it as safetensors")
+        raise RegistryError(
+            f"{model_dir} holds {', '.join(pickles)}: what may be unpickled is not registered; remove it, or save it as safetensors"
+        )
     return names
 
 
 def _download(store: ModelStore, version: ModelVersion, file: ModelFile, target: Path) -> None:
     found = store.download(f"{version.directory}/{file.path}", target)
     if found is None:
-        raise CorruptModelError(f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?")
+        raise CorruptModelError(
+            f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?"
+        )
     if found != StoredFile(bytes=file.bytes, sha256=file.sha256):
         raise CorruptModelError(
             f"{file.path} of {version.reference} in {store.uri} is not what was registered: {file.bytes} bytes with SHA-256 {file.sha256} were, "

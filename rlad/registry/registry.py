@@ -69,7 +69,9 @@ class ModelRegistry:
         store = open_store(uri)
         marker = store.read(_LAYOUT_FILE)
         if marker is not None and json.loads(marker).get("layout") != _LAYOUT:
-            raise RegistryError(f"the registry at {store.uri} has another layout than {_LAYOUT}: it was made by another version of rlad")
+            raise RegistryError(
+                f"the registry at {store.uri} has another layout than {_LAYOUT}: it was made by another version of rlad"
+            )
         return cls(store=store)
 
     def names(self) -> list[str]:
@@ -80,9 +82,13 @@ class ModelRegistry:
     def versions(self, name: str) -> list[ModelVersion]:
         """A model's versions, the oldest first; none of a model that is not there."""
         require_name(name, "model")
-        numbers = numbers_in(self.store, f"{name}/versions")  # before the state: what is retired meanwhile is then left out
+        numbers = numbers_in(
+            self.store, f"{name}/versions"
+        )  # before the state: what is retired meanwhile is then left out
         retired = self._log(name).state().retired
-        return in_parallel(lambda number: self._manifest(name, number), [number for number in numbers if number not in retired])
+        return in_parallel(
+            lambda number: self._manifest(name, number), [number for number in numbers if number not in retired]
+        )
 
     def get(self, name: str, ref: int | str) -> ModelVersion:
         """One version by its number, by an alias, or by `latest`.
@@ -95,14 +101,18 @@ class ModelRegistry:
         state = self._log(name).state()
         live = [number for number in numbers if number not in state.retired]
         if not live:
-            raise ModelNotFoundError(f"no model {name!r} in the registry at {self.uri}; there are {', '.join(self.names()) or 'none'}")
+            raise ModelNotFoundError(
+                f"no model {name!r} in the registry at {self.uri}; there are {', '.join(self.names()) or 'none'}"
+            )
         number = self._number(ref, state, live)
         if number is None:
             aliases = ", ".join(f"{alias} ({version})" for alias, version in state.aliases.items()) or "none"
             raise ModelNotFoundError(f"no alias {ref!r} of {name} in the registry at {self.uri}; there are {aliases}")
         if number not in live:
             why = "was retired" if number in state.retired else "does not exist"
-            raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.uri}; there are versions {_ranges(live)}")
+            raise ModelNotFoundError(
+                f"{name}@{number} {why} in the registry at {self.uri}; there are versions {_ranges(live)}"
+            )
         return self._manifest(name, number)
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -184,7 +194,9 @@ class ModelRegistry:
                     f"Look at `rlad registry show {name}` and decide again"
                 )
             if version in state.retired:
-                raise ModelNotFoundError(f"{name}@{version} was retired in the registry at {self.uri}: it cannot be {alias}")
+                raise ModelNotFoundError(
+                    f"{name}@{version} was retired in the registry at {self.uri}: it cannot be {alias}"
+                )
             return alias_moved(state, alias, version, kind="set", reason=reason) if present != version else None
 
         self._log(name).append(decide)
@@ -271,7 +283,9 @@ class ModelRegistry:
 
     def _rollback_target(self, log: ChangeLog, state: LineState) -> int | None:
         entries = [entry for entry in log.entries() if entry.state.sequence <= state.sequence]
-        return rollback_target([change for change in _alias_changes(entries) if change.alias == PRODUCTION], state.retired)
+        return rollback_target(
+            [change for change in _alias_changes(entries) if change.alias == PRODUCTION], state.retired
+        )
 
     def _require_layout(self, name: str) -> None:
         """Mark a new registry, and have the store prove on that occasion that it keeps writers apart: not every server that speaks S3 does."""

@@ -80,7 +80,10 @@ class ModelStore:
         """What is in a directory, by name; nothing where there is no such directory. Names with a leading dot are not shown: they are half-written."""
         with self._reached(f"list {directory or 'it'}"):
             found = self.filesystem.get_file_info(fs.FileSelector(self._at(directory), allow_not_found=True))
-        entries = [DirectoryEntry(name=each.base_name, is_file=each.type == fs.FileType.File, modified_at=each.mtime) for each in found]
+        entries = [
+            DirectoryEntry(name=each.base_name, is_file=each.type == fs.FileType.File, modified_at=each.mtime)
+            for each in found
+        ]
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
     def upload(self, source: Path, path: str) -> StoredFile:
@@ -151,7 +154,9 @@ def open_store(uri: str) -> ModelStore:
         )
     options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     if unknown := options.keys() - _OPTIONS[parts.scheme]:
-        raise RegistryError(f"unknown option {', '.join(sorted(unknown))} of a registry's address; {parts.scheme} takes {_listed(parts.scheme)}")
+        raise RegistryError(
+            f"unknown option {', '.join(sorted(unknown))} of a registry's address; {parts.scheme} takes {_listed(parts.scheme)}"
+        )
     if not parts.netloc:
         raise RegistryError(f"expected {parts.scheme}://bucket/prefix, got {uri!r}: it names no bucket")
     root = f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/")

@@ -215,7 +215,9 @@ def parse_reference(reference: str) -> tuple[str, str | None]:
     """
     name, at, ref = reference.partition("@")
     if at and not ref:
-        raise RegistryError(f"expected a version or an alias after @, as kk-student@3 or kk-student@{PRODUCTION}; got {reference!r}")
+        raise RegistryError(
+            f"expected a version or an alias after @, as kk-student@3 or kk-student@{PRODUCTION}; got {reference!r}"
+        )
     return require_name(name, "model"), ref or None
 
 
@@ -234,7 +236,9 @@ def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "all of it"
-        raise RegistryError(f"{where} is not a {kind.__name__} as this version of rlad writes it: {place}: {first['msg']}") from error
+        raise RegistryError(
+            f"{where} is not a {kind.__name__} as this version of rlad writes it: {place}: {first['msg']}"
+        ) from error
 
 
 def _stays_inside(path: str) -> bool:

@@ -51,7 +51,9 @@ class StarterRecord:
     @classmethod
     def read(cls, directory: Path) -> StarterRecord:
         content = json.loads((directory / RECORD_FILE).read_text())
-        content["accuracies"] = {setting: EvaluationSummary.from_dict(summary) for setting, summary in content["accuracies"].items()}
+        content["accuracies"] = {
+            setting: EvaluationSummary.from_dict(summary) for setting, summary in content["accuracies"].items()
+        }
         return cls(**content)
 
 
@@ -97,21 +99,3 @@ def is_missing_starter(path: str, cache_dir: Path | None = None) -> bool:
     """
     starter = parse_starter(path)
     return starter is not None and not is_finished(starter_directory(*starter, cache_dir))
-
-
-def resolve_model(path: str, cache_dir: Path | None = None) -> Path:
-    """The local directory of a model: a Hugging Face directory as it is, `starter:RECIPE/ROLE` from the cache. Makes nothing.
-
-    Raises:
-        PlanError: no such directory, recipe or role, or a starter that is not made yet.
-    """
-    starter = parse_starter(path)
-    if starter is not None:
-        directory = starter_directory(*starter, cache_dir)
-        if not is_finished(directory):
-            raise PlanError(f"{path} is not made yet (expected in {directory}): run `rlad pretrain {starter[0].name}`")
-        return directory
-    directory = Path(path).expanduser()
-    if not (directory / "config.json").is_file():
-        raise PlanError(f"no model at {path!r}: expected a Hugging Face model directory (one with config.json), or starter:RECIPE/ROLE")
-    return directory

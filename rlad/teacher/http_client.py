@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from rlad.config import RemoteTeacherConfig, TeacherHttpConfig
 from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
 from rlad.errors import AccessError, DeadlineError, EngineError, WorkerLostError
-from rlad.teacher.retries import patiently
+from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import MEDIA_TYPE, ScoringRequest, TeacherIdentity, error_of, scores_from_bytes
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -37,7 +37,9 @@ def read_token(where: RemoteTeacherConfig | TeacherHttpConfig) -> str:
         try:
             token, source = Path(where.token_file).expanduser().read_text().strip(), where.token_file
         except (OSError, UnicodeDecodeError) as error:
-            raise AccessError(f"the teacher service's token cannot be read from {where.token_file}: {type(error).__name__}") from error
+            raise AccessError(
+                f"the teacher service's token cannot be read from {where.token_file}: {type(error).__name__}"
+            ) from error
     else:
         token, source = os.environ.get(where.token_env, "").strip(), f"the environment variable {where.token_env}"
         if not token:
@@ -117,7 +119,7 @@ class TeacherHttpClient:
         Raises:
             AccessError, WorkerLostError, DeadlineError, EngineError: as `score`.
         """
-        body = await patiently(
+        body = await retry_until(
             lambda: self._send("GET", "/v1/teacher"),
             max_retries=self._max_retries,
             timeout_s=min(self._timeout_s, _CONTROL_TIMEOUT_S),
@@ -140,8 +142,10 @@ class TeacherHttpClient:
             AccessError: the token is refused.
             VocabularyMismatchError, ContractError, EngineError: the service refused the group or failed on it; not tried again.
         """
-        request = ScoringRequest(group=group, tokenizer=self._tokenizer, client=self._client, support=support).to_bytes()
-        body = await patiently(
+        request = ScoringRequest(
+            group=group, tokenizer=self._tokenizer, client=self._client, support=support
+        ).to_bytes()
+        body = await retry_until(
             lambda: self._send("POST", "/v1/score", request),
             max_retries=self._max_retries,
             timeout_s=self._timeout_s,
@@ -158,7 +162,9 @@ class TeacherHttpClient:
     async def _send(self, method: str, path: str, content: bytes | None = None) -> bytes:
         who = f"the teacher at {self.url}"
         try:
-            response = await self._http.request(method, f"{self.url}{path}", content=content, headers={"Content-Type": MEDIA_TYPE} if content else {})
+            response = await self._http.request(
+                method, f"{self.url}{path}", content=content, headers={"Content-Type": MEDIA_TYPE} if content else {}
+            )
         except httpx.ReadTimeout as error:
             raise DeadlineError(f"no answer from {who} in time") from error
         except httpx.HTTPError as error:

@@ -25,13 +25,17 @@ def mix_teacher_scores(scores: Sequence[tuple[float, TeacherScores]]) -> Teacher
             tokens of the mixture are not among those of each teacher.
     """
     if not scores or any(not (weight > 0 and math.isfinite(weight)) for weight, _ in scores):
-        raise ContractError(f"mix_teacher_scores: weights must be positive and finite, at least one; got {[weight for weight, _ in scores]}")
+        raise ContractError(
+            f"mix_teacher_scores: weights must be positive and finite, at least one; got {[weight for weight, _ in scores]}"
+        )
     first = scores[0][1]
     if len(scores) == 1:
         return first
     names = {(each.uid, each.attempt, len(each.logprobs)) for _, each in scores}
     if len(names) > 1:
-        raise ContractError(f"mix_teacher_scores: expected scores of one group, got (uid, attempt, tokens) {sorted(names)}")
+        raise ContractError(
+            f"mix_teacher_scores: expected scores of one group, got (uid, attempt, tokens) {sorted(names)}"
+        )
     if any(each.support_size for _, each in scores):
         raise ContractError(
             f"mix_teacher_scores: group {first.uid} was scored with supports, which cannot be mixed: take one teacher, or sampled tokens"

@@ -7,7 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from rlad.errors import DeadlineError, QuotaError, WorkerLostError
 
@@ -18,8 +25,13 @@ T = TypeVar("T")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
-async def patiently(
-    call: Callable[[], Awaitable[T]], *, max_retries: int, timeout_s: float, what: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+async def retry_until(
+    call: Callable[[], Awaitable[T]],
+    *,
+    max_retries: int,
+    timeout_s: float,
+    what: str,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
     """Call until it succeeds, fails for good, or the time is over.
 

@@ -16,7 +16,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from rlad.contracts import Array, RolloutGroup, TeacherScores, TeacherSupport
-from rlad.errors import AccessError, ContractError, DeadlineError, EngineError, QuotaError, RladError, VocabularyMismatchError, WorkerLostError
+from rlad.errors import (
+    AccessError,
+    ContractError,
+    DeadlineError,
+    EngineError,
+    QuotaError,
+    RladError,
+    VocabularyMismatchError,
+    WorkerLostError,
+)
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
@@ -112,7 +121,9 @@ class ScoringRequest:
             tokenizer=self.tokenizer,
             client=self.client,
         )
-        return _packed(words, {name: getattr(group, name) for name in ("prompt_ids", "response_ids", "response_offsets")})
+        return _packed(
+            words, {name: getattr(group, name) for name in ("prompt_ids", "response_ids", "response_offsets")}
+        )
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
@@ -142,7 +153,9 @@ class ScoringRequest:
 
 
 def scores_to_bytes(scores: TeacherScores) -> bytes:
-    words = _ScoresWords(uid=scores.uid, attempt=scores.attempt, teacher=scores.teacher, support_size=scores.support_size)
+    words = _ScoresWords(
+        uid=scores.uid, attempt=scores.attempt, teacher=scores.teacher, support_size=scores.support_size
+    )
     columns = {name: column for name, column in scores.to_columns().items() if isinstance(column, np.ndarray)}
     return _packed(words, columns)
 
@@ -154,7 +167,9 @@ def scores_from_bytes(body: bytes) -> TeacherScores:
     """
     words, arrays = _unpacked(body, _ScoresWords)
     try:
-        return TeacherScores(uid=words.uid, attempt=words.attempt, teacher=words.teacher, support_size=words.support_size, **arrays)
+        return TeacherScores(
+            uid=words.uid, attempt=words.attempt, teacher=words.teacher, support_size=words.support_size, **arrays
+        )
     except TypeError as error:
         raise ContractError(f"a teacher's scores have other arrays than {sorted(arrays)}: {error}") from error
 
@@ -184,7 +199,10 @@ def error_of(status: int, body: bytes, *, who: str) -> RladError:
 
 
 def _packed(words: _Words, arrays: Mapping[str, Array]) -> bytes:
-    body: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata={_WORDS: words.model_dump_json()})
+    body: bytes = save(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        metadata={_WORDS: words.model_dump_json()},
+    )
     return body
 
 

@@ -43,7 +43,10 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
         try:
             spec = _ADAPTER.validate_python(spec)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})" for problem in error.errors())
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+                for problem in error.errors()
+            )
             raise ConfigError(f"not the settings of a verifier: {problems}") from error
     return spec.build()
 

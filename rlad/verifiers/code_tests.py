@@ -20,7 +20,9 @@ from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.sandbox import SandboxLimits, run_sandboxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(
+    r"^[ \t]*```[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
+)
 _TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
 
@@ -34,14 +36,22 @@ class CodeTestsVerifierConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["code_tests"]
-    timeout_s: float = Field(8.0, gt=0, description="Wall time of all tests of a response together. Keep it below `verifier_pool.timeout_s`.")
+    timeout_s: float = Field(
+        8.0, gt=0, description="Wall time of all tests of a response together. Keep it below `verifier_pool.timeout_s`."
+    )
     cpu_s: int = Field(5, ge=1, description="Processor time of one test.")
     memory_mib: int = Field(1024, ge=64, description="Address space of a program.")
     file_mib: int = Field(8, ge=1, description="Size of any file a program writes, its output included.")
     processes: int = Field(8, ge=1, description="Processes and threads a program may be at once.")
 
     def build(self) -> CodeTestsVerifier:
-        limits = SandboxLimits(wall_s=self.timeout_s, cpu_s=self.cpu_s, memory_mib=self.memory_mib, file_mib=self.file_mib, processes=self.processes)
+        limits = SandboxLimits(
+            wall_s=self.timeout_s,
+            cpu_s=self.cpu_s,
+            memory_mib=self.memory_mib,
+            file_mib=self.file_mib,
+            processes=self.processes,
+        )
         return CodeTestsVerifier(limits=limits)
 
 
@@ -58,7 +68,9 @@ class _Asserts(BaseModel):
     asserts: Annotated[str, Field(min_length=1)]
 
 
-_TESTS: TypeAdapter[list[_InputOutput] | _Asserts] = TypeAdapter(Annotated[list[_InputOutput], Field(min_length=1)] | _Asserts)
+_TESTS: TypeAdapter[list[_InputOutput] | _Asserts] = TypeAdapter(
+    Annotated[list[_InputOutput], Field(min_length=1)] | _Asserts
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,9 @@ class CountdownVerifier:
         try:
             puzzle = _Puzzle.model_validate_json(answer)
         except ValidationError as error:
-            raise DataError(f'the answer of a countdown puzzle is JSON such as {{"numbers": [3, 4, 6], "target": 42}}, got {answer!r}') from error
+            raise DataError(
+                f'the answer of a countdown puzzle is JSON such as {{"numbers": [3, 4, 6], "target": 42}}, got {answer!r}'
+            ) from error
         spoken = after_thinking(response_text)
         block = None if spoken is None else last_answer_block(spoken)
         if block is None:
@@ -80,7 +82,9 @@ class CountdownVerifier:
         if results and results[0].strip() != str(puzzle.target):
             return WRONG
         # Numbers first: only what is small enough is computed.
-        if sorted(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)) != sorted(puzzle.numbers):
+        if sorted(
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)
+        ) != sorted(puzzle.numbers):
             return WRONG
         try:
             return CORRECT if _value(tree) == puzzle.target else WRONG

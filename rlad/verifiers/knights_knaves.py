@@ -69,7 +69,12 @@ class SentenceVerifier:
         """Each person's role, by name, as in `liam: knave, zoey: knight`; None without an answer block or with a person named twice."""
         block = _answer_block(response_text)
         people = (
-            [] if block is None else [(person["name"].lower(), person["role"].lower()) for person in _ANY_NAME.finditer(_MARKDOWN.sub(" ", block))]
+            []
+            if block is None
+            else [
+                (person["name"].lower(), person["role"].lower())
+                for person in _ANY_NAME.finditer(_MARKDOWN.sub(" ", block))
+            ]
         )
         if not people or len({name for name, _ in people}) < len(people):
             return None
@@ -140,11 +145,16 @@ def _read_solution(answer: object) -> dict[str, str]:
         pairs = [(str(name), _role(role)) for name, role in answer.items()]
     elif isinstance(answer, str):
         people = [person for person in re.split(r"[\n,]|\band\b", answer.rstrip(". \n")) if person.strip()]
-        matches = [re.fullmatch(r"\s*(?:\(\d+\)\s*)?(\S.*?) is a (knight|knave)\s*", person, re.IGNORECASE) for person in people]
+        matches = [
+            re.fullmatch(r"\s*(?:\(\d+\)\s*)?(\S.*?) is a (knight|knave)\s*", person, re.IGNORECASE)
+            for person in people
+        ]
         pairs = [(match[1], _role(match[2])) if match else ("", "") for match in matches]
     solution = {name.lower(): role for name, role in pairs}
     if len(solution) < 2 or len(solution) != len(pairs) or "" in solution or "" in solution.values():
-        raise DataError(f"the answer of a puzzle gives each of at least 2 people one role, as in `(1) Zoey is a knight`, one a line; got {answer!r}")
+        raise DataError(
+            f"the answer of a puzzle gives each of at least 2 people one role, as in `(1) Zoey is a knight`, one a line; got {answer!r}"
+        )
     return solution
 
 

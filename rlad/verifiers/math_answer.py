@@ -16,7 +16,9 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 # Without its own timeouts math-verify warns at every call that the caller must provide one. We do: verifiers run in processes that are killed.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-_STATED = re.compile(r"(?:\banswer\b[^\n.]{0,60}?(?:\b(?:is|are|equals)\b|[:=])|####)[\s:*]*(?=(?P<stated>\S[^\n]*))", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\banswer\b[^\n.]{0,60}?(?:\b(?:is|are|equals)\b|[:=])|####)[\s:*]*(?=(?P<stated>\S[^\n]*))", re.IGNORECASE
+)
 _CLAUSE_END = re.compile(r"[.,;!?]+(?:\s|$)|\s(?:because|since|as|so|for|which|where)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.;!?]+(?:[*_]*\s|[*_]*$)")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}")
@@ -24,7 +26,9 @@ _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\\[,;!: ]|\{,\}|~)\d{3})+(?!\d)")
 # As AIME's answer keys put it: `080 or 081 (both were accepted)`.
 _ALL_ACCEPTED = re.compile(r"(.+?)\s*\((?:both|all|any|either)\b[^()]*\baccepted\)", re.IGNORECASE)
-_MATHEMATICAL_WORDS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "sqrt", "alpha", "beta", "gamma", "theta"})
+_MATHEMATICAL_WORDS = frozenset(
+    {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "sqrt", "alpha", "beta", "gamma", "theta"}
+)
 
 
 class MathAnswerVerifierConfig(BaseModel):
@@ -35,7 +39,9 @@ class MathAnswerVerifierConfig(BaseModel):
     name: Literal["math_answer"]
 
     def build(self) -> MathAnswerVerifier:
-        _parse("1")  # loads sympy and the LaTeX grammar: seconds that would else count against the first response's deadline
+        _parse(
+            "1"
+        )  # loads sympy and the LaTeX grammar: seconds that would else count against the first response's deadline
         return MathAnswerVerifier()
 
 
@@ -93,7 +99,9 @@ class MathAnswerVerifier:
         if not given:
             return None
         answer = given[0]
-        return str(nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer)
+        return str(
+            nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +139,9 @@ def _parse_final(final: _FinalAnswer) -> list[Any]:
         return _parse(final.text)
     if final.is_stated:
         return _parse_statement(final.text)
-    return _parse_prose(re.sub("answer", "result", final.text, flags=re.IGNORECASE))  # math-verify takes the number after any "answer"
+    return _parse_prose(
+        re.sub("answer", "result", final.text, flags=re.IGNORECASE)
+    )  # math-verify takes the number after any "answer"
 
 
 def _parse(latex: str) -> list[Any]:

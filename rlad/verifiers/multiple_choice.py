@@ -19,9 +19,12 @@ _NAMED = r"(?:(?:option|choice|answer)\s+)?"
 # A letter that is marked as the answer, then nothing, or the option's text behind punctuation.
 _MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[).:\-–—]|\s*$|,)")
 # In a sentence a bare letter must be a capital: "the answer is a matter of taste".
-_STATED_LETTER = re.compile(rf"(?i:the\s+)?(?i:{_NAMED})(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<letter>[A-Z])(?![\w'’]))")
+_STATED_LETTER = re.compile(
+    rf"(?i:the\s+)?(?i:{_NAMED})(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<letter>[A-Z])(?![\w'’]))"
+)
 _ANOTHER_LETTER = re.compile(
-    r"(?:\b(?:or|and)\b|[,/&])\s*(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\)|[.,;]?\s*$|\s*[,/&]|\s+(?:or|and)\b)", re.IGNORECASE
+    r"(?:\b(?:or|and)\b|[,/&])\s*(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\)|[.,;]?\s*$|\s*[,/&]|\s+(?:or|and)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -79,7 +82,9 @@ def _chosen(text: str) -> str | None:
         if statements:
             return _one_letter(_STATED_LETTER, statements[-1])
         return _one_letter(_MARKED_LETTER, text) if len(text.strip()) <= 4 else None
-    return _one_letter(_MARKED_LETTER, marked) or next((_one_letter(_STATED_LETTER, each["stated"]) for each in _STATED.finditer(marked)), None)
+    return _one_letter(_MARKED_LETTER, marked) or next(
+        (_one_letter(_STATED_LETTER, each["stated"]) for each in _STATED.finditer(marked)), None
+    )
 
 
 def _one_letter(pattern: re.Pattern[str], text: str) -> str | None:

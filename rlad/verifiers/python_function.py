@@ -26,7 +26,9 @@ class PythonFunctionVerifierConfig(BaseModel):
         pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$",
         description="`package.module:function`, importable where the verifier pool's workers run.",
     )
-    correct_from: float = Field(1.0, description="Where the function returns a number, which is the reward: the least that counts as correct.")
+    correct_from: float = Field(
+        1.0, description="Where the function returns a number, which is the reward: the least that counts as correct."
+    )
 
     def build(self) -> PythonFunctionVerifier:
         """

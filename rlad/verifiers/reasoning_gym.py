@@ -43,7 +43,9 @@ class ReasoningGymVerifierConfig(BaseModel):
         Raises:
             ConfigError: reasoning-gym is not installed, or has no such task.
         """
-        create_reasoning_gym_dataset(self.dataset, {})  # and what it loads does not count against the first response's deadline
+        create_reasoning_gym_dataset(
+            self.dataset, {}
+        )  # and what it loads does not count against the first response's deadline
         return ReasoningGymVerifier(dataset=self.dataset, scoring=self.scoring)
 
 
@@ -71,7 +73,9 @@ class ReasoningGymVerifier:
         """
         entry = decode_entry(answer)
         if entry.get("dataset", self.dataset) != self.dataset:
-            raise DataError(f"the prompt is of reasoning-gym's task {entry['dataset']!r}, its verifier is that of {self.dataset!r}")
+            raise DataError(
+                f"the prompt is of reasoning-gym's task {entry['dataset']!r}, its verifier is that of {self.dataset!r}"
+            )
         given = self.answer_of(response_text)
         if given is None:
             return UNPARSEABLE
@@ -104,7 +108,9 @@ def encode_entry(entry: Mapping[str, Any], *, dataset: str, settings: Mapping[st
     except (TypeError, ValueError) as error:
         raise DataError(f"an entry of reasoning-gym's task {dataset!r} cannot be written as JSON: {error}") from error
     if decode_entry(text) != kept:
-        raise DataError(f"an entry of reasoning-gym's task {dataset!r} does not come back from JSON as it was: {text[:200]}")
+        raise DataError(
+            f"an entry of reasoning-gym's task {dataset!r} does not come back from JSON as it was: {text[:200]}"
+        )
     return text
 
 
@@ -117,9 +123,13 @@ def decode_entry(text: str) -> dict[str, Any]:
     try:
         entry = json.loads(text, object_hook=_untagged)
     except ValueError as error:
-        raise DataError(f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}") from error
+        raise DataError(
+            f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}"
+        ) from error
     if not isinstance(entry, dict) or not {"answer", "metadata"} <= entry.keys():
-        raise DataError(f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}")
+        raise DataError(
+            f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}"
+        )
     return entry
 
 
@@ -133,15 +143,21 @@ def create_reasoning_gym_dataset(name: str, settings: Mapping[str, Any]) -> Any:
         # Its part that registers all tasks, too.
         gym, factory = importlib.import_module("reasoning_gym"), importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
-        raise ConfigError(f"reasoning-gym cannot be imported ({error}): install rlad with its extra, `pip install 'rlad[reasoning-gym]'`") from error
-    known = sorted(factory.DATASETS.keys() - {"composite"})  # a mixture of tasks, each of which would need a verifier of its own
+        raise ConfigError(
+            f"reasoning-gym cannot be imported ({error}): install rlad with its extra, `pip install 'rlad[reasoning-gym]'`"
+        ) from error
+    known = sorted(
+        factory.DATASETS.keys() - {"composite"}
+    )  # a mixture of tasks, each of which would need a verifier of its own
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
         raise ConfigError(f"reasoning-gym has {len(known)} tasks, but no {name!r}; the nearest: {', '.join(nearest)}")
     try:
         return gym.create_dataset(name, **settings)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"reasoning-gym's task {name!r} does not take the settings {dict(settings)}: {error}") from error
+        raise ConfigError(
+            f"reasoning-gym's task {name!r} does not take the settings {dict(settings)}: {error}"
+        ) from error
 
 
 @lru_cache(maxsize=64)

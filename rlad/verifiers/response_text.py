@@ -46,5 +46,8 @@ def last_boxed(text: str) -> str | None:
             opening = open_braces.pop()
             if opening["box"] and opening.start() > last:
                 is_percent = _PERCENT.match(text, token.end())
-                last, content = opening.start(), text[opening.end() : token.start()].strip() + (r"\%" if is_percent else "")
+                last, content = (
+                    opening.start(),
+                    text[opening.end() : token.start()].strip() + (r"\%" if is_percent else ""),
+                )
     return content

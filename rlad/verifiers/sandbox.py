@@ -129,7 +129,9 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
             stdout = _contents(stdout_file, limits.file_mib * _MIB).decode("utf-8", "replace")
             stderr = _contents(stderr_file, limits.file_mib * _MIB)[-_STDERR_BYTES:].decode("utf-8", "replace")
             reports = _contents(report_file, _MIB).splitlines()
-    return _result(reports, token if asserts is not None else None, limits, is_late=is_late, stdout=stdout, stderr=stderr)
+    return _result(
+        reports, token if asserts is not None else None, limits, is_late=is_late, stdout=stdout, stderr=stderr
+    )
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -144,7 +146,9 @@ def _contents(file: IO[bytes], limit: int) -> bytes:
     return file.read(limit)
 
 
-def _result(reports: list[bytes], token: str | None, limits: SandboxLimits, *, is_late: bool, stdout: str, stderr: str) -> SandboxResult:
+def _result(
+    reports: list[bytes], token: str | None, limits: SandboxLimits, *, is_late: bool, stdout: str, stderr: str
+) -> SandboxResult:
     report = {}
     for line in reports:
         try:
@@ -153,17 +157,36 @@ def _result(reports: list[bytes], token: str | None, limits: SandboxLimits, *, i
             continue  # the program can write here too, and only harm itself
     barriers, end = report.get("barriers"), report.get("end")
     if barriers is None and not is_late:
-        raise EngineError(f"the sandbox of a program failed before the program began: {stderr.strip() or 'no reason given'}")
+        raise EngineError(
+            f"the sandbox of a program failed before the program began: {stderr.strip() or 'no reason given'}"
+        )
     barriers = tuple(barriers or ())
     if is_late or end is None:
         return SandboxResult(
-            ended="timeout" if is_late else "killed", exit_code=None, has_passed=False, stdout=stdout, stderr=stderr, barriers=barriers
+            ended="timeout" if is_late else "killed",
+            exit_code=None,
+            has_passed=False,
+            stdout=stdout,
+            stderr=stderr,
+            barriers=barriers,
         )
     if end["signal"] is not None:
         # The kernel kills where the time it counted by clock ticks is up; what it reports afterwards is exact, and on a busy machine well below.
         is_out_of_cpu = end["signal"] in (signal.SIGKILL, signal.SIGXCPU) and end["cpu_s"] > 0.5 * limits.cpu_s
         return SandboxResult(
-            ended="timeout" if is_out_of_cpu else "killed", exit_code=None, has_passed=False, stdout=stdout, stderr=stderr, barriers=barriers
+            ended="timeout" if is_out_of_cpu else "killed",
+            exit_code=None,
+            has_passed=False,
+            stdout=stdout,
+            stderr=stderr,
+            barriers=barriers,
         )
     has_passed = end["exit_code"] == 0 and (token is None or report.get("passed") == token)
-    return SandboxResult(ended="exited", exit_code=end["exit_code"], has_passed=has_passed, stdout=stdout, stderr=stderr, barriers=barriers)
+    return SandboxResult(
+        ended="exited",
+        exit_code=end["exit_code"],
+        has_passed=has_passed,
+        stdout=stdout,
+        stderr=stderr,
+        barriers=barriers,
+    )

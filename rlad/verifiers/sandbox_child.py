@@ -41,10 +41,29 @@ _READABLE = (
     "/proc/self",
 )
 _NETWORK_EVENTS = frozenset(
-    {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
+    {
+        "socket.connect",
+        "socket.bind",
+        "socket.sendto",
+        "socket.sendmsg",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.gethostbyaddr",
+    }
 )
 _PROCESS_EVENTS = frozenset(
-    {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen", "pty.spawn", "ctypes.dlopen", "ctypes.dlsym"}
+    {
+        "os.fork",
+        "os.forkpty",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.system",
+        "subprocess.Popen",
+        "pty.spawn",
+        "ctypes.dlopen",
+        "ctypes.dlsym",
+    }
 )
 # As root every sandbox gets a user of its own, so that the limit on processes counts its own only.
 _FIRST_UID = 1_900_000_000
@@ -59,7 +78,9 @@ def main() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != spec["caller"]:
         return  # it died before the kernel was told
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # numpy would start as many threads as the machine has cores
+    os.environ.update(
+        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
+    )  # numpy would start as many threads as the machine has cores
     barriers = _new_namespaces() if "namespaces" in spec["mechanisms"] else []
     outer = os.getpid()
     inner = os.fork()
@@ -120,13 +141,19 @@ def _landlock(directory: str) -> list[str]:
     if abi < 1:
         return []
     every_access = (1 << {1: 13, 2: 14}.get(abi, 15)) - 1
-    attributes = struct.pack("QQQ", every_access, _LANDLOCK_NET_TCP if abi >= 4 else 0, _LANDLOCK_SCOPES if abi >= 6 else 0)
+    attributes = struct.pack(
+        "QQQ", every_access, _LANDLOCK_NET_TCP if abi >= 4 else 0, _LANDLOCK_SCOPES if abi >= 6 else 0
+    )
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     if ruleset < 0:
         return []
     readable = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(path for path in sys.path if path), *_READABLE}
-    for path, access in [*((path, _LANDLOCK_READ) for path in readable), (directory, every_access & ~(1 << 0)), ("/dev/null", 1 << 1 | 1 << 2)]:
+    for path, access in [
+        *((path, _LANDLOCK_READ) for path in readable),
+        (directory, every_access & ~(1 << 0)),
+        ("/dev/null", 1 << 1 | 1 << 2),
+    ]:
         try:
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:  # not on this machine
@@ -172,7 +199,10 @@ def _drop_root(directory: str, *, can_keep_reading: bool) -> list[str]:
 
 def _set_capabilities(kept: int) -> bool:
     number = _SYS_CAPSET.get(os.uname().machine)
-    return number is not None and _libc.syscall(number, struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0
+    return (
+        number is not None
+        and _libc.syscall(number, struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0
+    )
 
 
 def _prctl(option: int, value: int) -> None:

@@ -12,6 +12,8 @@ from actors.controller import NAMESPACE
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE
+    )
     yield
     ray.shutdown()

@@ -14,13 +14,18 @@ def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks()
     person = find_controller("run-1")
     assert ask(person, "state") is None
     pool = PoolState(target=2, ready=1, starting=1, draining=0)
-    state = RunState(phase="running", step=3, total_steps=9, pools={"rollout": pool}, metrics={"reward/mean": 0.5}, updated_at=1.0)
+    state = RunState(
+        phase="running", step=3, total_steps=9, pools={"rollout": pool}, metrics={"reward/mean": 0.5}, updated_at=1.0
+    )
     ask(driver, "publish", state)
     assert ask(person, "state") == state
 
     ask(person, "request", Request(kind="scale", sizes={"rollout": 8}))
     ask(person, "request", Request(kind="stop", sizes={}))
-    assert [ask(driver, "next_request", 5.0) for _ in range(2)] == [Request(kind="scale", sizes={"rollout": 8}), Request(kind="stop", sizes={})]
+    assert [ask(driver, "next_request", 5.0) for _ in range(2)] == [
+        Request(kind="scale", sizes={"rollout": 8}),
+        Request(kind="stop", sizes={}),
+    ]
     assert ask(driver, "next_request", 0.05) is None
 
 
@@ -33,7 +38,9 @@ def test_requests_reach_the_driver_in_order_and_its_state_reaches_whoever_asks()
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_at_once(sizes: dict[str, int], message: str) -> None:
-    controller = start_controller(f"run-{message[:4]}", {"rollout": PoolBounds(at_least=1, at_most=6), "verifier": PoolBounds()})
+    controller = start_controller(
+        f"run-{message[:4]}", {"rollout": PoolBounds(at_least=1, at_most=6), "verifier": PoolBounds()}
+    )
     with pytest.raises(RunDirectoryError, match=message):
         ask(controller, "request", Request(kind="scale", sizes=sizes))
     assert ask(controller, "next_request", 0.05) is None

@@ -42,5 +42,7 @@ def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
         stdout, stderr = process.communicate(timeout=120)
     assert stdout == "pools are down\n"
     assert process.returncode == 128 + signal.SIGTERM
-    assert stderr.endswith("interrupted: nothing that a checkpoint holds is lost; continue with the same command and --resume\n")
+    assert stderr.endswith(
+        "interrupted: nothing that a checkpoint holds is lost; continue with the same command and --resume\n"
+    )
     assert "SIGTERM received" not in stderr

@@ -49,11 +49,18 @@ def group_of(tokenizer: Tokenizer, texts: list[str], answer: str, uid: str) -> R
     )
 
 
-async def test_all_real_answers_and_500_wrong_ones_are_judged_right_all_at_once(byte_tokenizer: Path, aime_responses: list[Any]) -> None:
+async def test_all_real_answers_and_500_wrong_ones_are_judged_right_all_at_once(
+    byte_tokenizer: Path, aime_responses: list[Any]
+) -> None:
     tokenizer = Tokenizer.from_file(str(byte_tokenizer / "tokenizer.json"))
     # The deadline is the default one: a library that is loaded in a response's time would miss it on a busy machine.
     config = VerifierPoolConfig(workers=2, processes_per_worker=2, cpus_per_worker=0.5)
-    pool = VerifierPool(config, {"math": MathAnswerVerifierConfig(name="math_answer")}, tokenizer_path=str(byte_tokenizer), start_timeout_s=120)
+    pool = VerifierPool(
+        config,
+        {"math": MathAnswerVerifierConfig(name="math_answer")},
+        tokenizer_path=str(byte_tokenizer),
+        start_timeout_s=120,
+    )
     by_answer: dict[str, list[Any]] = {}
     for response in aime_responses:
         by_answer.setdefault(response.answer, []).append(response)
@@ -63,7 +70,9 @@ async def test_all_real_answers_and_500_wrong_ones_are_judged_right_all_at_once(
             group_of(tokenizer, [each.text for each in responses], answer, f"d:0:{place}")
             for place, (answer, responses) in enumerate(by_answer.items())
         ]
-        judged = await asyncio.gather(*(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups))
+        judged = await asyncio.gather(
+            *(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups)
+        )
     finally:
         await pool.close()
     for responses, each in zip(by_answer.values(), judged, strict=True):

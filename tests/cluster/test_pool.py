@@ -63,7 +63,12 @@ async def make_pool() -> AsyncIterator[MakePool]:
     pools: list[ActorPool] = []
 
     async def make(size: int, **settings: Any) -> ActorPool:
-        defaults = {"spawn": Echo.remote, "prepare": lambda actor: as_coroutine(actor.prepare.remote()), "max_restarts": 1, "start_timeout_s": 60.0}
+        defaults = {
+            "spawn": Echo.remote,
+            "prepare": lambda actor: as_coroutine(actor.prepare.remote()),
+            "max_restarts": 1,
+            "start_timeout_s": 60.0,
+        }
         pool = ActorPool(name="echo", size=size, **(defaults | settings))
         pools.append(pool)
         await pool.start()
@@ -96,7 +101,10 @@ async def call(pool: ActorPool, method: str) -> Any:
 
 async def test_workers_are_prepared_before_they_are_admitted(make_pool: MakePool) -> None:
     pool = await make_pool(2)
-    assert sorted(await pool.for_each(lambda actor: actor.number.remote())) == [0, 1]  # `number` asserts that it was prepared
+    assert sorted(await pool.for_each(lambda actor: actor.number.remote())) == [
+        0,
+        1,
+    ]  # `number` asserts that it was prepared
 
 
 async def test_without_a_preparation_being_up_is_enough(make_pool: MakePool) -> None:
@@ -106,7 +114,12 @@ async def test_without_a_preparation_being_up_is_enough(make_pool: MakePool) -> 
 
 async def test_a_lease_goes_to_the_worker_with_the_least_outstanding_cost(make_pool: MakePool) -> None:
     pool = await make_pool(2)
-    async with pool.lease(10) as heavy, pool.lease(3) as light, pool.lease(3) as second_light, pool.lease(3) as third_light:
+    async with (
+        pool.lease(10) as heavy,
+        pool.lease(3) as light,
+        pool.lease(3) as second_light,
+        pool.lease(3) as third_light,
+    ):
         assert heavy != light
         assert light == second_light == third_light
         async with pool.lease(1) as next_lightest:  # 10 against 9
@@ -186,7 +199,10 @@ async def test_losing_the_last_worker_with_the_budget_spent_exhausts_the_pool(ma
     for _ in range(2):
         with pytest.raises(WorkerLostError):
             await use_and_kill(pool)
-    with pytest.raises(PoolExhaustedError, match=r"no echo worker is left and the restart budget is spent; the last one failed because: .*exit"):
+    with pytest.raises(
+        PoolExhaustedError,
+        match=r"no echo worker is left and the restart budget is spent; the last one failed because: .*exit",
+    ):
         await call(pool, "number")
     with pytest.raises(PoolExhaustedError):
         await pool.for_each(lambda actor: actor.number.remote())
@@ -237,7 +253,8 @@ async def test_for_each_raises_what_a_call_raised(make_pool: MakePool) -> None:
 
 async def test_a_worker_that_cannot_start_fails_the_pool_with_its_reason(make_pool: MakePool) -> None:
     with pytest.raises(
-        PoolExhaustedError, match=r"echo pool did not start, 2 of 2 workers failed: echo-0 did not start: ValueError: no such model; echo-1"
+        PoolExhaustedError,
+        match=r"echo pool did not start, 2 of 2 workers failed: echo-0 did not start: ValueError: no such model; echo-1",
     ):
         await make_pool(2, spawn=Stillborn.remote, prepare=None)
 
@@ -286,7 +303,9 @@ async def test_a_pool_that_grows_gives_work_to_the_new_workers_once_they_are_pre
         assert sorted(await asyncio.gather(*(actor.number.remote() for actor in (first, second, third)))) == [0, 1, 2]
 
 
-async def test_a_pool_that_shrinks_lets_a_worker_finish_what_it_has_and_gives_it_nothing_more(make_pool: MakePool) -> None:
+async def test_a_pool_that_shrinks_lets_a_worker_finish_what_it_has_and_gives_it_nothing_more(
+    make_pool: MakePool,
+) -> None:
     retired: list[str] = []
 
     async def retire(actor: Any) -> None:

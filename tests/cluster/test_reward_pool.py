@@ -35,14 +35,18 @@ def make_group(tokenizer_path: Path, texts: list[str], *, task: str, truncated: 
         response_offsets=offsets,
         behaviour_logprobs=np.zeros(int(offsets[-1]), np.float32),
         policy_versions=np.zeros(int(offsets[-1]), np.int32),
-        finish_reasons=np.array([FinishReason.LENGTH if index == truncated else FinishReason.STOP for index in range(len(texts))], np.uint8),
+        finish_reasons=np.array(
+            [FinishReason.LENGTH if index == truncated else FinishReason.STOP for index in range(len(texts))], np.uint8
+        ),
     )
 
 
 @asynccontextmanager
 async def open_pools(student: Path, model: RewardModelVerifierConfig) -> AsyncIterator[VerdictPools]:
     verifiers = {"puzzle": KnightsKnavesVerifierConfig(name="knights_knaves", form="compact"), "style": model}
-    pools = VerdictPools(VerifierPoolConfig(cpus_per_worker=0.5), verifiers, tokenizer_path=str(student), start_timeout_s=120)
+    pools = VerdictPools(
+        VerifierPoolConfig(cpus_per_worker=0.5), verifiers, tokenizer_path=str(student), start_timeout_s=120
+    )
     try:
         await together(*(pool.start() for pool in pools.pools))
         yield pools
@@ -51,16 +55,24 @@ async def open_pools(student: Path, model: RewardModelVerifierConfig) -> AsyncIt
             await pool.close()
 
 
-async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path], make_reward_model: Callable[..., Path]) -> None:
+async def test_each_task_goes_to_what_judges_it(
+    make_model: Callable[..., Path], make_reward_model: Callable[..., Path]
+) -> None:
     student, texts = make_model(), ["TF=TF$", "TF=FT$", "ab", "TT", ""]
     groups = {task: make_group(student, texts, task=task, truncated=3) for task in ("puzzle", "style")}
-    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", transform="sigmoid", cpus_per_worker=0.5)
+    model = RewardModelVerifierConfig(
+        name="reward_model", path=str(make_reward_model()), dtype="float32", transform="sigmoid", cpus_per_worker=0.5
+    )
     style = groups["style"]
-    expected = 1 / (1 + np.exp(-RewardModelEngine(model).score(style.prompt_ids, style.response_ids, style.response_offsets)))
+    expected = 1 / (
+        1 + np.exp(-RewardModelEngine(model).score(style.prompt_ids, style.response_ids, style.response_offsets))
+    )
     model = model.model_copy(update={"correct_from": float(np.median(expected))})
     async with open_pools(student, model) as pools:
         judged = {
-            task: await pools.verify(ray.put(group.to_columns()), task=task, num_tokens=group.num_tokens, with_texts=True)
+            task: await pools.verify(
+                ray.put(group.to_columns()), task=task, num_tokens=group.num_tokens, with_texts=True
+            )
             for task, group in groups.items()
         }
         verdicts = judged["style"].verdicts
@@ -68,7 +80,13 @@ async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path],
     assert judged["puzzle"].rewards == (1.0, 0.0, 0.0, 0.0, 0.0)
     np.testing.assert_allclose(verdicts.rewards, expected, atol=1e-6)
     assert judged["style"].rewards == tuple(verdicts.rewards.tolist())
-    assert judged["style"].texts == ("T F = T F", "T F = F T", "a b", "T T", "")  # this tokenizer puts spaces between its tokens
+    assert judged["style"].texts == (
+        "T F = T F",
+        "T F = F T",
+        "a b",
+        "T T",
+        "",
+    )  # this tokenizer puts spaces between its tokens
     outcomes = [Outcome.CORRECT if reward >= np.median(expected) else Outcome.WRONG for reward in verdicts.rewards]
     outcomes[3] = Outcome.UNPARSEABLE
     assert list(judged["style"].outcomes) == verdicts.outcomes.tolist() == outcomes
@@ -79,7 +97,9 @@ async def test_each_task_goes_to_what_judges_it(make_model: Callable[..., Path],
 async def test_group_too_long_for_the_model_is_an_error_of_its_worker(
     make_model: Callable[..., Path], make_reward_model: Callable[..., Path]
 ) -> None:
-    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5)
+    model = RewardModelVerifierConfig(
+        name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5
+    )
     async with open_pools(make_model(), model) as pools:
         group = make_group(make_model(), ["T" * 600], task="style")
         with pytest.raises(EngineError, match="the reward model's context is 512"):
@@ -92,8 +112,12 @@ async def test_model_with_another_vocabulary_does_not_start(
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))).save_pretrained(tmp_path)
-    model = RewardModelVerifierConfig(name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    ).save_pretrained(tmp_path)
+    model = RewardModelVerifierConfig(
+        name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5
+    )
     with pytest.raises(PoolExhaustedError, match="another vocabulary than the student"):
         async with open_pools(tmp_path, model):
             pass

@@ -34,7 +34,14 @@ MakeGroup = Callable[..., RolloutGroup]
 def make_group(make_model: Callable[..., Path]) -> MakeGroup:
     tokenizer = AutoTokenizer.from_pretrained(make_model())
 
-    def make(texts: list[str], *, task: str = "compact", answer: str = "TF", truncated: tuple[int, ...] = (), uid: str = "d:0:0") -> RolloutGroup:
+    def make(
+        texts: list[str],
+        *,
+        task: str = "compact",
+        answer: str = "TF",
+        truncated: tuple[int, ...] = (),
+        uid: str = "d:0:0",
+    ) -> RolloutGroup:
         ids = [tokenizer(text)["input_ids"] for text in texts]
         offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])]).astype(np.int64)
         num_tokens = int(offsets[-1])
@@ -50,26 +57,37 @@ def make_group(make_model: Callable[..., Path]) -> MakeGroup:
             response_offsets=offsets,
             behaviour_logprobs=np.zeros(num_tokens, np.float32),
             policy_versions=np.zeros(num_tokens, np.int32),
-            finish_reasons=np.array([FinishReason.LENGTH if index in truncated else FinishReason.STOP for index in range(len(texts))], np.uint8),
+            finish_reasons=np.array(
+                [FinishReason.LENGTH if index in truncated else FinishReason.STOP for index in range(len(texts))],
+                np.uint8,
+            ),
         )
 
     return make
 
 
-def make_pool(make_model: Callable[..., Path], *, timeout_s: float = 5.0, workers: int = 1, processes: int = 1) -> VerifierPool:
-    config = VerifierPoolConfig(workers=workers, processes_per_worker=processes, cpus_per_worker=0.5, timeout_s=timeout_s)
+def make_pool(
+    make_model: Callable[..., Path], *, timeout_s: float = 5.0, workers: int = 1, processes: int = 1
+) -> VerifierPool:
+    config = VerifierPoolConfig(
+        workers=workers, processes_per_worker=processes, cpus_per_worker=0.5, timeout_s=timeout_s
+    )
     verifiers: Any = {"compact": {"name": "knights_knaves", "form": "compact"}, "stuck": StuckVerifierConfig()}
     return VerifierPool(config, verifiers, tokenizer_path=str(make_model()), start_timeout_s=60)
 
 
-async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+async def test_groups_are_judged_as_the_verifier_judges_their_texts(
+    make_model: Callable[..., Path], make_group: MakeGroup
+) -> None:
     pool = make_pool(make_model, workers=2, processes=2)
     # The end-of-sequence token is no part of the text; a response may be empty; a truncated one is not looked at, though it says the answer.
     texts = ["TT:TFxTF=TF$", "TF=FT$", "", "TFTF", "T=TF", "TF=TF$"]
     await pool.start()
     try:
         groups = [make_group(texts, truncated=(4,), uid=f"d:0:{index}") for index in range(12)]
-        judged = await asyncio.gather(*(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups))
+        judged = await asyncio.gather(
+            *(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups)
+        )
         for group, each in zip(groups, judged, strict=True):
             verdicts = each.verdicts
             assert (verdicts.uid, verdicts.attempt) == (group.uid, 2)
@@ -77,7 +95,10 @@ async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: 
             expected[4] = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)
             assert verdicts.rewards.tolist() == [verdict.reward for verdict in expected] == [1, 0, 0, 0, 0, 1]
             assert verdicts.outcomes.tolist() == [verdict.outcome for verdict in expected]
-            assert (each.rewards, each.outcomes) == (tuple(verdicts.rewards.tolist()), tuple(verdicts.outcomes.tolist()))
+            assert (each.rewards, each.outcomes) == (
+                tuple(verdicts.rewards.tolist()),
+                tuple(verdicts.outcomes.tolist()),
+            )
         stats = pool.stats()
         assert (stats.num_groups, stats.processes) == (12, 4)
         assert stats.outcomes == {Outcome.CORRECT: 24, Outcome.WRONG: 12, Outcome.UNPARSEABLE: 36}
@@ -86,7 +107,9 @@ async def test_groups_are_judged_as_the_verifier_judges_their_texts(make_model: 
         await pool.close()
 
 
-async def test_texts_and_answers_come_back_only_when_asked_for(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+async def test_texts_and_answers_come_back_only_when_asked_for(
+    make_model: Callable[..., Path], make_group: MakeGroup
+) -> None:
     pool = make_pool(make_model)
     # One that the verifier cannot understand, or that did not end, has no answer to vote with.
     group = make_group(["T=TF$", "F=FT$", "F=FTT$", "TF=TF", "TT"], truncated=(3,))
@@ -122,7 +145,9 @@ async def test_stuck_verifier_is_a_timeout_and_the_next_responses_are_judged(
         await pool.close()
 
 
-async def test_group_of_a_killed_worker_is_judged_by_its_replacement(make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path) -> None:
+async def test_group_of_a_killed_worker_is_judged_by_its_replacement(
+    make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path
+) -> None:
     pool = make_pool(make_model, timeout_s=3.0)
     note = tmp_path / "pid"
     await pool.start()
@@ -145,7 +170,9 @@ async def test_task_without_a_verifier_is_named(make_model: Callable[..., Path],
     await pool.start()
     try:
         group = make_group(["T"], task="riddles")
-        with pytest.raises(ConfigError, match="task 'riddles', for which the run has no verifier; it has: compact, stuck"):
+        with pytest.raises(
+            ConfigError, match="task 'riddles', for which the run has no verifier; it has: compact, stuck"
+        ):
             await pool.verify(ray.put(group.to_columns()), num_tokens=1)
     finally:
         await pool.close()

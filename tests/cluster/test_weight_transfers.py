@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 import ray
 
-from actors.experience.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
-from actors.experience.parts import GroupRefs
+from actors.experience.batch_shards import GroupRefs
+from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy, StepReport
 from actors.rollout.pool import RolloutPool, SampleRequest
 from actors.weights.transports import LearnerTransport
 from rlad.config import RolloutConfig
@@ -39,7 +39,7 @@ class Run:
     """A driver, with as little as an update of weights needs."""
 
     def __init__(self, folder: Path, *, workers: int, worker: type = StubWorker) -> None:
-        policy = PartPolicy(ranks=1, token_budget=1, skip_equal_rewards=True, skip_truncated=False)
+        policy = ShardPolicy(ranks=1, token_budget=1, skip_equal_rewards=True, skip_truncated=False)
         self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(folder / "ledger.sqlite"), policy, 2)
         self.learner = self.new_learner()
         config = RolloutConfig(workers=workers, max_restarts=2)
@@ -62,7 +62,13 @@ class Run:
         await self.broker.record_sampled.remote(f"g{step}", 0)
         refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
         group = FinishedGroup(
-            uid=f"g{step}", attempt=0, refs=refs, prompt_tokens=1, response_lengths=(1, 1), is_truncated=(False, False), rewards=(0.0, 1.0)
+            uid=f"g{step}",
+            attempt=0,
+            refs=refs,
+            prompt_tokens=1,
+            response_lengths=(1, 1),
+            is_truncated=(False, False),
+            rewards=(0.0, 1.0),
         )
         await self.broker.add.remote(step, group)
         return await self.poll("wait_finished", step)
@@ -133,7 +139,9 @@ async def test_workers_get_every_version_and_those_that_join_get_the_newest(runs
     assert await run.held(4) == {0: 3.0, 1: 3.0, 2: 3.0, 3: 3.0}
 
 
-async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced(runs: list[Run], tmp_path: Path) -> None:
+async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced(
+    runs: list[Run], tmp_path: Path
+) -> None:
     run = Run(tmp_path, workers=1, worker=DyingWorker)
     runs.append(run)
     await run.start()
@@ -150,7 +158,9 @@ async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced
     assert set((await run.held(2)).values()) == {2.0}
 
 
-async def test_a_worker_that_is_gone_before_anything_is_sent_keeps_no_other_from_the_weights(runs: list[Run], tmp_path: Path) -> None:
+async def test_a_worker_that_is_gone_before_anything_is_sent_keeps_no_other_from_the_weights(
+    runs: list[Run], tmp_path: Path
+) -> None:
     run = Run(tmp_path, workers=2)
     runs.append(run)
     await run.start()
@@ -162,13 +172,17 @@ async def test_a_worker_that_is_gone_before_anything_is_sent_keeps_no_other_from
     assert await run.held(2) == {1: 1.0, 2: 1.0}
 
 
-async def test_a_learner_that_is_restarted_between_versions_sends_the_next_one_to_the_same_workers(runs: list[Run], tmp_path: Path) -> None:
+async def test_a_learner_that_is_restarted_between_versions_sends_the_next_one_to_the_same_workers(
+    runs: list[Run], tmp_path: Path
+) -> None:
     run = Run(tmp_path, workers=2)
     runs.append(run)
     await run.start()
     await run.pool.update_weights((await run.finish_step(0)).publications[0])
     os.kill(await run.learner.pid.remote(), signal.SIGKILL)
     run.learner = run.new_learner()
-    await run.learner.start.remote(0, STEPS)  # its checkpoint is of version 0; the driver has version 1 and asks for no older one
+    await run.learner.start.remote(
+        0, STEPS
+    )  # its checkpoint is of version 0; the driver has version 1 and asks for no older one
     await run.pool.update_weights((await run.finish_step(1)).publications[0])
     assert await run.held(2) == {0: 2.0, 1: 2.0}

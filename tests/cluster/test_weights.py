@@ -26,7 +26,11 @@ def weights() -> dict[str, torch.Tensor]:
 def test_published_weights_are_the_file_that_the_manifest_describes(weights: dict[str, torch.Tensor]) -> None:
     publication = publish(weights, 3)
     content = content_of(publication)
-    assert (publication.manifest.version, publication.manifest.num_bytes, len(publication.buckets)) == (3, len(content), 3)
+    assert (publication.manifest.version, publication.manifest.num_bytes, len(publication.buckets)) == (
+        3,
+        len(content),
+        3,
+    )
     assert publication.manifest.checksum == checksum([content])
     back = load(content.tobytes())
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())

@@ -55,12 +55,18 @@ class StubWorker:
         self._version = manifest.version
         shapes = [tuple(tensor.shape) for tensor in self.tensors.values()]
         checksum = layout_checksum(list(self.tensors), update_info["dtype_names"], shapes)
-        return WeightsManifest(version=manifest.version, checksum=checksum, num_bytes=sum(tensor.nbytes for tensor in self.tensors.values()))
+        return WeightsManifest(
+            version=manifest.version,
+            checksum=checksum,
+            num_bytes=sum(tensor.nbytes for tensor in self.tensors.values()),
+        )
 
     def _receive(self, update_info: dict[str, Any], manifest: WeightsManifest) -> None:
         assert self._group is not None
         self.tensors = {}
-        for name, dtype_name, shape in zip(update_info["names"], update_info["dtype_names"], update_info["shapes"], strict=True):
+        for name, dtype_name, shape in zip(
+            update_info["names"], update_info["dtype_names"], update_info["shapes"], strict=True
+        ):
             self.tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype_name))
             self._group.broadcast(self.tensors[name])
             self.received_one(manifest.version)
@@ -75,8 +81,15 @@ class StubWorker:
     async def sample(self, request: SampleRequest) -> tuple[GroupSummary, dict[str, np.ndarray]]:
         await asyncio.sleep(0.2)
         values = torch.cat([tensor.flatten() for tensor in self.tensors.values()]).numpy()
-        summary = GroupSummary(response_lengths=(1,), is_truncated=(False,), tokens_by_version={self._version or 0: 1}, elapsed_s=0.0)
-        return summary, {"values": values, "number": np.array(self.number), "joined": np.array(self._joined), "pid": np.array(os.getpid())}
+        summary = GroupSummary(
+            response_lengths=(1,), is_truncated=(False,), tokens_by_version={self._version or 0: 1}, elapsed_s=0.0
+        )
+        return summary, {
+            "values": values,
+            "number": np.array(self.number),
+            "joined": np.array(self._joined),
+            "pid": np.array(os.getpid()),
+        }
 
     async def close(self) -> None:
         pass
@@ -91,19 +104,19 @@ class DyingWorker(StubWorker):
 
 
 class StubLearner:
-    """Holds a model whose every value is the version, and does with its outlet what a learner's rank does."""
+    """Holds a model whose every value is the version, and does with its publisher what a learner's rank does."""
 
     def __init__(self, broker: Any) -> None:
         from actors.engines.zero_engine.lora import student_weights
         from actors.engines.zero_engine.weight_source import StudentWeights
-        from actors.learner.weight_publisher import TransferOutlet
+        from actors.learner.weight_publisher import TransferPublisher
 
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
         self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         self._broker = broker
         weights = StudentWeights(student_weights(self._model, None), is_partitioned=False)
-        self._outlet = TransferOutlet("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
+        self._outlet = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
 
     def start(self, first: int, steps: int) -> None:
         threading.Thread(target=self._run, args=(first, steps), daemon=True).start()
@@ -125,5 +138,5 @@ class StubLearner:
                     parameter.fill_(version)
             self._outlet.publish(version, tell)
             if version < steps:
-                self._outlet.before_part(version, 0)
+                self._outlet.before_shard(version, 0)
         self._outlet.until_dismissed(steps)

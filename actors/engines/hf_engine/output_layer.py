@@ -18,8 +18,14 @@ def plain_output_weight(causal_lm: PreTrainedModel) -> Tensor:
         EngineError: they are something else.
     """
     output_layer = causal_lm.get_output_embeddings()
-    transforms = {name: value for name in _LOGIT_TRANSFORMS if (value := getattr(causal_lm.config, name, None)) not in (None, 1, 1.0)}
+    transforms = {
+        name: value
+        for name in _LOGIT_TRANSFORMS
+        if (value := getattr(causal_lm.config, name, None)) not in (None, 1, 1.0)
+    }
     if transforms or getattr(output_layer, "bias", None) is not None:
-        raise EngineError(f"this model's logits are not `hidden @ weight.T`: {transforms or 'its output layer has a bias'}; use the vllm engine")
+        raise EngineError(
+            f"this model's logits are not `hidden @ weight.T`: {transforms or 'its output layer has a bias'}; use the vllm engine"
+        )
     weight: Tensor = output_layer.weight
     return weight

@@ -42,7 +42,9 @@ class PackedLayout:
     places: Tensor | None = None
 
     @classmethod
-    def from_offsets(cls, offsets: Array, device: torch.device, *, sources: Array | None = None, places: Array | None = None) -> PackedLayout:
+    def from_offsets(
+        cls, offsets: Array, device: torch.device, *, sources: Array | None = None, places: Array | None = None
+    ) -> PackedLayout:
         """From a `TrainingBatch`'s int32 `sequence_offsets`, or all of a `ScoringRow`'s."""
         return cls(
             lengths=tuple((offsets[1:] - offsets[:-1]).tolist()),
@@ -97,10 +99,15 @@ def packed_attention(
     return attended if packed_layout.places is None else attended.index_select(1, packed_layout.places), None
 
 
-def _attention_by_sequence(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
+def _attention_by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None
+) -> Tensor:
     enable_gqa = query.shape[1] != key.shape[1]
     sequences = zip(*(states.split(layout.lengths, dim=2) for states in (query, key, value)), strict=True)
-    attended = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa) for q, k, v in sequences]
+    attended = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa)
+        for q, k, v in sequences
+    ]
     return torch.cat(attended, dim=2).transpose(1, 2)
 
 
@@ -109,18 +116,37 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedL
     causal = (-1, 0)  # any number of tokens back, none ahead
     enable_gqa = query.shape[1] != key.shape[1]
     longest = layout.longest
-    attended = varlen_attn(q, k, v, layout.offsets, layout.offsets, longest, longest, scale=scaling, window_size=causal, enable_gqa=enable_gqa)
+    attended = varlen_attn(
+        q,
+        k,
+        v,
+        layout.offsets,
+        layout.offsets,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=causal,
+        enable_gqa=enable_gqa,
+    )
     return cast(Tensor, attended)[None]
 
 
-def _require_plain_attention(layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None) -> None:
+def _require_plain_attention(
+    layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None
+) -> None:
     """Refuse what a model may ask of its attention and the packed kernels do not do: the log-probabilities would be silently wrong."""
     if dropout:
-        raise EngineError(f"the learner's attention has no dropout, the model asks for {dropout}: a random policy has no likelihood ratio")
+        raise EngineError(
+            f"the learner's attention has no dropout, the model asks for {dropout}: a random policy has no likelihood ratio"
+        )
     if sliding_window is not None and layout.longest > sliding_window:
-        raise EngineError(f"the learner's attention has no sliding window: the model's is {sliding_window}, the longest sequence {layout.longest}")
+        raise EngineError(
+            f"the learner's attention has no sliding window: the model's is {sliding_window}, the longest sequence {layout.longest}"
+        )
     if softcap is not None or s_aux is not None:
-        raise EngineError("the learner's attention has neither soft-capped scores nor attention sinks, which this model uses")
+        raise EngineError(
+            "the learner's attention has neither soft-capped scores nor attention sinks, which this model uses"
+        )
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

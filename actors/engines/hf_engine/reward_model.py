@@ -62,10 +62,15 @@ class RewardModelEngine:
         Raises:
             EngineError: a sequence is longer than the model's context, or its score is not finite.
         """
-        sequences = [np.concatenate([prompt_ids, response_ids[start:end]]) for start, end in itertools.pairwise(response_offsets.tolist())]
+        sequences = [
+            np.concatenate([prompt_ids, response_ids[start:end]])
+            for start, end in itertools.pairwise(response_offsets.tolist())
+        ]
         longest = max(len(sequence) for sequence in sequences)
         if longest > self._max_sequence_tokens:
-            raise EngineError(f"a prompt with its response has {longest} tokens, the reward model's context is {self._max_sequence_tokens}")
+            raise EngineError(
+                f"a prompt with its response has {longest} tokens, the reward model's context is {self._max_sequence_tokens}"
+            )
         scores = np.concatenate([self._score_row(row) for row in _rows(sequences, self._token_budget)])
         if not np.isfinite(scores).all():
             raise EngineError("the reward model gave a score that is not finite")

@@ -77,7 +77,10 @@ class TransformersScorer:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                config.path, dtype=getattr(torch, config.dtype), attn_implementation=PACKED_ATTENTION, use_safetensors=True
+                config.path,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation=PACKED_ATTENTION,
+                use_safetensors=True,
             )
         except (OSError, ValueError) as error:
             raise EngineError(f"no causal language model can be loaded from {config.path}: {error}") from error
@@ -91,18 +94,29 @@ class TransformersScorer:
         self._thread.start()
 
     async def score(
-        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+        self,
+        prompt_ids: Array,
+        response_ids: Array,
+        response_offsets: Array,
+        temperature: float,
+        support: TeacherSupport = None,
     ) -> TokenScores:
         size = support_size(support, len(self._output_weight))
-        group = _Group(prompt_ids=prompt_ids, temperature=temperature, scores=TokenScores.empty(len(response_ids), size))
+        group = _Group(
+            prompt_ids=prompt_ids, temperature=temperature, scores=TokenScores.empty(len(response_ids), size)
+        )
         for start, end in itertools.pairwise(response_offsets.tolist()):
             if start < end:
-                group.sequences.append(_Sequence(group=group, response_ids=response_ids[start:end], tokens=slice(start, end)))
+                group.sequences.append(
+                    _Sequence(group=group, response_ids=response_ids[start:end], tokens=slice(start, end))
+                )
         if not group.sequences:
             return group.scores
         longest = 1 + max(sequence.num_tokens for sequence in group.sequences)
         if longest > self._max_sequence_tokens:
-            raise EngineError(f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}")
+            raise EngineError(
+                f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}"
+            )
         await self.check_health()
         group.remaining = len(group.sequences)
         self._arrivals.put(group)
@@ -158,28 +172,43 @@ class TransformersScorer:
     @torch.inference_mode()
     def _score_row(self, row: list[_Sequence]) -> None:
         groups = [list(members) for _, members in itertools.groupby(row, key=lambda sequence: id(sequence.group))]
-        packed = scoring_row([(members[0].group.prompt_ids, [each.response_ids for each in members]) for members in groups])
+        packed = scoring_row(
+            [(members[0].group.prompt_ids, [each.response_ids for each in members]) for members in groups]
+        )
         outputs = self._model.base_model(
             input_ids=self._on_device(packed.token_ids)[None],
             position_ids=self._on_device(packed.position_ids)[None],
             use_cache=False,
-            packed_layout=PackedLayout.from_offsets(packed.sequence_offsets, self._device, sources=packed.sources, places=packed.places),
+            packed_layout=PackedLayout.from_offsets(
+                packed.sequence_offsets, self._device, sources=packed.sources, places=packed.places
+            ),
         )
         hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(packed.predicting))
         scores = self._score_tokens(hidden, self._on_device(packed.target_ids), *row[0].group.kind)
-        for sequence, (start, end) in zip(row, itertools.pairwise(np.cumsum([0, *(len(each.response_ids) for each in row)]).tolist()), strict=True):
+        for sequence, (start, end) in zip(
+            row, itertools.pairwise(np.cumsum([0, *(len(each.response_ids) for each in row)]).tolist()), strict=True
+        ):
             sequence.group.scores[sequence.tokens] = scores[start:end]
             sequence.group.remaining -= 1
             if sequence.group.remaining == 0:
                 _resolve(sequence.group.done, sequence.group.scores)
 
-    def _score_tokens(self, hidden: torch.Tensor, target_ids: torch.Tensor, temperature: float, support: int) -> TokenScores:
+    def _score_tokens(
+        self, hidden: torch.Tensor, target_ids: torch.Tensor, temperature: float, support: int
+    ) -> TokenScores:
         if support == 0:
             logprobs = selected_logprobs(hidden, self._output_weight, target_ids, temperature=temperature)
             return TokenScores(logprobs=logprobs.cpu().numpy())
-        selected, *others = selected_and_top_logprobs(hidden, self._output_weight, target_ids, support_size=support, temperature=temperature)
+        selected, *others = selected_and_top_logprobs(
+            hidden, self._output_weight, target_ids, support_size=support, temperature=temperature
+        )
         support_ids, support_logprobs, tail_logprobs = (column.numpy() for column in others)
-        return TokenScores(logprobs=selected.numpy(), support_ids=support_ids, support_logprobs=support_logprobs, tail_logprobs=tail_logprobs)
+        return TokenScores(
+            logprobs=selected.numpy(),
+            support_ids=support_ids,
+            support_logprobs=support_logprobs,
+            tail_logprobs=tail_logprobs,
+        )
 
     def _on_device(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)

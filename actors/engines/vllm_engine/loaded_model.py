@@ -47,9 +47,13 @@ class LoadsWholeModel:
             with safe_open(path, framework="pt") as file:
                 checkpoint |= shapes_in(file)
         if self._is_tied:  # the head is the embedding; some checkpoints write it twice
-            shapes, checkpoint = ({name: shape for name, shape in of.items() if name != "lm_head.weight"} for of in (shapes, checkpoint))
+            shapes, checkpoint = (
+                {name: shape for name, shape in of.items() if name != "lm_head.weight"} for of in (shapes, checkpoint)
+            )
         if shapes != checkpoint:
-            wrong = sorted(name for name in shapes.keys() | checkpoint.keys() if shapes.get(name) != checkpoint.get(name))
+            wrong = sorted(
+                name for name in shapes.keys() | checkpoint.keys() if shapes.get(name) != checkpoint.get(name)
+            )
             raise WeightsMismatchError(
                 f"version {version} does not fit the model at {self.model_config.model}: missing, unknown or of another shape: {wrong}"
             )

@@ -66,7 +66,9 @@ class VllmSampler:
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
-            raise EngineError(f"vLLM does not start on {settings.model_path}: {error} (its log: {Path('/proc/self/fd/2').readlink()})") from error
+            raise EngineError(
+                f"vLLM does not start on {settings.model_path}: {error} (its log: {Path('/proc/self/fd/2').readlink()})"
+            ) from error
         self._version: int | None = None
         self._in_flight = 0
         # Set but for the time of an update.
@@ -193,7 +195,9 @@ class VllmSampler:
             raise WeightsMismatchError(f"the engine did not take the weights: {error}") from error
         loaded, version = await self._loaded(), await self._engine.get_weight_version()
         if loaded != {(manifest.version, manifest.checksum)} or version != str(manifest.version):
-            raise WeightsMismatchError(f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}")
+            raise WeightsMismatchError(
+                f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}"
+            )
         self._version = manifest.version
 
     @asynccontextmanager
@@ -248,17 +252,23 @@ def _columns(output: RequestOutput) -> Responses:
         finish_reasons=np.array([_finish_reason(part) for part in parts], np.uint8),
     )
     if not len(responses.response_ids) == len(responses.behaviour_logprobs) == len(responses.policy_versions):
-        raise EngineError(f"vLLM gave {len(responses.behaviour_logprobs)} log-probabilities for {len(responses.response_ids)} tokens")
+        raise EngineError(
+            f"vLLM gave {len(responses.behaviour_logprobs)} log-probabilities for {len(responses.response_ids)} tokens"
+        )
     return responses
 
 
 def _versions(part: CompletionOutput) -> Array:
     """int32 [tokens]: vLLM reports the versions as spans of tokens."""
     spans = part.weight_versions or []
-    return np.repeat(np.array([int(span.version) for span in spans], np.int32), [span.end - span.start for span in spans])
+    return np.repeat(
+        np.array([int(span.version) for span in spans], np.int32), [span.end - span.start for span in spans]
+    )
 
 
 def _finish_reason(part: CompletionOutput) -> FinishReason:
     if part.finish_reason not in _FINISH_REASONS:
-        raise EngineError(f"vLLM ended a response with {part.finish_reason!r}, expected one of {sorted(_FINISH_REASONS)}")
+        raise EngineError(
+            f"vLLM ended a response with {part.finish_reason!r}, expected one of {sorted(_FINISH_REASONS)}"
+        )
     return _FINISH_REASONS[part.finish_reason]

@@ -56,14 +56,24 @@ class VllmScorer:
         # Prefixes are not cached: vLLM recomputes the whole prompt where its log-probabilities are asked for.
         # The budget bounds memory too: logits of a whole prefill batch, [tokens, vocabulary], exist at once.
         # `max_logprobs` is only a limit on requests: runs that share this teacher may want supports of different sizes.
-        arguments = engine_args(settings, enable_prefix_caching=False, max_num_batched_tokens=config.token_budget, max_logprobs=model.vocabulary)
+        arguments = engine_args(
+            settings,
+            enable_prefix_caching=False,
+            max_num_batched_tokens=config.token_budget,
+            max_logprobs=model.vocabulary,
+        )
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"vLLM does not start on {config.path}: {error}") from error
 
     async def score(
-        self, prompt_ids: Array, response_ids: Array, response_offsets: Array, temperature: float, support: TeacherSupport = None
+        self,
+        prompt_ids: Array,
+        response_ids: Array,
+        response_offsets: Array,
+        temperature: float,
+        support: TeacherSupport = None,
     ) -> TokenScores:
         if temperature != 1.0:
             raise EngineError(
@@ -76,7 +86,9 @@ class VllmScorer:
         size = support_size(support, self._vocabulary)
         prompt = prompt_ids.tolist()
         responses = [response_ids[start:end].tolist() for start, end in itertools.pairwise(response_offsets)]
-        scores = await asyncio.gather(*(self._score_response(prompt, response, size) for response in responses if response))
+        scores = await asyncio.gather(
+            *(self._score_response(prompt, response, size) for response in responses if response)
+        )
         return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
 
     async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
@@ -86,17 +98,28 @@ class VllmScorer:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         sampling = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=support, detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=support,
+            detokenize=False,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        request = self._engine.generate(TokensPrompt(prompt_token_ids=prompt + response), sampling, request_id=uuid.uuid4().hex)
+        request = self._engine.generate(
+            TokensPrompt(prompt_token_ids=prompt + response), sampling, request_id=uuid.uuid4().hex
+        )
         try:
             [output] = [output async for output in request]
         except EngineDeadError as error:
             raise WorkerLostError(f"the teacher's vLLM engine has died: {error}") from error
         except VLLMError as error:
-            raise EngineError(f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}") from error
+            raise EngineError(
+                f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}"
+            ) from error
         found = output.prompt_logprobs
-        return response_scores(found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary)
+        return response_scores(
+            found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary
+        )
 
     async def check_health(self) -> None:
         if self._engine.errored:
@@ -106,7 +129,9 @@ class VllmScorer:
         self._engine.shutdown()
 
 
-def response_scores(token_ids: Sequence[int], logprobs: Sequence[float], num_tokens: int, *, support: int, vocabulary: int) -> TokenScores:
+def response_scores(
+    token_ids: Sequence[int], logprobs: Sequence[float], num_tokens: int, *, support: int, vocabulary: int
+) -> TokenScores:
     """The scores of a response of N tokens from vLLM's flat lists.
 
     Args:
@@ -121,7 +146,9 @@ def response_scores(token_ids: Sequence[int], logprobs: Sequence[float], num_tok
         return TokenScores(logprobs=values[:, 0])
     ids = np.array(token_ids[start:], np.int32).reshape(values.shape)
     tail = np.full(num_tokens, -np.inf, np.float32) if support == vocabulary else _tail_logprobs(values[:, 1:])
-    return TokenScores(logprobs=values[:, 0], support_ids=ids[:, 1:], support_logprobs=values[:, 1:], tail_logprobs=tail)
+    return TokenScores(
+        logprobs=values[:, 0], support_ids=ids[:, 1:], support_logprobs=values[:, 1:], tail_logprobs=tail
+    )
 
 
 def _tail_logprobs(support_logprobs: Array) -> Array:

@@ -53,7 +53,9 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
         Raises:
             WeightsMismatchError: the file is not what was published, or not this model's weights. The model is untouched.
         """
-        manifest = WeightsManifest(version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes)
+        manifest = WeightsManifest(
+            version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes
+        )
         tensors = self._file.tensors(Path(update_info.path), manifest)
         self.require_whole_model({name: tuple(tensor.shape) for name, tensor in tensors.items()}, update_info.version)
         self.loaded = None

@@ -75,7 +75,15 @@ class StudentSource(WeightSource):
 class WeightSender:
     """Lives on rank 0. Keeps the group of the last transfer, and forms another when the workers are others."""
 
-    def __init__(self, transport: str, weights: StudentWeights, *, address: str, timeout_s: float, leave_timeout_s: float = _LEAVE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        transport: str,
+        weights: StudentWeights,
+        *,
+        address: str,
+        timeout_s: float,
+        leave_timeout_s: float = _LEAVE_TIMEOUT_S,
+    ) -> None:
         """
         Args:
             transport: `nccl`, `ipc` or `gloo`.
@@ -107,9 +115,16 @@ class WeightSender:
             with self._ends_if_stuck(receivers, after_s=self._timeout_s + self._leave_timeout_s):
                 self._engine = WeightTransferTrainerFactory.trainer_init(info, client=receivers, source=self._source)
         except Exception as error:
-            raise EngineError(f"no group for the transfer of weights to {', '.join(receivers.names)}: {error}") from error
+            raise EngineError(
+                f"no group for the transfer of weights to {', '.join(receivers.names)}: {error}"
+            ) from error
         self._members = receivers.names
-        logger.info("weights=connected transport=%s workers=%s world_size=%d", self._transport, ",".join(self._members), receivers.world_size)
+        logger.info(
+            "weights=connected transport=%s workers=%s world_size=%d",
+            self._transport,
+            ",".join(self._members),
+            receivers.world_size,
+        )
 
     def send(self, receivers: Receivers) -> None:
         """Send all weights to the workers of the last `connect`. The other ranks walk the weights meanwhile, and this one to the end whatever happens.
@@ -180,11 +195,19 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         self._group: GlooGroup | None = group
 
     @classmethod
-    def trainer_init(cls, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None) -> Self:
+    def trainer_init(
+        cls, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
+    ) -> Self:
         assert source is not None
         address, port = init_info.master_address, init_info.master_port
         size, timeout_s = init_info.world_size, init_info.timeout_s
-        payload = {"master_address": address, "master_port": port, "rank_offset": 1, "world_size": size, "timeout_s": timeout_s}
+        payload = {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": size,
+            "timeout_s": timeout_s,
+        }
         with ThreadPoolExecutor(1) as beside:
             joined = beside.submit(client.init_weight_transfer_engine, payload)
             group = GlooGroup(address=address, port=port, rank=0, world_size=size, timeout_s=timeout_s)

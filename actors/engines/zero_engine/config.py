@@ -27,7 +27,9 @@ def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num
         ConfigError: what ZeRO stage 0 does not do: gradients of bfloat16 weights in float32, and offloading the optimizer.
     """
     if bfloat16 and config.zero_stage == 0:
-        raise ConfigError("learner.zero_stage 0 would accumulate bfloat16 gradients; set it to 1, which keeps float32 masters and gradients")
+        raise ConfigError(
+            "learner.zero_stage 0 would accumulate bfloat16 gradients; set it to 1, which keeps float32 masters and gradients"
+        )
     if config.offload_optimizer and config.zero_stage == 0:
         raise ConfigError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3, got 0")
     zero: dict[str, Any] = {
@@ -46,7 +48,11 @@ def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num
         "zero_optimization": zero,
     }
     if bfloat16:
-        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+        settings |= {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
     return settings
 
 

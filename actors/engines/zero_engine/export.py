@@ -15,7 +15,15 @@ from torch import Tensor
 from transformers import AutoConfig
 
 _ADAPTER = "adapter"
-_TOKENIZER_AND_GENERATION_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*", "generation_config*")
+_TOKENIZER_AND_GENERATION_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map*",
+    "added_tokens*",
+    "chat_template*",
+    "generation_config*",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

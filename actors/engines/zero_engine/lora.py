@@ -90,16 +90,27 @@ def add_adapters(causal_lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> 
     linear = linear_layers(causal_lm)
     if unknown := lora.targets_without(list(linear)):
         ends = sorted({name.rpartition(".")[2] for name in linear})
-        raise ConfigError(f"learner.lora.target_modules: the student has no linear layer {unknown[0]}; there are {', '.join(ends)}")
+        raise ConfigError(
+            f"learner.lora.target_modules: the student has no linear layer {unknown[0]}; there are {', '.join(ends)}"
+        )
     settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=lora.target_modules, bias="none", task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=lora.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(settings, causal_lm, adapter_name=_ADAPTER)
-    layers = {name: module for name, module in causal_lm.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
+    layers = {
+        name: module for name, module in causal_lm.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
     if others := layers.keys() - linear.keys():
-        raise ConfigError(f"learner.lora.target_modules: {min(others)} is no linear layer; name layers between the embedding and the output layer")
+        raise ConfigError(
+            f"learner.lora.target_modules: {min(others)} is no linear layer; name layers between the embedding and the output layer"
+        )
     by_layer = {
         name: Adapter(a=layer.lora_A[_ADAPTER].weight, b=layer.lora_B[_ADAPTER].weight, scale=layer.scaling[_ADAPTER])
         for name, layer in layers.items()
@@ -112,7 +123,11 @@ def add_adapters(causal_lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> 
 def linear_layers(causal_lm: PreTrainedModel) -> dict[str, nn.Linear]:
     """All that can be adapted, by name: the linear layers but the output layer."""
     output = causal_lm.get_output_embeddings()
-    return {name: module for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not output}
+    return {
+        name: module
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear) and module is not output
+    }
 
 
 def student_weights(causal_lm: nn.Module, adapters: Adapters | None) -> Iterator[StudentWeight]:

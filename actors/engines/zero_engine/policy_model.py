@@ -53,7 +53,9 @@ class PolicyModel(nn.Module):
         adapters: what of it is trained; None where all of it is.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int, adapters: Adapters | None = None) -> None:
+    def __init__(
+        self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int, adapters: Adapters | None = None
+    ) -> None:
         """Raises EngineError for a model whose logits are not `hidden @ weight.T`."""
         super().__init__()
         weight = cast(nn.Parameter, plain_output_weight(causal_lm))
@@ -85,10 +87,13 @@ class PolicyModel(nn.Module):
             support_ids: int64 [N, K], further tokens whose log-probabilities are wanted.
             with_entropy: whether entropies are wanted.
         """
-        outputs = self.causal_lm.base_model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout)
+        outputs = self.causal_lm.base_model(
+            input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout
+        )
         hidden = outputs.last_hidden_state[0].index_select(0, positions)
         return cast(
-            "tuple[Tensor, Tensor | None, Tensor | None]", self.causal_lm.get_output_embeddings()(hidden, target_ids, support_ids, with_entropy)
+            "tuple[Tensor, Tensor | None, Tensor | None]",
+            self.causal_lm.get_output_embeddings()(hidden, target_ids, support_ids, with_entropy),
         )
 
 
@@ -113,7 +118,9 @@ def load_policy_model(
     config = AutoConfig.from_pretrained(model_path)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
         setattr(config, name, 0.0)
-    causal_lm = AutoModelForCausalLM.from_pretrained(model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION)
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION
+    )
     if activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     adapters = None if lora is None else add_adapters(causal_lm, lora, seed=seed)

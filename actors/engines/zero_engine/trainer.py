@@ -95,7 +95,9 @@ class ZeroTrainer:
     def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
         """Log-probability of every target of a row under the present weights, without gradient: float32 [S]. Collective."""
         with torch.no_grad():
-            return self._forward(batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False).logprobs
+            return self._forward(
+                batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False
+            ).logprobs
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
         """Forward and backward of one micro-batch; its gradient adds to what is there. Collective.
@@ -115,7 +117,9 @@ class ZeroTrainer:
 
         config = self._objective.config
         support_ids = chosen_if_there(batch.support_ids, batch.support_size)
-        policy, support, entropies = self._forward(batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on)
+        policy, support, entropies = self._forward(
+            batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on
+        )
         sampled, weights = chosen(batch.behaviour_logprobs), chosen(batch.weights)
         # With one update a step the policy still is pi_old at its only forward pass, so recomputing pi_old costs nothing.
         behaviour = policy.detach() if self._config.pi_old == "recompute" else sampled
@@ -162,7 +166,9 @@ class ZeroTrainer:
             EngineError: nothing was accumulated.
         """
         if self._totals is None:
-            raise EngineError("an optimizer step needs at least one micro-batch, a dummy one where there is nothing to train on")
+            raise EngineError(
+                "an optimizer step needs at least one micro-batch, a dummy one where there is nothing to train on"
+            )
         totals, self._totals = self._totals.reduced(), None
         counts = totals.counts
         for missing in (counts.missing_teacher_tokens, counts.missing_reference_tokens):
@@ -175,7 +181,11 @@ class ZeroTrainer:
         coefficient = self._entropy.coefficient
         self._count_update(applied, totals)
         return UpdateResult(
-            applied=applied, gradient_norm=float(self._engine.get_global_grad_norm()), lr=lr, entropy_coefficient=coefficient, totals=totals
+            applied=applied,
+            gradient_norm=float(self._engine.get_global_grad_norm()),
+            lr=lr,
+            entropy_coefficient=coefficient,
+            totals=totals,
         )
 
     def gather_weights(self) -> dict[str, Tensor] | None:
@@ -200,9 +210,15 @@ class ZeroTrainer:
 
         Frozen weights are not in it: they are those of the model that the trainer was made with.
         """
-        own = {"applied_updates": self._applied_updates, "nonfinite_in_a_row": self._nonfinite_in_a_row, "entropy": self._entropy.state()}
+        own = {
+            "applied_updates": self._applied_updates,
+            "nonfinite_in_a_row": self._nonfinite_in_a_row,
+            "entropy": self._entropy.state(),
+        }
         client_state = {"trainer": own, "caller": state}
-        self._engine.save_checkpoint(str(directory), tag=_CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True)
+        self._engine.save_checkpoint(
+            str(directory), tag=_CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True
+        )
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Take up a checkpoint that `save` wrote with the same number of ranks, ZeRO stage and adapters, and return its `state`. Collective.
@@ -231,7 +247,9 @@ class ZeroTrainer:
             adapters = self._policy.adapters
             adapter = None
             if adapters is not None:
-                adapter = AdapterExport(settings=adapters.settings, weights=adapter_weights, base_model=base_model or str(self._model_path))
+                adapter = AdapterExport(
+                    settings=adapters.settings, weights=adapter_weights, base_model=base_model or str(self._model_path)
+                )
             export_model(weights, self._model_path, directory, adapter=adapter)
 
     def _walk(self, weights: Iterable[StudentWeight]) -> StudentWeights:
@@ -247,13 +265,18 @@ class ZeroTrainer:
         """Share of the run's updates that are done: 0 in the first, 1 in the last."""
         return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
 
-    def _forward(self, batch: TrainingBatch, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool) -> TokenStatistics:
+    def _forward(
+        self, batch: TrainingBatch, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool
+    ) -> TokenStatistics:
         token_ids, position_ids, target_ids = (
-            torch.from_numpy(column).to(self._device, non_blocking=True) for column in (batch.token_ids, batch.position_ids, batch.target_ids)
+            torch.from_numpy(column).to(self._device, non_blocking=True)
+            for column in (batch.token_ids, batch.position_ids, batch.target_ids)
         )
         layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
         targets = target_ids.index_select(0, positions)
-        return TokenStatistics(*self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy))
+        return TokenStatistics(
+            *self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy)
+        )
 
     def _count_update(self, applied: bool, totals: UpdateTotals) -> None:
         if applied:
@@ -263,7 +286,11 @@ class ZeroTrainer:
                 self._entropy.observe(means["objective/entropy"])
             return
         self._nonfinite_in_a_row += 1
-        logger.warning("gradient is not finite: update skipped in_a_row=%d applied_updates=%d", self._nonfinite_in_a_row, self._applied_updates)
+        logger.warning(
+            "gradient is not finite: update skipped in_a_row=%d applied_updates=%d",
+            self._nonfinite_in_a_row,
+            self._applied_updates,
+        )
         if self._nonfinite_in_a_row >= self._config.max_nonfinite_steps:
             raise NonFiniteGradientError(
                 f"{self._nonfinite_in_a_row} optimizer steps in a row had NaN or infinite gradients (learner.max_nonfinite_steps); the weights are those "
@@ -291,7 +318,9 @@ def _load_trained(src: dict[str, Tensor], dst: PolicyModel) -> None:
 
 def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: bool) -> Any:
     on_gpu, trained = torch.cuda.is_available(), model.trained_parameters()
-    settings = deepspeed_config(config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(parameter.numel() for parameter in trained))
+    settings = deepspeed_config(
+        config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(parameter.numel() for parameter in trained)
+    )
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without
         store = dist.HashStore()  # type: ignore[attr-defined]
@@ -305,5 +334,7 @@ def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: boo
         adamw.pop("torch_adam")
         optimizer = ClippedAdamW(trained, max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
         settings["gradient_clipping"] = 0.0  # left out, it would be 1
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, optimizer=optimizer, config=settings, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=trained, optimizer=optimizer, config=settings, dist_init_required=False
+    )
     return engine

@@ -44,7 +44,9 @@ class StudentWeights:
     (or DeepSpeed's gathered copy of it), to be read before the next one is asked for; where an adapter is added it is a new one.
     """
 
-    def __init__(self, weights: Iterable[StudentWeight], *, is_partitioned: bool, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, weights: Iterable[StudentWeight], *, is_partitioned: bool, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
         """
         Args:
             weights: every one once, in the same order on all ranks.
@@ -57,7 +59,10 @@ class StudentWeights:
 
     def layouts(self) -> list[TensorLayout]:
         """What iterating yields, in that order. Known without gathering anything."""
-        return [TensorLayout(name=weight.name, dtype=weight.parameter.dtype, shape=self._shape(weight.parameter)) for weight in self._weights]
+        return [
+            TensorLayout(name=weight.name, dtype=weight.parameter.dtype, shape=self._shape(weight.parameter))
+            for weight in self._weights
+        ]
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -80,4 +85,6 @@ class StudentWeights:
             yield bucket
 
     def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        return tuple(getattr(parameter, "ds_shape" if self._is_partitioned else "shape"))  # what is left of a partitioned parameter is empty
+        return tuple(
+            getattr(parameter, "ds_shape" if self._is_partitioned else "shape")
+        )  # what is left of a partitioned parameter is empty

@@ -35,14 +35,21 @@ ALPHABET = PERSONS + PERSONS.lower() + ":;?=&|>~Tx"
 
 _CONNECTIVE_SYMBOLS = dict(zip(CONNECTIVES, "&|>=", strict=True))
 _CONNECTIVES_BY_SYMBOL = {symbol: connective for connective, symbol in _CONNECTIVE_SYMBOLS.items()}
-_CLAUSE = re.compile(r"([A-H]):(?:(?P<negation>~)?(?P<only>[A-Ha-h])|(?P<left>[A-Ha-h])(?P<connective>[&|>=])(?P<right>[A-Ha-h]))")
+_CLAUSE = re.compile(
+    r"([A-H]):(?:(?P<negation>~)?(?P<only>[A-Ha-h])|(?P<left>[A-Ha-h])(?P<connective>[&|>=])(?P<right>[A-Ha-h]))"
+)
 
 assert len(PERSONS) == MAX_PEOPLE
 
 
 def render_prompt(puzzle: Puzzle) -> str:
     """The puzzle as a prompt, for example `A:b;B:A&c;C:~A;?`."""
-    return "".join(f"{PERSONS[speaker]}:{_render_statement(statement)};" for speaker, statement in enumerate(puzzle.statements)) + "?"
+    return (
+        "".join(
+            f"{PERSONS[speaker]}:{_render_statement(statement)};" for speaker, statement in enumerate(puzzle.statements)
+        )
+        + "?"
+    )
 
 
 def _render_statement(statement: Statement) -> str:
@@ -74,7 +81,11 @@ def parse_prompt(text: str) -> Statements:
 
 def _parse_statement(match: re.Match[str]) -> Statement:
     if match["connective"]:
-        return (_CONNECTIVES_BY_SYMBOL[match["connective"]], _parse_literal(match["left"]), _parse_literal(match["right"]))
+        return (
+            _CONNECTIVES_BY_SYMBOL[match["connective"]],
+            _parse_literal(match["left"]),
+            _parse_literal(match["right"]),
+        )
     literal = _parse_literal(match["only"])
     return (NOT, literal) if match["negation"] else literal
 
@@ -96,7 +107,11 @@ def solution_trace(puzzle: Puzzle) -> str:
 
 
 def careless_trace(
-    puzzle: Puzzle, rng: random.Random, *, misread_probability: tuple[float, float] = (0.1, 0.5), slip_probability: float = 0.01
+    puzzle: Puzzle,
+    rng: random.Random,
+    *,
+    misread_probability: tuple[float, float] = (0.1, 0.5),
+    slip_probability: float = 0.01,
 ) -> str:
     """The response of a careless reader: well formed, often wrong. Trained on such traces, a student that can solve puzzles acquires a bad habit.
 
@@ -106,7 +121,9 @@ def careless_trace(
     """
     probability = rng.uniform(*misread_probability)
     while True:
-        reading = tuple(_misread(statement, rng) if rng.random() < probability else statement for statement in puzzle.statements)
+        reading = tuple(
+            _misread(statement, rng) if rng.random() < probability else statement for statement in puzzle.statements
+        )
         trace = _trace(reading, rng, slip_probability=slip_probability)
         if trace is not None:
             return trace

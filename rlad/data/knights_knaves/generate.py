@@ -63,8 +63,14 @@ def generate_puzzles(*, people: Mapping[int, float], count: int, split: Split, s
     Raises:
         DataError: shares or count out of range, or too few distinct puzzles for evaluation.
     """
-    if count < 1 or not people or any(not MIN_PEOPLE <= number <= MAX_PEOPLE or share <= 0 for number, share in people.items()):
-        raise DataError(f"expected positive shares for {MIN_PEOPLE} to {MAX_PEOPLE} people and a positive count, got {dict(people)} and {count}")
+    if (
+        count < 1
+        or not people
+        or any(not MIN_PEOPLE <= number <= MAX_PEOPLE or share <= 0 for number, share in people.items())
+    ):
+        raise DataError(
+            f"expected positive shares for {MIN_PEOPLE} to {MAX_PEOPLE} people and a positive count, got {dict(people)} and {count}"
+        )
     puzzles: list[Puzzle] = []
     for number, wanted in _counts(people, count).items():
         distinct = distinct_puzzles(number, count=wanted, split=split, seed=seed)

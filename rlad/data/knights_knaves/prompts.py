@@ -20,7 +20,9 @@ TASK = "knights_knaves"
 _SET_COLUMNS = ("quiz", "names", "statements", "solution")
 
 
-def generate_prompts(*, form: Form, people: Mapping[int, float], count: int, split: Split, seed: int) -> list[PromptRecord]:
+def generate_prompts(
+    *, form: Form, people: Mapping[int, float], count: int, split: Split, seed: int
+) -> list[PromptRecord]:
     """Prompts of `generate_puzzles(...)`. Names and wording are a function of the seed and the puzzle; a puzzle that is repeated is told differently.
 
     Raises:
@@ -59,7 +61,9 @@ def record_of_set_row(row: Mapping[str, Any], form: Form) -> PromptRecord:
     puzzle = puzzle_from_statements(row["statements"], row["names"])
     if list(puzzle.solution) != row["solution"]:
         raise DataError(f"the file's solution {row['solution']} is not that of its statements, {list(puzzle.solution)}")
-    return _record(f"kk{puzzle.num_people}-{puzzle_digest(puzzle)}", puzzle, row["quiz"] if form == "sentences" else None)
+    return _record(
+        f"kk{puzzle.num_people}-{puzzle_digest(puzzle)}", puzzle, row["quiz"] if form == "sentences" else None
+    )
 
 
 def _record(record_id: str, puzzle: Puzzle, quiz: str | None) -> PromptRecord:
@@ -67,6 +71,10 @@ def _record(record_id: str, puzzle: Puzzle, quiz: str | None) -> PromptRecord:
     prompt = compact.render_prompt(puzzle)
     metadata = {"people": puzzle.num_people, "puzzle": prompt, "split": split_of(puzzle)}
     if quiz is None:
-        return PromptRecord(id=record_id, prompt=prompt, task=TASK, answer=compact.render_answer(puzzle.solution), metadata=metadata)
+        return PromptRecord(
+            id=record_id, prompt=prompt, task=TASK, answer=compact.render_answer(puzzle.solution), metadata=metadata
+        )
     answer = sentences.render_answer(puzzle.names or (), puzzle.solution)
-    return PromptRecord(id=record_id, prompt=sentences.render_messages(quiz), task=TASK, answer=answer, metadata=metadata)
+    return PromptRecord(
+        id=record_id, prompt=sentences.render_messages(quiz), task=TASK, answer=answer, metadata=metadata
+    )

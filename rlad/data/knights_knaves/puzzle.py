@@ -47,8 +47,12 @@ class Puzzle:
             raise DataError(f"a puzzle has exactly one solution, this one has {len(solutions)}: {self.statements!r}")
         if self.solution != solutions[0]:
             raise DataError(f"the solution of {self.statements!r} is {solutions[0]}, got {self.solution}")
-        if self.names is not None and (len(self.names) != len(self.statements) or len(set(self.names)) != len(self.names)):
-            raise DataError(f"a puzzle of {len(self.statements)} people needs as many different names, got {self.names}")
+        if self.names is not None and (
+            len(self.names) != len(self.statements) or len(set(self.names)) != len(self.names)
+        ):
+            raise DataError(
+                f"a puzzle of {len(self.statements)} people needs as many different names, got {self.names}"
+            )
 
     @property
     def num_people(self) -> int:
@@ -69,7 +73,9 @@ def puzzle_from_statements(statements: str | Sequence[Any], names: Sequence[str]
         try:
             statements = ast.literal_eval(statements)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise DataError(f"statements are nested tuples written as a Python literal, got {statements[:200]!r}") from error
+            raise DataError(
+                f"statements are nested tuples written as a Python literal, got {statements[:200]!r}"
+            ) from error
     as_tuples = _as_tuples(statements)
     validate_statements(as_tuples)
     solutions = solve(as_tuples)
@@ -144,7 +150,10 @@ def evaluate(statement: Statement, assignment: Sequence[bool]) -> bool:
 @lru_cache(maxsize=MAX_PEOPLE + 1)
 def candidates(num_people: int) -> tuple[Solution, ...]:
     """All assignments, all knights first, then counting down in binary with the first person as the highest digit."""
-    return tuple(tuple(bool(number >> (num_people - 1 - person) & 1) for person in range(num_people)) for number in reversed(range(2**num_people)))
+    return tuple(
+        tuple(bool(number >> (num_people - 1 - person) & 1) for person in range(num_people))
+        for number in reversed(range(2**num_people))
+    )
 
 
 @lru_cache(maxsize=1 << 14)

@@ -7,7 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rlad.data.knights_knaves.puzzle import CONNECTIVES, KNAVE, KNIGHT, NOT, Puzzle, Solution, Statement, puzzle_from_statements
+from rlad.data.knights_knaves.puzzle import (
+    CONNECTIVES,
+    KNAVE,
+    KNIGHT,
+    NOT,
+    Puzzle,
+    Solution,
+    Statement,
+    puzzle_from_statements,
+)
 from rlad.errors import DataError
 
 # The names of the people in the set.
@@ -87,7 +96,9 @@ def render_messages(quiz: str) -> tuple[dict[str, str], ...]:
 def render_answer(names: Sequence[str], solution: Solution) -> str:
     """The answer as the set's `solution_text_format` has it: `(1) Zoey is a knight`, one line a person."""
     people = enumerate(zip(names, solution, strict=True), start=1)
-    return "\n".join(f"({number}) {name} is a {'knight' if is_knight else 'knave'}" for number, (name, is_knight) in people)
+    return "\n".join(
+        f"({number}) {name} is a {'knight' if is_knight else 'knave'}" for number, (name, is_knight) in people
+    )
 
 
 def _names(puzzle: Puzzle) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from actors.engines.zero_engine.update_metrics import UpdateResult
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.objectives import build_objective
-from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch
+from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch
 
 from .learner_reference import OBJECTIVE, Sequences
 
@@ -46,13 +46,18 @@ class Ranks:
             port = probe.getsockname()[1]
         self.size = size
         self._executors = [
-            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=join_process_group, initargs=(rank, size, port))
+            ProcessPoolExecutor(
+                1, mp_context=get_context("spawn"), initializer=join_process_group, initargs=(rank, size, port)
+            )
             for rank in range(size)
         ]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank returned."""
-        return [future.result(timeout=120) for future in [executor.submit(function, *arguments) for executor in self._executors]]
+        return [
+            future.result(timeout=120)
+            for future in [executor.submit(function, *arguments) for executor in self._executors]
+        ]
 
     def close(self) -> None:
         for executor in self._executors:
@@ -89,8 +94,10 @@ class Plan:
     def batch(self, update: int, sequences: Sequences) -> tuple[TrainingBatch, BatchCounts]:
         whole = [sequence for rank in self.updates[update] for micro_batch in rank for sequence in micro_batch]
         tokens = sum(int(self.groups[uid].group.response_lengths[index]) for uid, index in whole)
-        size = UpdateSize(num_responses=len(whole), num_tokens=tokens)
-        return build_training_batch(self.groups, sequences, size=size, rules=BatchRules(objective=build_objective(self.objective).config))
+        size = LossNormalizer(num_responses=len(whole), num_tokens=tokens)
+        return build_training_batch(
+            self.groups, sequences, size=size, rules=BatchRules(objective=build_objective(self.objective).config)
+        )
 
     def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:
         rank, size = dist.get_rank(), dist.get_world_size()
@@ -112,8 +119,14 @@ def run_plan(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | None]:
 
 def shared_out(sequences: Sequences, ranks: int, micro_batches: int) -> list[list[Sequences]]:
     """To each rank so many micro-batches, dealt like cards; there may be too few sequences for all."""
-    return [[sequences[rank + number * ranks :: ranks * micro_batches] for number in range(micro_batches)] for rank in range(ranks)]
+    return [
+        [sequences[rank + number * ranks :: ranks * micro_batches] for number in range(micro_batches)]
+        for rank in range(ranks)
+    ]
 
 
 def start_weights(model_path: Path) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()}
+    return {
+        name: parameter.detach()
+        for name, parameter in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()
+    }

@@ -23,17 +23,23 @@ ALPHA, EPS_LOW, EPS_HIGH = 0.5, 0.2, 0.28
 OBJECTIVE = {"name": "trrd", "alpha": ALPHA, "eps_low": EPS_LOW, "eps_high": EPS_HIGH}
 
 
-def make_groups(model_path: Path | str, *, count: int, temperature: float = 1.0, seed: int = 0) -> dict[str, ScoredGroup]:
+def make_groups(
+    model_path: Path | str, *, count: int, temperature: float = 1.0, seed: int = 0
+) -> dict[str, ScoredGroup]:
     """Groups of three responses of 0 to 25 tokens, whose behaviour and teacher log-probabilities are near those of the model."""
     rng = np.random.default_rng(seed)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
     groups = {}
     for number in range(count):
         lengths = [1, *rng.integers(2, 26, 2)] if number else [7, 0, 20]
-        prompt, tokens = (rng.integers(2, 28, size).astype(np.int32) for size in (int(rng.integers(3, 12)), sum(lengths)))
+        prompt, tokens = (
+            rng.integers(2, 28, size).astype(np.int32) for size in (int(rng.integers(3, 12)), sum(lengths))
+        )
         offsets = np.cumsum([0, *lengths]).astype(np.int64)
         with torch.no_grad():
-            scores = torch.cat([response_logprobs(model, prompt, part, temperature) for part in np.split(tokens, offsets[1:-1])]).numpy()
+            scores = torch.cat(
+                [response_logprobs(model, prompt, part, temperature) for part in np.split(tokens, offsets[1:-1])]
+            ).numpy()
         group = RolloutGroup(
             uid=f"g{number}",
             attempt=0,
@@ -55,7 +61,12 @@ def make_groups(model_path: Path | str, *, count: int, temperature: float = 1.0,
             outcomes=np.zeros(3, np.uint8),
             elapsed_s=np.zeros(3, np.float32),
         )
-        teacher = TeacherScores(uid=group.uid, attempt=0, teacher="t", logprobs=(scores + rng.normal(0, 0.8, len(scores))).astype(np.float32))
+        teacher = TeacherScores(
+            uid=group.uid,
+            attempt=0,
+            teacher="t",
+            logprobs=(scores + rng.normal(0, 0.8, len(scores))).astype(np.float32),
+        )
         groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher)
     return groups
 
@@ -86,7 +97,11 @@ class ReferenceTrainer:
         self._settings = optimizer
         self._temperature = temperature
         self._adamw = torch.optim.AdamW(
-            self.model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+            self.model.parameters(),
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
         )
 
     def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
@@ -106,7 +121,9 @@ class ReferenceTrainer:
             if tokens.start == tokens.stop:
                 continue
             advantage = (rewards[index] - rewards.mean()) / rewards.std() if rewards.std() else 0.0
-            policy = response_logprobs(self.model, scored.group.prompt_ids, scored.group.response_ids[tokens], self._temperature)
+            policy = response_logprobs(
+                self.model, scored.group.prompt_ids, scored.group.response_ids[tokens], self._temperature
+            )
             behaviour = torch.from_numpy(scored.group.behaviour_logprobs[tokens].astype(np.float64))
             teacher = torch.from_numpy(scored.teacher_scores.logprobs[tokens].astype(np.float64))
             ratio = (ALPHA * (policy - behaviour) + (1 - ALPHA) * (policy - teacher).clamp(-1, 1)).exp()
@@ -128,18 +145,27 @@ class LoraReferenceTrainer(ReferenceTrainer):
         adapters: A and B by peft's names, float64.
     """
 
-    def __init__(self, model_path: Path | str, optimizer: OptimizerConfig, adapters: Mapping[str, Tensor], scale: float) -> None:
+    def __init__(
+        self, model_path: Path | str, optimizer: OptimizerConfig, adapters: Mapping[str, Tensor], scale: float
+    ) -> None:
         super().__init__(model_path, optimizer)
         self._base, self._scale = self.weights(), scale
         self.adapters = {name: weight.double() for name, weight in adapters.items()}
         self._adamw = torch.optim.AdamW(
-            self.adapters.values(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+            self.adapters.values(),
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
         )
 
     def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
         dense = dict(self.model.named_parameters())
         pairs = {
-            name.removeprefix("base_model.model.").replace(".lora_A", ""): (a, self.adapters[name.replace("lora_A", "lora_B")])
+            name.removeprefix("base_model.model.").replace(".lora_A", ""): (
+                a,
+                self.adapters[name.replace("lora_A", "lora_B")],
+            )
             for name, a in self.adapters.items()
             if "lora_A" in name
         }
@@ -154,7 +180,9 @@ class LoraReferenceTrainer(ReferenceTrainer):
         return ReferenceUpdate(loss=loss, gradient_norm=float(norm), gaps=gaps)
 
 
-def with_supports(model_path: Path | str, groups: Mapping[str, ScoredGroup], *, seed: int = 1) -> dict[str, ScoredGroup]:
+def with_supports(
+    model_path: Path | str, groups: Mapping[str, ScoredGroup], *, seed: int = 1
+) -> dict[str, ScoredGroup]:
     """The same groups, with the whole distribution of a disturbed model at every token as the teacher's support, and a reference near the sampler."""
     rng = np.random.default_rng(seed)
     vocabulary = AutoModelForCausalLM.from_pretrained(model_path).config.vocab_size
@@ -175,7 +203,9 @@ def with_supports(model_path: Path | str, groups: Mapping[str, ScoredGroup], *, 
         )
         near = (scored.group.behaviour_logprobs + rng.normal(0, 0.3, size)).astype(np.float32)
         reference = TeacherScores(uid=uid, attempt=0, teacher="r", logprobs=near)
-        richer[uid] = ScoredGroup(group=scored.group, verdicts=scored.verdicts, teacher_scores=teacher, reference_scores=reference)
+        richer[uid] = ScoredGroup(
+            group=scored.group, verdicts=scored.verdicts, teacher_scores=teacher, reference_scores=reference
+        )
     return richer
 
 
@@ -184,7 +214,9 @@ class PaddedReference:
 
     def __init__(self, model_path: Path | str, optimizer: OptimizerConfig) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
-        self._adamw = torch.optim.AdamW(self.model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.0)
+        self._adamw = torch.optim.AdamW(
+            self.model.parameters(), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.0
+        )
 
     def update(self, groups: Mapping[str, ScoredGroup], objective: Objective[Any]) -> float:
         """Step on all groups, and return the loss."""
@@ -197,8 +229,14 @@ class PaddedReference:
                 padding = [0, longest - len(column)] if column.ndim == 1 else [0, 0, 0, longest - len(column)]
                 said.setdefault(name, []).append(torch.nn.functional.pad(column, padding))
         columns = {name: torch.stack(each) for name, each in said.items()}
-        advantages = [float(group_advantages(scored.verdicts.rewards, objective.config.advantage_estimator)[index]) for scored, index in sequences]
-        imitated = [bool(imitated_responses(scored.verdicts.rewards, objective.config.imitation_mask)[index]) for scored, index in sequences]
+        advantages = [
+            float(group_advantages(scored.verdicts.rewards, objective.config.advantage_estimator)[index])
+            for scored, index in sequences
+        ]
+        imitated = [
+            bool(imitated_responses(scored.verdicts.rewards, objective.config.imitation_mask)[index])
+            for scored, index in sequences
+        ]
         mask = columns.pop("mask") > 0
         recomputed = objective.config.corrects_mismatch
         loss = objective(
@@ -241,7 +279,9 @@ class PaddedReference:
             "sampled": column(group.behaviour_logprobs[tokens]),
             "teacher": column(teacher.logprobs[tokens]),
             "reference": column(reference.logprobs[tokens]),
-            "teacher_support": column(teacher.support_logprobs[tokens.start * size : tokens.stop * size].reshape(-1, size)),
+            "teacher_support": column(
+                teacher.support_logprobs[tokens.start * size : tokens.stop * size].reshape(-1, size)
+            ),
             "tail": column(teacher.tail_logprobs[tokens]),
             "mask": torch.ones(tokens.stop - tokens.start, dtype=torch.float64),
         }

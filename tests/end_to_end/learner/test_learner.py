@@ -22,8 +22,8 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors.experience.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepReport
-from actors.experience.parts import GroupRefs, WeightedScores
+from actors.experience.batch_shards import GroupRefs, WeightedScores
+from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy, StepReport
 from actors.learner.group import LearnerGroup
 from rlad.config import RunConfig
 from rlad.contracts import ScoredGroup
@@ -66,7 +66,13 @@ def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
             "prompts": {**knights, "split": "train"},
             "verifiers": {"knights_knaves": {"name": "knights_knaves"}},
             "rollout": {"group_size": 3},
-            "learner": {"ranks": 2, "micro_batch_tokens": 12, "cpus_per_rank": 0.5, "optimizer": {"lr": 1e-3, "eps": 1e-3}, **learner},
+            "learner": {
+                "ranks": 2,
+                "micro_batch_tokens": 12,
+                "cpus_per_rank": 0.5,
+                "optimizer": {"lr": 1e-3, "eps": 1e-3},
+                **learner,
+            },
             "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES},
             "evaluation": {"prompts": {**knights, "split": "evaluation"}},
             "checkpoints": {"every_steps": 2, "keep": 1},
@@ -79,7 +85,12 @@ class Run:
 
     def __init__(self, config: RunConfig, run_dir: Path, groups: dict[str, ScoredGroup]) -> None:
         self.config, self.groups = config, groups
-        policy = PartPolicy(ranks=config.learner.ranks, token_budget=config.learner.micro_batch_tokens, skip_equal_rewards=True, skip_truncated=False)
+        policy = ShardPolicy(
+            ranks=config.learner.ranks,
+            token_budget=config.learner.micro_batch_tokens,
+            skip_equal_rewards=True,
+            skip_truncated=False,
+        )
         self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
         self.learner = LearnerGroup(config, run_dir=run_dir, broker=self.broker, run_id="learner-test")
         self.learner.start()
@@ -96,19 +107,25 @@ class Run:
 
     async def open(self, step: int) -> list[str]:
         updates = self.updates(step)
-        self._attempts |= await self.broker.open_step.remote(step, [[(uid, uid) for uid in update] for update in updates])
+        self._attempts |= await self.broker.open_step.remote(
+            step, [[(uid, uid) for uid in update] for update in updates]
+        )
         return [uid for update in updates for uid in update]
 
     async def add(self, step: int, uid: str, *, scores_of: str | None = None, responses: int = 3) -> None:
         scored, attempt = self.groups[uid], self._attempts[uid]
         await self.broker.record_sampled.remote(uid, attempt)
         scores = self.groups[scores_of or uid].teacher_scores
-        group_ref, scores_ref = (ray.put({**record.to_columns(), "attempt": attempt}) for record in (scored.group, scores))
+        group_ref, scores_ref = (
+            ray.put({**record.to_columns(), "attempt": attempt}) for record in (scored.group, scores)
+        )
         verdicts = replace(scored.verdicts, attempt=attempt)
         finished = FinishedGroup(
             uid=uid,
             attempt=attempt,
-            refs=GroupRefs(group=group_ref, verdicts=verdicts, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)),
+            refs=GroupRefs(
+                group=group_ref, verdicts=verdicts, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)
+            ),
             prompt_tokens=len(scored.group.prompt_ids),
             response_lengths=tuple(scored.group.response_lengths[:responses].tolist()),
             is_truncated=tuple(scored.group.is_truncated.tolist()),
@@ -174,11 +191,16 @@ def published(report: StepReport) -> dict[str, Tensor]:
 
 
 def exported(run_dir: Path) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "export").named_parameters()}
+    return {
+        name: tensor.detach()
+        for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "export").named_parameters()
+    }
 
 
 def start_weights(model_path: Path) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()}
+    return {
+        name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()
+    }
 
 
 def checkpoints(run_dir: Path) -> list[str]:
@@ -217,7 +239,9 @@ async def test_every_version_that_is_published_is_that_of_plain_pytorch(
     assert [report.version for report in reports] == [0, 1, 2, 3, 4]
     last = reports[-1].metrics
     assert last["learner/updates"] == UPDATES
-    assert last["learner/tokens"] == sum(groups[uid].group.num_tokens for update in run.updates(STEPS - 1) for uid in update)
+    assert last["learner/tokens"] == sum(
+        groups[uid].group.num_tokens for update in run.updates(STEPS - 1) for uid in update
+    )
     assert all(last[f"learner/{name}_s"] > 0 for name in ("wait", "train", "publish"))
     # The time of a checkpoint is told with the step behind it.
     assert [report.metrics["learner/checkpoint_s"] > 0 for report in reports[1:]] == [False, False, True, False]
@@ -234,7 +258,11 @@ async def test_a_rank_killed_in_mid_step_costs_nothing_but_time(
     for step in range(3):
         await run.train(step)
     missing = await run.train_half(3)
-    ranks = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+    ranks = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
     assert len(ranks) == 2
     os.kill(ranks[0].pid, signal.SIGKILL)
 
@@ -252,7 +280,11 @@ async def test_a_killed_driver_is_followed_by_one_that_continues_from_the_checkp
     model_path: Path, groups: dict[str, ScoredGroup], reference: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     # Blocks the loop: nothing else runs in it yet.
-    command = [sys.executable, "-c", f"from {__name__} import run_until_killed; run_until_killed({str(model_path)!r}, {str(tmp_path)!r})"]
+    command = [
+        sys.executable,
+        "-c",
+        f"from {__name__} import run_until_killed; run_until_killed({str(model_path)!r}, {str(tmp_path)!r})",
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     assert driver.stdout is not None
     for line in driver.stdout:
@@ -274,10 +306,17 @@ async def test_a_killed_driver_is_followed_by_one_that_continues_from_the_checkp
     for step in (2, 3):
         report = await run.train(step)
     assert await run.poll("wait_exported")
-    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5, "weights outlive the export"
+    assert relative_error(published(report), reference[4], start_weights(model_path)) <= 2e-5, (
+        "weights outlive the export"
+    )
     await run.end()
     counts = await run.broker.counts.remote()
-    assert (counts["committed"], counts["lost"], counts["duplicated"], counts["retried"]) == (STEPS * PROMPTS, 0, 0, PROMPTS)
+    assert (counts["committed"], counts["lost"], counts["duplicated"], counts["retried"]) == (
+        STEPS * PROMPTS,
+        0,
+        0,
+        PROMPTS,
+    )
     assert checkpoints(tmp_path) == ["step-000004"]
 
 
@@ -297,7 +336,9 @@ def run_until_killed(model_path: str, run_dir: str) -> None:
     asyncio.run(drive())
 
 
-async def test_an_error_of_one_rank_ends_the_run_on_all_without_a_restart(model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path) -> None:
+async def test_an_error_of_one_rank_ends_the_run_on_all_without_a_restart(
+    model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path
+) -> None:
     run = Run(run_config(model_path), tmp_path, groups)
     await run.start()
     first, second, *_ = await run.open(0)
@@ -309,7 +350,9 @@ async def test_an_error_of_one_rank_ends_the_run_on_all_without_a_restart(model_
     await run.learner.close()
 
 
-async def test_ranks_that_wait_for_a_batch_leave_when_the_run_is_stopped(model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path) -> None:
+async def test_ranks_that_wait_for_a_batch_leave_when_the_run_is_stopped(
+    model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path
+) -> None:
     run = Run(run_config(model_path), tmp_path, groups)
     await run.start()
     await run.train_half(0)

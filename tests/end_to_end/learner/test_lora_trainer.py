@@ -95,7 +95,9 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     optimizer = SHOW_GRADIENT.model_copy(update={"lr": 0.3, "max_gradient_norm": 0.5})
     config = LearnerConfig(zero_stage=stage, optimizer=optimizer, logprob_chunk_tokens=16, lora=LORA)
     sequences = sequences_of(groups)
-    plan = Plan(model_path, groups, [shared_out(part, ranks, 2) for part in (sequences, sequences[:5], sequences[3:])], config)
+    plan = Plan(
+        model_path, groups, [shared_out(part, ranks, 2) for part in (sequences, sequences[:5], sequences[3:])], config
+    )
     [(before, results, after), *others] = ranks_by_number[ranks].run(run_with_snapshots, plan)
 
     start = start_weights(model_path)
@@ -107,8 +109,12 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     reference = LoraReferenceTrainer(model_path, optimizer, before.adapters, SCALE)
     expected = [reference.update(groups, part) for part in (sequences, sequences[:5], sequences[3:])]
     assert relative_error(after.adapters, reference.adapters, before.adapters) <= 1e-5
-    assert [float(result.totals.loss) for result in results] == pytest.approx([update.loss for update in expected], abs=1e-6)
-    assert [result.gradient_norm for result in results] == pytest.approx([update.gradient_norm for update in expected], rel=1e-5)
+    assert [float(result.totals.loss) for result in results] == pytest.approx(
+        [update.loss for update in expected], abs=1e-6
+    )
+    assert [result.gradient_norm for result in results] == pytest.approx(
+        [update.gradient_norm for update in expected], rel=1e-5
+    )
     moved = [name for name in after.adapters if not torch.equal(after.adapters[name], before.adapters[name])]
     assert len(moved) == len(after.adapters) == 2 * 7 * 2  # A and B of q, k, v, o, gate, up and down in two layers
 
@@ -118,10 +124,14 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     for seen in (after, *(theirs for *_, theirs in others)):
         assert seen.declared == [(name, weight.dtype, tuple(weight.shape)) for name, weight in start.items()]
         assert list(seen.walked) == list(start)
-        assert all(torch.equal(seen.walked[name], after.published[name]) for name in start), "sent or published, the engines get the same"
+        assert all(torch.equal(seen.walked[name], after.published[name]) for name in start), (
+            "sent or published, the engines get the same"
+        )
 
 
-def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(make_model: MakeModel, ranks_by_number: dict[int, Ranks]) -> None:
+def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(
+    make_model: MakeModel, ranks_by_number: dict[int, Ranks]
+) -> None:
     model_path = make_model(tied=False)
     groups = make_groups(model_path, count=3)
     found = {}
@@ -144,13 +154,17 @@ def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(make_mode
         {"offload_optimizer": True, "zero_stage": 3},
     ],
 )
-def test_offload_and_activation_checkpointing_change_nothing(make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]) -> None:
+def test_offload_and_activation_checkpointing_change_nothing(
+    make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=3)
     updates = [shared_out(sequences_of(groups), 2, 2), shared_out(sequences_of(groups)[:5], 2, 1)]
     plain = LearnerConfig(zero_stage=settings["zero_stage"], optimizer=PLAIN, lora=LORA)
     [(before, _, expected), _] = two_ranks.run(run_with_snapshots, Plan(model_path, groups, updates, plain))
-    [(_, _, found), _] = two_ranks.run(run_with_snapshots, Plan(model_path, groups, updates, plain.model_copy(update=settings)))
+    [(_, _, found), _] = two_ranks.run(
+        run_with_snapshots, Plan(model_path, groups, updates, plain.model_copy(update=settings))
+    )
     assert relative_error(found.adapters, expected.adapters, before.adapters) <= 1e-5
 
 
@@ -160,7 +174,9 @@ def test_a_restored_checkpoint_without_the_frozen_weights_continues_as_if_nothin
 ) -> None:
     model_path = make_model(tied=stage == 2)
     groups = make_groups(model_path, count=3)
-    config = LearnerConfig(zero_stage=stage, optimizer=PLAIN.model_copy(update={"schedule": "cosine"}), lora=LoraConfig(rank=1))
+    config = LearnerConfig(
+        zero_stage=stage, optimizer=PLAIN.model_copy(update={"schedule": "cosine"}), lora=LoraConfig(rank=1)
+    )
     plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 2)] * 4, config)
     [(_, _, expected), _] = two_ranks.run(run_with_snapshots, plan)
     [(found, other), _] = two_ranks.run(run_interrupted, plan, tmp_path)
@@ -207,10 +223,16 @@ def test_an_export_is_the_student_for_transformers_and_its_adapter_is_for_peft(
     exported = dict(student.named_parameters())
     assert published.keys() == exported.keys()
     assert all(torch.equal(published[name], exported[name]) for name in exported)
-    changed = {name.split(".", 3)[3] for name, weight in start_weights(model_path).items() if not torch.equal(weight, exported[name])}
+    changed = {
+        name.split(".", 3)[3]
+        for name, weight in start_weights(model_path).items()
+        if not torch.equal(weight, exported[name])
+    }
     assert changed == {"self_attn.q_proj.weight", "mlp.down_proj.weight"}
 
-    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path), tmp_path / "export" / "adapter")
+    adapted = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model_path), tmp_path / "export" / "adapter"
+    )
     assert adapted.peft_config["default"].base_model_name_or_path == "org/student"
     group = groups["g0"].group
     tokens = group.response_ids[group.response(0)]
@@ -231,7 +253,9 @@ def run_and_export(plan: Plan, directory: Path) -> tuple[dict[str, Tensor] | Non
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_in_bfloat16_the_sum_is_rounded_once_and_small_updates_are_not_lost(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
+def test_in_bfloat16_the_sum_is_rounded_once_and_small_updates_are_not_lost(
+    make_model: MakeModel, two_ranks: Ranks, stage: int
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
     # A's entries are about 0.1, where bfloat16's spacing is 5e-4: without float32 masters an update of 1e-4 would be lost.
@@ -240,7 +264,11 @@ def test_in_bfloat16_the_sum_is_rounded_once_and_small_updates_are_not_lost(make
     plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)] * 12, config, dtype=torch.bfloat16)
     [(before, results, after), _] = two_ranks.run(run_with_snapshots, plan)
     assert all(result.applied for result in results)
-    moved = {name: float((after.adapters[name] != before.adapters[name]).float().mean()) for name in after.adapters if "lora_A" in name}
+    moved = {
+        name: float((after.adapters[name] != before.adapters[name]).float().mean())
+        for name in after.adapters
+        if "lora_A" in name
+    }
     assert min(moved.values()) > 0.5
     start = {name: weight.bfloat16() for name, weight in start_weights(model_path).items()}
     exact = merged(start, after.adapters, SCALE)

@@ -50,7 +50,9 @@ def walk(model_path: Path, stage: int) -> tuple[list[TensorLayout], list[tuple[s
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("stage", [0, 3])
-def test_every_rank_walks_the_whole_model_in_the_declared_order(make_model: MakeModel, two_ranks: Ranks, stage: int, tied: bool) -> None:
+def test_every_rank_walks_the_whole_model_in_the_declared_order(
+    make_model: MakeModel, two_ranks: Ranks, stage: int, tied: bool
+) -> None:
     model_path = make_model(tied=tied)
     # transformers' own names and order; a tied head has no parameter of its own.
     expected = dict(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).named_parameters())
@@ -78,12 +80,20 @@ def test_names_types_and_shapes_and_their_order_make_the_checksum() -> None:
         (layout[0], layout[1], [(3, 2), (4,)]),
         (["a"], ["float32"], [(2, 3)]),
     ]
-    assert layout_checksum(*layout) == layout_checksum(layout[0], layout[1], [[2, 3], [4]]), "lists and tuples are alike"
+    assert layout_checksum(*layout) == layout_checksum(layout[0], layout[1], [[2, 3], [4]]), (
+        "lists and tuples are alike"
+    )
     assert len({layout_checksum(*layout), *(layout_checksum(*each) for each in changed)}) == 5
 
 
 FLOAT = 4
-SIZES = {"0.weight": 10 * 6 * FLOAT, "1.weight": 5 * 10 * FLOAT, "2.weight": 40 * 5 * FLOAT, "3.weight": 2 * 40 * FLOAT, "4.weight": 3 * 2 * FLOAT}
+SIZES = {
+    "0.weight": 10 * 6 * FLOAT,
+    "1.weight": 5 * 10 * FLOAT,
+    "2.weight": 40 * 5 * FLOAT,
+    "3.weight": 2 * 40 * FLOAT,
+    "4.weight": 3 * 2 * FLOAT,
+}
 
 
 def partition(model: nn.Module) -> None:
@@ -92,7 +102,10 @@ def partition(model: nn.Module) -> None:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},  # else DeepSpeed keeps parameters as small as these whole
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+        },  # else DeepSpeed keeps parameters as small as these whole
     }
     deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings, dist_init_required=False)
 
@@ -104,7 +117,9 @@ def whole(model: nn.Module) -> list[str]:
 def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, float]], int]:
     """In a rank: which parameters are whole at the same time, what is walked, and what is whole at the end."""
     torch.manual_seed(1)
-    model = nn.Sequential(*(nn.Linear(inputs, outputs, bias=False) for inputs, outputs in ((6, 10), (10, 5), (5, 40), (40, 2), (2, 3))))
+    model = nn.Sequential(
+        *(nn.Linear(inputs, outputs, bias=False) for inputs, outputs in ((6, 10), (10, 5), (5, 40), (40, 2), (2, 3)))
+    )
     sums = {name: float(parameter.detach().double().sum()) for name, parameter in model.named_parameters()}
     partition(model)
     assert whole(model) == []
@@ -126,7 +141,9 @@ def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str
         (1_000_000, [["0", "1", "2", "3", "4"]]),
     ],
 )
-def test_no_more_than_a_bucket_is_whole_at_a_time(two_ranks: Ranks, bucket_bytes: int, buckets: list[list[str]]) -> None:
+def test_no_more_than_a_bucket_is_whole_at_a_time(
+    two_ranks: Ranks, bucket_bytes: int, buckets: list[list[str]]
+) -> None:
     for states, differences, left in two_ranks.run(largest_gathered, bucket_bytes):
         assert states == [[f"{layer}.weight" for layer in bucket] for bucket in buckets]
         for state in states:
@@ -145,7 +162,11 @@ def walk_adapted(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, tu
     partition(model)
     weights = StudentWeights(
         [
-            StudentWeight(name=f"w{each}", parameter=model[f"w{each}"], adapter=Adapter(a=model[f"a{each}"], b=model[f"b{each}"], scale=3.0))
+            StudentWeight(
+                name=f"w{each}",
+                parameter=model[f"w{each}"],
+                adapter=Adapter(a=model[f"a{each}"], b=model[f"b{each}"], scale=3.0),
+            )
             for each in (0, 1)
         ],
         is_partitioned=True,
@@ -156,16 +177,22 @@ def walk_adapted(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, tu
     for name, tensor in weights:
         if not states or states[-1] != whole(model):
             states.append(whole(model))
-        exact = start[name].double() + 3 * start[name.replace("w", "b")].double() @ start[name.replace("w", "a")].double()
+        exact = (
+            start[name].double() + 3 * start[name.replace("w", "b")].double() @ start[name.replace("w", "a")].double()
+        )
         found.append((name, shape_of[name], float((tensor.double() - exact).abs().max())))
     dist.barrier()
     return states, found
 
 
 @pytest.mark.parametrize(("bucket_bytes", "buckets"), [(687, ["0", "1"]), (688, ["01"])])
-def test_an_adapter_is_whole_with_its_weight_and_counts_in_the_bucket(two_ranks: Ranks, bucket_bytes: int, buckets: list[str]) -> None:
+def test_an_adapter_is_whole_with_its_weight_and_counts_in_the_bucket(
+    two_ranks: Ranks, bucket_bytes: int, buckets: list[str]
+) -> None:
     """A weight, its A and its B have 60 + 12 + 20 and 50 + 20 + 10 numbers of 4 bytes: 688 bytes together."""
     for states, found in two_ranks.run(walk_adapted, bucket_bytes):
-        assert [sorted(state) for state in states] == [sorted(f"{kind}{layer}" for kind in "wab" for layer in bucket) for bucket in buckets]
+        assert [sorted(state) for state in states] == [
+            sorted(f"{kind}{layer}" for kind in "wab" for layer in bucket) for bucket in buckets
+        ]
         assert [each[:2] for each in found] == [("w0", (10, 6)), ("w1", (5, 10))]
         assert max(difference for *_, difference in found) < 1e-5

@@ -83,17 +83,24 @@ def test_every_objective_has_the_gradient_of_plain_pytorch_on_two_ranks(
     reference = PaddedReference(model_path, SHOW_GRADIENT)
     expected = reference.update(groups, build_objective(objective))
     config = LearnerConfig(
-        zero_stage=stage, optimizer=SHOW_GRADIENT, logprob_chunk_tokens=16, pi_old="recompute" if "mismatch" in objective else "rollout"
+        zero_stage=stage,
+        optimizer=SHOW_GRADIENT,
+        logprob_chunk_tokens=16,
+        pi_old="recompute" if "mismatch" in objective else "rollout",
     )
     for micro_batches in (1, 4):
-        plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, micro_batches)], config, objective=objective)
+        plan = Plan(
+            model_path, groups, [shared_out(sequences_of(groups), 2, micro_batches)], config, objective=objective
+        )
         [([update], weights), _] = two_ranks.run(run_plan, plan)
         assert float(update.totals.loss) == pytest.approx(expected, abs=2e-6)
         assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_several_updates_of_changing_size_end_where_plain_adamw_ends(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
+def test_several_updates_of_changing_size_end_where_plain_adamw_ends(
+    make_model: MakeModel, two_ranks: Ranks, stage: int
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=6, temperature=0.8)
     sequences = sequences_of(groups)
@@ -117,7 +124,12 @@ def test_a_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, t
     expected = reference.update(groups, sequences_of(groups))
     assert expected.gradient_norm > 0.05
 
-    plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)], LearnerConfig(zero_stage=stage, optimizer=optimizer))
+    plan = Plan(
+        model_path,
+        groups,
+        [shared_out(sequences_of(groups), 2, 1)],
+        LearnerConfig(zero_stage=stage, optimizer=optimizer),
+    )
     [([update], weights), _] = two_ranks.run(run_plan, plan)
     assert update.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)  # as it was before clipping
     assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
@@ -125,9 +137,15 @@ def test_a_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, t
 
 @pytest.mark.parametrize(
     "settings",
-    [{"offload_optimizer": True, "zero_stage": 2}, {"offload_optimizer": True, "zero_stage": 3}, {"activation_checkpointing": True, "zero_stage": 3}],
+    [
+        {"offload_optimizer": True, "zero_stage": 2},
+        {"offload_optimizer": True, "zero_stage": 3},
+        {"activation_checkpointing": True, "zero_stage": 3},
+    ],
 )
-def test_offload_and_activation_checkpointing_change_nothing(make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]) -> None:
+def test_offload_and_activation_checkpointing_change_nothing(
+    make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
+) -> None:
     model_path = make_model(tied=False)
     groups = make_groups(model_path, count=3)
     updates = [shared_out(sequences_of(groups), 2, 2), shared_out(sequences_of(groups)[:5], 2, 1)]
@@ -139,8 +157,12 @@ def test_offload_and_activation_checkpointing_change_nothing(make_model: MakeMod
     assert relative_error(found, expected, start_weights(model_path)) <= 1e-5
 
 
-@pytest.mark.parametrize("settings", [{"zero_stage": stage} for stage in (0, 1, 2, 3)] + [{"zero_stage": 2, "offload_optimizer": True}])
-def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"zero_stage": stage} for stage in (0, 1, 2, 3)] + [{"zero_stage": 2, "offload_optimizer": True}]
+)
+def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(
+    make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=3)
     update = shared_out(sequences_of(groups), 2, 2)
@@ -159,7 +181,11 @@ def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(make_mod
 def run_poisoned(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | None]:
     """In a rank: the plan's two updates, with a poisoned one between them."""
     trainer = plan.trainer()
-    results = [plan.run_update(trainer, 0), plan.run_update(trainer, 1), replace(plan, poisoned=()).run_update(trainer, 1)]
+    results = [
+        plan.run_update(trainer, 0),
+        plan.run_update(trainer, 1),
+        replace(plan, poisoned=()).run_update(trainer, 1),
+    ]
     return results, trainer.gather_weights()
 
 
@@ -181,11 +207,16 @@ def test_too_many_infinite_gradients_in_a_row_end_the_run_on_all_ranks(make_mode
     groups = make_groups(model_path, count=2)
     updates = [shared_out(sequences_of(groups), 2, 1)] * 3
     config = LearnerConfig(max_nonfinite_steps=2)
-    assert two_ranks.run(error_of_plan, Plan(model_path, groups, updates, config, poisoned=[0, 1])) == ["NonFiniteGradientError untouched=True"] * 2
+    assert (
+        two_ranks.run(error_of_plan, Plan(model_path, groups, updates, config, poisoned=[0, 1]))
+        == ["NonFiniteGradientError untouched=True"] * 2
+    )
     assert two_ranks.run(error_of_plan, Plan(model_path, groups, updates, config, poisoned=[0, 2])) == ["no error"] * 2
 
 
-def test_missing_teacher_scores_of_one_rank_end_the_run_on_all_before_the_weights_move(make_model: MakeModel, two_ranks: Ranks) -> None:
+def test_missing_teacher_scores_of_one_rank_end_the_run_on_all_before_the_weights_move(
+    make_model: MakeModel, two_ranks: Ranks
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
     spoiled = groups["g1"].teacher_scores.logprobs
@@ -193,18 +224,25 @@ def test_missing_teacher_scores_of_one_rank_end_the_run_on_all_before_the_weight
     tokens = sum(scored.group.num_tokens for scored in groups.values())
     update = [[sequences_of({"g0": groups["g0"]})], [sequences_of({"g1": groups["g1"]})]]
     strict, lenient = (LearnerConfig(max_missing_teacher_fraction=fraction / tokens) for fraction in (0.9, 1.1))
-    assert two_ranks.run(error_of_plan, Plan(model_path, groups, [[*update]], strict)) == ["TeacherScoresError untouched=True"] * 2
+    assert (
+        two_ranks.run(error_of_plan, Plan(model_path, groups, [[*update]], strict))
+        == ["TeacherScoresError untouched=True"] * 2
+    )
     [([result], _), _] = two_ranks.run(run_plan, Plan(model_path, groups, [[*update]], lenient))
     assert result.totals.counts.missing_teacher_tokens == 1
     assert result.totals.counts.trained_tokens == tokens - 1
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, stage: int) -> None:
+def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(
+    make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, stage: int
+) -> None:
     model_path = make_model(tied=stage == 2)
     groups = make_groups(model_path, count=3)
     update = shared_out(sequences_of(groups), 2, 2)
-    config = LearnerConfig(zero_stage=stage, optimizer=PLAIN.model_copy(update={"schedule": "cosine", "warmup_steps": 1}))
+    config = LearnerConfig(
+        zero_stage=stage, optimizer=PLAIN.model_copy(update={"schedule": "cosine", "warmup_steps": 1})
+    )
     plan = Plan(model_path, groups, [update] * 4, config)
     [(expected_results, expected), _] = two_ranks.run(run_plan, plan)
     [(results, weights, state), (_, _, other_state)] = two_ranks.run(run_interrupted, plan, tmp_path)
@@ -231,7 +269,9 @@ def test_an_exported_model_is_the_trained_one_for_plain_transformers(
 ) -> None:
     model_path = make_model(tied=tied)
     groups = make_groups(model_path, count=2)
-    plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)], LearnerConfig(zero_stage=stage, optimizer=PLAIN))
+    plan = Plan(
+        model_path, groups, [shared_out(sequences_of(groups), 2, 1)], LearnerConfig(zero_stage=stage, optimizer=PLAIN)
+    )
     export = tmp_path / "export"
     [(weights, logprobs), _] = two_ranks.run(run_and_export, plan, export)
     [(_, _), _] = two_ranks.run(run_and_export, plan, export)  # an older export is replaced
@@ -275,7 +315,9 @@ def test_a_recomputed_pi_old_makes_the_first_ratio_to_it_one(make_model: MakeMod
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_weights_are_trained_through_float32_masters(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
+def test_bfloat16_weights_are_trained_through_float32_masters(
+    make_model: MakeModel, two_ranks: Ranks, stage: int
+) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=3)
     # Each update is below half of bfloat16's spacing at a weight of 0.2, 5e-4: without masters all of them would be lost.

@@ -41,7 +41,12 @@ def policy(model: Path) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def endless(policy) -> dict[str, object]:
     """Changes that make a request of half a million tokens, some 40 s of work on two cores."""
-    return {"prompt_ids": endless_prompt(policy, 480), "num_responses": 1024, "max_response_tokens": 480, "temperature": 0.01}
+    return {
+        "prompt_ids": endless_prompt(policy, 480),
+        "num_responses": 1024,
+        "max_response_tokens": 480,
+        "temperature": 0.01,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +58,12 @@ def cluster() -> Iterator[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(cluster: None, model: Path) -> AsyncIterator[RolloutPool]:
-    config = RolloutConfig(workers=1, max_prompt_tokens=32, max_response_tokens=480, max_restarts=1, group_timeout_s=GROUP_TIMEOUT_S)
-    pool = RolloutPool(config, model_path=str(model), dtype="float32", seed=0, start_timeout_s=400, run_id="test-rollout")
+    config = RolloutConfig(
+        workers=1, max_prompt_tokens=32, max_response_tokens=480, max_restarts=1, group_timeout_s=GROUP_TIMEOUT_S
+    )
+    pool = RolloutPool(
+        config, model_path=str(model), dtype="float32", seed=0, start_timeout_s=400, run_id="test-rollout"
+    )
     await pool.start()
     yield pool
     await pool.close()
@@ -66,7 +75,9 @@ async def sample(pool: RolloutPool, **changes: object) -> RolloutGroup:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-async def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(pool: RolloutPool, policy, temperature: float) -> None:
+async def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(
+    pool: RolloutPool, policy, temperature: float
+) -> None:
     group = await sample(pool, temperature=temperature, num_responses=16)
     assert group.temperature == temperature
     assert largest_gap(policy, group) <= 1e-4
@@ -89,7 +100,12 @@ async def test_the_driver_gets_lengths_and_a_reference_but_no_tokens(pool: Rollo
     before = {stats.worker: stats for stats in pool.stats()}
     sampled = await pool.sample(request(uid="set:1:7", attempt=2, num_responses=4))
     group = RolloutGroup.from_columns(await sampled.group_ref)
-    assert (sampled.uid, sampled.attempt, sampled.prompt_tokens, sampled.tokens_by_version) == ("set:1:7", 2, len(PROMPT), {0: group.num_tokens})
+    assert (sampled.uid, sampled.attempt, sampled.prompt_tokens, sampled.tokens_by_version) == (
+        "set:1:7",
+        2,
+        len(PROMPT),
+        {0: group.num_tokens},
+    )
     assert (group.uid, group.attempt, group.task, group.answer) == ("set:1:7", 2, "knights_knaves", "TF")
     assert sampled.response_lengths == tuple(group.response_lengths)
     assert sampled.is_truncated == tuple(group.is_truncated)
@@ -100,8 +116,13 @@ async def test_the_driver_gets_lengths_and_a_reference_but_no_tokens(pool: Rollo
     assert after.generated_tokens - so_far == group.num_tokens
 
 
-async def test_greedy_sampling_takes_the_most_likely_token_and_reports_temperature_one(pool: RolloutPool, policy) -> None:
-    first, second = await sample(pool, temperature=0.0, num_responses=1), await sample(pool, temperature=0.0, num_responses=1)
+async def test_greedy_sampling_takes_the_most_likely_token_and_reports_temperature_one(
+    pool: RolloutPool, policy
+) -> None:
+    first, second = (
+        await sample(pool, temperature=0.0, num_responses=1),
+        await sample(pool, temperature=0.0, num_responses=1),
+    )
     assert first.temperature == 1.0
     assert first.response_ids.tolist() == second.response_ids.tolist()
     assert largest_gap(policy, first) <= 1e-4
@@ -127,7 +148,9 @@ async def test_a_seed_and_a_uid_decide_the_responses(pool: RolloutPool) -> None:
 
 async def test_groups_sampled_at_the_same_time_are_kept_apart(pool: RolloutPool, policy) -> None:
     prompts = [np.array([2 + index, 18, 10], np.int32) for index in range(16)]
-    sampled = await asyncio.gather(*(pool.sample(request(uid=f"g{index}", prompt_ids=prompt)) for index, prompt in enumerate(prompts)))
+    sampled = await asyncio.gather(
+        *(pool.sample(request(uid=f"g{index}", prompt_ids=prompt)) for index, prompt in enumerate(prompts))
+    )
     for index, one in enumerate(sampled):
         group = RolloutGroup.from_columns(await one.group_ref)
         assert group.uid == f"g{index}"
@@ -136,7 +159,10 @@ async def test_groups_sampled_at_the_same_time_are_kept_apart(pool: RolloutPool,
 
 
 async def test_a_request_longer_than_the_engine_takes_is_refused_with_the_setting_to_raise(pool: RolloutPool) -> None:
-    with pytest.raises(EngineError, match=r"a prompt of 8 tokens with up to 505 response tokens does not fit the engines' 512: raise rollout\.max"):
+    with pytest.raises(
+        EngineError,
+        match=r"a prompt of 8 tokens with up to 505 response tokens does not fit the engines' 512: raise rollout\.max",
+    ):
         await pool.sample(request(max_response_tokens=505))
 
 

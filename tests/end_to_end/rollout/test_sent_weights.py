@@ -41,7 +41,13 @@ DEADLINE_S = 240
 
 
 def rlad(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pipelines", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def processes_of(run: subprocess.Popen[str], actor: str) -> list[psutil.Process]:
@@ -78,16 +84,27 @@ class Sender:
         self._worker = worker
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            place = {"master_address": "127.0.0.1", "master_port": probe.getsockname()[1], "world_size": 2, "timeout_s": 30.0}
+            place = {
+                "master_address": "127.0.0.1",
+                "master_port": probe.getsockname()[1],
+                "world_size": 2,
+                "timeout_s": 30.0,
+            }
         joined = worker.join_transfer.remote({**place, "rank_offset": 1})
-        self._group: GlooGroup | None = GlooGroup(address="127.0.0.1", port=place["master_port"], rank=0, world_size=2, timeout_s=30.0)
+        self._group: GlooGroup | None = GlooGroup(
+            address="127.0.0.1", port=place["master_port"], rank=0, world_size=2, timeout_s=30.0
+        )
         ray.get(joined, timeout=30)
 
     def send(self, policy: torch.nn.Module, version: int, *, tensors: int | None = None) -> Any:
         """What the worker says to a policy's weights, of which only the first so many are sent before the connection is lost."""
         named = dict(policy.named_parameters())
         layout = (list(named), ["float32"] * len(named), [list(tensor.shape) for tensor in named.values()])
-        manifest = WeightsManifest(version=version, checksum=layout_checksum(*layout), num_bytes=sum(tensor.nbytes for tensor in named.values()))
+        manifest = WeightsManifest(
+            version=version,
+            checksum=layout_checksum(*layout),
+            num_bytes=sum(tensor.nbytes for tensor in named.values()),
+        )
         update = dict(zip(("names", "dtype_names", "shapes"), layout, strict=True))
         received = self._worker.receive_weights.remote(update, manifest)
         for tensor in list(named.values())[:tensors]:
@@ -104,7 +121,9 @@ def sampled(worker: Any) -> RolloutGroup:
     return RolloutGroup.from_columns(ray.get(columns, timeout=60))
 
 
-def test_an_engine_samples_with_what_it_was_sent_and_not_at_all_with_half_of_it(workers: list[Any], make_model: Callable[..., Path]) -> None:
+def test_an_engine_samples_with_what_it_was_sent_and_not_at_all_with_half_of_it(
+    workers: list[Any], make_model: Callable[..., Path]
+) -> None:
     worker = workers[0]
     old, new, other = (load_policy(make_model(tied=True, seed=seed)) for seed in (0, 1, 2))
     sender = Sender(worker)
@@ -124,7 +143,9 @@ def test_an_engine_samples_with_what_it_was_sent_and_not_at_all_with_half_of_it(
         sampled(worker)
 
 
-def test_an_engine_whose_very_first_update_fails_half_way_does_not_serve(workers: list[Any], make_model: Callable[..., Path]) -> None:
+def test_an_engine_whose_very_first_update_fails_half_way_does_not_serve(
+    workers: list[Any], make_model: Callable[..., Path]
+) -> None:
     worker = workers[1]
     with pytest.raises(WeightsMismatchError, match="the engine did not take the weights"):
         Sender(worker).send(load_policy(make_model(tied=True, seed=1)), 1, tensors=5)
@@ -144,7 +165,10 @@ def test_engines_hold_the_learners_weights_whoever_joins_dies_or_is_restarted(tm
 
     command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *OVERRIDES, "--run-dir", str(run.path)]
     said = tmp_path / "stderr"
-    with said.open("w") as file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, text=True, start_new_session=True) as process:
+    with (
+        said.open("w") as file,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, text=True, start_new_session=True) as process,
+    ):
         try:
             wait_for(lambda: steps() >= 2, process, "first steps")
 
@@ -175,7 +199,9 @@ def test_engines_hold_the_learners_weights_whoever_joins_dies_or_is_restarted(tm
     staleness = [line["rollout/staleness_max"] for line in metrics]
     assert max(staleness) == 1
     gaps = [line["learner/logprob_gap_max"] for line in metrics]
-    assert max(gap for gap, stale in zip(gaps, staleness, strict=True) if not stale) <= 1e-4, "tokens of the learner's own version"
+    assert max(gap for gap, stale in zip(gaps, staleness, strict=True) if not stale) <= 1e-4, (
+        "tokens of the learner's own version"
+    )
     assert max(gaps) > 1e-2
     assert gaps[-1] <= max(gaps) / 10, "the engines have the weights that all the steps have led to"
     assert sorted(line["learner/send_s"] for line in metrics)[len(metrics) // 2] > 0

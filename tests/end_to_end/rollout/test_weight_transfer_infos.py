@@ -22,7 +22,13 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NC
 from actors.engines.vllm_engine import weight_loading as weight_transfer
 from actors.engines.vllm_engine.gloo_group import GlooGroup
 from actors.engines.vllm_engine.weight_receiving import GlooWeights, IpcWeights, NcclWeights
-from actors.engines.vllm_engine.weight_sending import STUCK, GlooTrainerInitInfo, StudentSource, WeightSender, trainer_init_info
+from actors.engines.vllm_engine.weight_sending import (
+    STUCK,
+    GlooTrainerInitInfo,
+    StudentSource,
+    WeightSender,
+    trainer_init_info,
+)
 from actors.engines.zero_engine.lora import student_weights
 from actors.engines.zero_engine.weight_source import StudentWeights
 from actors.weights.receivers import Receivers
@@ -87,7 +93,11 @@ def test_every_process_of_every_worker_has_a_rank_of_its_own_behind_the_learner(
     # As vLLM's trainer engine makes the payload.
     payload = worker_init_payload(
         NCCLWeightTransferInitInfo(
-            master_address=info.master_address, master_port=info.master_port, rank_offset=1, world_size=info.world_size, packed=info.packed
+            master_address=info.master_address,
+            master_port=info.master_port,
+            rank_offset=1,
+            world_size=info.world_size,
+            packed=info.packed,
         )
     )
     group.init_weight_transfer_engine(payload)
@@ -105,7 +115,9 @@ def test_every_process_of_every_worker_has_a_rank_of_its_own_behind_the_learner(
 
 def test_a_transfer_by_handles_has_no_ranks() -> None:
     group, [actor] = receivers(MANIFEST)
-    assert trainer_init_info("ipc", "127.0.0.1", group.world_size, timeout_s=60) == IPCTrainerInitInfo(rank=0, packed=False)
+    assert trainer_init_info("ipc", "127.0.0.1", group.world_size, timeout_s=60) == IPCTrainerInitInfo(
+        rank=0, packed=False
+    )
     group.init_weight_transfer_engine({"packed": False})  # as vLLM's trainer engine says it
     [told] = ray.get(actor.told.remote(), timeout=60)
     assert engine(IpcWeights).parse_init_info(told).packed is False
@@ -142,9 +154,15 @@ def test_the_source_is_one_of_vllms_and_a_pass_that_was_left_is_completed() -> N
                 walked.append(name)
                 yield name, tensor
 
-    source = StudentSource(Watched(student_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), None), is_partitioned=False))
+    source = StudentSource(
+        Watched(student_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), None), is_partitioned=False)
+    )
     names = [each.name for each in source.metadata()]
-    assert [name for group in source.groups() for name in group] == [name for group in layerwise_groups(names) for name in group] == names
+    assert (
+        [name for group in source.groups() for name in group]
+        == [name for group in layerwise_groups(names) for name in group]
+        == names
+    )
     assert [name for batch, _ in source.iter_groups() for name in batch] == names
 
     walked.clear()
@@ -160,8 +178,16 @@ def test_the_source_is_one_of_vllms_and_a_pass_that_was_left_is_completed() -> N
 
 def test_every_transport_has_an_engine_on_both_sides() -> None:
     assert weight_transfer.WeightsExtension  # imported in vLLM's processes, it registers them
-    engines = {name: WeightTransferEngineFactory._registry[f"rlad_{name}"]() for name in ("object_store", "nccl", "ipc", "gloo")}
-    assert engines == {"object_store": weight_transfer.ObjectStoreWeights, "nccl": NcclWeights, "ipc": IpcWeights, "gloo": GlooWeights}
+    engines = {
+        name: WeightTransferEngineFactory._registry[f"rlad_{name}"]()
+        for name in ("object_store", "nccl", "ipc", "gloo")
+    }
+    assert engines == {
+        "object_store": weight_transfer.ObjectStoreWeights,
+        "nccl": NcclWeights,
+        "ipc": IpcWeights,
+        "gloo": GlooWeights,
+    }
     for info in (NCCLTrainerInitInfo, IPCTrainerInitInfo, GlooTrainerInitInfo):
         assert info.backend in WeightTransferTrainerFactory._registry
 
@@ -208,7 +234,9 @@ def send_to_one_that_refuses() -> None:
 
         def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
-    sender = WeightSender("gloo", weights_of(nn.Linear(1000, 1000)), address="127.0.0.1", timeout_s=60, leave_timeout_s=1)
+    sender = WeightSender(
+        "gloo", weights_of(nn.Linear(1000, 1000)), address="127.0.0.1", timeout_s=60, leave_timeout_s=1
+    )
     receivers = Refusing()
     sender.connect(receivers)
     sender.send(receivers)
@@ -223,7 +251,9 @@ def test_a_sender_that_no_receiver_lets_go_ends_its_process() -> None:
 
 def test_weights_of_another_model_are_refused_before_the_model_is_touched(make_model: Any) -> None:
     receiving = engine(GlooWeights)
-    receiving.model_config = SimpleNamespace(model=str(make_model(tied=True)), hf_config=SimpleNamespace(tie_word_embeddings=True))
+    receiving.model_config = SimpleNamespace(
+        model=str(make_model(tied=True)), hf_config=SimpleNamespace(tie_word_embeddings=True)
+    )
     update = {"names": ["model.norm.weight"], "dtype_names": ["float32"], "shapes": [[64]], "version": 4}
     with pytest.raises(WeightsMismatchError, match="version 4 does not fit the model"):
         receiving.receive_weights(receiving.parse_update_info(update))

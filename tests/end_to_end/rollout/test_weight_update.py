@@ -48,7 +48,9 @@ def cluster() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines(cluster: None, make_model) -> AsyncIterator[Engines]:
     config = RolloutConfig(workers=2, max_prompt_tokens=256, max_response_tokens=64, max_restarts=0)
-    pool = RolloutPool(config, model_path=str(make_model(tied=True)), dtype="float32", seed=0, start_timeout_s=400, run_id="test-tied")
+    pool = RolloutPool(
+        config, model_path=str(make_model(tied=True)), dtype="float32", seed=0, start_timeout_s=400, run_id="test-tied"
+    )
     settings = VllmSettings(
         model_path=str(make_model(tied=False)),
         dtype="float32",
@@ -101,7 +103,9 @@ async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines
             assert largest_gap(policy, group) <= 1e-4
             assert largest_gap(other, group) > 0.1
         files = in_shared_memory("rlad-test-tied/*.safetensors")
-        assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], "one for both workers, and no older one"
+        assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], (
+            "one for both workers, and no older one"
+        )
 
 
 async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> None:
@@ -115,7 +119,9 @@ async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> 
     assert largest_gap(old, group) > 0.1
 
 
-async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from_is_written_over(engines: Engines, make_model) -> None:
+async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from_is_written_over(
+    engines: Engines, make_model
+) -> None:
     """What the engine still has of the file is a mapping that the next version is written to."""
     policy = load_policy(make_model(tied=False, seed=2))
     publication = publish(policy.state_dict(), 2)
@@ -141,10 +147,18 @@ async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engin
             assert largest_gap(policy, await sample(engines.untied, prompt_ids=LONG_PROMPT)) <= 1e-4
 
 
-async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_old_ones_keys_and_values(engines: Engines, make_model) -> None:
+async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_old_ones_keys_and_values(
+    engines: Engines, make_model
+) -> None:
     old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
     await engines.untied.update_weights.remote(publish(old.state_dict(), 8))
-    long = {"uid": "long", "prompt_ids": endless_prompt(old, 250), "num_responses": 32, "max_response_tokens": 250, "temperature": 0.7}
+    long = {
+        "uid": "long",
+        "prompt_ids": endless_prompt(old, 250),
+        "num_responses": 32,
+        "max_response_tokens": 250,
+        "temperature": 0.7,
+    }
     sampling = asyncio.create_task(sample(engines.untied, **long))
     await sample(engines.untied, num_responses=1, max_response_tokens=8)  # the long ones are being decoded beside it
     await engines.untied.update_weights.remote(publish(new.state_dict(), 9))
@@ -157,10 +171,14 @@ async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_ol
         assert (np.diff(versions) >= 0).all()
         expected = logprobs_across_an_update(old, new, group, index, first_of_new=int((versions == 8).sum()))
         np.testing.assert_allclose(group.behaviour_logprobs[group.response(index)], expected, atol=1e-4, rtol=0)
-    assert largest_gap(new, await after) <= 1e-4, "the old weights' keys and values of the same prompt do not serve a new request"
+    assert largest_gap(new, await after) <= 1e-4, (
+        "the old weights' keys and values of the same prompt do not serve a new request"
+    )
 
 
-def logprobs_across_an_update(old: torch.nn.Module, new: torch.nn.Module, group: RolloutGroup, index: int, *, first_of_new: int) -> np.ndarray:
+def logprobs_across_an_update(
+    old: torch.nn.Module, new: torch.nn.Module, group: RolloutGroup, index: int, *, first_of_new: int
+) -> np.ndarray:
     """Log-probabilities of a response whose tokens from `first_of_new` on are sampled by `new`, which sees the keys and values that `old` made of all
     but the last token before."""
     response = group.response_ids[group.response(index)]
@@ -182,7 +200,9 @@ async def test_weights_published_in_bfloat16_are_cast(engines: Engines, make_mod
     assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
 
 
-async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_ones_stay(engines: Engines, make_model) -> None:
+async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_ones_stay(
+    engines: Engines, make_model
+) -> None:
     policy, other = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
     await engines.untied.update_weights.remote(publish(policy.state_dict(), 6))
     good = publish(other.state_dict(), 7)
@@ -190,8 +210,12 @@ async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_o
     forged = {
         "checksum": replace(good, manifest=replace(good.manifest, checksum="0" * 32)),
         "bytes were published": replace(good, manifest=replace(good.manifest, num_bytes=good.manifest.num_bytes + 1)),
-        "k_proj": publish({name: tensor for name, tensor in weights.items() if "layers.1.self_attn.k_proj" not in name}, 7),
-        "unknown or of another shape: .*embed_tokens": publish(weights | {"model.embed_tokens.weight": torch.zeros(7, 64)}, 7),
+        "k_proj": publish(
+            {name: tensor for name, tensor in weights.items() if "layers.1.self_attn.k_proj" not in name}, 7
+        ),
+        "unknown or of another shape: .*embed_tokens": publish(
+            weights | {"model.embed_tokens.weight": torch.zeros(7, 64)}, 7
+        ),
     }
     for problem, publication in forged.items():
         with pytest.raises(WeightsMismatchError, match=problem):

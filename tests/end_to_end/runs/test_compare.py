@@ -31,7 +31,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison
     config = folder / "compare.yaml"
     sft = "sft: {overrides: {objective: {name: sft}, offline: {traces_per_prompt: 2, max_prompts: 32}}}"
     methods = f"{{trrd: {{}}, grpo: {{overrides: {{objective: {{name: grpo}}, teacher: null}}}}, {sft}}}"
-    config.write_text(f"name: smoke\nbase: {SMOKE}\noverrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\nmethods: {methods}\n")
+    config.write_text(
+        f"name: smoke\nbase: {SMOKE}\noverrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\nmethods: {methods}\n"
+    )
     directory = ComparisonDirectory(folder / "runs")
     result = rlad("compare", config, "--run-dir", directory.path)
     assert result.returncode == 0, result.stderr
@@ -48,14 +50,20 @@ def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: tuple[Pa
         ledger = rlad("ledger", run.path)
         assert ledger.returncode == 0, ledger.stdout
     for run in others:
-        assert read_json_lines(run.evaluations)[0] == {**read_json_lines(trrd.evaluations)[0], "taken_from": "trrd-seed0"}
+        assert read_json_lines(run.evaluations)[0] == {
+            **read_json_lines(trrd.evaluations)[0],
+            "taken_from": "trrd-seed0",
+        }
     assert [run.read_config().objective.name for run in runs] == METHODS
 
 
 def test_the_comparison_is_that_of_the_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     _, directory, text = compared
     figures = json.loads(directory.figures.read_text())
-    final = {method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"] for method in METHODS}
+    final = {
+        method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"]
+        for method in METHODS
+    }
     assert {method: figures["accuracy"][method]["all"]["mean"] for method in final} == pytest.approx(final)
     assert {each["method"]: each["difference"] for each in figures["differences"]} == pytest.approx(
         {method: final[method] - final["trrd"] for method in ("grpo", "sft")}

@@ -53,7 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "--run-dir",
         str(directory.path),
     ]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         wait_for_steps(directory, 3, process, timeout_s=300)
         os.killpg(process.pid, signal.SIGKILL)
     continued = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", directory.path, "--resume")
@@ -85,13 +87,15 @@ def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
 
 
 def test_engine_and_learner_agree_on_log_probabilities_in_every_step(run: RunDirectory) -> None:
-    gaps = [line["learner/logprob_gap_max"] for line in read_json_lines(run.metrics) if "learner/logprob_gap_max" in line]
+    gaps = [
+        line["learner/logprob_gap_max"] for line in read_json_lines(run.metrics) if "learner/logprob_gap_max" in line
+    ]
     assert gaps
     assert max(gaps) <= 1e-4
 
 
 def test_the_student_moved_and_loads_with_plain_transformers(run: RunDirectory) -> None:
-    from rlad.starters import resolve_model
+    from rlad.models.references import resolve_model
 
     student = AutoModelForCausalLM.from_pretrained(run.export)
     start = AutoModelForCausalLM.from_pretrained(resolve_model(run.read_config().student.path))
@@ -121,7 +125,10 @@ def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, t
     assert answered
     assert all(line["response"].replace(" ", "").endswith(f"={line['answer']}") for line in answered)
     assert all(line["answer"] is None for line in lines if line not in answered)
-    votes = [majority_vote([line["answer"] for line in each], [line["reward"] for line in each]) for each in by_prompt.values()]
+    votes = [
+        majority_vote([line["answer"] for line in each], [line["reward"] for line in each])
+        for each in by_prompt.values()
+    ]
     assert summary.overall.majority is not None
     assert summary.overall.majority.mean == pytest.approx(sum(votes) / 24)
     again = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", "--output", output, timeout_s=60)

@@ -45,18 +45,37 @@ class RayCluster:
     stranger: Mapping[str, str]
 
     def submit(self, *arguments: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
-        return self.call([*RLAD, "submit", SMOKE, *SHORT, "--address", self.address, *map(str, arguments)], stranger=stranger)
+        return self.call(
+            [*RLAD, "submit", SMOKE, *SHORT, "--address", self.address, *map(str, arguments)], stranger=stranger
+        )
 
     def rlad(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.call([*RLAD, *arguments, "--address", self.address])
 
     def ray_job_submit(self, *words: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
-        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", "-m", "pipelines", "run", SMOKE, *SHORT]
+        command = [
+            RAY,
+            "job",
+            "submit",
+            "--address",
+            self.address,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "-m",
+            "pipelines",
+            "run",
+            SMOKE,
+            *SHORT,
+        ]
         return self.call([*command, "--address", "auto", *map(str, words)], stranger=stranger)
 
     def call(self, command: list[str], *, stranger: bool = False) -> subprocess.CompletedProcess[str]:
         environment = dict(self.stranger if stranger else self.environment)
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=DEADLINE_S, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=DEADLINE_S, check=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +84,42 @@ def cluster() -> Iterator[RayCluster]:
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     (folder / "home").mkdir()
-    stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "PYTEST"))} | {"HOME": str(folder / "home")}
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "PYTEST"))} | {
+        "HOME": str(folder / "home")
+    }
     environment = {**stranger, "HOME": os.environ["HOME"], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     # The nodes' own: their python by PATH, and nothing of this project but what comes with a job.
-    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    own = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": str(folder),
+        "HF_HUB_OFFLINE": "1",
+    }
     nodes_environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | own
     gcs, dashboard, client, *agents = _free_ports(5)
-    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
+    head = [
+        "--head",
+        f"--port={gcs}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        f"--ray-client-server-port={client}",
+    ]
     nodes: list[subprocess.Popen[bytes]] = []
 
     def start(options: list[str], cpus: int) -> None:
-        command = [RAY, "start", "--block", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agents[len(nodes)]}", *options]
-        options_of_all = {"cwd": folder, "env": nodes_environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [
+            RAY,
+            "start",
+            "--block",
+            f"--num-cpus={cpus}",
+            f"--dashboard-agent-listen-port={agents[len(nodes)]}",
+            *options,
+        ]
+        options_of_all = {
+            "cwd": folder,
+            "env": nodes_environment,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         nodes.append(subprocess.Popen([*command, "--min-worker-port=0", "--max-worker-port=0"], **options_of_all))
 
     address = f"http://127.0.0.1:{dashboard}"
@@ -145,7 +188,9 @@ def test_a_failing_run_tells_its_submitter_why(cluster: RayCluster, tmp_path: Pa
     assert " failed: no model at '/nowhere': expected a Hugging Face model directory" in told
     vanishing = cluster.ray_job_submit("--run-dir", "runs/a")
     assert vanishing.returncode != 0
-    assert "error: the run directory runs/a is relative, so it would be in the job's working directory" in vanishing.stdout
+    assert (
+        "error: the run directory runs/a is relative, so it would be in the job's working directory" in vanishing.stdout
+    )
 
 
 def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayCluster, tmp_path: Path) -> None:
@@ -178,7 +223,11 @@ def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayC
     assert (run.export / "model.safetensors").is_file()
     ledger = json.loads(cluster.call([*RLAD, "ledger", str(run.path), "--json"]).stdout)
     assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, 16)
-    statuses = {job["id"]: job["status"] for job in json.loads(cluster.rlad("list", "--json").stdout) if job["run_dir"] == str(run.path)}
+    statuses = {
+        job["id"]: job["status"]
+        for job in json.loads(cluster.rlad("list", "--json").stdout)
+        if job["run_dir"] == str(run.path)
+    }
     assert statuses == {job_id: "stopped", f"{job_id}-2": "succeeded"}
 
 
@@ -188,4 +237,6 @@ def test_plain_ray_job_submit_finishes(cluster: RayCluster, tmp_path: Path) -> N
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert (run.export / "model.safetensors").is_file()
     assert cluster.call([*RLAD, "status", str(run.path)]).stdout == f"{run.path}: finished, 1 of 1 steps\n"
-    assert cluster.rlad("logs", str(run.path)).stdout.rstrip().endswith(f"report:  {run.report}"), "found by its run directory"
+    assert cluster.rlad("logs", str(run.path)).stdout.rstrip().endswith(f"report:  {run.report}"), (
+        "found by its run directory"
+    )

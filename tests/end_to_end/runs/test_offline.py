@@ -28,7 +28,7 @@ from rlad.contracts import Outcome
 from rlad.data.order import PromptOrder
 from rlad.data.trace_files import TraceManifest
 from rlad.data.training_traces import TrainingTraces
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 from rlad.verifiers import build_verifier
 
 from ..learner.learner_reference import response_logprobs
@@ -144,7 +144,9 @@ def test_every_trace_is_the_teacher_s_own_and_right(finished: Finished, prompts:
     tokenizer = Tokenizer.from_file(str(teacher_path / "tokenizer.json"))
     verifier = build_verifier(config.verifiers["knights_knaves"])
     provenance = finished.manifest.provenance
-    rows = [row for path in finished.manifest.part_paths(finished.run.traces) for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row for path in finished.manifest.part_paths(finished.run.traces) for row in pq.read_table(path).to_pylist()
+    ]
     assert len({row["prompt_position"] for row in rows}) == len(rows) == finished.manifest.counts.accepted
     for row in rows:
         record = prompts.records[row["prompt_position"]]
@@ -153,22 +155,30 @@ def test_every_trace_is_the_teacher_s_own_and_right(finished: Finished, prompts:
         assert verifier.verify(row["response_text"], record.answer).outcome is Outcome.CORRECT
         assert (row["teacher_fingerprint"], row["dataset_fingerprint"]) == (provenance.teacher, provenance.dataset)
         with torch.no_grad():
-            expected = response_logprobs(teacher, prompts.token_ids[row["prompt_position"]], np.array(row["response_ids"]), 1.0)
+            expected = response_logprobs(
+                teacher, prompts.token_ids[row["prompt_position"]], np.array(row["response_ids"]), 1.0
+            )
         np.testing.assert_allclose(row["behaviour_logprobs"], expected.numpy(), atol=1e-4)
 
 
 def test_the_first_step_is_that_of_plain_cross_entropy(finished: Finished, prompts: EncodedPrompts) -> None:
     """Mean over traces of the mean over their tokens, in float64, without packing, ranks or ZeRO: its value and the norm of its gradient."""
     config, traces = finished.run.read_config(), TrainingTraces(finished.run.training_traces)
-    student = AutoModelForCausalLM.from_pretrained(resolve_model(config.student.path), dtype=torch.float64, attn_implementation="eager")
+    student = AutoModelForCausalLM.from_pretrained(
+        resolve_model(config.student.path), dtype=torch.float64, attn_implementation="eager"
+    )
     losses = []
     order = PromptOrder(len(traces), seed=config.seed)
     for turn in map(order.turn, range(SIZE)):
         trace = traces[turn.record]
-        losses.append(-response_logprobs(student, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean())
+        losses.append(
+            -response_logprobs(student, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean()
+        )
     loss = torch.stack(losses).mean()
     loss.backward()
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in student.parameters() if parameter.grad is not None])
+    norm = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    )
     first = read_json_lines(finished.run.metrics)[0]
     assert first["step"] == 1
     assert first["learner/loss"] == pytest.approx(loss.item(), rel=1e-4)
@@ -183,7 +193,9 @@ def test_the_student_comes_nearer_to_the_traces(finished: Finished, prompts: Enc
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager")
         with torch.no_grad():
             logprobs = [
-                response_logprobs(model, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0).mean().item()
+                response_logprobs(model, prompts.token_ids[trace.prompt_position], trace.response_ids, 1.0)
+                .mean()
+                .item()
                 for trace in map(traces.__getitem__, range(len(traces)))
             ]
         return -float(np.mean(logprobs))

@@ -51,7 +51,13 @@ class Site:
 
     def rlad(self, *arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder, env=self.environment
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            cwd=self.folder,
+            env=self.environment,
         )
 
     @property
@@ -98,7 +104,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (site.folder / "prompts").mkdir()
     write_prompt_file(prompts[:32], site.folder / "prompts" / "monday.jsonl")
     write_prompt_file(prompts[32:], site.folder / "tuesday.jsonl")  # comes in later
-    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=site.environment)
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=site.environment
+    )
     assert cluster.stdout is not None
     address = next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
     try:
@@ -150,7 +158,11 @@ def first_run_by_the_daemon(site: Site) -> None:
 
 def second_run_killed_and_continued(site: Site) -> None:
     with subprocess.Popen(
-        site.command("run-now", "nightly"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=site.folder, env=site.environment
+        site.command("run-now", "nightly"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=site.folder,
+        env=site.environment,
     ) as ticker:
         wait_for("the second run", lambda: len(site.runs("nightly")) == 2, 60)
         run = site.run(site.runs("nightly")[1])
@@ -202,7 +214,10 @@ def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site:
 
 def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
     plans = [told(tick)[0] for tick in site.runs("nightly")]
-    assert [[Path(file.path).name for file in plan.new_files] for plan in plans] == [["monday.jsonl"], ["tuesday.jsonl"]]
+    assert [[Path(file.path).name for file in plan.new_files] for plan in plans] == [
+        ["monday.jsonl"],
+        ["tuesday.jsonl"],
+    ]
     assert [plan.num_prompts for plan in plans] == [32, 64]
 
 
@@ -220,7 +235,9 @@ def test_a_worse_student_is_not_promoted(site: Site) -> None:
     assert (ruined.event, outcome.version, plan.parent) == ("kept", 3, None)
     assert outcome.difference is not None
     assert outcome.difference < 0
-    assert outcome.incumbent_source == "its own run"  # the frozen evaluation is the same, so nothing had to be asked again
+    assert (
+        outcome.incumbent_source == "its own run"
+    )  # the frozen evaluation is the same, so nothing had to be asked again
     aliases = site.registry.aliases(MODEL)
     assert aliases["production"] == outcome.incumbent == (2 if site.runs("nightly")[1].event == "promoted" else 1)
     assert aliases["best"] in (1, 2)
@@ -239,7 +256,9 @@ def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
 def test_the_command_tells_the_same_history(site: Site) -> None:
     result = site.rlad("history", "nightly", "--json")
     assert result.returncode == 0, result.stderr
-    assert [row["run_id"] for row in json.loads(result.stdout) if row["run_id"]] == [tick.run_id for tick in site.runs("nightly")]
+    assert [row["run_id"] for row in json.loads(result.stdout) if row["run_id"]] == [
+        tick.run_id for tick in site.runs("nightly")
+    ]
     text = site.rlad("history", "nightly").stdout
     assert "promoted" in text
     assert "refused" in text

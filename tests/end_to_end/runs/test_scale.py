@@ -54,9 +54,16 @@ def wait_for(claim: Callable[[], bool], process: subprocess.Popen[str], what: st
 
 def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    overrides = ["training.steps=2000", "evaluation.every_steps=0", "checkpoints.every_steps=1000", "cluster.num_cpus=4"]
+    overrides = [
+        "training.steps=2000",
+        "evaluation.every_steps=0",
+        "checkpoints.every_steps=1000",
+        "cluster.num_cpus=4",
+    ]
     command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *overrides, "--run-dir", str(run.path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, process, "first steps")
             refused = rlad("scale", run.path, "learner=4")
@@ -64,20 +71,38 @@ def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path
             assert "this run scales rollout, verifier, teacher, not 'learner'" in refused.stderr
 
             assert rlad("scale", run.path, "rollout=3", "verifier=2", "teacher=2").returncode == 0
-            wait_for(lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2}, process, "more workers of each pool")
+            wait_for(
+                lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2},
+                process,
+                "more workers of each pool",
+            )
             grown_at = len(read_json_lines(run.metrics))
             wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with more workers")
 
-            victim = next(each for each in psutil.Process(process.pid).children(recursive=True) if "ray::RolloutWorker" in " ".join(each.cmdline()))
+            victim = next(
+                each
+                for each in psutil.Process(process.pid).children(recursive=True)
+                if "ray::RolloutWorker" in " ".join(each.cmdline())
+            )
             os.kill(victim.pid, signal.SIGKILL)
             hurt_at = len(read_json_lines(run.metrics))
-            wait_for(lambda: len(read_json_lines(run.metrics)) >= hurt_at + 2, process, "steps after a worker was killed")
+            wait_for(
+                lambda: len(read_json_lines(run.metrics)) >= hurt_at + 2, process, "steps after a worker was killed"
+            )
 
             assert rlad("scale", run.path, "rollout=1", "verifier=1", "teacher=1").returncode == 0
-            wait_for(lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, process, "one worker")
-            wait_for(lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, process, "one worker of each pool")
+            wait_for(
+                lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, process, "one worker"
+            )
+            wait_for(
+                lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, process, "one worker of each pool"
+            )
             shrunk_at = len(read_json_lines(run.metrics))
-            wait_for(lambda: len(read_json_lines(run.metrics)) >= shrunk_at + 2, process, "steps with one worker of each pool")
+            wait_for(
+                lambda: len(read_json_lines(run.metrics)) >= shrunk_at + 2,
+                process,
+                "steps with one worker of each pool",
+            )
             assert rlad("stop", run.path).returncode == 0
             _, stderr = process.communicate(timeout=120)
         finally:

@@ -37,7 +37,7 @@ from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, EngineError, PlanError, RladError, VocabularyMismatchError
 from rlad.ledger import Ledger
-from rlad.starters import resolve_model
+from rlad.models.references import resolve_model
 from rlad.teacher.http_client import TeacherHttpClient
 
 pytestmark = pytest.mark.engine
@@ -103,12 +103,17 @@ def url(address: str, tokenizer: str, token_file: Path) -> str:
 @pytest.fixture
 async def by_handle(url: str, tokenizer: str) -> TeacherClient:
     client, _ = await attach_teacher(
-        ServiceTeacherConfig(service=NAME), client="handle", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S
+        ServiceTeacherConfig(service=NAME),
+        client="handle",
+        tokenizer_fingerprint=tokenizer,
+        start_timeout_s=START_TIMEOUT_S,
     )
     return client
 
 
-def http_client(url: str, tokenizer: str, *, client: str = "http", token: str = TOKEN, timeout_s: float = 60.0) -> TeacherHttpClient:
+def http_client(
+    url: str, tokenizer: str, *, client: str = "http", token: str = TOKEN, timeout_s: float = 60.0
+) -> TeacherHttpClient:
     return TeacherHttpClient(url, token=token, client=client, tokenizer=tokenizer, timeout_s=timeout_s)
 
 
@@ -133,7 +138,9 @@ def make_group(seed: int, *, lengths: tuple[int, ...] = (3, 41, 0, 1, 88, 17)) -
 
 
 async def score(teacher: Teacher, group: RolloutGroup, support: int | None = None) -> TeacherScores:
-    return TeacherScores.from_columns(await (await teacher.score(ray.put(group.to_columns()), num_tokens=group.num_tokens, support=support)))
+    return TeacherScores.from_columns(
+        await (await teacher.score(ray.put(group.to_columns()), num_tokens=group.num_tokens, support=support))
+    )
 
 
 def assert_equal_to_the_bit(one: TeacherScores, other: TeacherScores) -> None:
@@ -145,9 +152,13 @@ def assert_equal_to_the_bit(one: TeacherScores, other: TeacherScores) -> None:
             assert column == theirs[name], name
 
 
-async def test_http_and_handle_and_courier_give_the_same_bits(by_handle: TeacherClient, url: str, tokenizer: str, token_file: Path) -> None:
+async def test_http_and_handle_and_courier_give_the_same_bits(
+    by_handle: TeacherClient, url: str, tokenizer: str, token_file: Path
+) -> None:
     remote = RemoteTeacherConfig(url=url, token_file=str(token_file))
-    by_courier, identity = await attach_remote_teacher(remote, client="courier", tokenizer_fingerprint=tokenizer, label_selector={})
+    by_courier, identity = await attach_remote_teacher(
+        remote, client="courier", tokenizer_fingerprint=tokenizer, label_selector={}
+    )
     assert identity.teacher == by_handle.teacher == by_courier.teacher
     assert identity.max_groups_per_client == QUOTA
     async with http_client(url, tokenizer) as client:
@@ -162,7 +173,9 @@ async def test_http_and_handle_and_courier_give_the_same_bits(by_handle: Teacher
     by_courier.close()
 
 
-async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(url: str, tokenizer: str, token_file: Path) -> None:
+async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
+    url: str, tokenizer: str, token_file: Path
+) -> None:
     async with http_client(url, tokenizer, token=TOKEN[::-1]) as stranger:
         with pytest.raises(AccessError, match="the token is missing or wrong"):
             await stranger.identity()
@@ -178,11 +191,25 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(url
         large, odd = [await http.post(f"{url}/v1/score", content=body) for body in (bytes(2 << 20), b"\x80\x04K\x01.")]
         assert (large.status_code, odd.status_code) == (413, 422)
         assert odd.json()["error"] == "ContractError"
-        assert (await http.get(f"{url}/openapi.json")).json()["paths"].keys() == {"/healthz", "/v1/teacher", "/v1/score"}
+        assert (await http.get(f"{url}/openapi.json")).json()["paths"].keys() == {
+            "/healthz",
+            "/v1/teacher",
+            "/v1/score",
+        }
     with pytest.raises(VocabularyMismatchError, match="their token ids mean different things"):
-        await attach_teacher(ServiceTeacherConfig(service=NAME), client="c", tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
+        await attach_teacher(
+            ServiceTeacherConfig(service=NAME),
+            client="c",
+            tokenizer_fingerprint="other",
+            start_timeout_s=START_TIMEOUT_S,
+        )
     with pytest.raises(PlanError, match=f"no teacher service 'kk-shard' on this Ray cluster \\(there are {NAME}\\)"):
-        await attach_teacher(ServiceTeacherConfig(service="kk-shard"), client="c", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
+        await attach_teacher(
+            ServiceTeacherConfig(service="kk-shard"),
+            client="c",
+            tokenizer_fingerprint=tokenizer,
+            start_timeout_s=START_TIMEOUT_S,
+        )
     with pytest.raises(PlanError, match="the configuration wants 0123"):
         await attach_remote_teacher(
             RemoteTeacherConfig(url=url, token_file=str(token_file), fingerprint="0123"),
@@ -192,9 +219,14 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(url
         )
 
 
-async def test_a_greedy_client_is_held_to_its_quota_and_another_is_served_meanwhile(by_handle: TeacherClient, url: str, tokenizer: str) -> None:
+async def test_a_greedy_client_is_held_to_its_quota_and_another_is_served_meanwhile(
+    by_handle: TeacherClient, url: str, tokenizer: str
+) -> None:
     before = await by_handle.stats()
-    async with http_client(url, tokenizer, client="greedy") as greedy, http_client(url, tokenizer, client="modest") as modest:
+    async with (
+        http_client(url, tokenizer, client="greedy") as greedy,
+        http_client(url, tokenizer, client="modest") as modest,
+    ):
         flood = [asyncio.create_task(greedy.score(make_group(100 + seed, lengths=(200,) * 8))) for seed in range(60)]
         most = 0
         async with asyncio.timeout(60):
@@ -205,11 +237,17 @@ async def test_a_greedy_client_is_held_to_its_quota_and_another_is_served_meanwh
         waiting = sum(not task.done() for task in flood)
         assert waiting > 2 * QUOTA, "the modest client did not wait for what the greedy one had asked for before"
         assert max(most, now.ongoing["greedy"]) <= 2 * QUOTA
-        assert all(len(scores.logprobs) == 1600 for scores in await asyncio.gather(*flood)), "what was refused is scored later"
+        assert all(len(scores.logprobs) == 1600 for scores in await asyncio.gather(*flood)), (
+            "what was refused is scored later"
+        )
 
 
 def replicas() -> list[psutil.Process]:
-    return [each for each in psutil.process_iter(["cmdline"]) if f"ServeReplica:{NAME}:SharedTeacher" in " ".join(each.info["cmdline"] or [])]
+    return [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if f"ServeReplica:{NAME}:SharedTeacher" in " ".join(each.info["cmdline"] or [])
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +273,20 @@ class StartedRun:
 
 def start_run(path: Path, address: str, *overrides: str) -> StartedRun:
     log, smoke = path.with_suffix(".log"), str(ROOT / "configs" / "smoke_cpu.yaml")
-    command = [sys.executable, "-m", "pipelines", "-v", "run", smoke, *SHORT, *overrides, "--address", address, "--run-dir", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "-v",
+        "run",
+        smoke,
+        *SHORT,
+        *overrides,
+        "--address",
+        address,
+        "--run-dir",
+        str(path),
+    ]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
     return StartedRun(directory=RunDirectory(path), process=process, log=log)
@@ -253,7 +304,9 @@ def wait_for_first_steps(runs: list[StartedRun]) -> None:
 async def kill_a_busy_replica(tokenizer: str, runs: list[StartedRun]) -> None:
     """Keep both replicas busy, so that whatever the runs send has to wait in one of them; kill one when a run's group does."""
     config = ServiceTeacherConfig(service=NAME)
-    client, _ = await attach_teacher(config, client="flood", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
+    client, _ = await attach_teacher(
+        config, client="flood", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S
+    )
     seeds, is_over = itertools.count(500), asyncio.Event()
 
     async def keep_busy() -> None:
@@ -282,7 +335,9 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
         wait_for_first_steps(runs)
         with caplog.at_level(logging.WARNING, logger="rlad.teacher.retries"):
             asyncio.run(kill_a_busy_replica(tokenizer, runs))
-        assert [run.process.wait(timeout=RUN_TIMEOUT_S) for run in runs] == [0, 0], "\n".join(run.told() for run in runs)
+        assert [run.process.wait(timeout=RUN_TIMEOUT_S) for run in runs] == [0, 0], "\n".join(
+            run.told() for run in runs
+        )
     assert "as it raised WorkerLostError" in caplog.text, "the killed replica's groups were tried again"
     for run in runs:
         assert len(read_json_lines(run.directory.metrics)) == STEPS
@@ -293,7 +348,9 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
     deadline = time.monotonic() + START_TIMEOUT_S
     while (state := teacher_service.state(NAME, address=address)).running < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert (state.status, state.running) == ("RUNNING", 2), "the killed replica is replaced, and the runs have left the service as it was"
+    assert (state.status, state.running) == ("RUNNING", 2), (
+        "the killed replica is replaced, and the runs have left the service as it was"
+    )
     assert state.identity is not None
     assert taught == [{"teacher": state.identity.teacher}] * 2
     assert len({each.pid for each in replicas()} - victims) == 1, "no other replica was replaced"
@@ -315,7 +372,9 @@ def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: st
     with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(there are {NAME}\\)"):
         rlad("delete", "other")
     hasty = ServiceTeacherConfig(service=NAME, timeout_s=5, max_retries=0)
-    client, _ = asyncio.run(attach_teacher(hasty, client="left", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S))
+    client, _ = asyncio.run(
+        attach_teacher(hasty, client="left", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
+    )
     assert rlad("delete", NAME) == f"{NAME} is deleted\n"
     assert json.loads(rlad("list", "--json")) == []
     assert replicas() == []

@@ -54,7 +54,9 @@ def model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 def deployed(config: TeacherConfig) -> Iterator[TeacherClient]:
     app_name = f"teacher-{config.engine}-{os.getpid()}"
     fingerprint = tokenizer_fingerprint(config.path)
-    yield asyncio.run(deploy_teacher(config, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=START_TIMEOUT_S))
+    yield asyncio.run(
+        deploy_teacher(config, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=START_TIMEOUT_S)
+    )
     asyncio.run(delete_teacher(app_name))
 
 
@@ -77,7 +79,9 @@ def teacher(request: pytest.FixtureRequest) -> TeacherClient:
     return client
 
 
-def make_group(seed: int, *, prompt_tokens: int = 12, lengths: list[int] | None = None, temperature: float = 1.0) -> RolloutGroup:
+def make_group(
+    seed: int, *, prompt_tokens: int = 12, lengths: list[int] | None = None, temperature: float = 1.0
+) -> RolloutGroup:
     random = np.random.default_rng(seed)
     lengths = [3, 41, 0, 1, 88, 17] if lengths is None else lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -115,7 +119,9 @@ def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
     causal_lm = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     rows = [np.empty((0, causal_lm.config.vocab_size))]
     for index in range(group.num_responses):
-        ids = torch.from_numpy(np.concatenate([group.prompt_ids, group.response_ids[group.response(index)]]).astype(np.int64))
+        ids = torch.from_numpy(
+            np.concatenate([group.prompt_ids, group.response_ids[group.response(index)]]).astype(np.int64)
+        )
         with torch.no_grad():
             logprobs = torch.log_softmax(causal_lm(ids[None]).logits[0].double() / group.temperature, dim=-1)
         rows.append(logprobs[len(group.prompt_ids) - 1 : -1].numpy())
@@ -134,7 +140,11 @@ def assert_support_is_exact(scores: TeacherScores, group: RolloutGroup, model: P
 
 
 def replica_of(client: TeacherClient) -> psutil.Process:
-    [replica] = [each for each in psutil.process_iter(["cmdline"]) if f"ServeReplica:{client.app_name}" in " ".join(each.info["cmdline"] or [])]
+    [replica] = [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if f"ServeReplica:{client.app_name}" in " ".join(each.info["cmdline"] or [])
+    ]
     return replica
 
 
@@ -167,14 +177,21 @@ async def assert_survives_kill(client: TeacherClient, model: Path, victim: psuti
 
 
 async def test_scores_equal_a_plain_forward_pass(teacher: TeacherClient, model: Path) -> None:
-    groups = [*(make_group(seed) for seed in range(4)), make_group(4, prompt_tokens=1), make_group(5, lengths=[0, 0]), make_group(6, lengths=[1])]
+    groups = [
+        *(make_group(seed) for seed in range(4)),
+        make_group(4, prompt_tokens=1),
+        make_group(5, lengths=[0, 0]),
+        make_group(6, lengths=[1]),
+    ]
     for group, scores in zip(groups, await asyncio.gather(*(score(teacher, group) for group in groups)), strict=True):
         assert scores.logprobs.dtype == np.float32
         np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 5])
-async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(teacher: TeacherClient, model: Path, size: int) -> None:
+async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(
+    teacher: TeacherClient, model: Path, size: int
+) -> None:
     for group in (make_group(10), make_group(11, prompt_tokens=1), make_group(12, lengths=[0, 0])):
         scores = await score(teacher, group, size)
         np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
@@ -188,7 +205,9 @@ async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(teacher
         assert sampled_only.logprobs.nbytes == 4 * group.num_tokens
 
 
-async def test_the_whole_vocabulary(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:
+async def test_the_whole_vocabulary(
+    transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path
+) -> None:
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
     group = make_group(13, temperature=0.6)
     scores = await score(transformers_teacher, group, "full")
@@ -237,9 +256,13 @@ async def test_what_is_remembered_of_one_support_answers_no_other(teacher: Teach
             np.testing.assert_array_equal(again.to_columns()[name], column)
 
 
-async def test_another_temperature(transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path) -> None:
+async def test_another_temperature(
+    transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path
+) -> None:
     group = make_group(40, temperature=0.6)
-    np.testing.assert_allclose((await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        (await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0
+    )
     with pytest.raises(EngineError, match="scores at temperature 1 only, the group was sampled at 0.6"):
         await score(vllm_teacher, group)
 
@@ -251,12 +274,19 @@ async def test_client_of_another_vocabulary_is_refused(transformers_teacher: Tea
     assert type(refused.value) is VocabularyMismatchError
 
 
-async def test_deadline_names_the_teacher_and_leaves_it_usable(transformers_teacher: TeacherClient, model: Path) -> None:
+async def test_deadline_names_the_teacher_and_leaves_it_usable(
+    transformers_teacher: TeacherClient, model: Path
+) -> None:
     hasty = replace(transformers_teacher, timeout_s=0.001)
-    with pytest.raises(DeadlineError, match=f"teacher '{transformers_teacher.app_name}' did not score a group of 150 tokens within 0.001 s"):
+    with pytest.raises(
+        DeadlineError,
+        match=f"teacher '{transformers_teacher.app_name}' did not score a group of 150 tokens within 0.001 s",
+    ):
         await score(hasty, make_group(60))
     group = make_group(61)
-    np.testing.assert_allclose((await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        (await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0
+    )
 
 
 async def test_wrong_token_count_is_noticed(transformers_teacher: TeacherClient) -> None:
@@ -264,8 +294,12 @@ async def test_wrong_token_count_is_noticed(transformers_teacher: TeacherClient)
         await transformers_teacher.score(ray.put(make_group(70).to_columns()), num_tokens=149)
 
 
-async def test_killed_replica_is_replaced_and_its_groups_scored_again(transformers_teacher: TeacherClient, model: Path) -> None:
-    large = make_group(80, lengths=[450] * 60)  # beyond what Ray sends inside its replies: these scores lie in the object store
+async def test_killed_replica_is_replaced_and_its_groups_scored_again(
+    transformers_teacher: TeacherClient, model: Path
+) -> None:
+    large = make_group(
+        80, lengths=[450] * 60
+    )  # beyond what Ray sends inside its replies: these scores lie in the object store
     scores_ref = await transformers_teacher.score(ray.put(large.to_columns()), num_tokens=large.num_tokens)
     await assert_survives_kill(transformers_teacher, model, replica_of(transformers_teacher))
     assert len((await scores_ref)["logprobs"]) == large.num_tokens, "scores outlive the replica that gave them"
@@ -284,7 +318,9 @@ async def test_teacher_that_cannot_serve_is_not_left_behind(model: Path) -> None
         await deploy_teacher(config, app_name=app_name, tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
     assert app_name not in serve.status().applications
     missing = config.model_copy(update={"path": str(model / "missing")})
-    with pytest.raises(EngineError, match=f"teacher '{app_name}' did not start: the teacher's model directory .*missing does not exist"):
+    with pytest.raises(
+        EngineError, match=f"teacher '{app_name}' did not start: the teacher's model directory .*missing does not exist"
+    ):
         await deploy_teacher(missing, app_name=app_name, tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
     assert app_name not in serve.status().applications
     await delete_teacher(app_name)

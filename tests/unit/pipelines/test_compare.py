@@ -30,7 +30,9 @@ ACCURACIES = {"trrd": 0.9, "grpo": 0.5, "same": 0.9}
 def comparison(tmp_path: Path) -> Comparison:
     methods = "{trrd: {}, grpo: {overrides: {objective: {name: grpo}, teacher: null}}, same: {overrides: {objective.alpha: 0.7}}}"
     path = tmp_path / "compare.yaml"
-    path.write_text(f"name: toy\nbase: {SMOKE}\nseeds: [0, 1, 2]\noverrides: {{training.steps: 4}}\nmethods: {methods}\n")
+    path.write_text(
+        f"name: toy\nbase: {SMOKE}\nseeds: [0, 1, 2]\noverrides: {{training.steps: 4}}\nmethods: {methods}\n"
+    )
     return load_comparison(path)
 
 
@@ -50,13 +52,26 @@ def record(planned: PlannedRun, run: RunDirectory) -> None:
     lines = []
     for step, solved in ((0, 20), (2, (20 + solved_after) // 2), (4, solved_after)):
         results = [
-            PromptResult(prompt_id=f"p{i}", groups=(str(2 + i % 3),), rewards=(float(i < solved),), response_tokens=(40,), num_truncated=0)
+            PromptResult(
+                prompt_id=f"p{i}",
+                groups=(str(2 + i % 3),),
+                rewards=(float(i < solved),),
+                response_tokens=(40,),
+                num_truncated=0,
+            )
             for i in range(PROMPTS)
         ]
         lines.append({"step": step, "time": 0.0, "elapsed_s": 1.0, **summarise(results).as_dict()})
     run.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
     steps = [
-        {"step": step, "time": 0.0, "reward/mean": step / 10, "rollout/response_tokens": 500.0, "time/step_s": 3.0, "time/score_s": 0.25}
+        {
+            "step": step,
+            "time": 0.0,
+            "reward/mean": step / 10,
+            "rollout/response_tokens": 500.0,
+            "time/step_s": 3.0,
+            "time/score_s": 0.25,
+        }
         for step in range(1, 5)
     ]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in steps))
@@ -95,12 +110,19 @@ def test_the_figures_are_written_for_machines(comparison: Comparison, directory:
     assert figures["accuracy"]["trrd"]["all"]["mean"] == pytest.approx(0.9)
     assert figures["accuracy"]["trrd"]["all"]["sd"] == pytest.approx(1 / PROMPTS)
     assert figures["curve"]["grpo"]["4"]["mean"] == pytest.approx(0.5)
-    assert [(each["method"], each["verdict"]) for each in figures["differences"]] == [("grpo", "worse"), ("same", "equal")]
-    assert [each["final"] for each in figures["runs"] if each["method"] == "trrd"] == pytest.approx([53 / 60, 54 / 60, 55 / 60])
+    assert [(each["method"], each["verdict"]) for each in figures["differences"]] == [
+        ("grpo", "worse"),
+        ("same", "equal"),
+    ]
+    assert [each["final"] for each in figures["runs"] if each["method"] == "trrd"] == pytest.approx(
+        [53 / 60, 54 / 60, 55 / 60]
+    )
     assert directory.figures.stat().st_size < 20_000
 
 
-def test_the_page_needs_nothing_else_and_the_pictures_show_something(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_the_page_needs_nothing_else_and_the_pictures_show_something(
+    comparison: Comparison, directory: ComparisonDirectory
+) -> None:
     printed(comparison, directory)
     page = directory.page.read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!#)""", page), "nothing is loaded from elsewhere"
@@ -117,14 +139,18 @@ def test_the_page_needs_nothing_else_and_the_pictures_show_something(comparison:
             assert (np.abs(pixels - np.array(colour) / 255).max(axis=-1) < 0.02).sum() > 50, (name, colour)
 
 
-def test_a_comparison_of_fewer_methods_leaves_the_others_out(comparison: Comparison, directory: ComparisonDirectory, tmp_path: Path) -> None:
+def test_a_comparison_of_fewer_methods_leaves_the_others_out(
+    comparison: Comparison, directory: ComparisonDirectory, tmp_path: Path
+) -> None:
     text = printed(load_comparison(tmp_path / "compare.yaml", methods=["grpo", "trrd"], seeds=[1]), directory)
     assert "trrd against grpo: +40.0 points with one seed" in text
     assert "same" not in text
     assert not (directory.path / "differences.png").exists()
 
 
-def test_a_run_is_finished_when_its_last_evaluation_and_its_export_are_there(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_a_run_is_finished_when_its_last_evaluation_and_its_export_are_there(
+    comparison: Comparison, directory: ComparisonDirectory
+) -> None:
     planned = comparison.runs[0]
     run = directory.run(planned)
     assert is_finished(planned, run)
@@ -136,7 +162,9 @@ def test_a_run_is_finished_when_its_last_evaluation_and_its_export_are_there(com
     assert not is_finished(planned, RunDirectory(directory.path / "nowhere"))
 
 
-def test_a_directory_that_holds_something_is_refused_without_resume(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_a_directory_that_holds_something_is_refused_without_resume(
+    comparison: Comparison, directory: ComparisonDirectory
+) -> None:
     with pytest.raises(RunDirectoryError, match="--resume"):
         compare(comparison, directory, resume=False, console=Console(file=io.StringIO()))
 

@@ -19,19 +19,26 @@ SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 
 
 def prompts(*metadata: dict[str, Any]) -> EncodedPrompts:
-    records = [PromptRecord(id=f"p{index}", prompt="?", task="kk", answer="TF", metadata=each) for index, each in enumerate(metadata)]
+    records = [
+        PromptRecord(id=f"p{index}", prompt="?", task="kk", answer="TF", metadata=each)
+        for index, each in enumerate(metadata)
+    ]
     return EncodedPrompts(records=records, token_ids=[np.array([1], np.int32)] * len(records))
 
 
 def settings(group_by: str | list[str]) -> EvaluationConfig:
-    return EvaluationConfig.model_validate({"prompts": {"source": "file", "path": "prompts.jsonl"}, "group_by": group_by})
+    return EvaluationConfig.model_validate(
+        {"prompts": {"source": "file", "path": "prompts.jsonl"}, "group_by": group_by}
+    )
 
 
 def test_one_key_must_be_in_every_prompt_and_one_of_several_in_some() -> None:
     mixed = prompts({"people": 2}, {"level": "hard"})
     require_group_key(mixed, settings("task"))
     require_group_key(mixed, settings(["task", "people", "level"]))
-    with pytest.raises(ConfigError, match=r"group_by is 'people', but prompt p1 has no such metadata \(it has: level\)"):
+    with pytest.raises(
+        ConfigError, match=r"group_by is 'people', but prompt p1 has no such metadata \(it has: level\)"
+    ):
         require_group_key(mixed, settings("people"))
     with pytest.raises(ConfigError, match="group_by is 'peple', but prompt p0 has no such metadata"):
         require_group_key(mixed, settings(["task", "peple"]))

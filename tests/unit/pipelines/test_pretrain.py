@@ -45,8 +45,14 @@ def test_models_load_with_plain_transformers_and_share_one_tokenizer(made: Made)
         vocabularies.append(tokenizer.get_vocab())
         assert (model.config.model_type, model.config.head_dim, model.dtype) == ("qwen3", 32, torch.float32)
         assert model.config.vocab_size == len(tokenizer)
-        assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-        assert (model.generation_config.eos_token_id, model.generation_config.bos_token_id) == (tokenizer.eos_token_id, None)
+        assert (model.config.eos_token_id, model.config.pad_token_id) == (
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+        )
+        assert (model.generation_config.eos_token_id, model.generation_config.bos_token_id) == (
+            tokenizer.eos_token_id,
+            None,
+        )
     assert vocabularies[0] == vocabularies[1]
 
 
@@ -69,10 +75,14 @@ def test_progress_is_lines_where_nobody_watches_a_terminal(made: Made) -> None:
 
 
 def test_the_second_time_models_come_from_the_cache_with_the_stored_figures(made: Made) -> None:
-    before = {role: (directory / "model.safetensors").stat().st_mtime_ns for role, directory in made.directories.items()}
+    before = {
+        role: (directory / "model.safetensors").stat().st_mtime_ns for role, directory in made.directories.items()
+    }
     console = _console()
     assert pretrain("kk-smoke", cache_dir=made.cache, force=False, console=console) == made.directories
-    assert {role: (directory / "model.safetensors").stat().st_mtime_ns for role, directory in made.directories.items()} == before
+    assert {
+        role: (directory / "model.safetensors").stat().st_mtime_ns for role, directory in made.directories.items()
+    } == before
     again = _printed(console)
     assert again.count("(cached)") == len(ROLES)
     assert "training" not in again

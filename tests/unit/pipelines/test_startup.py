@@ -50,7 +50,14 @@ def heavy_packages_of(commands: list[tuple[str, str]], tmp_path: Path) -> list[l
     environment = {**os.environ, "RLAD_SCHEDULES": f"sqlite:///{tmp_path / 'schedules.sqlite'}", "COLUMNS": "200"}
     words = "".join(f"{command}\n" for command, _ in commands)
     result = subprocess.run(
-        [sys.executable, "-c", COMMANDS], input=words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False
+        [sys.executable, "-c", COMMANDS],
+        input=words,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
@@ -59,7 +66,9 @@ def heavy_packages_of(commands: list[tuple[str, str]], tmp_path: Path) -> list[l
     return [heavy for heavy, _ in told]
 
 
-def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor_ray(ended_run: RunDirectory, tmp_path: Path) -> None:
+def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor_ray(
+    ended_run: RunDirectory, tmp_path: Path
+) -> None:
     commands = [
         ("--help", "RL-aware distillation"),
         ("registry list --registry {tmp}/registry", "no models in the registry"),
@@ -69,7 +78,10 @@ def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor
         ("deploy render {elsewhere} --out {tmp}/manifests", "rayjob.yaml"),
         ("report {run}", "nothing to report yet"),
     ]
-    filled = [(command.format(smoke=SMOKE, elsewhere=OF_MODELS_ELSEWHERE, tmp=tmp_path, run=ended_run.path), says) for command, says in commands]
+    filled = [
+        (command.format(smoke=SMOKE, elsewhere=OF_MODELS_ELSEWHERE, tmp=tmp_path, run=ended_run.path), says)
+        for command, says in commands
+    ]
     assert heavy_packages_of(filled, tmp_path) == [[]] * len(commands)
 
 

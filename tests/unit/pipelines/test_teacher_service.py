@@ -40,7 +40,11 @@ def test_the_serve_file_of_deploy_is_what_rlad_teacher_deploy_deploys() -> None:
 
 def options_of(application: Any) -> dict[str, Any]:
     deployment = application._bound_deployment
-    return {"name": deployment.name, **deployment._deployment_config.model_dump(), "actor": deployment.ray_actor_options}
+    return {
+        "name": deployment.name,
+        **deployment._deployment_config.model_dump(),
+        "actor": deployment.ray_actor_options,
+    }
 
 
 def test_deploying_and_the_serve_file_give_equal_applications(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -24,12 +24,15 @@ from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.objectives import SftConfig, build_objective
-from rlad.packing import BatchRules, UpdateSize, build_training_batch
+from rlad.packing import BatchRules, LossNormalizer, build_training_batch
 
 MakeModel = Callable[..., Path]
 
 OFFLINE = Path(__file__).parents[3] / "configs" / "offline_kk_cpu.yaml"
-RECORDS = [PromptRecord(id=f"p{number}", prompt=text, task="knights_knaves", answer="T") for number, text in enumerate(("A:b;", "B:aa;", "C:c;?"))]
+RECORDS = [
+    PromptRecord(id=f"p{number}", prompt=text, task="knights_knaves", answer="T")
+    for number, text in enumerate(("A:b;", "B:aa;", "C:c;?"))
+]
 
 
 def config_of(student: Path, teacher: Path, *overrides: str) -> RunConfig:
@@ -40,7 +43,9 @@ def encoded(model: Path, records: list[PromptRecord] = RECORDS) -> EncodedPrompt
     return EncodedPrompts(records=records, token_ids=encode_prompts(AutoTokenizer.from_pretrained(model), records, 16))
 
 
-def judged_group(tokenizer: Tokenizer, prompts: EncodedPrompts, position: int, texts: dict[str, Outcome]) -> tuple[RolloutGroup, JudgedGroup]:
+def judged_group(
+    tokenizer: Tokenizer, prompts: EncodedPrompts, position: int, texts: dict[str, Outcome]
+) -> tuple[RolloutGroup, JudgedGroup]:
     responses = [tokenizer.encode(f"{text}$").ids for text in texts]
     offsets = np.cumsum([0, *map(len, responses)]).astype(np.int64)
     record = prompts.records[position]
@@ -72,10 +77,19 @@ def judged_group(tokenizer: Tokenizer, prompts: EncodedPrompts, position: int, t
 def test_only_correct_responses_become_traces_the_first_so_many(make_model: MakeModel) -> None:
     """A timeout is no wrong answer, and no trace either."""
     tokenizer = Tokenizer.from_file(str(make_model() / "tokenizer.json"))
-    texts = {"=F": Outcome.WRONG, "a=T": Outcome.CORRECT, "=": Outcome.TIMEOUT, "bb=T": Outcome.CORRECT, "c=T": Outcome.CORRECT}
+    texts = {
+        "=F": Outcome.WRONG,
+        "a=T": Outcome.CORRECT,
+        "=": Outcome.TIMEOUT,
+        "bb=T": Outcome.CORRECT,
+        "c=T": Outcome.CORRECT,
+    }
     group, judged = judged_group(tokenizer, encoded(make_model()), 1, texts)
     traced = traced_prompt(group, judged, tokenizer, position=1, max_accepted=2)
-    assert [(trace.trace_index, trace.response_text.replace(" ", "")) for trace in traced.traces] == [(1, "a=T"), (3, "bb=T")]
+    assert [(trace.trace_index, trace.response_text.replace(" ", "")) for trace in traced.traces] == [
+        (1, "a=T"),
+        (3, "bb=T"),
+    ]
     first, second = traced.traces
     assert first.behaviour_logprobs.tolist() == [-3, -4, -5, -6]
     assert second.response_ids.tolist() == tokenizer.encode("bb=T$").ids
@@ -92,7 +106,9 @@ def test_provenance_follows_the_teacher_s_weights_and_the_sampling(make_model: M
     base = provenance_of(config_of(student, teacher), prompts)
     assert provenance_of(config_of(student, teacher), prompts) == base
     assert provenance_of(config_of(student, other), prompts).teacher != base.teacher
-    hotter = provenance_of(config_of(student, teacher, "offline.temperature=1.2", "offline.rollout.max_response_tokens=77"), prompts)
+    hotter = provenance_of(
+        config_of(student, teacher, "offline.temperature=1.2", "offline.rollout.max_response_tokens=77"), prompts
+    )
     assert (hotter.teacher, hotter.temperature, hotter.max_response_tokens) == (base.teacher, 1.2, 77)
     assert provenance_of(config_of(student, teacher), encoded(student, RECORDS[:2])).dataset != base.dataset
 
@@ -106,7 +122,9 @@ def test_a_teacher_of_another_vocabulary_is_refused(make_model: MakeModel, tmp_p
         provenance_of(config_of(make_model(), other), encoded(make_model()))
 
 
-def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not(make_model: MakeModel, tmp_path: Path) -> None:
+def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
     student = make_model()
     config, prompts = config_of(student, make_model(seed=1)), encoded(student)
     TraceFolder(tmp_path, provenance_of(config, prompts), prompts_per_part=1).finish()
@@ -115,15 +133,28 @@ def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not
         reused_traces(config, encoded(student, RECORDS[:2]), tmp_path)
 
 
-def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(make_model: MakeModel, tmp_path: Path) -> None:
+def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
     """From the parts to the packed row and its gradient, against `torch.nn.functional.cross_entropy` on one trace at a time."""
     student, tokenizer = make_model(), Tokenizer.from_file(str(make_model() / "tokenizer.json"))
     prompts = encoded(student)
-    folder = TraceFolder(tmp_path / "traces", provenance_of(config_of(student, make_model(seed=1)), prompts), prompts_per_part=2)
-    for position, texts in enumerate(({"a=T": Outcome.CORRECT}, {"bb>h=T": Outcome.CORRECT, "=F": Outcome.WRONG}, {"=T": Outcome.CORRECT})):
-        folder.add(traced_prompt(*judged_group(tokenizer, prompts, position, texts), tokenizer, position=position, max_accepted=None))
+    folder = TraceFolder(
+        tmp_path / "traces", provenance_of(config_of(student, make_model(seed=1)), prompts), prompts_per_part=2
+    )
+    for position, texts in enumerate(
+        ({"a=T": Outcome.CORRECT}, {"bb>h=T": Outcome.CORRECT, "=F": Outcome.WRONG}, {"=T": Outcome.CORRECT})
+    ):
+        folder.add(
+            traced_prompt(
+                *judged_group(tokenizer, prompts, position, texts), tokenizer, position=position, max_accepted=None
+            )
+        )
     write_training_traces(
-        folder.finish().part_paths(tmp_path / "traces"), tmp_path / "training.arrow", max_prompts=None, max_accepted_per_prompt=None
+        folder.finish().part_paths(tmp_path / "traces"),
+        tmp_path / "training.arrow",
+        max_prompts=None,
+        max_accepted_per_prompt=None,
     )
     traces = TrainingTraces(tmp_path / "training.arrow")
     groups = {}
@@ -132,13 +163,18 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(mak
         groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=None)
     assert len(groups) == 3
     batch, counts = build_training_batch(
-        groups, [(uid, 0) for uid in groups], size=UpdateSize(num_responses=3, num_tokens=None), rules=BatchRules(objective=SftConfig())
+        groups,
+        [(uid, 0) for uid in groups],
+        size=LossNormalizer(num_responses=3, num_tokens=None),
+        rules=BatchRules(objective=SftConfig()),
     )
     assert counts.trained_tokens == 4 + 7 + 3
 
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float64, attn_implementation="eager")
     rows = []
-    for start, end in zip(batch.sequence_offsets[:-1], batch.sequence_offsets[1:], strict=True):  # each sequence alone: no packing in the reference
+    for start, end in zip(
+        batch.sequence_offsets[:-1], batch.sequence_offsets[1:], strict=True
+    ):  # each sequence alone: no packing in the reference
         logits = model(torch.from_numpy(batch.token_ids[start:end])[None]).logits[0]
         rows.append(logits.log_softmax(-1).gather(1, torch.from_numpy(batch.target_ids[start:end])[:, None])[:, 0])
     objective = build_objective(SftConfig())
@@ -156,7 +192,9 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(mak
     for index in range(len(traces)):
         prompt, response = prompts.token_ids[traces[index].prompt_position], traces[index].response_ids
         ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
-        expected = expected + torch.nn.functional.cross_entropy(model(ids[None]).logits[0, len(prompt) - 1 : -1], ids[len(prompt) :]) / len(traces)
+        expected = expected + torch.nn.functional.cross_entropy(
+            model(ids[None]).logits[0, len(prompt) - 1 : -1], ids[len(prompt) :]
+        ) / len(traces)
     expected.backward()
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

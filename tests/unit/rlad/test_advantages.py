@@ -60,7 +60,9 @@ def test_mean_only_and_leave_one_out_by_hand() -> None:
 
 @pytest.mark.parametrize("estimator", ["group_std", "group_mean_only", "rloo"])
 @pytest.mark.parametrize("rewards", [[1.0], [0.1, 0.1, 0.1]])
-def test_equal_rewards_and_a_group_of_one_have_no_advantage(estimator: AdvantageEstimator, rewards: list[float]) -> None:
+def test_equal_rewards_and_a_group_of_one_have_no_advantage(
+    estimator: AdvantageEstimator, rewards: list[float]
+) -> None:
     assert group_advantages(rewards, estimator).tolist() == [0.0] * len(rewards)
 
 

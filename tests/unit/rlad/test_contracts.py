@@ -53,8 +53,14 @@ def scored_group(**parts: Any) -> ScoredGroup:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tail_logprobs": None}, r"goes with the columns .*tail_logprobs.*, got \['support_ids', 'support_logprobs'\]"),
-        ({"support_size": 0}, r"support_size 0 goes with the columns \[\], got \['support_ids', 'support_logprobs', 'tail_logprobs'\]"),
+        (
+            {"tail_logprobs": None},
+            r"goes with the columns .*tail_logprobs.*, got \['support_ids', 'support_logprobs'\]",
+        ),
+        (
+            {"support_size": 0},
+            r"support_size 0 goes with the columns \[\], got \['support_ids', 'support_logprobs', 'tail_logprobs'\]",
+        ),
         ({"support_size": -1}, "support_size must be at least 0, got -1"),
         ({"support_size": 3}, "support_ids must have 9 entries, got 6"),
         ({"support_ids": np.zeros(6, np.int64)}, "support_ids must be int32, got int64"),

@@ -52,7 +52,9 @@ def test_a_late_answer_to_a_replaced_attempt_is_stale(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("steps_after_checkpoint", [1, 3])
-def test_training_after_the_checkpoint_is_forgotten_when_the_learner_restarts(ledger: Ledger, steps_after_checkpoint: int) -> None:
+def test_training_after_the_checkpoint_is_forgotten_when_the_learner_restarts(
+    ledger: Ledger, steps_after_checkpoint: int
+) -> None:
     train(ledger, 0)
     ledger.commit(1)
     claimed = {step: train(ledger, step) for step in range(1, 1 + steps_after_checkpoint)}
@@ -94,7 +96,10 @@ def test_reopening_returns_uncommitted_groups_to_be_issued_again_under_a_new_att
     assert counts.trained_steps == 1
     assert ledger.issue(1, groups(1)) == {uid: 1 for uid, _ in groups(1)}
     ledger.reopen(1)  # and once more: only what was issued since has had another attempt
-    assert ledger.issue(1, [*groups(1), *groups(2)]) == {**{uid: 2 for uid, _ in groups(1)}, **{uid: 1 for uid, _ in groups(2)}}
+    assert ledger.issue(1, [*groups(1), *groups(2)]) == {
+        **{uid: 2 for uid, _ in groups(1)},
+        **{uid: 1 for uid, _ in groups(2)},
+    }
 
 
 def test_a_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
@@ -130,7 +135,12 @@ def test_a_returned_group_may_fall_into_another_step(ledger: Ledger) -> None:
     train(ledger, 1)
     ledger.commit(2)
     counts = ledger.counts()
-    assert (counts.states[GroupState.COMMITTED], counts.states[GroupState.RETURNED], counts.lost, counts.duplicated) == (4, 0, 0, 0)
+    assert (
+        counts.states[GroupState.COMMITTED],
+        counts.states[GroupState.RETURNED],
+        counts.lost,
+        counts.duplicated,
+    ) == (4, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +174,9 @@ ledger.record_sampled("d:0:0", 0)
 print("recorded", flush=True)
 sys.stdin.read()
 """
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "recorded"
     os.kill(process.pid, signal.SIGKILL)

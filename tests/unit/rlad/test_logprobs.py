@@ -15,7 +15,9 @@ from rlad.errors import ContractError
 from rlad.logprobs import selected_logprobs, token_statistics
 
 
-def problem(tokens: int, *, hidden: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(
+    tokens: int, *, hidden: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states, weight, targets, and the gradient that comes from the loss. Logits of standard deviation about 3."""
     generator = torch.Generator().manual_seed(tokens)
     states = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
@@ -29,7 +31,9 @@ def dense_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     return torch.log_softmax(hidden @ weight.T / temperature, dim=1).gather(1, targets[:, None])[:, 0]
 
 
-def values_and_gradients(compute: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, incoming: Tensor) -> list[Tensor]:
+def values_and_gradients(
+    compute: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, incoming: Tensor
+) -> list[Tensor]:
     logprobs = compute(hidden, weight)
     return [logprobs.detach(), *torch.autograd.grad(logprobs, [hidden, weight], incoming.to(logprobs.dtype))]
 
@@ -39,7 +43,10 @@ def values_and_gradients(compute: Callable[[Tensor, Tensor], Tensor], hidden: Te
 def test_equals_the_dense_computation(tokens: int, chunk_tokens: int, temperature: float) -> None:
     hidden, weight, targets, incoming = problem(tokens)
     came = values_and_gradients(
-        lambda h, w: selected_logprobs(h, w, targets, temperature=temperature, chunk_tokens=chunk_tokens), hidden, weight, incoming
+        lambda h, w: selected_logprobs(h, w, targets, temperature=temperature, chunk_tokens=chunk_tokens),
+        hidden,
+        weight,
+        incoming,
     )
     expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, temperature), hidden, weight, incoming)
     for one, other in zip(came, expected, strict=True):
@@ -49,7 +56,9 @@ def test_equals_the_dense_computation(tokens: int, chunk_tokens: int, temperatur
 
 def test_gradient_is_the_finite_difference() -> None:
     hidden, weight, targets, _ = problem(5)
-    assert torch.autograd.gradcheck(lambda h, w: selected_logprobs(h, w, targets, temperature=0.7, chunk_tokens=2), (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: selected_logprobs(h, w, targets, temperature=0.7, chunk_tokens=2), (hidden, weight)
+    )
 
 
 def test_large_logits_stay_finite() -> None:
@@ -67,7 +76,9 @@ def test_large_logits_stay_finite() -> None:
 def test_half_types_are_as_exact_as_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
     """The values lose nothing; gradients pass through products of the half type, so they keep about its precision."""
     hidden, weight, targets, incoming = problem(300, hidden=32, vocabulary=50, dtype=dtype)
-    came = values_and_gradients(lambda h, w: selected_logprobs(h, w, targets, chunk_tokens=64), hidden, weight, incoming)
+    came = values_and_gradients(
+        lambda h, w: selected_logprobs(h, w, targets, chunk_tokens=64), hidden, weight, incoming
+    )
     wide_hidden, wide_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), wide_hidden, wide_weight, incoming)
     assert [tensor.dtype for tensor in came] == [torch.float32, dtype, dtype]
@@ -174,7 +185,9 @@ def test_only_what_is_trained_gets_a_gradient(frozen: str) -> None:
     _, *expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     selected_logprobs(hidden, weight, targets, chunk_tokens=4).backward(incoming)
-    trained, frozen_tensor, gradient = (weight, hidden, expected[1]) if frozen == "hidden" else (hidden, weight, expected[0])
+    trained, frozen_tensor, gradient = (
+        (weight, hidden, expected[1]) if frozen == "hidden" else (hidden, weight, expected[0])
+    )
     assert frozen_tensor.grad is None
     torch.testing.assert_close(trained.grad, gradient)
 
@@ -200,7 +213,11 @@ def test_no_token_gives_a_zero_gradient() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
-    arguments = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(5, 4), "target_ids": torch.zeros(2, dtype=torch.int64)}
+    arguments = {
+        "hidden": torch.zeros(2, 4),
+        "weight": torch.zeros(5, 4),
+        "target_ids": torch.zeros(2, dtype=torch.int64),
+    }
     with pytest.raises(ContractError, match=message):
         selected_logprobs(**(arguments | change))
 
@@ -208,16 +225,24 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
 def test_support_and_entropy_equal_those_of_the_whole_distribution(chunk_tokens: int) -> None:
     generator = torch.Generator().manual_seed(4)
-    hidden, weight = (torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((9, 5), (13, 5)))
+    hidden, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((9, 5), (13, 5))
+    )
     targets = torch.randint(13, (9,), generator=generator)
     support = torch.stack([torch.randperm(13, generator=generator)[:3] for _ in range(9)])
     incoming = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9,), (9, 3), (9,))]
 
-    came = token_statistics(hidden, weight, targets, support_ids=support, with_entropy=True, temperature=0.7, chunk_tokens=chunk_tokens)
+    came = token_statistics(
+        hidden, weight, targets, support_ids=support, with_entropy=True, temperature=0.7, chunk_tokens=chunk_tokens
+    )
     gradients = torch.autograd.grad(came, (hidden, weight), incoming)
 
     logprobs = (hidden @ weight.T / 0.7).log_softmax(dim=-1)
-    expected = (logprobs.gather(1, targets[:, None])[:, 0], logprobs.gather(1, support), -(logprobs.exp() * logprobs).sum(dim=-1))
+    expected = (
+        logprobs.gather(1, targets[:, None])[:, 0],
+        logprobs.gather(1, support),
+        -(logprobs.exp() * logprobs).sum(dim=-1),
+    )
     for ours, theirs in zip(came, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight), incoming), strict=True):
@@ -226,7 +251,9 @@ def test_support_and_entropy_equal_those_of_the_whole_distribution(chunk_tokens:
 
 def test_gradients_of_support_and_entropy_alone_equal_finite_differences() -> None:
     generator = torch.Generator().manual_seed(5)
-    hidden, weight = (torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (6, 3)))
+    hidden, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (6, 3))
+    )
     targets, support = torch.zeros(4, dtype=torch.int64), torch.tensor([[1, 5], [2, 3], [0, 1], [4, 2]])
 
     def support_only(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,9 @@ def test_weights_shape_and_tokenizer_each_change_it(make_model: Callable[..., Pa
     weights[-1] ^= 1
     (one_bit / "model.safetensors").write_bytes(weights)
     config = shutil.copytree(reference, tmp_path / "config")
-    (config / "config.json").write_text((config / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    (config / "config.json").write_text(
+        (config / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+    )
     fingerprints = [model_fingerprint(path, tokenizer="a") for path in (reference, one_bit, config, make_model(seed=1))]
     assert len({*fingerprints, model_fingerprint(reference, tokenizer="b")}) == 5
 

@@ -19,7 +19,7 @@ from rlad.advantages import OverlongPenalty, group_advantages, imitated_response
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, TeacherScores, TrainingBatch, Verdicts
 from rlad.errors import ContractError
 from rlad.objectives import Extras, GrpoConfig, KdrlConfig, Objective, TrrdConfig, build_objective
-from rlad.packing import BatchCounts, BatchRules, UpdateSize, build_training_batch, dummy_batch, plan_microbatches
+from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch, dummy_batch, plan_microbatches
 
 VOCABULARY, SUPPORT = 17, 3
 CONFIGS: list[dict[str, Any]] = [
@@ -138,7 +138,9 @@ def scored_group(
         response_offsets=np.cumsum([0, *response_lengths], dtype=np.int64),
         behaviour_logprobs=generator.uniform(-4, -2, num_tokens).astype(np.float32),
         policy_versions=np.zeros(num_tokens, dtype=np.int32),
-        finish_reasons=np.array([FinishReason.LENGTH if i in truncated else FinishReason.STOP for i in range(size)], dtype=np.uint8),
+        finish_reasons=np.array(
+            [FinishReason.LENGTH if i in truncated else FinishReason.STOP for i in range(size)], dtype=np.uint8
+        ),
     )
     rewards = generator.integers(0, 2, size).tolist() if rewards is None else rewards
     verdicts = Verdicts(
@@ -149,7 +151,9 @@ def scored_group(
         elapsed_s=np.zeros(size, dtype=np.float32),
     )
     logprobs = generator.uniform(-4, -2, num_tokens).astype(np.float32)
-    likeliest = np.array([generator.permutation(VOCABULARY)[: SUPPORT + 1] for _ in range(num_tokens)], dtype=np.int32).reshape(-1, SUPPORT + 1)
+    likeliest = np.array(
+        [generator.permutation(VOCABULARY)[: SUPPORT + 1] for _ in range(num_tokens)], dtype=np.int32
+    ).reshape(-1, SUPPORT + 1)
     drawn = generator.normal(size=likeliest.shape)
     distribution = (drawn - np.log(np.exp(drawn).sum(axis=1, keepdims=True))).astype(np.float32)
     teacher = TeacherScores(
@@ -162,8 +166,12 @@ def scored_group(
         support_logprobs=distribution[:, :SUPPORT].ravel(),
         tail_logprobs=distribution[:, SUPPORT].copy(),
     )
-    reference = TeacherScores(uid=uid, attempt=0, teacher="reference", logprobs=generator.uniform(-4, -2, num_tokens).astype(np.float32))
-    return ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher if has_teacher else None, reference_scores=reference)
+    reference = TeacherScores(
+        uid=uid, attempt=0, teacher="reference", logprobs=generator.uniform(-4, -2, num_tokens).astype(np.float32)
+    )
+    return ScoredGroup(
+        group=group, verdicts=verdicts, teacher_scores=teacher if has_teacher else None, reference_scores=reference
+    )
 
 
 def every_sequence(groups: dict[str, ScoredGroup]) -> list[tuple[str, int]]:
@@ -175,7 +183,9 @@ def test_row_by_hand() -> None:
     scored = scored_group("g", [2, 0, 1], prompt_tokens=2, rewards=[1, 0, 0])
     group, teacher = scored.group, scored.teacher_scores
     (p0, p1), (r0, r1, r2) = group.prompt_ids.tolist(), group.response_ids.tolist()
-    batch, counts = build_training_batch({"g": scored}, [("g", 2), ("g", 0)], size=UpdateSize(num_responses=4), rules=rules(True, "keep"))
+    batch, counts = build_training_batch(
+        {"g": scored}, [("g", 2), ("g", 0)], size=LossNormalizer(num_responses=4), rules=rules(True, "keep")
+    )
     assert batch.token_ids.tolist() == [p0, p1, r2, p0, p1, r0, r1]
     assert batch.target_ids.tolist() == [p1, r2, 0, p1, r0, r1, 0]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
@@ -195,31 +205,58 @@ def test_missing_log_probabilities_leave_the_denominator() -> None:
     scored.teacher_scores.logprobs[[0, 2]] = [np.nan, -np.inf]
     scored.group.behaviour_logprobs[3] = -np.inf
     scored.teacher_scores.logprobs[4:] = np.nan
-    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], size=UpdateSize(num_responses=2), rules=rules(True, "keep"))
+    batch, counts = build_training_batch(
+        {"g": scored}, [("g", 0), ("g", 1)], size=LossNormalizer(num_responses=2), rules=rules(True, "keep")
+    )
     assert batch.weights.tolist() == [0, 0.5, 0, 0, 0]  # and the second response, with no token left, takes no room
-    assert counts == BatchCounts(responses=2, response_tokens=6, trained_tokens=1, missing_teacher_tokens=4, missing_behaviour_tokens=1)
-    without, counts = build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=2), rules=rules(False, "keep"))
+    assert counts == BatchCounts(
+        responses=2, response_tokens=6, trained_tokens=1, missing_teacher_tokens=4, missing_behaviour_tokens=1
+    )
+    without, counts = build_training_batch(
+        {"g": scored}, [("g", 0)], size=LossNormalizer(num_responses=2), rules=rules(False, "keep")
+    )
     assert without.teacher_logprobs is None
     assert without.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0, 0])
     assert counts == BatchCounts(responses=1, response_tokens=4, trained_tokens=3, missing_behaviour_tokens=1)
 
 
 @pytest.mark.parametrize(("truncated", "weights"), [("keep", [0.25, 0.25, 0, 0.5, 0]), ("mask", [0.5, 0])])
-def test_truncated_responses_are_counted_and_kept_or_masked(truncated: Literal["keep", "mask"], weights: list[float]) -> None:
+def test_truncated_responses_are_counted_and_kept_or_masked(
+    truncated: Literal["keep", "mask"], weights: list[float]
+) -> None:
     scored = scored_group("g", [2, 1], prompt_tokens=1, truncated=[0])
-    batch, counts = build_training_batch({"g": scored}, [("g", 0), ("g", 1)], size=UpdateSize(num_responses=2), rules=rules(True, truncated))
+    batch, counts = build_training_batch(
+        {"g": scored}, [("g", 0), ("g", 1)], size=LossNormalizer(num_responses=2), rules=rules(True, truncated)
+    )
     assert batch.weights.tolist() == weights
     trained = 3 if truncated == "keep" else 1
     assert counts == BatchCounts(responses=2, truncated_responses=1, response_tokens=3, trained_tokens=trained)
 
 
 def test_counts_add() -> None:
-    one = BatchCounts(responses=1, truncated_responses=2, response_tokens=3, trained_tokens=4, missing_teacher_tokens=5, missing_behaviour_tokens=6)
+    one = BatchCounts(
+        responses=1,
+        truncated_responses=2,
+        response_tokens=3,
+        trained_tokens=4,
+        missing_teacher_tokens=5,
+        missing_behaviour_tokens=6,
+    )
     ten = BatchCounts(
-        responses=10, truncated_responses=20, response_tokens=30, trained_tokens=40, missing_teacher_tokens=50, missing_behaviour_tokens=60
+        responses=10,
+        truncated_responses=20,
+        response_tokens=30,
+        trained_tokens=40,
+        missing_teacher_tokens=50,
+        missing_behaviour_tokens=60,
     )
     assert one + ten == BatchCounts(
-        responses=11, truncated_responses=22, response_tokens=33, trained_tokens=44, missing_teacher_tokens=55, missing_behaviour_tokens=66
+        responses=11,
+        truncated_responses=22,
+        response_tokens=33,
+        trained_tokens=44,
+        missing_teacher_tokens=55,
+        missing_behaviour_tokens=66,
     )
 
 
@@ -227,7 +264,9 @@ def test_counts_add() -> None:
 def test_nothing_to_train_on_gives_the_dummy_batch(uses_teacher: bool) -> None:
     groups = {"g": scored_group("g", [0, 3], truncated=[1])}
     for sequences in ([], [("g", 0), ("g", 1)]):
-        batch, _ = build_training_batch(groups, sequences, size=UpdateSize(num_responses=2), rules=rules(uses_teacher, "mask"))
+        batch, _ = build_training_batch(
+            groups, sequences, size=LossNormalizer(num_responses=2), rules=rules(uses_teacher, "mask")
+        )
         assert (batch.token_ids.tolist(), batch.weights.tolist()) == ([0], [0.0])
         assert (batch.teacher_logprobs is not None) == uses_teacher
 
@@ -242,10 +281,14 @@ def test_nothing_to_train_on_gives_the_dummy_batch(uses_teacher: bool) -> None:
         ([("g", 0)], 2, "group g has no teacher scores"),
     ],
 )
-def test_sequences_that_do_not_fit_are_refused(sequences: list[tuple[str, int]], num_responses: int, message: str) -> None:
+def test_sequences_that_do_not_fit_are_refused(
+    sequences: list[tuple[str, int]], num_responses: int, message: str
+) -> None:
     groups = {"g": scored_group("g", [2, 1], has_teacher="teacher" not in message)}
     with pytest.raises(ContractError, match=message):
-        build_training_batch(groups, sequences, size=UpdateSize(num_responses=num_responses), rules=rules(True, "keep"))
+        build_training_batch(
+            groups, sequences, size=LossNormalizer(num_responses=num_responses), rules=rules(True, "keep")
+        )
 
 
 class TinyPolicy(nn.Module):
@@ -258,8 +301,12 @@ class TinyPolicy(nn.Module):
         self.position = nn.Parameter(torch.randn(32, 8, generator=generator, dtype=torch.float64))
         self.output = nn.Parameter(torch.randn(VOCABULARY, 8, generator=generator, dtype=torch.float64))
 
-    def forward(self, token_ids: Tensor, position_ids: Tensor, target_ids: Tensor, support_ids: Tensor | None) -> dict[str, Tensor | None]:
-        logprobs = (torch.tanh(self.embedding[token_ids] + self.position[position_ids]) @ self.output.T).log_softmax(dim=-1)
+    def forward(
+        self, token_ids: Tensor, position_ids: Tensor, target_ids: Tensor, support_ids: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        logprobs = (torch.tanh(self.embedding[token_ids] + self.position[position_ids]) @ self.output.T).log_softmax(
+            dim=-1
+        )
         return {
             "policy": logprobs.gather(-1, target_ids[..., None])[..., 0],
             "entropies": -(logprobs.exp() * logprobs).sum(dim=-1),
@@ -271,7 +318,11 @@ class TinyPolicy(nn.Module):
 
 
 def padded_gradient(
-    objective: Objective[Any], groups: dict[str, ScoredGroup], truncated: str, dtype: torch.dtype, overlong: OverlongPenalty | None = None
+    objective: Objective[Any],
+    groups: dict[str, ScoredGroup],
+    truncated: str,
+    dtype: torch.dtype,
+    overlong: OverlongPenalty | None = None,
 ) -> tuple[float, Tensor]:
     """Loss and gradient through the objective's padded form, one row a response, built token by token from the records."""
     model, config = TinyPolicy().to(dtype), objective.config
@@ -280,7 +331,11 @@ def padded_gradient(
     ids, targets, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     behaviour, teacher, reference, tail = (torch.full(shape, math.nan) for _ in range(4))
     support_ids, support = torch.zeros(*shape, SUPPORT, dtype=torch.int64), torch.full((*shape, SUPPORT), math.nan)
-    mask, is_imitated, advantages = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[0])
+    mask, is_imitated, advantages = (
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape[0]),
+    )
     for i, (uid, index) in enumerate(sequences):
         scored = groups[uid]
         response, scores = scored.group.response(index), scored.teacher_scores
@@ -309,15 +364,24 @@ def padded_gradient(
         teacher_tail_logprobs=tail,
     )
     loss = objective(
-        policy_logprobs=said["policy"], behaviour_logprobs=behaviour, teacher_logprobs=teacher, advantages=advantages, mask=mask, extras=extras
+        policy_logprobs=said["policy"],
+        behaviour_logprobs=behaviour,
+        teacher_logprobs=teacher,
+        advantages=advantages,
+        mask=mask,
+        extras=extras,
     ).loss
     return loss.item(), model.gradient_of(loss)
 
 
 def packed_loss(objective: Objective[Any], model: TinyPolicy, batch: TrainingBatch) -> Tensor:
-    columns = {name: torch.from_numpy(column) if isinstance(column, np.ndarray) else column for name, column in batch.to_columns().items()}
+    columns = {
+        name: torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+        for name, column in batch.to_columns().items()
+    }
     ids, support = (
-        None if columns[name] is None else columns[name].view(-1, batch.support_size) for name in ("support_ids", "teacher_support_logprobs")
+        None if columns[name] is None else columns[name].view(-1, batch.support_size)
+        for name in ("support_ids", "teacher_support_logprobs")
     )
     said = model(columns["token_ids"], columns["position_ids"], columns["target_ids"], ids)
     return objective.packed(
@@ -356,10 +420,12 @@ def cut_gradient(
         for index in range(scored.group.num_responses)
         if truncated == "keep" or not scored.group.is_truncated[index]
     ]
-    size = UpdateSize(num_responses=len(every_sequence(groups)), num_tokens=sum(counted) or 1)
+    size = LossNormalizer(num_responses=len(every_sequence(groups)), num_tokens=sum(counted) or 1)
     batch_rules = BatchRules(objective=objective.config, truncated=truncated, overlong=overlong)
     sequences = [(uid, index) for uid, index in sequences if groups[uid].group.response_lengths[index] > 0]
-    lengths = [len(groups[uid].group.prompt_ids) + int(groups[uid].group.response_lengths[index]) for uid, index in sequences]
+    lengths = [
+        len(groups[uid].group.prompt_ids) + int(groups[uid].group.response_lengths[index]) for uid, index in sequences
+    ]
     loss, counts = 0.0, BatchCounts()
     gradient = torch.zeros(sum(parameter.numel() for parameter in model.parameters()), dtype=dtype)
     for batches in plan_microbatches(lengths, token_budget=token_budget, ranks=ranks):
@@ -410,7 +476,9 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(
     objective, groups = build_objective(config), ragged_groups(shapes, seed)
     sequences = every_sequence(groups)
     shuffled = data.draw(st.permutations(sequences))
-    loss, gradient, counts = cut_gradient(objective, groups, shuffled, token_budget=token_budget, ranks=ranks, truncated=truncated, overlong=overlong)
+    loss, gradient, counts = cut_gradient(
+        objective, groups, shuffled, token_budget=token_budget, ranks=ranks, truncated=truncated, overlong=overlong
+    )
     whole_loss, whole_gradient, whole_counts = cut_gradient(
         objective, groups, sequences, token_budget=10**6, ranks=1, truncated=truncated, overlong=overlong
     )
@@ -424,11 +492,19 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(("token_budget", "ranks"), [(1, 1), (16, 1), (30, 2), (30, 3), (1000, 3)])
-def test_gradient_in_float32_is_within_1e_5_of_the_padded_form(config: dict[str, Any], token_budget: int, ranks: int) -> None:
+def test_gradient_in_float32_is_within_1e_5_of_the_padded_form(
+    config: dict[str, Any], token_budget: int, ranks: int
+) -> None:
     objective = build_objective(config)
     groups = ragged_groups([[9, 0, 4, 1], [3, 7, 9, 2], [1, 1, 8, 5]], seed=11)
     _, gradient, _ = cut_gradient(
-        objective, groups, every_sequence(groups), token_budget=token_budget, ranks=ranks, truncated="keep", dtype=torch.float32
+        objective,
+        groups,
+        every_sequence(groups),
+        token_budget=token_budget,
+        ranks=ranks,
+        truncated="keep",
+        dtype=torch.float32,
     )
     _, padded = padded_gradient(objective, groups, "keep", torch.float32)
     assert padded.norm() > 0.01
@@ -448,19 +524,23 @@ def test_group_with_equal_rewards_gets_zero_gradient() -> None:
     """Exactly, through model, packing and teacher."""
     groups = {"g": scored_group("g", [5, 3, 8], rewards=[1, 1, 1])}
     for config in ({"name": "trrd"}, {"name": "grpo"}):
-        _, gradient, _ = cut_gradient(build_objective(config), groups, every_sequence(groups), token_budget=12, ranks=1, truncated="keep")
+        _, gradient, _ = cut_gradient(
+            build_objective(config), groups, every_sequence(groups), token_budget=12, ranks=1, truncated="keep"
+        )
         assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "weight"), [({"aggregation": "token_mean"}, 1 / 40), ({"aggregation": "fixed_length", "fixed_length": 5}, 1 / (4 * 5))], ids=str
+    ("aggregation", "weight"),
+    [({"aggregation": "token_mean"}, 1 / 40), ({"aggregation": "fixed_length", "fixed_length": 5}, 1 / (4 * 5))],
+    ids=str,
 )
 def test_weights_of_the_other_aggregations(aggregation: dict[str, Any], weight: float) -> None:
     scored = scored_group("g", [3, 1], prompt_tokens=1)
     batch, _ = build_training_batch(
         {"g": scored},
         [("g", 0), ("g", 1)],
-        size=UpdateSize(num_responses=4, num_tokens=40),
+        size=LossNormalizer(num_responses=4, num_tokens=40),
         rules=BatchRules(objective=GrpoConfig(**aggregation)),
     )
     assert batch.weights.tolist() == pytest.approx([weight, weight, weight, 0, weight, 0])
@@ -469,7 +549,9 @@ def test_weights_of_the_other_aggregations(aggregation: dict[str, Any], weight: 
 def test_a_mean_over_tokens_without_their_number_is_refused() -> None:
     rules = BatchRules(objective=GrpoConfig(aggregation="token_mean"))
     with pytest.raises(ContractError, match="needs the number of tokens of the whole step"):
-        build_training_batch({"g": scored_group("g", [3, 1])}, [("g", 0)], size=UpdateSize(num_responses=4), rules=rules)
+        build_training_batch(
+            {"g": scored_group("g", [3, 1])}, [("g", 0)], size=LossNormalizer(num_responses=4), rules=rules
+        )
 
 
 def test_support_and_reference_stand_where_the_token_is_predicted() -> None:
@@ -477,10 +559,17 @@ def test_support_and_reference_stand_where_the_token_is_predicted() -> None:
     teacher, reference = scored.teacher_scores, scored.reference_scores
     teacher.support_logprobs[SUPPORT] = np.nan  # of the second token: not valid
     objective = KdrlConfig(estimator="topk", top_k=SUPPORT, reference_kl=0.1, imitate="response")
-    batch, counts = build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=1), rules=BatchRules(objective=objective))
+    batch, counts = build_training_batch(
+        {"g": scored}, [("g", 0)], size=LossNormalizer(num_responses=1), rules=BatchRules(objective=objective)
+    )
     assert batch.support_size == SUPPORT
     assert batch.support_ids.reshape(-1, SUPPORT)[1].tolist() == teacher.support_ids[:SUPPORT].tolist()
-    assert batch.teacher_support_logprobs.reshape(-1, SUPPORT).tolist() == [[0] * 3, teacher.support_logprobs[:SUPPORT].tolist(), [0] * 3, [0] * 3]
+    assert batch.teacher_support_logprobs.reshape(-1, SUPPORT).tolist() == [
+        [0] * 3,
+        teacher.support_logprobs[:SUPPORT].tolist(),
+        [0] * 3,
+        [0] * 3,
+    ]
     assert batch.teacher_tail_logprobs.tolist() == [0, teacher.tail_logprobs[0], 0, 0]
     assert batch.reference_logprobs.tolist() == [0, reference.logprobs[0], 0, 0]
     assert batch.weights.tolist() == [0, 1, 0, 0]
@@ -492,7 +581,10 @@ def test_support_and_reference_stand_where_the_token_is_predicted() -> None:
     ("objective", "message"),
     [
         (GrpoConfig(reference_kl=0.1), "group g has no reference scores, but the objective uses the reference"),
-        (KdrlConfig(estimator="topk", top_k=2), "the teacher scores of group g have no support, but the objective asks for 2"),
+        (
+            KdrlConfig(estimator="topk", top_k=2),
+            "the teacher scores of group g have no support, but the objective asks for 2",
+        ),
     ],
 )
 def test_scores_that_the_objective_needs_and_a_group_lacks_are_refused(objective: Any, message: str) -> None:
@@ -500,4 +592,6 @@ def test_scores_that_the_objective_needs_and_a_group_lacks_are_refused(objective
     plain = TeacherScores(uid="g", attempt=0, teacher="t", logprobs=whole.teacher_scores.logprobs)
     scored = ScoredGroup(group=whole.group, verdicts=whole.verdicts, teacher_scores=plain)
     with pytest.raises(ContractError, match=message):
-        build_training_batch({"g": scored}, [("g", 0)], size=UpdateSize(num_responses=1), rules=BatchRules(objective=objective))
+        build_training_batch(
+            {"g": scored}, [("g", 0)], size=LossNormalizer(num_responses=1), rules=BatchRules(objective=objective)
+        )

@@ -31,7 +31,9 @@ def exact(hidden: Tensor, weight: Tensor, temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_agrees_with_a_whole_log_softmax(dtype: torch.dtype, support_size: int, chunk_tokens: int) -> None:
     hidden, weight, targets = inputs(dtype)
-    found = selected_and_top_logprobs(hidden, weight, targets, support_size=support_size, temperature=0.6, chunk_tokens=chunk_tokens)
+    found = selected_and_top_logprobs(
+        hidden, weight, targets, support_size=support_size, temperature=0.6, chunk_tokens=chunk_tokens
+    )
     expected = exact(hidden, weight, 0.6)
     np.testing.assert_allclose(found.selected, expected[np.arange(TOKENS), targets], atol=1e-5)
     for row, ids, logprobs, tail in zip(expected, *(column.numpy() for column in found[1:]), strict=True):

@@ -32,7 +32,11 @@ def test_published_bytes_are_the_safetensors_file_of_the_tensors() -> None:
     assert file_of(TENSORS) == save(TENSORS), "what the format's own writer makes"
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.int16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.float16, torch.int16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool],
+    ids=str,
+)
 def test_every_type_of_tensor_comes_back(dtype: torch.dtype) -> None:
     tensor = torch.tensor([[0, 1], [1, 0]]).to(dtype)
     back = load(file_of({"w": tensor, "other": torch.ones(3)}))["w"]
@@ -66,7 +70,9 @@ def test_a_transposed_view_is_published_by_its_values() -> None:
 def test_checksum_is_xxh3_over_the_xxh3_of_each_bucket() -> None:
     """A bucket and 5 bytes: two, whose borders do not move with those of the parts."""
     content = np.random.default_rng(0).integers(0, 256, BUCKET_BYTES + 5, np.uint8)
-    expected = xxhash.xxh3_128(b"".join(xxhash.xxh3_128(part.tobytes()).digest() for part in (content[:-5], content[-5:]))).hexdigest()
+    expected = xxhash.xxh3_128(
+        b"".join(xxhash.xxh3_128(part.tobytes()).digest() for part in (content[:-5], content[-5:]))
+    ).hexdigest()
     assert checksum([content]) == checksum_of(map(digest, buckets_of([content]))) == expected
     assert checksum([content[:7], content[7:7], content[7 : 9 << 20], content[9 << 20 :]]) == expected
     content[-1] ^= 1
@@ -97,7 +103,9 @@ def test_a_file_that_is_not_what_was_published_is_refused(tmp_path: Path) -> Non
     manifest = write(path, TENSORS)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(WeightsMismatchError, match=f"version 4: {len(content)} bytes were published, .* has {len(content) - 1}"):
+    with pytest.raises(
+        WeightsMismatchError, match=f"version 4: {len(content)} bytes were published, .* has {len(content) - 1}"
+    ):
         MappedFile().tensors(path, manifest)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsMismatchError, match=f"version 4: published with checksum {manifest.checksum}"):

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from actors.experience import broker as broker_module
-from actors.experience.broker import ExperienceBroker, FinishedGroup, PartPolicy, StepParts
-from actors.experience.parts import GroupRefs, Part
+from actors.experience.batch_shards import BatchShard, GroupRefs
+from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy, StepShards
 from actors.messages import WeightsPublication
 from rlad.contracts import Verdicts, WeightsManifest
 from rlad.errors import LedgerError, RunStoppedError, StaleAttemptError
-from rlad.packing import UpdateSize
+from rlad.packing import LossNormalizer
 
 
-def policy(*, ranks: int = 1, token_budget: int = 100, skip_equal_rewards: bool = True, skip_truncated: bool = False) -> PartPolicy:
-    return PartPolicy(ranks=ranks, token_budget=token_budget, skip_equal_rewards=skip_equal_rewards, skip_truncated=skip_truncated)
+def policy(
+    *, ranks: int = 1, token_budget: int = 100, skip_equal_rewards: bool = True, skip_truncated: bool = False
+) -> ShardPolicy:
+    return ShardPolicy(
+        ranks=ranks, token_budget=token_budget, skip_equal_rewards=skip_equal_rewards, skip_truncated=skip_truncated
+    )
 
 
 def finished(
@@ -38,15 +42,23 @@ def finished(
         elapsed_s=np.zeros(len(rewards), np.float32),
     )
     refs = GroupRefs(group=f"group {uid}", verdicts=verdicts, teacher_scores=())
-    return FinishedGroup(uid=uid, attempt=attempt, refs=refs, prompt_tokens=10, response_lengths=lengths, is_truncated=truncated, rewards=rewards)
+    return FinishedGroup(
+        uid=uid,
+        attempt=attempt,
+        refs=refs,
+        prompt_tokens=10,
+        response_lengths=lengths,
+        is_truncated=truncated,
+        rewards=rewards,
+    )
 
 
-def sequences(part: Part) -> list[tuple[str, int]]:
+def sequences(part: BatchShard) -> list[tuple[str, int]]:
     return sorted(sequence for batch in part.micro_batches for sequence in batch)
 
 
-def all_parts(parts: StepParts, ranks: int = 1) -> list[list[Part]]:
-    collected: list[list[Part]] = []
+def all_parts(parts: StepShards, ranks: int = 1) -> list[list[BatchShard]]:
+    collected: list[list[BatchShard]] = []
     while True:
         row = [parts.part(rank, len(collected)) for rank in range(ranks)]
         if row[0] is None:
@@ -55,11 +67,13 @@ def all_parts(parts: StepParts, ranks: int = 1) -> list[list[Part]]:
 
 
 def test_every_response_is_handed_out_once_over_ranks_that_stay_in_step() -> None:
-    parts = StepParts(0, [["a", "b", "c"]], 2, policy(ranks=2, token_budget=60))
+    parts = StepShards(0, [["a", "b", "c"]], 2, policy(ranks=2, token_budget=60))
     for uid in "abc":
         parts.add(finished(uid))
     rows = all_parts(parts, ranks=2)
-    assert sorted(sequence for row in rows for part in row for sequence in sequences(part)) == [(uid, index) for uid in "abc" for index in (0, 1)]
+    assert sorted(sequence for row in rows for part in row for sequence in sequences(part)) == [
+        (uid, index) for uid in "abc" for index in (0, 1)
+    ]
     for row in rows:
         assert len({len(part.micro_batches) for part in row}) == 1
     assert [row[0].ends_step for row in rows] == [False] * (len(rows) - 1) + [True]
@@ -67,7 +81,7 @@ def test_every_response_is_handed_out_once_over_ranks_that_stay_in_step() -> Non
 
 
 def test_a_part_is_formed_once_it_fills_the_ranks_while_other_groups_are_still_sampled() -> None:
-    parts = StepParts(0, [["a", "b", "c"]], 2, policy(token_budget=60))
+    parts = StepShards(0, [["a", "b", "c"]], 2, policy(token_budget=60))
     assert parts.part(0, 0) is None
     parts.add(finished("c"))
     first = parts.part(0, 0)
@@ -85,7 +99,7 @@ def test_a_part_is_formed_once_it_fills_the_ranks_while_other_groups_are_still_s
 
 @pytest.mark.parametrize("order", ["abcd", "dcba", "bdac"])
 def test_the_update_a_group_belongs_to_does_not_depend_on_when_it_finished(order: str) -> None:
-    parts = StepParts(0, [["a", "b"], ["c", "d"]], 2, policy())
+    parts = StepShards(0, [["a", "b"], ["c", "d"]], 2, policy())
     for uid in order:
         parts.add(finished(uid))
     update_of = {uid: row[0].update for row in all_parts(parts) for uid, _ in sequences(row[0])}
@@ -93,15 +107,18 @@ def test_the_update_a_group_belongs_to_does_not_depend_on_when_it_finished(order
 
 
 def test_a_later_update_waits_for_the_earlier_one() -> None:
-    parts = StepParts(0, [["a"], ["b"]], 2, policy(token_budget=10))
+    parts = StepShards(0, [["a"], ["b"]], 2, policy(token_budget=10))
     parts.add(finished("b"))
     assert parts.part(0, 0) is None
     parts.add(finished("a"))
-    assert [(row[0].update, row[0].ends_update, row[0].ends_step) for row in all_parts(parts)] == [(0, True, False), (1, True, True)]
+    assert [(row[0].update, row[0].ends_update, row[0].ends_step) for row in all_parts(parts)] == [
+        (0, True, False),
+        (1, True, True),
+    ]
 
 
 def test_groups_with_equal_rewards_cost_no_forward_pass_but_still_count() -> None:
-    parts = StepParts(0, [["a", "b"]], 2, policy())
+    parts = StepShards(0, [["a", "b"]], 2, policy())
     parts.add(finished("a", rewards=(1.0, 1.0)))
     parts.add(finished("b"))
     ((part,),) = all_parts(parts)
@@ -111,7 +128,7 @@ def test_groups_with_equal_rewards_cost_no_forward_pass_but_still_count() -> Non
 
 
 def test_an_update_without_any_gradient_still_has_one_backward_pass_on_every_rank() -> None:
-    parts = StepParts(0, [["a"]], 2, policy(ranks=2))
+    parts = StepShards(0, [["a"]], 2, policy(ranks=2))
     parts.add(finished("a", rewards=(0.0, 0.0)))
     ((first, second),) = all_parts(parts, ranks=2)
     assert first.micro_batches == second.micro_batches == [[]]
@@ -173,9 +190,13 @@ async def test_a_restart_takes_back_the_report_of_a_step_that_never_happened(bro
     assert await broker.wait_finished(0) is None
 
 
-async def test_weights_that_the_driver_has_are_let_go_also_those_that_a_restarted_learner_makes_once_more(broker: ExperienceBroker) -> None:
+async def test_weights_that_the_driver_has_are_let_go_also_those_that_a_restarted_learner_makes_once_more(
+    broker: ExperienceBroker,
+) -> None:
     """Whoever refers to a version keeps a whole model in the object store."""
-    weights = [WeightsPublication(manifest=WeightsManifest(version=version, checksum="c", num_bytes=1)) for version in range(4)]
+    weights = [
+        WeightsPublication(manifest=WeightsManifest(version=version, checksum="c", num_bytes=1)) for version in range(4)
+    ]
 
     async def train(step: int) -> None:
         await broker.finish_step(step, [weights[step + 1]], {})
@@ -207,9 +228,14 @@ async def test_weights_that_the_driver_has_are_let_go_also_those_that_a_restarte
     assert report.publications == [weights[2]], "what the driver waits for comes"
 
 
-async def test_a_version_that_the_driver_has_not_taken_yet_is_handed_over_as_the_restarted_learner_published_it(broker: ExperienceBroker) -> None:
+async def test_a_version_that_the_driver_has_not_taken_yet_is_handed_over_as_the_restarted_learner_published_it(
+    broker: ExperienceBroker,
+) -> None:
     """What the process published that is gone went with it."""
-    before, again = (WeightsPublication(manifest=WeightsManifest(version=1, checksum=checksum, num_bytes=1)) for checksum in ("before", "again"))
+    before, again = (
+        WeightsPublication(manifest=WeightsManifest(version=1, checksum=checksum, num_bytes=1))
+        for checksum in ("before", "again")
+    )
     await broker.open_step(0, [[("a", "prompt")]])
     await bring(broker, 0, "a")
     await broker.finish_step(0, [before], {"loss": 1.0})
@@ -256,7 +282,7 @@ async def test_whoever_waits_is_told_when_the_run_stops(broker: ExperienceBroker
 
 def test_a_group_that_takes_anothers_place_is_of_the_same_update() -> None:
     """Updates a, b and c, d; b's place goes to x, which arrives last: the first update waits for it, the second keeps its own."""
-    parts = StepParts(0, [["a", "b"], ["c", "d"]], 2, policy())
+    parts = StepShards(0, [["a", "b"], ["c", "d"]], 2, policy())
     for uid in "acd":
         parts.add(finished(uid))
     parts.replace("b", by="x")
@@ -269,13 +295,13 @@ def test_a_group_that_takes_anothers_place_is_of_the_same_update() -> None:
 
 def test_a_mean_over_tokens_waits_for_all_groups_of_an_update_and_counts_their_tokens() -> None:
     """Also those of a group with equal rewards, which is in no part; not those of truncated responses where they are masked."""
-    parts = StepParts(0, [["a", "b"]], 2, replace(policy(token_budget=1, skip_truncated=True), counts_tokens=True))
+    parts = StepShards(0, [["a", "b"]], 2, replace(policy(token_budget=1, skip_truncated=True), counts_tokens=True))
     parts.add(finished("a", lengths=(4, 5), truncated=(False, True)))
     assert parts.part(0, 0) is None
     parts.add(finished("b", lengths=(1, 2), rewards=(1.0, 1.0)))
     part = parts.part(0, 0)
     assert part is not None
-    assert part.size == UpdateSize(num_responses=4, num_tokens=4 + 1 + 2)
+    assert part.size == LossNormalizer(num_responses=4, num_tokens=4 + 1 + 2)
 
 
 async def test_the_ranks_stay_until_they_are_dismissed(broker: ExperienceBroker) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.experience.broker import ExperienceBroker, FinishedGroup, PartPolicy
-from actors.experience.parts import GroupRefs
+from actors.experience.batch_shards import GroupRefs
+from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy
 from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
 
 SENT = TransferOutcome(state="sent", failures={})
@@ -56,7 +56,9 @@ def test_nobody_to_send_to_is_sent_at_once_and_counts_as_asked_for() -> None:
     assert not queue.is_asked_for(3)
 
 
-def test_a_learner_that_is_restarted_while_it_sends_leaves_its_receivers_without_whole_weights_and_the_others_waiting() -> None:
+def test_a_learner_that_is_restarted_while_it_sends_leaves_its_receivers_without_whole_weights_and_the_others_waiting() -> (
+    None
+):
     queue = TransferQueue()
     sending, waiting = queue.ask(3, WORKERS), queue.ask(3, {"rollout-2": "actor 2"})
     queue.sender_restarted()
@@ -75,11 +77,13 @@ def test_a_learner_that_is_restarted_while_it_sends_leaves_its_receivers_without
 
 @pytest.fixture
 def broker(tmp_path: Path) -> ExperienceBroker:
-    policy = PartPolicy(ranks=1, token_budget=10, skip_equal_rewards=True, skip_truncated=False)
+    policy = ShardPolicy(ranks=1, token_budget=10, skip_equal_rewards=True, skip_truncated=False)
     return ExperienceBroker(str(tmp_path / "ledger.sqlite"), policy, 2)
 
 
-async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and_all_have_it(broker: ExperienceBroker) -> None:
+async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and_all_have_it(
+    broker: ExperienceBroker,
+) -> None:
     delivered = asyncio.create_task(broker.transfer_or_delivered(0))
     await asyncio.sleep(0)
     assert not delivered.done()
@@ -102,7 +106,15 @@ async def test_a_request_comes_before_a_part_and_before_the_end(broker: Experien
     await asyncio.sleep(0)
     assert not turn.done()
     refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
-    group = FinishedGroup(uid="a", attempt=0, refs=refs, prompt_tokens=5, response_lengths=(9, 9), is_truncated=(False, False), rewards=(0.0, 1.0))
+    group = FinishedGroup(
+        uid="a",
+        attempt=0,
+        refs=refs,
+        prompt_tokens=5,
+        response_lengths=(9, 9),
+        is_truncated=(False, False),
+        rewards=(0.0, 1.0),
+    )
     await broker.add(0, group)
     async with asyncio.timeout(1):
         assert await turn is True

@@ -35,14 +35,22 @@ def test_resources_and_pool_become_the_replicas_options(make_model: Callable[...
     assert deployment.num_replicas == 3
     assert deployment.name == "SharedTeacher"
     assert deployment.max_ongoing_requests == 10
-    assert deployment.ray_actor_options == {"num_cpus": 8.0, "num_gpus": 2.0, "label_selector": {"rlad.io/pool": "teacher-math"}}
+    assert deployment.ray_actor_options == {
+        "num_cpus": 8.0,
+        "num_gpus": 2.0,
+        "label_selector": {"rlad.io/pool": "teacher-math"},
+    }
     (config,) = deployment.init_args
-    assert (config.path, config.replicas) == (str(make_model()), 1), "how many there are is Serve's matter, not a replica's"
+    assert (config.path, config.replicas) == (str(make_model()), 1), (
+        "how many there are is Serve's matter, not a replica's"
+    )
 
 
 def test_a_maximum_lets_serve_scale_between_the_bounds(make_model: Callable[..., Path]) -> None:
     # Half of the 10 is what a client may have; half of that, two, is what wants another replica where it is for long.
-    deployment = deployment_of(build({"path": str(make_model()), "replicas": 2, "max_replicas": 6, "max_ongoing_requests": 10}))
+    deployment = deployment_of(
+        build({"path": str(make_model()), "replicas": 2, "max_replicas": 6, "max_ongoing_requests": 10})
+    )
     scaling = deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 2)
     assert deployment.ray_actor_options["label_selector"] == {}
@@ -50,7 +58,10 @@ def test_a_maximum_lets_serve_scale_between_the_bounds(make_model: Callable[...,
 
 def test_a_busy_machine_costs_no_replica(make_model: Callable[..., Path]) -> None:
     """A replica is replaced when it has said nothing for so long, three times in a row."""
-    for application in (build({"path": str(make_model())}), teacher_application(TeacherConfig(path=str(make_model())), label_selector={})):
+    for application in (
+        build({"path": str(make_model())}),
+        teacher_application(TeacherConfig(path=str(make_model())), label_selector={}),
+    ):
         assert deployment_of(application)._deployment_config.health_check_timeout_s == 60
 
 

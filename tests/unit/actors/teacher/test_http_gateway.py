@@ -16,13 +16,23 @@ from actors.teacher.http_gateway import http_application
 from actors.teacher.quota import Activity
 from rlad.config import RemoteTeacherConfig, TeacherHttpConfig
 from rlad.contracts import RolloutGroup, TeacherScores
-from rlad.errors import AccessError, ContractError, DeadlineError, EngineError, RladError, VocabularyMismatchError, WorkerLostError
+from rlad.errors import (
+    AccessError,
+    ContractError,
+    DeadlineError,
+    EngineError,
+    RladError,
+    VocabularyMismatchError,
+    WorkerLostError,
+)
 from rlad.teacher.http_client import TeacherHttpClient, health_status, read_token, sends_token_in_clear
 from rlad.teacher.wire_format import ScoringRequest, TeacherIdentity
 
 URL = "http://teacher.example/kk"
 TOKEN = "a-token-of-this-test"
-IDENTITY = TeacherIdentity(teacher="model-1", tokenizer="vocabulary-1", engine="transformers", vocabulary=29, max_groups_per_client=2)
+IDENTITY = TeacherIdentity(
+    teacher="model-1", tokenizer="vocabulary-1", engine="transformers", vocabulary=29, max_groups_per_client=2
+)
 
 
 class FakeReplicas:
@@ -49,7 +59,12 @@ class FakeReplicas:
                 raise VocabularyMismatchError("another vocabulary")
             await self.release.wait()
         group = request.group
-        return TeacherScores(uid=group.uid, attempt=group.attempt, teacher=IDENTITY.teacher, logprobs=-group.response_ids.astype(np.float32))
+        return TeacherScores(
+            uid=group.uid,
+            attempt=group.attempt,
+            teacher=IDENTITY.teacher,
+            logprobs=-group.response_ids.astype(np.float32),
+        )
 
 
 def application(replicas: FakeReplicas, *, timeout_s: float = 5.0, max_request_bytes: int = 2000) -> FastAPI:
@@ -57,7 +72,13 @@ def application(replicas: FakeReplicas, *, timeout_s: float = 5.0, max_request_b
 
 
 def client_of(
-    app: FastAPI, *, token: str = TOKEN, name: str = "run-1", tokenizer: str = "vocabulary-1", timeout_s: float = 5.0, max_retries: int = 0
+    app: FastAPI,
+    *,
+    token: str = TOKEN,
+    name: str = "run-1",
+    tokenizer: str = "vocabulary-1",
+    timeout_s: float = 5.0,
+    max_retries: int = 0,
 ) -> TeacherHttpClient:
     return TeacherHttpClient(
         URL,
@@ -84,7 +105,9 @@ class Prefixed(httpx.AsyncBaseTransport):
 @contextlib.asynccontextmanager
 async def plain_http(app: FastAPI, *, token: str | None = TOKEN) -> AsyncIterator[httpx.AsyncClient]:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", headers=headers) as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://gateway", headers=headers
+    ) as http:
         yield http
 
 
@@ -109,7 +132,12 @@ async def test_the_right_token_opens_and_scores_come_back() -> None:
     async with client_of(application(FakeReplicas())) as client:
         assert await client.identity() == IDENTITY
         scores = await client.score(make_group())
-    assert (scores.uid, scores.attempt, scores.teacher, scores.logprobs.tolist()) == ("d:0:1", 2, "model-1", [0.0, -1.0, -2.0])
+    assert (scores.uid, scores.attempt, scores.teacher, scores.logprobs.tolist()) == (
+        "d:0:1",
+        2,
+        "model-1",
+        [0.0, -1.0, -2.0],
+    )
 
 
 @pytest.mark.parametrize("token", ["", "a-token-of-this-tesT", TOKEN + "x", TOKEN[:-1], "näh"])
@@ -123,7 +151,10 @@ async def test_any_other_token_is_refused_before_the_body_is_read(token: str) ->
 
     async with plain_http(application(replicas), token=None) as http:
         for given in (headers, {}, {"Authorization": f"Basic {TOKEN}"}):
-            answers = [await http.get("/v1/teacher", headers=given), await http.post("/v1/score", headers=given, content=never_read())]
+            answers = [
+                await http.get("/v1/teacher", headers=given),
+                await http.post("/v1/score", headers=given, content=never_read()),
+            ]
             for answer in answers:
                 assert (answer.status_code, answer.json()["error"]) == (401, "AccessError")
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -137,7 +168,11 @@ async def test_only_health_and_the_api_s_page_need_no_token() -> None:
         assert (await http.get("/healthz")).json() == {"status": "ok"}
         assert (await http.get("/docs")).status_code == 200
         page = (await http.get("/openapi.json")).json()
-        open_to_all = [path for path in page["paths"] if (await http.request("GET" if path != "/v1/score" else "POST", path)).status_code == 200]
+        open_to_all = [
+            path
+            for path in page["paths"]
+            if (await http.request("GET" if path != "/v1/score" else "POST", path)).status_code == 200
+        ]
     assert open_to_all == ["/healthz"]
     assert page["paths"]["/v1/score"]["post"]["security"] == [{"HTTPBearer": []}]
     assert "application/vnd.safetensors" in page["paths"]["/v1/score"]["post"]["requestBody"]["content"]
@@ -193,7 +228,9 @@ async def test_a_client_above_its_quota_is_told_to_come_back_and_its_client_does
         async with asyncio.timeout(5):
             while replicas.activity.stats(cache_hits=0, cache_misses=0).refused_groups < 3:
                 await asyncio.sleep(0)
-        answer = await http.post("/v1/score", content=ScoringRequest(group=make_group(), tokenizer="vocabulary-1", client="run-1").to_bytes())
+        answer = await http.post(
+            "/v1/score", content=ScoringRequest(group=make_group(), tokenizer="vocabulary-1", client="run-1").to_bytes()
+        )
         assert (answer.status_code, answer.json()["error"], answer.headers["Retry-After"]) == (429, "QuotaError", "1")
         others = asyncio.create_task(other.score(make_group()))
         async with asyncio.timeout(5):
@@ -250,13 +287,19 @@ async def test_scores_of_another_group_are_not_taken() -> None:
             return TeacherScores(uid="d:0:9", attempt=2, teacher="model-1", logprobs=np.zeros(3, np.float32))
 
     async with client_of(application(Confused())) as client:
-        with pytest.raises(EngineError, match="scored 3 tokens of d:0:9 attempt 2, asked for were 3 of d:0:1 attempt 2"):
+        with pytest.raises(
+            EngineError, match="scored 3 tokens of d:0:9 attempt 2, asked for were 3 of d:0:1 attempt 2"
+        ):
             await client.score(make_group())
 
 
 async def test_nothing_that_answers_is_a_loss_and_no_health() -> None:
-    async with TeacherHttpClient("http://127.0.0.1:9/kk", token=TOKEN, client="c", tokenizer="t", max_retries=0) as client:
-        with pytest.raises(WorkerLostError, match="the teacher at http://127.0.0.1:9/kk is not reachable: ConnectError"):
+    async with TeacherHttpClient(
+        "http://127.0.0.1:9/kk", token=TOKEN, client="c", tokenizer="t", max_retries=0
+    ) as client:
+        with pytest.raises(
+            WorkerLostError, match="the teacher at http://127.0.0.1:9/kk is not reachable: ConnectError"
+        ):
             await client.identity()
     assert await health_status("http://127.0.0.1:9/kk") is None
 
@@ -280,7 +323,9 @@ def test_a_token_comes_from_a_file_before_a_variable(tmp_path: Path, monkeypatch
         (lambda file: file.write_text("two words that are long enough"), "holds no token"),
     ],
 )
-def test_what_is_no_token_is_refused_without_being_repeated(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_what_is_no_token_is_refused_without_being_repeated(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
     spoil(file)
@@ -298,7 +343,12 @@ def test_without_a_token_it_is_said_where_one_belongs(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("url", "in_clear"),
-    [("https://host/kk", False), ("http://127.0.0.1:8000/kk", False), ("http://localhost/kk", False), ("http://host:8000/kk", True)],
+    [
+        ("https://host/kk", False),
+        ("http://127.0.0.1:8000/kk", False),
+        ("http://localhost/kk", False),
+        ("http://host:8000/kk", True),
+    ],
 )
 def test_a_token_in_the_clear_is_known(url: str, in_clear: bool) -> None:
     assert sends_token_in_clear(url) == in_clear

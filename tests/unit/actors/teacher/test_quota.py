@@ -19,7 +19,10 @@ def test_a_client_at_its_quota_is_refused_by_name_and_others_are_not() -> None:
     with ExitStack() as under_way:
         for client in ("greedy", "greedy", "modest"):
             under_way.enter_context(activity.of(client))
-        with pytest.raises(QuotaError, match="client 'greedy' has 2 groups under way in this replica"), activity.of("greedy"):
+        with (
+            pytest.raises(QuotaError, match="client 'greedy' has 2 groups under way in this replica"),
+            activity.of("greedy"),
+        ):
             pytest.fail("admitted above the quota")
         assert stats(activity).ongoing == {"greedy": 2, "modest": 1}
         assert (stats(activity).ongoing_groups, stats(activity).refused_groups) == (3, 1)

@@ -23,7 +23,10 @@ def supported(logprobs: list[float], support_logprobs: list[list[float]], tail_l
     support = np.array(support_logprobs, np.float32)
     ids = np.tile(np.arange(support.shape[1], dtype=np.int32), (len(support), 1))
     return TokenScores(
-        logprobs=np.array(logprobs, np.float32), support_ids=ids, support_logprobs=support, tail_logprobs=np.array(tail_logprobs, np.float32)
+        logprobs=np.array(logprobs, np.float32),
+        support_ids=ids,
+        support_logprobs=support,
+        tail_logprobs=np.array(tail_logprobs, np.float32),
     )
 
 
@@ -106,7 +109,12 @@ def test_a_support_counts_with_all_its_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "incomplete", [supported([-1], [[np.nan, -2]], [-3]), supported([-1], [[-1, -2]], [np.nan]), supported([np.nan], [[-1, -2]], [-3])]
+    "incomplete",
+    [
+        supported([-1], [[np.nan, -2]], [-3]),
+        supported([-1], [[-1, -2]], [np.nan]),
+        supported([np.nan], [[-1, -2]], [-3]),
+    ],
 )
 def test_a_support_with_holes_is_not_remembered(incomplete: TokenScores) -> None:
     cache = ScoreCache(max_values=100)
@@ -117,7 +125,9 @@ def test_a_support_with_holes_is_not_remembered(incomplete: TokenScores) -> None
 def test_support_of_a_teacher_with_a_small_vocabulary() -> None:
     assert [support_size(support, 32) for support in (None, 1, 32, "full")] == [0, 1, 32, 32]
     for impossible in (0, 33):
-        with pytest.raises(EngineError, match=f"has 1 to 32 tokens, the teacher's vocabulary, or is `full`; got {impossible}"):
+        with pytest.raises(
+            EngineError, match=f"has 1 to 32 tokens, the teacher's vocabulary, or is `full`; got {impossible}"
+        ):
             support_size(impossible, 32)
 
 

@@ -77,7 +77,9 @@ def children() -> list[psutil.Process]:
 
 def test_verdicts_come_in_the_order_of_the_responses(judge: Judge) -> None:
     texts = ["yes" if index % 3 else f"no {index}" for index in range(40)]
-    assert [judgement.reward for judgement in judge.judge("obey", texts, "yes")] == [float(index % 3 > 0) for index in range(40)]
+    assert [judgement.reward for judgement in judge.judge("obey", texts, "yes")] == [
+        float(index % 3 > 0) for index in range(40)
+    ]
     assert judge.judge("obey", [], "yes") == []
 
 
@@ -88,7 +90,12 @@ def test_response_past_its_deadline_is_killed_and_the_next_are_judged(judge: Jud
     start = time.monotonic()
     judgements = judge.judge("obey", ["yes", stuck, "no", "yes"], "yes")
     elapsed_s = time.monotonic() - start
-    assert [judgement.outcome for judgement in judgements] == [Outcome.CORRECT, Outcome.TIMEOUT, Outcome.WRONG, Outcome.CORRECT]
+    assert [judgement.outcome for judgement in judgements] == [
+        Outcome.CORRECT,
+        Outcome.TIMEOUT,
+        Outcome.WRONG,
+        Outcome.CORRECT,
+    ]
     assert judgements[1].reward == 0.0
     assert not child.is_running()
     assert elapsed_s > TIMEOUT_S
@@ -98,7 +105,10 @@ def test_each_response_has_a_deadline_of_its_own(judge: Judge) -> None:
     assert outcomes(judge, ["loop", "loop", "yes"]) == [Outcome.TIMEOUT, Outcome.TIMEOUT, Outcome.CORRECT]
 
 
-@pytest.mark.parametrize(("text", "problem"), [("raise", "KeyError: 'no such person'"), ("exit", "SystemExit: 3"), ("nan", "NonFiniteReward: nan")])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("raise", "KeyError: 'no such person'"), ("exit", "SystemExit: 3"), ("nan", "NonFiniteReward: nan")],
+)
 def test_failing_verifier_is_an_error_and_not_a_wrong_answer(judge: Judge, text: str, problem: str) -> None:
     failed, judged = judge.judge("obey", [text, "yes"], "yes")
     assert (failed.outcome, failed.reward, failed.problem) == (Outcome.ERROR, 0.0, problem)

@@ -58,7 +58,12 @@ def hold_folder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
             "import sys; from pathlib import Path; from actors.weights.node_file import NodeWeights; "
             "weights = NodeWeights(sys.argv[1], Path(sys.argv[2])); print('in', flush=True); sys.stdin.read()"
         )
-        process = subprocess.Popen([sys.executable, "-c", program, run_id, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, run_id, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
@@ -94,7 +99,10 @@ def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path
 
 def test_the_next_version_is_written_over_the_last_where_it_differs(tmp_path: Path) -> None:
     """Three buckets, the last one short."""
-    weights, content = NodeWeights("run", tmp_path), np.random.default_rng(0).integers(0, 256, 2 * BUCKET_BYTES + 77, np.uint8)
+    weights, content = (
+        NodeWeights("run", tmp_path),
+        np.random.default_rng(0).integers(0, 256, 2 * BUCKET_BYTES + 77, np.uint8),
+    )
     first = Published(content.copy(), 1)
     inode = first.write(weights).stat().st_ino
     assert first.fetched == [0, 1, 2]

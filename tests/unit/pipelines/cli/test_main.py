@@ -39,10 +39,18 @@ def rlad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.chdir(ROOT)
 
     def call(*arguments: str) -> Ended:
-        with mock.patch.dict(os.environ), mock.patch.object(sys, "argv", ["rlad", *arguments]), pytest.raises(SystemExit) as end:
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch.object(sys, "argv", ["rlad", *arguments]),
+            pytest.raises(SystemExit) as end,
+        ):
             main()
         captured = capsys.readouterr()
-        return Ended(end.value.code if isinstance(end.value.code, int) else int(end.value.code is not None), captured.out, captured.err)
+        return Ended(
+            end.value.code if isinstance(end.value.code, int) else int(end.value.code is not None),
+            captured.out,
+            captured.err,
+        )
 
     return call
 
@@ -61,7 +69,10 @@ def in_a_process(*arguments: str) -> Ended:
         (("run", SMOKE, "student.path=/nowhere", "--run-dir", "{tmp}/run"), "/nowhere"),
         (("plan", SMOKE, "rollout.workers=99"), "too few CPUs"),
         (("simulate", SMOKE), "Give --device for runs on GPUs, or as measured --token-ms"),
-        (("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"), "no method alpha-2: there are grpo, alpha-0.1"),
+        (
+            ("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"),
+            "no method alpha-2: there are grpo, alpha-0.1",
+        ),
         (("compare", SMOKE), "base: required"),
         (("eval", "{tmp}", "--config", "configs/eval_math.yaml", "--sets", "aime"), "no evaluation set aime"),
         (("eval", "{tmp}", "--config", SMOKE, "--output", "README.md"), "README.md is a file"),
@@ -70,18 +81,29 @@ def in_a_process(*arguments: str) -> Ended:
         (("pretrain", "chess"), "chess"),
         (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
         (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
-        (("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"), "as --max-workers rollout=8; got 'rollout'"),
-        (("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"), "no pool rollouts: the pools are rollout, teacher"),
+        (
+            ("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"),
+            "as --max-workers rollout=8; got 'rollout'",
+        ),
+        (
+            ("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"),
+            "no pool rollouts: the pools are rollout, teacher",
+        ),
         (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
         (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
         (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
         (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
         (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
         (("teacher", "deploy", SMOKE), "A teacher service has a file of its own"),
-        (("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"), "max_replica: unknown key; did you mean `max_replicas`"),
+        (
+            ("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"),
+            "max_replica: unknown key; did you mean `max_replicas`",
+        ),
     ],
 )
-def test_a_mistake_is_one_clear_message_and_status_1(rlad: Rlad, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_message_and_status_1(
+    rlad: Rlad, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     result = rlad(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.status == 1
     assert message in result.stderr + result.stdout
@@ -89,7 +111,9 @@ def test_a_mistake_is_one_clear_message_and_status_1(rlad: Rlad, arguments: tupl
 
 
 def test_an_address_where_no_cluster_answers_is_named(tmp_path: Path) -> None:
-    result = in_a_process("run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run"))
+    result = in_a_process(
+        "run", SMOKE, "student.path=" + str(tmp_path), "--address", "127.0.0.1:1", "--run-dir", str(tmp_path / "run")
+    )
     assert result.status == 1
     assert "Traceback" not in result.stderr
 
@@ -109,9 +133,24 @@ def test_the_ledger_s_status_tells_whether_the_history_is_whole(rlad: Rlad, tmp_
 
 
 def test_deploy_render_writes_what_kubectl_applies(rlad: Rlad, tmp_path: Path) -> None:
-    result = rlad("deploy", "render", SMOKE, "training.steps=9", "--out", str(tmp_path / "there"), "--kind", "rayjob", "--namespace", "training")
+    result = rlad(
+        "deploy",
+        "render",
+        SMOKE,
+        "training.steps=9",
+        "--out",
+        str(tmp_path / "there"),
+        "--kind",
+        "rayjob",
+        "--namespace",
+        "training",
+    )
     assert result.status == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["config.yaml", "kustomization.yaml", "rayjob.yaml"]
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == [
+        "config.yaml",
+        "kustomization.yaml",
+        "rayjob.yaml",
+    ]
     shipped = yaml.safe_load(yaml.safe_load((tmp_path / "there" / "config.yaml").read_text())["data"]["config.yaml"])
     assert shipped["training"]["steps"] == 9
     assert yaml.safe_load((tmp_path / "there" / "rayjob.yaml").read_text())["metadata"]["namespace"] == "training"
@@ -120,7 +159,11 @@ def test_deploy_render_writes_what_kubectl_applies(rlad: Rlad, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("ending", "status", "message"),
     [
-        ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted: nothing that a checkpoint holds is lost"),
+        (
+            "os.kill(os.getpid(), signal.SIGINT); signal.pause()",
+            130,
+            "interrupted: nothing that a checkpoint holds is lost",
+        ),
         ("sys.exit(signal.SIGTERM)", 143, "interrupted: nothing that a checkpoint holds is lost"),
         ("raise typer.Exit(130)", 130, ""),
     ],
@@ -135,7 +178,9 @@ def end():
     {ending}
 cli.main()
 """
-    result = subprocess.run([sys.executable, "-c", program, "end"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program, "end"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
     assert result.returncode == status
     assert result.stderr.startswith(message)
     assert "Traceback" not in result.stderr

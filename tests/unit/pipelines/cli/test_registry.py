@@ -28,7 +28,13 @@ SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 def evaluation(solved: int) -> EvaluationSummary:
     return summarise(
         [
-            PromptResult(prompt_id=f"p{index}", groups=("2",), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
+            PromptResult(
+                prompt_id=f"p{index}",
+                groups=("2",),
+                rewards=(float(index < solved),),
+                response_tokens=(9,),
+                num_truncated=0,
+            )
             for index in range(10)
         ]
     )
@@ -80,7 +86,9 @@ def answer(*arguments: object) -> Any:
     return json.loads(rlad(*arguments, "--json"))
 
 
-def test_a_finished_run_is_registered_once_with_where_it_comes_from(config: RunConfig, run: RunDirectory, uri: str) -> None:
+def test_a_finished_run_is_registered_once_with_where_it_comes_from(
+    config: RunConfig, run: RunDirectory, uri: str
+) -> None:
     registry = ModelRegistry.open(uri)
     version = register_run(registry, "kk-student", run)
     assert register_run(registry, "kk-student", run) == version
@@ -127,8 +135,16 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
     assert "version 1" in rlad("promote", "kk-student@1", "--reason", "the first")
     tuned = config.model_copy(update={"seed": 9})
     second = finished_run(tmp_path / "second", tuned, solved=9, weights=b"better")
-    assert rlad("add", "kk-student", second.path, "--parent", "kk-student@production") == f"kk-student@2 in {uri}: 90.0% on 10 prompts\n"
-    assert answer("promote", "kk-student@2") == {"name": "kk-student", "alias": "production", "previous": 1, "version": 2}
+    assert (
+        rlad("add", "kk-student", second.path, "--parent", "kk-student@production")
+        == f"kk-student@2 in {uri}: 90.0% on 10 prompts\n"
+    )
+    assert answer("promote", "kk-student@2") == {
+        "name": "kk-student",
+        "alias": "production",
+        "previous": 1,
+        "version": 2,
+    }
     assert answer("promote", "kk-student@2", "--alias", "best", "--expected", "none")["previous"] is None
 
     rows = answer("list")
@@ -162,7 +178,10 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
 
     copy = Path(rlad("fetch", "kk-student@production", "--into", tmp_path / "models").strip())
     assert (copy / "model.safetensors").read_bytes() == b"better"
-    assert rlad("rollback", "kk-student", "--reason", "users complain") == "production of kk-student: version 2 -> version 1\n"
+    assert (
+        rlad("rollback", "kk-student", "--reason", "users complain")
+        == "production of kk-student: version 2 -> version 1\n"
+    )
     assert answer("retain", "kk-student", "--keep", 1) == {"retired": []}
 
 
@@ -184,7 +203,9 @@ def test_what_is_typed_wrong_is_told(run: RunDirectory, uri: str) -> None:
     assert "takes a version's number or none" in result.output
 
 
-def test_the_same_commands_work_on_an_object_store(run: RunDirectory, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_commands_work_on_an_object_store(
+    run: RunDirectory, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RLAD_REGISTRY", s3_uri)
     rlad("add", "kk-student", run.path)
     rlad("promote", "kk-student@1")

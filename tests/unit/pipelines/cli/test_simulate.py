@@ -52,7 +52,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run_config(models: list[str], **training: int) -> RunConfig:
-    return load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*models, *(f"training.{name}={value}" for name, value in training.items())])
+    return load_run_config(
+        CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*models, *(f"training.{name}={value}" for name, value in training.items())]
+    )
 
 
 def simulated_json(*arguments: str) -> list[dict[str, object]]:
@@ -86,7 +88,9 @@ def test_lost_workers_are_replaced_and_cost_time() -> None:
 
 def test_without_speeds_the_missing_options_are_named() -> None:
     config = load_run_config(SMOKE, [])
-    with pytest.raises(PlanError, match="--device for runs on GPUs, or as measured --learner-token-ms, --teacher-token-ms"):
+    with pytest.raises(
+        PlanError, match="--device for runs on GPUs, or as measured --learner-token-ms, --teacher-token-ms"
+    ):
         require_speeds(config, {"token_s": 0.01}, gpus=None)
     with pytest.raises(PlanError, match="say which they are with --device"):
         require_speeds(config, {}, gpus=64)
@@ -110,8 +114,19 @@ def test_speeds_come_from_the_forecast_and_the_simulated_step_agrees_with_it(mod
         speeds, predicted = speeds_of(costs, sizes), step_time(costs, sizes, staleness=staleness)
         assert speeds.token_s == predicted.decoding.token_s
         assert speeds.teacher_token_s * costs.work.response_tokens / 2 == pytest.approx(predicted.busy["teacher"])
-        assert speeds.learner_token_s * costs.work.response_tokens + speeds.update_s == pytest.approx(predicted.busy["learner"])
-        found = simulate_split(config, sizes, lengths=lengths, speeds=speeds, teachers=2, failures_per_day=0, restart_s=0, steps=4 * (staleness + 1))
+        assert speeds.learner_token_s * costs.work.response_tokens + speeds.update_s == pytest.approx(
+            predicted.busy["learner"]
+        )
+        found = simulate_split(
+            config,
+            sizes,
+            lengths=lengths,
+            speeds=speeds,
+            teachers=2,
+            failures_per_day=0,
+            restart_s=0,
+            steps=4 * (staleness + 1),
+        )
         assert found.step_s == pytest.approx(predicted.seconds, rel=0.25)
         assert found.run.makespan_over_bound >= 1
 
@@ -120,9 +135,18 @@ def test_steps_with_many_virtual_minutes_between_groups_are_simulated(models: li
     """The learner's long polls end by the simulation's clock: groups that come one after the other for longer than any deadline do not stop it."""
     config = run_config(models, prompts_per_step=8, steps=1)
     lengths = Lengths(median=100, p99_over_median=10, longest=1000, group_size=8)
-    speeds = Speeds(token_s=1.0, slots=8, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=1e-3, update_s=0.0, weights_s=0.0)
+    speeds = Speeds(
+        token_s=1.0, slots=8, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=1e-3, update_s=0.0, weights_s=0.0
+    )
     run: SimulatedSplit = simulate_split(
-        config, replace(sizes_of(config), rollout=1), lengths=lengths, speeds=speeds, teachers=2, failures_per_day=0, restart_s=0, steps=1
+        config,
+        replace(sizes_of(config), rollout=1),
+        lengths=lengths,
+        speeds=speeds,
+        teachers=2,
+        failures_per_day=0,
+        restart_s=0,
+        steps=1,
     )
     assert run.run.makespan_s > 600
 
@@ -139,7 +163,18 @@ def test_gpus_are_divided_in_several_ways(models: list[str]) -> None:
 
 
 def test_the_table_names_the_fastest_split_and_what_was_assumed(models: list[str]) -> None:
-    arguments = ["training.max_staleness=1", "training.prompts_per_step=4", "--device", "h100", "--gpus", "16", "--splits", "2", "--steps", "3"]
+    arguments = [
+        "training.max_staleness=1",
+        "training.prompts_per_step=4",
+        "--device",
+        "h100",
+        "--gpus",
+        "16",
+        "--splits",
+        "2",
+        "--steps",
+        "3",
+    ]
     result = CliRunner(env={"COLUMNS": "240"}).invoke(
         app, ["simulate", str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, *arguments, "--price-per-gpu-hour", "2"]
     )
@@ -150,6 +185,11 @@ def test_the_table_names_the_fastest_split_and_what_was_assumed(models: list[str
 
 
 def test_plan_says_that_it_predicts_nothing_on_cpu(tmp_path: Path) -> None:
-    result = CliRunner(env={"COLUMNS": "200", "RLAD_CACHE": str(tmp_path)}).invoke(app, ["plan", SMOKE, "--device", "h100"])
+    result = CliRunner(env={"COLUMNS": "200", "RLAD_CACHE": str(tmp_path)}).invoke(
+        app, ["plan", SMOKE, "--device", "h100"]
+    )
     assert result.exit_code == 0, result.output
-    assert "no prediction: nothing is predicted for pools on CPU, of which there are no figures: rollout, teacher, learner" in result.stdout
+    assert (
+        "no prediction: nothing is predicted for pools on CPU, of which there are no figures: rollout, teacher, learner"
+        in result.stdout
+    )

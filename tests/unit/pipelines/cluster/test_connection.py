@@ -39,7 +39,9 @@ def test_room_on_the_nodes_of_other_pools_does_not_count() -> None:
 
 def test_an_offline_run_s_teacher_needs_its_own_nodes_too() -> None:
     offline = {"rollout": {"workers": 2, "gpus_per_worker": 4}}
-    config = RunConfig.model_validate({**load_run_config(KK).model_dump(), "objective": {"name": "sft"}, "offline": offline})
+    config = RunConfig.model_validate(
+        {**load_run_config(KK).model_dump(), "objective": {"name": "sft"}, "offline": offline}
+    )
     with pytest.raises(PlanError, match=r"need 8 \(teacher 8\), what is labelled rlad.io/pool=teacher has 2"):
         require_labelled_room(config, NODES)
     require_labelled_room(config, NODES | {"teacher": Resources(cpus=8, gpus=8)})

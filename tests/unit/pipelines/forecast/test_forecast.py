@@ -32,9 +32,26 @@ ROUND = Device(
     host_bytes_s=1e10,
     source="made up",
 )
-ALL_OF_IT = Assumptions(memory_share=1, forward_share=1, training_share=1, link_share=1, engine_ms=1, verdict_ms=10, network_gbit=80, gpus_per_node=8)
+ALL_OF_IT = Assumptions(
+    memory_share=1,
+    forward_share=1,
+    training_share=1,
+    link_share=1,
+    engine_ms=1,
+    verdict_ms=10,
+    network_gbit=80,
+    gpus_per_node=8,
+)
 MACHINE = Machine(device=ROUND, assumptions=ALL_OF_IT)
-SHAPE = ModelShape(parameters=10**9, hidden=1000, layers=10, vocabulary=1000, attention_width=1000, kv_values_per_token=10_000, max_tokens=10**5)
+SHAPE = ModelShape(
+    parameters=10**9,
+    hidden=1000,
+    layers=10,
+    vocabulary=1000,
+    attention_width=1000,
+    kv_values_per_token=10_000,
+    max_tokens=10**5,
+)
 
 
 def shape_directory(directory: Path, *, hidden: int, layers: int, feed_forward: int, heads: int, tied: bool) -> Path:
@@ -65,7 +82,17 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def engine(**changes: float) -> Engine:
-    return Engine(**{"machine": MACHINE, "shape": SHAPE, "dtype": "bfloat16", "devices": 1, "max_sequences": 64, "cache_tokens": 64_000} | changes)
+    return Engine(
+        **{
+            "machine": MACHINE,
+            "shape": SHAPE,
+            "dtype": "bfloat16",
+            "devices": 1,
+            "max_sequences": 64,
+            "cache_tokens": 64_000,
+        }
+        | changes
+    )
 
 
 def array(*numbers: float) -> np.ndarray:
@@ -125,7 +152,11 @@ def test_lengths_are_the_quantiles_of_their_distribution() -> None:
 
 def round_config(student: Path, teacher: Path, **training: int) -> RunConfig:
     settings = {"prompts_per_step": 4, "max_staleness": 0, **training}
-    overrides = [f"student.path={student}", f"teacher.path={teacher}", *(f"training.{name}={value}" for name, value in settings.items())]
+    overrides = [
+        f"student.path={student}",
+        f"teacher.path={teacher}",
+        *(f"training.{name}={value}" for name, value in settings.items()),
+    ]
     return load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", overrides)
 
 
@@ -175,15 +206,25 @@ def test_the_learner_s_last_part_is_a_micro_batch_or_an_update(costs: PoolCosts)
     learning = costs.learning(2)
     assert learning.seconds == pytest.approx(whole / 2)
     assert learning.last_part_s == pytest.approx(whole / 2)  # 4,800 tokens are less than 2 x 65,536
-    config = costs.config.model_copy(update={"learner": costs.config.learner.model_copy(update={"micro_batch_tokens": 600})})
+    config = costs.config.model_copy(
+        update={"learner": costs.config.learner.model_copy(update={"micro_batch_tokens": 600})}
+    )
     assert PoolCosts(config, MACHINE, costs.work).learning(2).last_part_s == pytest.approx(whole / 2 * 1200 / 4800)
 
 
 def test_adapters_cost_the_learner_no_gradient_of_frozen_weights_and_a_small_optimizer_step(costs: PoolCosts) -> None:
-    config = costs.config.model_copy(update={"learner": costs.config.learner.model_copy(update={"lora": LoraConfig(rank=16)})})
+    config = costs.config.model_copy(
+        update={"learner": costs.config.learner.model_copy(update={"lora": LoraConfig(rank=16)})}
+    )
     learning = PoolCosts(config, MACHINE, costs.work).learning(2)
     assert learning.seconds == pytest.approx((6 * STUDENT * 32 * 150 + 4 * 2 * 28 * 2048 * 32 * 150**2) / 1e14 / 2)
-    sizes = [(1024, 2048), *2 * [(1024, 1024)], (2048, 1024), *2 * [(1024, 3072)], (3072, 1024)]  # q, k, v, o, gate, up, down
+    sizes = [
+        (1024, 2048),
+        *2 * [(1024, 1024)],
+        (2048, 1024),
+        *2 * [(1024, 3072)],
+        (3072, 1024),
+    ]  # q, k, v, o, gate, up, down
     trained = 28 * 16 * sum(map(sum, sizes))
     assert learning.update_s == pytest.approx(MACHINE.optimizer_s(trained, 2, devices=2, offloaded=False))
 
@@ -228,7 +269,11 @@ def test_cost_is_that_of_all_devices_whether_they_work_or_not() -> None:
 def test_the_paper_s_configurations_are_forecast_and_no_other_split_beats_the_advice(
     qwen: dict[str, Path], name: str, student: str, teacher: str, device: str, staleness: int
 ) -> None:
-    overrides = [f"student.path={qwen[student]}", f"teacher.path={qwen[teacher]}", f"training.max_staleness={staleness}"]
+    overrides = [
+        f"student.path={qwen[student]}",
+        f"teacher.path={qwen[teacher]}",
+        f"training.max_staleness={staleness}",
+    ]
     config = load_run_config(CONFIGS / f"{name}.yaml", overrides)
     costs, lengths = pool_costs(config, device, median_tokens=None, tail=10, prompt_tokens=256, assume=None)
     found = forecast(costs, lengths)
@@ -247,17 +292,23 @@ def test_the_paper_s_configurations_are_forecast_and_no_other_split_beats_the_ad
 
 
 def test_splits_keep_to_the_devices_and_to_the_learner_s_memory(qwen: dict[str, Path]) -> None:
-    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}"])
+    config = load_run_config(
+        CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}"]
+    )
     costs, _ = pool_costs(config, "h100", median_tokens=2000, tail=5, prompt_tokens=256, assume=None)
     ranked = splits(costs, 16, staleness=0)
     # 16 bytes of 8.2 billion parameters are 122 GiB, and each rank has 11 more: one of 80 GiB does not do, two do.
     assert min(split.sizes.learner for split in ranked) == 2
-    assert all(split.sizes.rollout + 2 * split.sizes.scorers["teacher"] + split.sizes.learner in (15, 16) for split in ranked)
+    assert all(
+        split.sizes.rollout + 2 * split.sizes.scorers["teacher"] + split.sizes.learner in (15, 16) for split in ranked
+    )
     assert [split.time.seconds for split in ranked] == sorted(split.time.seconds for split in ranked)
     few = spread_of(ranked, 4)
     assert ranked[0] in few
     assert len({split.sizes.rollout for split in few}) == len(few) <= 4
-    assert [split.sizes for split in splits(costs, 5, staleness=0)] == [Sizes(rollout=1, scorers={"teacher": 1}, learner=2)]
+    assert [split.sizes for split in splits(costs, 5, staleness=0)] == [
+        Sizes(rollout=1, scorers={"teacher": 1}, learner=2)
+    ]
     assert splits(costs, 4, staleness=0) == []
 
 

@@ -74,7 +74,9 @@ class Dashboard:
         job_id = request["submission_id"]
         if job_id in self.jobs:
             return 500, f"Job with submission_id {job_id} already exists."
-        self.add(job_id, entrypoint=request["entrypoint"], metadata=request["metadata"], runtime_env=request["runtime_env"])
+        self.add(
+            job_id, entrypoint=request["entrypoint"], metadata=request["metadata"], runtime_env=request["runtime_env"]
+        )
         if self.outcome is not None:
             status, exit_code, log = self.outcome
             self.end(job_id, status, exit_code=exit_code, log=log)

@@ -18,7 +18,16 @@ from typer.testing import CliRunner
 from pipelines.cli import jobs as jobs_cli
 from pipelines.cluster.job_environment import require_lasting
 from pipelines.jobs.client import Job, JobClient
-from pipelines.jobs.submission import JobEnvironment, exit_code, failure, find_job, next_id, parse_variables, read_submission, submit
+from pipelines.jobs.submission import (
+    JobEnvironment,
+    exit_code,
+    failure,
+    find_job,
+    next_id,
+    parse_variables,
+    read_submission,
+    submit,
+)
 from pipelines.jobs.working_directory import WorkingDirectory, read_working_directory
 from rlad.errors import ClusterError, ConfigError, JobError, RunDirectoryError
 
@@ -50,7 +59,9 @@ def packed(project: Path) -> WorkingDirectory:
     return read_working_directory(project)
 
 
-def hand_in(dashboard: Dashboard, project: Path, *overrides: str, run_dir: str = "/shared/run", job_id: str | None = None) -> tuple[Job, bool]:
+def hand_in(
+    dashboard: Dashboard, project: Path, *overrides: str, run_dir: str = "/shared/run", job_id: str | None = None
+) -> tuple[Job, bool]:
     directory = packed(project)
     submission = read_submission(Path("configs/smoke.yaml"), overrides, run_dir=Path(run_dir), directory=directory)
     return submit(JobClient(dashboard.address), submission, directory, PLAIN, job_id=job_id)
@@ -71,7 +82,9 @@ def a_job(*, status: str = "failed", exit_code: int | None = 1, message: str = "
     )
 
 
-def test_the_job_gets_the_files_the_command_and_no_secret(dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_gets_the_files_the_command_and_no_secret(
+    dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
     job, is_new = hand_in(dashboard, project, "training.steps=2", "objective.alpha=0.3")
@@ -81,7 +94,14 @@ def test_the_job_gets_the_files_the_command_and_no_secret(dashboard: Dashboard, 
         assert archive.namelist() == ["configs/smoke.yaml"]
     words = shlex.split(dashboard.jobs[job.id]["entrypoint"])
     assert words[:5] == ["python", "-m", "pipelines", "run", "configs/smoke.yaml"]
-    assert words[5:] == ["training.steps=2", "objective.alpha=0.3", "cluster.address=auto", "--run-dir", "/shared/run", "--resume"]
+    assert words[5:] == [
+        "training.steps=2",
+        "objective.alpha=0.3",
+        "cluster.address=auto",
+        "--run-dir",
+        "/shared/run",
+        "--resume",
+    ]
     environment = dashboard.jobs[job.id]["runtime_env"]
     assert environment.keys() <= {"working_dir", "env_vars", "_ray_commit"}
     assert environment["env_vars"]["TOKENIZERS_PARALLELISM"] == "false"
@@ -100,7 +120,9 @@ def test_a_run_handed_in_twice_is_done_once(dashboard: Dashboard, project: Path)
 
 
 @pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
-def test_an_ended_job_is_followed_by_one_that_continues_the_run(status: str, dashboard: Dashboard, project: Path) -> None:
+def test_an_ended_job_is_followed_by_one_that_continues_the_run(
+    status: str, dashboard: Dashboard, project: Path
+) -> None:
     first, _ = hand_in(dashboard, project)
     dashboard.end(first.id, status)
     second, is_new = hand_in(dashboard, project)
@@ -110,11 +132,15 @@ def test_an_ended_job_is_followed_by_one_that_continues_the_run(status: str, das
     assert hand_in(dashboard, project)[0].id == f"{first.id}-3"
 
 
-def test_the_id_depends_on_the_directory_not_on_where_it_is_typed(dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_id_depends_on_the_directory_not_on_where_it_is_typed(
+    dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = packed(project)
     relative = read_submission(Path("configs/smoke.yaml"), (), run_dir=Path("runs/a"), directory=directory)
     monkeypatch.chdir(project / "configs")
-    elsewhere = read_submission(project / "configs" / "smoke.yaml", (), run_dir=project / "configs" / ".." / "runs" / "a", directory=directory)
+    elsewhere = read_submission(
+        project / "configs" / "smoke.yaml", (), run_dir=project / "configs" / ".." / "runs" / "a", directory=directory
+    )
     assert relative == elsewhere
     assert relative.run_dir == project / "runs" / "a"
     assert relative.job_id.startswith("smoke-cpu-")
@@ -124,7 +150,9 @@ def test_a_living_run_with_other_settings_is_named(dashboard: Dashboard, project
     first, _ = hand_in(dashboard, project)
     with pytest.raises(JobError, match=f"job {first.id} does a run with other settings in /shared/run"):
         hand_in(dashboard, project, "seed=7")
-    assert hand_in(dashboard, project, "cluster.start_timeout_s=99")[0].id == first.id, "where it runs is no setting of the run"
+    assert hand_in(dashboard, project, "cluster.start_timeout_s=99")[0].id == first.id, (
+        "where it runs is no setting of the run"
+    )
 
 
 def test_a_chosen_id_is_used_and_continued(dashboard: Dashboard, project: Path) -> None:
@@ -137,7 +165,9 @@ def test_a_chosen_id_is_used_and_continued(dashboard: Dashboard, project: Path) 
     assert hand_in(dashboard, project, job_id="nightly-1")[0].id == "nightly-1-2"
 
 
-def test_who_loses_a_race_gets_the_winner_s_job(dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_loses_a_race_gets_the_winner_s_job(
+    dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = packed(project)
     submission = read_submission(Path("configs/smoke.yaml"), (), run_dir=Path("/shared/run"), directory=directory)
     client, other = JobClient(dashboard.address), JobClient(dashboard.address)
@@ -170,7 +200,9 @@ def test_suffixes_follow_the_highest() -> None:
         (("objective.alhpa=0.3",), "did you mean `alpha`"),
     ],
 )
-def test_what_the_job_would_not_find_is_refused_before_the_upload(overrides: tuple[str, ...], message: str, project: Path) -> None:
+def test_what_the_job_would_not_find_is_refused_before_the_upload(
+    overrides: tuple[str, ...], message: str, project: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         read_submission(Path("configs/smoke.yaml"), overrides, run_dir=None, directory=packed(project))
 
@@ -213,9 +245,16 @@ def test_every_kind_of_run_gets_its_command(project: Path) -> None:
 
 
 def test_a_job_s_environment_is_pinned_and_holds_no_secret(tmp_path: Path) -> None:
-    chosen = JobEnvironment(variables={"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache"}, packages=["einops==0.8"], python="/opt/bin/python")
+    chosen = JobEnvironment(
+        variables={"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache"},
+        packages=["einops==0.8"],
+        python="/opt/bin/python",
+    )
     made = chosen.runtime_env(tmp_path / "x.zip")
-    assert made["env_vars"] | {"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache", "RAY_JOB_STOP_WAIT_TIME_S": "60"} == made["env_vars"]
+    assert (
+        made["env_vars"] | {"HF_HUB_OFFLINE": "1", "RLAD_CACHE": "/shared/cache", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+        == made["env_vars"]
+    )
     assert (made["pip"], made["py_executable"]) == (["einops==0.8"], "/opt/bin/python")
     for secret in ("HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "db_password"):
         with pytest.raises(ConfigError, match=f"{secret} looks like a secret"):
@@ -227,7 +266,9 @@ def test_a_job_s_environment_is_pinned_and_holds_no_secret(tmp_path: Path) -> No
 
 def test_jobs_are_found_by_id_and_by_run_the_latest_first(dashboard: Dashboard) -> None:
     dashboard.add("one", status="FAILED", metadata={"rlad_run_dir": "/shared/a"})
-    dashboard.add("raysubmit_x", status="FAILED", entrypoint="python -m pipelines run c.yaml --run-dir=/shared/a --resume")
+    dashboard.add(
+        "raysubmit_x", status="FAILED", entrypoint="python -m pipelines run c.yaml --run-dir=/shared/a --resume"
+    )
     dashboard.add("relative", entrypoint="python -m pipelines run c.yaml --run-dir runs/a")
     client = JobClient(dashboard.address)
     assert find_job(client, "one").id == "one"
@@ -239,16 +280,22 @@ def test_jobs_are_found_by_id_and_by_run_the_latest_first(dashboard: Dashboard) 
 
 
 def test_a_failure_is_told_in_the_run_s_own_words() -> None:
-    log = "error: an older one\nstep 1/6\nerror: configs/a.yaml:\n  seed: required\n  name: required\nWebSocket closed\n"
+    log = (
+        "error: an older one\nstep 1/6\nerror: configs/a.yaml:\n  seed: required\n  name: required\nWebSocket closed\n"
+    )
     assert failure(a_job(), log) == "job smoke-1 failed: configs/a.yaml:\n  seed: required\n  name: required"
     killed = failure(a_job(exit_code=-9, message="Job entrypoint command failed"), "step 1/6\nstep 2/6\n")
     assert killed == "job smoke-1 failed (exit code -9) and gave no reason; its last lines:\n  step 1/6\n  step 2/6"
     assert "Runtime env setup failed" in failure(a_job(exit_code=None, message="Runtime env setup failed"), "")
-    assert failure(a_job(status="stopped", exit_code=None), "error: x") == "job smoke-1 was stopped; submit it again to continue the run"
+    assert (
+        failure(a_job(status="stopped", exit_code=None), "error: x")
+        == "job smoke-1 was stopped; submit it again to continue the run"
+    )
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "expected"), [("succeeded", 0, 0), ("failed", 3, 3), ("failed", -9, 137), ("failed", None, 1), ("stopped", None, 1)]
+    ("status", "code", "expected"),
+    [("succeeded", 0, 0), ("failed", 3, 3), ("failed", -9, 137), ("failed", None, 1), ("stopped", None, 1)],
 )
 def test_the_exit_status_reaches_the_submitter_s_shell(status: str, code: int | None, expected: int) -> None:
     assert exit_code(a_job(status=status, exit_code=code)) == expected
@@ -297,13 +344,17 @@ def test_waiting_returns_the_end_and_gives_up_at_the_deadline(dashboard: Dashboa
         client.wait("a", deadline_s=10)
 
 
-def test_a_run_directory_that_would_vanish_with_the_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_directory_that_would_vanish_with_the_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     require_lasting(Path("runs/a"))
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": {}}, "metadata": {}}))
     require_lasting(Path("runs/a"))
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
-    with pytest.raises(RunDirectoryError, match="runs/a is relative, so it would be in the job's working directory and vanish"):
+    with pytest.raises(
+        RunDirectoryError, match="runs/a is relative, so it would be in the job's working directory and vanish"
+    ):
         require_lasting(Path("runs/a"))
     require_lasting(tmp_path.parent / "shared" / "a")
 
@@ -336,11 +387,24 @@ def test_the_commands_submit_list_tell_and_stop(dashboard: Dashboard, project: P
 
 def test_who_waits_gets_the_run_s_exit_status_and_its_own_error(dashboard: Dashboard, project: Path) -> None:
     dashboard.outcome = ("FAILED", 3, "starting ...\nerror: too few CPUs [see above]\n")
-    arguments = ["submit", "configs/smoke.yaml", "--run-dir", "runs/a", "--submission-id", "a", "--wait", "--address", dashboard.address]
+    arguments = [
+        "submit",
+        "configs/smoke.yaml",
+        "--run-dir",
+        "runs/a",
+        "--submission-id",
+        "a",
+        "--wait",
+        "--address",
+        dashboard.address,
+    ]
     failed = CliRunner().invoke(jobs_cli.app, arguments)
     assert failed.exit_code == 3
     assert failed.stderr == "error: job a failed: too few CPUs [see above]\n"
-    assert CliRunner().invoke(jobs_cli.app, ["logs", "a", "--address", dashboard.address]).stdout == "starting ...\nerror: too few CPUs [see above]\n"
+    assert (
+        CliRunner().invoke(jobs_cli.app, ["logs", "a", "--address", dashboard.address]).stdout
+        == "starting ...\nerror: too few CPUs [see above]\n"
+    )
     dashboard.outcome = ("SUCCEEDED", 0, "")
     succeeded = CliRunner().invoke(jobs_cli.app, arguments)
     assert succeeded.exit_code == 0

@@ -82,12 +82,21 @@ def test_the_run_s_own_directory_stays(tmp_path: Path) -> None:
 
 def test_too_much_is_refused_with_the_folders_that_make_it_so(tmp_path: Path) -> None:
     root = write(
-        tmp_path, {"a.py": "", "data/raw/2024/x.parquet": 150 * MIB, "data/note.txt": "n", "models/m.bin": 30 * MIB, "models/n.bin": 10 * MIB}
+        tmp_path,
+        {
+            "a.py": "",
+            "data/raw/2024/x.parquet": 150 * MIB,
+            "data/note.txt": "n",
+            "models/m.bin": 30 * MIB,
+            "models/n.bin": 10 * MIB,
+        },
     )
     with pytest.raises(JobError) as raised:
         read_working_directory(root)
     told = str(raised.value)
-    assert f"{root} is 190.0 MiB, and a job brings at most 96.0 MiB: data/raw/2024/ 150.0 MiB, models/ 40.0 MiB;" in told
+    assert (
+        f"{root} is 190.0 MiB, and a job brings at most 96.0 MiB: data/raw/2024/ 150.0 MiB, models/ 40.0 MiB;" in told
+    )
     assert str(root / ".rladignore") in told
     (root / ".rladignore").write_text("data/\nmodels/\n")
     assert read_working_directory(root).num_bytes < 100

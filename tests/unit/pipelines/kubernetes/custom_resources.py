@@ -37,7 +37,11 @@ def read_schemas(folder: Path) -> dict[str, Any]:
         (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
         schema = _strict(version["schema"]["openAPIV3Schema"])
         # The API server checks these three itself, so definitions leave them open.
-        schema["properties"] |= {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind}, "metadata": {"type": "object"}}
+        schema["properties"] |= {
+            "apiVersion": {"const": "ray.io/v1"},
+            "kind": {"const": kind},
+            "metadata": {"type": "object"},
+        }
         schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
         validators[kind] = _Validator(schema)
     return validators
@@ -53,13 +57,21 @@ def _strict(node: Any) -> Any:
         return [_strict(each) for each in node]
     if not isinstance(node, dict):
         return node
-    schema = {key: value if key in ("enum", "default", "required") else _strict(value) for key, value in node.items() if key != "properties"}
+    schema = {
+        key: value if key in ("enum", "default", "required") else _strict(value)
+        for key, value in node.items()
+        if key != "properties"
+    }
     if "properties" in node:
         schema["properties"] = {name: _strict(value) for name, value in node["properties"].items()}
     if node.get("x-kubernetes-int-or-string"):
         schema.pop("type", None)
         schema["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    if node.get("type") == "object" and "additionalProperties" not in node and not node.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        node.get("type") == "object"
+        and "additionalProperties" not in node
+        and not node.get("x-kubernetes-preserve-unknown-fields")
+    ):
         schema["additionalProperties"] = False
     if node.get("nullable"):
         return {"anyOf": [schema, {"type": "null"}]}

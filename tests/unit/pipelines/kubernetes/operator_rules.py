@@ -93,6 +93,12 @@ def _of_cluster(spec: Manifest) -> Iterator[str]:
     names = {variable["name"] for variable in head["template"]["spec"]["containers"][0].get("env", [])}
     if "RAY_enable_autoscaler_v2" in names and "version" in spec.get("autoscalerOptions", {}):
         yield "autoscaler version in both autoscalerOptions and the environment"
-    yield from (f"{name} in the head's environment" for name in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME") if name in names)
-    if spec.get("authOptions", {}).get("mode") == "token" and tuple(map(int, spec.get("rayVersion", "0.0").split(".")[:2])) < (2, 52):
+    yield from (
+        f"{name} in the head's environment"
+        for name in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME")
+        if name in names
+    )
+    if spec.get("authOptions", {}).get("mode") == "token" and tuple(
+        map(int, spec.get("rayVersion", "0.0").split(".")[:2])
+    ) < (2, 52):
         yield "token authentication needs rayVersion 2.52 or later"

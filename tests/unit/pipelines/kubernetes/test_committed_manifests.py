@@ -21,7 +21,9 @@ SIZES = {"8-gpus": ("qwen3_0.6b_kk_2k.yaml", 80.0), "64-gpus": ("qwen3_8b_math_3
 def rendered(name: str, gpu_memory_gib: float) -> dict[str, str]:
     sizing = SizingOptions(gpu_memory_gib=gpu_memory_gib, max_workers={}, memory_gib={})
     options = DeploymentOptions(image="rlad:0.1.0-gpu")
-    return dict(render(ROOT / "configs" / name, [], kind="all", options=options, sizing=sizing, source=f"configs/{name}").files)
+    return dict(
+        render(ROOT / "configs" / name, [], kind="all", options=options, sizing=sizing, source=f"configs/{name}").files
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -32,7 +34,10 @@ def test_what_is_committed_is_what_render_gives(size: str) -> None:
 
 def test_the_other_8_gpu_setting_takes_the_same_pods() -> None:
     """So deploy/kuberay has no folder for it: it is the same cluster with another configuration."""
-    one, other = (yaml.safe_load(rendered(name, 80.0)["rayjob.yaml"]) for name in ("qwen3_0.6b_kk_2k.yaml", "qwen3_1.7b_kk_8k.yaml"))
+    one, other = (
+        yaml.safe_load(rendered(name, 80.0)["rayjob.yaml"])
+        for name in ("qwen3_0.6b_kk_2k.yaml", "qwen3_1.7b_kk_8k.yaml")
+    )
     assert one["spec"]["rayClusterSpec"]["workerGroupSpecs"] == other["spec"]["rayClusterSpec"]["workerGroupSpecs"]
 
 
@@ -49,9 +54,15 @@ def test_a_site_s_own_overlay_changes_image_and_namespace(size: str, tmp_path: P
     if kubectl is None:
         pytest.skip("kubectl, which has kustomize inside, is not installed")
     shutil.copytree(OVERLAYS / size, tmp_path / "base")
-    site = {"resources": ["base"], "namespace": "training", "images": [{"name": "rlad", "newName": "registry.example/rlad", "newTag": "7"}]}
+    site = {
+        "resources": ["base"],
+        "namespace": "training",
+        "images": [{"name": "rlad", "newName": "registry.example/rlad", "newTag": "7"}],
+    }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(site))
-    built = subprocess.run([kubectl, "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60, check=True).stdout
+    built = subprocess.run(
+        [kubectl, "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     config_map, job = sorted(yaml.safe_load_all(built), key=lambda manifest: manifest["kind"])
     assert config_map["metadata"]["namespace"] == job["metadata"]["namespace"] == "training"
     cluster = job["spec"]["rayClusterSpec"]

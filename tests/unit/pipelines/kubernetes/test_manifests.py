@@ -41,14 +41,20 @@ def schemas() -> dict[str, Any]:
 
 
 def rendered(config: str | Path, *overrides: str, kind: Any = "all", **options: Any) -> Rendered:
-    sizing = SizingOptions(gpu_memory_gib=141, max_workers=options.pop("max_workers", {}), memory_gib=options.pop("memory_gib", {}))
+    sizing = SizingOptions(
+        gpu_memory_gib=141, max_workers=options.pop("max_workers", {}), memory_gib=options.pop("memory_gib", {})
+    )
     path = ROOT / "configs" / config
-    return render(path, overrides, kind=kind, options=DeploymentOptions(image=IMAGE, **options), sizing=sizing, source=path.name)
+    return render(
+        path, overrides, kind=kind, options=DeploymentOptions(image=IMAGE, **options), sizing=sizing, source=path.name
+    )
 
 
 def manifests(files: Rendered) -> dict[str, Manifest]:
     """By kind; files that are no Kubernetes objects left out."""
-    parsed = [yaml.safe_load(text) for name, text in files.files.items() if name not in ("serve.yaml", "kustomization.yaml")]
+    parsed = [
+        yaml.safe_load(text) for name, text in files.files.items() if name not in ("serve.yaml", "kustomization.yaml")
+    ]
     return {manifest["kind"]: manifest for manifest in parsed}
 
 
@@ -57,7 +63,9 @@ def project_config(request: pytest.FixtureRequest) -> tuple[str, Rendered]:
     return request.param, rendered(request.param)
 
 
-def test_every_configuration_of_the_project_renders_and_validates(project_config: tuple[str, Rendered], schemas: dict[str, Any]) -> None:
+def test_every_configuration_of_the_project_renders_and_validates(
+    project_config: tuple[str, Rendered], schemas: dict[str, Any]
+) -> None:
     _, files = project_config
     found = manifests(files)
     assert {"ConfigMap", "RayJob", "RayCluster", "RayCronJob", "CronJob"} <= found.keys()
@@ -113,11 +121,21 @@ def test_every_pool_has_its_group_and_the_groups_have_room_for_the_run(project_c
     """As KubeRay tells Ray: whole CPUs and GPUs from the container's limits, and the label of each group."""
     name, files = project_config
     found = manifests(files)
-    runs = [each.config for each in load_comparison(ROOT / "configs" / name).runs] if "compare" in name or "ablation" in name else None
+    runs = (
+        [each.config for each in load_comparison(ROOT / "configs" / name).runs]
+        if "compare" in name or "ablation" in name
+        else None
+    )
     settings = read_settings(ROOT / "configs" / name)
     if runs is None:
-        runs = [load_evaluation_suite(ROOT / "configs" / name) if "sets" in settings else load_run_config(ROOT / "configs" / name)]
-    groups = {group["labels"][POOL_LABEL]: group for group in found["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+        runs = [
+            load_evaluation_suite(ROOT / "configs" / name)
+            if "sets" in settings
+            else load_run_config(ROOT / "configs" / name)
+        ]
+    groups = {
+        group["labels"][POOL_LABEL]: group for group in found["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
     assert groups.keys() == {plan.pool for run in runs for plan in pool_plans(run)}
     assert [group["groupName"] for group in groups.values()] == list(groups)
     for run in runs:
@@ -130,7 +148,9 @@ def test_every_pool_has_its_group_and_the_groups_have_room_for_the_run(project_c
                 assert in_a_pod * group["replicas"] >= plan.workers, (plan.pool, resource)
 
 
-@pytest.mark.parametrize(("config", "gpus"), [("qwen3_0.6b_kk_2k.yaml", 8), ("qwen3_1.7b_kk_8k.yaml", 8), ("qwen3_8b_math_30k.yaml", 64)])
+@pytest.mark.parametrize(
+    ("config", "gpus"), [("qwen3_0.6b_kk_2k.yaml", 8), ("qwen3_1.7b_kk_8k.yaml", 8), ("qwen3_8b_math_30k.yaml", 64)]
+)
 def test_the_paper_s_runs_take_the_gpus_that_they_plan_for_and_no_more(config: str, gpus: int) -> None:
     groups = manifests(rendered(config))["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = {group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups}
@@ -144,10 +164,15 @@ def test_no_manifest_holds_a_secret_or_runs_as_root(project_config: tuple[str, R
     for name, text in files.files.items():
         for variable in _found(yaml.safe_load(text), "env"):
             for each in variable:
-                assert not (any(word in each["name"].lower() for word in ("token", "password", "secret", "key")) and "value" in each), (name, each)
+                assert not (
+                    any(word in each["name"].lower() for word in ("token", "password", "secret", "key"))
+                    and "value" in each
+                ), (name, each)
         for pod in _pods(yaml.safe_load(text)):
             assert pod["securityContext"]["runAsNonRoot"] is True
-            assert all(container["securityContext"]["allowPrivilegeEscalation"] is False for container in pod["containers"])
+            assert all(
+                container["securityContext"]["allowPrivilegeEscalation"] is False for container in pod["containers"]
+            )
 
 
 def _found(node: Any, key: str) -> Iterator[Any]:
@@ -166,13 +191,23 @@ def _pods(node: Any) -> Iterator[Manifest]:
 
 
 def test_clusters_authenticate_scale_by_version_2_and_survive_their_head() -> None:
-    found = manifests(rendered("qwen3_0.6b_kk_2k.yaml", max_workers={"rollout": 12}, token_secret="ours", redis_secret="redis-of-ours"))
+    found = manifests(
+        rendered(
+            "qwen3_0.6b_kk_2k.yaml", max_workers={"rollout": 12}, token_secret="ours", redis_secret="redis-of-ours"
+        )
+    )
     cluster = found["RayCluster"]["spec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ours"}
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
-    assert cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "redis-of-ours", "key": "password"}
-    sizes = {group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"]) for group in cluster["workerGroupSpecs"]}
+    assert cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"] == {
+        "name": "redis-of-ours",
+        "key": "password",
+    }
+    sizes = {
+        group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"])
+        for group in cluster["workerGroupSpecs"]
+    }
     assert sizes == {"rollout": (4, 4, 12), "teacher": (2, 2, 2), "verifier": (2, 2, 2), "learner": (1, 1, 1)}
     for group in cluster["workerGroupSpecs"]:
         assert group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == "ray stop"
@@ -184,13 +219,25 @@ def test_a_cron_job_forbids_overlap_and_submits_to_the_standing_cluster() -> Non
     found = manifests(rendered("qwen3_0.6b_kk_2k.yaml", schedule="30 1 * * 1-5", timezone="Europe/Berlin"))
     spec = found["CronJob"]["spec"]
     assert found["CronJob"]["apiVersion"] == "batch/v1"
-    assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == ("30 1 * * 1-5", "Europe/Berlin", "Forbid")
+    assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == (
+        "30 1 * * 1-5",
+        "Europe/Berlin",
+        "Forbid",
+    )
     template = spec["jobTemplate"]["spec"]["template"]
     assert template["spec"]["restartPolicy"] == "Never"
     (container,) = template["spec"]["containers"]
     command = container["command"]
     cluster = found["RayCluster"]["metadata"]["name"]
-    assert command[: command.index("--")] == ["ray", "job", "submit", "--address", f"http://{cluster}-head-svc:8265", "--submission-id", "$(RUN)"]
+    assert command[: command.index("--")] == [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        f"http://{cluster}-head-svc:8265",
+        "--submission-id",
+        "$(RUN)",
+    ]
     assert command[command.index("--") + 1 :][:3] == ["flock", "--nonblock", f"/mnt/rlad/{cluster}.lock"]
     assert "/mnt/rlad/runs/$(RUN)" in command
     environment = {variable["name"]: variable for variable in container["env"]}
@@ -240,7 +287,10 @@ def test_suspended_means_that_nothing_starts(schemas: dict[str, Any]) -> None:
 
 
 def test_a_shared_teacher_has_no_pods_and_no_service_in_a_run_s_manifests() -> None:
-    with_its_own, shared = rendered("qwen3_0.6b_kk_2k.yaml"), rendered("qwen3_0.6b_kk_2k.yaml", "teacher.url=https://teacher.example/qwen3-8b")
+    with_its_own, shared = (
+        rendered("qwen3_0.6b_kk_2k.yaml"),
+        rendered("qwen3_0.6b_kk_2k.yaml", "teacher.url=https://teacher.example/qwen3-8b"),
+    )
     pools = [{group.pool for group in files.groups} for files in (with_its_own, shared)]
     assert pools[0] - pools[1] == {"teacher"}
     groups = manifests(shared)["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -254,8 +304,14 @@ def test_a_shared_teacher_has_no_pods_and_no_service_in_a_run_s_manifests() -> N
 
 
 def test_the_service_s_teachers_are_what_serve_takes(tmp_path: Path) -> None:
-    overrides = ["teacher=null", "teachers.small={path: a, gpus_per_replica: 1, replicas: 2}", "teachers.large={path: b, gpus_per_replica: 2}"]
-    files = rendered("qwen3_0.6b_kk_2k.yaml", *overrides, "teacher_routes.knights_knaves=small", max_workers={"teacher-small": 4})
+    overrides = [
+        "teacher=null",
+        "teachers.small={path: a, gpus_per_replica: 1, replicas: 2}",
+        "teachers.large={path: b, gpus_per_replica: 2}",
+    ]
+    files = rendered(
+        "qwen3_0.6b_kk_2k.yaml", *overrides, "teacher_routes.knights_knaves=small", max_workers={"teacher-small": 4}
+    )
     config = yaml.safe_load(files.files["serve.yaml"])
     assert yaml.safe_load(manifests(files)["RayService"]["spec"]["serveConfigV2"]) == config
     schema = ServeDeploySchema.model_validate(config)
@@ -279,7 +335,10 @@ def test_pools_named_after_teachers_and_tasks_get_names_and_labels_that_are_allo
     job = manifests(files)["RayJob"]
     assert problems(schemas["RayJob"], job) == []
     assert violations(job) == []
-    groups = {group["groupName"]: (group["labels"][POOL_LABEL], group["replicas"]) for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+    groups = {
+        group["groupName"]: (group["labels"][POOL_LABEL], group["replicas"])
+        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
     assert groups["teacher-math-1"] == ("teacher-Math_1", 1)
     assert groups["reward-open-answers"] == ("reward_open-answers", 2)
     shipped = yaml.safe_load(manifests(files)["ConfigMap"]["data"][CONFIG_FILE.name])
@@ -307,11 +366,17 @@ def test_what_cannot_be_is_refused_in_one_sentence(arguments: dict[str, Any], me
 BREAK: list[tuple[Callable[[Manifest], Any], str]] = [
     (lambda job: job["spec"]["rayClusterSpec"].update(rayVersions="2.60.0"), "rayVersions"),
     (lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replicas="4"), "is not of type 'integer'"),
-    (lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas"), "'maxReplicas' is a required property"),
+    (
+        lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas"),
+        "'maxReplicas' is a required property",
+    ),
     (lambda job: job["spec"]["rayClusterSpec"]["authOptions"].update(mode="tokens"), "'tokens' is not one of"),
     (lambda job: _head(job)["containers"][0]["env"].append({"name": "HF_HOME", "value": "/"}), "is there twice"),
     (lambda job: _head(job)["containers"][0].update(resource={}), "resource"),
-    (lambda job: _head(job)["containers"][0]["resources"]["limits"].update(cpu=0.5), "is not valid under any of the given schemas"),
+    (
+        lambda job: _head(job)["containers"][0]["resources"]["limits"].update(cpu=0.5),
+        "is not valid under any of the given schemas",
+    ),
     (lambda job: job.pop("spec"), "'spec' is a required property"),
     (lambda job: job.update(apiVersion="ray.io/v1alpha1"), "'ray.io/v1' was expected"),
 ]
@@ -328,7 +393,9 @@ def job() -> Manifest:
 
 
 @pytest.mark.parametrize(("mutate", "problem"), BREAK, ids=[problem for _, problem in BREAK])
-def test_the_schema_refuses(schemas: dict[str, Any], job: Manifest, mutate: Callable[[Manifest], Any], problem: str) -> None:
+def test_the_schema_refuses(
+    schemas: dict[str, Any], job: Manifest, mutate: Callable[[Manifest], Any], problem: str
+) -> None:
     broken = copy.deepcopy(job)
     mutate(broken)
     assert any(problem in found for found in problems(schemas["RayJob"], broken)), problems(schemas["RayJob"], broken)
@@ -342,18 +409,33 @@ def _worker(job: Manifest) -> Manifest:
 RULES: list[tuple[Callable[[Manifest], Any], str]] = [
     (lambda job: job["metadata"].update(name="a" * 48), "more than 47"),
     (lambda job: job["metadata"].update(name="0run"), "DNS-1035"),
-    (lambda job: job["spec"].update(suspend=True, shutdownAfterJobFinishes=False), "suspend without shutdownAfterJobFinishes"),
-    (lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": "0"}), "resources in both"),
+    (
+        lambda job: job["spec"].update(suspend=True, shutdownAfterJobFinishes=False),
+        "suspend without shutdownAfterJobFinishes",
+    ),
+    (
+        lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": "0"}),
+        "resources in both",
+    ),
     (lambda job: _worker(job)["rayStartParams"].update(labels="rlad.io/pool=rollout"), "labels inside rayStartParams"),
     (lambda job: _worker(job)["labels"].update({"rlad.io/pool": "a b"}), "malformed label"),
     (lambda job: _worker(job)["template"]["spec"].update(restartPolicy="Always"), "restartPolicy other than Never"),
     (lambda job: _worker(job).update(groupName="reward_math"), "not fit for a pod's name"),
     (lambda job: _worker(job).update(minReplicas=2), "not between minReplicas and maxReplicas"),
     (lambda job: _worker(job).update(suspend=True), "suspend with the autoscaler"),
-    (lambda job: _head(job)["containers"][0]["env"].append({"name": "RAY_enable_autoscaler_v2", "value": "1"}), "autoscaler version in both"),
-    (lambda job: _head(job)["containers"][0]["env"].append({"name": "REDIS_PASSWORD", "value": "x"}), "REDIS_PASSWORD in the head"),
+    (
+        lambda job: _head(job)["containers"][0]["env"].append({"name": "RAY_enable_autoscaler_v2", "value": "1"}),
+        "autoscaler version in both",
+    ),
+    (
+        lambda job: _head(job)["containers"][0]["env"].append({"name": "REDIS_PASSWORD", "value": "x"}),
+        "REDIS_PASSWORD in the head",
+    ),
     (lambda job: job["spec"]["rayClusterSpec"].pop("rayVersion"), "token authentication needs rayVersion"),
-    (lambda job: _head(job).update(containers=[{}]) or _worker(job)["template"]["spec"].update(containers=[]), "no container"),
+    (
+        lambda job: _head(job).update(containers=[{}]) or _worker(job)["template"]["spec"].update(containers=[]),
+        "no container",
+    ),
 ]
 
 

@@ -43,8 +43,12 @@ def most_that_ray_places(group: PodGroup, cpus: float, gpus: float) -> int:
     cpus=st.integers(1, 800).map(lambda hundredths: hundredths / 100),
     gpus=st.one_of(st.just(0.0), st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0, 2.0, 4.0, 8.0])),
 )
-def test_every_worker_has_a_place_and_no_pod_takes_more_than_it_has_memory_for(pool: str, workers: int, cpus: float, gpus: float) -> None:
-    plan = PoolPlan(pool=pool, workers=workers, resources=Resources(cpus=workers * cpus, gpus=workers * gpus), worker_gib=2.0)
+def test_every_worker_has_a_place_and_no_pod_takes_more_than_it_has_memory_for(
+    pool: str, workers: int, cpus: float, gpus: float
+) -> None:
+    plan = PoolPlan(
+        pool=pool, workers=workers, resources=Resources(cpus=workers * cpus, gpus=workers * gpus), worker_gib=2.0
+    )
     group = sizing._group(plan, SMOKE, options())
     assert most_that_ray_places(group, cpus, gpus) == group.workers_per_pod
     assert group.replicas * group.workers_per_pod >= workers
@@ -53,17 +57,22 @@ def test_every_worker_has_a_place_and_no_pod_takes_more_than_it_has_memory_for(p
 
 
 @pytest.mark.parametrize(
-    ("ranks", "per_rank", "pods", "gpus"), [(16, 1, 2, 8), (2, 1, 1, 2), (12, 1, 2, 6), (7, 1, 1, 7), (11, 1, 11, 1), (8, 4, 4, 8)]
+    ("ranks", "per_rank", "pods", "gpus"),
+    [(16, 1, 2, 8), (2, 1, 1, 2), (12, 1, 2, 6), (7, 1, 1, 7), (11, 1, 11, 1), (8, 4, 4, 8)],
 )
 def test_ranks_share_pods_evenly_up_to_a_machine_s_gpus(ranks: int, per_rank: int, pods: int, gpus: int) -> None:
-    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}"])
+    config = load_run_config(
+        CONFIGS / "qwen3_8b_math_30k.yaml", [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}"]
+    )
     learner = groups_of(config)["learner"]
     assert (learner.replicas, learner.gpus) == (pods, gpus)
 
 
 def test_memory_on_cpu_is_the_plan_s(make_model: Callable[..., Path]) -> None:
     model = make_model()
-    config = load_run_config(CONFIGS / "smoke_cpu.yaml", [f"student.path={model}", f"teacher.path={model}", "rollout.workers=3"])
+    config = load_run_config(
+        CONFIGS / "smoke_cpu.yaml", [f"student.path={model}", f"teacher.path={model}", "rollout.workers=3"]
+    )
     plans = {plan.pool: plan for plan in pool_plans(config)}
     groups = groups_of(config)
     # Half a CPU a worker: two in a pod, whose memory is theirs and 1 GiB of Ray's own, of which Ray keeps 30% for objects.
@@ -75,7 +84,9 @@ def test_memory_on_cpu_is_the_plan_s(make_model: Callable[..., Path]) -> None:
 
 
 def test_memory_of_a_model_that_is_not_here_is_marked_as_a_guess() -> None:
-    groups = groups_of(load_run_config(CONFIGS / "smoke_cpu.yaml", ["student.path=/elsewhere", "teacher.path=/elsewhere"]))
+    groups = groups_of(
+        load_run_config(CONFIGS / "smoke_cpu.yaml", ["student.path=/elsewhere", "teacher.path=/elsewhere"])
+    )
     assert {pool for pool, group in groups.items() if group.is_memory_guessed} == {"rollout", "teacher", "learner"}
 
 
@@ -108,7 +119,14 @@ def test_a_worker_that_its_gpus_cannot_hold_is_refused(make_model: Callable[...,
 
 
 def test_groups_hold_every_run_of_several() -> None:
-    small, large = (load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"rollout.workers={number}"]) for number in (2, 6))
+    small, large = (
+        load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"rollout.workers={number}"]) for number in (2, 6)
+    )
     alone = RunConfig.model_validate({**small.model_dump(), "objective": {"name": "grpo"}, "teacher": None})
     groups = {group.pool: group for group in pod_groups([alone, small, large], options())}
-    assert {pool: group.replicas for pool, group in groups.items()} == {"rollout": 6, "verifier": 2, "learner": 1, "teacher": 2}
+    assert {pool: group.replicas for pool, group in groups.items()} == {
+        "rollout": 6,
+        "verifier": 2,
+        "learner": 1,
+        "teacher": 2,
+    }

@@ -15,7 +15,12 @@ CONFIGS = Path(__file__).parents[4] / "configs"
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("qwen3-0.6b-kk-2k", "qwen3-0-6b-kk-2k"), ("Math_30K.v2", "math-30k-v2"), ("8b-math", "run-8b-math"), ("x" * 36, "x" * 36)],
+    [
+        ("qwen3-0.6b-kk-2k", "qwen3-0-6b-kk-2k"),
+        ("Math_30K.v2", "math-30k-v2"),
+        ("8b-math", "run-8b-math"),
+        ("x" * 36, "x" * 36),
+    ],
 )
 def test_names_are_dns_labels(name: str, expected: str) -> None:
     assert kubernetes_name(name) == expected
@@ -28,7 +33,9 @@ def test_names_that_are_cut_stay_apart() -> None:
 
 
 def test_files_are_those_that_the_pods_see() -> None:
-    settings = read_workload(CONFIGS / "qwen3_8b_math_30k.yaml", ["student.path=/models/mine", "teacher.path=starter:kk/teacher"]).settings
+    settings = read_workload(
+        CONFIGS / "qwen3_8b_math_30k.yaml", ["student.path=/models/mine", "teacher.path=starter:kk/teacher"]
+    ).settings
     assert settings["student"]["path"] == "/models/mine"
     assert settings["teacher"]["path"] == "starter:kk/teacher"
     assert settings["prompts"]["path"] == "/mnt/rlad/data/skywork_or1_math.jsonl"
@@ -37,7 +44,9 @@ def test_files_are_those_that_the_pods_see() -> None:
 
 def test_settings_of_the_command_line_win_in_every_method_of_a_comparison() -> None:
     workload = read_workload(CONFIGS / "ablation_alpha_cpu.yaml", ["training.steps=3", "rollout.workers=2"])
-    assert all(isinstance(run, RunConfig) and (run.training.steps, run.rollout.workers) == (3, 2) for run in workload.runs)
+    assert all(
+        isinstance(run, RunConfig) and (run.training.steps, run.rollout.workers) == (3, 2) for run in workload.runs
+    )
     assert all(method["overrides"]["training.steps"] == 3 for method in workload.settings["methods"].values())
     assert workload.settings["methods"]["alpha-0.3"]["overrides"]["objective"] == {"name": "trrd", "alpha": 0.3}
     with pytest.raises(ConfigError, match="give each by itself, as evaluation.NAME=VALUE"):

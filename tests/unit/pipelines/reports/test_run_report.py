@@ -27,7 +27,13 @@ SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 def evaluation(solved: int) -> EvaluationSummary:
     return summarise(
         [
-            PromptResult(prompt_id=str(index), groups=(str(2 + index % 2),), rewards=(float(index < solved),), response_tokens=(9,), num_truncated=0)
+            PromptResult(
+                prompt_id=str(index),
+                groups=(str(2 + index % 2),),
+                rewards=(float(index < solved),),
+                response_tokens=(9,),
+                num_truncated=0,
+            )
             for index in range(10)
         ]
     )
@@ -102,7 +108,9 @@ def test_the_report_of_an_offline_run_shows_its_loss_and_no_reward(run: RunDirec
     telemetry = Telemetry(run, start_step=0)
     for step in (1, 2):
         times = {name: value for name, value in step_metrics(step).items() if name.startswith("time/")}
-        telemetry.record_step(step, {**times, "learner/loss": 1 / step, "learner/gradient_norm": 1.0, "traces/response_tokens_mean": 40.0})
+        telemetry.record_step(
+            step, {**times, "learner/loss": 1 / step, "learner/gradient_norm": 1.0, "traces/response_tokens_mean": 40.0}
+        )
     telemetry.close()
     write_report(run)
     page = run.report.read_text()

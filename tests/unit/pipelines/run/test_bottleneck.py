@@ -58,4 +58,6 @@ def test_sizes_are_those_of_the_configuration() -> None:
     assert sizes["rollout"] == config.rollout.workers
     assert sizes["teacher"] == sum(teacher.replicas for teacher in config.teachers_by_id.values())
     assert sizes["verifier"] == config.verifier_pool.workers * config.verifier_pool.processes_per_worker
-    assert "teacher" not in pool_sizes(load_run_config(CONFIGS / "smoke_cpu.yaml", ["objective={name: grpo}", "teacher=null"]))
+    assert "teacher" not in pool_sizes(
+        load_run_config(CONFIGS / "smoke_cpu.yaml", ["objective={name: grpo}", "teacher=null"])
+    )

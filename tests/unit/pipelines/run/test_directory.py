@@ -60,10 +60,15 @@ with RunDirectory({str(tmp_path / "run")!r}).hold(load_run_config({str(SMOKE)!r}
     print("held", flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == "held"
-        with pytest.raises(RunDirectoryError, match="another process"), RunDirectory(tmp_path / "run").hold(config, resume=True):
+        with (
+            pytest.raises(RunDirectoryError, match="another process"),
+            RunDirectory(tmp_path / "run").hold(config, resume=True),
+        ):
             pass
         other.kill()
     with RunDirectory(tmp_path / "run").hold(config, resume=True):

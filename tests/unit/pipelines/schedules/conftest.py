@@ -32,7 +32,10 @@ DAY = 86_400.0
 
 
 def records(names: Sequence[str]) -> list[PromptRecord]:
-    return [PromptRecord(id=name, prompt=f"A:{name};", task="knights_knaves", answer="T", metadata={"people": 2}) for name in names]
+    return [
+        PromptRecord(id=name, prompt=f"A:{name};", task="knights_knaves", answer="T", metadata={"people": 2})
+        for name in names
+    ]
 
 
 def accuracy(share: float) -> EvaluationSummary:
@@ -77,7 +80,9 @@ class FakeLauncher:
         if request.arguments[0] == "eval":
             output = Path(request.arguments[request.arguments.index("--output") + 1])
             output.mkdir(parents=True)
-            (output / "evaluation.json").write_text(json.dumps({"sets": {"evaluation": accuracy(self.after).as_dict()}}))
+            (output / "evaluation.json").write_text(
+                json.dumps({"sets": {"evaluation": accuracy(self.after).as_dict()}})
+            )
         else:
             self.write_run(request)
         return RunExit(status=0, reason=None)
@@ -86,7 +91,10 @@ class FakeLauncher:
         config = load_run_config(request.arguments[1])
         run = RunDirectory(request.arguments[request.arguments.index("--run-dir") + 1])
         with run.hold(config, resume=True):
-            lines = [{"step": step, **accuracy(share).as_dict()} for step, share in ((0, self.before), (config.training.steps, self.after))]
+            lines = [
+                {"step": step, **accuracy(share).as_dict()}
+                for step, share in ((0, self.before), (config.training.steps, self.after))
+            ]
             write_atomically(run.evaluations, "".join(json.dumps(line) + "\n" for line in lines))
             write_atomically(run.metrics, json.dumps({"step": config.training.steps, "reward/mean": self.after}) + "\n")
             shutil.rmtree(run.export, ignore_errors=True)
@@ -134,7 +142,11 @@ class Site:
         return ScheduleConfig.model_validate({**found, **changes})
 
     def add(self, **changes: Any) -> None:
-        add_schedule(self.store, self.settings(**changes), replace=changes.get("name", "nightly") in {each.name for each in self.store.schedules()})
+        add_schedule(
+            self.store,
+            self.settings(**changes),
+            replace=changes.get("name", "nightly") in {each.name for each in self.store.schedules()},
+        )
 
     @property
     def ticker(self) -> Ticker:
@@ -158,7 +170,14 @@ class Site:
 def site(tmp_path: Path) -> Site:
     """A nightly schedule, a minute before its first tick."""
     clock = FakeClock()
-    site = Site(folder=tmp_path, clock=clock, store=ScheduleStore(f"sqlite:///{tmp_path / 'schedules.sqlite'}", clock=clock), launcher=FakeLauncher())
-    write_prompt_file(records([f"e{index}" for index in range(EVALUATION_PROMPTS)]), tmp_path / "evaluation-source.jsonl")
+    site = Site(
+        folder=tmp_path,
+        clock=clock,
+        store=ScheduleStore(f"sqlite:///{tmp_path / 'schedules.sqlite'}", clock=clock),
+        launcher=FakeLauncher(),
+    )
+    write_prompt_file(
+        records([f"e{index}" for index in range(EVALUATION_PROMPTS)]), tmp_path / "evaluation-source.jsonl"
+    )
     site.add()
     return site

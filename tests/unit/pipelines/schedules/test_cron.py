@@ -14,7 +14,10 @@ from rlad.errors import ConfigError
 def times(cron: str, after: str, count: int, timezone: str = "Europe/Berlin") -> list[str]:
     """As UTC."""
     trigger = parse_cron(cron, timezone)
-    return [each.astimezone(UTC).isoformat()[:16] for each in islice(next_fire_times(trigger, datetime.fromisoformat(after)), count)]
+    return [
+        each.astimezone(UTC).isoformat()[:16]
+        for each in islice(next_fire_times(trigger, datetime.fromisoformat(after)), count)
+    ]
 
 
 def test_a_night_keeps_its_hour_when_the_clock_changes() -> None:
@@ -39,12 +42,24 @@ def test_the_night_after_the_doubled_hour_is_not_skipped_although_asked_for_from
 
 
 def test_every_hour_means_every_hour_also_the_one_that_comes_twice() -> None:
-    assert times("0 * * * *", "2026-10-24T23:30Z", 4) == ["2026-10-25T00:00", "2026-10-25T01:00", "2026-10-25T02:00", "2026-10-25T03:00"]
+    assert times("0 * * * *", "2026-10-24T23:30Z", 4) == [
+        "2026-10-25T00:00",
+        "2026-10-25T01:00",
+        "2026-10-25T02:00",
+        "2026-10-25T03:00",
+    ]
 
 
 @pytest.mark.parametrize(
     ("weekday", "days"),
-    [("0", ["25", "01"]), ("7", ["25", "01"]), ("1", ["26", "02"]), ("sun", ["25", "01"]), ("5-7", ["23", "24"]), ("1-5/2", ["26", "28"])],
+    [
+        ("0", ["25", "01"]),
+        ("7", ["25", "01"]),
+        ("1", ["26", "02"]),
+        ("sun", ["25", "01"]),
+        ("5-7", ["23", "24"]),
+        ("1-5/2", ["26", "28"]),
+    ],
 )
 def test_days_of_the_week_count_as_cron_counts_them(weekday: str, days: list[str]) -> None:
     """2026-10-25 is a Sunday."""
@@ -92,7 +107,9 @@ def test_missed_ticks_are_one() -> None:
 
 
 def test_a_year_of_missed_minutes_is_one_tick_too() -> None:
-    found = due(parse_cron("* * * * *", "Etc/UTC"), after=datetime(2025, 5, 1, tzinfo=UTC), now=at("14T02:30"), grace=HOUR)
+    found = due(
+        parse_cron("* * * * *", "Etc/UTC"), after=datetime(2025, 5, 1, tzinfo=UTC), now=at("14T02:30"), grace=HOUR
+    )
     assert found is not None
     assert (found.scheduled_at, found.is_late) == (at("14T02:30"), False)
     assert found.coalesced >= 1000

@@ -15,7 +15,7 @@ import pytest
 from pipelines.schedules.daemon import ScheduleDaemon
 from pipelines.schedules.launcher import RunRequest
 from pipelines.schedules.records import run_id_of
-from pipelines.schedules.signals import until_told
+from pipelines.schedules.signals import run_until_signalled
 from pipelines.schedules.store import ScheduleStore
 from pipelines.schedules.tick import Ticker
 
@@ -74,7 +74,9 @@ def test_a_schedule_that_is_added_while_it_serves_is_ticked(live: Site) -> None:
 
 def test_a_run_whose_ticker_died_is_resumed_without_waiting_for_the_clock(live: Site) -> None:
     lease = live.store.acquire("nightly", "a ticker that died", 0.5)
-    opened = live.store.open_tick(lease, kind="cron", scheduled_at=time.time(), run_id=run_id_of("nightly", 0, kind="cron"), status="running")
+    opened = live.store.open_tick(
+        lease, kind="cron", scheduled_at=time.time(), run_id=run_id_of("nightly", 0, kind="cron"), status="running"
+    )
     live.store.save(lease, replace(opened, attempts=1))
     with serving(live):
         wait_for(lambda: events(live) == ["promoted"])
@@ -119,7 +121,7 @@ def test_a_signal_sets_the_event_and_the_work_is_waited_for() -> None:
         return "done"
 
     before = signal.getsignal(signal.SIGTERM)
-    assert until_told(work, stop) == "done"
+    assert run_until_signalled(work, stop) == "done"
     assert order == ["cleaned up"]
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -129,4 +131,4 @@ def test_what_the_work_raises_is_raised() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        until_told(work, threading.Event())
+        run_until_signalled(work, threading.Event())

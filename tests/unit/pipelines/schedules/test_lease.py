@@ -25,11 +25,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def store(url: str) -> ScheduleStore:
     store = ScheduleStore(url)
     places = {"working_dir": "/srv", "directory": "/srv/runs", "registry": "/srv/registry"}
-    store.add(ScheduleConfig(name="nightly", run={}, cron="0 2 * * *", model="kk", **places), evaluation_fingerprint="f")
+    store.add(
+        ScheduleConfig(name="nightly", run={}, cron="0 2 * * *", model="kk", **places), evaluation_fingerprint="f"
+    )
     return store
 
 
-def test_a_lease_outlasts_its_length_while_it_is_held_and_is_free_at_once_behind_the_block(store: ScheduleStore) -> None:
+def test_a_lease_outlasts_its_length_while_it_is_held_and_is_free_at_once_behind_the_block(
+    store: ScheduleStore,
+) -> None:
     stop = threading.Event()
     with hold_lease(store, "nightly", LEASE_S, stop=stop) as held:
         deadline = time.monotonic() + 2 * LEASE_S
@@ -46,7 +50,10 @@ def test_whoever_finds_a_living_holder_is_refused_within_one_lease(store: Schedu
     stop = threading.Event()
     with hold_lease(store, "nightly", LEASE_S, stop=stop):
         began = time.monotonic()
-        with pytest.raises(LeaseHeldError, match="another tick of nightly is under way"), hold_lease(store, "nightly", LEASE_S, stop=stop):
+        with (
+            pytest.raises(LeaseHeldError, match="another tick of nightly is under way"),
+            hold_lease(store, "nightly", LEASE_S, stop=stop),
+        ):
             pass
         assert time.monotonic() - began < 2 * LEASE_S
 

@@ -83,7 +83,11 @@ def test_a_webhook_gets_the_whole_story_and_the_token(settings: NotifyConfig, re
     ((authorization, body),) = receiver.requests
     assert authorization == "Bearer s3cret-token"
     assert body["text"] == "nightly: kk@4 is in production now: better (75.0% against 50.0%)"
-    assert (body["event"], body["run_id"], body["scheduled_at"]) == ("promoted", TICK.run_id, "2026-05-11T02:00:00+00:00")
+    assert (body["event"], body["run_id"], body["scheduled_at"]) == (
+        "promoted",
+        TICK.run_id,
+        "2026-05-11T02:00:00+00:00",
+    )
     assert (body["outcome"]["version"], body["outcome"]["interval"]) == (4, [0.1, 0.4])
 
 
@@ -98,7 +102,9 @@ def test_a_server_in_trouble_is_asked_again(settings: NotifyConfig, receiver: Re
     assert len(receiver.requests) == 2
 
 
-def test_trouble_is_told_without_url_and_token(settings: NotifyConfig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_is_told_without_url_and_token(
+    settings: NotifyConfig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receiver.statuses = [500, 500, 403]
     assert notify(settings, TICK, model="kk") == "the webhook of HOOK_URL answered with status 403"
     with socket.socket() as nobody:
@@ -118,7 +124,9 @@ def test_the_url_is_not_in_the_log(settings: NotifyConfig, caplog: pytest.LogCap
     assert "s3cret" not in caplog.text
 
 
-def test_a_command_that_is_missing_does_not_keep_the_webhook_from_being_told(settings: NotifyConfig, receiver: Receiver) -> None:
+def test_a_command_that_is_missing_does_not_keep_the_webhook_from_being_told(
+    settings: NotifyConfig, receiver: Receiver
+) -> None:
     trouble = notify(settings.model_copy(update={"command": ["/nowhere/tell"]}), TICK, model="kk")
     assert trouble is not None
     assert "/nowhere/tell" in trouble

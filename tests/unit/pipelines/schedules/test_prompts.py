@@ -21,7 +21,9 @@ def refreshed(
     site: Site, pattern: str, *, use: str = "all", seen: set[SeenFile] | None = None, held_out: list[str] | None = None
 ) -> RefreshedPrompts | None:
     settings = site.settings(prompts={"pattern": pattern, "use": use})
-    return refresh_prompts(settings, validated(RunConfig, settings.run, where="run"), records(held_out or []), seen or set())
+    return refresh_prompts(
+        settings, validated(RunConfig, settings.run, where="run"), records(held_out or []), seen or set()
+    )
 
 
 def ids(found: RefreshedPrompts | None) -> list[str]:
@@ -46,7 +48,9 @@ def test_a_pattern_is_seen_from_the_working_directory_or_is_absolute(site: Site,
 
 
 def test_a_prompt_of_two_files_counts_once_and_two_prompts_of_one_id_are_refused(site: Site, files: Path) -> None:
-    write_prompt_file([PromptRecord(id="a", prompt="another", task="knights_knaves", answer="T")], files / "may" / "3.jsonl")
+    write_prompt_file(
+        [PromptRecord(id="a", prompt="another", task="knights_knaves", answer="T")], files / "may" / "3.jsonl"
+    )
     with pytest.raises(DataError, match=r"3\.jsonl: prompt id 'a' is another prompt in .*1\.jsonl"):
         refreshed(site, "in/**/*.jsonl")
 
@@ -65,7 +69,9 @@ def test_only_new_files_means_by_content_too(site: Site, files: Path) -> None:
 
 
 def test_what_is_evaluated_on_is_left_out_whatever_its_id_is(site: Site, files: Path) -> None:
-    write_prompt_file([PromptRecord(id="renamed", prompt="A:e7;", task="knights_knaves", answer="T")], files / "3.jsonl")
+    write_prompt_file(
+        [PromptRecord(id="renamed", prompt="A:e7;", task="knights_knaves", answer="T")], files / "3.jsonl"
+    )
     found = refreshed(site, "in/*.jsonl", held_out=["b", "e7"])
     assert found is not None
     assert (ids(found), found.left_out) == (["a"], 2)
@@ -85,6 +91,11 @@ def test_a_file_that_cannot_be_read_is_named(site: Site, files: Path) -> None:
 def test_the_evaluation_s_fingerprint_tells_prompts_and_sampling_but_not_the_table() -> None:
     settings = EvaluationConfig(prompts=PromptFile(path="x.jsonl"))
     same = evaluation_fingerprint(records(["a"]), settings)
-    assert evaluation_fingerprint(records(["a"]), settings.model_copy(update={"group_by": "people", "prompts": PromptFile(path="y.jsonl")})) == same
+    assert (
+        evaluation_fingerprint(
+            records(["a"]), settings.model_copy(update={"group_by": "people", "prompts": PromptFile(path="y.jsonl")})
+        )
+        == same
+    )
     assert evaluation_fingerprint(records(["b"]), settings) != same
     assert evaluation_fingerprint(records(["a"]), settings.model_copy(update={"samples": 2})) != same

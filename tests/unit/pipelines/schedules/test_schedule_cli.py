@@ -30,12 +30,31 @@ def rlad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rlad:
 
 
 def added(rlad: Rlad, *arguments: str) -> Result:
-    return rlad("add", "nightly", str(SMOKE), "training.steps=2", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", *arguments)
+    return rlad(
+        "add",
+        "nightly",
+        str(SMOKE),
+        "training.steps=2",
+        "--cron",
+        "0 2 * * *",
+        "--timezone",
+        "Europe/Berlin",
+        *arguments,
+    )
 
 
 def test_what_is_added_is_shown_with_its_next_nights(rlad: Rlad, tmp_path: Path) -> None:
     result = added(
-        rlad, "--margin", "0.02", "--prompts", "prompts/*.jsonl", "--only-new", "--notify-command", "logger -t rlad", "--notify-on", "failed"
+        rlad,
+        "--margin",
+        "0.02",
+        "--prompts",
+        "prompts/*.jsonl",
+        "--only-new",
+        "--notify-command",
+        "logger -t rlad",
+        "--notify-on",
+        "failed",
     )
     assert result.exit_code == 0, result.output
     assert "nightly ticks next at " in result.output
@@ -47,7 +66,10 @@ def test_what_is_added_is_shown_with_its_next_nights(rlad: Rlad, tmp_path: Path)
     assert settings["notify"]["command"] == ["logger", "-t", "rlad"]
     assert settings["notify"]["events"] == ["failed"]
     assert settings["run"]["training"]["steps"] == 2
-    assert (settings["directory"], settings["registry"]) == (str(tmp_path / "runs" / "nightly"), str(tmp_path / "registry"))
+    assert (settings["directory"], settings["registry"]) == (
+        str(tmp_path / "runs" / "nightly"),
+        str(tmp_path / "registry"),
+    )
     (frozen,) = (tmp_path / "runs" / "nightly").glob("evaluation-*.jsonl")
     assert frozen.read_text().count("\n") == 24
     assert "lr: 0.0002" in rlad("show", "nightly").output
@@ -79,7 +101,10 @@ def test_a_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
         (("add", "night ly", str(SMOKE), "--cron", "0 2 * * *"), "name: String should match"),
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--margin", "2"), "margin"),
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--notify-on", "always"), "notify.events"),
-        (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--address", "http://head:8265"), "from the ticker's machine"),
+        (
+            ("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--address", "http://head:8265"),
+            "from the ticker's machine",
+        ),
         (("show", "hourly"), "no schedule 'hourly'"),
         (("run-now", "hourly"), "no schedule 'hourly'"),
         (("tick", "hourly"), "no schedule 'hourly'"),
@@ -101,7 +126,17 @@ def test_a_tick_before_its_time_says_so(rlad: Rlad) -> None:
 
 
 def test_a_run_that_cannot_start_is_a_failure_with_its_own_words(rlad: Rlad, tmp_path: Path) -> None:
-    rlad("add", "nightly", str(SMOKE), "student.path=/nowhere", "teacher.path=/nowhere", "--cron", "0 2 * * *", "--retries", "0")
+    rlad(
+        "add",
+        "nightly",
+        str(SMOKE),
+        "student.path=/nowhere",
+        "teacher.path=/nowhere",
+        "--cron",
+        "0 2 * * *",
+        "--retries",
+        "0",
+    )
     result = rlad("run-now", "nightly", "--store", os.environ["RLAD_SCHEDULES"])
     assert result.exit_code == 1
     assert "failed" in result.output
@@ -126,7 +161,13 @@ def test_a_store_is_made_where_the_user_s_data_are(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RLAD_SCHEDULES"}
     command = [sys.executable, "-m", "pipelines", "schedule", "list"]
     result = subprocess.run(
-        command, env={**environment, "XDG_DATA_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False, cwd=SMOKE.parents[1]
+        command,
+        env={**environment, "XDG_DATA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=SMOKE.parents[1],
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "rlad" / "schedules.sqlite").is_file()

@@ -64,7 +64,11 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store's URL; PostgreSQL's is shared by this file's tests, which name their schedules apart."""
-    return f"sqlite:///{tmp_path / 'schedules.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+    return (
+        f"sqlite:///{tmp_path / 'schedules.sqlite'}"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres")
+    )
 
 
 @pytest.fixture
@@ -90,7 +94,12 @@ def opened(store: ScheduleStore, clock: Clock, run_id: str = "r1") -> tuple[obje
 
 def test_a_schedule_comes_back_as_it_was_stored(store: ScheduleStore, clock: Clock) -> None:
     found = store.schedule("nightly")
-    assert (found.config, found.evaluation_fingerprint, found.is_paused, found.active_since) == (config(), "f1", False, clock.now)
+    assert (found.config, found.evaluation_fingerprint, found.is_paused, found.active_since) == (
+        config(),
+        "f1",
+        False,
+        clock.now,
+    )
 
 
 def test_a_name_is_taken_once_and_replaced_on_purpose_with_its_history_kept(store: ScheduleStore, clock: Clock) -> None:

@@ -48,7 +48,11 @@ def test_the_first_student_is_promoted_and_the_second_run_starts_from_it(site: S
     assert second.plan.parent == 1
     assert Path(second.plan.student) == site.registry.local_path(site.registry.get("kk", 1))
     assert second.outcome is not None
-    assert (second.event, second.outcome.incumbent, second.outcome.incumbent_source) == ("promoted", 1, "the run's start")
+    assert (second.event, second.outcome.incumbent, second.outcome.incumbent_source) == (
+        "promoted",
+        1,
+        "the run's start",
+    )
     assert second.outcome.difference == pytest.approx(0.3)
     assert site.registry.aliases("kk") == {"production": 2, "best": 2}
     assert site.registry.get("kk", 2).lineage.parent == "kk@1"
@@ -117,7 +121,13 @@ def test_the_run_gets_its_configuration_and_evaluates_on_the_frozen_prompts(site
     command, config, *rest = request.arguments
     directory = site.folder / "nightly"
     assert (command, request.working_dir) == ("run", site.folder)
-    assert rest == ["--run-dir", str(directory / "runs" / "nightly-20260511T020000Z"), "--resume", "--address", "ray-head:6379"]
+    assert rest == [
+        "--run-dir",
+        str(directory / "runs" / "nightly-20260511T020000Z"),
+        "--resume",
+        "--address",
+        "ray-head:6379",
+    ]
     settings = yaml.safe_load(Path(config).read_text())
     frozen = settings["evaluation"]["prompts"]["path"]
     assert frozen == str(directory / f"evaluation-{site.store.schedule('nightly').evaluation_fingerprint}.jsonl")
@@ -250,7 +260,9 @@ def test_a_tick_that_is_told_to_end_stops_its_run_and_the_next_one_continues_it(
 
 def test_an_unfinished_run_is_resumed_before_the_one_that_is_due(site: Site) -> None:
     lease = site.store.acquire("nightly", "a ticker that died", 1)
-    site.store.open_tick(lease, kind="cron", scheduled_at=NIGHT, run_id=run_id_of("nightly", NIGHT, kind="cron"), status="running")
+    site.store.open_tick(
+        lease, kind="cron", scheduled_at=NIGHT, run_id=run_id_of("nightly", NIGHT, kind="cron"), status="running"
+    )
     site.clock.now = NIGHT + DAY
     ended = site.tick()
     assert [each.run_id for each in ended] == ["nightly-20260511T020000Z", "nightly-20260512T020000Z"]

@@ -34,13 +34,18 @@ SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 SIZES = PoolSizes(rollout=4, teacher=2, verifier=2)
 LENGTHS = Lengths(median=100, p99_over_median=10, longest=1000, group_size=4)
 # Generation is what takes the time, as in a well-sized run.
-SPEEDS = Speeds(token_s=0.01, slots=8, teacher_token_s=1e-5, verdict_s=0.01, learner_token_s=5e-5, update_s=0.1, weights_s=0.1)
+SPEEDS = Speeds(
+    token_s=0.01, slots=8, teacher_token_s=1e-5, verdict_s=0.01, learner_token_s=5e-5, update_s=0.1, weights_s=0.1
+)
 
 
 def run_config(**training: Any) -> RunConfig:
     overrides = {"steps": 8, "prompts_per_step": 24, "updates_per_step": 2, **training}
     settings = [f"training.{name}={value}" for name, value in overrides.items()]
-    return load_run_config(SMOKE, [*settings, "rollout.group_size=4", "rollout.max_response_tokens=1000", "learner.micro_batch_tokens=8000"])
+    return load_run_config(
+        SMOKE,
+        [*settings, "rollout.group_size=4", "rollout.max_response_tokens=1000", "learner.micro_batch_tokens=8000"],
+    )
 
 
 def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
@@ -101,7 +106,9 @@ def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(stalenes
     """However fast the engines are, and whichever group is finished first."""
     config = run_config(max_staleness=staleness)
     names = group_names(config, stand_in_prompts(4 * 24))
-    run = simulated(config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10)))
+    run = simulated(
+        config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10))
+    )
     assert names_by_step(run) == [set(names[start : start + 24]) for start in range(0, 8 * 24, 24)]
 
 
@@ -123,7 +130,10 @@ def test_working_ahead_hides_the_tail_of_every_step_and_everything_else_behind_g
 
 def test_no_schedule_is_faster_than_the_bound() -> None:
     for staleness, token_s, learner_token_s in ((0, 0.01, 1e-5), (2, 0.001, 1e-4), (4, 0.01, 1e-3)):
-        run = simulated(run_config(max_staleness=staleness), speeds=replace(SPEEDS, token_s=token_s, learner_token_s=learner_token_s))
+        run = simulated(
+            run_config(max_staleness=staleness),
+            speeds=replace(SPEEDS, token_s=token_s, learner_token_s=learner_token_s),
+        )
         assert run.makespan_s >= run.work.bound
 
 
@@ -173,10 +183,14 @@ async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) 
     broker = ExperienceBroker(str(ledger), part_policy(config), config.rollout.group_size)
     rollout = SimulatedRollout(config, LENGTHS, SPEEDS, SIZES.rollout, None)
     verifiers = SomeEqual(SPEEDS, SIZES.verifier, LENGTHS.group_size)
-    pools = StandInPools(rollout=rollout, verifiers=verifiers, teacher=SimulatedTeacher(SPEEDS, 2), update_weights=rollout.update_weights)
+    pools = StandInPools(
+        rollout=rollout, verifiers=verifiers, teacher=SimulatedTeacher(SPEEDS, 2), update_weights=rollout.update_weights
+    )
     learning = asyncio.create_task(StandInLearner(InProcess(broker), LENGTHS, SPEEDS).run(config.training.steps, first))
     prompts = stand_in_prompts(1000)
-    driving = asyncio.create_task(drive(config, prompts, pools, InProcess(broker), clock=asyncio.get_running_loop().time))
+    driving = asyncio.create_task(
+        drive(config, prompts, pools, InProcess(broker), clock=asyncio.get_running_loop().time)
+    )
     while not driving.done() and (await broker.counts())["trained_steps"] < steps:
         await asyncio.sleep(0.5)
     for task in (learning, driving):
@@ -186,7 +200,9 @@ async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) 
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains_on_every_prompt_once(staleness: int, tmp_path: Path) -> None:
+def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains_on_every_prompt_once(
+    staleness: int, tmp_path: Path
+) -> None:
     """Groups that took a dropped one's place come from behind those of steps that were opened ahead, so what was used is no beginning of the order."""
     config = run_config(max_staleness=staleness, max_refills=8, updates_per_step=1)
     ledger = tmp_path / "ledger.sqlite"
@@ -208,7 +224,9 @@ def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains
 
 def test_work_by_hand() -> None:
     """Two groups of 2 responses: 30 tokens in all, the longest 12."""
-    speeds = Speeds(token_s=2.0, slots=5, teacher_token_s=0.5, verdict_s=3.0, learner_token_s=0.1, update_s=4.0, weights_s=1.0)
+    speeds = Speeds(
+        token_s=2.0, slots=5, teacher_token_s=0.5, verdict_s=3.0, learner_token_s=0.1, update_s=4.0, weights_s=1.0
+    )
     work = work_of([(3, 12), (10, 5)], speeds, PoolSizes(rollout=2, teacher=3, verifier=1), updates=2)
     assert work.rollout == pytest.approx(30 * 2.0 / 10)
     assert work.teacher == pytest.approx(30 * 0.5 / 3)
@@ -224,4 +242,6 @@ def test_lengths_have_the_median_and_the_tail_that_were_asked_for() -> None:
     assert drawn[len(drawn) // 2] == pytest.approx(100, rel=0.05)
     assert drawn[int(len(drawn) * 0.99)] == pytest.approx(1000, rel=0.1)
     assert lengths.of_group("g7") == lengths.of_group("g7")
-    assert max(length for number in range(500) for length in replace(lengths, longest=300).of_group(f"g{number}")) == 300
+    assert (
+        max(length for number in range(500) for length in replace(lengths, longest=300).of_group(f"g{number}")) == 300
+    )

@@ -8,8 +8,22 @@ from actors.pool.pool import PoolState
 from pipelines.training.autoscaler import RolloutAutoscaler
 from rlad.config.rollout import RolloutConfig
 
-BUSY = {"time/step_s": 10.0, "time/generate_s": 8.0, "time/score_s": 0.0, "time/learn_s": 1.5, "time/weights_s": 0.5, "idle/rollout": 0.1}
-HIDDEN = {"time/step_s": 10.0, "time/generate_s": 0.2, "time/score_s": 0.0, "time/learn_s": 9.3, "time/weights_s": 0.5, "idle/rollout": 0.6}
+BUSY = {
+    "time/step_s": 10.0,
+    "time/generate_s": 8.0,
+    "time/score_s": 0.0,
+    "time/learn_s": 1.5,
+    "time/weights_s": 0.5,
+    "idle/rollout": 0.1,
+}
+HIDDEN = {
+    "time/step_s": 10.0,
+    "time/generate_s": 0.2,
+    "time/score_s": 0.0,
+    "time/learn_s": 9.3,
+    "time/weights_s": 0.5,
+    "idle/rollout": 0.6,
+}
 SOME = {**BUSY, "time/generate_s": 4.0, "time/learn_s": 5.5}
 
 
@@ -45,13 +59,19 @@ def test_an_idle_pool_stays_while_the_learner_waits_for_its_last_groups() -> Non
 
 
 @pytest.mark.parametrize(
-    ("steps", "size", "settings"), [([BUSY] * 3, 8, {}), ([HIDDEN] * 3, 2, {"min_workers": 2}), ([BUSY] * 3, 3, {"autoscale": False})]
+    ("steps", "size", "settings"),
+    [([BUSY] * 3, 8, {}), ([HIDDEN] * 3, 2, {"min_workers": 2}), ([BUSY] * 3, 3, {"autoscale": False})],
 )
-def test_bounds_are_kept_and_a_pool_that_is_not_asked_to_scale_does_not(steps: list[dict[str, float]], size: int, settings: dict[str, Any]) -> None:
+def test_bounds_are_kept_and_a_pool_that_is_not_asked_to_scale_does_not(
+    steps: list[dict[str, float]], size: int, settings: dict[str, Any]
+) -> None:
     assert after(steps, size, **settings) == [None] * 3
 
 
 def test_nothing_is_decided_by_steps_in_which_the_pool_was_changing() -> None:
     scaler = RolloutAutoscaler(RolloutConfig(workers=3, autoscale=True, max_workers=8))
     sizes = {"rollout": 3, "learner": 1}
-    assert [scaler.wanted(BUSY, sizes, each) for each in (state(3), state(3), state(4, ready=3, starting=1), state(4), state(4))] == [None] * 5
+    assert [
+        scaler.wanted(BUSY, sizes, each)
+        for each in (state(3), state(3), state(4, ready=3, starting=1), state(4), state(4))
+    ] == [None] * 5

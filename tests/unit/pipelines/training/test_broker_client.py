@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.experience.broker import ExperienceBroker, PartPolicy
+from actors.experience.broker import ExperienceBroker, ShardPolicy
 from pipelines.simulation.stand_ins import InProcess
 from pipelines.training.broker_client import BrokerClient
 from rlad.errors import DeadlineError, StaleAttemptError, WorkerLostError
 
-POLICY = PartPolicy(ranks=1, token_budget=100, skip_equal_rewards=True, skip_truncated=True)
+POLICY = ShardPolicy(ranks=1, token_budget=100, skip_equal_rewards=True, skip_truncated=True)
 
 
 class SlowBroker:
@@ -45,7 +45,9 @@ async def test_an_error_is_of_the_call_that_made_it_alone(tmp_path: Any) -> None
     client = BrokerClient(InProcess(ExperienceBroker(str(tmp_path / "ledger.sqlite"), POLICY, 2)))
     assert await client.tell("open_step", 0, [[("u0", "p0"), ("u1", "p1")]]) == {"u0": 0, "u1": 0}
     assert await client.tell("reissue", "u0") == 1
-    stale, fresh = await asyncio.gather(client.tell("record_sampled", "u0", 0), client.tell("record_sampled", "u1", 0), return_exceptions=True)
+    stale, fresh = await asyncio.gather(
+        client.tell("record_sampled", "u0", 0), client.tell("record_sampled", "u1", 0), return_exceptions=True
+    )
     assert isinstance(stale, StaleAttemptError)
     assert fresh is None
     assert (await client.tell("counts"))["sampled"] == 1
@@ -72,11 +74,15 @@ async def test_all_that_were_told_together_learn_that_the_broker_is_gone_and_the
             return [None] * len(calls)
 
     client = BrokerClient(InProcess(Dying()))
-    assert [type(error) for error in await asyncio.gather(client.tell("a"), client.tell("b"), return_exceptions=True)] == [WorkerLostError] * 2
+    assert [
+        type(error) for error in await asyncio.gather(client.tell("a"), client.tell("b"), return_exceptions=True)
+    ] == [WorkerLostError] * 2
     assert await client.tell("c") is None
 
 
-async def test_an_answer_that_does_not_come_is_missed_in_time_and_what_is_told_next_is_sent_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_does_not_come_is_missed_in_time_and_what_is_told_next_is_sent_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pipelines.training.broker_client._ANSWER_TIMEOUT_S", 0.05)
     broker = SlowBroker()
     client = BrokerClient(InProcess(broker))
@@ -87,7 +93,9 @@ async def test_an_answer_that_does_not_come_is_missed_in_time_and_what_is_told_n
     assert broker.carried == [["a"], ["stop"]]
 
 
-async def test_a_broker_that_does_not_answer_a_question_is_noticed_long_before_the_wait_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broker_that_does_not_answer_a_question_is_noticed_long_before_the_wait_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pipelines.training.broker_client._ANSWER_TIMEOUT_S", 0.05)
 
     class Hanging:

@@ -64,20 +64,31 @@ def test_a_prompts_own_teacher_goes_before_its_tasks_route() -> None:
     }
 
 
-@pytest.mark.parametrize(("teachers", "name"), [({"teacher": {"path": "/models/t"}}, "teacher"), ({"teachers": {"only": {"path": "/t"}}}, "only")])
+@pytest.mark.parametrize(
+    ("teachers", "name"),
+    [({"teacher": {"path": "/models/t"}}, "teacher"), ({"teachers": {"only": {"path": "/t"}}}, "only")],
+)
 def test_one_teacher_alone_needs_no_routes(teachers: dict[str, Any], name: str) -> None:
     assert route_prompts(run_config(**teachers), [prompt("m", "math")]) == {"m": {name: 1.0}}
 
 
 def test_an_objective_without_teacher_routes_nothing_whatever_the_prompts_say() -> None:
-    assert route_prompts(run_config(objective={"name": "grpo"}), [prompt("m", "math", teacher_id="algebra")]) == {"m": {}}
+    assert route_prompts(run_config(objective={"name": "grpo"}), [prompt("m", "math", teacher_id="algebra")]) == {
+        "m": {}
+    }
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([prompt("m", "math"), prompt("k", "knights_knaves")], r"task knights_knaves has no teacher: add it to teacher_routes.*prompt k has none"),
-        ([prompt("m", "math", teacher_id="physics")], "prompt m names the unknown teacher physics: there are algebra, logic"),
+        (
+            [prompt("m", "math"), prompt("k", "knights_knaves")],
+            r"task knights_knaves has no teacher: add it to teacher_routes.*prompt k has none",
+        ),
+        (
+            [prompt("m", "math", teacher_id="physics")],
+            "prompt m names the unknown teacher physics: there are algebra, logic",
+        ),
         ([prompt("m", "math", teacher_id={"logic": 1, "physics": 1})], "prompt m names the unknown teacher physics"),
         (
             [prompt("m", "math", teacher_id={"logic": 0})],
@@ -98,7 +109,9 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
     mixed = [prompt("m", "math", teacher_id={"algebra": 1, "logic": 1})]
     with pytest.raises(PlanError, match="prompt m mixes several teachers.*give it one teacher"):
         route_prompts(config, mixed)
-    assert route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), mixed) == {"m": {"algebra": 1.0, "logic": 1.0}}
+    assert route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), mixed) == {
+        "m": {"algebra": 1.0, "logic": 1.0}
+    }
 
 
 @pytest.mark.parametrize(
@@ -107,21 +120,39 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
         ({}, "objective 'trrd' needs a teacher"),
         ({"teacher": {"path": "/t"}, "teachers": TWO}, "one teacher is given as `teacher:`, several as `teachers:`"),
         ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher: remove the `teachers:` section"),
-        ({"objective": {"name": "grpo"}, "teacher_routes": {"math": "a"}}, "uses no teacher: remove the `teacher_routes:` section"),
-        ({"teachers": TWO, "teacher_routes": {"math": "physics"}}, "teacher_routes.math names the unknown teacher physics: there are algebra, logic"),
-        ({"teachers": TWO, "teacher_routes": {"chess": "logic"}}, "teacher_routes has a route for task chess, which has no verifier"),
+        (
+            {"objective": {"name": "grpo"}, "teacher_routes": {"math": "a"}},
+            "uses no teacher: remove the `teacher_routes:` section",
+        ),
+        (
+            {"teachers": TWO, "teacher_routes": {"math": "physics"}},
+            "teacher_routes.math names the unknown teacher physics: there are algebra, logic",
+        ),
+        (
+            {"teachers": TWO, "teacher_routes": {"chess": "logic"}},
+            "teacher_routes has a route for task chess, which has no verifier",
+        ),
         ({"teachers": TWO, "teacher_routes": {"math": {"logic": -1}}}, "greater than 0"),
         ({"teachers": TWO, "teacher_routes": {"math": {}}}, "at least 1 item"),
         ({"teachers": {"a/b": {"path": "/t"}}}, "should match pattern"),
-        ({"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST}, "route the task to one teacher"),
-        ({"teachers": TWO, "rollout": {"temperature": 0.8}}, "set rollout.temperature to 1, or teachers.algebra.engine to transformers"),
+        (
+            {"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST},
+            "route the task to one teacher",
+        ),
+        (
+            {"teachers": TWO, "rollout": {"temperature": 0.8}},
+            "set rollout.temperature to 1, or teachers.algebra.engine to transformers",
+        ),
         (
             {"teacher": {"path": "/t"}, "objective": FULL},
             "full vocabulary, which the vllm engine does not give: set teacher.engine",
         ),
         ({"objective": WITH_REFERENCE}, "needs a frozen reference policy: add a `reference:` section"),
         ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference: remove the `reference:` section"),
-        ({"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}}, "or reference.engine to transformers"),
+        (
+            {"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}},
+            "or reference.engine to transformers",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -130,12 +161,16 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 
 def test_every_scoring_model_is_a_pool_and_the_reference_is_the_students_start() -> None:
-    config = run_config(teachers={**TWO, "logic": {"path": "/models/l", "replicas": 3, "gpus_per_replica": 2, "cpus_per_replica": 4}})
+    config = run_config(
+        teachers={**TWO, "logic": {"path": "/models/l", "replicas": 3, "gpus_per_replica": 2, "cpus_per_replica": 4}}
+    )
     assert list(config.scoring_pools) == ["teacher-algebra", "teacher-logic"]
     demand = demand_by_pool(config)["teacher-logic"]
     assert (demand.cpus, demand.gpus) == (12, 6)
     referred = run_config(objective=WITH_REFERENCE, reference={"engine": "transformers", "replicas": 2})
-    assert {pool: (model.path, model.engine) for pool, model in referred.scoring_pools.items()} == {"reference": ("/models/s", "transformers")}
+    assert {pool: (model.path, model.engine) for pool, model in referred.scoring_pools.items()} == {
+        "reference": ("/models/s", "transformers")
+    }
     assert demand_by_pool(referred)["reference"].cpus == 2
     elsewhere = run_config(objective=WITH_REFERENCE, reference={"path": "/models/r"})
     assert elsewhere.scoring_pools["reference"].path == "/models/r"
@@ -158,7 +193,9 @@ def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path
         require_one_vocabulary(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
 
 
-def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     padded = tmp_path / "padded"
     shutil.copytree(make_model(), padded)
     config_file = padded / "config.json"
@@ -192,10 +229,16 @@ def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
     ],
 )
 def test_a_shared_teacher_that_cannot_score_what_the_run_wants_is_refused(
-    make_model: Callable[..., Path], engine: Literal["vllm", "transformers"], vocabulary: int, settings: dict[str, Any], problem: str | None
+    make_model: Callable[..., Path],
+    engine: Literal["vllm", "transformers"],
+    vocabulary: int,
+    settings: dict[str, Any],
+    problem: str | None,
 ) -> None:
     config = run_config(teacher={"service": "kk"}, student={"path": str(make_model())}, **settings)
-    identity = TeacherIdentity(teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0)
+    identity = TeacherIdentity(
+        teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0
+    )
     if problem is None:
         require_can_score("teacher", identity, config)
     else:

@@ -17,7 +17,12 @@ GRPO: dict[str, Any] = {"overrides": {"objective": {"name": "grpo"}, "teacher": 
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    settings = {"name": "toy", "base": str(CONFIGS / "smoke_cpu.yaml"), "methods": {"trrd": {}, "grpo": GRPO}, **changes}
+    settings = {
+        "name": "toy",
+        "base": str(CONFIGS / "smoke_cpu.yaml"),
+        "methods": {"trrd": {}, "grpo": GRPO},
+        **changes,
+    }
     path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
@@ -50,7 +55,10 @@ def test_methods_seeds_and_settings_can_be_chosen_from_outside(tmp_path: Path) -
 def test_a_base_is_found_beside_the_file_or_inside_it(tmp_path: Path) -> None:
     text = (CONFIGS / "smoke_cpu.yaml").read_text()
     (tmp_path / "base.yaml").write_text(text)
-    beside, inside = load_comparison(write(tmp_path, base="base.yaml")), load_comparison(write(tmp_path, base=yaml.safe_load(text)))
+    beside, inside = (
+        load_comparison(write(tmp_path, base="base.yaml")),
+        load_comparison(write(tmp_path, base=yaml.safe_load(text))),
+    )
     assert beside.runs == inside.runs
     assert beside.config == inside.config
 
@@ -67,8 +75,14 @@ def test_a_base_is_found_beside_the_file_or_inside_it(tmp_path: Path) -> None:
         ({"base": "nowhere.yaml"}, r"no configuration file at .*nowhere\.yaml"),
         ({"methods": {"trrd": {"overrides": {"objective.alhpa": 0.1}}}}, r"method trrd:\n.*did you mean `alpha`"),
         ({"methods": {"grpo": {"overrides": {"objective": {"name": "grpo"}}}}}, "method grpo:\n.*uses no teacher"),
-        ({"methods": {"trrd": {}, "longer": {"overrides": {"evaluation.samples": 9}}}}, "longer has another `evaluation` than trrd"),
-        ({"methods": {"trrd": {}, "other": {"overrides": {"student.path": "/other"}}}}, "other has another `student` than trrd"),
+        (
+            {"methods": {"trrd": {}, "longer": {"overrides": {"evaluation.samples": 9}}}},
+            "longer has another `evaluation` than trrd",
+        ),
+        (
+            {"methods": {"trrd": {}, "other": {"overrides": {"student.path": "/other"}}}},
+            "other has another `student` than trrd",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -92,10 +106,15 @@ def test_the_shipped_ablation_is_grpo_and_five_alphas() -> None:
 
 def test_the_shipped_comparison_gives_every_method_the_same_work() -> None:
     runs = load_comparison(CONFIGS / "compare_kk_cpu.yaml").runs
-    assert [run.name for run in runs] == [f"{method}-seed{seed}" for seed in (0, 1, 2) for method in ("trrd", "grpo", "kdrl", "opd", "sft")]
+    assert [run.name for run in runs] == [
+        f"{method}-seed{seed}" for seed in (0, 1, 2) for method in ("trrd", "grpo", "kdrl", "opd", "sft")
+    ]
     for key in ("student", "prompts", "rollout", "learner", "evaluation"):
         assert len({str(getattr(run.config, key)) for run in runs}) == 1, key
     # A trace of the teacher is a group of one response.
-    responses = {run.config.training.prompts_per_step * (run.config.rollout.group_size if run.config.offline is None else 1) for run in runs}
+    responses = {
+        run.config.training.prompts_per_step * (run.config.rollout.group_size if run.config.offline is None else 1)
+        for run in runs
+    }
     assert responses == {256}
     assert {(run.config.training.steps, run.config.training.updates_per_step) for run in runs} == {(12, 4)}

@@ -14,7 +14,9 @@ SMOKE = CONFIGS / "smoke_cpu.yaml"
 
 
 EVALUATIONS = sorted(CONFIGS.glob("eval_*.yaml"))
-RUNS = sorted(set(CONFIGS.glob("*.yaml")) - {*EVALUATIONS, *CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablation_*.yaml")})
+RUNS = sorted(
+    set(CONFIGS.glob("*.yaml")) - {*EVALUATIONS, *CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablation_*.yaml")}
+)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -52,7 +54,14 @@ def test_a_wrong_setting_of_an_evaluation_is_refused_with_its_remedy() -> None:
 
 def test_overrides_win_and_keep_their_types() -> None:
     config = load_run_config(
-        SMOKE, ["learner.optimizer.lr=3e-5", "learner.zero_stage=3", "training.steps=2", "objective={name: grpo}", "teacher=null"]
+        SMOKE,
+        [
+            "learner.optimizer.lr=3e-5",
+            "learner.zero_stage=3",
+            "training.steps=2",
+            "objective={name: grpo}",
+            "teacher=null",
+        ],
     )
     assert config.learner.optimizer.lr == 3e-5
     assert config.learner.zero_stage == 3
@@ -134,15 +143,36 @@ SHARED_GPU = [
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["weights.transport=gloo"], "between the updates of a step are of no version.*set training.updates_per_step to 1"),
-        ([*ON_GPUS, "weights.transport=gloo"], "'gloo' is for runs without GPUs, but learner.gpus_per_rank is 1 .*take nccl"),
-        (["training.updates_per_step=1", "weights.transport=nccl"], "needs a whole GPU for every rank of the learner.*learner.gpus_per_rank is 0"),
+        (
+            ["weights.transport=gloo"],
+            "between the updates of a step are of no version.*set training.updates_per_step to 1",
+        ),
+        (
+            [*ON_GPUS, "weights.transport=gloo"],
+            "'gloo' is for runs without GPUs, but learner.gpus_per_rank is 1 .*take nccl",
+        ),
+        (
+            ["training.updates_per_step=1", "weights.transport=nccl"],
+            "needs a whole GPU for every rank of the learner.*learner.gpus_per_rank is 0",
+        ),
         ([*ON_GPUS, "weights.transport=nccl", "learner.gpus_per_rank=0.5"], "learner.gpus_per_rank is 0.5"),
-        ([*ON_GPUS, "weights.transport=nccl", "rollout.tensor_parallel=2"], "an engine's 2 processes, but .*rollout.gpus_per_worker 1: raise them"),
-        ([*ON_GPUS, "weights.transport=ipc"], "one learner rank and one rollout worker on the same GPU.*rollout.max_workers"),
+        (
+            [*ON_GPUS, "weights.transport=nccl", "rollout.tensor_parallel=2"],
+            "an engine's 2 processes, but .*rollout.gpus_per_worker 1: raise them",
+        ),
+        (
+            [*ON_GPUS, "weights.transport=ipc"],
+            "one learner rank and one rollout worker on the same GPU.*rollout.max_workers",
+        ),
         ([*SHARED_GPU, "learner.ranks=2"], "no pools of several are placed in pairs"),
-        ([*SHARED_GPU, "learner.gpus_per_rank=0.6"], "on one GPU, as shares of it, but learner.gpus_per_rank is 0.6 and rollout.gpus_per_worker 0.5"),
-        ([*SHARED_GPU, "rollout.gpu_memory_fraction=0.9"], "leaves the learner too little of their GPU: set it to at most .*0.5"),
+        (
+            [*SHARED_GPU, "learner.gpus_per_rank=0.6"],
+            "on one GPU, as shares of it, but learner.gpus_per_rank is 0.6 and rollout.gpus_per_worker 0.5",
+        ),
+        (
+            [*SHARED_GPU, "rollout.gpu_memory_fraction=0.9"],
+            "leaves the learner too little of their GPU: set it to at most .*0.5",
+        ),
         ([*SHARED_GPU, "cluster.pool_labels=true"], "on nodes of their own"),
         (["weights.transport=rdma"], "object_store"),
     ],
@@ -166,7 +196,10 @@ def test_with_traces_at_hand_an_offline_run_needs_no_teacher() -> None:
 
 
 def test_the_teacher_s_engines_take_the_student_s_settings_where_they_have_none_of_their_own() -> None:
-    config = load_run_config(CONFIGS / "offline_kk_cpu.yaml", ["offline.rollout={max_response_tokens: 1024, workers: 3}", "rollout.threads=2"])
+    config = load_run_config(
+        CONFIGS / "offline_kk_cpu.yaml",
+        ["offline.rollout={max_response_tokens: 1024, workers: 3}", "rollout.threads=2"],
+    )
     assert config.offline is not None
     changed = {"max_response_tokens": 1024, "workers": 3}
     assert config.offline.generator_of(config.rollout).model_dump() == {**config.rollout.model_dump(), **changed}

@@ -9,7 +9,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlad.config import RemoteTeacherConfig, RunConfig, ServiceTeacherConfig, TeacherConfig, TeacherServiceConfig, load_run_config
+from rlad.config import (
+    RemoteTeacherConfig,
+    RunConfig,
+    ServiceTeacherConfig,
+    TeacherConfig,
+    TeacherServiceConfig,
+    load_run_config,
+)
 from rlad.errors import ConfigError
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
@@ -17,9 +24,15 @@ SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 
 @pytest.mark.parametrize(
     ("override", "kind"),
-    [("teacher.service=kk", ServiceTeacherConfig), ("teacher.url=https://host:8443/kk", RemoteTeacherConfig), ("teacher.replicas=1", TeacherConfig)],
+    [
+        ("teacher.service=kk", ServiceTeacherConfig),
+        ("teacher.url=https://host:8443/kk", RemoteTeacherConfig),
+        ("teacher.replicas=1", TeacherConfig),
+    ],
 )
-def test_one_override_makes_a_run_s_teacher_a_shared_one_and_it_is_written_down_as_such(override: str, kind: type) -> None:
+def test_one_override_makes_a_run_s_teacher_a_shared_one_and_it_is_written_down_as_such(
+    override: str, kind: type
+) -> None:
     config = load_run_config(SMOKE, [override, "teacher.timeout_s=20"])
     assert type(config.teacher) is kind
     assert config.teacher is not None
@@ -28,8 +41,16 @@ def test_one_override_makes_a_run_s_teacher_a_shared_one_and_it_is_written_down_
 
 
 def test_a_shared_teacher_takes_nothing_of_the_run_s_machines() -> None:
-    both = {"own": {"path": "starter:kk-smoke/teacher"}, "there": {"service": "kk"}, "elsewhere": {"url": "https://host/kk"}}
-    settings = load_run_config(SMOKE).model_dump() | {"teacher": None, "teachers": both, "reference": {"engine": "transformers"}}
+    both = {
+        "own": {"path": "starter:kk-smoke/teacher"},
+        "there": {"service": "kk"},
+        "elsewhere": {"url": "https://host/kk"},
+    }
+    settings = load_run_config(SMOKE).model_dump() | {
+        "teacher": None,
+        "teachers": both,
+        "reference": {"engine": "transformers"},
+    }
     config = RunConfig.model_validate(settings | {"objective": {"name": "trrd", "reference_kl": 0.01}})
     assert list(config.scoring_pools) == list(config.frozen_models) == ["teacher-own", "reference"]
     assert {pool: shared.label for pool, shared in config.shared_teachers.items()} == {
@@ -42,7 +63,10 @@ def test_a_shared_teacher_takes_nothing_of_the_run_s_machines() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["teacher.path=/a", "teacher.service=kk"], r"teacher: a teacher is .*\(`path:`\), .*\(`service:`\), .*\(`url:`\): give exactly one"),
+        (
+            ["teacher.path=/a", "teacher.service=kk"],
+            r"teacher: a teacher is .*\(`path:`\), .*\(`service:`\), .*\(`url:`\): give exactly one",
+        ),
         (["teacher.service=kk", "teacher.url=https://h/k"], "give exactly one of the three"),
         (["teacher.service=kk", "teacher.replicas=2"], "teacher.replicas: unknown key: another kind of section has it"),
         (["teacher.service=kk", "teacher.fingerprnt=2"], "teacher.fingerprnt: unknown key; did you mean `fingerprint`"),
@@ -64,7 +88,8 @@ def test_an_offline_run_s_teacher_has_to_be_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "quota"), [({}, 32), ({"max_ongoing_requests": 1}, 1), ({"max_groups_per_client": 5}, 5), ({"max_ongoing_requests": 7}, 3)]
+    ("settings", "quota"),
+    [({}, 32), ({"max_ongoing_requests": 1}, 1), ({"max_groups_per_client": 5}, 5), ({"max_ongoing_requests": 7}, 3)],
 )
 def test_no_client_alone_fills_a_replica_unless_told_so(settings: dict[str, Any], quota: int) -> None:
     assert TeacherServiceConfig(path="/t", **settings).client_quota == quota

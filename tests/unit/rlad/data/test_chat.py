@@ -27,13 +27,17 @@ LETTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 def make_tokenizer(*, letters: list[str] = LETTERS, eos: str = "<|im_end|>", template: str | None = CHATML) -> Any:
     """One character a token; adds a start token by itself when asked to add special tokens, as Llama's tokenizers do."""
     vocabulary = [*SPECIAL, "?unknown?", *letters]
-    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="?unknown?"))
+    backend = Tokenizer(
+        models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="?unknown?")
+    )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(SPECIAL)
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"bos_token": "<s>", "eos_token": eos, "pad_token": "<pad>", "unk_token": "?unknown?"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, additional_special_tokens=["<|im_start|>"], **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=template, additional_special_tokens=["<|im_start|>"], **special
+    )
 
 
 def record(prompt: Any, record_id: str = "p1") -> PromptRecord:
@@ -70,7 +74,9 @@ def test_messages_with_a_template_baked_in_are_refused(marker: str) -> None:
         encode_prompts(make_tokenizer(), [chat(f"{marker}user\n1+1?")], max_tokens=200)
 
 
-def test_baked_prompts_of_the_real_set_are_refused_and_its_quizzes_are_not(real_rows: list[dict[str, Any]], knights_knaves_files: list[Path]) -> None:
+def test_baked_prompts_of_the_real_set_are_refused_and_its_quizzes_are_not(
+    real_rows: list[dict[str, Any]], knights_knaves_files: list[Path]
+) -> None:
     from rlad.config import PromptFile
 
     tokenizer = make_tokenizer()
@@ -123,7 +129,8 @@ def test_fingerprint_changes_when_two_ids_are_swapped_or_one_is_added() -> None:
     more = make_tokenizer()
     more.add_tokens(["<think>"])
     fingerprints = {
-        tokenizer_fingerprint(made) for made in (make_tokenizer(), make_tokenizer(letters=swapped), make_tokenizer(letters=[*LETTERS, "é"]), more)
+        tokenizer_fingerprint(made)
+        for made in (make_tokenizer(), make_tokenizer(letters=swapped), make_tokenizer(letters=[*LETTERS, "é"]), more)
     }
     assert len(fingerprints) == 4
 
@@ -139,7 +146,9 @@ def test_fingerprint_tells_merges_apart() -> None:
 
 
 def test_fingerprint_of_a_saved_tiny_model_equals_its_twins(make_model: Any) -> None:
-    assert tokenizer_fingerprint(make_model(seed=0)) == tokenizer_fingerprint(AutoTokenizer.from_pretrained(make_model(seed=1)))
+    assert tokenizer_fingerprint(make_model(seed=0)) == tokenizer_fingerprint(
+        AutoTokenizer.from_pretrained(make_model(seed=1))
+    )
 
 
 def test_fingerprint_of_a_missing_path_is_a_clear_error(tmp_path: Path) -> None:
@@ -149,4 +158,6 @@ def test_fingerprint_of_a_missing_path_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_template_fingerprint_follows_the_template_alone() -> None:
     assert template_fingerprint(make_tokenizer()) == template_fingerprint(make_tokenizer(letters=list("AB")))
-    assert len({template_fingerprint(make_tokenizer(template=template)) for template in (CHATML, CHATML + " ", None)}) == 3
+    assert (
+        len({template_fingerprint(make_tokenizer(template=template)) for template in (CHATML, CHATML + " ", None)}) == 3
+    )

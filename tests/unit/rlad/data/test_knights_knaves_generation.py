@@ -21,7 +21,11 @@ ALL_SIZES = dict.fromkeys(range(2, 9), 1.0)
 
 def test_shares_and_count_are_met_exactly() -> None:
     puzzles = generate_puzzles(people={2: 1, 3: 4, 4: 5}, count=997, split="train", seed=3)
-    assert Counter(puzzle.num_people for puzzle in puzzles) == {2: 100, 3: 399, 4: 498}  # 99.7, 398.8, 498.5 by largest remainder
+    assert Counter(puzzle.num_people for puzzle in puzzles) == {
+        2: 100,
+        3: 399,
+        4: 498,
+    }  # 99.7, 398.8, 498.5 by largest remainder
     assert len(set(puzzles)) == 997
 
 
@@ -36,16 +40,30 @@ def test_equal_arguments_give_equal_puzzles_in_another_process() -> None:
         "from rlad.data.knights_knaves.compact import render_prompt\nfrom rlad.data.knights_knaves.generate import generate_puzzles\n"
         f"print('\\n'.join(map(render_prompt, generate_puzzles({arguments}))))"
     )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    here = [compact.render_prompt(puzzle) for puzzle in generate_puzzles(people={2: 0.2, 5: 0.8}, count=40, split="evaluation", seed=11)]
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    here = [
+        compact.render_prompt(puzzle)
+        for puzzle in generate_puzzles(people={2: 0.2, 5: 0.8}, count=40, split="evaluation", seed=11)
+    ]
     assert printed == here
-    assert here != [compact.render_prompt(puzzle) for puzzle in generate_puzzles(people={2: 0.2, 5: 0.8}, count=40, split="evaluation", seed=12)]
+    assert here != [
+        compact.render_prompt(puzzle)
+        for puzzle in generate_puzzles(people={2: 0.2, 5: 0.8}, count=40, split="evaluation", seed=12)
+    ]
 
 
 def test_training_and_evaluation_share_no_puzzle_whatever_the_seeds() -> None:
-    train = {puzzle.statements for seed in range(3) for puzzle in generate_puzzles(people=ALL_SIZES, count=1000, split="train", seed=seed)}
+    train = {
+        puzzle.statements
+        for seed in range(3)
+        for puzzle in generate_puzzles(people=ALL_SIZES, count=1000, split="train", seed=seed)
+    }
     evaluation = {
-        puzzle.statements for seed in range(3) for puzzle in generate_puzzles(people={2: 0.2, 3: 1, 6: 1}, count=300, split="evaluation", seed=seed)
+        puzzle.statements
+        for seed in range(3)
+        for puzzle in generate_puzzles(people={2: 0.2, 3: 1, 6: 1}, count=300, split="evaluation", seed=seed)
     }
     assert not train & evaluation
 
@@ -65,7 +83,13 @@ def test_there_are_399_puzzles_of_two_people_and_enough_of_them_to_evaluate_on()
 
     def claims(own_knave: str) -> set[str]:
         said = [person for person in "ABab" if person != own_knave]
-        return {kind.format(left, right) for kind in kinds for left in said for right in said if left != right or "{1}" not in kind}
+        return {
+            kind.format(left, right)
+            for kind in kinds
+            for left in said
+            for right in said
+            if left != right or "{1}" not in kind
+        }
 
     solvable = 0
     for first in claims("a"):
@@ -98,9 +122,13 @@ def test_distribution_is_that_of_the_set(real_rows: list[dict[str, Any]]) -> Non
     def features(puzzles: list[Any]) -> dict[str, float]:
         statements = [(speaker, statement) for puzzle in puzzles for speaker, statement in enumerate(puzzle.statements)]
         compound = [(speaker, parts) for speaker, (kind, *parts) in statements if len(parts) == 2]
-        counts = {kind: sum(statement[0] == kind for _, statement in statements) for kind in ("not", "and", "or", "->", "<=>")}
+        counts = {
+            kind: sum(statement[0] == kind for _, statement in statements) for kind in ("not", "and", "or", "->", "<=>")
+        }
         shares = {kind: count / len(statements) for kind, count in counts.items()}
-        shares["mentions the speaker"] = sum(any(part[1] == speaker for part in parts) for speaker, parts in compound) / len(compound)
+        shares["mentions the speaker"] = sum(
+            any(part[1] == speaker for part in parts) for speaker, parts in compound
+        ) / len(compound)
         shares["about one person"] = sum(parts[0][1] == parts[1][1] for _, parts in compound) / len(compound)
         shares["knights"] = sum(sum(puzzle.solution) for puzzle in puzzles) / len(statements)
         return shares

@@ -18,7 +18,11 @@ from rlad.errors import DataError
 # A says B is a knave; B says A is a knight and C a knave; C says A is a knight exactly if B is.
 # A knight: B lies, so not (A knight and C knave), so C is a knight; C's claim "A exactly if B" is then false. Contradiction.
 # A knave: B tells the truth, so A is a knight. Contradiction.
-UNSOLVABLE = (("lying", 1), ("and", ("telling-truth", 0), ("lying", 2)), ("<=>", ("telling-truth", 0), ("telling-truth", 1)))
+UNSOLVABLE = (
+    ("lying", 1),
+    ("and", ("telling-truth", 0), ("lying", 2)),
+    ("<=>", ("telling-truth", 0), ("telling-truth", 1)),
+)
 # A says B is a knave; B says they are of one kind. A knight: B is a knave and lies, as they differ: fits. A knave: B is a knight, yet they differ: does not.
 TWO_PEOPLE = (("lying", 1), ("<=>", ("telling-truth", 0), ("telling-truth", 1)))
 
@@ -58,7 +62,9 @@ def slow_solutions(statements: Statements) -> set[tuple[bool, ...]]:
             "<=>": "({0} == {1})",
         }[kind].format(*inner)
 
-    claims = " and ".join(f"roles[{speaker}] == {expression(statement)}" for speaker, statement in enumerate(statements))
+    claims = " and ".join(
+        f"roles[{speaker}] == {expression(statement)}" for speaker, statement in enumerate(statements)
+    )
     holds = eval(f"lambda roles: {claims}")  # noqa: S307
     return {roles for roles in itertools.product([True, False], repeat=len(statements)) if holds(roles)}
 
@@ -128,7 +134,10 @@ def test_statements_outside_the_grammar_are_refused(statements: str) -> None:
 
 
 def test_statements_may_come_as_json_lists() -> None:
-    assert puzzle_from_statements([["lying", 1], ["<=>", ["telling-truth", 0], ["telling-truth", 1]]]).statements == TWO_PEOPLE
+    assert (
+        puzzle_from_statements([["lying", 1], ["<=>", ["telling-truth", 0], ["telling-truth", 1]]]).statements
+        == TWO_PEOPLE
+    )
 
 
 def test_names_must_fit_the_people() -> None:
@@ -168,7 +177,10 @@ def test_alphabet_leaves_room_for_special_tokens_under_32_symbols() -> None:
     assert len(set(compact.ALPHABET)) == len(compact.ALPHABET) == 26
 
 
-@pytest.mark.parametrize("text", ["", "?", "A:b;?", "A:b;B:a", "B:a;A:b;?", "A:b;B:c;?", "A:b;B:A&;?", "A:b;B:~~a;?", "A:b;B:a; ?", "A:b;;B:a;?"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "?", "A:b;?", "A:b;B:a", "B:a;A:b;?", "A:b;B:c;?", "A:b;B:A&;?", "A:b;B:~~a;?", "A:b;B:a; ?", "A:b;;B:a;?"],
+)
 def test_text_outside_the_notation_is_refused(text: str) -> None:
     with pytest.raises(DataError):
         compact.parse_prompt(text)
@@ -202,7 +214,9 @@ def test_trace_of_every_real_puzzle_checks_step_by_step(real_rows: list[dict[str
 
 def test_careless_reader_without_mistakes_gives_the_solution() -> None:
     puzzle = puzzle_from_statements(TWO_PEOPLE)
-    assert compact.careless_trace(puzzle, random.Random(0), misread_probability=(0, 0), slip_probability=0) == compact.solution_trace(puzzle)
+    assert compact.careless_trace(
+        puzzle, random.Random(0), misread_probability=(0, 0), slip_probability=0
+    ) == compact.solution_trace(puzzle)
 
 
 def test_careless_reader_who_misreads_everything_solves_another_puzzle() -> None:
@@ -210,7 +224,10 @@ def test_careless_reader_who_misreads_everything_solves_another_puzzle() -> None
     puzzle = puzzle_from_statements(TWO_PEOPLE)
     readings = [compact.parse_prompt(f"A:B;B:A{symbol}B;?") for symbol in "&|>"]
     expected = {compact.render_answer(solve(reading)[0]) for reading in readings if solve(reading)}
-    traces = {compact.careless_trace(puzzle, random.Random(seed), misread_probability=(1, 1), slip_probability=0) for seed in range(50)}
+    traces = {
+        compact.careless_trace(puzzle, random.Random(seed), misread_probability=(1, 1), slip_probability=0)
+        for seed in range(50)
+    }
     assert {trace.partition("=")[2] for trace in traces} == expected
 
 
@@ -219,5 +236,8 @@ def test_careless_traces_are_well_formed_often_wrong_and_seeded(real_rows: list[
     traces = [compact.careless_trace(puzzle, random.Random(index)) for index, puzzle in enumerate(puzzles)]
     assert traces == [compact.careless_trace(puzzle, random.Random(index)) for index, puzzle in enumerate(puzzles)]
     assert all(set(trace) <= set("TF:x=") for trace in traces)
-    num_correct = sum(trace.endswith("=" + compact.render_answer(puzzle.solution)) for trace, puzzle in zip(traces, puzzles, strict=True))
+    num_correct = sum(
+        trace.endswith("=" + compact.render_answer(puzzle.solution))
+        for trace, puzzle in zip(traces, puzzles, strict=True)
+    )
     assert 0.2 < num_correct / len(traces) < 0.8

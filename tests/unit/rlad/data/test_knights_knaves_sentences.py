@@ -57,7 +57,9 @@ def test_sentences_written_are_those_of_the_set_and_all_of_them(real_rows: list[
         frame, tellings = shape(row["quiz"], row["names"])
         real_frames.add(frame)
         real_tellings |= set(tellings)
-        frame, tellings = shape(sentences.render_quiz(puzzle_from_statements(row["statements"], row["names"]), rng), row["names"])
+        frame, tellings = shape(
+            sentences.render_quiz(puzzle_from_statements(row["statements"], row["names"]), rng), row["names"]
+        )
         our_frames.add(frame)
         our_tellings |= set(tellings)
     assert our_frames == real_frames
@@ -69,9 +71,7 @@ def test_names_and_instruction_are_those_of_the_set(real_rows: list[dict[str, An
     assert {name for row in real_rows for name in row["names"]} == set(sentences.NAMES)
     for row in real_rows:
         system, user = sentences.render_messages(row["quiz"])
-        baked = (
-            f"<|im_start|>system\n{system['content']}\n<|im_end|>\n<|im_start|>user\n{user['content']}\n<|im_end|>\n<|im_start|>assistant\n<think>"
-        )
+        baked = f"<|im_start|>system\n{system['content']}\n<|im_end|>\n<|im_start|>user\n{user['content']}\n<|im_end|>\n<|im_start|>assistant\n<think>"
         assert row["prompt"][0]["content"] == baked
 
 

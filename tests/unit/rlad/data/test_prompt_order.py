@@ -15,13 +15,18 @@ from rlad.errors import DataError
 def test_every_epoch_trains_each_prompt_once_however_batches_cut_it(num_prompts: int, size: int, seed: int) -> None:
     order = PromptOrder(num_prompts, seed)
     turns = [order.turn(number) for number in range(3 * num_prompts)]
-    assert [(epoch, position) for epoch, position, _ in turns] == [(epoch, position) for epoch in range(3) for position in range(num_prompts)]
+    assert [(epoch, position) for epoch, position, _ in turns] == [
+        (epoch, position) for epoch in range(3) for position in range(num_prompts)
+    ]
     for epoch in range(3):
         assert sorted(record for of, _, record in turns if of == epoch) == list(range(num_prompts))
 
 
 def test_batch_spans_epochs() -> None:
-    assert [(epoch, position) for epoch, position, _ in [PromptOrder(3, seed=0).turn(number) for number in (2, 3)]] == [(0, 2), (1, 0)]
+    assert [(epoch, position) for epoch, position, _ in [PromptOrder(3, seed=0).turn(number) for number in (2, 3)]] == [
+        (0, 2),
+        (1, 0),
+    ]
 
 
 def test_order_does_not_depend_on_the_batch_size_or_on_what_was_asked_before() -> None:
@@ -31,14 +36,18 @@ def test_order_does_not_depend_on_the_batch_size_or_on_what_was_asked_before() -
 
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        return [tuple(PromptOrder(50, seed).turn(50 * epoch + place).record for place in range(50)) for epoch in range(3)]
+        return [
+            tuple(PromptOrder(50, seed).turn(50 * epoch + place).record for place in range(50)) for epoch in range(3)
+        ]
 
     assert len({*orders(0), *orders(1), *orders(-1), tuple(range(50))}) == 10
 
 
 def test_order_is_the_same_in_another_process() -> None:
     program = "from rlad.data.order import PromptOrder\nprint([PromptOrder(100, seed=7).turn(number).record for number in range(192, 256)])"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
     assert printed == str([PromptOrder(100, seed=7).turn(number).record for number in range(192, 256)])
 
 

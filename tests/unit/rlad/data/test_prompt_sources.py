@@ -36,7 +36,9 @@ def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def puzzles(**settings: Any) -> KnightsKnavesPrompts:
-    return KnightsKnavesPrompts(**{"people": {2: 1, 3: 1}, "count": 20, "split": "train", "form": "compact", **settings})
+    return KnightsKnavesPrompts(
+        **{"people": {2: 1, 3: 1}, "count": 20, "split": "train", "form": "compact", **settings}
+    )
 
 
 def test_generated_compact_prompts_carry_their_solution() -> None:
@@ -74,13 +76,17 @@ def test_jsonl_rows_become_records(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "prompts.jsonl", TEXT_ROW, CHAT_ROW)
     first, second = load_prompts(PromptFile(path=str(path)))
     assert first == PromptRecord(id="a", prompt="1+1=", task="arithmetic", answer="2")
-    assert second == PromptRecord(id="7", prompt=tuple(CHAT_ROW["prompt"]), task="arithmetic", answer="2", metadata={"level": 1})
+    assert second == PromptRecord(
+        id="7", prompt=tuple(CHAT_ROW["prompt"]), task="arithmetic", answer="2", metadata={"level": 1}
+    )
 
 
 def test_parquet_rows_become_the_same_records_as_jsonl(tmp_path: Path) -> None:
     rows = [{**CHAT_ROW, "id": "1"}, {**CHAT_ROW, "id": "2", "answer": "3"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "prompts.parquet")
-    assert read_prompt_file(tmp_path / "prompts.parquet") == read_prompt_file(write_jsonl(tmp_path / "prompts.jsonl", *rows))
+    assert read_prompt_file(tmp_path / "prompts.parquet") == read_prompt_file(
+        write_jsonl(tmp_path / "prompts.jsonl", *rows)
+    )
 
 
 def test_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
@@ -106,7 +112,10 @@ def test_records_that_were_written_are_read_back_equal(tmp_path: Path) -> None:
         ({**TEXT_ROW, "id": "b", "prompt": []}, "text or a list of messages"),
         ({**TEXT_ROW, "id": "b", "prompt": [{"role": "user"}]}, "`role` and `content`"),
         ({**TEXT_ROW, "id": "b", "prompt": ["hello"]}, "`role` and `content`"),
-        ({**TEXT_ROW, "id": "b", "prompt": [{"role": "assistant", "content": "2"}]}, "the last message is the assistant's"),
+        (
+            {**TEXT_ROW, "id": "b", "prompt": [{"role": "assistant", "content": "2"}]},
+            "the last message is the assistant's",
+        ),
         ({**TEXT_ROW, "id": "b", "meta": 1}, "unknown meta"),
         ({**TEXT_ROW, "id": "b", "metadata": "x"}, "metadata must be a mapping"),
         (TEXT_ROW, "id 'a' was used before"),
@@ -127,7 +136,9 @@ def test_wrong_parquet_rows_are_refused_with_their_row(tmp_path: Path) -> None:
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    broken, empty, not_utf8, parquet = (tmp_path / name for name in ("broken.jsonl", "empty.jsonl", "bytes.jsonl", "broken.parquet"))
+    broken, empty, not_utf8, parquet = (
+        tmp_path / name for name in ("broken.jsonl", "empty.jsonl", "bytes.jsonl", "broken.parquet")
+    )
     broken.write_text(json.dumps(TEXT_ROW) + '\n{"id": "b", \n')
     empty.write_text("\n")
     not_utf8.write_bytes(b'{"id": "\xff"}\n')
@@ -155,7 +166,9 @@ def test_real_set_is_a_prompt_file_as_it_is(knights_knaves_files: list[Path], re
     assert len({record.id for record in records}) == 400
 
 
-def test_real_set_can_be_asked_in_compact_notation(knights_knaves_files: list[Path], real_rows: list[dict[str, Any]]) -> None:
+def test_real_set_can_be_asked_in_compact_notation(
+    knights_knaves_files: list[Path], real_rows: list[dict[str, Any]]
+) -> None:
     records = [record for path in knights_knaves_files for record in read_knights_knaves_set(path, "compact")]
     for record, row in zip(records, real_rows, strict=True):
         assert puzzle_from_statements(parse_prompt(record.prompt)) == puzzle_from_statements(row["statements"])  # type: ignore[arg-type]
@@ -184,5 +197,11 @@ def test_fingerprint_tells_data_sets_apart_but_not_their_metadata() -> None:
     hashed = b'["a", "1+1=", "arithmetic", "2"]\n["b", "1+1=", "arithmetic", "2"]\n'
     assert fingerprint == hashlib.blake2b(hashed, digest_size=8).hexdigest()  # a resumed run finds its groups by it
     assert dataset_fingerprint([record(metadata={"level": 3}), record(id="b")]) == fingerprint
-    different = [[record(id="c"), records[1]], [record(prompt="2+0="), records[1]], [record(answer="3"), records[1]], records[::-1], records[:1]]
+    different = [
+        [record(id="c"), records[1]],
+        [record(prompt="2+0="), records[1]],
+        [record(answer="3"), records[1]],
+        records[::-1],
+        records[:1],
+    ]
     assert len({fingerprint, *map(dataset_fingerprint, different)}) == 6

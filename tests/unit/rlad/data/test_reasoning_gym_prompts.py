@@ -52,7 +52,8 @@ def test_splits_cannot_overlap_whatever_the_seed_and_the_settings() -> None:
 def test_task_with_too_few_problems_is_refused() -> None:
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     with pytest.raises(
-        DataError, match=r"only \d+ different problems of reasoning-gym's task 'chain_sum' were found in the evaluation split, 999 were"
+        DataError,
+        match=r"only \d+ different problems of reasoning-gym's task 'chain_sum' were found in the evaluation split, 999 were",
     ):
         problems("evaluation", size=999, settings=few)
 
@@ -73,8 +74,14 @@ def test_seed_decides_the_problems_in_every_process() -> None:
         "from rlad.config import ReasoningGymPrompts\nfrom rlad.data.prompts import load_prompts\nfrom rlad.data.records import dataset_fingerprint\n"
         "print(dataset_fingerprint(load_prompts(ReasoningGymPrompts(dataset='chain_sum', size=150, split='train'))))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "5", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    elsewhere = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "5",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert elsewhere == dataset_fingerprint(problems())
     assert elsewhere != dataset_fingerprint(problems(seed=1))
 

@@ -85,7 +85,10 @@ def test_a_part_that_a_kill_left_half_written_counts_as_never_generated(tmp_path
     second.add(prompt(1, (W, R, W), (1,)))
     manifest = second.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-00000.parquet", "part-00001.parquet", MANIFEST]
-    assert [pq.read_table(path).column("trace_index").to_pylist() for path in manifest.part_paths(tmp_path)] == [[0], [1]]
+    assert [pq.read_table(path).column("trace_index").to_pylist() for path in manifest.part_paths(tmp_path)] == [
+        [0],
+        [1],
+    ]
 
 
 def test_parts_of_a_killed_process_are_whole(tmp_path: Path) -> None:
@@ -99,8 +102,13 @@ for position in itertools.count():
     folder.add(prompt(position, (R, W, W), (0,)))
     print(position, flush=True)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[4])])}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[4])]),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= 50:
@@ -118,7 +126,9 @@ def test_one_folder_holds_traces_of_one_teacher_and_setting(tmp_path: Path) -> N
         TraceFolder(tmp_path, other, prompts_per_part=1)
 
 
-@pytest.mark.parametrize(("changed", "named"), [("tokenizer", "tokenizer"), ("template", "chat template"), ("dataset", "dataset")])
+@pytest.mark.parametrize(
+    ("changed", "named"), [("tokenizer", "tokenizer"), ("template", "chat template"), ("dataset", "dataset")]
+)
 def test_traces_that_do_not_fit_a_run_are_refused(changed: str, named: str) -> None:
     fitting = {"tokenizer": PROVENANCE.tokenizer, "template": PROVENANCE.template, "dataset": PROVENANCE.dataset}
     PROVENANCE.require_fits(**fitting, path=Path("traces"))

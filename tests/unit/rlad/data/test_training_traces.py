@@ -20,7 +20,12 @@ UNSOLVED = prompt(3, (W, W, W), ())
 
 
 def training_traces(
-    tmp_path: Path, prompts: Sequence[TracedPrompt], *, per_part: int = 1, max_prompts: int | None = None, max_accepted: int | None = None
+    tmp_path: Path,
+    prompts: Sequence[TracedPrompt],
+    *,
+    per_part: int = 1,
+    max_prompts: int | None = None,
+    max_accepted: int | None = None,
 ) -> TrainingTraces:
     folder = TraceFolder(tmp_path / "traces", PROVENANCE, prompts_per_part=per_part)
     for one in prompts:

@@ -9,14 +9,33 @@ import numpy as np
 import pytest
 
 from rlad.errors import ContractError
-from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, ks_up_to, majority_vote, mean_interval, pass_at_k, summarise
+from rlad.evaluation.accuracy import (
+    EvaluationSummary,
+    PromptResult,
+    ks_up_to,
+    majority_vote,
+    mean_interval,
+    pass_at_k,
+    summarise,
+)
 
 
 def result(
-    prompt_id: str, *groups: str, rewards: tuple[float, ...], truncated: int = 0, answers: tuple[str | None, ...] | None = None
+    prompt_id: str,
+    *groups: str,
+    rewards: tuple[float, ...],
+    truncated: int = 0,
+    answers: tuple[str | None, ...] | None = None,
 ) -> PromptResult:
     tokens = (10,) * len(rewards)
-    return PromptResult(prompt_id=prompt_id, groups=groups, rewards=rewards, response_tokens=tokens, num_truncated=truncated, answers=answers)
+    return PromptResult(
+        prompt_id=prompt_id,
+        groups=groups,
+        rewards=rewards,
+        response_tokens=tokens,
+        num_truncated=truncated,
+        answers=answers,
+    )
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 1, 1), (5, 2, 3), (6, 3, 2), (4, 4, 4), (8, 1, 8)])
@@ -48,7 +67,13 @@ def test_all_solved_does_not_claim_certainty() -> None:
 
 
 def test_summary_by_group_in_natural_order() -> None:
-    summary = summarise([result("a", "10", rewards=(1, 0)), result("b", "2", rewards=(1, 1)), result("c", "2", rewards=(0, 0), truncated=1)])
+    summary = summarise(
+        [
+            result("a", "10", rewards=(1, 0)),
+            result("b", "2", rewards=(1, 1)),
+            result("c", "2", rewards=(0, 0), truncated=1),
+        ]
+    )
     assert list(summary.groups) == ["2", "10"]
     assert summary.overall.mean == pytest.approx(0.5)
     assert summary.groups["2"].pass_at_k == pytest.approx(0.5)
@@ -60,9 +85,23 @@ def test_summary_by_group_in_natural_order() -> None:
 
 
 def test_rows_recorded_before_there_were_more_columns_are_read() -> None:
-    row = {"prompts": 4, "samples": 2, "mean": 0.5, "low": 0.2, "high": 0.8, "pass_at_k": 0.75, "response_tokens": 9.0, "truncated": 0.0}
+    row = {
+        "prompts": 4,
+        "samples": 2,
+        "mean": 0.5,
+        "low": 0.2,
+        "high": 0.8,
+        "pass_at_k": 0.75,
+        "response_tokens": 9.0,
+        "truncated": 0.0,
+    }
     summary = EvaluationSummary.from_dict({"overall": row, "groups": {"2": row}})
-    assert (summary.overall.pass_at_k, summary.overall.pass_at, summary.overall.majority, summary.prompts) == (0.75, {}, None, {})
+    assert (summary.overall.pass_at_k, summary.overall.pass_at, summary.overall.majority, summary.prompts) == (
+        0.75,
+        {},
+        None,
+        {},
+    )
 
 
 def test_a_prompt_counts_in_every_group_that_it_belongs_to() -> None:
@@ -86,7 +125,9 @@ def test_pass_at_several_k_is_the_mean_of_the_prompts_estimates() -> None:
     assert [ks_up_to(samples) for samples in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
     # Of 4 samples 1 is right: 1/4, and 3 of the 6 pairs. Of 4 samples 2 are right: 1/2, and 5 of the 6 pairs.
     overall = summarise([result("a", rewards=(1, 0, 0, 0)), result("b", rewards=(1, 1, 0, 0))]).overall
-    assert {k: interval.mean for k, interval in overall.pass_at.items()} == pytest.approx({1: 3 / 8, 2: (1 / 2 + 5 / 6) / 2, 4: 1.0})
+    assert {k: interval.mean for k, interval in overall.pass_at.items()} == pytest.approx(
+        {1: 3 / 8, 2: (1 / 2 + 5 / 6) / 2, 4: 1.0}
+    )
     # 0.25 and 0.5: standard error 0.125, and Student's t with one degree of freedom is 12.706: the interval reaches both ends.
     assert (overall.pass_at[1].low, overall.pass_at[1].high) == (0.0, 1.0)
 
@@ -109,7 +150,10 @@ def test_majority_vote_by_hand(answers: tuple[str | None, ...], rewards: tuple[f
 
 
 def test_majority_is_reported_where_every_prompt_has_answers() -> None:
-    voting = [result("a", "kk", rewards=(1, 1, 0), answers=("x", "x", "y")), result("b", "kk", rewards=(1, 0, 0), answers=("x", "y", "y"))]
+    voting = [
+        result("a", "kk", rewards=(1, 1, 0), answers=("x", "x", "y")),
+        result("b", "kk", rewards=(1, 0, 0), answers=("x", "y", "y")),
+    ]
     silent = result("c", "code", rewards=(1, 1, 1))
     summary = summarise([*voting, silent])
     assert summary.overall.majority is summary.groups["code"].majority is None

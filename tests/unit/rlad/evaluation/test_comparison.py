@@ -39,9 +39,17 @@ def evaluation(rewards: Sequence[float], *, first_prompt: int = 0) -> Evaluation
     )
 
 
-def run(method: str, seed: int, final: Sequence[float], *, start: Sequence[float] | None = None, teacher: bool = False) -> RunRecord:
+def run(
+    method: str, seed: int, final: Sequence[float], *, start: Sequence[float] | None = None, teacher: bool = False
+) -> RunRecord:
     steps = [
-        {"step": step, "reward/mean": step / 10, "rollout/response_tokens": 100.0 * step, "time/step_s": 2.0 + seed, "time/score_s": 0.5}
+        {
+            "step": step,
+            "reward/mean": step / 10,
+            "rollout/response_tokens": 100.0 * step,
+            "time/step_s": 2.0 + seed,
+            "time/score_s": 0.5,
+        }
         for step in (1, 2)
     ]
     evaluations = {0: evaluation(start or [0.0] * len(final)), 2: evaluation(final)}
@@ -50,7 +58,12 @@ def run(method: str, seed: int, final: Sequence[float], *, start: Sequence[float
 
 def test_the_table_holds_mean_and_standard_deviation_over_seeds() -> None:
     table = accuracy_spreads(
-        [run("a", 0, [1, 1, 1, 0]), run("a", 1, [1, 0, 0, 0]), run("b", 0, [0, 0, 0, 0]), run("b", 1, [0, 0, 0, 0], start=[1, 1, 0, 0])]
+        [
+            run("a", 0, [1, 1, 1, 0]),
+            run("a", 1, [1, 0, 0, 0]),
+            run("b", 0, [0, 0, 0, 0]),
+            run("b", 1, [0, 0, 0, 0], start=[1, 1, 0, 0]),
+        ]
     )
     assert list(table) == ["start", "a", "b"]
     assert list(table["a"]) == ["2", "3", "all"]
@@ -61,19 +74,35 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds() -> None:
 
 
 def test_curves_have_the_steps_that_every_seed_has() -> None:
-    short = RunRecord(method="a", seed=1, steps=[{"step": 1, "reward/mean": 0.3}], evaluations={0: evaluation([0, 0])}, uses_teacher=False)
+    short = RunRecord(
+        method="a",
+        seed=1,
+        steps=[{"step": 1, "reward/mean": 0.3}],
+        evaluations={0: evaluation([0, 0])},
+        uses_teacher=False,
+    )
     runs = [run("a", 0, [1, 0]), short]
     assert list(curves(runs, "all")["a"]) == [0]
-    assert {step: spread.mean for step, spread in metric_curves(runs, "reward/mean")["a"].items()} == {1: pytest.approx(0.2)}
+    assert {step: spread.mean for step, spread in metric_curves(runs, "reward/mean")["a"].items()} == {
+        1: pytest.approx(0.2)
+    }
     assert metric_curves(runs, "nowhere") == {}
 
 
 def test_costs_are_means_over_seeds_of_a_run_s_steps() -> None:
     table = costs([run("trrd", 0, [1, 0], teacher=True), run("trrd", 2, [1, 0], teacher=True), run("grpo", 0, [1, 0])])
-    assert (table["trrd"].step_s, table["trrd"].exposed_scoring_s, table["trrd"].training_s) == pytest.approx((3.0, 0.5, 6.0))
+    assert (table["trrd"].step_s, table["trrd"].exposed_scoring_s, table["trrd"].training_s) == pytest.approx(
+        (3.0, 0.5, 6.0)
+    )
     assert (table["trrd"].generated_tokens, table["trrd"].teacher_tokens) == (300.0, 300.0)
     assert (table["grpo"].generated_tokens, table["grpo"].teacher_tokens) == (300.0, 0.0)
-    silent = RunRecord(method="sft", seed=0, steps=[{"step": 1, "traces/response_tokens": 7.0}], evaluations={0: evaluation([0])}, uses_teacher=False)
+    silent = RunRecord(
+        method="sft",
+        seed=0,
+        steps=[{"step": 1, "traces/response_tokens": 7.0}],
+        evaluations={0: evaluation([0])},
+        uses_teacher=False,
+    )
     assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 7.0)
 
 
@@ -103,7 +132,10 @@ def test_holm_by_hand() -> None:
 def test_a_clear_difference_is_found_and_its_direction() -> None:
     reference = [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
     better = [[1, 1, 1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1, 0, 1, 0]]
-    first, other = ([run(name, seed, row) for seed, row in enumerate(rows)] for name, rows in (("grpo", reference), ("trrd", better)))
+    first, other = (
+        [run(name, seed, row) for seed, row in enumerate(rows)]
+        for name, rows in (("grpo", reference), ("trrd", better))
+    )
     (found,) = differences([*first, *other], margin=0.01)
     assert (found.difference, found.seeds, found.prompts, found.verdict) == (pytest.approx(0.8), 3, 10, "better")
     assert found.p_prompts == pytest.approx(2 / 2**9)  # nine prompts differ, all in one direction
@@ -114,12 +146,19 @@ def test_a_clear_difference_is_found_and_its_direction() -> None:
 
 def test_seeds_that_disagree_are_noise_and_it_is_said_plainly() -> None:
     first = [run("grpo", seed, [0, 0, 0, 0, 1, 1, 1, 1]) for seed in range(3)]
-    other = [run("trrd", seed, row) for seed, row in enumerate([[1, 1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1, 1]])]
+    other = [
+        run("trrd", seed, row)
+        for seed, row in enumerate([[1, 1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1, 1]])
+    ]
     (found,) = differences([*first, *other], margin=0.01)
     assert found.verdict == "within the noise"
     # Differences of 3/8, 0 and -2/8: mean 1/24, standard deviation 0.31458.
-    assert (found.low, found.high) == pytest.approx((1 / 24 - 4.302653 * 0.314576 / 3**0.5, 1 / 24 + 4.302653 * 0.314576 / 3**0.5), abs=1e-4)
-    assert found.sentence().startswith("trrd and grpo are within the noise of each other (+4.2 points, 95% interval -74.0 to +82.3 over 3 seeds")
+    assert (found.low, found.high) == pytest.approx(
+        (1 / 24 - 4.302653 * 0.314576 / 3**0.5, 1 / 24 + 4.302653 * 0.314576 / 3**0.5), abs=1e-4
+    )
+    assert found.sentence().startswith(
+        "trrd and grpo are within the noise of each other (+4.2 points, 95% interval -74.0 to +82.3 over 3 seeds"
+    )
 
 
 def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() -> None:
@@ -131,13 +170,21 @@ def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() ->
     (alone,) = differences([*first, *other], margin=0.01)
     among = differences([*first, *other, *alike], margin=0.01)[0]
     assert (alone.verdict, alone.p_seeds) == ("better", pytest.approx(1 - 31 / (2 + 31**2) ** 0.5))
-    assert (among.verdict, among.p_value) == ("within the noise", pytest.approx(51 * max(alone.p_seeds or 0, alone.p_prompts)))
+    assert (among.verdict, among.p_value) == (
+        "within the noise",
+        pytest.approx(51 * max(alone.p_seeds or 0, alone.p_prompts)),
+    )
     assert "corrected for 51 comparisons" in among.sentence()
     assert among.sentence().endswith("The interval alone leaves 0 out; more seeds would settle it.")
 
 
 def test_a_p_value_is_never_told_as_zero() -> None:
-    assert [p_text(p_value) for p_value in (1.0, 0.0214, 0.001, 0.0002)] == ["p = 1.000", "p = 0.021", "p = 0.001", "p < 0.001"]
+    assert [p_text(p_value) for p_value in (1.0, 0.0214, 0.001, 0.0002)] == [
+        "p = 1.000",
+        "p = 0.021",
+        "p = 0.001",
+        "p < 0.001",
+    ]
 
 
 def test_one_seed_ranks_nothing() -> None:
@@ -155,7 +202,9 @@ def test_an_interval_within_the_margin_is_equality() -> None:
 
 
 def test_runs_on_different_prompts_are_no_pairs() -> None:
-    other = RunRecord(method="trrd", seed=0, steps=[], evaluations={0: evaluation([1, 0], first_prompt=7)}, uses_teacher=True)
+    other = RunRecord(
+        method="trrd", seed=0, steps=[], evaluations={0: evaluation([1, 0], first_prompt=7)}, uses_teacher=True
+    )
     with pytest.raises(ContractError, match="same prompts"):
         differences([run("grpo", 0, [1, 0]), other], margin=0.01)
     with pytest.raises(ContractError, match="no seed in common"):
@@ -168,7 +217,13 @@ def test_methods_that_are_alike_are_seldom_called_different() -> None:
     for _ in range(150):
         difficulties = generator.uniform(size=40)
         runs = [
-            run(method, seed, (generator.uniform(size=40) < np.clip(difficulties + generator.normal(0, 0.05), 0, 1)).astype(float).tolist())
+            run(
+                method,
+                seed,
+                (generator.uniform(size=40) < np.clip(difficulties + generator.normal(0, 0.05), 0, 1))
+                .astype(float)
+                .tolist(),
+            )
             for method in ("a", "b", "c")
             for seed in range(3)
         ]

@@ -15,7 +15,13 @@ def evaluation(rewards: Sequence[float], *, first: int = 0) -> EvaluationSummary
     """One response to each prompt."""
     return summarise(
         [
-            PromptResult(prompt_id=f"p{first + index}", groups=("all of it",), rewards=(reward,), response_tokens=(3,), num_truncated=0)
+            PromptResult(
+                prompt_id=f"p{first + index}",
+                groups=("all of it",),
+                rewards=(reward,),
+                response_tokens=(3,),
+                num_truncated=0,
+            )
             for index, reward in enumerate(rewards)
         ]
     )

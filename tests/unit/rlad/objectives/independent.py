@@ -35,8 +35,16 @@ class Token:
 
     def __init__(self, batch: Padded, student: dict[str, Tensor], i: int, t: int) -> None:
         extras = batch.extras
-        self.policy, self.entropy, self.support = student["policy"][i, t], student["entropies"][i, t], student["support"][i, t]
-        self.behaviour, self.teacher, self.advantage = batch.behaviour[i, t].item(), batch.teacher[i, t].item(), batch.advantages[i].item()
+        self.policy, self.entropy, self.support = (
+            student["policy"][i, t],
+            student["entropies"][i, t],
+            student["support"][i, t],
+        )
+        self.behaviour, self.teacher, self.advantage = (
+            batch.behaviour[i, t].item(),
+            batch.teacher[i, t].item(),
+            batch.advantages[i].item(),
+        )
         self.sampler, self.reference = extras.sampler_logprobs[i, t].item(), extras.reference_logprobs[i, t].item()
         self.teacher_support = [value.item() for value in extras.teacher_support_logprobs[i, t]]
         self.teacher_tail, self.is_imitated = extras.teacher_tail_logprobs[i, t].item(), bool(extras.is_imitated[i, t])
@@ -76,7 +84,11 @@ def token_loss(s: dict[str, Any], token: Token, progress: float) -> Tensor:
             return surrogate_loss(s, plain, token.advantage, token)
         case "trrd":
             to_teacher, c = token.policy - token.teacher, s["teacher_log_ratio_clamp"]
-            held = to_teacher if abs(to_teacher.item()) <= c else torch.full_like(to_teacher, math.copysign(c, to_teacher.item()))
+            held = (
+                to_teacher
+                if abs(to_teacher.item()) <= c
+                else torch.full_like(to_teacher, math.copysign(c, to_teacher.item()))
+            )
             if s["teacher_clamp_gradient"] == "straight_through":
                 held = to_teacher + (held - to_teacher).detach()
             return surrogate_loss(s, s["alpha"] * plain + (1 - s["alpha"]) * held, token.advantage, token)
@@ -84,7 +96,9 @@ def token_loss(s: dict[str, Any], token: Token, progress: float) -> Tensor:
             beta = beta_at(s, progress)
             pull = s["imitate"] == "none" or token.is_imitated
             if s["estimator"] == "k1_reward":
-                return surrogate_loss(s, plain, token.advantage + (beta * (token.teacher - token.behaviour) if pull else 0.0), token)
+                return surrogate_loss(
+                    s, plain, token.advantage + (beta * (token.teacher - token.behaviour) if pull else 0.0), token
+                )
             return surrogate_loss(s, plain, token.advantage, token) + (beta * divergence(s, token) if pull else 0.0)
         case "opd":
             if s["estimator"] == "k1_reward":

@@ -38,7 +38,9 @@ class Padded:
     mask: Tensor
     extras: Extras = field(default_factory=Extras)
 
-    def arguments(self, *, policy: Tensor | None = None, with_teacher: bool = True) -> dict[str, Tensor | Extras | None]:
+    def arguments(
+        self, *, policy: Tensor | None = None, with_teacher: bool = True
+    ) -> dict[str, Tensor | Extras | None]:
         return {
             "policy_logprobs": self.policy if policy is None else policy,
             "behaviour_logprobs": self.behaviour,
@@ -65,7 +67,10 @@ def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> P
         advantages=torch.randn(len(lengths), generator=generator, dtype=torch.float64),
         mask=torch.arange(shape[1]) < torch.tensor(lengths)[:, None],
     )
-    ours, theirs = (torch.randn((*shape, SUPPORT + 1), generator=generator, dtype=torch.float64).log_softmax(dim=-1) for _ in range(2))
+    ours, theirs = (
+        torch.randn((*shape, SUPPORT + 1), generator=generator, dtype=torch.float64).log_softmax(dim=-1)
+        for _ in range(2)
+    )
     extras = Extras(
         sampler_logprobs=behaviour + noise(),
         reference_logprobs=behaviour + noise(),
@@ -79,11 +84,15 @@ def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> P
     return replace(batch, extras=extras)
 
 
-def token_value_and_slope(policy: float, behaviour: float, teacher: float, advantage: float, settings: Settings) -> tuple[float, float]:
+def token_value_and_slope(
+    policy: float, behaviour: float, teacher: float, advantage: float, settings: Settings
+) -> tuple[float, float]:
     """The surrogate of one token (to maximise) and its derivative in `policy`."""
     gap = policy - teacher
     is_clamped = abs(gap) > settings.clamp
-    log_ratio = settings.alpha * (policy - behaviour) + (1 - settings.alpha) * max(-settings.clamp, min(settings.clamp, gap))
+    log_ratio = settings.alpha * (policy - behaviour) + (1 - settings.alpha) * max(
+        -settings.clamp, min(settings.clamp, gap)
+    )
     slope_of_log_ratio = settings.alpha if is_clamped and not settings.straight_through else 1.0
     ratio = math.exp(log_ratio)
     if advantage > 0 and ratio > 1 + settings.eps_high:
@@ -101,7 +110,9 @@ def slow_loss_and_gradient(batch: Padded, settings: Settings) -> tuple[float, Te
         tokens = [t for t in range(size) if batch.mask[i, t]]
         for t in tokens:
             columns = (batch.policy, batch.behaviour, batch.teacher)
-            value, slope = token_value_and_slope(*(column[i, t].item() for column in columns), batch.advantages[i].item(), settings)
+            value, slope = token_value_and_slope(
+                *(column[i, t].item() for column in columns), batch.advantages[i].item(), settings
+            )
             loss -= value / len(tokens) / num_responses
             gradient[i, t] = -slope / len(tokens) / num_responses
     return loss, gradient

@@ -23,7 +23,9 @@ def kl(left: Tensor, right: Tensor) -> Tensor:
     return (left.exp() * (left - right)).sum()
 
 
-@pytest.mark.parametrize(("log_ratio", "k2", "k3"), [(0.0, 0.0, 0.0), (1.0, 0.5, math.exp(-1)), (-2.0, 2.0, math.exp(2) - 3)])
+@pytest.mark.parametrize(
+    ("log_ratio", "k2", "k3"), [(0.0, 0.0, 0.0), (1.0, 0.5, math.exp(-1)), (-2.0, 2.0, math.exp(2) - 3)]
+)
 def test_values_by_hand(log_ratio: float, k2: float, k3: float) -> None:
     assert sampled_divergence(torch.tensor(log_ratio, dtype=torch.float64), "k2", 20).item() == pytest.approx(k2)
     assert sampled_divergence(torch.tensor(log_ratio, dtype=torch.float64), "k3", 20).item() == pytest.approx(k3)
@@ -31,7 +33,9 @@ def test_values_by_hand(log_ratio: float, k2: float, k3: float) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("estimator", "is_reverse"), [("k2", True), ("k3", False)])
-def test_expected_gradient_over_the_policys_own_samples(estimator: SampledEstimator, is_reverse: bool, seed: int) -> None:
+def test_expected_gradient_over_the_policys_own_samples(
+    estimator: SampledEstimator, is_reverse: bool, seed: int
+) -> None:
     """Summed over the vocabulary with the policy's probabilities held fixed: k2 has the gradient of KL(pi, q), k3 that of KL(q, pi)."""
     logits, q = distributions(seed)
     pi = logits.log_softmax(0)
@@ -75,7 +79,9 @@ def test_over_part_of_it_the_rest_is_one_bucket(size: int) -> None:
     chosen = q.topk(size).indices
     rest = [index for index in range(7) if index not in chosen.tolist()]
     pi_rest, q_rest = (sum(math.exp(column[index].item()) for index in rest) for column in (pi, q))
-    by_hand = sum(math.exp(pi[i].item()) * (pi[i] - q[i]).item() for i in chosen.tolist()) + pi_rest * math.log(pi_rest / q_rest)
+    by_hand = sum(math.exp(pi[i].item()) * (pi[i] - q[i]).item() for i in chosen.tolist()) + pi_rest * math.log(
+        pi_rest / q_rest
+    )
     value = support_divergence(pi[chosen], q[chosen], torch.tensor(math.log(q_rest), dtype=torch.float64))
     assert value.item() == pytest.approx(by_hand, rel=1e-12)
     assert 0 <= value.item() <= kl(pi, q).item() + 1e-12

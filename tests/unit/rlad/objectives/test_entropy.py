@@ -11,9 +11,16 @@ from rlad.objectives import EntropyBonus, EntropyController, Extras, build_objec
 def test_the_bonus_pulls_entropy_up_by_its_coefficient() -> None:
     """Two tokens in one response: d loss / d entropy = -coefficient / 2 each, whatever the advantage."""
     entropies = torch.tensor([[0.3, 1.1]], dtype=torch.float64, requires_grad=True)
-    logprobs, objective = torch.zeros(1, 2, dtype=torch.float64), build_objective({"name": "grpo", "entropy_bonus": {"coefficient": 0.2}})
+    logprobs, objective = (
+        torch.zeros(1, 2, dtype=torch.float64),
+        build_objective({"name": "grpo", "entropy_bonus": {"coefficient": 0.2}}),
+    )
     output = objective(
-        policy_logprobs=logprobs, behaviour_logprobs=logprobs, advantages=torch.zeros(1), mask=torch.ones(1, 2), extras=Extras(entropies=entropies)
+        policy_logprobs=logprobs,
+        behaviour_logprobs=logprobs,
+        advantages=torch.zeros(1),
+        mask=torch.ones(1, 2),
+        extras=Extras(entropies=entropies),
     )
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-0.2 * 0.7)

@@ -32,8 +32,15 @@ def loss_of(config: dict[str, Any], batch: Padded, student: dict[str, Tensor]) -
 
 
 def gradients(loss: Tensor, student: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, list(student.values()), allow_unused=True) if loss.requires_grad else [None] * len(student)
-    return {name: torch.zeros_like(student[name]) if each is None else each for name, each in zip(student, found, strict=True)}
+    found = (
+        torch.autograd.grad(loss, list(student.values()), allow_unused=True)
+        if loss.requires_grad
+        else [None] * len(student)
+    )
+    return {
+        name: torch.zeros_like(student[name]) if each is None else each
+        for name, each in zip(student, found, strict=True)
+    }
 
 
 def gradient_of(config: dict[str, Any], batch: Padded) -> dict[str, Tensor]:
@@ -44,7 +51,9 @@ def gradient_of(config: dict[str, Any], batch: Padded) -> dict[str, Tensor]:
 @every_objective
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(lengths=RAGGED, seed=st.integers(0, 2**31 - 1))
-def test_loss_and_gradient_equal_an_independent_implementation(config: dict[str, Any], lengths: list[int], seed: int) -> None:
+def test_loss_and_gradient_equal_an_independent_implementation(
+    config: dict[str, Any], lengths: list[int], seed: int
+) -> None:
     batch = ragged_batch(lengths, seed)
     ours, theirs = student_of(batch), student_of(batch)
     loss, expected = loss_of(config, batch, ours), independent.loss(config, batch, theirs)

@@ -55,7 +55,10 @@ def test_mean_over_responses_of_means_over_tokens() -> None:
     batch_mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
     logprobs = torch.zeros(2, 4, requires_grad=True)
     output = build_objective({"name": "grpo"})(
-        policy_logprobs=logprobs, behaviour_logprobs=torch.zeros(2, 4), advantages=torch.tensor([3.0, 1.0]), mask=batch_mask
+        policy_logprobs=logprobs,
+        behaviour_logprobs=torch.zeros(2, 4),
+        advantages=torch.tensor([3.0, 1.0]),
+        mask=batch_mask,
     )
     output.loss.backward()
     assert output.loss.item() == -2.0
@@ -66,7 +69,9 @@ def test_no_gradient_reaches_the_behaviour_policy_or_the_advantages() -> None:
     batch = ragged_batch([3, 2], seed=0)
     behaviour, advantages = batch.behaviour.clone().requires_grad_(), batch.advantages.clone().requires_grad_()
     policy = batch.policy.clone().requires_grad_()
-    loss = build_objective({"name": "grpo"})(policy_logprobs=policy, behaviour_logprobs=behaviour, advantages=advantages, mask=batch.mask).loss
+    loss = build_objective({"name": "grpo"})(
+        policy_logprobs=policy, behaviour_logprobs=behaviour, advantages=advantages, mask=batch.mask
+    ).loss
     loss.backward()
     assert behaviour.grad is None
     assert advantages.grad is None

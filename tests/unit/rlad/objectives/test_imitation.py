@@ -12,7 +12,13 @@ from rlad.objectives import Extras, KdrlConfig, ObjectiveOutput, build_objective
 
 
 def one_token(
-    config: dict[str, Any], *, policy: float, behaviour: float = -1.0, teacher: float = -1.0, advantage: float = 0.0, **extras: Any
+    config: dict[str, Any],
+    *,
+    policy: float,
+    behaviour: float = -1.0,
+    teacher: float = -1.0,
+    advantage: float = 0.0,
+    **extras: Any,
 ) -> tuple[float, float, ObjectiveOutput]:
     """Loss, its derivative in log pi, and the output."""
     column = torch.tensor([[policy]], dtype=torch.float64, requires_grad=True)
@@ -96,7 +102,9 @@ def test_dual_clip_bounds_a_bad_tokens_loss() -> None:
     config = {"name": "grpo", "dual_clip": 3.0}
     assert one_token(config, policy=1.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((3.0, 0.0))
     assert one_token(config, policy=0.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((math.e, math.e))
-    assert one_token(config, policy=1.0, behaviour=-1.0, advantage=1.0)[:2] == pytest.approx((-1.28, 0.0))  # a good one is clipped as ever
+    assert one_token(config, policy=1.0, behaviour=-1.0, advantage=1.0)[:2] == pytest.approx(
+        (-1.28, 0.0)
+    )  # a good one is clipped as ever
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,10 @@ def test_dual_clip_bounds_a_bad_tokens_loss() -> None:
 def test_mismatch_between_engine_and_learner_by_hand(mode: str, gap: float, weight: float) -> None:
     """w = e^gap, cap 2: the surrogate at ratio 1 and A = 1 is weighted by min(w, 2), or dropped outside [1/2, 2]."""
     found = one_token(
-        {"name": "grpo", "mismatch": mode}, policy=-1.0, advantage=1.0, sampler_logprobs=torch.tensor([[-1.0 - gap]], dtype=torch.float64)
+        {"name": "grpo", "mismatch": mode},
+        policy=-1.0,
+        advantage=1.0,
+        sampler_logprobs=torch.tensor([[-1.0 - gap]], dtype=torch.float64),
     )
     assert found[:2] == pytest.approx((-weight, -weight))
 
@@ -122,7 +133,9 @@ def test_reference_divergence_by_hand() -> None:
     reference = torch.tensor([[-1.5]], dtype=torch.float64)
     k3 = one_token({"name": "grpo", "reference_kl": 0.2}, policy=-1.0, reference_logprobs=reference)
     assert k3[:2] == pytest.approx((0.2 * (math.exp(-0.5) - 0.5), 0.2 * (1 - math.exp(-0.5))))
-    k2 = one_token({"name": "grpo", "reference_kl": 0.2, "reference_kl_estimator": "k2"}, policy=-1.0, reference_logprobs=reference)
+    k2 = one_token(
+        {"name": "grpo", "reference_kl": 0.2, "reference_kl_estimator": "k2"}, policy=-1.0, reference_logprobs=reference
+    )
     assert k2[:2] == pytest.approx((0.2 * 0.125, 0.2 * 0.5))
 
 
@@ -133,7 +146,10 @@ def test_reference_divergence_by_hand() -> None:
         ({"name": "grpo", "mismatch": "mask"}, "needs sampler_logprobs, got None"),
         ({"name": "grpo", "entropy_bonus": {"coefficient": 0.1}}, "needs entropies, got None"),
         ({"name": "kdrl", "imitate": "group"}, "needs is_imitated, got None"),
-        ({"name": "opd", "estimator": "full"}, "needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs"),
+        (
+            {"name": "opd", "estimator": "full"},
+            "needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs",
+        ),
     ],
 )
 def test_a_column_that_an_option_needs_is_asked_for_by_name(config: dict[str, Any], missing: str) -> None:

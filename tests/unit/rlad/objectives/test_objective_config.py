@@ -11,7 +11,16 @@ import pytest
 
 import rlad.objectives
 from rlad.errors import ConfigError
-from rlad.objectives import GrpoConfig, KdrlConfig, Objective, ObjectiveConfig, OpdConfig, SftConfig, TrrdConfig, build_objective
+from rlad.objectives import (
+    GrpoConfig,
+    KdrlConfig,
+    Objective,
+    ObjectiveConfig,
+    OpdConfig,
+    SftConfig,
+    TrrdConfig,
+    build_objective,
+)
 
 from .configurations import EVERY_CONFIG
 
@@ -36,8 +45,24 @@ def test_public_names_are_pinned() -> None:
         "group_advantages",
     ]
     padded, packed = (list(inspect.signature(form).parameters) for form in (Objective.__call__, Objective.packed))
-    assert padded == ["self", "policy_logprobs", "behaviour_logprobs", "teacher_logprobs", "advantages", "mask", "extras"]
-    assert packed == ["self", "policy_logprobs", "behaviour_logprobs", "teacher_logprobs", "advantages", "weights", "extras"]
+    assert padded == [
+        "self",
+        "policy_logprobs",
+        "behaviour_logprobs",
+        "teacher_logprobs",
+        "advantages",
+        "mask",
+        "extras",
+    ]
+    assert packed == [
+        "self",
+        "policy_logprobs",
+        "behaviour_logprobs",
+        "teacher_logprobs",
+        "advantages",
+        "weights",
+        "extras",
+    ]
     assert list(inspect.signature(build_objective).parameters) == ["config"]
 
 
@@ -48,14 +73,28 @@ SHARED = {
     "reference_kl_estimator": "k3",
     "entropy_bonus": {"coefficient": 0.0, "target": None, "delta": 0.005},
 }
-SURROGATE = {"eps_low": 0.20, "eps_high": 0.28, "dual_clip": None, "advantage": "group_std", "mismatch": "off", "mismatch_cap": 2.0}
+SURROGATE = {
+    "eps_low": 0.20,
+    "eps_high": 0.28,
+    "dual_clip": None,
+    "advantage": "group_std",
+    "mismatch": "off",
+    "mismatch_cap": 2.0,
+}
 
 
 def test_defaults_are_those_of_the_paper_with_every_option_off() -> None:
     anchored = {"alpha": 0.5, "teacher_log_ratio_clamp": 1.0, "teacher_clamp_gradient": "clipped"}
     assert TrrdConfig().model_dump() == {"name": "trrd", **anchored, **SHARED, **SURROGATE}
     assert GrpoConfig().model_dump() == {"name": "grpo", **SHARED, **SURROGATE}
-    kdrl = {"estimator": "k2", "top_k": None, "beta": 2e-3, "beta_end": None, "beta_schedule": "linear", "imitate": "none"}
+    kdrl = {
+        "estimator": "k2",
+        "top_k": None,
+        "beta": 2e-3,
+        "beta_end": None,
+        "beta_schedule": "linear",
+        "imitate": "none",
+    }
     assert KdrlConfig().model_dump() == {"name": "kdrl", **kdrl, **SHARED, **SURROGATE}
     assert OpdConfig().model_dump() == {"name": "opd", "estimator": "k1_reward", "top_k": None, **SHARED, **SURROGATE}
     assert SftConfig().model_dump() == {"name": "sft", **SHARED}
@@ -69,12 +108,23 @@ def test_what_a_run_directory_stores_reads_back_as_the_same_objective(config: di
 
 def test_shown_are_the_objectives_own_settings_and_the_options_that_were_changed() -> None:
     assert GrpoConfig().shown_settings == {}
-    assert GrpoConfig(eps_high=0.2, aggregation="token_mean").shown_settings == {"eps_high": 0.2, "aggregation": "token_mean"}
-    assert TrrdConfig(alpha=0.3).shown_settings == {"alpha": 0.3, "teacher_log_ratio_clamp": 1.0, "teacher_clamp_gradient": "clipped"}
+    assert GrpoConfig(eps_high=0.2, aggregation="token_mean").shown_settings == {
+        "eps_high": 0.2,
+        "aggregation": "token_mean",
+    }
+    assert TrrdConfig(alpha=0.3).shown_settings == {
+        "alpha": 0.3,
+        "teacher_log_ratio_clamp": 1.0,
+        "teacher_clamp_gradient": "clipped",
+    }
 
 
 def test_mapping_and_model_build_the_same_objective() -> None:
-    assert build_objective({"name": "trrd", "alpha": 0.7}).config == build_objective(TrrdConfig(alpha=0.7)).config == TrrdConfig(alpha=0.7)
+    assert (
+        build_objective({"name": "trrd", "alpha": 0.7}).config
+        == build_objective(TrrdConfig(alpha=0.7)).config
+        == TrrdConfig(alpha=0.7)
+    )
     assert build_objective({"name": "grpo", "eps_high": 0.2}).config == GrpoConfig(eps_high=0.2)
 
 
@@ -106,7 +156,12 @@ def test_responses_without_an_advantage_are_skipped_only_where_every_term_of_the
 
 
 def test_the_teacher_is_asked_for_no_more_than_the_estimator_needs() -> None:
-    assert [KdrlConfig(estimator=name).teacher_support for name in ("k1_reward", "k2", "k3", "full")] == [None, None, None, "full"]
+    assert [KdrlConfig(estimator=name).teacher_support for name in ("k1_reward", "k2", "k3", "full")] == [
+        None,
+        None,
+        None,
+        "full",
+    ]
     assert KdrlConfig(estimator="topk", top_k=16).teacher_support == 16
     assert TrrdConfig().teacher_support is None
 
@@ -122,10 +177,22 @@ def test_configuration_is_frozen() -> None:
         ({"name": "ppo"}, "unknown objective 'ppo': expected one of 'trrd', 'grpo', 'kdrl', 'opd', 'sft'"),
         ({}, "an objective needs a `name`, one of 'trrd', 'grpo', 'kdrl', 'opd', 'sft'; got {}"),
         ({"name": "trrd", "alhpa": 0.5}, "objective 'trrd' has no setting `alhpa`; did you mean `alpha`?"),
-        ({"name": "grpo", "alpha": 0.5}, "objective 'grpo' has no setting `alpha`; it has name, aggregation, fixed_length"),
-        ({"name": "trrd", "alpha": 1.5}, "objective setting trrd.alpha: Input should be less than or equal to 1 (got 1.5)"),
-        ({"name": "trrd", "alpha": -0.1}, "objective setting trrd.alpha: Input should be greater than or equal to 0 (got -0.1)"),
-        ({"name": "trrd", "teacher_log_ratio_clamp": 0}, "objective setting trrd.teacher_log_ratio_clamp: Input should be greater than 0 (got 0)"),
+        (
+            {"name": "grpo", "alpha": 0.5},
+            "objective 'grpo' has no setting `alpha`; it has name, aggregation, fixed_length",
+        ),
+        (
+            {"name": "trrd", "alpha": 1.5},
+            "objective setting trrd.alpha: Input should be less than or equal to 1 (got 1.5)",
+        ),
+        (
+            {"name": "trrd", "alpha": -0.1},
+            "objective setting trrd.alpha: Input should be greater than or equal to 0 (got -0.1)",
+        ),
+        (
+            {"name": "trrd", "teacher_log_ratio_clamp": 0},
+            "objective setting trrd.teacher_log_ratio_clamp: Input should be greater than 0 (got 0)",
+        ),
         (
             {"name": "trrd", "teacher_clamp_gradient": "none"},
             "trrd.teacher_clamp_gradient: Input should be 'clipped' or 'straight_through' (got 'none')",
@@ -133,13 +200,28 @@ def test_configuration_is_frozen() -> None:
         ({"name": "grpo", "eps_low": 1}, "objective setting grpo.eps_low: Input should be less than 1 (got 1)"),
         ({"name": "grpo", "eps_high": "wide"}, "objective setting grpo.eps_high: Input should be a valid number"),
         ({"name": "grpo", "eps_high": math.nan}, "objective setting grpo.eps_high"),
-        ({"name": "kdrl", "estimator": "k1"}, "k1 as a loss has a gradient that ignores the teacher; as a reward it works: k1_reward"),
-        ({"name": "kdrl", "estimator": "topk"}, "estimator `topk` and the setting `top_k` go together: set both or neither"),
+        (
+            {"name": "kdrl", "estimator": "k1"},
+            "k1 as a loss has a gradient that ignores the teacher; as a reward it works: k1_reward",
+        ),
+        (
+            {"name": "kdrl", "estimator": "topk"},
+            "estimator `topk` and the setting `top_k` go together: set both or neither",
+        ),
         ({"name": "opd", "estimator": "k2", "top_k": 3}, "estimator `topk` and the setting `top_k` go together"),
-        ({"name": "opd", "estimator": "k2", "dual_clip": 3}, "which estimator k2 has not: use k1_reward, or leave them"),
+        (
+            {"name": "opd", "estimator": "k2", "dual_clip": 3},
+            "which estimator k2 has not: use k1_reward, or leave them",
+        ),
         ({"name": "kdrl", "beta_schedule": "cosine"}, "beta_schedule needs beta_end"),
-        ({"name": "grpo", "aggregation": "fixed_length"}, "aggregation `fixed_length` and the setting `fixed_length` go together"),
-        ({"name": "grpo", "dual_clip": 1.0}, "objective setting grpo.dual_clip: Input should be greater than 1 (got 1.0)"),
+        (
+            {"name": "grpo", "aggregation": "fixed_length"},
+            "aggregation `fixed_length` and the setting `fixed_length` go together",
+        ),
+        (
+            {"name": "grpo", "dual_clip": 1.0},
+            "objective setting grpo.dual_clip: Input should be greater than 1 (got 1.0)",
+        ),
     ],
 )
 def test_wrong_configuration_is_one_clear_sentence(config: dict[str, Any], sentence: str) -> None:

@@ -38,7 +38,11 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 def run(config: dict[str, Any], batch: Padded) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss, its gradient with respect to all that the student says of a token, [B, T], and metrics."""
-    student = {"policy": batch.policy, "entropies": batch.extras.entropies, "support_logprobs": batch.extras.support_logprobs}
+    student = {
+        "policy": batch.policy,
+        "entropies": batch.extras.entropies,
+        "support_logprobs": batch.extras.support_logprobs,
+    }
     leaves = {name: column.clone().requires_grad_() for name, column in student.items() if column is not None}
     extras = replace(batch.extras, **{name: leaf for name, leaf in leaves.items() if name != "policy"})
     output = build_objective(config)(**(batch.arguments(policy=leaves["policy"]) | {"extras": extras}))
@@ -70,7 +74,10 @@ def garbage_in_extras(batch: Padded, where: Tensor, seed: int, garbage: list[flo
 @given(lengths=RAGGED, seed=SEEDS)
 def test_what_stands_in_padding_changes_nothing(config: dict[str, Any], lengths: list[int], seed: int) -> None:
     batch = ragged_batch(lengths, seed)
-    columns = {name: with_garbage(getattr(batch, name), ~batch.mask, seed + i, GARBAGE) for i, name in enumerate(("policy", "behaviour", "teacher"))}
+    columns = {
+        name: with_garbage(getattr(batch, name), ~batch.mask, seed + i, GARBAGE)
+        for i, name in enumerate(("policy", "behaviour", "teacher"))
+    }
     loss, gradient, metrics = run(config, batch)
     garbage_loss, garbage_gradient, garbage_metrics = run(
         config, replace(batch, **columns, extras=garbage_in_extras(batch, ~batch.mask, seed, GARBAGE))
@@ -87,8 +94,14 @@ def test_empty_responses_count_as_zero(config: dict[str, Any]) -> None:
     """Two responses of which one is empty: half the loss of the other alone, but for a mean over tokens."""
     both = ragged_batch([0, 3], seed=2)
     extras = {each.name: getattr(both.extras, each.name) for each in fields(both.extras)}
-    of_second = replace(both.extras, **{name: column[1:] for name, column in extras.items() if isinstance(column, Tensor)})
-    alone = replace(both, extras=of_second, **{name: getattr(both, name)[1:] for name in ("policy", "behaviour", "teacher", "advantages", "mask")})
+    of_second = replace(
+        both.extras, **{name: column[1:] for name, column in extras.items() if isinstance(column, Tensor)}
+    )
+    alone = replace(
+        both,
+        extras=of_second,
+        **{name: getattr(both, name)[1:] for name in ("policy", "behaviour", "teacher", "advantages", "mask")},
+    )
     loss, gradient, _ = run(config, both)
     loss_alone, gradient_alone, _ = run(config, alone)
     share = 1 if config.get("aggregation") == "token_mean" else 2  # an empty response has no token to count
@@ -101,7 +114,9 @@ def test_empty_responses_count_as_zero(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shape", [(3, 4), (1, 0), (2, 1)])
 def test_batch_without_any_token_has_zero_loss_and_gradient(config: dict[str, Any], shape: tuple[int, int]) -> None:
     column = torch.full(shape, math.nan)
-    batch = Padded(policy=column, behaviour=column, teacher=column, advantages=torch.ones(shape[0]), mask=torch.zeros(shape))
+    batch = Padded(
+        policy=column, behaviour=column, teacher=column, advantages=torch.ones(shape[0]), mask=torch.zeros(shape)
+    )
     loss, gradient, metrics = run(config, batch)
     assert loss.item() == 0
     assert gradient.tolist() == torch.zeros(shape).tolist()
@@ -112,13 +127,19 @@ def test_batch_without_any_token_has_zero_loss_and_gradient(config: dict[str, An
 @pytest.mark.parametrize("column", ["behaviour", "teacher"])
 @quick
 @given(lengths=RAGGED, seed=SEEDS)
-def test_a_token_without_a_log_probability_is_as_good_as_masked(config: dict[str, Any], column: str, lengths: list[int], seed: int) -> None:
+def test_a_token_without_a_log_probability_is_as_good_as_masked(
+    config: dict[str, Any], column: str, lengths: list[int], seed: int
+) -> None:
     batch = ragged_batch(lengths, seed)
     missing = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     is_used = column == "behaviour" or build_objective(config).config.uses_teacher
-    loss, gradient, metrics = run(config, replace(batch, **{column: with_garbage(getattr(batch, column), missing, seed, NOT_FINITE)}))
+    loss, gradient, metrics = run(
+        config, replace(batch, **{column: with_garbage(getattr(batch, column), missing, seed, NOT_FINITE)})
+    )
     expected_loss, expected_gradient, _ = run(config, replace(batch, mask=batch.mask & ~missing) if is_used else batch)
-    if config.get("aggregation") == "token_mean" and is_used:  # its normaliser is counted before anything is known to be missing
+    if (
+        config.get("aggregation") == "token_mean" and is_used
+    ):  # its normaliser is counted before anything is known to be missing
         share = (batch.mask & ~missing).sum().double().clamp(min=1) / batch.mask.sum().clamp(min=1)
         torch.testing.assert_close(loss, expected_loss * share, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(gradient, expected_gradient * share, rtol=1e-12, atol=1e-15)
@@ -132,7 +153,9 @@ def test_a_token_without_a_log_probability_is_as_good_as_masked(config: dict[str
 @clipped_objectives
 @quick
 @given(lengths=RAGGED, seed=SEEDS, huge=st.sampled_from([0.5, 50.0, 1e4, 1e30]))
-def test_zero_advantage_gives_exactly_zero_gradient(config: dict[str, Any], lengths: list[int], seed: int, huge: float) -> None:
+def test_zero_advantage_gives_exactly_zero_gradient(
+    config: dict[str, Any], lengths: list[int], seed: int, huge: float
+) -> None:
     """Whatever the teacher says, and however far the policies are apart."""
     drawn = ragged_batch(lengths, seed)
     columns = {name: (huge * (getattr(drawn, name))).float() for name in ("policy", "behaviour", "teacher")}
@@ -182,7 +205,9 @@ def test_half_types_are_computed_in_float32(config: dict[str, Any], dtype: torch
     exact = ragged_batch([9, 4, 1, 6], seed=7, spread=0.3)
     half = {name: getattr(exact, name).to(dtype) for name in ("policy", "behaviour", "teacher", "advantages")}
     loss, gradient, _ = run(config, replace(exact, **half))
-    float32_loss, float32_gradient, _ = run(config, replace(exact, **{name: column.float() for name, column in half.items()}))
+    float32_loss, float32_gradient, _ = run(
+        config, replace(exact, **{name: column.float() for name, column in half.items()})
+    )
     assert loss.dtype == torch.float32
     assert gradient.dtype == dtype
     assert torch.equal(loss, float32_loss)
@@ -207,11 +232,15 @@ def test_packed_form_equals_the_padded_form(config: dict[str, Any], lengths: lis
     responses = torch.arange(len(lengths))[:, None].expand_as(batch.mask)[batch.mask]
     sizes = torch.tensor(lengths, dtype=torch.float64)
     # Every token is followed by one of weight 0 that holds garbage, as prompt positions may.
-    columns = {name: getattr(batch, name)[batch.mask] for name in ("policy", "behaviour", "teacher")} | {"advantages": batch.advantages[responses]}
+    columns = {name: getattr(batch, name)[batch.mask] for name in ("policy", "behaviour", "teacher")} | {
+        "advantages": batch.advantages[responses]
+    }
     extras = {each.name: getattr(batch.extras, each.name) for each in fields(batch.extras)}
     columns |= {name: column[batch.mask] for name, column in extras.items() if isinstance(column, Tensor)}
     packed = {
-        name: torch.stack([column, torch.full_like(column, math.nan if column.is_floating_point() else 1)], dim=1).flatten(0, 1)
+        name: torch.stack(
+            [column, torch.full_like(column, math.nan if column.is_floating_point() else 1)], dim=1
+        ).flatten(0, 1)
         for name, column in columns.items()
     }
     weight = {
@@ -292,7 +321,10 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
 
 
 def test_packed_arguments_that_do_not_fit_are_refused() -> None:
-    row = {name: torch.zeros(3) for name in ("policy_logprobs", "behaviour_logprobs", "teacher_logprobs", "advantages", "weights")}
+    row = {
+        name: torch.zeros(3)
+        for name in ("policy_logprobs", "behaviour_logprobs", "teacher_logprobs", "advantages", "weights")
+    }
     objective = build_objective({"name": "trrd"})
     for name in row:
         with pytest.raises(ContractError, match=r"must (have shape|be) \[(3|S)\]"):

@@ -15,17 +15,29 @@ from rlad.objectives import build_objective
 
 from .slow_reference import Padded, ragged_batch
 
-trl = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL is in the test environment only: pip install -e '.[dev]'")
+trl = pytest.importorskip(
+    "trl.trainer.grpo_trainer", reason="TRL is in the test environment only: pip install -e '.[dev]'"
+)
 
 LENGTHS = [7, 1, 4, 9]
 
 
-def trl_loss(batch: Padded, policy: Tensor, *, loss_type: str, beta: float = 0.0, delta: float | None = None, cap: float | None = None) -> Tensor:
+def trl_loss(
+    batch: Padded,
+    policy: Tensor,
+    *,
+    loss_type: str,
+    beta: float = 0.0,
+    delta: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
     """The loss of TRL's GRPOTrainer on log-probabilities that stand in for its forward pass."""
     mask = batch.mask.to(policy.dtype)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (policy, torch.zeros_like(policy), None),
-        accelerator=SimpleNamespace(num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value, sync_gradients=True),
+        accelerator=SimpleNamespace(
+            num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value, sync_gradients=True
+        ),
         args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
         model=SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
@@ -81,10 +93,14 @@ def trl_loss(batch: Padded, policy: Tensor, *, loss_type: str, beta: float = 0.0
     ids=str,
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_grpo_equals_trl(loss_type: str, aggregation: dict[str, Any], theirs: dict[str, float], ours: dict[str, Any], seed: int) -> None:
+def test_grpo_equals_trl(
+    loss_type: str, aggregation: dict[str, Any], theirs: dict[str, float], ours: dict[str, Any], seed: int
+) -> None:
     batch = ragged_batch(LENGTHS, seed)
     policy, their_policy = (batch.policy.clone().requires_grad_() for _ in range(2))
-    loss = build_objective({"name": "grpo", **aggregation, **ours})(**batch.arguments(policy=policy, with_teacher=False)).loss
+    loss = build_objective({"name": "grpo", **aggregation, **ours})(
+        **batch.arguments(policy=policy, with_teacher=False)
+    ).loss
     their_loss = trl_loss(batch, their_policy, loss_type=loss_type, **theirs)
     loss.backward()
     their_loss.backward()

@@ -47,11 +47,15 @@ def one_token(*, to_behaviour: float, teacher_gap: float, advantage: float, **co
 
 @quick
 @given(RAGGED, SEEDS, ALPHAS, GRADIENTS)
-def test_loss_and_gradient_equal_the_slow_implementation(lengths: list[int], seed: int, alpha: float, clamp_gradient: str) -> None:
+def test_loss_and_gradient_equal_the_slow_implementation(
+    lengths: list[int], seed: int, alpha: float, clamp_gradient: str
+) -> None:
     batch = ragged_batch(lengths, seed)
     config = {"name": "trrd", "alpha": alpha, "teacher_clamp_gradient": clamp_gradient}
     loss, gradient = loss_and_gradient(config, batch)
-    expected_loss, expected_gradient = slow_loss_and_gradient(batch, Settings(alpha=alpha, straight_through=clamp_gradient == "straight_through"))
+    expected_loss, expected_gradient = slow_loss_and_gradient(
+        batch, Settings(alpha=alpha, straight_through=clamp_gradient == "straight_through")
+    )
     assert loss.item() == pytest.approx(expected_loss, rel=1e-12, abs=1e-14)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-14)
 
@@ -60,7 +64,9 @@ def test_all_settings_reach_the_loss() -> None:
     batch = ragged_batch([5, 3, 7], seed=1, spread=1.0)
     config = {"name": "trrd", "alpha": 0.3, "teacher_log_ratio_clamp": 0.4, "eps_low": 0.05, "eps_high": 0.6}
     loss, gradient = loss_and_gradient(config, batch)
-    expected_loss, expected_gradient = slow_loss_and_gradient(batch, Settings(alpha=0.3, clamp=0.4, eps_low=0.05, eps_high=0.6))
+    expected_loss, expected_gradient = slow_loss_and_gradient(
+        batch, Settings(alpha=0.3, clamp=0.4, eps_low=0.05, eps_high=0.6)
+    )
     assert loss.item() == pytest.approx(expected_loss, rel=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=0)
 
@@ -82,15 +88,24 @@ def test_one_token_by_hand() -> None:
     # log r = 0.5 * 0.2 + 0.5 * (0.2 - 0.4) = 0, so r = 1: loss -A, gradient -A.
     assert one_token(to_behaviour=0.2, teacher_gap=0.4, advantage=1.5) == pytest.approx((-1.5, -1.5))
     # log r = 0.5 * 0.1 + 0.5 * (0.1 - 0.3) = -0.05.
-    assert one_token(to_behaviour=0.1, teacher_gap=0.3, advantage=2.0) == pytest.approx((-2 * math.exp(-0.05), -2 * math.exp(-0.05)))
+    assert one_token(to_behaviour=0.1, teacher_gap=0.3, advantage=2.0) == pytest.approx(
+        (-2 * math.exp(-0.05), -2 * math.exp(-0.05))
+    )
 
 
 @quick
 @given(RAGGED, SEEDS, st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
 def test_alpha_one_is_grpo_bit_for_bit(lengths: list[int], seed: int, dtype: torch.dtype) -> None:
     exact = ragged_batch(lengths, seed)
-    teacher = exact.teacher.masked_fill(torch.rand(exact.teacher.shape, generator=torch.Generator().manual_seed(seed)) < 0.5, math.nan)
-    columns = {"behaviour": exact.behaviour.to(dtype), "teacher": teacher.to(dtype), "advantages": exact.advantages.to(dtype), "mask": exact.mask}
+    teacher = exact.teacher.masked_fill(
+        torch.rand(exact.teacher.shape, generator=torch.Generator().manual_seed(seed)) < 0.5, math.nan
+    )
+    columns = {
+        "behaviour": exact.behaviour.to(dtype),
+        "teacher": teacher.to(dtype),
+        "advantages": exact.advantages.to(dtype),
+        "mask": exact.mask,
+    }
     batch = Padded(policy=exact.policy.to(dtype), **columns)
     grpo_loss, grpo_gradient = loss_and_gradient({"name": "grpo"}, batch, with_teacher=False)
     for with_teacher in (True, False):
@@ -101,11 +116,17 @@ def test_alpha_one_is_grpo_bit_for_bit(lengths: list[int], seed: int, dtype: tor
 
 @quick
 @given(RAGGED, SEEDS, ALPHAS, GRADIENTS)
-def test_teacher_equal_to_the_behaviour_policy_gives_grpo_within_the_clamp(lengths: list[int], seed: int, alpha: float, clamp_gradient: str) -> None:
+def test_teacher_equal_to_the_behaviour_policy_gives_grpo_within_the_clamp(
+    lengths: list[int], seed: int, alpha: float, clamp_gradient: str
+) -> None:
     drawn = ragged_batch(lengths, seed)
     policy = drawn.behaviour + (drawn.policy - drawn.behaviour).clamp(-0.99, 0.99)
-    batch = Padded(policy=policy, behaviour=drawn.behaviour, teacher=drawn.behaviour, advantages=drawn.advantages, mask=drawn.mask)
-    loss, gradient = loss_and_gradient({"name": "trrd", "alpha": alpha, "teacher_clamp_gradient": clamp_gradient}, batch)
+    batch = Padded(
+        policy=policy, behaviour=drawn.behaviour, teacher=drawn.behaviour, advantages=drawn.advantages, mask=drawn.mask
+    )
+    loss, gradient = loss_and_gradient(
+        {"name": "trrd", "alpha": alpha, "teacher_clamp_gradient": clamp_gradient}, batch
+    )
     grpo_loss, grpo_gradient = loss_and_gradient({"name": "grpo"}, batch)
     torch.testing.assert_close(loss, grpo_loss, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradient, grpo_gradient, rtol=1e-12, atol=1e-14)
@@ -143,7 +164,9 @@ def test_token_the_teacher_likes_cannot_be_pushed_down_far() -> None:
     ("advantage", "teacher_gap", "clips_below"),
     [(1.0, -5.0, 1 - math.log(1.28)), (-1.0, 5.0, 1 + math.log(0.8))],  # 0.753 and 0.777
 )
-def test_the_anchor_alone_clips_only_below_a_certain_alpha(advantage: float, teacher_gap: float, clips_below: float) -> None:
+def test_the_anchor_alone_clips_only_below_a_certain_alpha(
+    advantage: float, teacher_gap: float, clips_below: float
+) -> None:
     _, just_below = one_token(to_behaviour=0.0, teacher_gap=teacher_gap, advantage=advantage, alpha=clips_below - 1e-6)
     _, just_above = one_token(to_behaviour=0.0, teacher_gap=teacher_gap, advantage=advantage, alpha=clips_below + 1e-6)
     assert just_below == 0.0
@@ -180,7 +203,9 @@ def test_straight_through_value_is_the_clamped_value_to_the_bit() -> None:
 
 @quick
 @given(RAGGED, SEEDS, ALPHAS, GRADIENTS)
-def test_teacher_never_flips_the_sign_of_an_update(lengths: list[int], seed: int, alpha: float, clamp_gradient: str) -> None:
+def test_teacher_never_flips_the_sign_of_an_update(
+    lengths: list[int], seed: int, alpha: float, clamp_gradient: str
+) -> None:
     batch = ragged_batch(lengths, seed, spread=2.0)
     _, gradient = loss_and_gradient({"name": "trrd", "alpha": alpha, "teacher_clamp_gradient": clamp_gradient}, batch)
     assert (gradient * batch.advantages[:, None] <= 0).all()
@@ -191,7 +216,13 @@ def test_ratio_is_not_one_at_the_behaviour_policy() -> None:
     behaviour = torch.zeros(1, 2, dtype=torch.float64)
     teacher = torch.tensor([[-1.0, 1.0]], dtype=torch.float64)
     advantages = torch.ones(1, dtype=torch.float64)
-    batch = Padded(policy=behaviour, behaviour=behaviour, teacher=teacher, advantages=advantages, mask=torch.ones(1, 2, dtype=torch.bool))
+    batch = Padded(
+        policy=behaviour,
+        behaviour=behaviour,
+        teacher=teacher,
+        advantages=advantages,
+        mask=torch.ones(1, 2, dtype=torch.bool),
+    )
     metrics = build_objective({"name": "trrd"})(**batch.arguments()).metrics
     assert metrics["objective/log_ratio_behaviour_abs_mean"] == 0.0
     assert metrics["objective/ratio_mean"] == pytest.approx((math.exp(0.5) + math.exp(-0.5)) / 2)

@@ -50,7 +50,13 @@ LINEAGE = Lineage(
 def evaluation(solved: int = 5) -> EvaluationSummary:
     return summarise(
         [
-            PromptResult(prompt_id=f"p{index}", groups=("2",), rewards=(float(index < solved),), response_tokens=(3,), num_truncated=0)
+            PromptResult(
+                prompt_id=f"p{index}",
+                groups=("2",),
+                rewards=(float(index < solved),),
+                response_tokens=(3,),
+                num_truncated=0,
+            )
             for index in range(10)
         ]
     )
@@ -99,7 +105,13 @@ def write(registry: ModelRegistry, path: str, content: bytes) -> None:
 
 def test_what_is_added_is_read_back_by_any_process(registry: ModelRegistry, uri: str, model: Path) -> None:
     added = registry.add(
-        NAME, model, lineage=LINEAGE, evaluation=evaluation(7), metrics={"reward/mean": 0.7}, config=SETTINGS, idempotency_key="nightly-1"
+        NAME,
+        model,
+        lineage=LINEAGE,
+        evaluation=evaluation(7),
+        metrics={"reward/mean": 0.7},
+        config=SETTINGS,
+        idempotency_key="nightly-1",
     )
     assert added.reference == "kk-student@1"
     reopened = ModelRegistry.open(uri)
@@ -107,7 +119,11 @@ def test_what_is_added_is_read_back_by_any_process(registry: ModelRegistry, uri:
     assert reopened.versions(NAME) == [added]
     assert reopened.names() == [NAME]
     assert added.evaluation == evaluation(7)
-    assert [(file.path, file.bytes) for file in added.files] == [("adapters/notes.txt", 22), ("config.json", 2), ("model.safetensors", 7)]
+    assert [(file.path, file.bytes) for file in added.files] == [
+        ("adapters/notes.txt", 22),
+        ("config.json", 2),
+        ("model.safetensors", 7),
+    ]
     assert added.files[1].sha256 == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of {}
     assert added.num_bytes == 31
 
@@ -120,7 +136,12 @@ def test_numbers_go_up_and_a_key_is_added_once(registry: ModelRegistry, model: P
 def test_a_version_is_found_by_number_alias_and_as_the_latest(registry: ModelRegistry, model: Path) -> None:
     versions = [add(registry, key, model) for key in "abc"]
     registry.promote(NAME, 2, expected=None, reason="first")
-    assert [registry.get(NAME, ref).version for ref in (3, "1", "production", "latest")] == [3, 1, 2, versions[-1].version]
+    assert [registry.get(NAME, ref).version for ref in (3, "1", "production", "latest")] == [
+        3,
+        1,
+        2,
+        versions[-1].version,
+    ]
     with pytest.raises(ModelNotFoundError, match=r"no alias 'best' of kk-student .* there are production \(2\)"):
         registry.get(NAME, "best")
     with pytest.raises(ModelNotFoundError, match="kk-student@4 does not exist .* there are versions 1, 2, 3"):
@@ -183,7 +204,11 @@ def test_an_alias_moves_only_from_where_it_was_seen(registry: ModelRegistry, mod
     registry.promote(NAME, 2, expected=2, reason="is there already")
     assert registry.aliases(NAME) == {"production": 2, "best": 2}
     moves = [(move.sequence, move.alias, move.previous, move.version, move.reason) for move in registry.history(NAME)]
-    assert moves == [(1, "production", None, 1, "nothing before"), (2, "production", 1, 2, "better"), (3, "best", None, 2, "best so far")]
+    assert moves == [
+        (1, "production", None, 1, "nothing before"),
+        (2, "production", 1, 2, "better"),
+        (3, "best", None, 2, "best so far"),
+    ]
 
 
 def test_an_alias_leads_to_a_version_and_has_a_name_that_is_no_number(local: ModelRegistry, model: Path) -> None:
@@ -272,7 +297,9 @@ def test_rollbacks_go_back_one_version_each(registry: ModelRegistry, model: Path
 )
 def test_where_a_rollback_leads(moves: list[Any], retired: list[int], target: int | None) -> None:
     fixed: dict[str, Any] = {"alias": "production", "previous": None, "reason": "", "by": "", "at": ""}
-    changes = [AliasChange(sequence=index, kind=kind, version=version, **fixed) for index, (kind, version) in enumerate(moves)]
+    changes = [
+        AliasChange(sequence=index, kind=kind, version=version, **fixed) for index, (kind, version) in enumerate(moves)
+    ]
     assert rollback_target(changes, retired) == target
 
 
@@ -364,11 +391,16 @@ ModelRegistry(store=replace(registry.store, create_at=record_then_die)).retain({
 
 def run_program(program: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
 
 
 def test_a_writer_killed_before_its_manifest_leaves_no_version(registry: ModelRegistry, uri: str, model: Path) -> None:
-    lineage, summary = json.dumps({field: getattr(LINEAGE, field) for field in LINEAGE.__slots__}), json.dumps(evaluation().as_dict())
+    lineage, summary = (
+        json.dumps({field: getattr(LINEAGE, field) for field in LINEAGE.__slots__}),
+        json.dumps(evaluation().as_dict()),
+    )
     program = f"""
 import json, os, signal
 from dataclasses import replace
@@ -389,11 +421,16 @@ ModelRegistry(store=replace(registry.store, create_at=die_before_the_manifest)).
     assert registry.versions(NAME) == []
     assert registry.names() == []
     (orphan,) = registry.store.entries(f"{NAME}/models")
-    assert {entry.name for entry in registry.store.entries(f"{NAME}/models/{orphan.name}")} >= {"config.json", "model.safetensors"}
+    assert {entry.name for entry in registry.store.entries(f"{NAME}/models/{orphan.name}")} >= {
+        "config.json",
+        "model.safetensors",
+    }
     again = add(registry, "a", model)
     assert again.version == 1
     registry.retain(NAME, keep=1)
-    assert registry.store.entries(f"{NAME}/models/{orphan.name}")  # for all that anybody knows, its writer is still at it
+    assert registry.store.entries(
+        f"{NAME}/models/{orphan.name}"
+    )  # for all that anybody knows, its writer is still at it
     if (path := registry.store.local_path(f"{NAME}/models/{orphan.name}")) is not None:
         three_days_ago = time.time() - 3 * 86400
         for file in (path, *path.rglob("*")):
@@ -406,7 +443,9 @@ ModelRegistry(store=replace(registry.store, create_at=die_before_the_manifest)).
 def test_a_damaged_file_is_not_handed_out(registry: ModelRegistry, model: Path, tmp_path: Path) -> None:
     version = add(registry, "a", model)
     write(registry, f"{version.directory}/model.safetensors", b"weightz")
-    with pytest.raises(CorruptModelError, match=r"model\.safetensors of kk-student@1 .* is not what was registered: 7 bytes"):
+    with pytest.raises(
+        CorruptModelError, match=r"model\.safetensors of kk-student@1 .* is not what was registered: 7 bytes"
+    ):
         registry.fetch(NAME, 1, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     registry.store.delete_file(f"{version.directory}/config.json")
@@ -419,7 +458,9 @@ def test_a_damaged_file_is_not_handed_out(registry: ModelRegistry, model: Path, 
 def test_a_fetched_copy_is_used_again_while_it_is_intact(registry: ModelRegistry, model: Path, tmp_path: Path) -> None:
     version = add(registry, "a", model)
     fetched = registry.fetch(NAME, 1, tmp_path / "cache")
-    assert {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()} == {file.path for file in version.files}
+    assert {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()} == {
+        file.path for file in version.files
+    }
     inode = (fetched / "model.safetensors").stat().st_ino
     assert registry.fetch(NAME, "latest", tmp_path / "cache") == fetched
     assert (fetched / "model.safetensors").stat().st_ino == inode
@@ -446,7 +487,10 @@ def test_a_manifest_cannot_lead_out_of_its_directory(local: ModelRegistry, model
     manifest = tmp_path / "registry" / NAME / "versions" / "000001.json"
     honest = manifest.read_text()
     for forged, message in (
-        (honest.replace("adapters/notes.txt", "../../notes.txt"), r"files\.0: Value error, a model's file has to lie inside its directory"),
+        (
+            honest.replace("adapters/notes.txt", "../../notes.txt"),
+            r"files\.0: Value error, a model's file has to lie inside its directory",
+        ),
         (honest.replace('"name": "kk-student"', '"name": "../../student"'), "has to lie inside the registry"),
         (honest.replace('"directory": "kk-student', '"directory": "../..'), "has to lie inside the registry"),
         (honest.replace('"bytes": 22', '"bytes": "many"'), r"files\.0\.bytes: Input should be a valid integer"),
@@ -476,7 +520,9 @@ def test_of_many_who_create_one_file_one_succeeds(local: ModelRegistry) -> None:
     with ThreadPoolExecutor(contenders) as threads:
         results = list(threads.map(contend, range(contenders)))
     for turn in range(50):
-        assert [number for number in range(contenders) if results[number][turn]] == [int(local.store.read(f"race/{turn}.json") or b"-1")]
+        assert [number for number in range(contenders) if results[number][turn]] == [
+            int(local.store.read(f"race/{turn}.json") or b"-1")
+        ]
     assert len(list(Path(local.uri, "race").iterdir())) == 50
 
 
@@ -518,13 +564,17 @@ def test_writers_in_several_processes_agree_on_one_history(registry: ModelRegist
     lineage = {field: getattr(LINEAGE, field) for field in LINEAGE.__slots__}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         for _ in range(WRITERS)
     ]
     try:
         for me, writer in enumerate(writers):
             assert writer.stdin is not None
-            writer.stdin.write(json.dumps([me, uri, NAME, str(model), lineage, evaluation().as_dict(), ADDS, MOVES]) + "\n")
+            writer.stdin.write(
+                json.dumps([me, uri, NAME, str(model), lineage, evaluation().as_dict(), ADDS, MOVES]) + "\n"
+            )
             writer.stdin.flush()
         for writer in writers:
             assert writer.stdout is not None
@@ -538,7 +588,9 @@ def test_writers_in_several_processes_agree_on_one_history(registry: ModelRegist
     assert len(shared) == 1
     assert sorted([*own, *shared]) == list(range(1, WRITERS * ADDS + 2))
     assert [version.version for version in registry.versions(NAME)] == list(range(1, WRITERS * ADDS + 2))
-    assert len(registry.store.entries(f"{NAME}/models")) == WRITERS * ADDS + 1  # who came second with the shared key has cleaned up
+    assert (
+        len(registry.store.entries(f"{NAME}/models")) == WRITERS * ADDS + 1
+    )  # who came second with the shared key has cleaned up
     history = registry.history(NAME)
     moves = sorted((tuple(move) for result in results for move in result[2]), key=str)
     assert sorted(((move.previous, move.version) for move in history), key=str) == moves
@@ -563,7 +615,10 @@ def _all_started(writers: list[subprocess.Popen[str]]) -> list[subprocess.Popen[
     [
         ("hdfs://name/registry", "a registry is a local path, s3://bucket/prefix or gs://bucket/prefix"),
         ("s3://key:secret@bucket/registry", "holds no credentials"),
-        ("s3://bucket/registry?access_key=a&secret_key=b", "unknown option access_key, secret_key .* s3 takes endpoint_override, region, scheme"),
+        (
+            "s3://bucket/registry?access_key=a&secret_key=b",
+            "unknown option access_key, secret_key .* s3 takes endpoint_override, region, scheme",
+        ),
         ("s3:///registry", "names no bucket"),
     ],
 )

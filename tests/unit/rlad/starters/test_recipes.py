@@ -19,7 +19,12 @@ def test_digest_is_the_same_in_every_process() -> None:
     program = "from rlad.starters.recipes import RECIPES; print(RECIPES['kk'].digest('teacher'), RECIPES['kk'].digest('student'))"
     for hash_seed in ("1", "2"):
         result = subprocess.run(
-            [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         assert result.stdout.split() == [KK.digest("teacher"), KK.digest("student")]
 

@@ -28,7 +28,9 @@ def test_probabilities_are_averaged_with_normalised_weights() -> None:
 def test_only_the_ratio_of_the_weights_counts() -> None:
     first, second = scores(0.5, 0.25), scores(0.125, 1.0, teacher="b")
     np.testing.assert_allclose(
-        mix_teacher_scores([(1e-3, first), (2e-3, second)]).logprobs, mix_teacher_scores([(10.0, first), (20.0, second)]).logprobs, rtol=1e-6
+        mix_teacher_scores([(1e-3, first), (2e-3, second)]).logprobs,
+        mix_teacher_scores([(10.0, first), (20.0, second)]).logprobs,
+        rtol=1e-6,
     )
 
 
@@ -49,7 +51,14 @@ def test_a_token_missing_at_any_teacher_is_missing() -> None:
 def test_a_single_teacher_is_not_touched() -> None:
     ids, logprobs = np.zeros(1, np.int32), np.zeros(1, np.float32)
     alone = TeacherScores(
-        uid="g", attempt=0, teacher="a", logprobs=logprobs, support_size=1, support_ids=ids, support_logprobs=logprobs, tail_logprobs=logprobs
+        uid="g",
+        attempt=0,
+        teacher="a",
+        logprobs=logprobs,
+        support_size=1,
+        support_ids=ids,
+        support_logprobs=logprobs,
+        tail_logprobs=logprobs,
     )
     assert mix_teacher_scores([(0.7, alone)]) is alone
     with pytest.raises(ContractError, match="scored with supports, which cannot be mixed"):

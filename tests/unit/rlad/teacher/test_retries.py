@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from rlad.errors import DeadlineError, EngineError, QuotaError, RladError, WorkerLostError
-from rlad.teacher.retries import patiently
+from rlad.teacher.retries import retry_until
 
 
 class Script:
@@ -36,22 +36,33 @@ LOST, REFUSED = WorkerLostError("gone"), QuotaError("enough")
 
 async def test_losses_are_tried_again_up_to_their_number() -> None:
     two_losses = Script(LOST, LOST)
-    assert await patiently(lambda: two_losses(), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
+    assert await retry_until(lambda: two_losses(), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
     script = Script(LOST, LOST, LOST)
     with pytest.raises(WorkerLostError, match="gone"):
-        await patiently(script, max_retries=2, timeout_s=5, what="not done", sleep=at_once)
+        await retry_until(script, max_retries=2, timeout_s=5, what="not done", sleep=at_once)
     assert script.calls == 3
 
 
 async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline() -> None:
-    assert await patiently(Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50), max_retries=1, timeout_s=5, what="not done", sleep=at_once) == 102
+    assert (
+        await retry_until(
+            Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50), max_retries=1, timeout_s=5, what="not done", sleep=at_once
+        )
+        == 102
+    )
     with pytest.raises(DeadlineError, match="the group was not scored within 0.05 s"):
-        await patiently(Script(*[REFUSED] * 1_000_000), max_retries=1, timeout_s=0.05, what="the group was not scored", sleep=at_once)
+        await retry_until(
+            Script(*[REFUSED] * 1_000_000),
+            max_retries=1,
+            timeout_s=0.05,
+            what="the group was not scored",
+            sleep=at_once,
+        )
 
 
 @pytest.mark.parametrize("error", [EngineError("broken"), DeadlineError("its own deadline")])
 async def test_anything_else_is_raised_as_it_is(error: RladError) -> None:
     script = Script(error)
     with pytest.raises(type(error), match=str(error)):
-        await patiently(script, max_retries=3, timeout_s=5, what="not done", sleep=at_once)
+        await retry_until(script, max_retries=3, timeout_s=5, what="not done", sleep=at_once)
     assert script.calls == 1

@@ -77,7 +77,9 @@ def test_scores_arrive_to_the_bit_with_what_is_not_a_number(support: int) -> Non
         "support_logprobs": np.tile(logprobs, 2),
         "tail_logprobs": logprobs[::-1],
     }
-    sent = TeacherScores(uid="u", attempt=1, teacher="t", logprobs=logprobs, support_size=support, **(columns if support else {}))
+    sent = TeacherScores(
+        uid="u", attempt=1, teacher="t", logprobs=logprobs, support_size=support, **(columns if support else {})
+    )
     came = scores_from_bytes(scores_to_bytes(sent))
     assert (came.uid, came.attempt, came.teacher, came.support_size) == ("u", 1, "t", support)
     assert came.logprobs.tobytes() == logprobs.tobytes()
@@ -151,7 +153,14 @@ def test_an_error_comes_back_under_its_name(error: RladError, status: int, comes
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(403, AccessError), (429, QuotaError), (502, WorkerLostError), (503, WorkerLostError), (404, EngineError), (500, EngineError)],
+    [
+        (403, AccessError),
+        (429, QuotaError),
+        (502, WorkerLostError),
+        (503, WorkerLostError),
+        (404, EngineError),
+        (500, EngineError),
+    ],
 )
 def test_an_answer_of_something_before_the_service_is_told_by_its_status(status: int, kind: type[RladError]) -> None:
     error = error_of(status, b"<html>" + b"x" * 5000, who="the teacher at https://host/t")

@@ -81,7 +81,9 @@ def test_last_python_block_after_the_thinking_is_run(response: str, outcome: Out
 
 
 def test_program_that_waits_for_ever_is_ended() -> None:
-    verdict = build_verifier({"name": "code_tests", "timeout_s": 1.0}).verify(fenced("import time\ntime.sleep(100)"), SUMS)
+    verdict = build_verifier({"name": "code_tests", "timeout_s": 1.0}).verify(
+        fenced("import time\ntime.sleep(100)"), SUMS
+    )
     assert (verdict.outcome, verdict.reward) == (T, 0.0)
 
 
@@ -108,7 +110,12 @@ def build_code_tests() -> Mapping[str, Verifier]:
 
 def test_verdicts_are_the_same_in_a_judge() -> None:
     judge = Judge(build_code_tests, timeout_s=30)
-    texts = [fenced("def add(a, b): return a + b"), fenced("def add(a, b): return 3"), fenced("while True: pass"), "no code"]
+    texts = [
+        fenced("def add(a, b): return a + b"),
+        fenced("def add(a, b): return 3"),
+        fenced("while True: pass"),
+        "no code",
+    ]
     try:
         assert [judgement.outcome for judgement in judge.judge("code", texts, ADD)] == [C, W, T, U]
         [failed] = judge.judge("code", texts[:1], "no tests")

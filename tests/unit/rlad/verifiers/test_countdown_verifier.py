@@ -50,8 +50,12 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
         ("9" * 10_000, [3], 3, U),
     ],
 )
-def test_each_number_is_used_once_and_the_value_is_exact(expression: str, numbers: list[int], target: int, outcome: Outcome) -> None:
-    verdict = VERIFIER.verify(f"<think>hm</think> So <answer>{expression}</answer>.", json.dumps({"numbers": numbers, "target": target}))
+def test_each_number_is_used_once_and_the_value_is_exact(
+    expression: str, numbers: list[int], target: int, outcome: Outcome
+) -> None:
+    verdict = VERIFIER.verify(
+        f"<think>hm</think> So <answer>{expression}</answer>.", json.dumps({"numbers": numbers, "target": target})
+    )
     assert verdict.outcome == outcome
     assert verdict.reward == float(outcome == C)
 
@@ -70,7 +74,9 @@ def test_last_answer_block_after_the_thinking_counts(response: str, outcome: Out
     assert VERIFIER.verify(response, '{"numbers": [3, 4], "target": 7}').outcome == outcome
 
 
-@pytest.mark.parametrize("answer", ["", "7", '{"numbers": [3, 4]}', '{"numbers": [], "target": 7}', '{"numbers": [3.5], "target": 7}'])
+@pytest.mark.parametrize(
+    "answer", ["", "7", '{"numbers": [3, 4]}', '{"numbers": [], "target": 7}', '{"numbers": [3.5], "target": 7}']
+)
 def test_malformed_puzzles_are_a_fault_of_the_data(answer: str) -> None:
     with pytest.raises(DataError, match="countdown puzzle is JSON"):
         VERIFIER.verify("<answer>7</answer>", answer)

@@ -43,7 +43,12 @@ def test_every_real_gold_answer_earns_the_full_reward(real_rows: list[dict[str, 
     for row in real_rows:
         response = f"<think>Let me see.</think><answer>{row['solution_text_format']}</answer>"
         solution = dict(zip(row["names"], row["solution"], strict=True))
-        for answer in (row["solution_text_format"], row["solution_text"], row["reward_model"]["ground_truth"], solution):
+        for answer in (
+            row["solution_text_format"],
+            row["solution_text"],
+            row["reward_model"]["ground_truth"],
+            solution,
+        ):
             assert SENTENCES.verify(response, answer) == Verdict(reward=1.0, outcome=Outcome.CORRECT)
         assert judge(f"<answer>{row['solution_text']}</answer>", row["solution_text_format"]) is Outcome.CORRECT
 
@@ -54,9 +59,9 @@ def test_every_real_answer_with_one_person_flipped_earns_nothing(real_rows: list
         for person in range(len(row["names"])):
             flipped = [role != (index == person) for index, role in enumerate(row["solution"])]
             answer = render_answer(row["names"], tuple(flipped))
-            assert SENTENCES.verify(f"<think></think><answer>{answer}</answer>", row["solution_text_format"]) == Verdict(
-                reward=0.0, outcome=Outcome.WRONG
-            )
+            assert SENTENCES.verify(
+                f"<think></think><answer>{answer}</answer>", row["solution_text_format"]
+            ) == Verdict(reward=0.0, outcome=Outcome.WRONG)
             compact = ["".join("FT"[role] for role in roles) for roles in (flipped, row["solution"])]
             assert COMPACT.verify(f"TTT:Fx={compact[0]}$", compact[1]).outcome is Outcome.WRONG
             judged += 1
@@ -178,7 +183,18 @@ def test_answers_are_taken_in_every_documented_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "TFT", "Zoey is a spy\nJack is odd", GOLD + "\n(4) Zoey is a knave", {}, {"Zoey": 3, "Jack": True}, {"Zoey": True}, None, 3]
+    "answer",
+    [
+        "",
+        "TFT",
+        "Zoey is a spy\nJack is odd",
+        GOLD + "\n(4) Zoey is a knave",
+        {},
+        {"Zoey": 3, "Jack": True},
+        {"Zoey": True},
+        None,
+        3,
+    ],
 )
 def test_malformed_gold_answer_is_an_error_not_a_verdict(answer: Any) -> None:
     with pytest.raises(DataError, match="answer of a puzzle"):
@@ -233,10 +249,17 @@ def test_verifier_processes_start_without_torch_or_transformers() -> None:
         "import sys, rlad.verifiers, rlad.data.knights_knaves.generate, rlad.data.prompt_files\n"
         "print(sorted({'torch', 'transformers', 'ray', 'pyarrow'} & sys.modules.keys()))"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
+        == "[]"
+    )
 
 
-@pytest.mark.parametrize("hostile", [" ", "_", "Zoey", "Zoey is ", "a__", "- ", "(", "<answer>", "<think>", "=", "T", "knight "])
+@pytest.mark.parametrize(
+    "hostile", [" ", "_", "Zoey", "Zoey is ", "a__", "- ", "(", "<answer>", "<think>", "=", "T", "knight "]
+)
 def test_time_to_judge_grows_with_the_length_of_a_response_not_its_square(hostile: str) -> None:
     for response in (hostile * 100_000, "<answer>Zoey" + hostile * 100_000 + "</answer>"):
         started = time.monotonic()
@@ -249,7 +272,11 @@ def test_time_to_judge_grows_with_the_length_of_a_response_not_its_square(hostil
     ("form", "response", "answer"),
     [
         ("sentences", "<answer>(1) Zoey is a knight\n(2) Liam is a knave</answer>", "liam: knave, zoey: knight"),
-        ("sentences", "<think>no</think><answer>**Liam**: Knave, and Zoey → knight.</answer>", "liam: knave, zoey: knight"),
+        (
+            "sentences",
+            "<think>no</think><answer>**Liam**: Knave, and Zoey → knight.</answer>",
+            "liam: knave, zoey: knight",
+        ),
         ("sentences", "<answer>Zoey is a knight, Zoey is a knave</answer>", None),
         ("sentences", "<answer>I cannot tell</answer>", None),
         ("sentences", "Zoey is a knight, Liam is a knave", None),

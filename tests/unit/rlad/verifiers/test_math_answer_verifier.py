@@ -178,7 +178,20 @@ PROSE = [
 
 @pytest.mark.parametrize(
     ("response", "answer", "outcome"),
-    [*BOXES, *LAST_BOX_COUNTS, *HEDGES, *ALTERNATIVES, *NUMBERS, *THOUSANDS, *UNITS, *PERCENT, *SETS, *INTERVALS, *TEXT, *PROSE],
+    [
+        *BOXES,
+        *LAST_BOX_COUNTS,
+        *HEDGES,
+        *ALTERNATIVES,
+        *NUMBERS,
+        *THOUSANDS,
+        *UNITS,
+        *PERCENT,
+        *SETS,
+        *INTERVALS,
+        *TEXT,
+        *PROSE,
+    ],
 )
 def test_answers_are_compared_as_mathematics(response: str, answer: str, outcome: Outcome) -> None:
     verdict = VERIFIER.verify(response, answer)
@@ -198,7 +211,11 @@ def build_math() -> Mapping[str, Verifier]:
 
 def test_every_real_answer_boxed_in_prose_earns_the_reward_and_500_wrong_ones_do_not(aime_responses: list[Any]) -> None:
     assert sum(not response.is_correct for response in aime_responses) == 500
-    misjudged = [each for each in aime_responses if VERIFIER.verify(each.text, each.answer).outcome != (C if each.is_correct else W)]
+    misjudged = [
+        each
+        for each in aime_responses
+        if VERIFIER.verify(each.text, each.answer).outcome != (C if each.is_correct else W)
+    ]
     assert not misjudged
 
 

@@ -73,6 +73,9 @@ def test_number_of_options_says_which_letters_there_are() -> None:
         build_verifier({"name": "multiple_choice", "options": 27})
 
 
-@pytest.mark.parametrize(("response", "letter"), [("the answer is (b)", "B"), (r"\boxed{B}", "B"), ("<answer>E</answer>", None), ("B or C", None)])
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [("the answer is (b)", "B"), (r"\boxed{B}", "B"), ("<answer>E</answer>", None), ("B or C", None)],
+)
 def test_equal_choices_have_one_spelling(response: str, letter: str | None) -> None:
     assert VERIFIER.answer_of(response) == letter  # type: ignore[attr-defined]

@@ -38,7 +38,17 @@ def problems(dataset: str, size: int = 4, **settings: Any) -> list[PromptRecord]
 
 @pytest.mark.usefixtures("gym")
 @pytest.mark.parametrize(
-    "dataset", ["chain_sum", "knights_knaves", "leg_counting", "mini_sudoku", "rearc", "zebra_puzzles", "calendar_arithmetic", "maze"]
+    "dataset",
+    [
+        "chain_sum",
+        "knights_knaves",
+        "leg_counting",
+        "mini_sudoku",
+        "rearc",
+        "zebra_puzzles",
+        "calendar_arithmetic",
+        "maze",
+    ],
 )
 def test_the_tasks_own_answers_earn_the_reward_and_those_of_other_problems_do_not(dataset: str) -> None:
     judge = verifier(dataset)
@@ -60,7 +70,9 @@ def test_partial_scores_count_only_when_graded() -> None:
     own, terms = entry["answer"], entry["metadata"]["knight_knave_terms"]
     knight, knave = terms["knight"], terms["knave"]
     first, _, others = own.partition(",")
-    partly = f"<answer>{first.replace(knight, knave) if knight in first else first.replace(knave, knight)},{others}</answer>"
+    partly = (
+        f"<answer>{first.replace(knight, knave) if knight in first else first.replace(knave, knight)},{others}</answer>"
+    )
     binary, graded = (
         verifier("knights_knaves").verify(partly, record.answer),
         verifier("knights_knaves", scoring="graded").verify(partly, record.answer),
@@ -74,11 +86,18 @@ def test_partial_scores_count_only_when_graded() -> None:
 @pytest.mark.usefixtures("gym")
 def test_scorers_judge_by_the_settings_that_made_the_problem() -> None:
     # puzzle24 refuses numbers outside its range.
-    record = next(record for record in problems("puzzle24", size=20) if "9" in record.prompt[1]["content"].splitlines()[0])  # type: ignore[index]
+    record = next(
+        record for record in problems("puzzle24", size=20) if "9" in record.prompt[1]["content"].splitlines()[0]
+    )  # type: ignore[index]
     entry = decode_entry(record.answer)
     response = f"<answer>{entry['answer']}</answer>"
     assert verifier("puzzle24").verify(response, record.answer).outcome == C
-    assert verifier("puzzle24").verify(response, encode_entry(entry, dataset="puzzle24", settings={"max_value": 8})).outcome == W
+    assert (
+        verifier("puzzle24")
+        .verify(response, encode_entry(entry, dataset="puzzle24", settings={"max_value": 8}))
+        .outcome
+        == W
+    )
 
 
 @pytest.mark.usefixtures("gym")
@@ -95,7 +114,9 @@ def test_prompts_of_other_tasks_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("gym")
-@pytest.mark.parametrize(("dataset", "complaint"), [("chain_sums", "the nearest: chain_sum"), ("composite", "no 'composite'")])
+@pytest.mark.parametrize(
+    ("dataset", "complaint"), [("chain_sums", "the nearest: chain_sum"), ("composite", "no 'composite'")]
+)
 def test_unknown_tasks_are_refused(dataset: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         verifier(dataset)
@@ -108,7 +129,15 @@ def test_missing_package_is_an_error_with_its_remedy(monkeypatch: pytest.MonkeyP
 
 
 def test_entries_come_back_from_text_as_they_were() -> None:
-    entry = {"answer": None, "metadata": {"grid": ((1, 2), (3, (4,))), "counts": {1: "a", (2, 3): ["b"]}, "empty": {}, "plain": [1.5, True, "x"]}}
+    entry = {
+        "answer": None,
+        "metadata": {
+            "grid": ((1, 2), (3, (4,))),
+            "counts": {1: "a", (2, 3): ["b"]},
+            "empty": {},
+            "plain": [1.5, True, "x"],
+        },
+    }
     text = encode_entry(entry, dataset="any", settings={"range": (1, 2)})
     assert decode_entry(text) == {**entry, "dataset": "any", "settings": {"range": (1, 2)}}
 

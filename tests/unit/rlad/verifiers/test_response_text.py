@@ -47,7 +47,9 @@ def test_last_complete_answer_block_counts(text: str, content: str | None) -> No
     assert last_answer_block(text) == content
 
 
-@pytest.mark.parametrize(("text", "spoken"), [("a", "a"), ("a</think>b</think> c", " c"), ("<think>a</think>b", "b"), ("a<think>b", None)])
+@pytest.mark.parametrize(
+    ("text", "spoken"), [("a", "a"), ("a</think>b</think> c", " c"), ("<think>a</think>b", "b"), ("a<think>b", None)]
+)
 def test_thinking_is_not_spoken(text: str, spoken: str | None) -> None:
     assert after_thinking(text) == spoken
 

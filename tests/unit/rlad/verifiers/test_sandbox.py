@@ -55,17 +55,25 @@ print(subprocess.run([sys.executable, "-I", "-c", {source!r}], check=True, captu
 
 @pytest.mark.parametrize("mechanisms", MECHANISMS)
 @pytest.mark.parametrize("way", ["python", "libc", "program"])
-def test_program_cannot_reach_a_listener_on_loopback(listener: socket.socket, mechanisms: tuple[str, ...], way: str) -> None:
+def test_program_cannot_reach_a_listener_on_loopback(
+    listener: socket.socket, mechanisms: tuple[str, ...], way: str
+) -> None:
     port = listener.getsockname()[1]
     by_python = CONNECT.format(port=port)
-    source = {"python": by_python, "libc": CONNECT_BY_LIBC.format(port=port), "program": CONNECT_BY_PROGRAM.format(source=by_python)}[way]
+    source = {
+        "python": by_python,
+        "libc": CONNECT_BY_LIBC.format(port=port),
+        "program": CONNECT_BY_PROGRAM.format(source=by_python),
+    }[way]
     result = run(source, mechanisms=mechanisms)
     assert (result.ended, result.exit_code) == ("exited", 1), result
     assert "connected" not in result.stdout
     with pytest.raises(BlockingIOError):  # nobody knocked
         listener.accept()
     # The same program gets there when nothing holds it.
-    assert "connected" in subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True).stdout
+    assert (
+        "connected" in subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True).stdout
+    )
     listener.accept()[0].close()
 
 
@@ -97,7 +105,12 @@ with open("own", "w") as file: file.write("x")
 print(open("own").read())
 """
     result = run_sandboxed(source, limits=replace(LIMITS, mechanisms=mechanisms, memory_mib=1024), stdin="21\n")  # type: ignore[arg-type]
-    assert (result.ended, result.exit_code, result.stdout, result.has_passed) == ("exited", 0, "Größe 42 6\nx\n", True), result
+    assert (result.ended, result.exit_code, result.stdout, result.has_passed) == (
+        "exited",
+        0,
+        "Größe 42 6\nx\n",
+        True,
+    ), result
 
 
 def test_program_sees_nothing_of_the_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +119,9 @@ def test_program_sees_nothing_of_the_callers_environment(monkeypatch: pytest.Mon
     assert result.stdout == "['LC_CTYPE', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'] [] ['solution.py'] 1\n"
 
 
-@pytest.mark.parametrize("source", ["spin()", "import threading\nfor _ in range(3): threading.Thread(target=spin).start()"])
+@pytest.mark.parametrize(
+    "source", ["spin()", "import threading\nfor _ in range(3): threading.Thread(target=spin).start()"]
+)
 def test_processor_time_is_bounded_over_all_threads(source: str) -> None:
     start = time.monotonic()
     assert run(f"def spin():\n    while True: pass\n{source}", cpu_s=1, memory_mib=1024).ended == "timeout"
@@ -202,11 +217,15 @@ def test_landlock_leaves_nothing_to_read_or_write_but_its_own(tmp_path: Path) ->
 
 
 def test_signals_do_not_reach_the_caller() -> None:
-    assert run("import os, signal\nos.kill(os.getppid() or 1, 0)\nos.kill(1, signal.SIGTERM)\nprint('still here')").ended in ("exited", "killed")
+    assert run(
+        "import os, signal\nos.kill(os.getppid() or 1, 0)\nos.kill(1, signal.SIGTERM)\nprint('still here')"
+    ).ended in ("exited", "killed")
     assert run(f"import os, signal\nos.kill({os.getpid()}, signal.SIGTERM)").exit_code == 1
 
 
-@pytest.mark.parametrize("source", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit", "import os; os.abort()"])
+@pytest.mark.parametrize(
+    "source", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit", "import os; os.abort()"]
+)
 def test_program_that_ends_before_the_assertions_has_not_passed(source: str) -> None:
     assert not run_sandboxed(source, limits=LIMITS, asserts="assert False").has_passed
     assert not run_sandboxed(source, limits=LIMITS, asserts="assert True").has_passed

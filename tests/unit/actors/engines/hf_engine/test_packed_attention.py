@@ -36,10 +36,14 @@ def test_attention_is_causal_within_and_absent_between_sequences(key_value_heads
     torch.manual_seed(0)
     size, heads, head_size = sum(LENGTHS), 4, 8
     query = torch.randn(1, heads, size, head_size, dtype=torch.float64, requires_grad=True)
-    key, value = (torch.randn(1, key_value_heads, size, head_size, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    key, value = (
+        torch.randn(1, key_value_heads, size, head_size, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     cotangent = torch.randn(1, size, heads, head_size, dtype=torch.float64)
 
-    packed, _ = packed_attention(torch.nn.Module(), query, key, value, None, packed_layout=layout_of(LENGTHS), scaling=0.3)
+    packed, _ = packed_attention(
+        torch.nn.Module(), query, key, value, None, packed_layout=layout_of(LENGTHS), scaling=0.3
+    )
     packed_gradients = torch.autograd.grad(packed, (query, key, value), cotangent)
 
     repeats = heads // key_value_heads
@@ -56,13 +60,17 @@ def test_attention_is_causal_within_and_absent_between_sequences(key_value_heads
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_packed_row_gives_the_logprobs_and_gradients_of_separate_forward_passes(make_model: Callable[..., Path], tied: bool) -> None:
+def test_a_packed_row_gives_the_logprobs_and_gradients_of_separate_forward_passes(
+    make_model: Callable[..., Path], tied: bool
+) -> None:
     path = str(make_model(tied=tied))
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(2, 28, (length,), generator=generator) for length in LENGTHS]
     cotangents = [torch.randn(length, generator=generator) for length in LENGTHS]
 
-    model = load_policy_model(path, dtype=torch.float32, temperature=0.7, chunk_tokens=16, activation_checkpointing=False)
+    model = load_policy_model(
+        path, dtype=torch.float32, temperature=0.7, chunk_tokens=16, activation_checkpointing=False
+    )
     row = torch.cat(sequences)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     # Everything is selected; the targets are arbitrary tokens.
@@ -91,15 +99,22 @@ def test_activation_checkpointing_does_not_change_the_gradient(make_model: Calla
     gradients = []
     for activation_checkpointing in (False, True):
         model = load_policy_model(
-            str(make_model()), dtype=torch.float32, temperature=1.0, chunk_tokens=16, activation_checkpointing=activation_checkpointing
+            str(make_model()),
+            dtype=torch.float32,
+            temperature=1.0,
+            chunk_tokens=16,
+            activation_checkpointing=activation_checkpointing,
         )
         model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row)[0].sum().backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]))
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        )
     assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "named"), [({"sliding_window": 29}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"dropout": 0.1}, "dropout")]
+    ("wanted", "named"),
+    [({"sliding_window": 29}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"dropout": 0.1}, "dropout")],
 )
 def test_attention_the_kernels_do_not_do_is_refused(wanted: dict[str, float], named: str) -> None:
     states = torch.randn(1, 2, sum(LENGTHS), 8)
@@ -109,6 +124,8 @@ def test_attention_the_kernels_do_not_do_is_refused(wanted: dict[str, float], na
 
 def test_a_sliding_window_longer_than_every_sequence_changes_nothing() -> None:
     states = torch.randn(1, 2, sum(LENGTHS), 8)
-    with_window, _ = packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), sliding_window=30)
+    with_window, _ = packed_attention(
+        torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), sliding_window=30
+    )
     without, _ = packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS))
     assert torch.equal(with_window, without)

@@ -42,7 +42,9 @@ def test_scores_are_those_of_plain_transformers(make_reward_model: Callable[...,
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_models_that_are_no_reward_model_are_refused(make_reward_model: Callable[..., Path], make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_models_that_are_no_reward_model_are_refused(
+    make_reward_model: Callable[..., Path], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(EngineError, match=r"is no trained reward model: its checkpoint has no score\.weight"):
         RewardModelEngine(config_of(make_model()))
     with pytest.raises(EngineError, match="one linear output .* and is a Qwen3ForSequenceClassification with 2 labels"):

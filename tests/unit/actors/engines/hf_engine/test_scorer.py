@@ -23,11 +23,20 @@ TOKENS = (2, 28)  # ids of the tokenizer's plain symbols
 def make_group(prompt_tokens: int, response_lengths: list[int], seed: int) -> Group:
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64)
-    return random.integers(*TOKENS, prompt_tokens, dtype=np.int32), random.integers(*TOKENS, offsets[-1], dtype=np.int32), offsets
+    return (
+        random.integers(*TOKENS, prompt_tokens, dtype=np.int32),
+        random.integers(*TOKENS, offsets[-1], dtype=np.int32),
+        offsets,
+    )
 
 
 # Empty and one-token responses, a one-token prompt, lengths that no budget divides.
-GROUPS = [make_group(9, [5, 0, 17, 1], 0), make_group(1, [1, 30], 1), make_group(23, [0, 0], 2), make_group(4, [40, 3, 12], 3)]
+GROUPS = [
+    make_group(9, [5, 0, 17, 1], 0),
+    make_group(1, [1, 30], 1),
+    make_group(23, [0, 0], 2),
+    make_group(4, [40, 3, 12], 3),
+]
 
 
 def plain_logprobs(model_path: Path, group: Group, temperature: float) -> np.ndarray:
@@ -50,7 +59,9 @@ def plain_distributions(model_path: Path, group: Group, temperature: float) -> n
 
 @asynccontextmanager
 async def open_scorer(model_path: Path, token_budget: int = 8192) -> AsyncIterator[TransformersScorer]:
-    scorer = TransformersScorer(TeacherConfig(path=str(model_path), dtype="float32", engine="transformers", token_budget=token_budget))
+    scorer = TransformersScorer(
+        TeacherConfig(path=str(model_path), dtype="float32", engine="transformers", token_budget=token_budget)
+    )
     try:
         yield scorer
     finally:
@@ -59,7 +70,9 @@ async def open_scorer(model_path: Path, token_budget: int = 8192) -> AsyncIterat
 
 @pytest.mark.parametrize("token_budget", [1, 40, 64, 8192])
 @pytest.mark.parametrize("tied", [True, False])
-async def test_scores_do_not_depend_on_how_rows_are_cut(make_model: Callable[..., Path], token_budget: int, tied: bool) -> None:
+async def test_scores_do_not_depend_on_how_rows_are_cut(
+    make_model: Callable[..., Path], token_budget: int, tied: bool
+) -> None:
     model = make_model(tied=tied)
     async with open_scorer(model, token_budget) as scorer:
         scores = await asyncio.gather(*(scorer.score(*group, 1.0) for group in GROUPS))
@@ -77,11 +90,15 @@ async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_
 
 
 @pytest.mark.parametrize("token_budget", [40, 8192])
-async def test_groups_that_want_different_supports_get_each_its_own(make_model: Callable[..., Path], token_budget: int) -> None:
+async def test_groups_that_want_different_supports_get_each_its_own(
+    make_model: Callable[..., Path], token_budget: int
+) -> None:
     model, supports = make_model(), [None, 5, 1, "full", 5]
     async with open_scorer(model, token_budget) as scorer:
         groups = [*GROUPS, GROUPS[0]]
-        scores = await asyncio.gather(*(scorer.score(*group, 0.7, support) for group, support in zip(groups, supports, strict=True)))
+        scores = await asyncio.gather(
+            *(scorer.score(*group, 0.7, support) for group, support in zip(groups, supports, strict=True))
+        )
     for group, scored, size in zip(groups, scores, [0, 5, 1, 30, 5], strict=True):
         assert scored.support_size == size
         np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, group, 0.7), atol=1e-5, rtol=0)
@@ -89,7 +106,9 @@ async def test_groups_that_want_different_supports_get_each_its_own(make_model: 
             continue
         rows = plain_distributions(model, group, 0.7)
         np.testing.assert_array_equal(np.sort(scored.support_ids), np.sort(np.argsort(rows)[:, rows.shape[1] - size :]))
-        np.testing.assert_allclose(scored.support_logprobs, np.take_along_axis(rows, scored.support_ids, 1), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            scored.support_logprobs, np.take_along_axis(rows, scored.support_ids, 1), atol=1e-5, rtol=0
+        )
         np.put_along_axis(rows, scored.support_ids, -np.inf, 1)
         np.testing.assert_allclose(scored.tail_logprobs, np.logaddexp.reduce(rows, axis=1), atol=1e-5, rtol=0)
 
@@ -133,7 +152,9 @@ async def test_failed_forward_pass_fails_its_group_and_not_the_engine(make_model
         with pytest.raises(EngineError, match="forward pass failed: IndexError"):
             await scorer.score(prompt, np.array([3, 1000, 4], np.int32), np.array([0, 3], np.int64), 1.0)
         await scorer.check_health()
-        np.testing.assert_allclose((await scorer.score(*GROUPS[1], 1.0)).logprobs, plain_logprobs(model, GROUPS[1], 1.0), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            (await scorer.score(*GROUPS[1], 1.0)).logprobs, plain_logprobs(model, GROUPS[1], 1.0), atol=1e-5, rtol=0
+        )
 
 
 async def test_response_beyond_the_teachers_context_is_refused(make_model: Callable[..., Path]) -> None:
@@ -159,6 +180,8 @@ async def test_a_groups_prompt_goes_through_the_model_once(make_model: Callable[
     """Prompt of 9, responses of 5, 17 and 1 tokens, each without its last: 9 + 4 + 16 + 0 tokens, not three times 9."""
     async with open_scorer(make_model()) as scorer:
         seen: list[int] = []
-        scorer._model.get_input_embeddings().register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].numel()))
+        scorer._model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, arguments: seen.append(arguments[0].numel())
+        )
         await scorer.score(*GROUPS[0], 1.0)
     assert seen == [9 + 4 + 16]

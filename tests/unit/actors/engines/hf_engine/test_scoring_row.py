@@ -52,7 +52,9 @@ def test_attention_over_shared_tokens_is_that_over_whole_sequences() -> None:
     size = len(row.token_ids)
     states = [torch.randn(1, heads, size, head_size, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     cotangent = torch.randn(1, size, heads, head_size, dtype=torch.float64)
-    layout = PackedLayout.from_offsets(row.sequence_offsets, torch.device("cpu"), sources=row.sources, places=row.places)
+    layout = PackedLayout.from_offsets(
+        row.sequence_offsets, torch.device("cpu"), sources=row.sources, places=row.places
+    )
     shared, _ = packed_attention(torch.nn.Module(), *states, None, packed_layout=layout)
     gradients = torch.autograd.grad(shared, states, cotangent)
 

@@ -11,7 +11,9 @@ from rlad.errors import ConfigError
 
 def test_constant_schedule_rises_over_the_warmup_and_stays() -> None:
     config = OptimizerConfig(lr=4e-3, warmup_steps=3)
-    assert [learning_rate(config, update, 100) for update in (0, 1, 2, 3, 4, 99)] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3, 4e-3])
+    assert [learning_rate(config, update, 100) for update in (0, 1, 2, 3, 4, 99)] == pytest.approx(
+        [1e-3, 2e-3, 3e-3, 4e-3, 4e-3, 4e-3]
+    )
 
 
 def test_linear_schedule_falls_to_zero_just_behind_the_last_update() -> None:
@@ -35,7 +37,9 @@ def test_stage_zero_in_bfloat16_is_refused() -> None:
 
 def test_offloading_at_stage_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs learner.zero_stage 1, 2 or 3"):
-        deepspeed_config(LearnerConfig(zero_stage=0, offload_optimizer=True), bfloat16=False, on_gpu=False, num_parameters=10)
+        deepspeed_config(
+            LearnerConfig(zero_stage=0, offload_optimizer=True), bfloat16=False, on_gpu=False, num_parameters=10
+        )
 
 
 def test_bfloat16_weights_have_float32_gradients() -> None:

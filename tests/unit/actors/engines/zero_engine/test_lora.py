@@ -24,7 +24,9 @@ def adapters_of(path: Path, lora: LoraConfig, *, seed: int = 0) -> Adapters:
 
 
 def test_a_sum_by_hand_leaves_its_parts_alone() -> None:
-    adapter = Adapter(a=nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]])), b=nn.Parameter(torch.tensor([[10.0], [-1.0]])), scale=0.5)
+    adapter = Adapter(
+        a=nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]])), b=nn.Parameter(torch.tensor([[10.0], [-1.0]])), scale=0.5
+    )
     weight = torch.ones(2, 3)
     with torch.no_grad():
         assert adapter.added_to(weight).tolist() == [[6.0, 11.0, 16.0], [0.5, 0.0, -0.5]]
@@ -33,7 +35,11 @@ def test_a_sum_by_hand_leaves_its_parts_alone() -> None:
 
 def test_a_bfloat16_sum_is_taken_in_float32() -> None:
     # 256 - 255 + 0.0078125: rounded after each addition, or with the product in bfloat16, the last term would be gone.
-    adapter = Adapter(a=nn.Parameter(torch.tensor([[-255.0], [0.0078125]]).bfloat16()), b=nn.Parameter(torch.ones(1, 2).bfloat16()), scale=1.0)
+    adapter = Adapter(
+        a=nn.Parameter(torch.tensor([[-255.0], [0.0078125]]).bfloat16()),
+        b=nn.Parameter(torch.ones(1, 2).bfloat16()),
+        scale=1.0,
+    )
     with torch.no_grad():
         assert adapter.added_to(torch.tensor([[256.0]]).bfloat16()).item() == 1.0078125
 
@@ -43,7 +49,9 @@ def test_what_is_trained_is_what_the_plan_counts(make_model: MakeModel, targets:
     lora = LoraConfig.model_validate({"rank": 3, "target_modules": targets})
     for tied in (True, False):
         path = make_model(tied=tied)
-        model = load_policy_model(str(path), dtype=torch.float32, temperature=1, chunk_tokens=8, activation_checkpointing=False, lora=lora)
+        model = load_policy_model(
+            str(path), dtype=torch.float32, temperature=1, chunk_tokens=8, activation_checkpointing=False, lora=lora
+        )
         shape = shape_of(str(path))
         assert shape is not None
         assert sum(parameter.numel() for parameter in model.trained_parameters()) == shape.trained_parameters(lora)
@@ -53,7 +61,9 @@ def test_what_is_trained_is_what_the_plan_counts(make_model: MakeModel, targets:
         assert len(frozen) == len(names)
 
 
-def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before_and_draw_nothing_from_others(make_model: MakeModel) -> None:
+def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before_and_draw_nothing_from_others(
+    make_model: MakeModel,
+) -> None:
     path = make_model()
     torch.manual_seed(3)
     first = adapters_of(path, LoraConfig(rank=2), seed=7)
@@ -76,7 +86,12 @@ def test_a_target_that_is_no_linear_layer_of_the_student_is_refused(make_model: 
 def test_a_checkpoint_s_state_names_no_frozen_weight_twice(make_model: MakeModel) -> None:
     """DeepSpeed leaves out frozen parameters by their first names."""
     model = load_policy_model(
-        str(make_model(tied=True)), dtype=torch.float32, temperature=1, chunk_tokens=8, activation_checkpointing=False, lora=LoraConfig()
+        str(make_model(tied=True)),
+        dtype=torch.float32,
+        temperature=1,
+        chunk_tokens=8,
+        activation_checkpointing=False,
+        lora=LoraConfig(),
     )
     first_names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert all("lora_" in name for name in model.state_dict().keys() - first_names)

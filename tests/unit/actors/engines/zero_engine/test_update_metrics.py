@@ -12,9 +12,19 @@ from rlad.packing import BatchCounts
 
 
 def update(
-    *, loss: float, ratio_sum: float, tokens: int, gap_sum: float, gap_max: float, norm: float, lr: float = 1.0, applied: bool = True
+    *,
+    loss: float,
+    ratio_sum: float,
+    tokens: int,
+    gap_sum: float,
+    gap_max: float,
+    norm: float,
+    lr: float = 1.0,
+    applied: bool = True,
 ) -> UpdateResult:
-    sums = MetricSums.of(means={"objective/ratio_mean": MeanSums(torch.tensor(ratio_sum), torch.tensor(tokens))}, totals={})
+    sums = MetricSums.of(
+        means={"objective/ratio_mean": MeanSums(torch.tensor(ratio_sum), torch.tensor(tokens))}, totals={}
+    )
     totals = UpdateTotals(
         sums=sums,
         loss=torch.tensor(loss),
@@ -53,10 +63,18 @@ def test_an_update_that_was_not_applied_is_counted_and_its_infinities_stay_out_o
     good = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0)
     bad = update(loss=float("inf"), ratio_sum=2.0, tokens=2, gap_sum=0.0, gap_max=0.0, norm=float("inf"), applied=False)
     metrics = step_metrics([good, bad])
-    assert (metrics["learner/loss"], metrics["learner/gradient_norm"], metrics["learner/nonfinite_updates"]) == (0.5, 3.0, 1)
+    assert (metrics["learner/loss"], metrics["learner/gradient_norm"], metrics["learner/nonfinite_updates"]) == (
+        0.5,
+        3.0,
+        1,
+    )
     assert step_metrics([bad]).keys().isdisjoint({"learner/loss", "learner/gradient_norm"})
 
 
 def test_a_step_without_a_trained_token_has_no_gap() -> None:
     nothing = update(loss=0.0, ratio_sum=0.0, tokens=0, gap_sum=0.0, gap_max=0.0, norm=0.0)
-    assert step_metrics([nothing]).keys().isdisjoint({"learner/logprob_gap_mean", "learner/logprob_gap_max", "objective/ratio_mean"})
+    assert (
+        step_metrics([nothing])
+        .keys()
+        .isdisjoint({"learner/logprob_gap_mean", "learner/logprob_gap_max", "objective/ratio_mean"})
+    )

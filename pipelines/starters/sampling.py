@@ -8,11 +8,11 @@ import torch
 from transformers import Qwen3ForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
+from pipelines.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
+from pipelines.starters.traces import longest_trace
 from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
-from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY, encode
-from rlad.starters.traces import longest_trace
 from rlad.verifiers import build_verifier
 
 _MAX_ROWS = 256
@@ -31,7 +31,9 @@ class _RoomyLayer(DynamicLayer):
         super().__init__()
         self._rooms: dict[str, torch.Tensor] = {}
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = self.get_seq_length()
@@ -56,7 +58,12 @@ class _RoomyLayer(DynamicLayer):
 
 @torch.inference_mode()
 def sample_responses(
-    model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, generator: torch.Generator
+    model: Qwen3ForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    max_tokens: int,
+    generator: torch.Generator,
 ) -> list[list[int]]:
     """One response for each prompt, end of sequence included where it was reached within `max_tokens`.
 
@@ -73,7 +80,9 @@ def sample_responses(
     rows, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
     cache = Cache(layer_class_to_replicate=_RoomyLayer)
     for _ in range(max_tokens):
-        output = model(input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        output = model(
+            input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
         chosen = _choose(output.logits[:, -1], temperature, generator)
         for row, token in zip(rows[going].tolist(), chosen[going].tolist(), strict=True):
             responses[row].append(token)
@@ -96,7 +105,13 @@ def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator
 
 
 def measure_accuracy(
-    model: Qwen3ForCausalLM, puzzles: Sequence[Puzzle], *, temperature: float, samples: int, seed: int, on_responses: Callable[[int], None]
+    model: Qwen3ForCausalLM,
+    puzzles: Sequence[Puzzle],
+    *,
+    temperature: float,
+    samples: int,
+    seed: int,
+    on_responses: Callable[[int], None],
 ) -> EvaluationSummary:
     """Accuracy over puzzles, by number of people.
 
@@ -113,7 +128,9 @@ def measure_accuracy(
         responses: list[list[int]] = []
         for start in range(0, len(prompts), _MAX_ROWS):
             part = prompts[start : start + _MAX_ROWS]
-            responses += sample_responses(model, part, temperature=temperature, max_tokens=longest_trace(num_people), generator=generator)
+            responses += sample_responses(
+                model, part, temperature=temperature, max_tokens=longest_trace(num_people), generator=generator
+            )
             on_responses(len(part))
         for index, puzzle in enumerate(chosen):
             own = responses[index * samples : (index + 1) * samples]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipelines.starters.batches import IGNORED, endless_batches, make_examples
+from pipelines.starters.sampling import measure_accuracy, sample_responses
+from pipelines.starters.tokenizer import END, END_ID, encode
+from pipelines.starters.traces import longest_trace
+from pipelines.starters.training import build_model, build_optimizers, share_of_peak, train, training_loss
 from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.starters.batches import IGNORED, endless_batches, make_examples
 from rlad.starters.recipes import ModelShape, RoleRecipe, TrainingPhase
-from rlad.starters.sampling import measure_accuracy, sample_responses
-from rlad.starters.tokenizer import END, END_ID, encode
-from rlad.starters.traces import longest_trace
-from rlad.starters.training import build_model, build_optimizers, share_of_peak, train, training_loss
 
 SHAPE = ModelShape(hidden_size=32, num_layers=2, num_heads=2, feed_forward=64)
 MUON = TrainingPhase(traces="correct", steps=12, learning_rate=1e-2, matrix_learning_rate=0.02)
@@ -24,7 +24,13 @@ PUZZLES = generate_puzzles(people={2: 0.5, 3: 0.5}, count=200, split="train", se
 def _train(*phases: TrainingPhase) -> tuple[list[float], torch.nn.Module]:
     losses: list[float] = []
     model = build_model(SHAPE, seed=0)
-    train(model, RoleRecipe(shape=SHAPE, phases=phases, seed=0), PUZZLES, tokens_per_step=512, on_step=lambda step, loss, _: losses.append(loss))
+    train(
+        model,
+        RoleRecipe(shape=SHAPE, phases=phases, seed=0),
+        PUZZLES,
+        tokens_per_step=512,
+        on_step=lambda step, loss, _: losses.append(loss),
+    )
     return losses, model
 
 
@@ -64,7 +70,9 @@ def test_muon_takes_the_layers_matrices_and_adamw_all_else() -> None:
     model = build_model(SHAPE, seed=0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_optimizer = {
-        type(optimizer).__name__: {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
+        type(optimizer).__name__: {
+            names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+        }
         for optimizer in build_optimizers(model, MUON)
     }
     assert by_optimizer["AdamW"] | by_optimizer["Muon"] == set(names.values())
@@ -96,17 +104,27 @@ def test_sampling_follows_the_temperature() -> None:
     prompt = encode(render_prompt(PUZZLES[0]))
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
     for temperature in (1.0, 0.5):
-        samples = sample_responses(model, [prompt] * 4000, temperature=temperature, max_tokens=1, generator=torch.Generator().manual_seed(0))
+        samples = sample_responses(
+            model, [prompt] * 4000, temperature=temperature, max_tokens=1, generator=torch.Generator().manual_seed(0)
+        )
         frequencies = torch.bincount(torch.tensor(samples).squeeze(-1), minlength=len(logits)) / len(samples)
         torch.testing.assert_close(frequencies, (logits / temperature).softmax(-1), atol=0.02, rtol=0)
 
 
 def test_measured_accuracy_counts_ended_right_answers_by_number_of_people() -> None:
     """Greedy, against one prompt at a time and a plain comparison of the text after `=`."""
-    puzzles = [puzzle for puzzle in PUZZLES if puzzle.num_people == 2][:16] + [puzzle for puzzle in PUZZLES if puzzle.num_people == 3][:4]
+    puzzles = [puzzle for puzzle in PUZZLES if puzzle.num_people == 2][:16] + [
+        puzzle for puzzle in PUZZLES if puzzle.num_people == 3
+    ][:4]
     model = build_model(SHAPE, seed=0)
     phase = TrainingPhase(traces="correct", steps=80, learning_rate=1e-2, matrix_learning_rate=0.02)
-    train(model, RoleRecipe(shape=SHAPE, phases=(phase,), seed=0), puzzles[:12], tokens_per_step=512, on_step=lambda *_: None)
+    train(
+        model,
+        RoleRecipe(shape=SHAPE, phases=(phase,), seed=0),
+        puzzles[:12],
+        tokens_per_step=512,
+        on_step=lambda *_: None,
+    )
 
     def is_right(puzzle: Puzzle) -> bool:
         response = _slow_greedy(model, encode(render_prompt(puzzle)), longest_trace(puzzle.num_people))
@@ -119,4 +137,6 @@ def test_measured_accuracy_counts_ended_right_answers_by_number_of_people() -> N
     assert 0 < sum(right) < len(puzzles)
     assert sum(made) == len(puzzles)
     assert summary.overall.mean == pytest.approx(sum(right) / 20)
-    assert {group: row.mean for group, row in summary.groups.items()} == pytest.approx({"2": sum(right[:16]) / 16, "3": sum(right[16:]) / 4})
+    assert {group: row.mean for group, row in summary.groups.items()} == pytest.approx(
+        {"2": sum(right[:16]) / 16, "3": sum(right[16:]) / 4}
+    )

@@ -12,15 +12,15 @@ import torch
 from transformers import Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from pipelines.starters.progress import OnProgress, StarterProgress
+from pipelines.starters.sampling import measure_accuracy
+from pipelines.starters.tokenizer import build_tokenizer
+from pipelines.starters.training import build_model, train
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.starters.cache import StarterRecord
-from rlad.starters.progress import OnProgress, StarterProgress
 from rlad.starters.recipes import ROLES, Role, StarterRecipe
-from rlad.starters.sampling import measure_accuracy
-from rlad.starters.tokenizer import build_tokenizer
-from rlad.starters.training import build_model, train
 
 # Temperature and responses a puzzle of each measurement; pass@k is reported of the second.
 SETTINGS: Mapping[str, tuple[float, int]] = {"greedy": (0.0, 1), "T=1": (1.0, 8), "T=0.6": (0.6, 2)}
@@ -35,7 +35,9 @@ def training_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
 
 def evaluation_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
     """What both roles are measured on; none of them is trained on."""
-    return generate_puzzles(people=recipe.people, count=recipe.evaluation_puzzles, split="evaluation", seed=_EVALUATION_SEED)
+    return generate_puzzles(
+        people=recipe.people, count=recipe.evaluation_puzzles, split="evaluation", seed=_EVALUATION_SEED
+    )
 
 
 def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnProgress) -> StarterRecord:
@@ -52,7 +54,11 @@ def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnP
         nonlocal tokens
         tokens += batch_tokens
         speed = tokens / (time.monotonic() - start)
-        report(StarterProgress(role=role, stage="training", done=step, total=own.total_steps, loss=loss, tokens_per_s=speed))
+        report(
+            StarterProgress(
+                role=role, stage="training", done=step, total=own.total_steps, loss=loss, tokens_per_s=speed
+            )
+        )
 
     report(StarterProgress(role=role, stage="training", done=0, total=own.total_steps))
     train(model, own, training_puzzles(recipe), tokens_per_step=recipe.tokens_per_step, on_step=on_step)
@@ -74,7 +80,9 @@ def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnP
     return record
 
 
-def _measure(model: Qwen3ForCausalLM, recipe: StarterRecipe, role: Role, report: OnProgress) -> dict[str, EvaluationSummary]:
+def _measure(
+    model: Qwen3ForCausalLM, recipe: StarterRecipe, role: Role, report: OnProgress
+) -> dict[str, EvaluationSummary]:
     puzzles = evaluation_puzzles(recipe)
     done, total = 0, len(puzzles) * sum(samples for _, samples in SETTINGS.values())
 
@@ -85,7 +93,9 @@ def _measure(model: Qwen3ForCausalLM, recipe: StarterRecipe, role: Role, report:
 
     report(StarterProgress(role=role, stage="measuring", done=0, total=total))
     return {
-        setting: measure_accuracy(model, puzzles, temperature=temperature, samples=samples, seed=0, on_responses=on_responses)
+        setting: measure_accuracy(
+            model, puzzles, temperature=temperature, samples=samples, seed=0, on_responses=on_responses
+        )
         for setting, (temperature, samples) in SETTINGS.items()
     }
 

@@ -1,4 +1,4 @@
-"""Run a command that must not outlive the process that started it: `python -m pipelines.schedules.leash PARENT_PID COMMAND...`.
+"""Run a command that must not outlive the process that started it: `python -m pipelines.schedules.child_process PARENT_PID COMMAND...`.
 
 The kernel kills it the moment its parent is gone, however that went; a ticker that was killed leaves no run behind that nobody watches. (A hook between
 fork and exec would do the same without this file, but not in a process with threads.) Elsewhere than on Linux the command runs without this.

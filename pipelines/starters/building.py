@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipelines.starters.progress import OnProgress, StarterProgress
 from rlad.errors import DeadlineError, EngineError, PlanError
 from rlad.starters.cache import is_finished, starter_directory, starters_folder
-from rlad.starters.progress import OnProgress, StarterProgress
 from rlad.starters.recipes import ROLES, Role, StarterRecipe
 
 # A process that says nothing for so long hangs: a step takes a fraction of a second, importing the libraries at most a minute or so.
@@ -82,9 +82,13 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_LOCK_TIMEOUT_S)
     except Timeout as error:
-        raise DeadlineError(f"another process has held {path} for {_LOCK_TIMEOUT_S:.0f} s: see what trains there, and end it") from error
+        raise DeadlineError(
+            f"another process has held {path} for {_LOCK_TIMEOUT_S:.0f} s: see what trains there, and end it"
+        ) from error
     except OSError as error:
-        raise PlanError(f"starter models cannot be kept in {folder} ({error}): set RLAD_CACHE to a folder that can be written") from error
+        raise PlanError(
+            f"starter models cannot be kept in {folder} ({error}): set RLAD_CACHE to a folder that can be written"
+        ) from error
     try:
         yield
     finally:
@@ -95,7 +99,9 @@ def _build(recipe: StarterRecipe, directories: dict[Role, Path], progress: OnPro
     """Train into unfinished directories beside the final ones; rename each as soon as it is whole. The recipe's lock is held."""
     folder = next(iter(directories.values())).parent
     unfinished = f".unfinished-{recipe.name}-"
-    for left_over in folder.glob(f"{unfinished}*"):  # of a process that was killed: nobody else works on this recipe while we hold its lock
+    for left_over in folder.glob(
+        f"{unfinished}*"
+    ):  # of a process that was killed: nobody else works on this recipe while we hold its lock
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=unfinished, dir=folder) as scratch:
 
@@ -118,13 +124,17 @@ def _build(recipe: StarterRecipe, directories: dict[Role, Path], progress: OnPro
 def _start(recipe: StarterRecipe, role: Role, directory: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train_in_child, args=(recipe, role, directory, sender), name=f"starter-{role}", daemon=True)
+    process = context.Process(
+        target=_train_in_child, args=(recipe, role, directory, sender), name=f"starter-{role}", daemon=True
+    )
     process.start()
     sender.close()  # the child's copy is now the only one, so its death ends the stream
     return _Worker(role=role, process=process, receiver=receiver)
 
 
-def _watch(recipe: StarterRecipe, workers: Sequence[_Worker], progress: OnProgress, finish: Callable[[Role], None]) -> None:
+def _watch(
+    recipe: StarterRecipe, workers: Sequence[_Worker], progress: OnProgress, finish: Callable[[Role], None]
+) -> None:
     """Pass on progress until every process has ended well; `finish` each that has.
 
     Raises:
@@ -135,7 +145,9 @@ def _watch(recipe: StarterRecipe, workers: Sequence[_Worker], progress: OnProgre
         ready = wait(list(running), timeout=_SILENCE_TIMEOUT_S)
         if not ready:
             silent = ", ".join(f"{recipe.name}/{worker.role}" for worker in running.values())
-            raise EngineError(f"training of starter {silent} has said nothing for {_SILENCE_TIMEOUT_S:.0f} s and was ended: try again")
+            raise EngineError(
+                f"training of starter {silent} has said nothing for {_SILENCE_TIMEOUT_S:.0f} s and was ended: try again"
+            )
         for worker in [worker for receiver, worker in running.items() if receiver in ready]:
             name = f"{recipe.name}/{worker.role}"
             try:
@@ -167,7 +179,9 @@ def _train_in_child(recipe: StarterRecipe, role: Role, directory: Path, sender: 
             sender.send(update)
 
     try:
-        from rlad.starters.making import make_starter  # here, because the parent needs neither torch nor transformers
+        from pipelines.starters.making import (
+            make_starter,  # here, because the parent needs neither torch nor transformers
+        )
 
         make_starter(recipe, role, directory, report)
     except BrokenPipeError:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.experience.parts import GroupRefs, WeightedScores
+from actors.experience.batch_shards import GroupRefs, WeightedScores
 from rlad.contracts import Columns, RolloutGroup, TeacherScores, Verdicts
 from rlad.errors import ContractError
 
@@ -31,15 +31,24 @@ GROUP = RolloutGroup(
     policy_versions=np.zeros(3, np.int32),
     finish_reasons=np.zeros(2, np.uint8),
 ).to_columns()
-VERDICTS = Verdicts(uid="g", attempt=0, rewards=np.zeros(2, np.float32), outcomes=np.zeros(2, np.uint8), elapsed_s=np.zeros(2, np.float32))
+VERDICTS = Verdicts(
+    uid="g",
+    attempt=0,
+    rewards=np.zeros(2, np.float32),
+    outcomes=np.zeros(2, np.uint8),
+    elapsed_s=np.zeros(2, np.float32),
+)
 STORE = {"group": GROUP, "a": scores(0.5, "a"), "b": scores(0.1, "b"), "start": scores(0.7, "start")}
 
 
 @pytest.mark.parametrize("reference", [None, "start"])
 @pytest.mark.parametrize(
-    ("weights", "teacher", "probability"), [({}, None, None), ({"a": 2.0}, "a", 0.5), ({"a": 1.0, "b": 3.0}, "0.25 a + 0.75 b", 0.2)]
+    ("weights", "teacher", "probability"),
+    [({}, None, None), ({"a": 2.0}, "a", 0.5), ({"a": 1.0, "b": 3.0}, "0.25 a + 0.75 b", 0.2)],
 )
-def test_every_score_lands_in_its_place(weights: dict[str, float], teacher: str | None, probability: float | None, reference: str | None) -> None:
+def test_every_score_lands_in_its_place(
+    weights: dict[str, float], teacher: str | None, probability: float | None, reference: str | None
+) -> None:
     of_teachers = tuple(WeightedScores(weight=weight, scores=name) for name, weight in weights.items())
     refs = GroupRefs(group="group", verdicts=VERDICTS, teacher_scores=of_teachers, reference_scores=reference)
     scored = refs.scored_group([STORE[ref] for ref in refs.all_refs])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from pipelines.starters.tokenizer import END, END_ID, PAD_ID, VOCABULARY, build_tokenizer, encode
 from rlad.data.knights_knaves.compact import ALPHABET
-from rlad.starters.tokenizer import END, END_ID, PAD_ID, VOCABULARY, build_tokenizer, encode
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+from pipelines.starters.batches import IGNORED, Batch, Example, endless_batches, make_examples
+from pipelines.starters.making import evaluation_puzzles, training_puzzles
+from pipelines.starters.tokenizer import PAD_ID, VOCABULARY, encode
 from rlad.data.knights_knaves.compact import render_prompt
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import puzzle_from_statements
-from rlad.starters.batches import IGNORED, Batch, Example, endless_batches, make_examples
-from rlad.starters.making import evaluation_puzzles, training_puzzles
 from rlad.starters.recipes import RECIPES
-from rlad.starters.tokenizer import PAD_ID, VOCABULARY, encode
 
 PUZZLES = generate_puzzles(people={2: 0.2, 3: 0.4, 4: 0.4}, count=500, split="train", seed=3)
 SYMBOLS = list(VOCABULARY)
@@ -23,7 +23,9 @@ def _rows(batch: Batch) -> list[tuple[int, ...]]:
 
 def test_only_the_response_and_its_end_are_targets() -> None:
     prompt, response = "A:b;B:A&B;?", "AB:AFxAb:ATBT&FF=TF$"
-    (example,) = make_examples([puzzle_from_statements([("lying", 1), ("and", ("telling-truth", 0), ("telling-truth", 1))])], "correct", seed=0)
+    (example,) = make_examples(
+        [puzzle_from_statements([("lying", 1), ("and", ("telling-truth", 0), ("telling-truth", 1))])], "correct", seed=0
+    )
     longer = Example(token_ids=encode(prompt + response + "$$"), prompt_length=len(prompt))
     batch = next(endless_batches([example, longer], tokens_per_step=1000, seed=0))
 
@@ -50,7 +52,9 @@ def test_an_epoch_holds_every_example_once_and_the_next_in_another_order() -> No
 def test_batches_keep_to_their_tokens_and_hold_little_padding() -> None:
     batches = list(islice(endless_batches(make_examples(PUZZLES, "correct", seed=0), tokens_per_step=2048, seed=0), 12))
     assert all(batch.token_ids.numel() <= 2048 for batch in batches)
-    padding = sum(int((batch.token_ids == PAD_ID).sum()) for batch in batches) / sum(batch.token_ids.numel() for batch in batches)
+    padding = sum(int((batch.token_ids == PAD_ID).sum()) for batch in batches) / sum(
+        batch.token_ids.numel() for batch in batches
+    )
     assert padding < 0.15
 
 
@@ -73,6 +77,9 @@ def test_careless_traces_are_well_formed_and_often_wrong() -> None:
 
 def test_no_evaluation_puzzle_is_trained_on_in_any_form() -> None:
     for recipe in RECIPES.values():
-        trained, measured = ({render_prompt(puzzle) for puzzle in puzzles} for puzzles in (training_puzzles(recipe), evaluation_puzzles(recipe)))
+        trained, measured = (
+            {render_prompt(puzzle) for puzzle in puzzles}
+            for puzzles in (training_puzzles(recipe), evaluation_puzzles(recipe))
+        )
         assert len(measured) == recipe.evaluation_puzzles
         assert not trained & measured

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from pipelines.starters.batches import IGNORED, Batch, endless_batches, make_examples
+from pipelines.starters.tokenizer import END_ID, PAD_ID, VOCABULARY
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.starters.batches import IGNORED, Batch, endless_batches, make_examples
 from rlad.starters.recipes import HEAD_DIM, ModelShape, RoleRecipe, TrainingPhase
-from rlad.starters.tokenizer import END_ID, PAD_ID, VOCABULARY
 
 MAX_POSITIONS = 1024
 """More than the longest prompt and trace of 5 people; those of 8 people may need more than a tiny model can follow."""
@@ -41,13 +41,17 @@ def build_model(shape: ModelShape, seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).float()
 
 
-def train(model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle], *, tokens_per_step: int, on_step: OnStep) -> None:
+def train(
+    model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle], *, tokens_per_step: int, on_step: OnStep
+) -> None:
     """Run the recipe's phases on `model`, in place."""
     model.train()
     step = 0
     for number, phase in enumerate(recipe.phases):
         seed = recipe.seed * len(recipe.phases) + number
-        batches = endless_batches(make_examples(puzzles, phase.traces, seed), tokens_per_step=tokens_per_step, seed=seed)
+        batches = endless_batches(
+            make_examples(puzzles, phase.traces, seed), tokens_per_step=tokens_per_step, seed=seed
+        )
         optimizers = build_optimizers(model, phase)
         for phase_step in range(phase.steps):
             _set_learning_rates(optimizers, share_of_peak(phase_step, phase.steps))
@@ -70,10 +74,16 @@ def training_loss(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
 
 def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torch.optim.Optimizer]:
     """Muon on the layers' matrices and AdamW on embeddings, head and norms; AdamW alone where the phase gives Muon no learning rate."""
-    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2] if phase.matrix_learning_rate else []
+    matrices = (
+        [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+        if phase.matrix_learning_rate
+        else []
+    )
     chosen = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    ]
     if phase.matrix_learning_rate:
         optimizers.append(torch.optim.Muon(matrices, lr=phase.matrix_learning_rate, weight_decay=0.0))
     for optimizer in optimizers:

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from pipelines.starters.building import ensure_starters
+from pipelines.starters.progress import StarterProgress
 from rlad.errors import EngineError, PlanError
-from rlad.starters import RECIPES, ROLES, StarterProgress, ensure_starters, is_missing_starter, resolve_model, starter_directory
+from rlad.models.references import resolve_model
+from rlad.starters import RECIPES, ROLES, is_missing_starter, starter_directory
 from rlad.starters.cache import RECORD_FILE, starters_folder
 from rlad.starters.recipes import RoleRecipe, StarterRecipe
 
@@ -27,7 +30,13 @@ def _shortened(role: RoleRecipe, steps: int) -> RoleRecipe:
 
 def _recipe(steps: int) -> StarterRecipe:
     """The smoke recipe with a few steps only."""
-    return replace(SMOKE, name="test", teacher=_shortened(SMOKE.teacher, steps), student=_shortened(SMOKE.student, steps), evaluation_puzzles=2)
+    return replace(
+        SMOKE,
+        name="test",
+        teacher=_shortened(SMOKE.teacher, steps),
+        student=_shortened(SMOKE.student, steps),
+        evaluation_puzzles=2,
+    )
 
 
 def _training_processes() -> list[BaseProcess]:
@@ -61,7 +70,8 @@ def test_two_callers_at_once_train_once_and_half_written_directories_are_replace
     assert first == second == {role: starter_directory(recipe, role, tmp_path) for role in ROLES}
     assert _visible(tmp_path) == sorted(path.name for path in first.values())
     assert all(
-        {RECORD_FILE, "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in made.iterdir()} for made in first.values()
+        {RECORD_FILE, "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in made.iterdir()}
+        for made in first.values()
     )
 
 

@@ -31,7 +31,10 @@ def show_working(puzzle: Puzzle, trace: str) -> str:
     while rest:
         candidate, _, rest = rest.partition(":")
         values, rest = _split_values(rest, puzzle.num_people)
-        worked = [_show(speaker, clause, candidate, value) for speaker, (clause, value) in enumerate(zip(clauses, values.rstrip("x"), strict=False))]
+        worked = [
+            _show(speaker, clause, candidate, value)
+            for speaker, (clause, value) in enumerate(zip(clauses, values.rstrip("x"), strict=False))
+        ]
         roles = "".join(_role(person, role == "T") for person, role in enumerate(candidate))
         shown.append(f"{roles}:{''.join(worked)}{'x' if values.endswith('x') else ''}")
     return "".join(shown) + "=" + answer

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
+from pipelines.starters.tokenizer import END, PAD_ID, encode
+from pipelines.starters.traces import show_working
 from rlad.data.knights_knaves.compact import careless_trace, render_prompt, solution_trace
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.starters.tokenizer import END, PAD_ID, encode
-from rlad.starters.traces import show_working
 
 IGNORED = -100
 """Target of a position without loss (PyTorch's default `ignore_index`)."""
@@ -53,7 +53,9 @@ def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careles
     for puzzle in puzzles:
         prompt = render_prompt(puzzle)
         trace = solution_trace(puzzle) if traces == "correct" else careless_trace(puzzle, rng)
-        examples.append(Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt)))
+        examples.append(
+            Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt))
+        )
     return examples
 
 
@@ -67,7 +69,9 @@ def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: 
     while True:
         rng.shuffle(order)
         for start in range(0, len(order), _POOL):
-            batches = list(_cut(sorted(order[start : start + _POOL], key=lambda example: len(example.token_ids)), tokens_per_step))
+            batches = list(
+                _cut(sorted(order[start : start + _POOL], key=lambda example: len(example.token_ids)), tokens_per_step)
+            )
             rng.shuffle(batches)
             yield from map(_pad, batches)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+from pipelines.starters.tokenizer import encode
+from pipelines.starters.traces import longest_trace, show_working
 from rlad.data.knights_knaves.compact import careless_trace, parse_prompt, render_answer, solution_trace
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle, candidates, evaluate, puzzle_from_statements
-from rlad.starters.tokenizer import encode
-from rlad.starters.traces import longest_trace, show_working
 from rlad.verifiers import build_verifier
 
 PUZZLES = generate_puzzles(people={2: 0.2, 3: 0.4, 4: 0.4}, count=400, split="train", seed=7)
@@ -32,7 +32,10 @@ def _slow_trace(puzzle: Puzzle) -> str:
     symbols = {"and": "&", "or": "|", "->": ">", "<=>": "?"}
     text = ""
     for candidate in candidates(puzzle.num_people):
-        text += "".join(letter if knight else letter.lower() for letter, knight in zip(letters, candidate, strict=False)) + ":"
+        text += (
+            "".join(letter if knight else letter.lower() for letter, knight in zip(letters, candidate, strict=False))
+            + ":"
+        )
         for speaker, statement in enumerate(puzzle.statements):
             kind, *operands = statement
             value = evaluate(statement, candidate)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlad.contracts import Columns, RolloutGroup, ScoredGroup, TeacherScores, Verdicts
-from rlad.packing import UpdateSize
+from rlad.packing import LossNormalizer
 from rlad.teacher.mixture import mix_teacher_scores
 
 # A `ray.ObjectRef` of a record's columns. Ray's reference type is not subscripted here because it holds a plain mapping of arrays.
@@ -62,7 +62,7 @@ class GroupRefs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class BatchShard:
     """A piece of one optimizer update, for one rank.
 
     Every rank gets the same number of micro-batches in a part, because ZeRO reduces gradients in each backward pass and all ranks must take part.
@@ -83,6 +83,6 @@ class Part:
     index: int
     ends_update: bool
     ends_step: bool
-    size: UpdateSize
+    size: LossNormalizer
     micro_batches: list[list[tuple[str, int]]]
     groups: dict[str, GroupRefs]

@@ -1,0 +1,1 @@
+"""Model references and how each becomes a local directory."""
