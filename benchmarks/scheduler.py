@@ -27,7 +27,7 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from actors.experience.broker import ExperienceBroker
-from actors.messages import JudgedGroup, SampleRequest
+from actors.messages import SampleRequest, VerifierResult
 from actors.pool.pool import ActorPool
 from actors.rollout.pool import RolloutPool
 from actors.teacher.client import TeacherClient
@@ -44,8 +44,8 @@ from benchmarks.sleeping_actors import (
     StandInVerifier,
     StandInWorker,
 )
-from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
-from pipelines.simulation.simulator import part_policy, simulate
+from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
+from pipelines.simulation.simulator import simulate, stand_in_shard_policy
 from pipelines.simulation.workload import PoolSizes, PoolWork, work_of
 from pipelines.training.deadlines import together
 from rlad.config import RunConfig
@@ -64,8 +64,8 @@ class Judges:
 
     pool: JudgingPool
 
-    async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
-        return await self.pool.verify(group_ref, num_tokens=num_tokens)
+    async def verify(self, columns: Any, *, task: str, num_tokens: int) -> VerifierResult:
+        return await self.pool.verify(columns, num_tokens=num_tokens)
 
 
 def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_teacher: bool = True) -> RunConfig:
@@ -167,7 +167,7 @@ class ReadyRun:
         prompts = stand_in_prompts(self.config.training.prompts_per_step * 4, task=self.task)
         teacher = pools.teacher if self.config.needs_teacher else None
         started = time.perf_counter()
-        await drive(self.config, prompts, replace(pools, teacher=teacher), self.broker, clock=time.time)
+        await run_steps(self.config, prompts, replace(pools, teacher=teacher), self.broker, clock=time.time)
         elapsed = time.perf_counter() - started
         await self.learning
         return elapsed
@@ -176,7 +176,9 @@ class ReadyRun:
 async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task: str = "timed") -> ReadyRun:
     """Start a run's broker and learner."""
     ledger = Path(tempfile.mkdtemp(dir=folder)) / "ledger.sqlite"
-    broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(ledger), part_policy(config), GROUP_SIZE)
+    broker = (
+        ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(ledger), stand_in_shard_policy(config), GROUP_SIZE)
+    )
     learning = learners.run.remote(broker, task, config.training.steps)
     await broker.wait_started.remote()
     return ReadyRun(config=config, task=task, broker=broker, learning=learning)
@@ -184,7 +186,7 @@ async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task:
 
 async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
     """Seconds in which the samplers do a run's groups, step behind step, with nothing behind them."""
-    names = group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+    names = group_uids(config, stand_in_prompts(config.training.prompts_per_step * 4))
     size, started = config.training.prompts_per_step, time.perf_counter()
     for step in range(config.training.steps):
         await together(
@@ -334,7 +336,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
 
 def _work(config: RunConfig) -> PoolWork:
     groups = [
-        LENGTHS.of_group(name) for name in group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+        LENGTHS.of_group(name) for name in group_uids(config, stand_in_prompts(config.training.prompts_per_step * 4))
     ]
     return work_of(groups, SPEEDS, SIZES, updates=config.training.steps)
 

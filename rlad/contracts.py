@@ -235,6 +235,7 @@ class ScoredGroup:
 
     group: RolloutGroup
     verdicts: Verdicts
+    rewards: Array
     teacher_scores: TeacherScores | None
     reference_scores: TeacherScores | None = None
 
@@ -246,10 +247,11 @@ class ScoredGroup:
             if (part.uid, part.attempt) != (self.group.uid, self.group.attempt):
                 came, want = f"{part.uid} attempt {part.attempt}", f"{self.group.uid} attempt {self.group.attempt}"
                 raise ContractError(f"ScoredGroup: {type(part).__name__} is of {came}, the group is {want}")
-        if len(self.verdicts.rewards) != self.group.num_responses:
-            raise ContractError(
-                f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses"
-            )
+        for rewards in (self.verdicts.rewards, self.rewards):
+            if len(rewards) != self.group.num_responses:
+                raise ContractError(
+                    f"ScoredGroup {self.group.uid}: {len(rewards)} rewards for {self.group.num_responses} responses"
+                )
         for name, part in scores.items():
             if len(part.logprobs) != self.group.num_tokens:
                 raise ContractError(

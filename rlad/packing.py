@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
+from rlad.advantages import group_advantages, imitated_responses
 from rlad.contracts import ScoredGroup, TeacherScores, TrainingBatch
 from rlad.errors import ContractError
 
@@ -153,12 +153,10 @@ class BatchRules:
     Attributes:
         objective: which columns its loss needs, and how it averages.
         truncated: whether responses that hit the token budget are trained on.
-        overlong: what a response's length costs it.
     """
 
     objective: ObjectiveSettings
     truncated: Literal["keep", "mask"] = "keep"
-    overlong: OverlongPenalty | None = None
 
     def token_weight(self, size: LossNormalizer, valid_tokens: int) -> float:
         """The weight of one token of a response with so many valid ones: `rlad.objectives.aggregation.token_weights`, response by response."""
@@ -276,8 +274,7 @@ class _TrainedGroup:
                     f"build_training_batch: the teacher scores of group {scored.group.uid} have no support, "
                     f"but the objective asks for {objective.teacher_support!r}"
                 )
-        rewards = shaped_rewards(verdicts.rewards, scored.group.response_lengths, rules.overlong)
-        self._advantages = group_advantages(rewards, objective.advantage_estimator)
+        self._advantages = group_advantages(scored.rewards, objective.advantage_estimator)
         self._is_imitated = (
             None
             if objective.imitation_mask == "none"

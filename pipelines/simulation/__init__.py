@@ -1,1 +1,1 @@
-"""Runs without engines: the real scheduling, and pools that only take the time that engines would."""
+"""Simulated runs: the real scheduling over pools that only take time."""
