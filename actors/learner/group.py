@@ -1,4 +1,4 @@
-"""The driver's side of the learner: a group of ranks that Ray Train starts, watches and restarts from the last checkpoint."""
+"""Driver's side of the learner: ranks that Ray Train starts, watches and restarts from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LearnerGroup:
         return self._ended.exception() if self._ended.done() else None
 
     async def close(self) -> None:
-        """Wait until ranks that the broker has stopped have ended. Never raises: the caller already knows the reason."""
+        """Wait until ranks that the broker has stopped have ended. Never raises: the caller knows the reason."""
         waiting = asyncio.create_task(self.wait())
         await asyncio.wait([waiting], timeout=_CLOSE_TIMEOUT_S)
         if waiting.done():

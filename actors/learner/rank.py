@@ -175,7 +175,7 @@ class LearnerRank:
 
 
 def _fetch(groups: dict[str, ExperienceGroup]) -> dict[str, ScoredGroup]:
-    """Fetch the columns of groups in one request. Arrays stay views of shared memory, except for mixtures of teachers."""
+    """Fetch the columns of groups in one request. Arrays are views of shared memory, except mixtures of teachers."""
     refs = [ref for each in groups.values() for ref in each.all_refs]
     columns = iter(answer(refs, "the object store") if refs else [])
     return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

@@ -37,8 +37,8 @@ def route_prompts(config: RunConfig, records: Sequence[PromptRecord]) -> dict[st
     unused = sorted(config.teachers_by_id.keys() - {teacher for mix in routes.values() for teacher in mix})
     if unused:
         raise PlanError(
-            f"no prompt uses teacher {', '.join(unused)}, which would occupy machines without use: remove it, or route a "
-            "task to it"
+            f"no prompt uses teacher {', '.join(unused)}, which would occupy machines without use: remove it, or route "
+            "a task to it"
         )
     return routes
 
@@ -54,15 +54,15 @@ def _route(config: RunConfig, record: PromptRecord) -> Mapping[str, float]:
         mix = dict.fromkeys(teachers, 1.0)
     else:
         raise PlanError(
-            f"task {record.task} has no teacher: add it to teacher_routes, or give its prompts `{TEACHER_KEY}` metadata "
-            f"(prompt {record.id} has none)"
+            f"task {record.task} has no teacher: add it to teacher_routes, or give its prompts `{TEACHER_KEY}` "
+            f"metadata (prompt {record.id} has none)"
         )
     if unknown := sorted(mix.keys() - teachers.keys()):
         raise PlanError(f"prompt {record.id} names the unknown teacher {unknown[0]}: known are {', '.join(teachers)}")
     if len(mix) > 1 and config.objective.teacher_support is not None:
         raise PlanError(
-            f"prompt {record.id} mixes several teachers, but objective {config.objective.name!r} requires the likeliest "
-            "tokens of a single teacher: give the prompt one teacher"
+            f"prompt {record.id} mixes several teachers, but objective {config.objective.name!r} requires the "
+            "likeliest tokens of a single teacher: give the prompt one teacher"
         )
     return mix
 
@@ -75,8 +75,8 @@ def _named_mix(record: PromptRecord, named: Any) -> Mapping[str, float]:
         )
     except ValidationError as error:
         raise PlanError(
-            f"prompt {record.id}: metadata `{TEACHER_KEY}` must be a teacher's id or a mapping of ids to positive weights; "
-            f"got {named!r}"
+            f"prompt {record.id}: metadata `{TEACHER_KEY}` must be a teacher's id or a mapping of ids to positive "
+            f"weights; got {named!r}"
         ) from error
 
 
@@ -117,8 +117,8 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *
     if config.objective.teacher_support == "full":
         if identity.engine == "vllm":
             raise PlanError(
-                f"objective {config.objective.name!r} requires the {pool}'s full vocabulary, which the vllm engine does not "
-                "give: share a teacher with the transformers engine, or use a number of likeliest tokens"
+                f"objective {config.objective.name!r} requires the {pool}'s full vocabulary, which the vllm engine "
+                "does not give: share a teacher with the transformers engine, or use a number of likeliest tokens"
             )
         require_equal_outputs(pool, identity.vocabulary, output_size(student))
 
@@ -126,8 +126,8 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *
 def vocabulary_mismatch(pool: str) -> VocabularyMismatchError:
     """Return the error for a pool whose tokenizer differs from the student's."""
     return VocabularyMismatchError(
-        f"student and {pool} have different vocabularies: the {pool} scores the student's token ids, so both must share "
-        "one tokenizer"
+        f"student and {pool} have different vocabularies: the {pool} scores the student's token ids, so both must "
+        "share one tokenizer"
     )
 
 
@@ -141,6 +141,6 @@ def require_equal_outputs(pool: str, size: int, student_size: int) -> None:
     """
     if size != student_size:
         raise PlanError(
-            f"the output layers of {pool} and student have {size} and {student_size} entries, so their full distributions "
-            "cannot be compared: use a number of likeliest tokens"
+            f"the output layers of {pool} and student have {size} and {student_size} entries, so their full "
+            "distributions cannot be compared: use a number of likeliest tokens"
         )

@@ -1,7 +1,7 @@
 """Stand-ins for engines. Each takes the time that its work would take, and computes nothing.
 
-They are plain classes. In the simulator they sleep in virtual time; the scheduler benchmark wraps them in Ray actors and
-a Serve deployment.
+They are plain classes. In the simulator they sleep in virtual time; the scheduler benchmark wraps them in Ray actors
+and a Serve deployment.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from rlad.contracts import WeightsManifest
 class DecodingSlots:
     """Decoding slots of a rollout engine, first come, first served.
 
-    A slot starts the next response at the time when the one before was due to end, because a real engine does not wait for
-    the driver's event loop.
+    A slot starts the next response at the time when the one before was due to end, because a real engine does not wait
+    for the driver's event loop.
     """
 
     def __init__(self, speeds: Speeds) -> None:

@@ -38,7 +38,11 @@ class Lengths:
         return math.log(self.p99_over_median) / _P99
 
     def sentence(self) -> str:
-        return f"{self.median:g} tokens in the median, {self.p99_over_median:g} times that at the 99th percentile, cut at {self.longest}"
+        """Describe the lengths in one sentence."""
+        return (
+            f"median of {self.median:g} tokens, 99th percentile {self.p99_over_median:g} times the median, "
+            f"cut at {self.longest} tokens"
+        )
 
     def of_group(self, uid: str) -> tuple[int, ...]:
         """Return the tokens of each response of a group."""

@@ -56,8 +56,8 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
     tokenizer, student = tokenizer_fingerprint(directory), run.tokenizer_fingerprint
     if tokenizer != student:
         raise VocabularyMismatchError(
-            f"student and teacher have different vocabularies (tokenizers {student} and {tokenizer}): the student trains on "
-            "the teacher's token ids, so both must share one tokenizer"
+            f"student and teacher have different vocabularies (tokenizers {student} and {tokenizer}): the student "
+            "trains on the teacher's token ids, so both must share one tokenizer"
         )
     return TraceProvenance(
         teacher=model_fingerprint(directory, tokenizer=tokenizer),

@@ -1,4 +1,4 @@
-"""Policy that sizes the rollout pool from what the last steps waited for. It only decides; the driver resizes the pool."""
+"""Policy that sizes the rollout pool from what the last steps waited for. The driver acts on its decisions."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ _ANSWER_TIMEOUT_S = 60.0
 class BrokerClient:
     """Typed calls to an `ExperienceBroker`. All methods belong to one event loop.
 
-    Calls made while an earlier call is in progress are sent together in the next one: a busy driver makes one remote call
+    Calls made while an earlier call is in progress are sent together in the next one: a busy driver makes one remote
+        call
     for many groups, an idle one sends at once. The order of calls is kept. A missing answer delays a caller by at most
     its own deadline.
     """

@@ -30,7 +30,7 @@ OnResponses = Callable[[PromptRecord, SampledGroup, VerifierResult], None]
 
 
 class ScheduledEvaluation:
-    """Evaluates a run's policy before the first step, after the last one, and every `evaluation.every_steps` between."""
+    """Evaluates the policy before the first step, after the last one, and every `evaluation.every_steps` steps."""
 
     def __init__(self, run: ResolvedRun, pools: Pools, telemetry: Telemetry, progress: RunProgress) -> None:
         self._run, self._pools, self._telemetry, self._progress = run, pools, telemetry, progress

@@ -1,4 +1,5 @@
-"""The path of one group: sampled, then scored by teachers and judged by a verifier concurrently, then sent to the broker.
+"""The path of one group: sampled, then scored by teachers and judged by a verifier concurrently, then sent to the
+broker.
 
 The pools are given by protocols: real engines, or stand-ins that only take time.
 """
@@ -193,7 +194,8 @@ class GroupPipeline:
         return record
 
     def _require_fresh(self, step: OpenStep, sampled: SampledGroup) -> None:
-        """Refuse tokens beyond the staleness bound. The order of opening steps guarantees it, so a worker that breaks it
+        """Refuse tokens beyond the staleness bound. The order of opening steps guarantees it, so a worker that breaks
+        it
         holds wrong weights."""
         oldest_allowed = step.number - self._settings.max_staleness
         if sampled.summary.oldest_version < oldest_allowed:
@@ -203,7 +205,7 @@ class GroupPipeline:
             )
 
     def _is_droppable(self, step: OpenStep, rewards: Sequence[float]) -> bool:
-        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: equal rewards, within the step's limit."""
+        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: its rewards are equal."""
         return min(rewards) == max(rewards) and len(step.dropped) < self._settings.max_refills
 
     def _shaped_rewards(self, sampled: SampledGroup, result: VerifierResult) -> tuple[float, ...]:

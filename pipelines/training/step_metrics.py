@@ -91,7 +91,8 @@ def sampling_metrics(
     lengths = np.concatenate([group.summary.response_lengths for group in groups])
     first_issued_at = min(group.times.issued_at for group in groups)
     last_sampled_at = max(group.times.sampled_at for group in groups)
-    # The time during which any group was sampled, at most the step's: samplers that work ahead sample several steps at once.
+    # The time during which any group was sampled, at most the step's: samplers that work ahead sample several steps at
+    # once.
     sampling_s = max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9)
     return {
         "reward/mean": float(np.mean(np.concatenate(rewards))),
@@ -135,8 +136,8 @@ def exposed_times(groups: Sequence[GroupRecord], times: StepTimes) -> dict[str, 
     """Compute `time/*_s`, the time that each stage adds to the step. They add up to `time/step_s`.
 
     Generation counts until the last group was sampled. Scoring, learning and the weight update count only the time that
-    is not hidden behind the stage before. Work from before the step started counts nothing. `time/teacher_s` is the part
-    of the scoring time after the last verdict had arrived.
+    is not hidden behind the stage before. Work from before the step started counts nothing. `time/teacher_s` is the
+    part of the scoring time after the last verdict had arrived.
     """
     sampled_at = max(times.started_at, *(group.times.sampled_at for group in groups))
     verified_at = max(sampled_at, *(group.times.verified_at for group in groups))

@@ -2,8 +2,9 @@
 
 Scheduling only, without engines: a training run, the scheduler benchmark and the simulator all use this module.
 
-Step s trains on weights of version s and produces version s + 1. With `max_staleness` k, the groups of step s are issued
-as soon as version s - k exists, so no token is more than k versions old when it is trained on. The order of the prompts
+Step s trains on weights of version s and produces version s + 1. With `max_staleness` k, the groups of step s are
+issued as soon as version s - k exists, so no token is more than k versions old when it is trained on. The order of the
+prompts
 decides which step and update a group belongs to. The order in which groups finish does not: it would sort them by
 length. A step waits for its slowest group, while the samplers work ahead on later steps.
 """
@@ -47,7 +48,7 @@ class TrainingSet:
 
 
 class PromptScheduler:
-    """Gives out the entries of a training set in seeded order, epoch after epoch, each under a uid that is used once."""
+    """Gives out the entries of a training set in seeded order, epoch after epoch, each under a unique uid."""
 
     def __init__(self, training_set: TrainingSet, *, seed: int, used: Iterable[str] = ()) -> None:
         """

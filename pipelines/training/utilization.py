@@ -37,8 +37,8 @@ class UtilizationMeter:
     async def idle_shares(self, learner: Mapping[str, float]) -> dict[str, float]:
         """Return `idle/POOL` since the last call, in [0, 1].
 
-        A worker is idle while it has no group, a learner rank while it has no batch shard. Teachers that do not answer are
-        left out, as are shared teachers, which work for other runs too.
+        A worker is idle while it has no group, a learner rank while it has no batch shard. Teachers that do not answer
+        are left out, as are shared teachers, which work for other runs too.
 
         Args:
             learner: The learner's metrics of the step.
