@@ -20,7 +20,8 @@ from actors.experience.transfers import TransferOutcome, TransferQueue, Transfer
 from actors.messages import WeightsPublication
 from rlad.errors import RladError, RunStoppedError
 from rlad.ledger import Ledger
-from rlad.packing import LossNormalizer, plan_microbatches
+from rlad.microbatches import plan_microbatches
+from rlad.packing import LossNormalizer
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -123,7 +123,7 @@ class LearnerRank:
             part = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(part.groups)
         return part, [
-            build_training_batch(groups, sequences, size=part.size, rules=self._rules)
+            build_training_batch(groups, sequences, normalizer=part.size, rules=self._rules)
             for sequences in part.micro_batches
         ]
 

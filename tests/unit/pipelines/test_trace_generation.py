@@ -165,7 +165,7 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     batch, counts = build_training_batch(
         groups,
         [(uid, 0) for uid in groups],
-        size=LossNormalizer(num_responses=3, num_tokens=None),
+        normalizer=LossNormalizer(num_responses=3, num_tokens=None),
         rules=BatchRules(objective=SftConfig()),
     )
     assert counts.trained_tokens == 4 + 7 + 3
