@@ -197,7 +197,7 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
 def _group(groups: Mapping[str, ScoredGroup], uid: str) -> ScoredGroup:
     if uid not in groups:
         raise ContractError(
-            f"build_training_batch: a sequence refers to group {uid}, which is not among the {len(groups)} groups passed"
+            f"build_training_batch: a sequence refers to group {uid}, not among the {len(groups)} groups passed"
         )
     return groups[uid]
 

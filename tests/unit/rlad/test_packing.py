@@ -122,7 +122,7 @@ def test_row_without_valid_tokens_is_the_dummy_batch(uses_teacher: bool) -> None
 @pytest.mark.parametrize(
     ("sequences", "num_responses", "message"),
     [
-        ([("other", 0)], 2, "group other, which is not among the 1 groups passed"),
+        ([("other", 0)], 2, "group other, not among the 1 groups passed"),
         ([("g", 2)], 2, "group g has 2 responses; got response index 2"),
         ([("g", -1)], 2, "got response index -1"),
         ([("g", 0), ("g", 1)], 1, "at most normalizer.num_responses = 1 sequences, .*; got 2"),

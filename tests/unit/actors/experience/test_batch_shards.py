@@ -64,5 +64,5 @@ def test_every_score_lands_in_its_place(
 
 def test_scores_of_another_group_are_refused() -> None:
     refs = GroupRefs(group="group", verdicts=VERDICTS, teacher_scores=(WeightedScores(weight=1.0, scores="x"),))
-    with pytest.raises(ContractError, match="TeacherScores is of h attempt 0, the group is g"):
+    with pytest.raises(ContractError, match="TeacherScores belongs to h attempt 0, but the group is g"):
         refs.scored_group([GROUP, scores(0.5, "a", uid="h")])
