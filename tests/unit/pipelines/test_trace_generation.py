@@ -129,7 +129,7 @@ def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not
     config, prompts = config_of(student, make_model(seed=1)), encoded(student)
     TraceFolder(tmp_path, provenance_of(config, prompts), prompts_per_part=1).finish()
     assert reused_traces(config, prompts, tmp_path).counts.prompts == 0
-    with pytest.raises(PlanError, match="do not fit this run: they are of dataset"):
+    with pytest.raises(PlanError, match="do not match this run: expected dataset"):
         reused_traces(config, encoded(student, RECORDS[:2]), tmp_path)
 
 
