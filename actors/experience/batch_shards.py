@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.experience.group import ExperienceGroup
-from rlad.packing import LossNormalizer, plan_microbatches
+from rlad.microbatches import plan_microbatches
+from rlad.packing import LossNormalizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ class LearnerRank:
             shard = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
         groups = _fetch(shard.groups)
         return shard, [
-            build_training_batch(groups, sequences, size=shard.normalizer, rules=self._rules)
+            build_training_batch(groups, sequences, normalizer=shard.normalizer, rules=self._rules)
             for sequences in shard.micro_batches
         ]
 

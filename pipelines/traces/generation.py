@@ -28,7 +28,8 @@ from pipelines.training.evaluation import sample_and_judge
 from rlad.config import OfflineConfig, RunConfig, TeacherConfig
 from rlad.contracts import Outcome, RolloutGroup
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
-from rlad.data.trace_files import Trace, TracedPrompt, TraceFolder, TraceManifest, TraceProvenance
+from rlad.data.trace_files import TraceFolder, TraceManifest
+from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
 

@@ -346,7 +346,7 @@ async def test_an_error_of_one_rank_ends_the_run_on_all_without_a_restart(
     # Its only response goes to one rank, and its scores are those of another group.
     await run.add(0, first, scores_of=second, responses=1)
     await run.add(0, second)
-    with pytest.raises(ContractError, match="TeacherScores is of g1 attempt 0, the group is g0 attempt 0"):
+    with pytest.raises(ContractError, match="TeacherScores belongs to g1 attempt 0, but the group is g0 attempt 0"):
         await run.end()
     await run.learner.close()
 

@@ -228,5 +228,5 @@ def test_traces_of_other_prompts_are_refused_before_anything_starts(finished: Fi
     arguments = [*SETTINGS, f"offline.traces={finished.run.traces}", "prompts.seed=5", "--run-dir", tmp_path / "other"]
     result = rlad("run", SMOKE, *arguments, timeout_s=60)
     assert result.returncode == 1
-    assert "do not fit this run: they are of dataset" in result.stderr
+    assert "do not match this run: expected dataset" in result.stderr
     assert "Traceback" not in result.stderr

@@ -81,7 +81,7 @@ def test_scores_of_another_group_are_refused() -> None:
         rewards=(0.0, 0.0),
         teacher_scores=(WeightedScores(weight=1.0, scores="x"),),
     )
-    with pytest.raises(ContractError, match="TeacherScores is of h attempt 0, the group is g"):
+    with pytest.raises(ContractError, match="TeacherScores belongs to h attempt 0, but the group is g"):
         group.scored_group([GROUP, scores(0.5, "a", uid="h")])
 
 

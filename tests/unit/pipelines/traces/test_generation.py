@@ -149,7 +149,7 @@ def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not
     config, prompts = config_of(student, make_model(seed=1)), encoded(student)
     TraceFolder(tmp_path, provenance_of(resolved(config, prompts)), prompts_per_part=1).finish()
     assert reused_traces(resolved(config, prompts), tmp_path).counts.prompts == 0
-    with pytest.raises(PlanError, match="do not fit this run: they are of dataset"):
+    with pytest.raises(PlanError, match="do not match this run: expected dataset"):
         reused_traces(resolved(config, encoded(student, RECORDS[:2])), tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     batch, counts = build_training_batch(
         groups,
         [(uid, 0) for uid in groups],
-        size=LossNormalizer(num_responses=3, num_tokens=None),
+        normalizer=LossNormalizer(num_responses=3, num_tokens=None),
         rules=BatchRules(objective=SftConfig()),
     )
     assert counts.trained_tokens == 4 + 7 + 3
