@@ -127,7 +127,7 @@ def test_a_mistake_in_the_settings_of_a_run_is_told_before_torch_is_imported(tmp
     commands = [
         ("run configs/nowhere.yaml", "no configuration file"),
         (f"run {SMOKE} objective.alhpa=0.3", "did you mean `alpha`"),
-        ("compare configs/ablation_alpha_cpu.yaml --methods alpha-2", "no method alpha-2"),
+        ("compare configs/ablation_alpha_cpu.yaml --methods alpha-2", "unknown method alpha-2"),
         (f"eval {tmp_path} --config configs/eval_math.yaml --sets aime", "no evaluation set aime"),
     ]
     assert heavy_packages_of(commands, tmp_path) == [[]] * len(commands)

@@ -122,38 +122,38 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "objective 'trrd' needs a teacher"),
-        ({"teacher": {"path": "/t"}, "teachers": TWO}, "one teacher is given as `teacher:`, several as `teachers:`"),
-        ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher: remove the `teachers:` section"),
+        ({}, "objective 'trrd' requires a teacher"),
+        ({"teacher": {"path": "/t"}, "teachers": TWO}, "`teacher` and `teachers` exclude each other"),
+        ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher; got a `teachers` section"),
         (
             {"objective": {"name": "grpo"}, "teacher_routes": {"math": "a"}},
-            "uses no teacher: remove the `teacher_routes:` section",
+            "uses no teacher; got a `teacher_routes` section",
         ),
         (
             {"teachers": TWO, "teacher_routes": {"math": "physics"}},
-            "teacher_routes.math names the unknown teacher physics: there are algebra, logic",
+            "teacher_routes.math: unknown teacher physics; expected one of algebra, logic",
         ),
         (
             {"teachers": TWO, "teacher_routes": {"chess": "logic"}},
-            "teacher_routes has a route for task chess, which has no verifier",
+            "teacher_routes.chess: task chess has no verifier",
         ),
         ({"teachers": TWO, "teacher_routes": {"math": {"logic": -1}}}, "greater than 0"),
         ({"teachers": TWO, "teacher_routes": {"math": {}}}, "at least 1 item"),
         ({"teachers": {"a/b": {"path": "/t"}}}, "should match pattern"),
         (
             {"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST},
-            "route the task to one teacher",
+            "Route the task to one teacher",
         ),
         (
             {"teachers": TWO, "rollout": {"temperature": 0.8}},
-            "set rollout.temperature to 1, or teachers.algebra.engine to transformers",
+            "Set rollout.temperature to 1, or teachers.algebra.engine to transformers",
         ),
         (
             {"teacher": {"path": "/t"}, "objective": FULL},
-            "full vocabulary, which the vllm engine does not give: set teacher.engine",
+            "full vocabulary, which teacher.engine 'vllm' does not return. Set teacher.engine",
         ),
-        ({"objective": WITH_REFERENCE}, "needs a frozen reference policy: add a `reference:` section"),
-        ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference: remove the `reference:` section"),
+        ({"objective": WITH_REFERENCE}, "requires a `reference` section; got null"),
+        ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference policy; got a `reference` section"),
         (
             {"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}},
             "or reference.engine to transformers",
