@@ -15,9 +15,9 @@ from ray import train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
-from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
+from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from actors.experience.batch_shards import BatchShard, GroupRefs
-from actors.learner.collectives import answer, together
+from actors.learner.collectives import agree_on_success, answer
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup, TrainingBatch
@@ -45,7 +45,7 @@ class LearnerRank:
         )
         torch.set_num_threads(config.learner.threads)
         transformers.utils.logging.disable_progress_bar()
-        self._trainer = together(
+        self._trainer = agree_on_success(
             lambda: ZeroTrainer(
                 model_path=settings.model_path,
                 dtype=getattr(torch, config.student.dtype),
@@ -75,10 +75,10 @@ class LearnerRank:
             )
             if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
                 self._save(step + 1)
-        together(
+        agree_on_success(
             lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path)
         )
-        together(self._tell_exported)
+        agree_on_success(self._tell_exported)
         self._outlet.until_dismissed(training.steps)
 
     def _restore(self) -> int:
@@ -90,7 +90,7 @@ class LearnerRank:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as directory:
-            return int(together(lambda: self._trainer.load(Path(directory)))["step"])
+            return int(agree_on_success(lambda: self._trainer.load(Path(directory)))["step"])
 
     def _train(self, step: int) -> dict[str, float]:
         """One training step, part by part as the broker hands them out."""
@@ -100,12 +100,12 @@ class LearnerRank:
         while True:
             asked = time.monotonic()
             spent_s = self._outlet.before_shard(step, index)
-            part, micro_batches = together(functools.partial(self._claim, step, index))
+            part, micro_batches = agree_on_success(functools.partial(self._claim, step, index))
             claimed = time.monotonic()
             for batch, counts in micro_batches:
                 self._trainer.accumulate(batch, counts)
             if part.ends_update:
-                updates.append(together(self._trainer.step))
+                updates.append(agree_on_success(self._trainer.step))
             wait_s += claimed - asked - spent_s
             self._send_s += spent_s
             train_s += time.monotonic() - claimed
@@ -114,7 +114,7 @@ class LearnerRank:
                 # Both also of the time before this step: of the checkpoint, if there was one, and of the weights that it began with.
                 times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
                 self._send_s = self._checkpoint_s = 0.0
-                return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
+                return {**learner_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
         """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""
@@ -152,7 +152,7 @@ class LearnerRank:
         """
         started = time.monotonic()
         partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
-        together(lambda: self._trainer.save(partial, {"step": steps}))
+        agree_on_success(lambda: self._trainer.save(partial, {"step": steps}))
         checkpoint = None
         if self._rank == 0:
             if final.exists():  # whole, but never registered: the ranks died in between
@@ -160,7 +160,7 @@ class LearnerRank:
             partial.rename(final)
             checkpoint = Checkpoint.from_directory(final)
         train.report({"step": steps}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-        together(lambda: self._commit(steps, final))
+        agree_on_success(lambda: self._commit(steps, final))
         self._checkpoint_s = time.monotonic() - started
 
     def _commit(self, steps: int, path: Path) -> None:

@@ -108,15 +108,15 @@ class StubLearner:
 
     def __init__(self, broker: Any) -> None:
         from actors.engines.zero_engine.lora import student_weights
-        from actors.engines.zero_engine.weight_source import StudentWeights
+        from actors.engines.zero_engine.weight_source import WeightSource
         from actors.learner.weight_publisher import TransferPublisher
 
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
         self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         self._broker = broker
-        weights = StudentWeights(student_weights(self._model, None), is_partitioned=False)
-        self._outlet = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
+        weights = WeightSource(student_weights(self._model, None), is_partitioned=False)
+        self._publisher = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
 
     def start(self, first: int, steps: int) -> None:
         threading.Thread(target=self._run, args=(first, steps), daemon=True).start()
@@ -136,7 +136,7 @@ class StubLearner:
             with torch.no_grad():
                 for parameter in self._model.parameters():
                     parameter.fill_(version)
-            self._outlet.publish(version, tell)
+            self._publisher.publish(version, tell)
             if version < steps:
-                self._outlet.before_shard(version, 0)
-        self._outlet.until_dismissed(steps)
+                self._publisher.before_shard(version, 0)
+        self._publisher.until_dismissed(steps)

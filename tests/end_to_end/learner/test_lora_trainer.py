@@ -57,7 +57,7 @@ def snapshot(trainer: ZeroTrainer) -> Snapshot:
         with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if not parameter.requires_grad:
                 frozen[name] = parameter.detach().clone()
-    weights = trainer.student_weights()
+    weights = trainer.weight_source()
     return Snapshot(
         published=trainer.gather_weights(),
         adapters=trainer.gather_adapters(),

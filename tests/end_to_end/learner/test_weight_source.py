@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.engines.zero_engine.lora import Adapter, StudentWeight, student_weights
 from actors.engines.zero_engine.trainer import ZeroTrainer
-from actors.engines.zero_engine.weight_source import StudentWeights, TensorLayout
+from actors.engines.zero_engine.weight_source import TensorLayout, WeightSource
 from rlad.config.learner import LearnerConfig
 from rlad.objectives import build_objective
 from rlad.weight_file import layout_checksum, safetensors_parts
@@ -44,7 +44,7 @@ def walk(model_path: Path, stage: int) -> tuple[list[TensorLayout], list[tuple[s
         temperature=1.0,
         total_updates=1,
     )
-    weights = trainer.student_weights()
+    weights = trainer.weight_source()
     return weights.layouts(), [(name, tensor.clone()) for name, tensor in weights], trainer.gather_weights()
 
 
@@ -124,7 +124,7 @@ def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str
     partition(model)
     assert whole(model) == []
     states, differences = [], []
-    for name, tensor in StudentWeights(student_weights(model, None), is_partitioned=True, bucket_bytes=bucket_bytes):
+    for name, tensor in WeightSource(student_weights(model, None), is_partitioned=True, bucket_bytes=bucket_bytes):
         if not states or states[-1] != whole(model):
             states.append(whole(model))
         differences.append((name, abs(float(tensor.double().sum()) - sums[name])))
@@ -160,7 +160,7 @@ def walk_adapted(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, tu
     start = {name: torch.randn(shape) for name, shape in shapes.items()}
     model = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in start.items()})
     partition(model)
-    weights = StudentWeights(
+    weights = WeightSource(
         [
             StudentWeight(
                 name=f"w{each}",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
+from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.errors import NonFiniteGradientError, TeacherScoresError
 from rlad.objectives import build_objective
@@ -60,7 +60,7 @@ def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_st
 
     assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
     assert [update.applied for update in results] == [True]
-    metrics = step_metrics(results)
+    metrics = learner_metrics(results)
     assert metrics["learner/loss"] == pytest.approx(expected.loss, abs=1e-6)
     assert metrics["learner/gradient_norm"] == pytest.approx(expected.gradient_norm, rel=1e-5)
     assert metrics["learner/logprob_gap_mean"] == pytest.approx(float(expected.gaps.mean()), rel=1e-4)
@@ -69,7 +69,7 @@ def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_st
     assert metrics["learner/micro_batches"] == ranks * micro_batches
     for other_results, other_weights in others:
         assert other_weights is None
-        assert step_metrics(other_results) == metrics
+        assert learner_metrics(other_results) == metrics
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -247,7 +247,9 @@ def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(
     [(expected_results, expected), _] = two_ranks.run(run_plan, plan)
     [(results, weights, state), (_, _, other_state)] = two_ranks.run(run_interrupted, plan, tmp_path)
     assert state == other_state == {"step": 2}
-    assert [step_metrics([result]) for result in results] == [step_metrics([result]) for result in expected_results]
+    assert [learner_metrics([result]) for result in results] == [
+        learner_metrics([result]) for result in expected_results
+    ]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
@@ -308,7 +310,7 @@ def test_a_recomputed_pi_old_makes_the_first_ratio_to_it_one(make_model: MakeMod
     for pi_old in ("rollout", "recompute"):
         plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)], LearnerConfig(pi_old=pi_old))
         [(results, _), _] = two_ranks.run(run_plan, plan)
-        metrics[pi_old] = step_metrics(results)
+        metrics[pi_old] = learner_metrics(results)
     assert metrics["recompute"]["objective/log_ratio_behaviour_abs_mean"] == 0
     assert metrics["rollout"]["objective/log_ratio_behaviour_abs_mean"] > 0.1
     assert metrics["recompute"]["learner/logprob_gap_mean"] == metrics["rollout"]["learner/logprob_gap_mean"]

@@ -136,7 +136,7 @@ def test_an_engine_samples_with_what_it_was_sent_and_not_at_all_with_half_of_it(
     sender.send(other, 2)
     assert largest_gap(other, sampled(worker)) <= 1e-4
 
-    with pytest.raises(WeightsMismatchError, match="the engine did not take the weights"):
+    with pytest.raises(WeightsMismatchError, match="the engine did not load the weights"):
         sender.send(new, 3, tensors=5)
     assert ray.get(worker.version.remote(), timeout=30) is None
     with pytest.raises(WeightsMismatchError, match="no weights to sample from"):
@@ -147,7 +147,7 @@ def test_an_engine_whose_very_first_update_fails_half_way_does_not_serve(
     workers: list[Any], make_model: Callable[..., Path]
 ) -> None:
     worker = workers[1]
-    with pytest.raises(WeightsMismatchError, match="the engine did not take the weights"):
+    with pytest.raises(WeightsMismatchError, match="the engine did not load the weights"):
         Sender(worker).send(load_policy(make_model(tied=True, seed=1)), 1, tensors=5)
     assert ray.get(worker.version.remote(), timeout=30) is None
 

@@ -21,17 +21,17 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NC
 
 from actors.engines.vllm_engine import weight_loading as weight_transfer
 from actors.engines.vllm_engine.gloo_group import GlooGroup
-from actors.engines.vllm_engine.weight_receiving import GlooWeights, IpcWeights, NcclWeights
+from actors.engines.vllm_engine.weight_receiving import GlooEngine, IpcEngine, NcclEngine
 from actors.engines.vllm_engine.weight_sending import (
     STUCK,
     GlooTrainerInitInfo,
-    StudentSource,
-    WeightSender,
+    TransferSession,
+    WeightSourceAdapter,
     trainer_init_info,
 )
 from actors.engines.zero_engine.lora import student_weights
-from actors.engines.zero_engine.weight_source import StudentWeights
-from actors.weights.receivers import Receivers
+from actors.engines.zero_engine.weight_source import WeightSource
+from actors.weights.transfer_client import RayTransferClient
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.engine
 MANIFEST = WeightsManifest(version=4, checksum="c", num_bytes=10)
 
 
-def weights_of(model: nn.Module) -> StudentWeights:
-    return StudentWeights(student_weights(model, None), is_partitioned=False)
+def weights_of(model: nn.Module) -> WeightSource:
+    return WeightSource(student_weights(model, None), is_partitioned=False)
 
 
 def engine(kind: type, **vllm_settings: Any) -> Any:
@@ -78,10 +78,10 @@ class Recorder:
         return self._told
 
 
-def receivers(*reports: WeightsManifest, processes: int = 1) -> tuple[Receivers, list[Any]]:
+def receivers(*reports: WeightsManifest, processes: int = 1) -> tuple[RayTransferClient, list[Any]]:
     actors = [Recorder.remote(each) for each in reports]
     workers = {f"rollout-{index}": actor for index, actor in enumerate(actors)}
-    return Receivers(workers, manifest=MANIFEST, processes_per_worker=processes, timeout_s=60), actors
+    return RayTransferClient(workers, manifest=MANIFEST, processes_per_worker=processes, timeout_s=60), actors
 
 
 def test_every_process_of_every_worker_has_a_rank_of_its_own_behind_the_learner() -> None:
@@ -105,7 +105,7 @@ def test_every_process_of_every_worker_has_a_rank_of_its_own_behind_the_learner(
     for actor in actors:
         [told] = ray.get(actor.told.remote(), timeout=60)
         for rank_within in range(2):
-            receiving = engine(NcclWeights, rank=rank_within, world_size=2, data_parallel_index=0)
+            receiving = engine(NcclEngine, rank=rank_within, world_size=2, data_parallel_index=0)
             parsed = receiving.parse_init_info(told)
             assert isinstance(parsed, NCCLWeightTransferInitInfo)
             assert (parsed.master_port, parsed.world_size, parsed.packed) == (info.master_port, 7, False)
@@ -120,18 +120,18 @@ def test_a_transfer_by_handles_has_no_ranks() -> None:
     )
     group.init_weight_transfer_engine({"packed": False})  # as vLLM's trainer engine says it
     [told] = ray.get(actor.told.remote(), timeout=60)
-    assert engine(IpcWeights).parse_init_info(told).packed is False
+    assert engine(IpcEngine).parse_init_info(told).packed is False
 
 
 def test_the_update_that_vllm_describes_is_read_with_its_version() -> None:
-    source = StudentSource(weights_of(nn.Sequential(nn.Linear(3, 2).bfloat16(), nn.Linear(2, 2))))
+    source = WeightSourceAdapter(weights_of(nn.Sequential(nn.Linear(3, 2).bfloat16(), nn.Linear(2, 2))))
     metadata = source.metadata()
     update = NCCLWeightTransferUpdateInfo(
         names=[each.name for each in metadata],
         dtype_names=[str(each.dtype).split(".")[-1] for each in metadata],
         shapes=[list(each.shape) for each in metadata],
     )
-    for kind in (NcclWeights, GlooWeights):
+    for kind in (NcclEngine, GlooEngine):
         parsed = engine(kind).parse_update_info({**asdict(update), "version": 4})
         assert parsed.version == 4
         assert parsed.names == ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -140,21 +140,21 @@ def test_the_update_that_vllm_describes_is_read_with_its_version() -> None:
         with pytest.raises(ValueError, match="version"):
             engine(kind).parse_update_info(asdict(update))
     handles = [{"GPU-1": ()} for _ in metadata]
-    assert engine(IpcWeights).parse_update_info({**asdict(update), "ipc_handles": handles, "version": 4}).version == 4
+    assert engine(IpcEngine).parse_update_info({**asdict(update), "ipc_handles": handles, "version": 4}).version == 4
     with pytest.raises(ValueError, match="ipc_handles"):
-        engine(IpcWeights).parse_update_info({**asdict(update), "version": 4})
+        engine(IpcEngine).parse_update_info({**asdict(update), "version": 4})
 
 
 def test_the_source_is_one_of_vllms_and_a_pass_that_was_left_is_completed() -> None:
     walked: list[str] = []
 
-    class Watched(StudentWeights):
+    class Watched(WeightSource):
         def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in super().__iter__():
                 walked.append(name)
                 yield name, tensor
 
-    source = StudentSource(
+    source = WeightSourceAdapter(
         Watched(student_weights(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), None), is_partitioned=False)
     )
     names = [each.name for each in source.metadata()]
@@ -183,10 +183,10 @@ def test_every_transport_has_an_engine_on_both_sides() -> None:
         for name in ("object_store", "nccl", "ipc", "gloo")
     }
     assert engines == {
-        "object_store": weight_transfer.ObjectStoreWeights,
-        "nccl": NcclWeights,
-        "ipc": IpcWeights,
-        "gloo": GlooWeights,
+        "object_store": weight_transfer.ObjectStoreEngine,
+        "nccl": NcclEngine,
+        "ipc": IpcEngine,
+        "gloo": GlooEngine,
     }
     for info in (NCCLTrainerInitInfo, IPCTrainerInitInfo, GlooTrainerInitInfo):
         assert info.backend in WeightTransferTrainerFactory._registry
@@ -197,7 +197,7 @@ def test_a_worker_that_reports_other_weights_has_failed_and_the_sender_is_told_a
     group, _ = receivers(MANIFEST, other)
     told: list[bool] = []
     group.on_failure = lambda: told.append(True)
-    with pytest.raises(EngineError, match="rollout-1: .*version=3.*it was sent .*version=4"):
+    with pytest.raises(EngineError, match="rollout-1: .*version=3.*; expected .*version=4"):
         group.update_weights({"names": []})
     assert group.failures.keys() == {"rollout-1"}
     assert told == [True]
@@ -234,8 +234,8 @@ def send_to_one_that_refuses() -> None:
 
         def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
-    sender = WeightSender(
-        "gloo", weights_of(nn.Linear(1000, 1000)), address="127.0.0.1", timeout_s=60, leave_timeout_s=1
+    sender = TransferSession(
+        "gloo", weights_of(nn.Linear(1000, 1000)), address="127.0.0.1", timeout_s=60, stuck_timeout_s=1
     )
     receivers = Refusing()
     sender.connect(receivers)
@@ -250,7 +250,7 @@ def test_a_sender_that_no_receiver_lets_go_ends_its_process() -> None:
 
 
 def test_weights_of_another_model_are_refused_before_the_model_is_touched(make_model: Any) -> None:
-    receiving = engine(GlooWeights)
+    receiving = engine(GlooEngine)
     receiving.model_config = SimpleNamespace(
         model=str(make_model(tied=True)), hf_config=SimpleNamespace(tie_word_embeddings=True)
     )

@@ -45,16 +45,16 @@ def test_scores_are_those_of_plain_transformers(make_reward_model: Callable[...,
 def test_models_that_are_no_reward_model_are_refused(
     make_reward_model: Callable[..., Path], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r"is no trained reward model: its checkpoint has no score\.weight"):
+    with pytest.raises(EngineError, match=r"is not a trained reward model: its checkpoint lacks score\.weight"):
         RewardModelEngine(config_of(make_model()))
-    with pytest.raises(EngineError, match="one linear output .* and is a Qwen3ForSequenceClassification with 2 labels"):
+    with pytest.raises(EngineError, match="one linear output .*; got a Qwen3ForSequenceClassification with 2 labels"):
         RewardModelEngine(config_of(make_reward_model(labels=2)))
-    with pytest.raises(EngineError, match="can be loaded from"):
+    with pytest.raises(EngineError, match="cannot load a sequence-classification model from"):
         RewardModelEngine(config_of(tmp_path))
 
 
 def test_sequence_beyond_the_context_is_refused(make_reward_model: Callable[..., Path]) -> None:
-    with pytest.raises(EngineError, match="has 517 tokens, the reward model's context is 512"):
+    with pytest.raises(EngineError, match="has 517 tokens; the context of the reward model is 512"):
         RewardModelEngine(config_of(make_reward_model())).score(*group([510]))
 
 

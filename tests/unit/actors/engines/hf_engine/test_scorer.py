@@ -115,7 +115,7 @@ async def test_groups_that_want_different_supports_get_each_its_own(
 
 async def test_a_support_larger_than_the_vocabulary_is_refused(make_model: Callable[..., Path]) -> None:
     async with open_scorer(make_model()) as scorer:
-        with pytest.raises(EngineError, match="1 to 30 tokens, the teacher's vocabulary, or is `full`; got 31"):
+        with pytest.raises(EngineError, match="from 1 to 30, the teacher's vocabulary size; got 31"):
             await scorer.score(*GROUPS[0], 1.0, 31)
 
 
@@ -159,7 +159,7 @@ async def test_failed_forward_pass_fails_its_group_and_not_the_engine(make_model
 
 async def test_response_beyond_the_teachers_context_is_refused(make_model: Callable[..., Path]) -> None:
     async with open_scorer(make_model()) as scorer:
-        with pytest.raises(EngineError, match="has 513 tokens, the teacher's context is 512"):
+        with pytest.raises(EngineError, match="has 513 tokens; the context of the teacher is 512"):
             await scorer.score(*make_group(3, [510], 0), 1.0)
 
 
@@ -172,7 +172,7 @@ async def test_closed_engine_is_unhealthy_and_takes_nothing(make_model: Callable
 
 
 def test_missing_model_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no causal language model can be loaded"):
+    with pytest.raises(EngineError, match="cannot load a causal language model from"):
         TransformersScorer(TeacherConfig(path=str(tmp_path), engine="transformers"))
 
 

@@ -31,12 +31,12 @@ def test_schedule_beyond_the_planned_end_stays_at_zero() -> None:
 
 
 def test_stage_zero_in_bfloat16_is_refused() -> None:
-    with pytest.raises(ConfigError, match="set it to 1"):
+    with pytest.raises(ConfigError, match="set learner.zero_stage to 1"):
         deepspeed_config(LearnerConfig(zero_stage=0), bfloat16=True, on_gpu=False, num_parameters=10)
 
 
 def test_offloading_at_stage_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs learner.zero_stage 1, 2 or 3"):
+    with pytest.raises(ConfigError, match="requires learner.zero_stage 1, 2 or 3; got 0"):
         deepspeed_config(
             LearnerConfig(zero_stage=0, offload_optimizer=True), bfloat16=False, on_gpu=False, num_parameters=10
         )

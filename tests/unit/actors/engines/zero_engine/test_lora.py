@@ -79,7 +79,7 @@ def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before_and_draw_noth
 
 @pytest.mark.parametrize("target", ["qkv_proj", "proj", "mlp", "input_layernorm", "model.norm"])
 def test_a_target_that_is_no_linear_layer_of_the_student_is_refused(make_model: MakeModel, target: str) -> None:
-    with pytest.raises(ConfigError, match=rf"no linear layer {target}; there are down_proj, gate_proj, k_proj"):
+    with pytest.raises(ConfigError, match=rf"no linear layer {target}; choose from down_proj, gate_proj, k_proj"):
         adapters_of(make_model(), LoraConfig(target_modules=["q_proj", target]))
 
 
