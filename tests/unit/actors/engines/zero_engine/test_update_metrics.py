@@ -1,4 +1,4 @@
-"""How the metrics of a step's updates become those of the step."""
+"""Metrics of a step, from the results of its updates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def update(
     return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, entropy_coefficient=0.0, totals=totals)
 
 
-def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_first_alone() -> None:
+def test_means_cover_the_tokens_of_all_updates_and_the_gap_only_the_first() -> None:
     first = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0)
     second = update(loss=1.5, ratio_sum=9.0, tokens=6, gap_sum=60.0, gap_max=50.0, norm=1.0, lr=0.5)
     assert learner_metrics([first, second]) == pytest.approx(
@@ -59,7 +59,7 @@ def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_fir
     )
 
 
-def test_an_update_that_was_not_applied_is_counted_and_its_infinities_stay_out_of_the_means() -> None:
+def test_skipped_update_is_counted_but_excluded_from_the_means() -> None:
     good = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0)
     bad = update(loss=float("inf"), ratio_sum=2.0, tokens=2, gap_sum=0.0, gap_max=0.0, norm=float("inf"), applied=False)
     metrics = learner_metrics([good, bad])
@@ -71,7 +71,7 @@ def test_an_update_that_was_not_applied_is_counted_and_its_infinities_stay_out_o
     assert learner_metrics([bad]).keys().isdisjoint({"learner/loss", "learner/gradient_norm"})
 
 
-def test_a_step_without_a_trained_token_has_no_gap() -> None:
+def test_step_without_trained_tokens_has_no_gap() -> None:
     nothing = update(loss=0.0, ratio_sum=0.0, tokens=0, gap_sum=0.0, gap_max=0.0, norm=0.0)
     assert (
         learner_metrics([nothing])
