@@ -74,7 +74,7 @@ class TokenScores:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every sampled token has a finite score and no other entry is NaN.
+        """True if every sampled token has a finite score and no other entry is NaN.
 
         An entry of the support or the tail may be -inf: a token with probability 0, or an empty tail.
         """

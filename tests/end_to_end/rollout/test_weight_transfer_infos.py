@@ -193,12 +193,12 @@ def test_every_transport_is_registered_with_vllm_on_both_sides() -> None:
         assert info.backend in WeightTransferTrainerFactory._registry
 
 
-def test_paths_that_vllm_imports_by_name_exist() -> None:
+def test_paths_that_vllm_imports_by_name_exist(make_model: Any) -> None:
     """vLLM imports these when an engine starts, so an import rename does not reach them."""
     assert resolve_obj_by_qualname(sampler._EXTENSION) is weight_loading.WeightsExtension
     for tensor_parallel, expected in ((1, executors.UniProcessExecutor), (2, executors.MultiProcessExecutor)):
         vllm_settings = settings.VllmSettings(
-            model_path="none",
+            model_path=str(make_model(tied=True)),
             dtype="float32",
             max_sequence_tokens=1,
             max_sequences=1,
