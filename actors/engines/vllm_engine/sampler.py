@@ -122,16 +122,8 @@ class VllmSampler:
                 "this engine has no weights to sample from because its last update failed half way"
             )
         async with self._flight(), _engine_errors():
-            parameters = SamplingParams(
-                n=num_responses,
-                max_tokens=max_response_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+            parameters = _sampling_parameters(
+                n=num_responses, max_tokens=max_response_tokens, temperature=temperature, top_p=top_p, seed=seed
             )
             # Salt the prefix cache with the policy version, so that keys and values of old weights are never reused.
             prompt = tokens_input(prompt_ids.tolist(), cache_salt=str(version))
@@ -252,6 +244,17 @@ async def _engine_errors() -> AsyncIterator[None]:
         raise WorkerLostError(f"the vLLM engine's process has died: {error}") from error
     except (VLLMError, ValueError) as error:
         raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
+
+
+def _sampling_parameters(**settings: Any) -> SamplingParams:
+    """Return sampling parameters for token ids and their log-probabilities only."""
+    return SamplingParams(
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **settings,
+    )
 
 
 def _columns(output: RequestOutput) -> Responses:

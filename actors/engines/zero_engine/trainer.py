@@ -5,6 +5,7 @@ The engine does not depend on Ray. `torch.distributed` is already initialized, o
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -27,7 +28,7 @@ from rlad.config.learner import LearnerConfig
 from rlad.contracts import TrainingBatch
 from rlad.errors import EngineError, NonFiniteGradientError
 from rlad.logprobs import TokenStatistics
-from rlad.objectives import EntropyController, Extras, Objective, check_missing_teacher
+from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
 
 if not torch.cuda.is_available():
@@ -115,36 +116,29 @@ class ZeroTrainer:
         # every parameter in the graph.
         trained = torch.from_numpy(batch.weights).nonzero().flatten()
         positions = (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
-
-        def selected(column: Any, width: int = 0) -> Tensor:
-            values = torch.from_numpy(column).to(self._device, non_blocking=True)
-            return (values.view(-1, width) if width else values).index_select(0, positions)
-
-        def selected_if_present(column: Any, width: int = 0) -> Tensor | None:
-            return None if column is None else selected(column, width)
-
+        select, select_optional = functools.partial(_select, positions), functools.partial(_select_optional, positions)
         config = self._objective.config
-        support_ids = selected_if_present(batch.support_ids, batch.support_size)
+        support_ids = select_optional(batch.support_ids, batch.support_size)
         policy, support, entropies = self._forward(
             batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on
         )
-        sampled, weights = selected(batch.behaviour_logprobs), selected(batch.weights)
+        sampled, weights = select(batch.behaviour_logprobs), select(batch.weights)
         # With one update per step the policy equals pi_old in its only forward pass, so recomputing pi_old is free.
         behaviour = policy.detach() if self._config.pi_old == "recompute" else sampled
         output = self._objective.packed(
             policy_logprobs=policy,
             behaviour_logprobs=behaviour,
-            teacher_logprobs=selected_if_present(batch.teacher_logprobs),
-            advantages=selected(batch.advantages),
+            teacher_logprobs=select_optional(batch.teacher_logprobs),
+            advantages=select(batch.advantages),
             weights=weights,
             extras=Extras(
                 sampler_logprobs=sampled,
-                reference_logprobs=selected_if_present(batch.reference_logprobs),
+                reference_logprobs=select_optional(batch.reference_logprobs),
                 entropies=entropies,
-                is_imitated=selected_if_present(batch.is_imitated),
+                is_imitated=select_optional(batch.is_imitated),
                 support_logprobs=support,
-                teacher_support_logprobs=selected_if_present(batch.teacher_support_logprobs, batch.support_size),
-                teacher_tail_logprobs=selected_if_present(batch.teacher_tail_logprobs),
+                teacher_support_logprobs=select_optional(batch.teacher_support_logprobs, batch.support_size),
+                teacher_tail_logprobs=select_optional(batch.teacher_tail_logprobs),
                 progress=self._progress,
                 entropy_coefficient=self._entropy.coefficient,
             ),
@@ -152,18 +146,7 @@ class ZeroTrainer:
         # Undoes DeepSpeed's average over ranks, which cannot be disabled at ZeRO stage 3. Done alike for all stages.
         self._engine.backward(output.loss * dist.get_world_size())
         gap = (policy.detach() - sampled).abs().where(weights > 0, 0)
-        totals = UpdateTotals(
-            sums=output.sums,
-            loss=output.loss.detach(),
-            gap_sum=gap.sum(dtype=torch.float64),
-            gap_max=gap.max(),
-            counts=counts,
-            micro_batches=1,
-        )
-        if self._totals is None:
-            self._totals = totals
-        else:
-            self._totals.add(totals)
+        self._add_to_totals(output, gap, counts)
 
     def step(self) -> UpdateResult:
         """Apply the accumulated gradient. Collective; all ranks return the same result or raise the same error.
@@ -298,6 +281,20 @@ class ZeroTrainer:
             *self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy)
         )
 
+    def _add_to_totals(self, output: ObjectiveOutput, gap: Tensor, counts: BatchCounts) -> None:
+        totals = UpdateTotals(
+            sums=output.sums,
+            loss=output.loss.detach(),
+            gap_sum=gap.sum(dtype=torch.float64),
+            gap_max=gap.max(),
+            counts=counts,
+            micro_batches=1,
+        )
+        if self._totals is None:
+            self._totals = totals
+        else:
+            self._totals.add(totals)
+
     def _count_update(self, applied: bool, totals: UpdateTotals) -> None:
         if applied:
             self._applied_updates += 1
@@ -317,6 +314,25 @@ class ZeroTrainer:
                 f"(learner.max_nonfinite_steps); the weights are those after update {self._applied_updates}. "
                 "Lower the learning rate, or check the log-probabilities of the last batch"
             )
+
+
+def _select(positions: Tensor, column: Any, width: int = 0) -> Tensor:
+    """Return a column of a batch at the given positions, on their device.
+
+    Args:
+        positions: Positions of the row, int64 [N].
+        column: NumPy array, [S], or [S * width] if `width` is not 0.
+        width: Number of entries per position; 0 for a single one without a dimension of its own.
+
+    Returns:
+        [N], or [N, width] if `width` is not 0.
+    """
+    values = torch.from_numpy(column).to(positions.device, non_blocking=True)
+    return (values.view(-1, width) if width else values).index_select(0, positions)
+
+
+def _select_optional(positions: Tensor, column: Any, width: int = 0) -> Tensor | None:
+    return None if column is None else _select(positions, column, width)
 
 
 def _copy_to_first(weights: WeightSource) -> dict[str, Tensor] | None:
