@@ -1,4 +1,4 @@
-"""What tells one model from another: its weights, its shape and its vocabulary."""
+"""Model identity: a fingerprint of weights, configuration and tokenizer, and the size of the output layer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ _CHUNK_BYTES = 8 << 20
 
 
 def output_size(model_path: Path) -> int:
-    """Entries of its output layer, which some families pad beyond the vocabulary."""
-    from transformers import AutoConfig  # brings torch, seconds that drivers and commands without models do not pay
+    """Return the number of entries of a model's output layer. Some families pad it beyond the vocabulary."""
+    # Imports torch, which takes seconds that drivers and commands without models do not need to spend.
+    from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
 
 
 def model_fingerprint(model_path: Path, *, tokenizer: str) -> str:
-    """Thirty-two hexadecimal digits over `config.json`, the content of every safetensors file, and the tokenizer's fingerprint.
+    """Return 32 hexadecimal digits over `config.json`, the content of every safetensors file, and the tokenizer.
+
+    Args:
+        model_path: Hugging Face model directory.
+        tokenizer: Fingerprint of the tokenizer.
 
     Raises:
-        EngineError: the directory holds no model in safetensors form.
+        EngineError: The directory has no `config.json` or no safetensors file.
     """
     weights = sorted(model_path.glob("*.safetensors"))
     files = [model_path / "config.json", *weights]

@@ -1,6 +1,6 @@
-"""The file that weights travel as: safetensors, known by the checksums of its buckets, and mapped by those who load it.
+"""Weight file: a safetensors file in buckets of 64 MiB, with a checksum over the buckets, mapped by its readers.
 
-What is put together of tensors is a header and the tensors' own memory, never a serialised whole.
+The writer assembles a header and views of the tensors' memory. It never builds a serialized copy of the whole file.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ _TORCH_TYPES = {name: dtype for dtype, name in _SAFETENSORS_TYPES.items()}
 
 
 def safetensors_parts(tensors: Mapping[str, torch.Tensor]) -> list[Bytes]:
-    """A safetensors file of the tensors, as its header and views of the tensors' memory. Of tied tensors the first name is kept.
+    """Return the parts of a safetensors file: its header, then views of the tensors' memory.
+
+    Args:
+        tensors: Tensors by name. Tied tensors are stored once, under their first name.
 
     Raises:
-        EngineError: a tensor of a type that the format does not have.
+        EngineError: The safetensors format does not have a tensor's dtype.
     """
     kept: dict[str, torch.Tensor] = {}
     seen: set[tuple[object, ...]] = set()
@@ -57,20 +60,25 @@ def safetensors_parts(tensors: Mapping[str, torch.Tensor]) -> list[Bytes]:
         if identity not in seen:
             seen.add(identity)
             kept[name] = tensor.detach().cpu().contiguous()
-    # Wide types first, as the format's own writer has them: every tensor then lies at a multiple of its element's size.
+    # Wide dtypes first, like the format's own writer, so that every tensor starts at a multiple of its element size.
     names = sorted(kept, key=lambda name: (-kept[name].element_size(), name))
     views = [kept[name].reshape(-1).view(torch.uint8).numpy() for name in names]
     return [_safetensors_header({name: kept[name] for name in names}), *views]
 
 
 def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
-    """Length (8 bytes, little-endian), then JSON padded by spaces to a multiple of 8: type, shape and place of each tensor, in the order given."""
+    """Return the header of a safetensors file, for tensors in the given order.
+
+    It has the length of the JSON (8 bytes, little-endian), then JSON padded with spaces to a multiple of 8 bytes, with
+    the dtype, shape and offsets of each tensor.
+    """
     entries: dict[str, dict[str, object]] = {}
     end = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _SAFETENSORS_TYPES:
             raise EngineError(
-                f"weights of type {tensor.dtype} cannot be published, {name} is: there are {', '.join(map(str, _SAFETENSORS_TYPES))}"
+                f"weight {name} has dtype {tensor.dtype}, which cannot be published; "
+                f"supported: {', '.join(map(str, _SAFETENSORS_TYPES))}"
             )
         start, end = end, end + tensor.nbytes
         entries[name] = {
@@ -84,7 +92,7 @@ def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:
 
 
 def buckets_of(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
-    """The bytes end to end, however they are cut into parts, in buckets of 64 MiB: each as views of the parts that it is made of."""
+    """Cut the concatenation of parts into buckets of 64 MiB, each a list of views. The last may be smaller."""
     bucket: list[Bytes] = []
     room = BUCKET_BYTES
     for part in parts:
@@ -99,7 +107,7 @@ def buckets_of(parts: Iterable[Bytes]) -> Iterator[list[Bytes]]:
 
 
 def digest(bucket: Sequence[Bytes]) -> bytes:
-    """Of a bucket: xxh3, 128 bits."""
+    """Return the xxh3 digest (128 bits) of a bucket."""
     hashing = xxhash.xxh3_128()
     for part in bucket:
         hashing.update(part.data)
@@ -107,31 +115,34 @@ def digest(bucket: Sequence[Bytes]) -> bytes:
 
 
 def checksum_of(digests: Iterable[bytes]) -> str:
-    """Of a file, from the digests of its buckets: xxh3 over them, in hexadecimal."""
+    """Return the checksum of a file from the digests of its buckets: xxh3 (128 bits) over them, in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(b"".join(digests))
 
 
 def checksum(parts: Iterable[Bytes]) -> str:
-    """Of the bytes end to end. Buckets are hashed on several threads, so that every engine can afford it at every update."""
+    """Return the checksum of a file, given as parts. Buckets are hashed on several threads to keep updates fast."""
     with threads() as hashing:
         return checksum_of(hashing.map(digest, buckets_of(parts)))
 
 
 def layout_checksum(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
-    """Of what tensors are without their values, in their order: xxh3 (128 bits) in hexadecimal. Stands for the bytes where nobody sees all of them."""
+    """Return the checksum of tensor names, dtypes and shapes, in order: xxh3 (128 bits), in hexadecimal.
+
+    It replaces the checksum of the bytes where no process sees all of them, which is the case in direct transfers.
+    """
     layout = [list(names), list(dtype_names), [list(shape) for shape in shapes]]
     return xxhash.xxh3_128_hexdigest(json.dumps(layout, separators=(",", ":")).encode())
 
 
 def threads() -> ThreadPoolExecutor:
-    """As many as there are cores, up to eight, for work that lets go of the interpreter's lock."""
+    """Return a pool with one thread per core, at most eight, for work that releases the global interpreter lock."""
     return ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
 
 
 class MappedFile:
-    """The file that a process loads weights from, mapped for as long as it stays the same file.
+    """Read-only memory map of a weight file, kept as long as the path leads to the same file.
 
-    A node's workers write the next version over the last one: pages that a process has mapped before cost it nothing then.
+    A node's workers overwrite the file in place with the next version, so its pages stay mapped across versions.
     """
 
     def __init__(self) -> None:
@@ -139,20 +150,22 @@ class MappedFile:
         self._content: Bytes = np.zeros(0, np.uint8)
 
     def tensors(self, path: Path, manifest: WeightsManifest) -> dict[str, torch.Tensor]:
-        """What was published, as views of the mapping: to be copied before anybody is told that they are loaded.
+        """Verify the file and return its tensors as views of the mapping.
+
+        Copy the tensors before reporting the version as loaded: the file may be overwritten after that.
 
         Raises:
-            WeightsMismatchError: the file's size or checksum is another.
+            WeightsMismatchError: The file's size or checksum differs from the manifest.
         """
         self._map(path)
         if len(self._content) != manifest.num_bytes:
             raise WeightsMismatchError(
-                f"version {manifest.version}: {manifest.num_bytes} bytes were published, {path} has {len(self._content)}"
+                f"version {manifest.version}: expected {manifest.num_bytes} bytes in {path}; got {len(self._content)}"
             )
         found = checksum([self._content])
         if found != manifest.checksum:
             raise WeightsMismatchError(
-                f"version {manifest.version}: published with checksum {manifest.checksum}, {path} has {found}"
+                f"version {manifest.version}: expected checksum {manifest.checksum} for {path}; got {found}"
             )
         return _tensors_in(self._content)
 
@@ -173,7 +186,7 @@ def _tensors_in(content: Bytes) -> dict[str, torch.Tensor]:
     [header_bytes] = struct.unpack("<Q", content[:8].tobytes())
     entries = json.loads(content[8 : 8 + header_bytes].tobytes())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to them
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # never written
         data = torch.from_numpy(content[8 + header_bytes :])
     tensors: dict[str, torch.Tensor] = {}
     for name, entry in entries.items():

@@ -1,1 +1,1 @@
-"""The only modules that import vllm or deepspeed."""
+"""Engines. Only modules of this package import vllm or deepspeed."""

@@ -1,4 +1,4 @@
-"""What a teacher service asks of the engine that runs its model, and what it gets."""
+"""Interface of the scoring engines of teachers, and the scores that they return."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from rlad.errors import EngineError
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenScores:
-    """What an engine says about N tokens, the columns of `TeacherScores` as rows. Slices are views.
+    """Scores of N tokens, with the columns of `TeacherScores` as rows. Slices are views.
+
+    The support columns are None where only sampled tokens are scored.
 
     Attributes:
-        logprobs: float32 [N], of the sampled tokens.
-        support_ids: int32 [N, K], the K likeliest tokens; None where only sampled tokens are scored, like the two below.
-        support_logprobs: float32 [N, K].
-        tail_logprobs: float32 [N], log of the probability outside the support.
+        logprobs: Log-probabilities of the sampled tokens, float32 [N].
+        support_ids: The K most likely tokens at each position, int32 [N, K].
+        support_logprobs: Log-probabilities of `support_ids`, float32 [N, K].
+        tail_logprobs: Log of the probability outside the support, float32 [N].
     """
 
     logprobs: Array
@@ -30,7 +32,7 @@ class TokenScores:
 
     @classmethod
     def empty(cls, num_tokens: int, support_size: int) -> TokenScores:
-        """Uninitialised, to be filled in."""
+        """Return uninitialized scores of N tokens with supports of size K, or without supports if K is 0."""
         if support_size == 0:
             return cls(logprobs=np.empty(num_tokens, np.float32))
         return cls(
@@ -42,9 +44,9 @@ class TokenScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenScores]) -> TokenScores:
-        """At least one part; all with supports of one size."""
+        """Concatenate one or more parts. All parts must have the same support size."""
         columns = [part._columns() for part in parts]
-        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
+        return cls(**{name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
 
     def __len__(self) -> int:
         return len(self.logprobs)
@@ -53,33 +55,36 @@ class TokenScores:
         return TokenScores(**{name: column[tokens] for name, column in self._columns().items()})
 
     def __setitem__(self, tokens: slice, scores: TokenScores) -> None:
-        theirs = scores._columns()
+        values = scores._columns()
         for name, column in self._columns().items():
-            column[tokens] = theirs[name]
+            column[tokens] = values[name]
 
     def copy(self) -> TokenScores:
         return TokenScores(**{name: column.copy() for name, column in self._columns().items()})
 
     @property
     def support_size(self) -> int:
-        """K; 0 where only sampled tokens are scored."""
+        """Support size K; 0 where only sampled tokens are scored."""
         return 0 if self.support_ids is None else self.support_ids.shape[1]
 
     @property
     def num_values(self) -> int:
-        """Entries of all columns, 4 bytes each."""
+        """Number of entries in all columns, 4 bytes each."""
         return sum(column.size for column in self._columns().values())
 
     @property
     def is_complete(self) -> bool:
-        """Every sampled token has a finite score, and no other entry is NaN; a token that the model rules out, or an empty tail, is -inf."""
+        """True if every sampled token has a finite score and no other entry is NaN.
+
+        An entry of the support or the tail may be -inf: a token with probability 0, or an empty tail.
+        """
         others = (self.support_logprobs, self.tail_logprobs)
         return bool(np.isfinite(self.logprobs).all()) and not any(
             column is not None and np.isnan(column).any() for column in others
         )
 
     def flat_columns(self) -> dict[str, Any]:
-        """As `TeacherScores` has them."""
+        """Return the columns in the form of `TeacherScores`."""
         return {
             "support_size": self.support_size,
             **{name: column.reshape(-1) for name, column in self._columns().items()},
@@ -93,7 +98,7 @@ class TokenScores:
 
 
 class Scorer(Protocol):
-    """Gives the model's log-probability of every response token of a group. Groups that are asked for at once are computed together."""
+    """Scoring engine: computes log-probabilities of response tokens. Concurrent calls are batched."""
 
     async def score(
         self,
@@ -103,45 +108,48 @@ class Scorer(Protocol):
         temperature: float,
         support: TeacherSupport = None,
     ) -> TokenScores:
-        """Score one group.
+        """Score the responses of one group.
 
         Args:
-            prompt_ids: int32 [P], P at least 1.
-            response_ids: int32 [N], the responses end to end.
-            response_offsets: int64 [G + 1]; a response may be empty.
-            temperature: that the responses were sampled at; logits are divided by it.
-            support: how many of the model's own likeliest tokens to score beside each sampled one.
+            prompt_ids: Prompt tokens, int32 [P], P at least 1.
+            response_ids: Concatenated responses, int32 [N].
+            response_offsets: Start of each response and the end of the last, int64 [G + 1]. A response may be empty.
+            temperature: Sampling temperature of the responses. Logits are divided by it.
+            support: Number of most likely tokens to score at each position, `full` for the vocabulary, or None.
 
         Returns:
-            Of N tokens, nats. Not a number or infinite where the model gives that.
+            Scores of the N response tokens in nats, NaN or infinite where the model returns that.
 
         Raises:
-            EngineError: the engine failed, or cannot score this group.
+            EngineError: The engine failed, or cannot score this group.
         """
         ...
 
     async def check_health(self) -> None:
-        """Raises:
-        EngineError: the engine is dead and will not come back.
+        """Check that the engine is alive.
+
+        Raises:
+            EngineError: The engine has died or was closed.
         """
         ...
 
     def close(self) -> None:
-        """Stop the engine. What is still being scored fails. May be called twice."""
+        """Stop the engine. Calls in progress fail. May be called more than once."""
         ...
 
 
 def support_size(support: TeacherSupport, vocabulary: int) -> int:
-    """K of a support.
+    """Return the size K of a support; 0 for None.
 
     Raises:
-        EngineError: the vocabulary has not so many tokens.
+        EngineError: The size is not between 1 and the vocabulary size.
     """
     if support is None:
         return 0
     size = vocabulary if support == "full" else support
     if not 1 <= size <= vocabulary:
         raise EngineError(
-            f"a support has 1 to {vocabulary} tokens, the teacher's vocabulary, or is `full`; got {support}"
+            f"the support must be `full` or a number of tokens from 1 to {vocabulary}, the teacher's vocabulary size; "
+            f"got {support}"
         )
     return size

@@ -1,4 +1,4 @@
-"""How the learner's ranks stay together: what can fail on one alone fails on all, and what one decides all do."""
+"""Collective helpers of the learner ranks: shared failures, shared decisions and remote calls with a deadline."""
 
 from __future__ import annotations
 
@@ -15,23 +15,34 @@ from rlad.errors import RladError
 
 T = TypeVar("T")
 
-# The broker answers within its long poll of 10 s, with nothing if it must. How long a batch may take is the driver's to say, and it tells the broker.
+# The broker ends a long poll after 10 s, with an empty answer if necessary. The driver sets the deadline of a batch and
+# passes it to the broker, so this timeout covers a single call only.
 _ANSWER_TIMEOUT_S = 120.0
 
 
 class AgreedError(Exception):
-    """An error of one rank that all ranks know of, so that they end together and none waits for another."""
+    """Error of one rank that all ranks raise, so that none of them waits for another in a collective.
+
+    Attributes:
+        error: This rank's error, or another rank's error where this one had none.
+    """
 
     def __init__(self, error: RladError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def together(action: Callable[[], T]) -> T:
-    """Do something that can fail on one rank alone, and fail on all if it failed on any. Collective.
+def agree_on_success(action: Callable[[], T]) -> T:
+    """Run an action that may fail on some ranks only, and fail on all ranks if it failed on any. Collective.
+
+    Args:
+        action: Called once on each rank. Only a `RladError` is shared with the other ranks.
+
+    Returns:
+        This rank's result.
 
     Raises:
-        AgreedError: with this rank's error, or another's where this one had none.
+        AgreedError: The action failed on at least one rank.
     """
     error: RladError | None = None
     result: T
@@ -44,22 +55,26 @@ def together(action: Callable[[], T]) -> T:
     if failed:
         errors: list[RladError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(errors, error)
-        raise AgreedError(error or next(each for each in errors if each is not None))
+        raise AgreedError(error or next(raised for raised in errors if raised is not None))
     return result
 
 
-def decided_by_first(choice: int) -> int:
-    """Rank 0's choice, on every rank. Collective."""
+def broadcast_from_first(choice: int) -> int:
+    """Return the value that rank 0 passed, on every rank. Collective."""
     shared = torch.tensor(choice, device=_device())
     dist.broadcast(shared, 0)
     return int(shared)
 
 
 def answer(ref: Any, who: str) -> Any:
-    """What a remote call returns, within the deadline of one that answers at once or after a long poll.
+    """Return the result of a remote call that answers at once or after a long poll.
+
+    Args:
+        ref: Object reference, or a list of them.
+        who: Name of the callee, for error messages.
 
     Raises:
-        RladError: what it raised, or that there was no answer.
+        RladError: The call failed, or did not answer within 120 s.
     """
     try:
         return ray.get(ref, timeout=_ANSWER_TIMEOUT_S)

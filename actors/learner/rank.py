@@ -15,10 +15,10 @@ from ray import train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
-from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
+from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from actors.experience.batch_shards import BatchShard
 from actors.experience.group import ExperienceGroup
-from actors.learner.collectives import answer, together
+from actors.learner.collectives import agree_on_success, answer
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup, TrainingBatch
@@ -43,7 +43,7 @@ class LearnerRank:
         self._rules = BatchRules(objective=settings.objective, truncated=settings.learner.truncated)
         torch.set_num_threads(settings.learner.threads)
         transformers.utils.logging.disable_progress_bar()
-        self._trainer = together(
+        self._trainer = agree_on_success(
             lambda: ZeroTrainer(
                 model_path=str(settings.student),
                 dtype=getattr(torch, settings.dtype),
@@ -73,8 +73,8 @@ class LearnerRank:
             )
             if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == settings.steps:
                 self._save(step + 1)
-        together(lambda: self._trainer.export(settings.run_dir / EXPORT, base_model=settings.student_reference))
-        together(self._report_exported)
+        agree_on_success(lambda: self._trainer.export(settings.run_dir / EXPORT, base_model=settings.student_reference))
+        agree_on_success(self._report_exported)
         self._publisher.until_dismissed(settings.steps)
 
     def _restore(self) -> int:
@@ -86,7 +86,7 @@ class LearnerRank:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as directory:
-            return int(together(lambda: self._trainer.load(Path(directory)))["step"])
+            return int(agree_on_success(lambda: self._trainer.load(Path(directory)))["step"])
 
     def _train(self, step: int) -> dict[str, float]:
         """Train one step, shard by shard as the broker hands them out. Return its metrics."""
@@ -96,12 +96,12 @@ class LearnerRank:
         while True:
             asked = time.monotonic()
             spent_s = self._publisher.before_shard(step, index)
-            shard, micro_batches = together(functools.partial(self._claim, step, index))
+            shard, micro_batches = agree_on_success(functools.partial(self._claim, step, index))
             claimed = time.monotonic()
             for batch, counts in micro_batches:
                 self._trainer.accumulate(batch, counts)
             if shard.ends_update:
-                updates.append(together(self._trainer.step))
+                updates.append(agree_on_success(self._trainer.step))
             wait_s += claimed - asked - spent_s
             self._send_s += spent_s
             train_s += time.monotonic() - claimed
@@ -110,7 +110,7 @@ class LearnerRank:
                 # `send` and `checkpoint` include the time before this step: sending its weights, and the checkpoint.
                 times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
                 self._send_s = self._checkpoint_s = 0.0
-                return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
+                return {**learner_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
         """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""
@@ -150,7 +150,7 @@ class LearnerRank:
         """
         started = time.monotonic()
         partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
-        together(lambda: self._trainer.save(partial, {"step": steps}))
+        agree_on_success(lambda: self._trainer.save(partial, {"step": steps}))
         checkpoint = None
         if self._rank == 0:
             if final.exists():  # complete, but not registered before the ranks died
@@ -158,7 +158,7 @@ class LearnerRank:
             partial.rename(final)
             checkpoint = Checkpoint.from_directory(final)
         train.report({"step": steps}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-        together(lambda: self._commit(steps, final))
+        agree_on_success(lambda: self._commit(steps, final))
         self._checkpoint_s = time.monotonic() - started
 
     def _commit(self, steps: int, path: Path) -> None:

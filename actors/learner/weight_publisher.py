@@ -1,7 +1,9 @@
-"""The learner's end of the way of new weights, on every rank: into the object store, or straight to the workers that the driver names.
+"""Weight publishers: the learner side of a weight update, through the object store or by direct transfer.
 
-Weights that are sent have to be there when they are asked for: so the ranks look for requests behind every version, before every part and at the end, and
-train on in between. A step's only update comes behind its last part, so all the while they hold the version that the step began with.
+A publisher runs on every learner rank. With direct transfers the weights must still exist when a worker requests them,
+so the ranks poll for transfer requests after each publication, before each batch shard and until the run is dismissed.
+The ranks train between those polls. A step has a single weight update, after its last shard, so within a step every
+transfer carries the version that the step started with.
 """
 
 from __future__ import annotations
@@ -16,45 +18,48 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
-from actors.engines.zero_engine.weight_source import StudentWeights
+from actors.engines.zero_engine.weight_source import WeightSource
 from actors.experience.transfers import TransferOutcome, TransferRequest
-from actors.learner.collectives import answer, decided_by_first, together
+from actors.learner.collectives import agree_on_success, answer, broadcast_from_first
 from actors.learner.settings import LearnerSettings
 from actors.messages import WeightsPublication
 from actors.weights.publish import publish
-from actors.weights.receivers import Receivers
+from actors.weights.transfer_client import RayTransferClient
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
 from rlad.weight_file import layout_checksum
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[list[WeightsPublication]], None]
-"""Tells the broker of published weights, in a list so that the reference inside travels as a reference. On rank 0."""
+Announce = Callable[[list[WeightsPublication]], None]
+"""Announces a publication to the broker. Called on rank 0 only.
 
-_NOTHING_YET, _SEND, _GO_ON = range(3)
+The publication is wrapped in a list because Ray resolves a top-level object reference in the arguments of a call.
+"""
+
+_POLL_AGAIN, _TRANSFER, _CONTINUE = range(3)
 
 
 class WeightPublisher(Protocol):
-    """All methods are collective."""
+    """Learner side of a weight transport. All methods are collective."""
 
-    def publish(self, version: int, tell: Tell) -> float:
-        """Make the present weights available as this version, and tell of them. Returns the seconds that were spent on sending them."""
+    def publish(self, version: int, announce: Announce) -> float:
+        """Publish the current weights as a policy version and announce them. Return the seconds spent on transfers."""
 
     def before_shard(self, step: int, index: int) -> float:
-        """Called before a part of a step is claimed. Returns the seconds that were spent on sending weights."""
+        """Serve transfer requests until a batch shard can be claimed. Return the seconds spent on transfers."""
 
     def until_dismissed(self, version: int) -> None:
-        """Keep the weights available until the driver needs them no more."""
+        """Keep the weights available until the driver dismisses the learner."""
 
 
 def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer) -> WeightPublisher:
-    """The learner's end of the configured transport."""
+    """Return the publisher for the configured transport."""
     if settings.transport == "object_store":
         return ObjectStorePublisher(trainer, settings.broker)
     return TransferPublisher(
         settings.transport,
-        trainer.student_weights(),
+        trainer.weight_source(),
         settings.broker,
         processes_per_worker=settings.engine_processes,
         timeout_s=settings.transfer_timeout_s,
@@ -62,47 +67,48 @@ def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer) -> We
 
 
 class ObjectStorePublisher:
-    """Gathers the weights on rank 0 and puts them into the object store."""
+    """Publisher that gathers the weights on rank 0 and puts them into the object store."""
 
     def __init__(self, trainer: ZeroTrainer, broker: ActorHandle) -> None:
         self._trainer = trainer
         self._broker = broker
         self._newest: WeightsPublication | None = None
 
-    def publish(self, version: int, tell: Tell) -> float:
+    def publish(self, version: int, announce: Announce) -> float:
         weights = self._trainer.gather_weights()
 
-        def publish_and_tell() -> None:
+        def publish_and_announce() -> None:
             if weights is not None:
                 self._newest = publish(weights, version, earlier=self._newest)
-                tell([self._newest])
+                announce([self._newest])
 
-        together(publish_and_tell)
+        agree_on_success(publish_and_announce)
         return 0.0
 
     def before_shard(self, step: int, index: int) -> float:
         return 0.0
 
     def until_dismissed(self, version: int) -> None:
-        """Samplers may still be loading the last weights, and one that joins late will: Ray drops them with the process that published them.
+        """Keep this process alive: Ray drops objects together with the process that created them.
 
-        Every rank asks for itself: how long an evaluation takes is no business of a collective's deadline.
+        Workers may still be loading the last version, and workers that join late will load it. Every rank polls the
+        broker by itself, because an evaluation may take longer than the timeout of a collective.
         """
 
         def wait() -> None:
             while not answer(self._broker.wait_dismissed.remote(), "the broker (wait_dismissed)"):
                 pass
 
-        together(wait)
+        agree_on_success(wait)
 
 
 class TransferPublisher:
-    """Sends the weights, by vLLM's weight transfer."""
+    """Publisher that transfers the weights directly to rollout workers, through vLLM's weight transfer."""
 
     def __init__(
         self,
         transport: str,
-        weights: StudentWeights,
+        weights: WeightSource,
         broker: ActorHandle,
         *,
         processes_per_worker: int,
@@ -110,25 +116,27 @@ class TransferPublisher:
     ) -> None:
         """
         Args:
-            weights: as they are whenever they are walked.
-            processes_per_worker: of an engine, that receive.
-            timeout_s: deadline of a transfer.
+            transport: `nccl`, `ipc` or `gloo`.
+            weights: Weight source. Each pass yields the weights as they are at that moment.
+            broker: Experience broker, which queues the driver's transfer requests.
+            processes_per_worker: Engine processes of a rollout worker, its tensor-parallel size.
+            timeout_s: Timeout of each call to the workers of a transfer, seconds.
         """
-        # With it comes vLLM, which no other run needs in its learner.
-        from actors.engines.vllm_engine.weight_sending import WeightSender
+        # Imports vLLM, which the learner of a run with another transport does not need.
+        from actors.engines.vllm_engine.weight_sending import TransferSession
 
         self._weights = weights
         self._broker = broker
         self._processes_per_worker = processes_per_worker
         self._timeout_s = timeout_s
         self._is_first = dist.get_rank() == 0
-        self._sender = WeightSender(transport, weights, address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
+        self._session = TransferSession(transport, weights, address=ray.util.get_node_ip_address(), timeout_s=timeout_s)
 
-    def publish(self, version: int, tell: Tell) -> float:
-        """Tell of the weights, and send them before they change: returns when all who were asked for have them or have failed."""
+    def publish(self, version: int, announce: Announce) -> float:
+        """Announce a version and transfer it. Returns when each requested worker has it or has failed."""
         if self._is_first:
             publication = WeightsPublication(manifest=self._manifest(version))
-        together(lambda: tell([publication]) if self._is_first else None)
+        agree_on_success(lambda: announce([publication]) if self._is_first else None)
         return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
 
     def before_shard(self, step: int, index: int) -> float:
@@ -137,62 +145,73 @@ class TransferPublisher:
     def until_dismissed(self, version: int) -> None:
         self._serve(version, lambda: self._broker.transfer_or_dismissed.remote(version))
 
-    def _serve(self, held: int, ask: Callable[[], Any]) -> float:
-        """Send to whom the driver asks, until the broker says that there is something else to do. Returns the seconds spent on sending."""
+    def _serve(self, held: int, poll: Callable[[], Any]) -> float:
+        """Serve transfer requests until the broker reports other work. Return the seconds spent on transfers.
+
+        Args:
+            held: Policy version of the current weights.
+            poll: Long poll of the broker, called on rank 0. It answers with a `TransferRequest`, with true when the
+                ranks must continue, or with a false value when the poll timed out.
+        """
         spent_s = 0.0
         while True:
-            request: TransferRequest | bool | None = together(
-                lambda: answer(ask(), "the broker (transfers)") if self._is_first else None
+            request: TransferRequest | bool | None = agree_on_success(
+                lambda: answer(poll(), "the broker (transfers)") if self._is_first else None
             )
-            turn = decided_by_first(
-                _SEND if isinstance(request, TransferRequest) else _GO_ON if request else _NOTHING_YET
+            decision = broadcast_from_first(
+                _TRANSFER if isinstance(request, TransferRequest) else _CONTINUE if request else _POLL_AGAIN
             )
-            if turn == _GO_ON:
+            if decision == _CONTINUE:
                 return spent_s
-            if turn == _SEND:
+            if decision == _TRANSFER:
                 started = time.monotonic()
                 self._transfer(request if isinstance(request, TransferRequest) else None, held)
                 spent_s += time.monotonic() - started
 
     def _transfer(self, request: TransferRequest | None, held: int) -> None:
-        """Rank 0 has the request, the others gather with it. That workers fail is the driver's business, and nothing here ends for it."""
-        receivers = None
+        """Transfer the weights to the workers of a request. Failed workers are reported and do not end the learner.
+
+        Args:
+            request: On rank 0; the other ranks pass None and take part in the gathers.
+            held: Policy version of the current weights.
+        """
+        client = None
         if request is not None:
-            receivers = Receivers(
+            client = RayTransferClient(
                 request.workers,
                 manifest=self._manifest(held),
                 processes_per_worker=self._processes_per_worker,
                 timeout_s=self._timeout_s,
             )
-        is_connected = decided_by_first(int(together(lambda: self._is_connected(request, receivers))))
+        is_connected = broadcast_from_first(int(agree_on_success(lambda: self._is_connected(request, client))))
         if not is_connected:
             return
-        if request is None or receivers is None:
-            together(self._walk)
+        if request is None or client is None:
+            agree_on_success(self._walk)
             return
-        together(lambda: self._send(request, receivers))
+        agree_on_success(lambda: self._send(request, client))
 
-    def _is_connected(self, request: TransferRequest | None, receivers: Receivers | None) -> bool:
-        if request is None or receivers is None:
+    def _is_connected(self, request: TransferRequest | None, client: RayTransferClient | None) -> bool:
+        if request is None or client is None:
             return False
         try:
-            receivers.require_alive()
-            self._sender.connect(receivers)
+            client.require_alive()
+            self._session.connect(client)
         except EngineError as error:
             logger.warning("weights=not_sent reason=%s", error)
-            failures = receivers.failures or dict.fromkeys(receivers.names, str(error))
+            failures = client.failures or dict.fromkeys(client.names, str(error))
             self._report(request, TransferOutcome(state="not_sent", failures=failures))
             return False
         answer(self._broker.begin_transfer.remote(request.number), "the broker (begin_transfer)")
         return True
 
-    def _send(self, request: TransferRequest, receivers: Receivers) -> None:
+    def _send(self, request: TransferRequest, client: RayTransferClient) -> None:
         failures: dict[str, str] = {}
         try:
-            self._sender.send(receivers)
+            self._session.send(client)
         except EngineError as error:
             logger.warning("weights=not_sent reason=%s", error)
-            failures = receivers.failures or dict.fromkeys(receivers.names, str(error))
+            failures = client.failures or dict.fromkeys(client.names, str(error))
         self._report(request, TransferOutcome(state="sent", failures=failures))
 
     def _walk(self) -> None:
@@ -205,6 +224,10 @@ class TransferPublisher:
     def _manifest(self, version: int) -> WeightsManifest:
         layouts = self._weights.layouts()
         checksum = layout_checksum(
-            [each.name for each in layouts], [each.dtype_name for each in layouts], [each.shape for each in layouts]
+            [layout.name for layout in layouts],
+            [layout.dtype_name for layout in layouts],
+            [layout.shape for layout in layouts],
         )
-        return WeightsManifest(version=version, checksum=checksum, num_bytes=sum(each.num_bytes for each in layouts))
+        return WeightsManifest(
+            version=version, checksum=checksum, num_bytes=sum(layout.num_bytes for layout in layouts)
+        )

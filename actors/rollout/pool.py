@@ -19,7 +19,7 @@ from actors.messages import GroupSummary, SampledGroup, SampleRequest, WeightsPu
 from actors.pool.pool import ActorPool, PoolState
 from actors.pool.routing import queue_capacity
 from actors.rollout.worker import RolloutWorker
-from actors.weights.transports import Delivery, ObjectStoreTransport, WeightTransport
+from actors.weights.transports import ObjectStoreTransport, WeightTransport, WeightUpdate
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
 
@@ -188,8 +188,8 @@ class RolloutPool:
         self._newest = publication
         try:
             # No await between these two lines: the receiving workers are exactly the awaited ones.
-            delivery = self._transport.deliver(publication, self._pool.workers())
-            await self._pool.for_each(lambda worker: self._deliver_or_lose(worker, publication, delivery))
+            update = self._transport.start_update(publication, self._pool.workers())
+            await self._pool.for_each(lambda worker: self._update_or_lose(worker, publication, update))
         finally:
             self._is_updating = False
 
@@ -227,18 +227,18 @@ class RolloutPool:
         given: WeightsPublication | None = None
         while (newest := self._newest) is not None and newest is not given:
             try:
-                await _deliver(
-                    worker, newest, self._transport.deliver(newest, {self._pool.worker_name(worker): worker})
+                await _update_worker(
+                    worker, newest, self._transport.start_update(newest, {self._pool.worker_name(worker): worker})
                 )
             except WeightsMismatchError:
                 if newest is self._newest:
                     raise
             given = newest
 
-    async def _deliver_or_lose(self, worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
+    async def _update_or_lose(self, worker: ActorHandle, publication: WeightsPublication, update: WeightUpdate) -> None:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await _deliver(worker, publication, delivery)
+                await _update_worker(worker, publication, update)
         except (WeightsMismatchError, TimeoutError) as error:
             what = f"loading the weights of version {publication.manifest.version}"
             reason = (
@@ -311,8 +311,8 @@ class _Clock:
                 self._finished_s += time.monotonic() - self._since
 
 
-async def _deliver(worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
-    reported = await delivery(worker)
+async def _update_worker(worker: ActorHandle, publication: WeightsPublication, update: WeightUpdate) -> None:
+    reported = await update(worker)
     if reported != publication.manifest:
         raise WeightsMismatchError(f"expected a worker to report {publication.manifest}, got {reported}")
 

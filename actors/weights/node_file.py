@@ -1,4 +1,4 @@
-"""The file of a node that its engines load weights from, in shared memory: written once a version, and only where it changed."""
+"""Weight file of a node, in shared memory: one writer per version, and only changed buckets are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlad.errors import EngineError
 from rlad.weight_file import BUCKET_BYTES, Bytes, threads
 
 Fetch = Callable[[Sequence[int]], Sequence[Sequence[Bytes]]]
-"""The content of the buckets at these places, each as parts that end to end are it."""
+"""Returns the content of the buckets at the given indices. Each bucket is a sequence of parts to concatenate."""
 
 _PREFIX = "rlad-"
 _ALIVE = "alive.lock"
@@ -29,7 +29,7 @@ _FILES = "v*.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """A file that nobody writes to until it is released."""
+    """Weight file under a shared lock. No worker writes to it until it is released."""
 
     path: Path
     _descriptor: int
@@ -38,62 +38,63 @@ class HeldFile:
         os.close(self._descriptor)
 
     def remove(self) -> None:
-        """Its content is not what it should be: the next to want it writes it anew."""
+        """Delete the file because its content is wrong. The next `hold` writes it again."""
         self.path.unlink(missing_ok=True)
 
 
 class NodeWeights:
-    """The weight files of one run on one node, shared by the run's workers there. As a rule there is one.
+    """Weight files of one run on one node, shared by the run's workers there. Usually there is a single file.
 
-    The folder is `/dev/shm/rlad-<run_id>`, or one in the temporary directory where there is no such memory. Every worker holds a shared lock on it, which
-    the kernel drops when the process dies; so a folder nobody locks belongs to a dead run, and is removed by the next worker that starts on the node.
+    The folder is `/dev/shm/rlad-<run_id>`, or a folder in the temporary directory if /dev/shm is not writable. Every
+    worker holds a shared lock on the folder, which the kernel drops when the process dies. A folder without a lock
+    belongs to a dead run; the next worker that starts on the node removes it.
     """
 
     def __init__(self, run_id: str, parent: Path | None = None) -> None:
         """
         Args:
-            run_id: one path component.
-            parent: where the folder goes; by default shared memory.
+            run_id: Run id, one path component.
+            parent: Parent of the folder. Defaults to shared memory.
         """
         if Path(run_id).name != run_id:
-            raise EngineError(f"a run id names a folder and must be one path component, got {run_id!r}")
+            raise EngineError(f"the run id must be one path component because it names a folder; got {run_id!r}")
         self._parent = parent or _shared_memory()
         self._folder = self._parent / f"{_PREFIX}{run_id}"
         self._alive = self._enter()
-        self._known: tuple[str, tuple[bytes, ...]] = (
-            "",
-            (),
-        )  # of the last file held: its checksum, and the digests of its buckets
+        # Checksum of the last held file, and the digests of its buckets.
+        self._known: tuple[str, tuple[bytes, ...]] = "", ()
         self._mapping = _Mapping()
         self._remove_dead_runs()
 
     def path(self, manifest: WeightsManifest) -> Path:
-        """Where these weights are on this node, as long as somebody holds them."""
+        """Return the path of these weights on this node. The file exists at least as long as it is held."""
         return self._folder / f"v{manifest.version}-{manifest.checksum}.safetensors"
 
     def hold(self, manifest: WeightsManifest, digests: Sequence[bytes], fetch: Fetch) -> HeldFile:
-        """The file with these weights, until it is released. Blocks while another worker of the node writes it.
+        """Return the file with these weights, locked until it is released.
 
-        The first to ask writes it: over an older file that nobody holds, without the buckets that are the same in both; or else as a new one.
+        The first caller on the node writes the file; other callers block meanwhile. It overwrites an older file that no
+        worker holds, writing only the buckets that differ, or creates a new file if there is none.
 
         Args:
-            digests: of its buckets, in their order.
-            fetch: whatever it raises is raised here, and nothing is left behind.
+            manifest: Manifest of the weights.
+            digests: Digests of the buckets, in order.
+            fetch: Called with the indices of the buckets to write. Its exceptions propagate; no partial file remains.
         """
         with _locked(self._folder / _WRITING):
             path = self.path(manifest)
             if not path.exists():
                 self._make(path, manifest, digests, fetch)
             self._known = manifest.checksum, tuple(digests)
-            self._mapping.close_unless_of(path)
+            self._mapping.close_unless_maps(path)
             descriptor = os.open(path, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # at once: who writes has the folder's lock
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # never blocks: a writer would hold the folder's lock
             return HeldFile(path, descriptor)
 
     def remove_older(self, manifest: WeightsManifest) -> None:
-        """Remove the files of earlier versions that nobody holds, and what a worker left that was killed while it wrote.
+        """Remove unheld files of earlier versions, and unfinished files of workers that were killed while writing.
 
-        Blocks while another worker writes. An engine that has mapped one of them keeps its mapping.
+        Blocks while another worker writes. An engine that has mapped a removed file keeps its mapping.
         """
         with _locked(self._folder / _WRITING):
             for path in self._folder.glob("*.unfinished"):
@@ -105,17 +106,18 @@ class NodeWeights:
                             path.unlink()
 
     def close(self) -> None:
-        """Leave. The last worker to do so removes the folder."""
+        """Release the folder. The last worker removes it."""
         os.close(self._alive)
         _remove_if_dead(self._folder)
 
     def _enter(self) -> int:
-        """Lock the folder as in use. Somebody may be removing what a dead run left of it at this moment: then make it anew."""
+        """Create the folder and lock it as in use. Retries if another worker removes a dead run's folder meanwhile."""
         while True:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._folder.stat().st_uid != os.getuid():
                 raise EngineError(
-                    f"{self._folder} belongs to another user, who could change the weights in it: give this run another name"
+                    f"{self._folder} belongs to another user, who could change the weights in it; "
+                    "choose another run name"
                 )
             lock = self._folder / _ALIVE
             with suppress(FileNotFoundError):
@@ -129,20 +131,19 @@ class NodeWeights:
         unfinished = path.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
         with self._spare(manifest.num_bytes) as spare:
-            places = self._changed(spare, digests)
-            buckets = list(zip(places, fetch(places), strict=True))
+            indices = self._changed(spare, digests)
+            buckets = list(zip(indices, fetch(indices), strict=True))
             if spare is None:
                 _write(unfinished, buckets)
             else:
-                spare.rename(
-                    unfinished
-                )  # from here on it is neither: a worker that is killed leaves nothing that passes for weights
+                # Renamed before writing: if this worker is killed, no file with mixed content looks like valid weights.
+                spare.rename(unfinished)
                 self._mapping.write(unfinished, buckets)
         unfinished.rename(path)
 
     @contextmanager
     def _spare(self, num_bytes: int) -> Iterator[Path | None]:
-        """Another version's file of this size, locked against all who would hold it; None where there is none that nobody holds."""
+        """Lock an unheld file of another version and the same size, for overwriting. Yield None if there is none."""
         for path in self._folder.glob(_FILES):
             with _locked_at_once(path) as is_free:
                 if is_free and path.stat().st_size == num_bytes:
@@ -151,11 +152,11 @@ class NodeWeights:
         yield None
 
     def _changed(self, spare: Path | None, digests: Sequence[bytes]) -> list[int]:
-        """The places of the buckets that the spare file has not. It is known by its checksum, and its buckets to those who held it."""
-        checksum, there = self._known
+        """Return the indices of the buckets that differ from the spare file; all if this worker never held it."""
+        checksum, known_digests = self._known
         if spare is None or _checksum(spare) != checksum:
             return list(range(len(digests)))
-        return [place for place, digest in enumerate(digests) if digest != there[place]]
+        return [index for index, digest in enumerate(digests) if digest != known_digests[index]]
 
     def _remove_dead_runs(self) -> None:
         for folder in self._parent.glob(f"{_PREFIX}*"):
@@ -164,25 +165,29 @@ class NodeWeights:
 
 
 class _Mapping:
-    """A file that is written to through memory: its pages are mapped once, and written to at the speed of any memory at every later version."""
+    """Writable memory map of the weight file. Its pages are mapped once, so later writes run at memory speed."""
 
     def __init__(self) -> None:
         self._inode: int | None = None
         self._content: Bytes = np.zeros(0, np.uint8)
 
-    def close_unless_of(self, path: Path) -> None:
-        """A file that is gone from the folder would keep its memory as long as it is mapped."""
+    def close_unless_maps(self, path: Path) -> None:
+        """Drop the mapping of another file. A deleted file keeps its memory as long as it is mapped."""
         if self._inode != path.stat().st_ino:
             self._inode, self._content = None, np.zeros(0, np.uint8)
 
     def write(self, path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
-        """Write buckets to their places of a file that has all its pages: one that lacked some could find no memory for them, and end the process."""
+        """Write buckets, given by index, to an existing file that has all its pages.
+
+        A file with missing pages must not be written through a mapping: if no memory is left for a page, the kernel
+        ends the process with SIGBUS.
+        """
         with path.open("r+b") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:
                 self._inode, self._content = inode, np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
         with threads() as copying:
-            for copied in [copying.submit(self._copy, place * BUCKET_BYTES, parts) for place, parts in buckets]:
+            for copied in [copying.submit(self._copy, index * BUCKET_BYTES, parts) for index, parts in buckets]:
                 copied.result()
 
     def _copy(self, offset: int, parts: Sequence[Bytes]) -> None:
@@ -192,12 +197,12 @@ class _Mapping:
 
 
 def _write(path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
-    """Write a new file. On several threads: most of the time goes into the kernel's making new pages."""
+    """Write buckets, given by index, to a new file. Uses several threads because page allocation dominates the time."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with threads() as writers:
             for written in [
-                writers.submit(_write_bucket, descriptor, place * BUCKET_BYTES, parts) for place, parts in buckets
+                writers.submit(_write_bucket, descriptor, index * BUCKET_BYTES, parts) for index, parts in buckets
             ]:
                 written.result()
     except BaseException:
@@ -218,7 +223,7 @@ def _remove_if_dead(folder: Path) -> None:
     try:
         lock = os.open(folder / _ALIVE, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # gone already, or not ours
+        return  # removed already, or another user's folder
     try:
         if _lock_at_once(lock) and _is_open_at(lock, folder / _ALIVE):
             shutil.rmtree(folder)
@@ -236,7 +241,7 @@ def _checksum(path: Path) -> str:
 
 @contextmanager
 def _locked_at_once(path: Path) -> Iterator[bool]:
-    """Whether the file could be locked for oneself alone until the end of the block: nobody else has a lock on it."""
+    """Try to lock a file exclusively until the end of the block. Yield whether that succeeded."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         yield _lock_at_once(descriptor)
@@ -245,7 +250,7 @@ def _locked_at_once(path: Path) -> Iterator[bool]:
 
 
 def _lock_at_once(descriptor: int) -> bool:
-    """Lock an open file for oneself alone, unless somebody has a lock on it."""
+    """Lock an open file exclusively unless another process has a lock on it. Return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -254,7 +259,7 @@ def _lock_at_once(descriptor: int) -> bool:
 
 
 def _is_open_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`, which may have been removed and made anew since it was opened."""
+    """Return whether an open file is still the file at `path`, which may have been replaced since it was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""The way of new weights from the learner to the samplers, where they go through the object store.
+"""Publication of weights through the object store.
 
-They are put there in buckets of 64 MiB, of which only those are new that have changed; and on every node one file in shared memory, which all engines of
-the node map, is brought up to date with them (`NodeWeights`). An engine's process is no Ray worker and cannot read the object store. Checksums travel with
-the references; an engine compares them with the bytes that it mapped before it loads them.
+The weights are stored as buckets of 64 MiB. A new version puts only the buckets that changed. Each node keeps one file
+in shared memory, which its engines map and which is updated with the changed buckets (`NodeWeights`): an engine process
+is not a Ray worker and cannot read the object store. A publication carries the checksum of the file; an engine verifies
+the mapped bytes before it loads them.
 
-Behind the gathered tensors there are two copies of the weights on a node, the objects and the file.
+Peak host memory per node: twice the model size (objects and file), plus the gathered tensors on the learner's node.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ def publish(
     """Put a model's weights into the object store.
 
     Args:
-        tensors: by their names in the Hugging Face state dict, tied ones under one name or several.
-        version: of the policy, a count of trained steps.
-        earlier: what this process published before: buckets that are in it are not put again.
+        tensors: Weights by Hugging Face state-dict name. Tied weights may appear under one name or several.
+        version: Policy version, the number of trained steps.
+        earlier: Previous publication of this process. Its buckets are reused where the content is the same.
     """
     parts = safetensors_parts(tensors)
     known = {bucket.digest: bucket for bucket in earlier.buckets} if earlier else {}
     buckets: list[WeightsBucket] = []
     contents = list(buckets_of(parts))
-    with threads() as hashing:  # while those before are being put
+    with threads() as hashing:  # hashes the next buckets while the current one is put
         for content, found in zip(contents, hashing.map(digest, contents), strict=True):
             if found not in known:
                 known[found] = WeightsBucket(digest=found, ref=ray.put(content))

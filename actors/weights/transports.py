@@ -1,4 +1,4 @@
-"""The driver's end of the way of new weights: how a publication gets to the rollout workers."""
+"""Weight transports: how a publication reaches the rollout workers. Used by the driver."""
 
 from __future__ import annotations
 
@@ -15,73 +15,76 @@ from actors.remote_errors import as_rlad_error
 from rlad.contracts import WeightsManifest
 from rlad.errors import WeightsMismatchError
 
-Delivery = Callable[[ActorHandle], Awaitable[WeightsManifest]]
-"""To be called on each worker of a delivery: returns when it has the weights, with what it reports to have.
+WeightUpdate = Callable[[ActorHandle], Awaitable[WeightsManifest]]
+"""Weight update of a set of workers. Call it once for each worker; it returns the manifest that the worker reports.
 
 Raises:
-    WeightsMismatchError: it does not have them, or others.
+    WeightsMismatchError: The worker does not hold the published weights.
 """
 
 
 class WeightTransport(Protocol):
-    """Brings weights to workers.
+    """Way of a publication to rollout workers.
 
     Attributes:
-        name: as in `weights.transport`; decides how the workers' engines take them.
+        name: Value of `weights.transport`. It selects how the engines of the workers load weights.
     """
 
     name: str
 
-    def deliver(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> Delivery:
-        """Begin to give workers, by name, the same weights. Called in the driver's event loop; returns at once."""
+    def start_update(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> WeightUpdate:
+        """Start the weight update of workers, given by name. Called in the driver's event loop; returns at once."""
 
 
 class ObjectStoreTransport:
-    """Every worker fetches the weights for itself."""
+    """Transport through Ray's object store. Every worker fetches the weights by itself."""
 
     name = "object_store"
 
-    def deliver(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> Delivery:
-        async def load(worker: ActorHandle) -> WeightsManifest:
+    def start_update(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> WeightUpdate:
+        async def update(worker: ActorHandle) -> WeightsManifest:
             try:
                 reported: WeightsManifest = await worker.update_weights.remote(publication)
             except RayTaskError as error:
                 raise as_rlad_error(error, who="a rollout worker") from error
             return reported
 
-        return load
+        return update
 
 
 class LearnerTransport:
-    """The learner sends the weights to all workers of a delivery at once; the broker tells it whom."""
+    """Transport by direct transfer from the learner. The broker passes the transfer request to the learner."""
 
     def __init__(self, name: str, broker: ActorHandle) -> None:
         self.name = name
         self._broker = broker
 
-    def deliver(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> Delivery:
+    def start_update(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> WeightUpdate:
         transfer = asyncio.ensure_future(self._transfer(publication.manifest.version, workers))
-        # Looked at, though whoever waits for it may be gone by then.
+        # Retrieve the exception even if no caller awaits the transfer any more; asyncio would log it otherwise.
         transfer.add_done_callback(lambda done: done.cancelled() or done.exception())
         names = {worker: name for name, worker in workers.items()}
 
-        async def received(worker: ActorHandle) -> WeightsManifest:
+        async def update(worker: ActorHandle) -> WeightsManifest:
             failures = await asyncio.shield(transfer)
             name, version = names[worker], publication.manifest.version
             if name in failures:
                 raise WeightsMismatchError(failures[name])
             held = await worker.version.remote()
             if held != version:
-                raise WeightsMismatchError(f"it was sent version {version} and holds {held}")
+                raise WeightsMismatchError(f"expected version {version} after the transfer; the worker holds {held}")
             return publication.manifest
 
-        return received
+        return update
 
     async def _transfer(self, version: int, workers: Mapping[str, ActorHandle]) -> dict[str, str]:
-        """Why a worker does not have the weights, by its name. What is found missing before anything is sent does not keep the others from it.
+        """Transfer a version to workers. Return the reason of each worker that does not have it, by worker name.
+
+        A worker that is found dead before the transfer begins is dropped, and the transfer is requested again for the
+        others.
 
         Raises:
-            WeightsMismatchError: newer weights have been asked for meanwhile.
+            WeightsMismatchError: A newer version was requested before this one was sent.
         """
         failures: dict[str, str] = {}
         while True:
@@ -92,12 +95,12 @@ class LearnerTransport:
             while outcome is None:
                 outcome = await self._broker.wait_transfer.remote(number)
             if outcome.state == "superseded":
-                raise WeightsMismatchError(f"version {version} was not sent: there is a newer one")
+                raise WeightsMismatchError(f"version {version} was not sent because a newer version was requested")
             failures |= outcome.failures
             if outcome.state == "sent":
                 return failures
 
 
 def weight_transport(name: str, broker: ActorHandle) -> WeightTransport:
-    """The transport of a run, by its `weights.transport`."""
+    """Return the transport for a value of `weights.transport`."""
     return ObjectStoreTransport() if name == ObjectStoreTransport.name else LearnerTransport(name, broker)

@@ -102,7 +102,7 @@ async def test_group_too_long_for_the_model_is_an_error_of_its_worker(
     )
     async with open_pools(make_model(), model) as pools:
         group = make_group(make_model(), ["T" * 600], task="style")
-        with pytest.raises(EngineError, match="the reward model's context is 512"):
+        with pytest.raises(EngineError, match="the context of the reward model is 512"):
             await pools.verify(ray.put(group.to_columns()), task="style", num_tokens=600)
 
 

@@ -1,4 +1,4 @@
-"""Weights that the learner sends straight to a pool's workers, over gloo: who gets which version, who joins late, who dies on the way."""
+"""Direct weight transfers from a learner to the workers of a pool, over gloo, with late and dying workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from .transfer_stand_ins import DyingWorker, StubLearner, StubWorker
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STEPS = 3
-DEADLINE_S = 60
+# Time after which a wait fails. Each wait is for one event, which takes seconds on an idle machine.
+STALL_TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +39,7 @@ def cluster() -> Iterator[None]:
 
 
 class Run:
-    """A driver, with as little as an update of weights needs."""
+    """Minimal driver for weight updates."""
 
     def __init__(self, folder: Path, *, workers: int, worker: type = StubWorker) -> None:
         policy = ShardPolicy(ranks=1, token_budget=1, skip_equal_rewards=True, skip_truncated=False)
@@ -46,9 +47,15 @@ class Run:
         self.learner = self.new_learner()
         config = RolloutConfig(workers=workers, max_restarts=2)
         self.pool = RolloutPool(
-            config, model_path="none", dtype="float32", seed=0, start_timeout_s=DEADLINE_S, run_id="test-transfers", worker=worker,
+            config,
+            model_path="none",
+            dtype="float32",
+            seed=0,
+            start_timeout_s=STALL_TIMEOUT_S,
+            run_id="test-transfers",
+            worker=worker,
             transport=LearnerTransport("gloo", self.broker),
-        )  # fmt: skip
+        )
 
     def new_learner(self) -> Any:
         return ray.remote(StubLearner).options(num_cpus=0).remote(self.broker)
@@ -59,7 +66,7 @@ class Run:
         await self.pool.update_weights(report.publications[0])
 
     async def finish_step(self, step: int) -> StepReport:
-        """Let the learner make the next version, as it does when a step's groups are there."""
+        """Add the group of a step, so that the learner publishes the next version."""
         await self.broker.open_step.remote(step, [[(f"g{step}", "prompt")]])
         await self.broker.record_sampled.remote(f"g{step}", 0)
         summary = GroupSummary(
@@ -75,32 +82,40 @@ class Run:
         return await self.poll("wait_finished", step)
 
     async def poll(self, method: str, *arguments: Any) -> Any:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(STALL_TIMEOUT_S):
             while (answer := await getattr(self.broker, method).remote(*arguments)) is None:
                 pass
             return answer
 
     async def held(self, workers: int) -> dict[int, float]:
-        """The one value in each worker's weights, by the worker's number."""
-        columns = await self.samples(workers)
-        for each in columns:
-            assert len(each["values"]) == 3 * 4 + 4 + 4 * 2 + 2
-            assert len(np.unique(each["values"])) == 1
-        return {int(each["number"]): float(each["values"][0]) for each in columns}
+        """Return the value of each worker's weights, which must all be equal, by the number of the worker."""
+        samples = await self.samples(workers)
+        for sample in samples:
+            assert len(sample["values"]) == 3 * 4 + 4 + 4 * 2 + 2
+            assert len(np.unique(sample["values"])) == 1
+        return {int(sample["number"]): float(sample["values"][0]) for sample in samples}
 
     async def samples(self, workers: int) -> list[dict[str, np.ndarray]]:
         requests = [
             SampleRequest(
-                uid=f"s{index}", attempt=0, prompt_id="p", task="t", answer="", prompt_ids=np.array([1], np.int32), num_responses=1,
-                max_response_tokens=1, temperature=1.0, seed=None,
+                uid=f"s{index}",
+                attempt=0,
+                prompt_id="p",
+                task="t",
+                answer="",
+                prompt_ids=np.array([1], np.int32),
+                num_responses=1,
+                max_response_tokens=1,
+                temperature=1.0,
+                seed=None,
             )
             for index in range(workers)
-        ]  # fmt: skip
-        sampled = await asyncio.gather(*(self.pool.sample(each) for each in requests))
-        return [await each.columns for each in sampled]
+        ]
+        sampled = await asyncio.gather(*(self.pool.sample(request) for request in requests))
+        return [await group.columns for group in sampled]
 
     async def ready(self, workers: int) -> None:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(STALL_TIMEOUT_S):
             while (state := self.pool.state()).ready != workers or state.starting:
                 await asyncio.sleep(0.05)
 
@@ -118,16 +133,16 @@ async def runs() -> AsyncIterator[list[Run]]:
         await run.close()
 
 
-async def test_workers_get_every_version_and_those_that_join_get_the_newest(runs: list[Run], tmp_path: Path) -> None:
+async def test_workers_receive_every_version_and_late_workers_the_newest(runs: list[Run], tmp_path: Path) -> None:
     run = Run(tmp_path, workers=2)
     runs.append(run)
     await run.start()
     assert await run.held(2) == {0: 0.0, 1: 0.0}
     await run.pool.update_weights((await run.finish_step(0)).publications[0])
     assert await run.held(2) == {0: 1.0, 1: 1.0}
-    assert [int(each["joined"]) for each in await run.samples(2)] == [1, 1], "the same workers need no new group"
+    assert [int(sample["joined"]) for sample in await run.samples(2)] == [1, 1], "the process group must be reused"
 
-    run.pool.resize(3)  # the learner waits for the next step's groups, and has version 1
+    run.pool.resize(3)  # the learner holds version 1 and waits for the groups of the next step
     await run.ready(3)
     assert await run.held(3) == {0: 1.0, 1: 1.0, 2: 1.0}
 
@@ -135,14 +150,12 @@ async def test_workers_get_every_version_and_those_that_join_get_the_newest(runs
     assert await run.held(3) == {0: 2.0, 1: 2.0, 2: 2.0}
 
     await run.pool.update_weights((await run.finish_step(2)).publications[0])
-    run.pool.resize(4)  # the learner has trained its last step, and waits to be dismissed
+    run.pool.resize(4)  # the learner has finished its last step and waits to be dismissed
     await run.ready(4)
     assert await run.held(4) == {0: 3.0, 1: 3.0, 2: 3.0, 3: 3.0}
 
 
-async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced(
-    runs: list[Run], tmp_path: Path
-) -> None:
+async def test_worker_that_dies_during_a_transfer_is_replaced(runs: list[Run], tmp_path: Path) -> None:
     run = Run(tmp_path, workers=1, worker=DyingWorker)
     runs.append(run)
     await run.start()
@@ -150,7 +163,7 @@ async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced
     await run.ready(2)
     report = await run.finish_step(0)
     await run.pool.update_weights(report.publications[0])
-    # Whoever was in the transfer and did not get everything is lost with it: none of them serves before it has it all.
+    # The pool also drops workers of the failed transfer with partial weights. A worker samples with full weights only.
     await run.ready(2)
     held = await run.held(2)
     assert set(held.values()) == {1.0}
@@ -159,21 +172,19 @@ async def test_a_worker_that_dies_while_it_receives_never_serves_and_is_replaced
     assert set((await run.held(2)).values()) == {2.0}
 
 
-async def test_a_worker_that_is_gone_before_anything_is_sent_keeps_no_other_from_the_weights(
-    runs: list[Run], tmp_path: Path
-) -> None:
+async def test_worker_that_died_before_a_transfer_does_not_affect_the_others(runs: list[Run], tmp_path: Path) -> None:
     run = Run(tmp_path, workers=2)
     runs.append(run)
     await run.start()
-    [victim] = [each for each in await run.samples(2) if each["number"] == 0]
+    [victim] = [sample for sample in await run.samples(2) if sample["number"] == 0]
     os.kill(int(victim["pid"]), signal.SIGKILL)
     await run.pool.update_weights((await run.finish_step(0)).publications[0])
-    assert (await run.held(1)).keys() == {1}, "it was not replaced"
+    assert (await run.held(1)).keys() == {1}, "the surviving worker must keep running"
     await run.ready(2)
     assert await run.held(2) == {1: 1.0, 2: 1.0}
 
 
-async def test_a_learner_that_is_restarted_between_versions_sends_the_next_one_to_the_same_workers(
+async def test_restarted_learner_transfers_the_next_version_to_the_same_workers(
     runs: list[Run], tmp_path: Path
 ) -> None:
     run = Run(tmp_path, workers=2)
@@ -182,8 +193,7 @@ async def test_a_learner_that_is_restarted_between_versions_sends_the_next_one_t
     await run.pool.update_weights((await run.finish_step(0)).publications[0])
     os.kill(await run.learner.pid.remote(), signal.SIGKILL)
     run.learner = run.new_learner()
-    await run.learner.start.remote(
-        0, STEPS
-    )  # its checkpoint is of version 0; the driver has version 1 and asks for no older one
+    # Its checkpoint has version 0. The driver holds version 1 and requests no older one.
+    await run.learner.start.remote(0, STEPS)
     await run.pool.update_weights((await run.finish_step(1)).publications[0])
     assert await run.held(2) == {0: 2.0, 1: 2.0}

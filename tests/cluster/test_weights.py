@@ -1,4 +1,4 @@
-"""Weights in the object store: what has not changed is not put there again."""
+"""Publication of weights through the object store. Unchanged buckets are reused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def content_of(publication: WeightsPublication) -> np.ndarray:
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    """Of three buckets: an embedding that fills most of the first two, and a layer behind it."""
+    """Weights of three buckets: an embedding of one and a half buckets, then a layer of one bucket."""
     return {"a.embedding": torch.rand(3 * BUCKET_BYTES // 8), "layer": torch.rand(BUCKET_BYTES // 4)}
 
 
-def test_published_weights_are_the_file_that_the_manifest_describes(weights: dict[str, torch.Tensor]) -> None:
+def test_published_buckets_form_the_file_that_the_manifest_describes(weights: dict[str, torch.Tensor]) -> None:
     publication = publish(weights, 3)
     content = content_of(publication)
     assert (publication.manifest.version, publication.manifest.num_bytes, len(publication.buckets)) == (
@@ -36,7 +36,7 @@ def test_published_weights_are_the_file_that_the_manifest_describes(weights: dic
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
 
 
-def test_buckets_that_did_not_change_are_those_of_the_version_before(weights: dict[str, torch.Tensor]) -> None:
+def test_unchanged_buckets_are_reused_by_the_next_version(weights: dict[str, torch.Tensor]) -> None:
     first = publish(weights, 1)
     weights["layer"] += 1
     second = publish(weights, 2, earlier=first)
@@ -47,7 +47,7 @@ def test_buckets_that_did_not_change_are_those_of_the_version_before(weights: di
     assert (third.manifest.version, third.manifest.checksum) == (3, second.manifest.checksum)
 
 
-def test_buckets_that_are_alike_are_put_once() -> None:
+def test_equal_buckets_are_put_once() -> None:
     publication = publish({"w": torch.zeros(4 * BUCKET_BYTES // 4)}, 1)
     assert len(publication.buckets) == 5
-    assert len(set(publication.buckets)) == 3, "the first with the header, those behind it, the last"
+    assert len(set(publication.buckets)) == 3, "the first bucket with the header, the equal ones, and the last"

@@ -1,4 +1,4 @@
-"""A learner of one rank and rollout workers without engines: what is between them is real."""
+"""Stand-ins for transfer tests: a learner of one rank and rollout workers without engines. The transfer is real."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from rlad.contracts import WeightsManifest
 from rlad.weight_file import layout_checksum
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
 class StubWorker:
-    """Receives tensors as an engine would, and samples groups of its weights' values in place of tokens."""
+    """Worker that receives tensors like an engine. Its groups contain the values of its weights instead of tokens."""
 
     def __init__(self, settings: VllmSettings, run_id: str) -> None:
         self.number = settings.seed
@@ -69,10 +69,10 @@ class StubWorker:
         ):
             self.tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype_name))
             self._group.broadcast(self.tensors[name])
-            self.received_one(manifest.version)
+            self.on_tensor(manifest.version)
 
-    def received_one(self, version: int) -> None:
-        """Something may happen here."""
+    def on_tensor(self, version: int) -> None:
+        """Hook for subclasses, called after each tensor."""
 
     async def version(self) -> int | None:
         return self._version
@@ -101,27 +101,27 @@ class StubWorker:
 
 
 class DyingWorker(StubWorker):
-    """The second of the pool dies when it has the first tensor of version 1."""
+    """Worker that exits after the first tensor of version 1, if it is the second worker of its pool."""
 
-    def received_one(self, version: int) -> None:
+    def on_tensor(self, version: int) -> None:
         if self.number == 1 and version == 1:
             os._exit(1)
 
 
 class StubLearner:
-    """Holds a model whose every value is the version, and does with its publisher what a learner's rank does."""
+    """Learner with a real publisher and a model whose values all equal the policy version."""
 
     def __init__(self, broker: Any) -> None:
         from actors.engines.zero_engine.lora import student_weights
-        from actors.engines.zero_engine.weight_source import StudentWeights
+        from actors.engines.zero_engine.weight_source import WeightSource
         from actors.learner.weight_publisher import TransferPublisher
 
         store = dist.HashStore()
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=180))
         self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         self._broker = broker
-        weights = StudentWeights(student_weights(self._model, None), is_partitioned=False)
-        self._outlet = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
+        weights = WeightSource(student_weights(self._model, None), is_partitioned=False)
+        self._publisher = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
 
     def start(self, first: int, steps: int) -> None:
         threading.Thread(target=self._run, args=(first, steps), daemon=True).start()
@@ -130,7 +130,7 @@ class StubLearner:
         return os.getpid()
 
     def _run(self, first: int, steps: int) -> None:
-        def tell(publications: Sequence[WeightsPublication]) -> None:
+        def announce(publications: Sequence[WeightsPublication]) -> None:
             version = publications[0].manifest.version
             if version == first:
                 ray.get(self._broker.report_started.remote(version, publications))
@@ -141,7 +141,7 @@ class StubLearner:
             with torch.no_grad():
                 for parameter in self._model.parameters():
                     parameter.fill_(version)
-            self._outlet.publish(version, tell)
+            self._publisher.publish(version, announce)
             if version < steps:
-                self._outlet.before_shard(version, 0)
-        self._outlet.until_dismissed(steps)
+                self._publisher.before_shard(version, 0)
+        self._publisher.until_dismissed(steps)

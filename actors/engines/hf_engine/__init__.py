@@ -1,1 +1,1 @@
-"""Transformers engines: teacher, reference and reward models."""
+"""Transformers engines for teacher, reference and reward models."""

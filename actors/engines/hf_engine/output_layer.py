@@ -1,4 +1,4 @@
-"""The output layer of a causal language model, for engines that compute selected log-probabilities themselves."""
+"""Output layer of a causal language model, for engines that compute selected log-probabilities themselves."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from transformers import PreTrainedModel
 
 from rlad.errors import EngineError
 
-# What some architectures do to their logits after the output layer, which `hidden @ weight.T` leaves out.
+# Configuration keys of architectures that transform their logits after `hidden @ weight.T`.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 def plain_output_weight(causal_lm: PreTrainedModel) -> Tensor:
-    """The weight [vocabulary, hidden] of a model whose logits are `hidden @ weight.T` and nothing else.
+    """Return the output weight, [vocabulary, hidden], of a model whose logits are exactly `hidden @ weight.T`.
 
     Raises:
-        EngineError: they are something else.
+        EngineError: The model transforms its logits, or its output layer has a bias.
     """
     output_layer = causal_lm.get_output_embeddings()
     transforms = {
@@ -25,7 +25,8 @@ def plain_output_weight(causal_lm: PreTrainedModel) -> Tensor:
     }
     if transforms or getattr(output_layer, "bias", None) is not None:
         raise EngineError(
-            f"this model's logits are not `hidden @ weight.T`: {transforms or 'its output layer has a bias'}; use the vllm engine"
+            "this engine requires a model whose logits are `hidden @ weight.T`; "
+            f"got {transforms or 'an output layer with a bias'}: use the vllm engine"
         )
     weight: Tensor = output_layer.weight
     return weight

@@ -1,11 +1,13 @@
-"""Exact attention over a row that holds several sequences end to end: causal within each sequence, none between them.
+"""Exact attention over a packed row: causal within each sequence, none between sequences.
 
-Registered with transformers under `PACKED_ATTENTION`; a model loaded with `attn_implementation=PACKED_ATTENTION` is called with the row's
-`packed_layout` and makes no mask at all, so memory grows with the row's length and not with its square.
+Registered with transformers under `PACKED_ATTENTION`. A model loaded with `attn_implementation=PACKED_ATTENTION` takes
+the row's `packed_layout` and builds no attention mask, so memory grows linearly with the row's length.
 
-Sequences may share tokens of the row (a prompt in front of several responses): attention sees them again in each, all other layers once.
+Sequences may share tokens of the row, such as the prompt of several responses. Attention then processes the shared
+tokens once per sequence; all other layers process them once.
 
-Shape letters: S tokens of the row, M sequences, E tokens of the sequences, H query heads, K key-value heads, D head size.
+Shape letters: S tokens of the row, M sequences, E tokens of the M sequences, H query heads, K key-value heads, D head
+size. E is larger than S where sequences share tokens.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ PACKED_ATTENTION = "rlad_packed"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedLayout:
-    """Where the sequences of a row lie.
+    """Layout of the sequences in a row.
 
     Attributes:
-        lengths: tokens of each of the M sequences; they add up to E.
-        offsets: int32 [M + 1] on the model's device.
-        sources: int64 [E], the row's token at each place of the sequences; None where they share none, and the sequences are the row.
-        places: int64 [S], for each token of the row one of its places in the sequences; None like `sources`.
+        lengths: Length of each of the M sequences, tokens. The sum is E.
+        offsets: Start of each sequence and the end of the last, int32 [M + 1], on the model's device.
+        sources: Row position of each sequence token, int64 [E]. None if no tokens are shared; E is then S.
+        places: One sequence position of each row token, int64 [S]. None if `sources` is None.
     """
 
     lengths: tuple[int, ...]
@@ -45,7 +47,14 @@ class PackedLayout:
     def from_offsets(
         cls, offsets: Array, device: torch.device, *, sources: Array | None = None, places: Array | None = None
     ) -> PackedLayout:
-        """From a `TrainingBatch`'s int32 `sequence_offsets`, or all of a `ScoringRow`'s."""
+        """Build the layout from the columns of a `TrainingBatch` or a `ScoringRow`.
+
+        Args:
+            offsets: `sequence_offsets`, int32 [M + 1].
+            device: Device of the model.
+            sources: As in the class, int64 [E].
+            places: As in the class, int64 [S].
+        """
         return cls(
             lengths=tuple((offsets[1:] - offsets[:-1]).tolist()),
             offsets=torch.from_numpy(offsets).to(device),
@@ -73,20 +82,29 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls.
+    """Compute attention over a packed row, with the signature that transformers expects.
 
-    On CUDA in half precision this is one `varlen_attn` call, which the CPU tests cannot run. Elsewhere each sequence is attended to on its own:
-    on CPU that was faster than padding sequences of similar length into batches.
+    On CUDA in half precision this is a single `varlen_attn` call, which CPU tests cannot run. Otherwise each sequence
+    is processed separately, which was faster on CPU than padding sequences of similar length into batches.
 
     Args:
-        query: [1, H, S, D].
-        key, value: [1, K, S, D].
+        module: Attention module, not used.
+        query: Queries, [1, H, S, D].
+        key: Keys, [1, K, S, D].
+        value: Values, [1, K, S, D].
+        attention_mask: Not used.
+        packed_layout: Layout of the sequences in the row.
+        scaling: Factor of the attention scores; the default of PyTorch if None.
+        dropout: Dropout probability; must be 0.
+        sliding_window: Window size; must not be smaller than the longest sequence.
+        softcap: Soft cap of the attention scores; must be None.
+        s_aux: Attention sinks; must be None.
 
     Returns:
-        [1, S, H, D], and None for the attention weights.
+        Attention output, [1, S, H, D], and None for the attention weights.
 
     Raises:
-        EngineError: the model wants attention that is not plain and causal.
+        EngineError: The model needs attention other than plain causal attention.
     """
     _require_plain_attention(packed_layout, dropout, sliding_window, softcap, s_aux)
     if packed_layout.sources is not None:
@@ -95,7 +113,7 @@ def packed_attention(
         attended = _varlen_attention(query, key, value, packed_layout, scaling)
     else:
         attended = _attention_by_sequence(query, key, value, packed_layout, scaling)
-    # The same tokens in front of it: a shared token's result is the same at all its places.
+    # A shared token has the same preceding tokens in each of its sequences, so any one of its results is the result.
     return attended if packed_layout.places is None else attended.index_select(1, packed_layout.places), None
 
 
@@ -134,18 +152,19 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedL
 def _require_plain_attention(
     layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None
 ) -> None:
-    """Refuse what a model may ask of its attention and the packed kernels do not do: the log-probabilities would be silently wrong."""
+    """Raise `EngineError` for features that the packed kernels lack. Log-probabilities would be silently wrong."""
     if dropout:
         raise EngineError(
-            f"the learner's attention has no dropout, the model asks for {dropout}: a random policy has no likelihood ratio"
+            f"packed attention requires dropout 0; the model sets {dropout}: a random policy has no likelihood ratio"
         )
     if sliding_window is not None and layout.longest > sliding_window:
         raise EngineError(
-            f"the learner's attention has no sliding window: the model's is {sliding_window}, the longest sequence {layout.longest}"
+            f"packed attention has no sliding window; the model's window is {sliding_window} tokens and the longest "
+            f"sequence has {layout.longest}"
         )
     if softcap is not None or s_aux is not None:
         raise EngineError(
-            "the learner's attention has neither soft-capped scores nor attention sinks, which this model uses"
+            "packed attention supports neither soft-capped scores nor attention sinks, which this model uses"
         )
 
 

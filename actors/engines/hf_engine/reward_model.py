@@ -1,4 +1,4 @@
-"""Scoring with a transformers sequence-classification model: sequences packed into rows, one number each."""
+"""Reward model engine: a transformers sequence-classification model over packed rows, one score per sequence."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rlad.verifiers import RewardModelVerifierConfig
 
 
 class RewardModelEngine:
-    """A decoder whose last token's hidden state is scored by one linear output. Not thread-safe: it computes in the calling thread."""
+    """Decoder with a linear head that scores the hidden state of the last token. Not thread-safe."""
 
     def __init__(self, config: RewardModelVerifierConfig) -> None:
-        """Load the model, onto the GPU where the process has one.
+        """Load the model, onto the GPU if the process has one.
 
         Raises:
-            EngineError: no sequence-classification model with one output can be loaded from `config.path`.
+            EngineError: `config.path` has no sequence-classification model with one output.
         """
         torch.set_num_threads(config.threads)
         self._token_budget = config.token_budget
@@ -36,31 +36,33 @@ class RewardModelEngine:
                 output_loading_info=True,
             )
         except (OSError, ValueError) as error:
-            raise EngineError(f"no sequence-classification model can be loaded from {config.path}: {error}") from error
+            raise EngineError(f"cannot load a sequence-classification model from {config.path}: {error}") from error
         if missing := sorted(loading["missing_keys"]):
-            # transformers would fill them with random numbers and only warn.
-            raise EngineError(f"{config.path} is no trained reward model: its checkpoint has no {', '.join(missing)}")
+            # transformers would initialize them randomly, with only a warning.
+            raise EngineError(f"{config.path} is not a trained reward model: its checkpoint lacks {', '.join(missing)}")
         head = getattr(model, "score", None)
         if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
             raise EngineError(
-                f"{config.path} must score a sequence by one linear output on its last token (`score`, `num_labels: 1`), and is a "
-                f"{type(model).__name__} with {model.config.num_labels} labels"
+                f"{config.path} must be a model with one linear output on its last token (`score`, `num_labels: 1`); "
+                f"got a {type(model).__name__} with {model.config.num_labels} labels"
             )
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._max_sequence_tokens = int(model.config.max_position_embeddings)
 
     @torch.inference_mode()
     def score(self, prompt_ids: Array, response_ids: Array, response_offsets: Array) -> Array:
-        """The model's output for every response of a group, with its prompt.
+        """Score every response of a group, together with its prompt.
 
         Args:
-            prompt_ids, response_ids, response_offsets: as in `RolloutGroup`.
+            prompt_ids: Prompt tokens, int32 [P].
+            response_ids: Concatenated responses, int32 [N].
+            response_offsets: Start of each response and the end of the last, int64 [G + 1].
 
         Returns:
-            float32 [G].
+            Score of each response, float32 [G].
 
         Raises:
-            EngineError: a sequence is longer than the model's context, or its score is not finite.
+            EngineError: A sequence is longer than the model's context, or a score is not finite.
         """
         sequences = [
             np.concatenate([prompt_ids, response_ids[start:end]])
@@ -69,11 +71,12 @@ class RewardModelEngine:
         longest = max(len(sequence) for sequence in sequences)
         if longest > self._max_sequence_tokens:
             raise EngineError(
-                f"a prompt with its response has {longest} tokens, the reward model's context is {self._max_sequence_tokens}"
+                f"a prompt with its response has {longest} tokens; "
+                f"the context of the reward model is {self._max_sequence_tokens}"
             )
         scores = np.concatenate([self._score_row(row) for row in _rows(sequences, self._token_budget)])
         if not np.isfinite(scores).all():
-            raise EngineError("the reward model gave a score that is not finite")
+            raise EngineError("the reward model returned a score that is not finite")
         return scores
 
     def _score_row(self, row: list[Array]) -> Array:
@@ -94,7 +97,7 @@ class RewardModelEngine:
 
 
 def _rows(sequences: list[Array], token_budget: int) -> Iterator[list[Array]]:
-    """Sequences in order, cut into rows of at most so many tokens; a longer sequence goes alone."""
+    """Yield rows of at most `token_budget` tokens, in order. A longer sequence has a row of its own."""
     row: list[Array] = []
     tokens = 0
     for sequence in sequences:

@@ -1,5 +1,7 @@
-"""Scoring with a plain transformers model: sequences of all waiting groups packed into rows, each group's prompt once a row, only the log-probabilities
-that were asked for kept."""
+"""Scoring with a transformers model, over packed rows of the sequences of all waiting groups.
+
+A row holds each group's prompt once. Only the requested log-probabilities are kept.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from rlad.topk_logprobs import selected_and_top_logprobs
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Group:
-    """A group on its way through the rows: which may hold only some of its sequences, together with sequences of other groups."""
+    """Group that is being scored. A row may hold only some of its sequences, and sequences of other groups."""
 
     prompt_ids: Array
     temperature: float
@@ -41,13 +43,19 @@ class _Group:
 
     @property
     def kind(self) -> tuple[float, int]:
-        """What all sequences of a row have in common."""
+        """Temperature and support size, which all sequences of a row share."""
         return self.temperature, self.scores.support_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sequence:
-    """Prompt and one response."""
+    """One response with its prompt.
+
+    Attributes:
+        group: Group of the response.
+        response_ids: Response tokens, int32 [N], N at least 1.
+        tokens: Position of the response in the group's scores.
+    """
 
     group: _Group
     response_ids: Array
@@ -55,22 +63,22 @@ class _Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """As attention sees them. The last token is only a target."""
+        """Number of tokens in attention. The last token is a target only."""
         return len(self.group.prompt_ids) + len(self.response_ids) - 1
 
 
 class TransformersScorer:
-    """A `Scorer` whose forward passes run on one thread, so the event loop never blocks.
+    """`Scorer` that runs its forward passes on a separate thread, so the event loop never blocks.
 
-    Whatever is waiting when a pass begins goes into it, up to `config.token_budget` tokens, first come first served: a group that
-    arrives while others are computed joins the next row.
+    A pass takes the waiting sequences in order of arrival, up to `config.token_budget` tokens. A group that arrives
+    during a pass joins the next row.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
-        """Load the model, onto the GPU where the process has one.
+        """Load the model, onto the GPU if the process has one.
 
         Raises:
-            EngineError: no model can be loaded from `config.path`, or one whose log-probabilities this engine cannot compute.
+            EngineError: The model cannot be loaded, or this engine cannot compute its log-probabilities.
         """
         self._token_budget = config.token_budget
         self._threads = config.threads
@@ -83,7 +91,7 @@ class TransformersScorer:
                 use_safetensors=True,
             )
         except (OSError, ValueError) as error:
-            raise EngineError(f"no causal language model can be loaded from {config.path}: {error}") from error
+            raise EngineError(f"cannot load a causal language model from {config.path}: {error}") from error
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._output_weight = plain_output_weight(self._model)
         self._max_sequence_tokens = int(self._model.config.max_position_embeddings)
@@ -115,7 +123,8 @@ class TransformersScorer:
         longest = 1 + max(sequence.num_tokens for sequence in group.sequences)
         if longest > self._max_sequence_tokens:
             raise EngineError(
-                f"a prompt with its response has {longest} tokens, the teacher's context is {self._max_sequence_tokens}"
+                f"a prompt with its response has {longest} tokens; "
+                f"the context of the teacher is {self._max_sequence_tokens}"
             )
         await self.check_health()
         group.remaining = len(group.sequences)
@@ -136,15 +145,15 @@ class TransformersScorer:
         while row := self._next_row():
             try:
                 self._score_row(row)
-            except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to the groups of this row; the next row may be fine
+            except Exception as error:  # noqa: BLE001 - any error fails this row's groups only; the next row may succeed
                 _fail(row, EngineError(f"the teacher's forward pass failed: {type(error).__name__}: {error}"))
                 if isinstance(error, torch.AcceleratorError):
-                    break  # the GPU's context is lost for this process: an unhealthy replica is replaced
+                    break  # the CUDA context of this process is lost; Serve replaces an unhealthy replica
         self._closed = True
         _fail(self._waiting, EngineError("the teacher's transformers engine has stopped"))
 
     def _next_row(self) -> list[_Sequence]:
-        """Sequences to compute together, at least one; none when the engine is closed."""
+        """Return the sequences of the next row. Blocks until there is one; empty when the engine is closed."""
         row: list[_Sequence] = []
         while not row:
             while not self._waiting or not self._arrivals.empty():
@@ -156,7 +165,10 @@ class TransformersScorer:
         return row
 
     def _fill_row(self) -> list[_Sequence]:
-        """Take sequences of one kind, in order, while they fit into the token budget; a longer one goes alone. Those nobody waits for are dropped."""
+        """Take sequences of one kind, in order, up to the token budget. A longer sequence has a row of its own.
+
+        Sequences of cancelled or failed groups are dropped.
+        """
         row: list[_Sequence] = []
         budget = self._token_budget
         while self._waiting:
@@ -173,7 +185,7 @@ class TransformersScorer:
     def _score_row(self, row: list[_Sequence]) -> None:
         groups = [list(members) for _, members in itertools.groupby(row, key=lambda sequence: id(sequence.group))]
         packed = scoring_row(
-            [(members[0].group.prompt_ids, [each.response_ids for each in members]) for members in groups]
+            [(members[0].group.prompt_ids, [member.response_ids for member in members]) for members in groups]
         )
         outputs = self._model.base_model(
             input_ids=self._on_device(packed.token_ids)[None],
@@ -185,9 +197,8 @@ class TransformersScorer:
         )
         hidden = outputs.last_hidden_state[0].index_select(0, self._on_device(packed.predicting))
         scores = self._score_tokens(hidden, self._on_device(packed.target_ids), *row[0].group.kind)
-        for sequence, (start, end) in zip(
-            row, itertools.pairwise(np.cumsum([0, *(len(each.response_ids) for each in row)]).tolist()), strict=True
-        ):
+        offsets = np.cumsum([0, *(len(sequence.response_ids) for sequence in row)]).tolist()
+        for sequence, (start, end) in zip(row, itertools.pairwise(offsets), strict=True):
             sequence.group.scores[sequence.tokens] = scores[start:end]
             sequence.group.remaining -= 1
             if sequence.group.remaining == 0:
@@ -215,7 +226,7 @@ class TransformersScorer:
 
 
 def _resolve(future: Future[TokenScores], outcome: TokenScores | EngineError) -> None:
-    with contextlib.suppress(InvalidStateError):  # cancelled by the caller, or failed with an earlier row
+    with contextlib.suppress(InvalidStateError):  # cancelled by the caller, or failed in an earlier row
         if isinstance(outcome, EngineError):
             future.set_exception(outcome)
         else:

@@ -1,9 +1,9 @@
-"""The row of a scoring pass: prompts with the responses to each, every prompt's tokens once.
+"""Row of a scoring pass: prompts with their responses, each prompt once.
 
-A model's layers look at a token by itself, but for attention: so a prompt goes through them once for all its responses, and only attention sees it again
-in front of each.
+All layers except attention process each token independently. They process a prompt once for all of its responses, and
+attention processes it once per response.
 
-Shape letters: S tokens of the row, M responses, E tokens of the M sequences that attention sees, T targets.
+Shape letters: S tokens of the row, M responses, E tokens of the M sequences in attention, T targets.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from rlad.contracts import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoringRow:
-    """Prompts, each with responses, end to end. The last token of a response is only a target, so the row does not hold it.
+    """Concatenated prompts, each followed by its responses.
+
+    The last token of a response is a target only, so the row does not contain it.
 
     Attributes:
-        token_ids, position_ids: int64 [S].
-        predicting: int64 [T], the row's position that predicts each target.
-        target_ids: int64 [T], the tokens of all responses in their order.
-        sequence_offsets: int32 [M + 1], of the sequences: prompt and response, end to end.
-        sources: int64 [E], the row's token at each place of the sequences; None where no prompt is shared, and the sequences are the row.
-        places: int64 [S], for each token of the row one of its places in the sequences; None like `sources`.
+        token_ids: Tokens, int64 [S].
+        position_ids: Position of each token in its sequence, int64 [S].
+        predicting: Row position that predicts each target, int64 [T].
+        target_ids: Tokens of all responses, in order, int64 [T].
+        sequence_offsets: Start of each sequence (prompt and response) and the end of the last, int32 [M + 1].
+        sources: Row position of each sequence token, int64 [E]. None if no prompt is shared; E is then S.
+        places: One sequence position of each row token, int64 [S]. None if `sources` is None.
     """
 
     token_ids: Array
@@ -39,7 +42,11 @@ class ScoringRow:
 
 
 def scoring_row(prompts: Sequence[tuple[Array, Sequence[Array]]]) -> ScoringRow:
-    """The row of prompts, int32 [P] each, and the responses to each, int32 [N] with N at least 1."""
+    """Return the row of prompts and their responses.
+
+    Args:
+        prompts: Prompts, int32 [P] each, with their responses, int32 [N] each, N at least 1.
+    """
     tokens: list[Array] = []
     positions: list[Array] = []
     predicting: list[Array] = []
@@ -54,7 +61,7 @@ def scoring_row(prompts: Sequence[tuple[Array, Sequence[Array]]]) -> ScoringRow:
             own = np.arange(end, end + len(response) - 1)
             tokens.append(response[:-1])
             positions.append(len(prompt) + np.arange(len(own)))
-            # Position p predicts the token behind it: the first of a response is predicted by the last of the prompt.
+            # A position predicts the next token. The last token of the prompt predicts the first of each response.
             predicting += [of_prompt[-1:], own]
             sources.append(np.concatenate([of_prompt, own]))
             end += len(own)

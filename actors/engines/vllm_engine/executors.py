@@ -1,7 +1,7 @@
-"""vLLM's executors, with one thing added: an engine process that lost the actor which started it ends itself.
+"""vLLM executors that end the engine process when the actor that started it is gone.
 
-vLLM's EngineCore outlives a parent that is killed with SIGKILL, for ever, and keeps its memory and GPUs. An executor lives in EngineCore, so this is the
-place to watch from. Named by path in `vllm_settings.engine_args`.
+vLLM's EngineCore outlives a parent that is killed with SIGKILL, and keeps its memory and GPUs. An executor runs in
+EngineCore, so it can watch the parent from there. `actors.engines.vllm_engine.settings` names these classes by path.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-# For an orderly end. A main thread in the middle of a long kernel sees the signal late.
+# Time between SIGTERM and SIGKILL. A main thread inside a long kernel handles the signal late.
 _GRACE_S = 10.0
 
 
 class UniProcessExecutor(UniProcExecutor):
-    """The model runs in EngineCore itself."""
+    """Executor that runs the model in EngineCore itself."""
 
     def _init_executor(self) -> None:
         end_with_parent()
@@ -28,7 +28,7 @@ class UniProcessExecutor(UniProcExecutor):
 
 
 class MultiProcessExecutor(MultiprocExecutor):
-    """The model runs in one process a GPU, which vLLM ends when EngineCore goes."""
+    """Executor that runs the model in one process per GPU. vLLM ends them when EngineCore ends."""
 
     def _init_executor(self) -> None:
         end_with_parent()
@@ -36,14 +36,14 @@ class MultiProcessExecutor(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the process that spawned it is gone, however that one died. Does nothing in a process nobody spawned."""
+    """End this process as soon as its parent has died, for any reason. Does nothing in a process without a parent."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def wait() -> None:
         parent.join()  # returns when the kernel closes the parent's end of a pipe
-        os.kill(os.getpid(), signal.SIGTERM)  # vLLM leaves in order: it removes its semaphores and sockets
+        os.kill(os.getpid(), signal.SIGTERM)  # lets vLLM remove its semaphores and sockets
         time.sleep(_GRACE_S)
         os.kill(os.getpid(), signal.SIGKILL)
 

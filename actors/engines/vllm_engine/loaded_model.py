@@ -1,4 +1,7 @@
-"""What every way of loading new weights into a vLLM model must see to, whoever brings them. Used in vLLM's own processes."""
+"""Checks and repairs that every transport needs when it loads new weights into a vLLM model.
+
+Used in vLLM's own processes.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ from rlad.errors import WeightsMismatchError
 Shape = tuple[int, ...]
 
 
-class LoadsWholeModel:
-    """Mixed into a `WeightTransferEngine`, in front of it.
+class WholeModelLoader:
+    """Mixin for a `WeightTransferEngine`, placed before it in the bases.
 
-    vLLM's layerwise reload takes the model's tensors away when it begins, so whatever is refused must be refused before: engines do everything in
-    `receive_weights`, and `start_weight_update` and `finish_weight_update` are left empty for it.
+    vLLM's layerwise reload discards the model's tensors when it begins, so an update must be checked before that. The
+    engines therefore do all their work in `receive_weights`, and `start_weight_update` and `finish_weight_update` are
+    empty.
 
     Attributes:
-        loaded: version and checksum of the weights in the model; no checksum where it still has those it came up with, None after an update that failed
-            half way.
+        loaded: Version and checksum of the weights in the model. The checksum is empty for the initial weights. None
+            after an update that failed half way.
     """
 
     loaded: tuple[int, str] | None = (0, "")
@@ -36,33 +40,40 @@ class LoadsWholeModel:
         pass
 
     def require_whole_model(self, shapes: Mapping[str, Shape], version: int) -> None:
-        """Compare with the checkpoint the engine started from: vLLM leaves a layer whose weights are missing half old or uninitialised, with no more
-        than a warning.
+        """Compare an update with the checkpoint that the engine started from.
+
+        vLLM would leave a layer with missing weights half old or uninitialized, with only a warning.
+
+        Args:
+            shapes: Shapes of the update's tensors, by name.
+            version: Policy version of the update.
 
         Raises:
-            WeightsMismatchError: a tensor is missing, unknown or of another shape.
+            WeightsMismatchError: A tensor is missing, unknown or has a different shape.
         """
         checkpoint: dict[str, Shape] = {}
         for path in Path(self.model_config.model).glob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
                 checkpoint |= shapes_in(file)
-        if self._is_tied:  # the head is the embedding; some checkpoints write it twice
+        if self._is_tied:  # the output layer is the embedding; some checkpoints store it twice
             shapes, checkpoint = (
-                {name: shape for name, shape in of.items() if name != "lm_head.weight"} for of in (shapes, checkpoint)
+                {name: shape for name, shape in tensors.items() if name != "lm_head.weight"}
+                for tensors in (shapes, checkpoint)
             )
         if shapes != checkpoint:
             wrong = sorted(
                 name for name in shapes.keys() | checkpoint.keys() if shapes.get(name) != checkpoint.get(name)
             )
             raise WeightsMismatchError(
-                f"version {version} does not fit the model at {self.model_config.model}: missing, unknown or of another shape: {wrong}"
+                f"version {version} does not fit the model at {self.model_config.model}: "
+                f"tensors that are missing, unknown or have a different shape: {wrong}"
             )
 
-    def renew_tied_head(self) -> None:
-        """Repack a head that shares its weights with the embedding.
+    def repack_tied_head(self) -> None:
+        """Repack an output layer that shares its weights with the embedding.
 
-        On CPU vLLM packs the head's weights for its matrix product when it loads a model. The reload renews the embedding only, so the packed copy
-        would go on giving the old weights' logits, without an error.
+        On CPU vLLM packs the output layer's weights for its matrix product when it loads a model. The reload renews the
+        embedding only. Without this call the packed copy would silently keep computing the logits of the old weights.
         """
         if not self._is_tied:
             return
@@ -77,5 +88,5 @@ class LoadsWholeModel:
 
 
 def shapes_in(file: Any) -> dict[str, Shape]:
-    """Of an open safetensors file."""
+    """Return the shapes of the tensors in an open safetensors file, by name."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  not a dict

@@ -1,6 +1,6 @@
-"""Sampling with vLLM: an `AsyncLLM` that gives log-probabilities at the sampling temperature and takes new weights.
+"""Sampling with vLLM: an `AsyncLLM` with log-probabilities at the sampling temperature, and weight updates.
 
-Import this module only after `vllm_settings.apply_environment`.
+Import this module only after calling `settings.apply_environment`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from actors.engines.vllm_engine.settings import VllmSettings, engine_args
 from rlad.contracts import Array, FinishReason, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
 
-# The module registers our engines with vLLM as `rlad_TRANSPORT`. It belongs into vLLM's processes only.
+# Its module registers the weight-transfer engines under `rlad_<transport>`. Import it in vLLM's own processes only.
 _EXTENSION = "actors.engines.vllm_engine.weight_loading.WeightsExtension"
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Responses:
-    """The G responses to one prompt, N tokens in all; columns as in `RolloutGroup`."""
+    """The G responses to one prompt, N tokens in total. The columns are those of `RolloutGroup`."""
 
     response_ids: Array
     response_offsets: Array
@@ -44,20 +44,21 @@ class Responses:
 
 
 class VllmSampler:
-    """One engine, which starts with the weights at its model path as version 0. Create and use it in one event loop.
+    """Sampling engine. It starts with the weights at its model path, as policy version 0.
 
-    The engine's model runs in a process of its own; where that dies, every method raises `WorkerLostError`.
+    Create and use it in one event loop. The model runs in a separate process; if that process dies, every method raises
+    `WorkerLostError`.
     """
 
     def __init__(self, settings: VllmSettings) -> None:
         """Start the engine; takes about 20 s on CPU.
 
         Raises:
-            EngineError: it does not start.
+            EngineError: The engine does not start.
         """
         arguments = engine_args(
             settings,
-            # Log-probabilities after the temperature (and top-p), as the behaviour policy of the ratio must have them.
+            # Log-probabilities after temperature and top-p: those of the behaviour policy in the importance ratio.
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
             weight_transfer_config=WeightTransferConfig(backend=f"rlad_{settings.weight_transport}"),
@@ -67,16 +68,17 @@ class VllmSampler:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             raise EngineError(
-                f"vLLM does not start on {settings.model_path}: {error} (its log: {Path('/proc/self/fd/2').readlink()})"
+                f"vLLM does not start with the model at {settings.model_path}: {error} "
+                f"(see its log: {Path('/proc/self/fd/2').readlink()})"
             ) from error
         self._version: int | None = None
         self._in_flight = 0
-        # Set but for the time of an update.
+        # Cleared during a weight update.
         self._settled = asyncio.Event()
         self._settled.set()
 
     async def start(self) -> None:
-        """Name the weights that the engine came up with."""
+        """Tell the engine that its initial weights are version 0."""
         async with _engine_errors():
             await self._engine.update_weight_version("0")
         self._version = 0
@@ -92,52 +94,50 @@ class VllmSampler:
         top_p: float,
         seed: int | None,
     ) -> Responses:
-        """Sample responses to one prompt. Cancelling the call takes the request out of the engine. Waits while weights are being updated.
+        """Sample responses to one prompt. Waits during a weight update. Cancelling the call aborts the request.
 
-        Weights that are updated meanwhile sample the rest of the responses, behind what the old ones have: every token tells its version.
+        If the weights are updated while the request is in flight, the new weights sample the remaining tokens. The
+        policy version is recorded for each token.
 
         Args:
-            prompt_ids: int32 [P].
-            request_id: unique among the requests in flight.
-            num_responses: G.
-            max_response_tokens: budget of a response; one that reaches it is truncated. One that stops by itself ends with its end-of-sequence token.
-            temperature: 0 takes the most likely token each time; the log-probabilities are then those at temperature 1.
-            top_p: below 1, log-probabilities are those of the distribution cut to that mass.
-            seed: decides the samples together with the index of the response, up to rounding in differently composed batches; None takes the engine's stream.
+            prompt_ids: Prompt tokens, int32 [P].
+            request_id: Id, unique among the requests in flight.
+            num_responses: Number of responses G.
+            max_response_tokens: Maximum length of a response. A response that reaches it is truncated; any other
+                response ends with its end-of-sequence token.
+            temperature: Sampling temperature. 0 selects the most likely token; its log-probabilities are then those at
+                temperature 1.
+            top_p: Nucleus mass. Below 1, log-probabilities are those of the truncated distribution.
+            seed: Seed of the samples, combined with the response index. The samples are reproducible up to rounding,
+                which depends on the composition of batches. None uses the engine's random stream.
 
         Raises:
-            EngineError: the engine refused the request.
-            WeightsMismatchError: the last update failed; this engine does not serve any more.
+            EngineError: The engine refused the request.
+            WeightsMismatchError: The last weight update failed half way, so this engine cannot sample.
         """
         await self._settled.wait()
         version = self._version
         if version is None:
-            raise WeightsMismatchError("this engine has no weights to sample from: the last update failed half way")
-        async with self._flight(), _engine_errors():
-            parameters = SamplingParams(
-                n=num_responses,
-                max_tokens=max_response_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+            raise WeightsMismatchError(
+                "this engine has no weights to sample from because its last update failed half way"
             )
-            # Salted, a prompt's keys and values are found again under the weights that made them and no others.
+        async with self._flight(), _engine_errors():
+            parameters = _sampling_parameters(
+                n=num_responses, max_tokens=max_response_tokens, temperature=temperature, top_p=top_p, seed=seed
+            )
+            # Salt the prefix cache with the policy version, so that keys and values of old weights are never reused.
             prompt = tokens_input(prompt_ids.tolist(), cache_salt=str(version))
             outputs = [output async for output in self._engine.generate(prompt, parameters, request_id)]
         return _columns(outputs[-1])
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Become one of those whom the learner sends weights, in place of whatever group of them the engine was in. Blocks the engine till all are there.
+        """Join the process group of a transfer and leave the previous one. Blocks the engine until all have joined.
 
         Args:
-            init_info: of vLLM's weight transfer, for this transport.
+            init_info: Initialization record of vLLM's weight transfer, for this transport.
 
         Raises:
-            EngineError: the others did not come.
+            EngineError: Another process did not join.
         """
         async with _engine_errors():
             try:
@@ -146,20 +146,25 @@ class VllmSampler:
             except EngineDeadError:
                 raise
             except Exception as error:
-                raise EngineError(f"the engine could not join the transfer of weights: {error}") from error
+                raise EngineError(f"the engine could not join the weight transfer: {error}") from error
 
     async def update_weights(self, update_info: dict[str, Any], manifest: WeightsManifest) -> WeightsManifest:
-        """Load weights. What is in flight pauses meanwhile and goes on with them; the keys and values of its tokens so far stay those of the old weights.
+        """Load new weights.
+
+        Requests in flight pause and then continue with the new weights. The keys and values of their earlier tokens
+        remain those of the old weights.
 
         Args:
-            update_info: of vLLM's weight transfer, for this transport: where the weights are, or what will be sent.
-            manifest: what they must be.
+            update_info: Update record of vLLM's weight transfer, for this transport: the location of the weights, or
+                the tensors to receive.
+            manifest: Expected version, checksum and size.
 
         Returns:
-            What the engine says it has loaded.
+            The manifest that the engine reports.
 
         Raises:
-            WeightsMismatchError: they were refused, and the engine goes on with the weights it had; or loading failed half way, and it serves no more.
+            WeightsMismatchError: The engine refused the weights and keeps its old ones; or loading failed half way, and
+                the engine cannot sample any more.
         """
         before, self._version = self._version, None
         self._settled.clear()
@@ -171,7 +176,7 @@ class VllmSampler:
         return manifest
 
     async def version(self) -> int | None:
-        """Version of the weights, asked of the engine's process; None when the last update failed half way."""
+        """Return the policy version that the engine's process reports; None if the last update failed half way."""
         async with _engine_errors():
             version = int(await self._engine.get_weight_version())
         return version if self._version is not None else None
@@ -192,20 +197,21 @@ class VllmSampler:
         except Exception as error:
             if await self._loaded() == loaded_before:
                 self._version = before
-            raise WeightsMismatchError(f"the engine did not take the weights: {error}") from error
+            raise WeightsMismatchError(f"the engine did not load the weights: {error}") from error
         loaded, version = await self._loaded(), await self._engine.get_weight_version()
         if loaded != {(manifest.version, manifest.checksum)} or version != str(manifest.version):
             raise WeightsMismatchError(
-                f"version {manifest.version} ({manifest.checksum}) was sent, the engine reports {loaded} as version {version}"
+                f"expected version {manifest.version} with checksum {manifest.checksum} after the update; "
+                f"the engine reports version {version} and {loaded}"
             )
         self._version = manifest.version
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
-        """Nothing is decoded in the block. Where an update failed half way the engine stays paused: it must give no more tokens."""
+        """Pause decoding during the block. After an update that failed half way, the engine stays paused for good."""
         if self._in_flight == 0:
             yield
-            # Of no use to anybody any more. Only room is gained: the salt keeps them apart.
+            # Frees memory only. Stale entries are never used, since their keys are salted with an older version.
             await self._engine.reset_prefix_cache()
             return
         await self._engine.pause_generation(mode="keep", clear_cache=False)
@@ -216,7 +222,8 @@ class VllmSampler:
                 await self._engine.resume_generation()
 
     async def _loaded(self) -> set[tuple[int, str] | None]:
-        """What each of the engine's processes loaded last."""
+        """Return the version and checksum that each of the engine's processes loaded last."""
+        # `WeightsExtension.loaded_weights`: vLLM looks the method up by this name.
         answers = await self._engine.collective_rpc("loaded_weights")
         return {tuple(answer) if answer else None for answer in answers}
 
@@ -239,6 +246,17 @@ async def _engine_errors() -> AsyncIterator[None]:
         raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
 
 
+def _sampling_parameters(**settings: Any) -> SamplingParams:
+    """Return sampling parameters for token ids and their log-probabilities only."""
+    return SamplingParams(
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **settings,
+    )
+
+
 def _columns(output: RequestOutput) -> Responses:
     parts = output.outputs
     lengths = [len(part.token_ids) for part in parts]
@@ -253,13 +271,14 @@ def _columns(output: RequestOutput) -> Responses:
     )
     if not len(responses.response_ids) == len(responses.behaviour_logprobs) == len(responses.policy_versions):
         raise EngineError(
-            f"vLLM gave {len(responses.behaviour_logprobs)} log-probabilities for {len(responses.response_ids)} tokens"
+            f"expected a log-probability and a version for each of {len(responses.response_ids)} tokens; vLLM returned "
+            f"{len(responses.behaviour_logprobs)} and {len(responses.policy_versions)}"
         )
     return responses
 
 
 def _versions(part: CompletionOutput) -> Array:
-    """int32 [tokens]: vLLM reports the versions as spans of tokens."""
+    """Return the policy version of each token, int32 [N]. vLLM reports them as spans of tokens."""
     spans = part.weight_versions or []
     return np.repeat(
         np.array([int(span.version) for span in spans], np.int32), [span.end - span.start for span in spans]
@@ -269,6 +288,6 @@ def _versions(part: CompletionOutput) -> Array:
 def _finish_reason(part: CompletionOutput) -> FinishReason:
     if part.finish_reason not in _FINISH_REASONS:
         raise EngineError(
-            f"vLLM ended a response with {part.finish_reason!r}, expected one of {sorted(_FINISH_REASONS)}"
+            f"expected a finish reason in {sorted(_FINISH_REASONS)}; vLLM returned {part.finish_reason!r}"
         )
     return _FINISH_REASONS[part.finish_reason]

@@ -1,4 +1,4 @@
-"""Scoring with vLLM: `prompt_logprobs` of prompt and response."""
+"""Scoring with vLLM, through the `prompt_logprobs` of prompt and response."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, WorkerLostError
 
-# Prefills that may be in one batch. The token budget is what bounds a batch; this is beyond what it lets in.
+# Maximum number of prefills in a batch. The token budget is the tighter limit in practice.
 _MAX_SEQUENCES = 256
-# The rounding of float32 probabilities near 1.
+# Rounding error of float32 probabilities near 1.
 _SMALLEST_TAIL = float(np.finfo(np.float32).eps)
 
 
 class VllmScorer:
-    """A `Scorer` over an `AsyncLLM`, which batches continuously by itself: every response is a request of its own.
+    """`Scorer` over an `AsyncLLM`. Each response is one request; vLLM batches the requests continuously.
 
-    vLLM gives log-probabilities of prompts at temperature 1 only, and generates at least one token a request, which is dropped. It turns every
-    log-probability into a Python number, so a support of the whole vocabulary is refused.
+    vLLM computes prompt log-probabilities at temperature 1 only. It generates at least one token per request, which is
+    dropped. It converts every log-probability to a Python number, so a support of the full vocabulary is refused.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
         """Start the engine.
 
         Raises:
-            EngineError: it does not start.
+            EngineError: The engine does not start.
         """
         max_sequences = min(_MAX_SEQUENCES, config.token_budget)
         model = _model_limits(config.path)
@@ -53,9 +53,9 @@ class VllmScorer:
         apply_environment(settings)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # Prefixes are not cached: vLLM recomputes the whole prompt where its log-probabilities are asked for.
-        # The budget bounds memory too: logits of a whole prefill batch, [tokens, vocabulary], exist at once.
-        # `max_logprobs` is only a limit on requests: runs that share this teacher may want supports of different sizes.
+        # No prefix cache: vLLM recomputes the whole prompt when its log-probabilities are requested.
+        # The token budget also bounds memory: the logits of a prefill batch, [tokens, vocabulary], exist at once.
+        # `max_logprobs` only limits requests. Runs that share this teacher may request supports of different sizes.
         arguments = engine_args(
             settings,
             enable_prefix_caching=False,
@@ -65,7 +65,7 @@ class VllmScorer:
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"vLLM does not start on {config.path}: {error}") from error
+            raise EngineError(f"vLLM does not start with the model at {config.path}: {error}") from error
 
     async def score(
         self,
@@ -77,11 +77,13 @@ class VllmScorer:
     ) -> TokenScores:
         if temperature != 1.0:
             raise EngineError(
-                f"the vllm teacher engine scores at temperature 1 only, the group was sampled at {temperature}: use the transformers engine"
+                f"the vllm teacher engine scores at temperature 1 only; the group was sampled at {temperature}: "
+                "use the transformers engine"
             )
         if support == "full":
             raise EngineError(
-                "the vllm teacher engine scores a chosen number of likeliest tokens, not the full vocabulary: use the transformers engine"
+                "the vllm teacher engine scores a limited number of most likely tokens, not the full vocabulary: "
+                "use the transformers engine"
             )
         size = support_size(support, self._vocabulary)
         prompt = prompt_ids.tolist()
@@ -132,13 +134,15 @@ class VllmScorer:
 def response_scores(
     token_ids: Sequence[int], logprobs: Sequence[float], num_tokens: int, *, support: int, vocabulary: int
 ) -> TokenScores:
-    """The scores of a response of N tokens from vLLM's flat lists.
+    """Return the scores of one response from vLLM's flat lists.
 
     Args:
-        token_ids, logprobs: for each token that something predicts, of the prompt and then of the response, its own entry and those of the K likeliest.
-        num_tokens: N.
-        support: K.
-        vocabulary: the support is all of it where K is so large.
+        token_ids: Token ids, [1 + K] for each predicted token of prompt and response: the token itself, then the K most
+            likely tokens.
+        logprobs: Log-probabilities of `token_ids`.
+        num_tokens: Number of response tokens N.
+        support: Support size K.
+        vocabulary: Vocabulary size. A support of this size has an empty tail.
     """
     start = len(logprobs) - num_tokens * (1 + support)
     values = np.array(logprobs[start:], np.float32).reshape(num_tokens, 1 + support)
@@ -152,10 +156,11 @@ def response_scores(
 
 
 def _tail_logprobs(support_logprobs: Array) -> Array:
-    """float32 [N], log of what a support's log-probabilities, float32 [N, K], leave of 1, at least `_SMALLEST_TAIL`.
+    """Return the log of the probability outside a support, float32 [N], from its log-probabilities, float32 [N, K].
 
-    A difference from 1, since the engine gives no more: a tail below its noise cannot be told from none. None, -inf, would be read as a support of the
-    whole vocabulary, and a student's own mass out there would go unseen.
+    The tail is computed as one minus the support's probability, because vLLM reports nothing else. It is at least
+    `_SMALLEST_TAIL`, the noise of that difference. A tail of -inf would mean a support of the full vocabulary, and the
+    loss would then ignore the student's own probability outside the support.
     """
     inside = np.exp(support_logprobs.astype(np.float64)).sum(axis=1)
     tail: Array = np.log1p(-np.minimum(inside, 1 - _SMALLEST_TAIL)).astype(np.float32)

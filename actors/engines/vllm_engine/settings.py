@@ -1,7 +1,7 @@
-"""How every vLLM engine of the project is started, on CPU and on GPU: the process environment and the engine arguments.
+"""Process environment and engine arguments of all vLLM engines, on CPU and GPU.
 
-vLLM reads its environment while it is imported, and its engine runs in processes of its own that inherit it. So an actor calls
-`apply_environment` first and imports vllm afterwards; this module imports it only inside `engine_args`.
+vLLM reads its environment when it is imported, and the engine's own processes inherit it. An actor therefore calls
+`apply_environment` before it imports vllm. This module imports vllm only inside `engine_args`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 GIB = 1 << 30
+_EXECUTORS = "actors.engines.vllm_engine.executors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """What an engine takes from its pool's configuration.
+    """Engine settings, derived from the configuration of a pool.
 
     Attributes:
         model_path: Hugging Face model directory.
-        dtype: precision of the weights, `float32` or `bfloat16`.
-        max_sequence_tokens: longest sequence, prompt and response together.
-        max_sequences: sequences the engine decodes at once.
-        seed: of the engine's own random stream, used by requests that carry no seed.
-        on_gpu: whether the engine's actor holds GPUs.
-        tensor_parallel: processes (GPUs) that share one copy of the model.
-        gpu_memory_fraction: share of a GPU's memory for weights and KV cache; ignored on CPU.
-        kv_cache_gib: KV cache in GiB; ignored on GPU.
-        threads: compute threads of each engine process; ignored on GPU.
-        weight_transport: how new weights come, as in `weights.transport` of a run; an engine that never gets any has no use for it.
+        dtype: Data type of the weights, `float32` or `bfloat16`.
+        max_sequence_tokens: Maximum length of prompt and response together, tokens.
+        max_sequences: Maximum number of sequences decoded at once.
+        seed: Seed of the engine's random stream, used by requests without a seed.
+        on_gpu: Whether the engine's actor has GPUs.
+        tensor_parallel: Number of processes (GPUs) that share one copy of the model.
+        gpu_memory_fraction: Share of a GPU's memory for weights and KV cache. Ignored on CPU.
+        kv_cache_gib: Size of the KV cache, GiB. Ignored on GPU.
+        threads: Compute threads per engine process. Ignored on GPU.
+        weight_transport: Transport of weight updates, as in `weights.transport`. Ignored by engines without updates.
     """
 
     model_path: str
@@ -48,37 +49,40 @@ class VllmSettings:
 
 
 def environment(settings: VllmSettings) -> dict[str, str]:
-    """The variables an engine's processes must see before they import vllm and torch."""
+    """Return the environment variables that must be set before vllm and torch are imported."""
     variables = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # Inside a Ray actor a fork is not safe; vLLM would choose the same, with a warning.
+        # A fork is not safe inside a Ray actor. vLLM would choose spawn too, with a warning.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if not settings.on_gpu:
         variables |= {
             "OMP_NUM_THREADS": str(settings.threads),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores; binding would put all of them on the first ones
-            "TORCHDYNAMO_DISABLE": "1",  # the sampler's compiled helpers cost the first batch 14 s and win nothing at these sizes
+            # Several engines share the cores. With binding, all of them would use the first cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Compiling the sampler's helpers costs the first batch 14 s, without a gain at these sizes.
+            "TORCHDYNAMO_DISABLE": "1",
         }
     if settings.weight_transport == "ipc":
-        # Handles of GPU memory are Python objects on their way from the actor to its own engine process, over a socket in the file system.
+        # Handles of GPU memory are pickled Python objects. They travel from the actor to its own engine process only,
+        # through a socket in the file system.
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return variables
 
 
 def apply_environment(settings: VllmSettings) -> None:
-    """Set `environment` in this process. Call it in the actor, before the first import of vllm."""
+    """Set `environment` in this process. Call this in the actor before the first import of vllm."""
     os.environ.update(environment(settings))
 
 
 def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
-    """Arguments of an `AsyncLLM`.
+    """Return the arguments of an `AsyncLLM`.
 
     Args:
-        settings: from the pool's configuration.
-        specific: what only this kind of engine wants (`logprobs_mode`, `weight_transfer_config`, ...).
+        settings: Engine settings.
+        specific: Arguments of this kind of engine only, such as `logprobs_mode` or `weight_transfer_config`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -86,6 +90,7 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
         placement: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction}
     else:
         placement = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
+    executor = "UniProcessExecutor" if settings.tensor_parallel == 1 else "MultiProcessExecutor"
     return AsyncEngineArgs(
         model=settings.model_path,
         dtype=settings.dtype,
@@ -93,8 +98,9 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
         max_model_len=settings.max_sequence_tokens,
         max_num_seqs=settings.max_sequences,
         tensor_parallel_size=settings.tensor_parallel,
-        # Named by path, so that vLLM takes it on CPU too, where for "uni" it would start one process more (10 s of imports).
-        distributed_executor_backend=f"actors.engines.vllm_engine.executors.{'UniProcess' if settings.tensor_parallel == 1 else 'MultiProcess'}Executor",
+        # A path, so that vLLM uses it on CPU too. For "uni" vLLM would start another process there, with 10 s of
+        # imports. vLLM imports the path when the engine starts, so a wrong path fails at run time only.
+        distributed_executor_backend=f"{_EXECUTORS}.{executor}",
         trust_remote_code=False,
         disable_log_stats=True,
         enable_log_requests=False,

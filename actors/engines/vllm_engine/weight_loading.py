@@ -1,7 +1,7 @@
-"""New weights for a running vLLM engine. Imported in vLLM's own processes, as `EngineArgs.worker_extension_cls`.
+"""Weight updates of a running vLLM engine. Imported in vLLM's own processes, through `EngineArgs.worker_extension_cls`.
 
-Registers our engines with vLLM's weight transfer, as `rlad_TRANSPORT`. One update is `start_weight_update`, `update_weights`, `finish_weight_update` of
-`AsyncLLM`, whatever the transport.
+Importing this module registers the project's engines with vLLM's weight transfer, under `rlad_<transport>`. With every
+transport an update is `start_weight_update`, `update_weights`, `finish_weight_update` of `AsyncLLM`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.engines.vllm_engine.loaded_model import LoadsWholeModel
+from actors.engines.vllm_engine.loaded_model import WholeModelLoader
 from rlad.contracts import WeightsManifest
 from rlad.weight_file import MappedFile
 
 
 @dataclass
 class NoInit(WeightTransferInitInfo):
-    """There is nothing to set up before the first update."""
+    """Empty initialization record: the object store needs no setup before the first update."""
 
 
 @dataclass
 class WeightsFile(WeightTransferUpdateInfo):
-    """A safetensors file on this node, and what its bytes must be."""
+    """Weight file on this node, with its expected checksum and size."""
 
     path: str
     version: int
@@ -34,8 +34,8 @@ class WeightsFile(WeightTransferUpdateInfo):
     num_bytes: int
 
 
-class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFile]):
-    """Loads one file an update."""
+class ObjectStoreEngine(WholeModelLoader, WeightTransferEngine[NoInit, WeightsFile]):
+    """Loads weights from the node's weight file, one file per update."""
 
     init_info_cls = NoInit
     update_info_cls = WeightsFile
@@ -51,7 +51,8 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
         """Verify the file and load it.
 
         Raises:
-            WeightsMismatchError: the file is not what was published, or not this model's weights. The model is untouched.
+            WeightsMismatchError: The file differs from its manifest, or its tensors are not those of this model. The
+                model is unchanged.
         """
         manifest = WeightsManifest(
             version=update_info.version, checksum=update_info.checksum, num_bytes=update_info.num_bytes
@@ -62,7 +63,7 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
         initialize_layerwise_reload(self.model)
         self.model.load_weights(iter(tensors.items()))
         finalize_layerwise_reload(self.model, self.model_config)
-        self.renew_tied_head()
+        self.repack_tied_head()
         self.loaded = update_info.version, update_info.checksum
 
     def shutdown(self) -> None:
@@ -70,16 +71,19 @@ class ObjectStoreWeights(LoadsWholeModel, WeightTransferEngine[NoInit, WeightsFi
 
 
 class WeightsExtension:
-    """What `collective_rpc` can ask of vLLM's workers beyond vLLM's own methods."""
+    """Methods that the sampler calls on vLLM's workers through `collective_rpc`, beyond vLLM's own."""
 
-    weight_transfer_engine: LoadsWholeModel
+    weight_transfer_engine: WholeModelLoader
 
     def loaded_weights(self) -> tuple[int, str] | None:
-        """As `LoadsWholeModel.loaded`."""
+        """Return `WholeModelLoader.loaded`."""
         return self.weight_transfer_engine.loaded
 
 
-WeightTransferEngineFactory.register_engine("rlad_object_store", ObjectStoreWeights)
-WeightTransferEngineFactory.register_engine("rlad_nccl", "actors.engines.vllm_engine.weight_receiving", "NcclWeights")
-WeightTransferEngineFactory.register_engine("rlad_ipc", "actors.engines.vllm_engine.weight_receiving", "IpcWeights")
-WeightTransferEngineFactory.register_engine("rlad_gloo", "actors.engines.vllm_engine.weight_receiving", "GlooWeights")
+_RECEIVING = "actors.engines.vllm_engine.weight_receiving"
+
+# vLLM imports these modules by name when an engine is created, so a wrong name fails at run time only.
+WeightTransferEngineFactory.register_engine("rlad_object_store", ObjectStoreEngine)
+WeightTransferEngineFactory.register_engine("rlad_nccl", _RECEIVING, "NcclEngine")
+WeightTransferEngineFactory.register_engine("rlad_ipc", _RECEIVING, "IpcEngine")
+WeightTransferEngineFactory.register_engine("rlad_gloo", _RECEIVING, "GlooEngine")

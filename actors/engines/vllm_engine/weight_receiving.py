@@ -1,7 +1,8 @@
-"""Engines that take new weights straight from the learner, tensor by tensor: vLLM's own `nccl` and `ipc`, and `gloo`, which is `nccl` between CPUs.
+"""Engines that receive new weights tensor by tensor in a direct transfer from the learner.
 
-None of them sees a checksum of the values: names, types and shapes are what can be compared. Each tells which version it holds only when the last tensor
-of it is loaded.
+`nccl` and `ipc` are vLLM's own; `gloo` is the counterpart of `nccl` for CPUs. None of them can compare a checksum of
+the values, so names, dtypes and shapes are compared. An engine reports the new version only after the last tensor is
+loaded.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.vllm_engine.gloo_group import GlooGroup
-from actors.engines.vllm_engine.loaded_model import LoadsWholeModel
+from actors.engines.vllm_engine.loaded_model import WholeModelLoader
 from rlad.weight_file import layout_checksum
 
 
 @dataclass
 class NamedTensors(NCCLWeightTransferUpdateInfo):
-    """Tensors in the order in which they come, and the version they make."""
+    """Tensors of an update, in the order in which they are sent, and the policy version of the update."""
 
     version: int = field(kw_only=True)
 
 
 @dataclass
 class IpcTensors(IPCWeightTransferUpdateInfo):
-    """Where tensors lie in the learner's GPU memory, and the version they make."""
+    """Handles of tensors in the learner's GPU memory, and the policy version of the update."""
 
     version: int = field(kw_only=True)
 
 
-class _LoadsReceived(LoadsWholeModel):
-    """A whole update in `receive_weights`, around that of the vLLM engine behind it."""
+class _TransferLoader(WholeModelLoader):
+    """Mixin that runs a whole update in `receive_weights`, around the method of a vLLM engine."""
 
     def receive_weights(self, update_info: NamedTensors | IpcTensors) -> None:
-        """Receive every tensor and load the model from them.
+        """Receive all tensors and load them into the model.
 
         Raises:
-            WeightsMismatchError: they are not this model's. The model is untouched.
+            WeightsMismatchError: The tensors are not those of this model. The model is unchanged.
         """
         names, shapes = update_info.names, [tuple(shape) for shape in update_info.shapes]
         self.require_whole_model(dict(zip(names, shapes, strict=True)), update_info.version)
@@ -49,25 +50,25 @@ class _LoadsReceived(LoadsWholeModel):
         initialize_layerwise_reload(self.model)
         super().receive_weights(update_info)  # type: ignore[misc]
         finalize_layerwise_reload(self.model, self.model_config)
-        self.renew_tied_head()
+        self.repack_tied_head()
         self.loaded = update_info.version, layout_checksum(names, update_info.dtype_names, shapes)
 
 
-class NcclWeights(_LoadsReceived, NCCLWeightTransferEngine):
-    """Takes part in broadcasts from GPU to GPU."""
+class NcclEngine(_TransferLoader, NCCLWeightTransferEngine):
+    """Receives broadcasts from GPU to GPU."""
 
     update_info_cls = NamedTensors
 
 
-class IpcWeights(_LoadsReceived, IPCWeightTransferEngine):
-    """Maps the learner's memory on the GPU that both are on, and copies out of it."""
+class IpcEngine(_TransferLoader, IPCWeightTransferEngine):
+    """Maps the learner's memory on a GPU that both processes use, and copies from it."""
 
     update_info_cls = IpcTensors
 
 
 @dataclass(kw_only=True)
 class GlooInit(WeightTransferInitInfo):
-    """Where the group meets, and the place in it of this engine's first process."""
+    """Initialization record of `GlooEngine`: address of the process group and rank of this engine's first process."""
 
     master_address: str
     master_port: int
@@ -76,7 +77,7 @@ class GlooInit(WeightTransferInitInfo):
     timeout_s: float
 
 
-class _ReceivesFromGloo(WeightTransferEngine[GlooInit, NamedTensors]):
+class _GlooTransferEngine(WeightTransferEngine[GlooInit, NamedTensors]):
     init_info_cls = GlooInit
     update_info_cls = NamedTensors
     _group: GlooGroup | None = None
@@ -95,7 +96,9 @@ class _ReceivesFromGloo(WeightTransferEngine[GlooInit, NamedTensors]):
 
     def _tensors(self, update_info: NamedTensors) -> Iterator[tuple[str, torch.Tensor]]:
         if self._group is None:
-            raise RuntimeError("this engine is in no group: init_weight_transfer_engine comes before update_weights")
+            raise RuntimeError(
+                "this engine has no process group; call init_weight_transfer_engine before update_weights"
+            )
         for name, dtype_name, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
             tensor = torch.empty(shape, dtype=getattr(torch, dtype_name))
             self._group.broadcast(tensor)
@@ -105,5 +108,5 @@ class _ReceivesFromGloo(WeightTransferEngine[GlooInit, NamedTensors]):
         self._group = None
 
 
-class GlooWeights(_LoadsReceived, _ReceivesFromGloo):
-    """Takes part in broadcasts from CPU to CPU."""
+class GlooEngine(_TransferLoader, _GlooTransferEngine):
+    """Receives broadcasts from CPU to CPU."""

@@ -1,1 +1,1 @@
-"""The DeepSpeed ZeRO trainer of the student."""
+"""DeepSpeed ZeRO trainer of the student."""

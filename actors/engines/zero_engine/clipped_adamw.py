@@ -1,4 +1,4 @@
-"""The optimizer of ZeRO stage 0."""
+"""Optimizer for ZeRO stage 0."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """What DeepSpeed's own optimizers do, for ZeRO 0 where it uses a plain one: clip by the global norm, skip a gradient that is not finite.
+    """AdamW that clips by the global gradient norm and skips steps whose gradient is not finite.
 
-    DeepSpeed reads `overflow` and `_global_grad_norm` after each step.
+    DeepSpeed's own optimizers do this at ZeRO stages 1 to 3; at stage 0 it uses a plain PyTorch optimizer. DeepSpeed
+    reads the attributes `overflow` and `_global_grad_norm` after each step.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], *, max_gradient_norm: float, **settings: Any) -> None:

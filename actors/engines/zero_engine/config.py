@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of the learner, and its learning-rate schedule. Pure functions."""
+"""DeepSpeed configuration of the learner, and its learning-rate schedule. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from typing import Any
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.errors import ConfigError
 
-# Upper bound of the buffer in which ZeRO reduces gradients, in elements. DeepSpeed's own default, 5e8, is 2 GB in float32.
+# Maximum size of ZeRO's gradient reduction buffer, elements. DeepSpeed's default of 5e8 takes 2 GB in float32.
 _LARGEST_REDUCE_BUCKET = 200_000_000
 
 
 def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num_parameters: int) -> dict[str, Any]:
-    """The settings under which DeepSpeed leaves the arithmetic of a step to us.
+    """Return a DeepSpeed configuration that leaves loss scaling and gradient accumulation to the trainer.
 
-    `managed_gradient_accumulation: false` makes `step()` the only boundary, so an optimizer step may have any number of micro-batches; nothing is
-    divided by their number. Gradients are accumulated and reduced in float32 whatever the weights' precision is.
+    `managed_gradient_accumulation: false` makes `step()` the only boundary of an update. An update may then have any
+    number of micro-batches, and nothing is divided by that number. Gradients are accumulated and reduced in float32 for
+    any dtype of the weights.
 
     Args:
-        bfloat16: the weights' precision; the optimizer keeps float32 masters of them.
-        on_gpu: communication then overlaps with the backward pass.
-        num_parameters: of the model, to size the reduction buffer.
+        config: Learner configuration.
+        bfloat16: Whether the weights are bfloat16 (with float32 masters in the optimizer); float32 otherwise.
+        on_gpu: Whether the rank has a GPU. Communication then overlaps with the backward pass.
+        num_parameters: Number of trained parameters, which bounds the reduction buffer.
 
     Raises:
-        ConfigError: what ZeRO stage 0 does not do: gradients of bfloat16 weights in float32, and offloading the optimizer.
+        ConfigError: The settings need float32 gradients of bfloat16 weights or optimizer offload, which ZeRO stage 0
+            does not support.
     """
     if bfloat16 and config.zero_stage == 0:
         raise ConfigError(
-            "learner.zero_stage 0 would accumulate bfloat16 gradients; set it to 1, which keeps float32 masters and gradients"
+            "learner.zero_stage 0 accumulates gradients of bfloat16 weights in bfloat16; "
+            "set learner.zero_stage to 1, which keeps float32 masters and gradients"
         )
     if config.offload_optimizer and config.zero_stage == 0:
-        raise ConfigError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3, got 0")
+        raise ConfigError("learner.offload_optimizer requires learner.zero_stage 1, 2 or 3; got 0")
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "reduce_bucket_size": min(num_parameters, _LARGEST_REDUCE_BUCKET),
@@ -57,7 +61,7 @@ def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num
 
 
 def _adamw_settings(optimizer: OptimizerConfig) -> dict[str, Any]:
-    # PyTorch's fused AdamW runs on CPU and GPU; DeepSpeed's own would be compiled on first use.
+    # PyTorch's fused AdamW runs on CPU and GPU. DeepSpeed's own optimizer would be compiled on first use.
     return {
         "lr": optimizer.lr,
         "betas": optimizer.betas,
@@ -69,10 +73,15 @@ def _adamw_settings(optimizer: OptimizerConfig) -> dict[str, Any]:
 
 
 def learning_rate(config: OptimizerConfig, update: int, total_updates: int) -> float:
-    """The learning rate of optimizer update `update`, counted from 0 over the whole run. Updates that were not applied do not count.
+    """Return the learning rate of an optimizer update.
 
-    The first `warmup_steps` rise linearly to `config.lr`, none of them at 0. The decay after them would reach 0 one update behind the last, so no
-    update is wasted.
+    The rate rises linearly to `config.lr` over the first `warmup_steps` updates, starting above 0. The decay that
+    follows reaches 0 one update after the last, so no update has a learning rate of 0.
+
+    Args:
+        config: Optimizer configuration.
+        update: Index of the update in the run, from 0. Skipped updates are not counted.
+        total_updates: Number of updates of the run.
     """
     if update < config.warmup_steps:
         return config.lr * (update + 1) / (config.warmup_steps + 1)

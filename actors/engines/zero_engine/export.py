@@ -1,4 +1,4 @@
-"""Writing a student as a Hugging Face model directory."""
+"""Export of a student as a Hugging Face model directory."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TOKENIZER_AND_GENERATION_FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AdapterExport:
-    """An adapter as peft keeps it.
+    """LoRA adapter in peft's form.
 
     Attributes:
         settings: peft's `LoraConfig`.
-        weights: by peft's names.
-        base_model: path or name of the model that the student began as.
+        weights: Adapter weights by peft's names.
+        base_model: Path or name of the student's initial model.
     """
 
     settings: Any
@@ -48,13 +48,13 @@ def export_model(
     *,
     adapter: AdapterExport | None = None,
 ) -> None:
-    """Write `weights` as safetensors, with the configuration and tokenizer of `source`, the model they began as.
-
-    `directory` appears whole or not at all, and replaces an older one.
+    """Write a Hugging Face model directory. It appears complete or not at all, and replaces an older one.
 
     Args:
-        weights: by Hugging Face name; tied embeddings once; adapters added.
-        adapter: what was added, for a directory `adapter` of its own.
+        weights: Weights by Hugging Face name, adapters added, tied embeddings once.
+        source: Directory of the student's initial model, which provides the configuration and the tokenizer.
+        directory: Directory to write.
+        adapter: Adapter of the student, also written separately to the subdirectory `adapter`.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -68,7 +68,8 @@ def export_model(
             shutil.copy2(path, partial / path.name)
     if adapter is not None:
         _write_adapter(adapter, partial / _ADAPTER)
-    for path in partial.rglob("*.safetensors*"):  # written for their owner alone, but a server may run as another user
+    # safetensors writes files that only their owner can read, but a server may run as another user.
+    for path in partial.rglob("*.safetensors*"):
         shutil.copymode(partial / "config.json", path)
     if directory.exists():
         shutil.rmtree(directory)
@@ -76,7 +77,7 @@ def export_model(
 
 
 def _write_adapter(adapter: AdapterExport, directory: Path) -> None:
-    """What `peft.PeftModel.from_pretrained` puts on the model that the student began as."""
+    """Write an adapter directory that `peft.PeftModel.from_pretrained` loads onto the student's initial model."""
     settings = copy.copy(adapter.settings)
     settings.base_model_name_or_path = adapter.base_model
     settings.inference_mode = True

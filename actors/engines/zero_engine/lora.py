@@ -1,6 +1,7 @@
-"""LoRA students: peft's adapters beside the linear layers of a frozen model (Hu et al., arXiv:2106.09685).
+"""LoRA students: peft adapters on the linear layers of a frozen model (Hu et al., arXiv:2106.09685).
 
-An adapted layer computes W x + scale B A x, with scale = alpha / R. Shape letters: O outputs and I inputs of a layer, R rank.
+An adapted layer computes W x + scale B A x, with scale = alpha / R. Shape letters: O outputs and I inputs of a layer,
+R rank.
 """
 
 from __future__ import annotations
@@ -19,27 +20,43 @@ from rlad.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# What peft calls an adapter that got no name, and puts before a model's names in an adapter's file.
+# peft's default adapter name, and its prefix for parameter names in an adapter file.
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Adapter:
-    """What is added to one weight: A [R, I] and B [O, R]."""
+    """LoRA adapter of one weight.
+
+    Attributes:
+        a: Matrix A, [R, I].
+        b: Matrix B, [O, R].
+        scale: Factor of B A, alpha / R.
+    """
 
     a: nn.Parameter
     b: nn.Parameter
     scale: float
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """`weight + scale B A` in float32, rounded once to the dtype of `weight`; neither is changed."""
+        """Return `weight + scale B A`, [O, I], computed in float32 and rounded once to the dtype of `weight`.
+
+        Args:
+            weight: Weight of the layer, [O, I]. It is not modified.
+        """
         return torch.addmm(weight.float(), self.b.float(), self.a.float(), alpha=self.scale).to(weight.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StudentWeight:
-    """A weight of the student under the name that others know it by, and what is added to it."""
+    """Weight of the student, with its adapter.
+
+    Attributes:
+        name: Name without adapters: the Hugging Face state-dict name, or peft's name for an adapter's own weight.
+        parameter: Parameter of the model.
+        adapter: Adapter to add to the parameter, if any.
+    """
 
     name: str
     parameter: nn.Parameter
@@ -47,11 +64,11 @@ class StudentWeight:
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        """What has to be whole for `value`."""
+        """Parameters that must be gathered before `value` is called."""
         return [self.parameter] if self.adapter is None else [self.parameter, self.adapter.a, self.adapter.b]
 
     def value(self) -> Tensor:
-        """On the parameter's device: its own memory, or a tensor of its own with the adapter added."""
+        """Return the weight on the parameter's device: the parameter's own memory, or a new tensor with the adapter."""
         weight = self.parameter.detach()
         return weight if self.adapter is None else self.adapter.added_to(weight)
 
@@ -61,7 +78,7 @@ class Adapters:
     """All adapters of a model.
 
     Attributes:
-        by_layer: by the name of the linear layer.
+        by_layer: Adapters by the name of their linear layer.
         settings: peft's `LoraConfig`.
     """
 
@@ -69,29 +86,31 @@ class Adapters:
     settings: Any
 
     def weights(self) -> Iterator[StudentWeight]:
-        """All of them, by the names that peft gives them in an adapter's file."""
+        """Yield the weights of all adapters, by their names in peft's adapter file."""
         for layer, adapter in self.by_layer.items():
             yield StudentWeight(name=f"{_PREFIX}{layer}.lora_A.weight", parameter=adapter.a)
             yield StudentWeight(name=f"{_PREFIX}{layer}.lora_B.weight", parameter=adapter.b)
 
 
 def add_adapters(causal_lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> Adapters:
-    """Freeze a model's weights and put adapters beside its linear layers. B begins as zero, so the model computes what it did.
+    """Freeze a model's weights and add adapters to its linear layers. B starts at zero, so the outputs do not change.
 
     Args:
-        seed: of A; equal ones give equal adapters on all ranks, and again after a restart.
+        causal_lm: Model to change in place.
+        lora: LoRA configuration.
+        seed: Seed of A. The same seed gives the same adapters on all ranks and after a restart.
 
     Raises:
-        ConfigError: a target that the model does not have, or that is no linear layer.
+        ConfigError: The model lacks a target module, or the module is not a linear layer.
     """
-    # Only where it is used: it takes two seconds to import.
+    # Imported here because the import takes two seconds.
     import peft
 
     linear = linear_layers(causal_lm)
     if unknown := lora.targets_without(list(linear)):
         ends = sorted({name.rpartition(".")[2] for name in linear})
         raise ConfigError(
-            f"learner.lora.target_modules: the student has no linear layer {unknown[0]}; there are {', '.join(ends)}"
+            f"learner.lora.target_modules: the student has no linear layer {unknown[0]}; choose from {', '.join(ends)}"
         )
     settings = peft.LoraConfig(
         r=lora.rank,
@@ -109,7 +128,8 @@ def add_adapters(causal_lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> 
     }
     if others := layers.keys() - linear.keys():
         raise ConfigError(
-            f"learner.lora.target_modules: {min(others)} is no linear layer; name layers between the embedding and the output layer"
+            f"learner.lora.target_modules: {min(others)} is not an adaptable linear layer; "
+            "name linear layers between the embedding and the output layer"
         )
     by_layer = {
         name: Adapter(a=layer.lora_A[_ADAPTER].weight, b=layer.lora_B[_ADAPTER].weight, scale=layer.scaling[_ADAPTER])
@@ -121,7 +141,7 @@ def add_adapters(causal_lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> 
 
 
 def linear_layers(causal_lm: PreTrainedModel) -> dict[str, nn.Linear]:
-    """All that can be adapted, by name: the linear layers but the output layer."""
+    """Return the layers that can have an adapter, by name: all linear layers except the output layer."""
     output = causal_lm.get_output_embeddings()
     return {
         name: module
@@ -131,14 +151,14 @@ def linear_layers(causal_lm: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def student_weights(causal_lm: nn.Module, adapters: Adapters | None) -> Iterator[StudentWeight]:
-    """Every weight of the student once, in the model's order, under the name that it has without adapters."""
+    """Yield every weight of the student once, in the model's order, by its name without adapters."""
     if adapters is None:
         yield from (StudentWeight(name=name, parameter=parameter) for name, parameter in causal_lm.named_parameters())
         return
     of_adapters = {id(weight.parameter) for weight in adapters.weights()}
     for name, parameter in causal_lm.named_parameters():
         if id(parameter) not in of_adapters:
-            # An adapted layer is what peft puts in its place, and holds it as `base_layer`.
+            # peft replaces an adapted layer by a wrapper that holds the original layer as `base_layer`.
             layer, is_adapted, leaf = name.rpartition(".base_layer.")
             adapter = adapters.by_layer[layer] if is_adapted and leaf == "weight" else None
             yield StudentWeight(name=f"{layer}.{leaf}" if is_adapted else name, parameter=parameter, adapter=adapter)

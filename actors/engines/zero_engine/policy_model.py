@@ -1,4 +1,4 @@
-"""The student as the learner runs it: rows of packed sequences in, log-probabilities of chosen tokens out, logits never."""
+"""Policy model of the learner: computes log-probabilities of selected tokens from packed rows, without full logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rlad.logprobs import token_statistics
 
 
 class _LogprobHead(nn.Module):
-    """Takes the output layer's place and its weight, under the same name. ZeRO-3 gathers a weight when its module is called."""
+    """Replaces the output layer of a model and keeps its weight under the same name.
+
+    ZeRO stage 3 gathers a weight when its module is called, so the weight must be used inside a module that owns it.
+    """
 
     def __init__(self, weight: nn.Parameter, temperature: float, chunk_tokens: int) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class _LogprobHead(nn.Module):
     def forward(
         self, hidden: Tensor, target_ids: Tensor, support_ids: Tensor | None, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        # Its fields as a plain tuple: DeepSpeed rebuilds what its hooks see, and cannot rebuild a named one.
+        # A plain tuple: DeepSpeed's hooks rebuild the output of a module and cannot rebuild a named tuple.
         logprobs, support_logprobs, entropies = token_statistics(
             hidden,
             self.weight,
@@ -40,23 +43,34 @@ class _LogprobHead(nn.Module):
         return logprobs, support_logprobs, entropies
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        # A checkpoint without frozen weights leaves them out by their first name, and that of a tied one is the embedding's.
+        # DeepSpeed excludes frozen weights from a checkpoint by their first name, which for a tied output layer is the
+        # embedding's. Without this check the frozen weight would be saved under the name of the output layer.
         if self.weight.requires_grad:
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 class PolicyModel(nn.Module):
-    """A causal language model that gives log-probabilities of given tokens.
+    """Causal language model that computes log-probabilities of given tokens.
 
     Attributes:
-        causal_lm: the transformers model; its parameters keep their names below this one.
-        adapters: what of it is trained; None where all of it is.
+        causal_lm: transformers model. Its parameters keep their names below this attribute.
+        adapters: Trained adapters; None if all weights are trained.
     """
 
     def __init__(
         self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int, adapters: Adapters | None = None
     ) -> None:
-        """Raises EngineError for a model whose logits are not `hidden @ weight.T`."""
+        """Replace the output layer of a model.
+
+        Args:
+            causal_lm: transformers model, changed in place.
+            temperature: Sampling temperature, which divides the logits.
+            chunk_tokens: Number of tokens whose logits are computed at once.
+            adapters: Adapters of the model, if any.
+
+        Raises:
+            EngineError: The model's logits are not `hidden @ weight.T`.
+        """
         super().__init__()
         weight = cast(nn.Parameter, plain_output_weight(causal_lm))
         causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens))
@@ -64,7 +78,7 @@ class PolicyModel(nn.Module):
         self.adapters = adapters
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Those that are not frozen."""
+        """Return the parameters that are not frozen."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(
@@ -77,15 +91,20 @@ class PolicyModel(nn.Module):
         support_ids: Tensor | None = None,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the chosen positions predict, at the sampling temperature: the fields of `TokenStatistics`.
+        """Compute the statistics of selected positions at the sampling temperature, the fields of `TokenStatistics`.
 
         Args:
-            token_ids, position_ids: int64 [S], one row of packed sequences.
-            layout: where its sequences lie.
-            positions: int64 [N], the positions of the row that matter; the output layer runs on no other.
-            target_ids: int64 [N], the token that each of them predicts.
-            support_ids: int64 [N, K], further tokens whose log-probabilities are wanted.
-            with_entropy: whether entropies are wanted.
+            token_ids: Tokens of one row of packed sequences, int64 [S].
+            position_ids: Position of each token in its sequence, int64 [S].
+            layout: Layout of the sequences in the row.
+            positions: Selected positions of the row, int64 [N]. The output layer runs on these only.
+            target_ids: Token predicted at each selected position, int64 [N].
+            support_ids: Further tokens to compute log-probabilities of, int64 [N, K].
+            with_entropy: Whether to compute entropies.
+
+        Returns:
+            Log-probabilities of the targets, float32 [N]; those of the support, float32 [N, K], or None; entropies,
+            float32 [N], or None.
         """
         outputs = self.causal_lm.base_model(
             input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout
@@ -109,11 +128,16 @@ def load_policy_model(
 ) -> PolicyModel:
     """Load a Hugging Face model directory for training.
 
-    Dropout is turned off whatever the model's configuration says: sampling engines have none, and a random policy has no likelihood ratio.
+    Dropout is always disabled: the sampling engines have none, and a random policy has no likelihood ratio.
 
     Args:
-        lora: with it only adapters are trained.
-        seed: of the adapters.
+        model_path: Hugging Face model directory.
+        dtype: Data type of the weights.
+        temperature: Sampling temperature, which divides the logits.
+        chunk_tokens: Number of tokens whose logits are computed at once.
+        activation_checkpointing: Whether to recompute activations in the backward pass.
+        lora: LoRA configuration. If given, only adapters are trained.
+        seed: Seed of the adapters.
     """
     config = AutoConfig.from_pretrained(model_path)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:

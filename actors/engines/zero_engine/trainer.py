@@ -1,10 +1,11 @@
-"""The learner's engine: one student under DeepSpeed ZeRO, fed packed micro-batches, stepped when the caller says so.
+"""Training engine of the learner: one student under DeepSpeed ZeRO, trained on packed micro-batches.
 
-It knows nothing of Ray. `torch.distributed` is either up already, or this is the only rank.
+The engine does not depend on Ray. `torch.distributed` is already initialized, or this process is the only rank.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -27,7 +28,7 @@ from rlad.config.learner import LearnerConfig
 from rlad.contracts import TrainingBatch
 from rlad.errors import EngineError, NonFiniteGradientError
 from rlad.logprobs import TokenStatistics
-from rlad.objectives import EntropyController, Extras, Objective, check_missing_teacher
+from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
 
 if not torch.cuda.is_available():
@@ -35,9 +36,9 @@ if not torch.cuda.is_available():
 
 import deepspeed
 
-from actors.engines.zero_engine.weight_source import StudentWeights  # imports DeepSpeed
+from actors.engines.zero_engine.weight_source import WeightSource  # imports DeepSpeed
 
-# DeepSpeed 0.19 calls a collective by its old name, with every gradient bucket.
+# DeepSpeed 0.19 calls a collective by its deprecated name for every gradient bucket.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ _CHECKPOINT_TAG = "zero"
 
 
 class ZeroTrainer:
-    """One rank of the learner. Methods marked collective must be called by all ranks, the same number of times, in the same order."""
+    """Trainer on one learner rank. All ranks must call its collective methods equally often and in the same order."""
 
     def __init__(
         self,
@@ -59,18 +60,21 @@ class ZeroTrainer:
         total_updates: int,
         seed: int = 0,
     ) -> None:
-        """Load the student and hand it to DeepSpeed. Collective.
+        """Load the student and initialize DeepSpeed. Collective.
 
         Args:
             model_path: Hugging Face model directory.
-            dtype: of the weights, float32 or bfloat16; the optimizer keeps float32 masters either way. Published and exported weights have it too.
-            temperature: sampling temperature of the rollouts; the logits are divided by it.
-            total_updates: optimizer steps of the whole run, for the learning-rate schedule.
-            seed: of what the student begins with besides its weights: adapters (`config.lora`).
+            dtype: Data type of the weights, float32 or bfloat16, also of published and exported weights. The optimizer
+                keeps float32 masters in both cases.
+            config: Learner configuration.
+            objective: Training objective.
+            temperature: Sampling temperature of the rollouts, which divides the logits.
+            total_updates: Number of optimizer updates of the run, for the learning-rate schedule.
+            seed: Seed of the adapters (`config.lora`).
 
         Raises:
-            ConfigError: settings that ZeRO cannot honour, or adapters for layers that the student does not have.
-            EngineError: a model whose log-probabilities would be wrong here.
+            ConfigError: ZeRO does not support the settings, or the student lacks a layer that needs an adapter.
+            EngineError: The engine cannot compute correct log-probabilities for this model.
         """
         self._model_path = Path(model_path)
         self._config = config
@@ -93,81 +97,68 @@ class ZeroTrainer:
         self._device = torch.device(self._engine.device)
 
     def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
-        """Log-probability of every target of a row under the present weights, without gradient: float32 [S]. Collective."""
+        """Return the log-probability of every target of a row, float32 [S], without gradient. Collective."""
         with torch.no_grad():
             return self._forward(
                 batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False
             ).logprobs
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
-        """Forward and backward of one micro-batch; its gradient adds to what is there. Collective.
+        """Run forward and backward of one micro-batch and add its gradient to the accumulated one. Collective.
 
-        Nothing is averaged: the batch's weights carry every normaliser.
+        Nothing is averaged here: the token weights of the batch contain every normalizer.
+
+        Args:
+            batch: One row of packed sequences.
+            counts: Token counts of the batch, for the metrics.
         """
-        # Prompt tokens weigh nothing, so the output layer is not run on them. A dummy batch keeps one: ZeRO wants every parameter in the graph.
+        # Prompt tokens have weight 0, so the output layer skips them. A dummy batch keeps one token, because ZeRO needs
+        # every parameter in the graph.
         trained = torch.from_numpy(batch.weights).nonzero().flatten()
         positions = (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
-
-        def chosen(column: Any, width: int = 0) -> Tensor:
-            values = torch.from_numpy(column).to(self._device, non_blocking=True)
-            return (values.view(-1, width) if width else values).index_select(0, positions)
-
-        def chosen_if_there(column: Any, width: int = 0) -> Tensor | None:
-            return None if column is None else chosen(column, width)
-
+        select, select_optional = functools.partial(_select, positions), functools.partial(_select_optional, positions)
         config = self._objective.config
-        support_ids = chosen_if_there(batch.support_ids, batch.support_size)
+        support_ids = select_optional(batch.support_ids, batch.support_size)
         policy, support, entropies = self._forward(
             batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on
         )
-        sampled, weights = chosen(batch.behaviour_logprobs), chosen(batch.weights)
-        # With one update a step the policy still is pi_old at its only forward pass, so recomputing pi_old costs nothing.
+        sampled, weights = select(batch.behaviour_logprobs), select(batch.weights)
+        # With one update per step the policy equals pi_old in its only forward pass, so recomputing pi_old is free.
         behaviour = policy.detach() if self._config.pi_old == "recompute" else sampled
         output = self._objective.packed(
             policy_logprobs=policy,
             behaviour_logprobs=behaviour,
-            teacher_logprobs=chosen_if_there(batch.teacher_logprobs),
-            advantages=chosen(batch.advantages),
+            teacher_logprobs=select_optional(batch.teacher_logprobs),
+            advantages=select(batch.advantages),
             weights=weights,
             extras=Extras(
                 sampler_logprobs=sampled,
-                reference_logprobs=chosen_if_there(batch.reference_logprobs),
+                reference_logprobs=select_optional(batch.reference_logprobs),
                 entropies=entropies,
-                is_imitated=chosen_if_there(batch.is_imitated),
+                is_imitated=select_optional(batch.is_imitated),
                 support_logprobs=support,
-                teacher_support_logprobs=chosen_if_there(batch.teacher_support_logprobs, batch.support_size),
-                teacher_tail_logprobs=chosen_if_there(batch.teacher_tail_logprobs),
+                teacher_support_logprobs=select_optional(batch.teacher_support_logprobs, batch.support_size),
+                teacher_tail_logprobs=select_optional(batch.teacher_tail_logprobs),
                 progress=self._progress,
                 entropy_coefficient=self._entropy.coefficient,
             ),
         )
-        # DeepSpeed averages over ranks, at ZeRO 3 without a way to turn it off: undone here, for all stages alike.
+        # Undoes DeepSpeed's average over ranks, which cannot be disabled at ZeRO stage 3. Done alike for all stages.
         self._engine.backward(output.loss * dist.get_world_size())
         gap = (policy.detach() - sampled).abs().where(weights > 0, 0)
-        totals = UpdateTotals(
-            sums=output.sums,
-            loss=output.loss.detach(),
-            gap_sum=gap.sum(dtype=torch.float64),
-            gap_max=gap.max(),
-            counts=counts,
-            micro_batches=1,
-        )
-        if self._totals is None:
-            self._totals = totals
-        else:
-            self._totals.add(totals)
+        self._add_to_totals(output, gap, counts)
 
     def step(self) -> UpdateResult:
-        """Apply what was accumulated. Collective, and all ranks come to the same result or error.
+        """Apply the accumulated gradient. Collective; all ranks return the same result or raise the same error.
 
         Raises:
-            TeacherScoresError: too many teacher scores are missing; the weights are as before.
-            NonFiniteGradientError: this was one too many updates in a row with a NaN or infinite gradient.
-            EngineError: nothing was accumulated.
+            TeacherScoresError: Too many teacher scores are missing. The weights are unchanged.
+            NonFiniteGradientError: `learner.max_nonfinite_steps` updates in a row had a NaN or infinite gradient.
+            EngineError: No micro-batch was accumulated.
         """
         if self._totals is None:
             raise EngineError(
-                "an optimizer step needs at least one micro-batch, a dummy one where there is nothing to train on"
+                "an update requires at least one micro-batch; got none. Pass a dummy micro-batch if no sample is left"
             )
         totals, self._totals = self._totals.reduced(), None
         counts = totals.counts
@@ -189,26 +180,34 @@ class ZeroTrainer:
         )
 
     def gather_weights(self) -> dict[str, Tensor] | None:
-        """The whole model on the CPU of rank 0 under its Hugging Face names, adapters added; None on other ranks. Collective.
+        """Return all weights on the CPU of rank 0, by Hugging Face name; None on other ranks. Collective.
 
-        Tied embeddings appear once. No GPU ever holds more than its shard, one bucket of whole parameters and the sum of one of them with its adapter. What
-        is trained stays as it is: an adapter is added to a copy of its weight.
+        Adapters are added to their weights. Tied embeddings appear once. Peak memory of a GPU: its shard, one bucket of
+        gathered parameters, and one weight with its adapter added. The trained weights do not change, since an adapter
+        is added to a copy of its weight.
         """
-        return _on_first(self.student_weights())
+        return _copy_to_first(self.weight_source())
 
     def gather_adapters(self) -> dict[str, Tensor] | None:
-        """A and B of every adapted layer on the CPU of rank 0 under peft's names; none without `config.lora`. None on other ranks. Collective."""
-        adapters = self._policy.adapters
-        return _on_first(self._walk(() if adapters is None else adapters.weights()))
+        """Return A and B of every adapter on the CPU of rank 0, by peft's names; None on other ranks. Collective.
 
-    def student_weights(self) -> StudentWeights:
-        """The weights as they are whenever they are walked, adapters added, on this rank's device."""
-        return self._walk(student_weights(self._policy.causal_lm, self._policy.adapters))
+        The result is empty without `config.lora`.
+        """
+        adapters = self._policy.adapters
+        return _copy_to_first(self._source_of(() if adapters is None else adapters.weights()))
+
+    def weight_source(self) -> WeightSource:
+        """Return a source of all weights, adapters added, on this rank's device."""
+        return self._source_of(student_weights(self._policy.causal_lm, self._policy.adapters))
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
-        """Write a checkpoint: trained weights, optimizer state, the place in the schedule, and `state`. Collective; all ranks see the directory.
+        """Write a checkpoint: trained weights, optimizer state, position in the schedule, and `state`. Collective.
 
-        Frozen weights are not in it: they are those of the model that the trainer was made with.
+        Frozen weights are left out, because the trainer loads them from the initial model.
+
+        Args:
+            directory: Directory that all ranks can write to.
+            state: State of the caller, returned by `load`.
         """
         own = {
             "applied_updates": self._applied_updates,
@@ -221,26 +220,30 @@ class ZeroTrainer:
         )
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Take up a checkpoint that `save` wrote with the same number of ranks, ZeRO stage and adapters, and return its `state`. Collective.
+        """Load a checkpoint of `save` and return the caller's state. Collective.
+
+        The number of ranks, the ZeRO stage and the adapters must be those of the checkpoint.
 
         Raises:
-            EngineError: there is none, or it is of a model that trains other weights.
+            EngineError: The directory has no checkpoint, or the checkpoint has other trained weights.
         """
         path, loaded = self._engine.load_checkpoint(str(directory), tag=_CHECKPOINT_TAG, custom_load_fn=_load_trained)
         if path is None:
-            raise EngineError(f"no learner checkpoint in {directory}")
+            raise EngineError(f"expected a learner checkpoint in {directory}; found none")
         self._applied_updates = loaded["trainer"]["applied_updates"]
         self._nonfinite_in_a_row = loaded["trainer"]["nonfinite_in_a_row"]
         self._entropy.restore(loaded["trainer"]["entropy"])
         return dict(loaded["caller"])
 
     def export(self, directory: Path, *, base_model: str | None = None) -> None:
-        """Write a Hugging Face model directory with tokenizer that transformers and vLLM load. Collective; appears whole or not at all.
+        """Write a Hugging Face model directory with tokenizer, which transformers and vLLM can load. Collective.
 
-        A student with adapters is there as their sum with its weights, and the adapters alone are in `adapter/`.
+        The directory appears complete or not at all. Adapters are added to the weights, and are also written separately
+        to the subdirectory `adapter`.
 
         Args:
-            base_model: what the adapters say that they belong to; by default the directory that the student was loaded from.
+            directory: Directory to write.
+            base_model: Base model recorded with the adapters. Defaults to the directory of the initial model.
         """
         weights, adapter_weights = self.gather_weights(), self.gather_adapters()
         if weights is not None and adapter_weights is not None:
@@ -252,8 +255,8 @@ class ZeroTrainer:
                 )
             export_model(weights, self._model_path, directory, adapter=adapter)
 
-    def _walk(self, weights: Iterable[StudentWeight]) -> StudentWeights:
-        return StudentWeights(weights, is_partitioned=self._config.zero_stage == 3)
+    def _source_of(self, weights: Iterable[StudentWeight]) -> WeightSource:
+        return WeightSource(weights, is_partitioned=self._config.zero_stage == 3)
 
     @property
     def _policy(self) -> PolicyModel:
@@ -262,7 +265,7 @@ class ZeroTrainer:
 
     @property
     def _progress(self) -> float:
-        """Share of the run's updates that are done: 0 in the first, 1 in the last."""
+        """Progress of the run, from 0 at the first update to 1 at the last."""
         return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
 
     def _forward(
@@ -277,6 +280,20 @@ class ZeroTrainer:
         return TokenStatistics(
             *self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy)
         )
+
+    def _add_to_totals(self, output: ObjectiveOutput, gap: Tensor, counts: BatchCounts) -> None:
+        totals = UpdateTotals(
+            sums=output.sums,
+            loss=output.loss.detach(),
+            gap_sum=gap.sum(dtype=torch.float64),
+            gap_max=gap.max(),
+            counts=counts,
+            micro_batches=1,
+        )
+        if self._totals is None:
+            self._totals = totals
+        else:
+            self._totals.add(totals)
 
     def _count_update(self, applied: bool, totals: UpdateTotals) -> None:
         if applied:
@@ -293,12 +310,33 @@ class ZeroTrainer:
         )
         if self._nonfinite_in_a_row >= self._config.max_nonfinite_steps:
             raise NonFiniteGradientError(
-                f"{self._nonfinite_in_a_row} optimizer steps in a row had NaN or infinite gradients (learner.max_nonfinite_steps); the weights are those "
-                f"after update {self._applied_updates}. Lower the learning rate, or look at the log-probabilities of the last batch"
+                f"{self._nonfinite_in_a_row} updates in a row had NaN or infinite gradients "
+                f"(learner.max_nonfinite_steps); the weights are those after update {self._applied_updates}. "
+                "Lower the learning rate, or check the log-probabilities of the last batch"
             )
 
 
-def _on_first(weights: StudentWeights) -> dict[str, Tensor] | None:
+def _select(positions: Tensor, column: Any, width: int = 0) -> Tensor:
+    """Return a column of a batch at the given positions, on their device.
+
+    Args:
+        positions: Positions of the row, int64 [N].
+        column: NumPy array, [S], or [S * width] if `width` is not 0.
+        width: Number of entries per position; 0 for a single one without a dimension of its own.
+
+    Returns:
+        [N], or [N, width] if `width` is not 0.
+    """
+    values = torch.from_numpy(column).to(positions.device, non_blocking=True)
+    return (values.view(-1, width) if width else values).index_select(0, positions)
+
+
+def _select_optional(positions: Tensor, column: Any, width: int = 0) -> Tensor | None:
+    return None if column is None else _select(positions, column, width)
+
+
+def _copy_to_first(weights: WeightSource) -> dict[str, Tensor] | None:
+    """Walk a weight source and copy it to the CPU of rank 0. Return None on other ranks. Collective."""
     copied: dict[str, Tensor] = {}
     for name, tensor in weights:
         if dist.get_rank() == 0:
@@ -307,12 +345,16 @@ def _on_first(weights: StudentWeights) -> dict[str, Tensor] | None:
 
 
 def _load_trained(src: dict[str, Tensor], dst: PolicyModel) -> None:
-    """Take up a checkpoint's weights; those that it lacks have to be frozen ones. DeepSpeed names the arguments."""
+    """Load the weights of a checkpoint and check that only frozen ones are missing.
+
+    DeepSpeed passes the arguments by these names.
+    """
     missing, unexpected = dst.load_state_dict(src, strict=False)
     frozen = {name for name, parameter in dst.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     if others := sorted({*missing} - frozen) + list(unexpected):
         raise EngineError(
-            f"the checkpoint is of a model that trains other weights, for example {others[0]}: continue with the run's own learner.lora"
+            f"the trained weights of the checkpoint differ from those of the model, for example {others[0]}; "
+            "resume with the learner.lora settings of the run"
         )
 
 
@@ -322,10 +364,10 @@ def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: boo
         config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(parameter.numel() for parameter in trained)
     )
     if not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without
+        os.environ.setdefault("LOCAL_RANK", "0")  # required by DeepSpeed
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
-    # Its shared-memory collectives are compiled on first use, and a rank that dies in one leaves the others spinning: gloo notices.
+    # DeepSpeed's shared-memory collectives are compiled on first use, and spin forever if a rank dies. gloo raises.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     optimizer = None
@@ -333,7 +375,7 @@ def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: boo
         adamw = settings.pop("optimizer")["params"]
         adamw.pop("torch_adam")
         optimizer = ClippedAdamW(trained, max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
-        settings["gradient_clipping"] = 0.0  # left out, it would be 1
+        settings["gradient_clipping"] = 0.0  # DeepSpeed would use its default of 1 otherwise
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=trained, optimizer=optimizer, config=settings, dist_init_required=False
     )

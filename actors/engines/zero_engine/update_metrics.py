@@ -1,4 +1,4 @@
-"""The metrics of optimizer updates: added up over micro-batches on each rank, then over ranks, then over the updates of a training step."""
+"""Metrics of optimizer updates, summed over micro-batches, then over ranks, then over the updates of a step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from rlad.packing import BatchCounts
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class UpdateTotals:
-    """A share of an optimizer update's metrics, on the device that computed them.
+    """Partial metrics of one optimizer update, on the device that computed them.
 
     Attributes:
-        sums: the objective's.
-        loss: sum of the weighted token losses.
-        gap_sum, gap_max: of |sampler's log-probability - learner's|, over trained tokens; float64 and float32.
-        counts: what went into the micro-batches.
+        sums: Metric sums of the objective.
+        loss: Sum of the weighted token losses, scalar.
+        gap_sum: Sum of |log-probability of the sampler - log-probability of the learner| over trained tokens, float64
+            scalar.
+        gap_max: Maximum of the same, float32 scalar.
+        counts: Token counts of the micro-batches.
+        micro_batches: Number of micro-batches.
     """
 
     sums: MetricSums
@@ -41,7 +44,10 @@ class UpdateTotals:
         self.micro_batches += other.micro_batches
 
     def reduced(self) -> UpdateTotals:
-        """Those of all ranks together, on the CPU: one all-reduce. Each rank's largest gap has a slot of its own, so that a sum carries the maximum too."""
+        """Return the totals over all ranks, on the CPU. Collective.
+
+        Uses a single all-reduce. Each rank has its own slot for its largest gap, so the sum preserves the maxima.
+        """
         sums, device = self.sums.to_tensor(), self.sums.values.device
         slots = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=device)
         slots[dist.get_rank()] = self.gap_max
@@ -64,14 +70,14 @@ class UpdateTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpdateResult:
-    """What one optimizer update did, over all ranks and micro-batches.
+    """Result of one optimizer update, over all ranks and micro-batches.
 
     Attributes:
-        applied: false where the gradient was NaN or infinite: weights, optimizer state and schedule are as before.
-        gradient_norm: before clipping; NaN or infinite where it was not applied.
-        lr: learning rate.
-        entropy_coefficient: of the entropy bonus.
-        totals: of all ranks.
+        applied: False if the gradient was NaN or infinite. Weights, optimizer state and schedule are then unchanged.
+        gradient_norm: Global gradient norm before clipping. NaN or infinite if the update was not applied.
+        lr: Learning rate.
+        entropy_coefficient: Coefficient of the entropy bonus.
+        totals: Totals over all ranks.
     """
 
     applied: bool
@@ -81,26 +87,30 @@ class UpdateResult:
     totals: UpdateTotals
 
 
-def step_metrics(updates: Sequence[UpdateResult]) -> dict[str, float]:
-    """The metrics of a training step's updates, in their order. What has no value, such as the mean norm where no update was applied, is left out.
+def learner_metrics(updates: Sequence[UpdateResult]) -> dict[str, float]:
+    """Return the learner's metrics of one step. Metrics without a value, such as the norm of no update, are left out.
 
-    `learner/logprob_gap_*` is the distance between the sampler's and the learner's log-probabilities of the same tokens under the same weights: engine
-    noise. So it is taken from the first update alone; behind that the learner's weights are no longer those that sampled.
+    `learner/logprob_gap_*` measures engine noise: the difference between the log-probabilities of sampler and learner
+    for the same tokens and weights. It is taken from the first update only, since after that the learner's weights
+    differ from those that sampled the tokens.
+
+    Args:
+        updates: Updates of the step, in order, at least one.
     """
     first, totals = updates[0].totals, [update.totals for update in updates]
-    counts = functools.reduce(BatchCounts.__add__, (each.counts for each in totals))
+    counts = functools.reduce(BatchCounts.__add__, (total.counts for total in totals))
     applied = [update for update in updates if update.applied]
     metrics = {
         "learner/lr": updates[-1].lr,
         "learner/entropy_coefficient": updates[-1].entropy_coefficient,
         "learner/updates": float(len(updates)),
         "learner/nonfinite_updates": float(sum(not update.applied for update in updates)),
-        "learner/micro_batches": float(sum(each.micro_batches for each in totals)),
+        "learner/micro_batches": float(sum(total.micro_batches for total in totals)),
         "learner/tokens": float(counts.trained_tokens),
         "learner/missing_teacher_tokens": float(counts.missing_teacher_tokens),
         "learner/missing_reference_tokens": float(counts.missing_reference_tokens),
         "learner/missing_behaviour_tokens": float(counts.missing_behaviour_tokens),
-        **functools.reduce(MetricSums.add, (each.sums for each in totals)).means(),
+        **functools.reduce(MetricSums.add, (total.sums for total in totals)).means(),
     }
     if applied:
         metrics["learner/loss"] = sum(float(update.totals.loss) for update in applied) / len(applied)

@@ -1,4 +1,4 @@
-"""The student's weights in the one order in which all ranks walk them, gathered bucket by bucket where ZeRO 3 has cut them up."""
+"""Weight source: the student's weights in an order common to all ranks, gathered by bucket under ZeRO stage 3."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ BUCKET_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLayout:
-    """A tensor without its values.
+    """Name, dtype and shape of a tensor.
 
     Attributes:
-        name: in the Hugging Face state dict.
+        name: Name in the Hugging Face state dict.
+        dtype: Data type.
+        shape: Shape of the whole tensor.
     """
 
     name: str
@@ -33,15 +35,16 @@ class TensorLayout:
 
     @property
     def dtype_name(self) -> str:
-        """As vLLM and PyTorch's modules call it, for example `bfloat16`."""
+        """Data type by its name in the `torch` module, which vLLM uses too, for example `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
 
 
-class StudentWeights:
-    """Walks weights, with what adapters add to them.
+class WeightSource:
+    """Iterable over named weights, adapters added. Each pass yields the current values.
 
-    Iterating is collective where the model is partitioned: all ranks walk to the end, or the others wait in a gather. A tensor is the model's own memory
-    (or DeepSpeed's gathered copy of it), to be read before the next one is asked for; where an adapter is added it is a new one.
+    If the model is partitioned, iteration is collective: every rank must walk to the end, or the others wait in a
+    gather. A yielded tensor is the model's memory or DeepSpeed's gathered copy of it, valid until the next one is
+    requested. A weight with an adapter is a new tensor.
     """
 
     def __init__(
@@ -49,16 +52,17 @@ class StudentWeights:
     ) -> None:
         """
         Args:
-            weights: every one once, in the same order on all ranks.
-            is_partitioned: whether ZeRO 3 has cut the parameters up among the ranks.
-            bucket_bytes: of whole parameters that are gathered at once; a weight that is larger with its adapter is gathered alone with it.
+            weights: Weights, each once, in the same order on all ranks.
+            is_partitioned: Whether ZeRO stage 3 has partitioned the parameters.
+            bucket_bytes: Maximum size of the parameters gathered at once, bytes. A weight that exceeds it together with
+                its adapter is gathered on its own.
         """
         self._weights = list(weights)
         self._is_partitioned = is_partitioned
         self._bucket_bytes = bucket_bytes
 
     def layouts(self) -> list[TensorLayout]:
-        """What iterating yields, in that order. Known without gathering anything."""
+        """Return the layouts of the yielded tensors, in order, without gathering them."""
         return [
             TensorLayout(name=weight.name, dtype=weight.parameter.dtype, shape=self._shape(weight.parameter))
             for weight in self._weights
@@ -85,6 +89,5 @@ class StudentWeights:
             yield bucket
 
     def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        return tuple(
-            getattr(parameter, "ds_shape" if self._is_partitioned else "shape")
-        )  # what is left of a partitioned parameter is empty
+        # The shape of a partitioned parameter is empty; DeepSpeed keeps the original one in `ds_shape`.
+        return tuple(getattr(parameter, "ds_shape" if self._is_partitioned else "shape"))

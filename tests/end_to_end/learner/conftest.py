@@ -1,4 +1,4 @@
-"""What tests with real ranks share."""
+"""Fixtures for tests with real learner ranks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def ranks_by_number() -> Iterator[dict[int, Ranks]]:
-    """Processes of one rank and of two, that take trainers' work."""
-    from .learner_ranks import Ranks  # with it comes DeepSpeed, which most tests of this folder need not wait for
+    """Process groups of one and of two ranks, by number of ranks."""
+    from .learner_ranks import Ranks  # imports DeepSpeed, which most tests of this folder do not need
 
     ranks = {size: Ranks(size) for size in (1, 2)}
     yield ranks
-    for each in ranks.values():
-        each.close()
+    for group in ranks.values():
+        group.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real ranks of the learner's engine: processes in a group, and what they are to run."""
+"""Real ranks of the training engine: processes in a process group, and plans of updates for them to run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training
 
 from .learner_reference import OBJECTIVE, Sequences
 
-# With so large an epsilon AdamW's first update is -lr * g / (|g| + 1): it shows the gradient itself, not only its sign.
+# With this epsilon AdamW's first update is -lr * g / (|g| + 1), which shows the gradient itself and not only its sign.
 SHOW_GRADIENT = OptimizerConfig(lr=1.0, eps=1.0, max_gradient_norm=1e9)
 PLAIN = OptimizerConfig(lr=1e-3, eps=1e-3, weight_decay=0.01)
+# Timeout of one function on all ranks. Functions take seconds; the first one also waits for the imports.
+_RUN_TIMEOUT_S = 400
 
 
 def join_process_group(rank: int, size: int, port: int) -> None:
@@ -38,7 +40,7 @@ def join_process_group(rank: int, size: int, port: int) -> None:
 
 
 class Ranks:
-    """Processes that form a process group and run the same function at the same time."""
+    """Process group whose processes run the same function at the same time."""
 
     def __init__(self, size: int) -> None:
         with socket.socket() as probe:
@@ -53,9 +55,9 @@ class Ranks:
         ]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What each rank returned."""
+        """Run a function on all ranks, and return the result of each rank."""
         return [
-            future.result(timeout=120)
+            future.result(timeout=_RUN_TIMEOUT_S)
             for future in [executor.submit(function, *arguments) for executor in self._executors]
         ]
 
@@ -66,10 +68,17 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Plan:
-    """Updates to run: for each update and rank its micro-batches. Every update has `num_responses` responses.
+    """Updates for a trainer to run.
 
     Attributes:
-        poisoned: numbers of updates whose last micro-batch on the last rank overflows.
+        model_path: Directory of the student's initial model.
+        groups: Groups by uid.
+        updates: Micro-batches of each rank, for each update.
+        config: Learner configuration.
+        objective: Configuration of the objective.
+        temperature: Sampling temperature of the groups.
+        dtype: Data type of the weights.
+        poisoned: Indices of updates whose last micro-batch on the last rank overflows.
     """
 
     model_path: Path
@@ -114,14 +123,14 @@ class Plan:
 
 
 def run_plan(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | None]:
-    """In a rank: all updates, then the weights."""
+    """Run a plan on a rank. Return its results and the weights."""
     trainer = plan.trainer()
     results = [plan.run_update(trainer, update) for update in range(len(plan.updates))]
     return results, trainer.gather_weights()
 
 
 def shared_out(sequences: Sequences, ranks: int, micro_batches: int) -> list[list[Sequences]]:
-    """To each rank so many micro-batches, dealt like cards; there may be too few sequences for all."""
+    """Deal sequences round-robin to the micro-batches of each rank. Some micro-batches may be empty."""
     return [
         [sequences[rank + number * ranks :: ranks * micro_batches] for number in range(micro_batches)]
         for rank in range(ranks)

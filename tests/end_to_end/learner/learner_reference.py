@@ -1,4 +1,4 @@
-"""What the learner is compared with: scored groups, and a slow trainer in plain PyTorch that knows no packing, no ranks and no ZeRO."""
+"""Scored groups, and slow reference trainers in plain PyTorch, without packing, ranks or ZeRO."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ OBJECTIVE = {"name": "trrd", "alpha": ALPHA, "eps_low": EPS_LOW, "eps_high": EPS
 def make_groups(
     model_path: Path | str, *, count: int, temperature: float = 1.0, seed: int = 0
 ) -> dict[str, ScoredGroup]:
-    """Groups of three responses of 0 to 25 tokens, whose behaviour and teacher log-probabilities are near those of the model."""
+    """Make groups of three responses of 0 to 25 tokens.
+
+    The behaviour and teacher log-probabilities are close to those of the model.
+    """
     rng = np.random.default_rng(seed)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
     groups = {}
@@ -78,7 +81,7 @@ def sequences_of(groups: Mapping[str, ScoredGroup]) -> list[tuple[str, int]]:
 
 
 def response_logprobs(model: torch.nn.Module, prompt: np.ndarray, response: np.ndarray, temperature: float) -> Tensor:
-    """[N] in the model's precision: one unpacked forward pass, a whole log-softmax."""
+    """Return log-probabilities, [N], in the model's precision, from a forward pass over one sequence."""
     token_ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
     logits = model(token_ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
     return logits.log_softmax(dim=-1).gather(1, token_ids[len(prompt) :, None])[:, 0]
@@ -92,7 +95,7 @@ class ReferenceUpdate:
 
 
 class ReferenceTrainer:
-    """TRRD by hand (arXiv:2602.22495, Eq. 3-5), one response at a time in float64, under `torch.optim.AdamW`."""
+    """TRRD written out (arXiv:2602.22495, Eq. 3-5), one response at a time in float64, with `torch.optim.AdamW`."""
 
     def __init__(self, model_path: Path | str, optimizer: OptimizerConfig, *, temperature: float = 1.0) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
@@ -107,14 +110,14 @@ class ReferenceTrainer:
         )
 
     def update(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> ReferenceUpdate:
-        """One optimizer step on these sequences, at a constant learning rate."""
+        """Run one update on these sequences, at a constant learning rate."""
         loss, gaps = self._backward(groups, sequences)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_gradient_norm)
         self._adamw.step()
         return ReferenceUpdate(loss=loss, gradient_norm=float(norm), gaps=gaps)
 
     def _backward(self, groups: Mapping[str, ScoredGroup], sequences: Sequences) -> tuple[float, Tensor]:
-        """Leaves the gradient of every weight of the model; the loss, and the gaps to the sampler."""
+        """Compute the gradient of every weight. Return the loss, and the gap to the sampler for each token."""
         loss, gaps = torch.zeros((), dtype=torch.float64), []
         for uid, index in sequences:
             scored = groups[uid]
@@ -141,7 +144,9 @@ class ReferenceTrainer:
 
 
 class LoraReferenceTrainer(ReferenceTrainer):
-    """The same for adapters, without any: a dense model whose weights are W + scale B A, and the chain rule. dA = scale B^T dW, dB = scale dW A^T.
+    """Reference trainer for adapters: a dense model with weights W + scale B A, and the chain rule.
+
+    The gradients are dA = scale B^T dW and dB = scale dW A^T.
 
     Attributes:
         adapters: A and B by peft's names, float64.
@@ -185,7 +190,10 @@ class LoraReferenceTrainer(ReferenceTrainer):
 def with_supports(
     model_path: Path | str, groups: Mapping[str, ScoredGroup], *, seed: int = 1
 ) -> dict[str, ScoredGroup]:
-    """The same groups, with the whole distribution of a disturbed model at every token as the teacher's support, and a reference near the sampler."""
+    """Return the groups with full-vocabulary teacher supports and reference scores.
+
+    The teacher's distribution is random; the reference is close to the sampler.
+    """
     rng = np.random.default_rng(seed)
     vocabulary = AutoModelForCausalLM.from_pretrained(model_path).config.vocab_size
     richer = {}
@@ -216,7 +224,10 @@ def with_supports(
 
 
 class PaddedReference:
-    """One optimizer step of any objective through its padded form, over whole log-softmaxes of single responses in float64."""
+    """Reference for one update of any objective.
+
+    Uses the padded form of the objective, over full log-softmaxes of single responses in float64.
+    """
 
     def __init__(self, model_path: Path | str, optimizer: OptimizerConfig) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64, attn_implementation="eager")
@@ -225,16 +236,16 @@ class PaddedReference:
         )
 
     def update(self, groups: Mapping[str, ScoredGroup], objective: Objective[Any]) -> float:
-        """Step on all groups, and return the loss."""
+        """Run one update on all groups, and return the loss."""
         sequences = [(groups[uid], index) for uid, index in sequences_of(groups)]
         longest = max(scored.group.num_tokens for scored, _ in sequences)
         support_size = next(iter(groups.values())).teacher_scores.support_size
-        said: dict[str, list[Tensor]] = {}
+        padded: dict[str, list[Tensor]] = {}
         for scored, index in sequences:
             for name, column in self._columns(scored, index, objective).items():
                 padding = [0, longest - len(column)] if column.ndim == 1 else [0, 0, 0, longest - len(column)]
-                said.setdefault(name, []).append(torch.nn.functional.pad(column, padding))
-        columns = {name: torch.stack(each) for name, each in said.items()}
+                padded.setdefault(name, []).append(torch.nn.functional.pad(column, padding))
+        columns = {name: torch.stack(rows) for name, rows in padded.items()}
         advantages = [
             float(group_advantages(scored.verdicts.rewards, objective.config.advantage_estimator)[index])
             for scored, index in sequences
@@ -294,7 +305,10 @@ class PaddedReference:
 
 
 def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
-    """Of the movement from `start`: |found - expected| / |expected - start|, over all parameters together."""
+    """Return the error relative to the movement from `start`: |found - expected| / |expected - start|.
+
+    The norms are taken over all parameters together.
+    """
     assert found.keys() == expected.keys()
     error = sum(float((found[name].double() - expected[name].double()).square().sum()) for name in expected)
     moved = sum(float((expected[name].double() - start[name].double()).square().sum()) for name in expected)

@@ -1,4 +1,4 @@
-"""Students trained through adapters, under real DeepSpeed on real ranks, against plain PyTorch in float64 without adapters."""
+"""LoRA training under real DeepSpeed on real ranks, compared with dense plain PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SCALE = 2.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Of a trainer, as a rank sees it.
+    """Weights of a trainer, as seen by one rank.
 
     Attributes:
-        published: what goes into the object store; None but on rank 0.
-        adapters: None but on rank 0.
-        frozen: weights by the names that peft gives them.
-        walked: what every rank walks where weights are sent to the engines.
-        declared: name, type and shape of each, as the engines are told beforehand.
+        published: Weights for the object store; None except on rank 0.
+        adapters: Adapter weights; None except on rank 0.
+        frozen: Frozen weights, by peft's names.
+        walked: Weights yielded by the weight source.
+        declared: Name, dtype and shape of each weight, as declared by the weight source.
     """
 
     published: dict[str, Tensor] | None
@@ -57,7 +57,7 @@ def snapshot(trainer: ZeroTrainer) -> Snapshot:
         with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if not parameter.requires_grad:
                 frozen[name] = parameter.detach().clone()
-    weights = trainer.student_weights()
+    weights = trainer.weight_source()
     return Snapshot(
         published=trainer.gather_weights(),
         adapters=trainer.gather_adapters(),
@@ -68,7 +68,7 @@ def snapshot(trainer: ZeroTrainer) -> Snapshot:
 
 
 def run_with_snapshots(plan: Plan) -> tuple[Snapshot, list[UpdateResult], Snapshot]:
-    """In a rank: all updates."""
+    """Run a plan on a rank. Return its results, with snapshots before and after."""
     trainer = plan.trainer()
     before = snapshot(trainer)
     results = [plan.run_update(trainer, update) for update in range(len(plan.updates))]
@@ -76,7 +76,7 @@ def run_with_snapshots(plan: Plan) -> tuple[Snapshot, list[UpdateResult], Snapsh
 
 
 def merged(start: dict[str, Tensor], adapters: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """W + scale B A in float64."""
+    """Return W + scale B A in float64."""
     weights = {name: weight.double() for name, weight in start.items()}
     for name, a in adapters.items():
         if "lora_A" in name:
@@ -86,10 +86,13 @@ def merged(start: dict[str, Tensor], adapters: dict[str, Tensor], scale: float) 
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
-def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
+def test_adapter_training_matches_the_chain_rule_through_dense_weights(
     make_model: MakeModel, ranks_by_number: dict[int, Ranks], stage: int, ranks: int
 ) -> None:
-    """Three updates: in the first only B has a gradient, since B is zero; behind it both have. The frozen weights keep every bit."""
+    """Three updates. In the first only B has a gradient, since B is zero; after it both A and B have one.
+
+    The frozen weights must not change by a single bit.
+    """
     model_path = make_model(tied=stage % 2 == 0)
     groups = make_groups(model_path, count=3)
     optimizer = SHOW_GRADIENT.model_copy(update={"lr": 0.3, "max_gradient_norm": 0.5})
@@ -121,15 +124,15 @@ def test_adapters_are_trained_as_by_the_chain_rule_through_dense_weights(
     exact = merged(start, after.adapters, SCALE)
     for name, weight in after.published.items():
         torch.testing.assert_close(weight.double(), exact[name], rtol=1e-6, atol=1e-7)
-    for seen in (after, *(theirs for *_, theirs in others)):
+    for seen in (after, *(last for *_, last in others)):
         assert seen.declared == [(name, weight.dtype, tuple(weight.shape)) for name, weight in start.items()]
         assert list(seen.walked) == list(start)
         assert all(torch.equal(seen.walked[name], after.published[name]) for name in start), (
-            "sent or published, the engines get the same"
+            "transferred and published weights must be equal"
         )
 
 
-def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(
+def test_adapters_do_not_depend_on_the_number_of_ranks_or_the_stage(
     make_model: MakeModel, ranks_by_number: dict[int, Ranks]
 ) -> None:
     model_path = make_model(tied=False)
@@ -154,7 +157,7 @@ def test_two_ranks_of_any_stage_begin_and_end_with_the_adapters_of_one(
         {"offload_optimizer": True, "zero_stage": 3},
     ],
 )
-def test_offload_and_activation_checkpointing_change_nothing(
+def test_offload_and_activation_checkpointing_do_not_change_the_adapters(
     make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
 ) -> None:
     model_path = make_model(tied=True)
@@ -169,7 +172,7 @@ def test_offload_and_activation_checkpointing_change_nothing(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_restored_checkpoint_without_the_frozen_weights_continues_as_if_nothing_had_happened(
+def test_resuming_from_a_checkpoint_without_frozen_weights_gives_equal_results(
     make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, stage: int
 ) -> None:
     model_path = make_model(tied=stage == 2)
@@ -179,10 +182,10 @@ def test_a_restored_checkpoint_without_the_frozen_weights_continues_as_if_nothin
     )
     plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 2)] * 4, config)
     [(_, _, expected), _] = two_ranks.run(run_with_snapshots, plan)
-    [(found, other), _] = two_ranks.run(run_interrupted, plan, tmp_path)
+    [(found, dense_error), _] = two_ranks.run(run_interrupted, plan, tmp_path)
     assert all(torch.equal(found.published[name], expected.published[name]) for name in expected.published)
     assert all(torch.equal(found.adapters[name], expected.adapters[name]) for name in expected.adapters)
-    assert other == "EngineError"
+    assert dense_error == "EngineError"
     states = [torch.load(path, weights_only=False) for path in tmp_path.rglob("*model_states.pt")]
     assert all("lora_" in name for state in states for name in state["module"])
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -190,7 +193,10 @@ def test_a_restored_checkpoint_without_the_frozen_weights_continues_as_if_nothin
 
 
 def run_interrupted(plan: Plan, directory: Path) -> tuple[Snapshot, str]:
-    """In a rank: half of the updates, a checkpoint, the rest in a new trainer; and what a trainer of all weights says of the checkpoint."""
+    """Run half of the updates, save a checkpoint, and run the rest in a new trainer.
+
+    Also return the type of the error that a trainer without adapters raises for the checkpoint.
+    """
     first = plan.trainer()
     for update in (0, 1):
         plan.run_update(first, update)
@@ -202,14 +208,14 @@ def run_interrupted(plan: Plan, directory: Path) -> tuple[Snapshot, str]:
     try:
         replace(plan, config=plan.config.model_copy(update={"lora": None})).trainer().load(directory)
     except EngineError as error:
-        said = type(error).__name__
+        dense_error = type(error).__name__
     else:
-        said = "took it up"
-    return snapshot(second), said
+        dense_error = "no error"
+    return snapshot(second), dense_error
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_export_is_the_student_for_transformers_and_its_adapter_is_for_peft(
+def test_export_loads_in_transformers_and_its_adapter_loads_in_peft(
     make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, stage: int
 ) -> None:
     model_path = make_model(tied=stage == 3)
@@ -243,7 +249,10 @@ def test_an_export_is_the_student_for_transformers_and_its_adapter_is_for_peft(
 
 
 def run_and_export(plan: Plan, directory: Path) -> tuple[dict[str, Tensor] | None, Tensor]:
-    """In a rank: all updates, the published weights, and the log-probabilities of group g0's first response under them."""
+    """Run a plan on a rank and export the student.
+
+    Return the published weights, and the log-probabilities of the first response of group g0 under them.
+    """
     trainer = plan.trainer()
     for update in range(len(plan.updates)):
         plan.run_update(trainer, update)
@@ -253,12 +262,12 @@ def run_and_export(plan: Plan, directory: Path) -> tuple[dict[str, Tensor] | Non
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_in_bfloat16_the_sum_is_rounded_once_and_small_updates_are_not_lost(
+def test_bfloat16_adapters_keep_small_updates_and_are_merged_with_one_rounding(
     make_model: MakeModel, two_ranks: Ranks, stage: int
 ) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
-    # A's entries are about 0.1, where bfloat16's spacing is 5e-4: without float32 masters an update of 1e-4 would be lost.
+    # A's entries are about 0.1, where the spacing of bfloat16 is 5e-4. An update of 1e-4 needs float32 masters.
     optimizer = PLAIN.model_copy(update={"lr": 1e-4, "eps": 1e-8})
     config = LearnerConfig(zero_stage=stage, optimizer=optimizer, lora=LORA)
     plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)] * 12, config, dtype=torch.bfloat16)
@@ -274,5 +283,5 @@ def test_in_bfloat16_the_sum_is_rounded_once_and_small_updates_are_not_lost(
     exact = merged(start, after.adapters, SCALE)
     for name, weight in after.published.items():
         assert weight.dtype == torch.bfloat16
-        # Half a spacing of bfloat16, which has 8 bits.
+        # Half a spacing of bfloat16, which has 8 significant bits.
         np.testing.assert_array_less((weight.double() - exact[name]).abs(), exact[name].abs() * 2**-8 * 1.01 + 1e-12)

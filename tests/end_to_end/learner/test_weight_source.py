@@ -1,4 +1,4 @@
-"""One walk over the student's parameters, whatever ZeRO has done to them: what is declared is what comes, on every rank, a bucket at a time."""
+"""Weight source under real ZeRO: yields the declared weights on every rank and gathers one bucket at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.engines.zero_engine.lora import Adapter, StudentWeight, student_weights
 from actors.engines.zero_engine.trainer import ZeroTrainer
-from actors.engines.zero_engine.weight_source import StudentWeights, TensorLayout
+from actors.engines.zero_engine.weight_source import TensorLayout, WeightSource
 from rlad.config.learner import LearnerConfig
 from rlad.objectives import build_objective
 from rlad.weight_file import layout_checksum, safetensors_parts
@@ -35,7 +35,7 @@ def two_ranks() -> Iterator[Ranks]:
 
 
 def walk(model_path: Path, stage: int) -> tuple[list[TensorLayout], list[tuple[str, Tensor]], dict[str, Tensor] | None]:
-    """In a rank: what is declared, what comes, and what is gathered for the object store."""
+    """Return the declared layouts, the yielded weights and the gathered weights of a trainer on a rank."""
     trainer = ZeroTrainer(
         model_path=str(model_path),
         dtype=torch.float32,
@@ -44,7 +44,7 @@ def walk(model_path: Path, stage: int) -> tuple[list[TensorLayout], list[tuple[s
         temperature=1.0,
         total_updates=1,
     )
-    weights = trainer.student_weights()
+    weights = trainer.weight_source()
     return weights.layouts(), [(name, tensor.clone()) for name, tensor in weights], trainer.gather_weights()
 
 
@@ -54,7 +54,7 @@ def test_every_rank_walks_the_whole_model_in_the_declared_order(
     make_model: MakeModel, two_ranks: Ranks, stage: int, tied: bool
 ) -> None:
     model_path = make_model(tied=tied)
-    # transformers' own names and order; a tied head has no parameter of its own.
+    # The names and order of transformers. A tied output layer has no parameter of its own.
     expected = dict(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).named_parameters())
     assert ("lm_head.weight" in expected) == (not tied)
     [first, second] = two_ranks.run(walk, model_path, stage)
@@ -69,10 +69,10 @@ def test_every_rank_walks_the_whole_model_in_the_declared_order(
     assert list(gathered) == list(expected)
     assert all(torch.equal(gathered[name], expected[name]) for name in expected)
     published = sum(part.nbytes for part in safetensors_parts(gathered)[1:])
-    assert published == sum(layout.num_bytes for layout in first[0]), "what is sent is what would be published"
+    assert published == sum(layout.num_bytes for layout in first[0]), "the declared size must be the published size"
 
 
-def test_names_types_and_shapes_and_their_order_make_the_checksum() -> None:
+def test_layout_checksum_depends_on_names_dtypes_shapes_and_order() -> None:
     layout = (["a", "b"], ["float32", "bfloat16"], [(2, 3), (4,)])
     changed = [
         (["b", "a"], layout[1], layout[2]),
@@ -81,9 +81,9 @@ def test_names_types_and_shapes_and_their_order_make_the_checksum() -> None:
         (["a"], ["float32"], [(2, 3)]),
     ]
     assert layout_checksum(*layout) == layout_checksum(layout[0], layout[1], [[2, 3], [4]]), (
-        "lists and tuples are alike"
+        "lists and tuples must give the same checksum"
     )
-    assert len({layout_checksum(*layout), *(layout_checksum(*each) for each in changed)}) == 5
+    assert len({layout_checksum(*layout), *(layout_checksum(*other) for other in changed)}) == 5
 
 
 FLOAT = 4
@@ -102,10 +102,8 @@ def partition(model: nn.Module) -> None:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-        "zero_optimization": {
-            "stage": 3,
-            "stage3_param_persistence_threshold": 0,
-        },  # else DeepSpeed keeps parameters as small as these whole
+        # Without this threshold DeepSpeed would not partition parameters as small as these.
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     }
     deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings, dist_init_required=False)
 
@@ -115,7 +113,7 @@ def whole(model: nn.Module) -> list[str]:
 
 
 def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, float]], int]:
-    """In a rank: which parameters are whole at the same time, what is walked, and what is whole at the end."""
+    """Return the sets of parameters gathered at once, the error of each weight, and the number left gathered."""
     torch.manual_seed(1)
     model = nn.Sequential(
         *(nn.Linear(inputs, outputs, bias=False) for inputs, outputs in ((6, 10), (10, 5), (5, 40), (40, 2), (2, 3)))
@@ -124,7 +122,7 @@ def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str
     partition(model)
     assert whole(model) == []
     states, differences = [], []
-    for name, tensor in StudentWeights(student_weights(model, None), is_partitioned=True, bucket_bytes=bucket_bytes):
+    for name, tensor in WeightSource(student_weights(model, None), is_partitioned=True, bucket_bytes=bucket_bytes):
         if not states or states[-1] != whole(model):
             states.append(whole(model))
         differences.append((name, abs(float(tensor.double().sum()) - sums[name])))
@@ -136,12 +134,12 @@ def largest_gathered(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str
     ("bucket_bytes", "buckets"),
     [
         (1, [["0"], ["1"], ["2"], ["3"], ["4"]]),
-        (440, [["0", "1"], ["2"], ["3", "4"]]),  # 240 + 200 just fit; 800 is larger than a bucket and goes alone
+        (440, [["0", "1"], ["2"], ["3", "4"]]),  # 240 + 200 just fit; 800 exceeds a bucket and is gathered on its own
         (439, [["0"], ["1"], ["2"], ["3", "4"]]),
         (1_000_000, [["0", "1", "2", "3", "4"]]),
     ],
 )
-def test_no_more_than_a_bucket_is_whole_at_a_time(
+def test_at_most_one_bucket_is_gathered_at_a_time(
     two_ranks: Ranks, bucket_bytes: int, buckets: list[list[str]]
 ) -> None:
     for states, differences, left in two_ranks.run(largest_gathered, bucket_bytes):
@@ -154,20 +152,23 @@ def test_no_more_than_a_bucket_is_whole_at_a_time(
 
 
 def walk_adapted(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, tuple[int, ...], float]]]:
-    """In a rank: which parameters are whole at the same time, and of each weight its declared shape and how far it is from W + 3 B A."""
+    """Return the sets of parameters gathered at once, and the name, shape and error of each adapted weight.
+
+    The error is the distance from W + 3 B A.
+    """
     torch.manual_seed(1)
     shapes = {"w0": (10, 6), "a0": (2, 6), "b0": (10, 2), "w1": (5, 10), "a1": (2, 10), "b1": (5, 2)}
     start = {name: torch.randn(shape) for name, shape in shapes.items()}
     model = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in start.items()})
     partition(model)
-    weights = StudentWeights(
+    weights = WeightSource(
         [
             StudentWeight(
-                name=f"w{each}",
-                parameter=model[f"w{each}"],
-                adapter=Adapter(a=model[f"a{each}"], b=model[f"b{each}"], scale=3.0),
+                name=f"w{layer}",
+                parameter=model[f"w{layer}"],
+                adapter=Adapter(a=model[f"a{layer}"], b=model[f"b{layer}"], scale=3.0),
             )
-            for each in (0, 1)
+            for layer in (0, 1)
         ],
         is_partitioned=True,
         bucket_bytes=bucket_bytes,
@@ -186,13 +187,13 @@ def walk_adapted(bucket_bytes: int) -> tuple[list[list[str]], list[tuple[str, tu
 
 
 @pytest.mark.parametrize(("bucket_bytes", "buckets"), [(687, ["0", "1"]), (688, ["01"])])
-def test_an_adapter_is_whole_with_its_weight_and_counts_in_the_bucket(
+def test_adapter_is_gathered_with_its_weight_and_counts_in_the_bucket(
     two_ranks: Ranks, bucket_bytes: int, buckets: list[str]
 ) -> None:
-    """A weight, its A and its B have 60 + 12 + 20 and 50 + 20 + 10 numbers of 4 bytes: 688 bytes together."""
+    """Weight, A and B have 60 + 12 + 20 and 50 + 20 + 10 entries of 4 bytes, 688 bytes in total."""
     for states, found in two_ranks.run(walk_adapted, bucket_bytes):
         assert [sorted(state) for state in states] == [
             sorted(f"{kind}{layer}" for kind in "wab" for layer in bucket) for bucket in buckets
         ]
-        assert [each[:2] for each in found] == [("w0", (10, 6)), ("w1", (5, 10))]
+        assert [(name, shape) for name, shape, _ in found] == [("w0", (10, 6)), ("w1", (5, 10))]
         assert max(difference for *_, difference in found) < 1e-5

@@ -1,4 +1,4 @@
-"""The learner's engine under real DeepSpeed, alone and on two real ranks, against plain PyTorch in float64."""
+"""Training engine under real DeepSpeed, on one and two ranks, compared with plain PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
+from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.errors import NonFiniteGradientError, TeacherScoresError
 from rlad.objectives import build_objective
@@ -46,11 +46,11 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("micro_batches", [1, 5])
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_stage(
+def test_gradient_does_not_depend_on_micro_batches_ranks_or_zero_stage(
     make_model: MakeModel, ranks_by_number: dict[int, Ranks], stage: int, ranks: int, micro_batches: int
 ) -> None:
     model_path = make_model(tied=stage % 2 == 0)
-    groups = make_groups(model_path, count=3)  # 9 sequences: with 2 ranks of 5 micro-batches one is a dummy
+    groups = make_groups(model_path, count=3)  # 9 sequences; with 2 ranks of 5 micro-batches one micro-batch is a dummy
     reference = ReferenceTrainer(model_path, SHOW_GRADIENT)
     expected = reference.update(groups, sequences_of(groups))
 
@@ -60,7 +60,7 @@ def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_st
 
     assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
     assert [update.applied for update in results] == [True]
-    metrics = step_metrics(results)
+    metrics = learner_metrics(results)
     assert metrics["learner/loss"] == pytest.approx(expected.loss, abs=1e-6)
     assert metrics["learner/gradient_norm"] == pytest.approx(expected.gradient_norm, rel=1e-5)
     assert metrics["learner/logprob_gap_mean"] == pytest.approx(float(expected.gaps.mean()), rel=1e-4)
@@ -69,15 +69,15 @@ def test_the_gradient_depends_neither_on_the_cut_nor_on_ranks_nor_on_the_zero_st
     assert metrics["learner/micro_batches"] == ranks * micro_batches
     for other_results, other_weights in others:
         assert other_weights is None
-        assert step_metrics(other_results) == metrics
+        assert learner_metrics(other_results) == metrics
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("objective", OTHER_OBJECTIVES, ids=str)
-def test_every_objective_has_the_gradient_of_plain_pytorch_on_two_ranks(
+def test_gradient_of_every_objective_matches_plain_pytorch_on_two_ranks(
     make_model: MakeModel, two_ranks: Ranks, objective: dict[str, Any], stage: int
 ) -> None:
-    """Through model, output layer, packing and ZeRO, against the padded form over a whole log-softmax, one response at a time."""
+    """Compares model, output layer, packing and ZeRO with the padded form, one response at a time."""
     model_path = make_model(tied=False)
     groups = with_supports(model_path, make_groups(model_path, count=3))
     reference = PaddedReference(model_path, SHOW_GRADIENT)
@@ -98,9 +98,7 @@ def test_every_objective_has_the_gradient_of_plain_pytorch_on_two_ranks(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_several_updates_of_changing_size_end_where_plain_adamw_ends(
-    make_model: MakeModel, two_ranks: Ranks, stage: int
-) -> None:
+def test_updates_of_changing_size_match_plain_adamw(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=6, temperature=0.8)
     sequences = sequences_of(groups)
@@ -116,7 +114,7 @@ def test_several_updates_of_changing_size_end_where_plain_adamw_ends(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
+def test_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
     optimizer = SHOW_GRADIENT.model_copy(update={"max_gradient_norm": 0.01, "lr": 100.0})
@@ -131,7 +129,7 @@ def test_a_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, t
         LearnerConfig(zero_stage=stage, optimizer=optimizer),
     )
     [([update], weights), _] = two_ranks.run(run_plan, plan)
-    assert update.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)  # as it was before clipping
+    assert update.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)  # before clipping
     assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
 
 
@@ -143,7 +141,7 @@ def test_a_large_gradient_is_clipped_to_the_global_norm(make_model: MakeModel, t
         {"activation_checkpointing": True, "zero_stage": 3},
     ],
 )
-def test_offload_and_activation_checkpointing_change_nothing(
+def test_offload_and_activation_checkpointing_do_not_change_the_weights(
     make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
 ) -> None:
     model_path = make_model(tied=False)
@@ -152,15 +150,15 @@ def test_offload_and_activation_checkpointing_change_nothing(
     plain = LearnerConfig(zero_stage=settings["zero_stage"], optimizer=PLAIN)
     [(_, expected), _] = two_ranks.run(run_plan, Plan(model_path, groups, updates, plain))
     [(_, found), _] = two_ranks.run(run_plan, Plan(model_path, groups, updates, plain.model_copy(update=settings)))
-    # As everywhere for one gradient computed two ways: float32 weights of which an update changes a hundredth end in rounding, which processors do
-    # differently.
+    # The tolerance for one gradient computed in two ways: an update changes a hundredth of a float32 weight, and the
+    # rounding differs between processors.
     assert relative_error(found, expected, start_weights(model_path)) <= 1e-5
 
 
 @pytest.mark.parametrize(
     "settings", [{"zero_stage": stage} for stage in (0, 1, 2, 3)] + [{"zero_stage": 2, "offload_optimizer": True}]
 )
-def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(
+def test_update_with_an_infinite_gradient_on_one_rank_is_skipped_on_all(
     make_model: MakeModel, two_ranks: Ranks, settings: dict[str, Any]
 ) -> None:
     model_path = make_model(tied=True)
@@ -168,7 +166,7 @@ def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(
     update = shared_out(sequences_of(groups), 2, 2)
     config = LearnerConfig(optimizer=PLAIN.model_copy(update={"schedule": "linear"}), **settings)
     undisturbed = Plan(model_path, groups, [update, update], config)
-    # The schedule's length is that of the undisturbed run, so that the learning rates must agree too.
+    # The schedule has the length of the undisturbed run, so the learning rates must be equal too.
     [(expected_results, expected), _] = two_ranks.run(run_plan, undisturbed)
     results_by_rank = two_ranks.run(run_poisoned, replace(undisturbed, poisoned=[1]))
     for results, _ in results_by_rank:
@@ -179,7 +177,7 @@ def test_an_update_with_an_infinite_gradient_on_one_rank_never_happened(
 
 
 def run_poisoned(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | None]:
-    """In a rank: the plan's two updates, with a poisoned one between them."""
+    """Run the two updates of a plan on a rank, with a poisoned update between them."""
     trainer = plan.trainer()
     results = [
         plan.run_update(trainer, 0),
@@ -190,7 +188,7 @@ def run_poisoned(plan: Plan) -> tuple[list[UpdateResult], dict[str, Tensor] | No
 
 
 def error_of_plan(plan: Plan) -> str:
-    """In a rank: the error that ends the plan, and whether the weights still are those of the file."""
+    """Run a plan on a rank. Return its error, and whether the weights are still the initial ones."""
     trainer = plan.trainer()
     try:
         for update in range(len(plan.updates)):
@@ -202,7 +200,7 @@ def error_of_plan(plan: Plan) -> str:
     return "no error"
 
 
-def test_too_many_infinite_gradients_in_a_row_end_the_run_on_all_ranks(make_model: MakeModel, two_ranks: Ranks) -> None:
+def test_too_many_infinite_gradients_in_a_row_end_all_ranks(make_model: MakeModel, two_ranks: Ranks) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
     updates = [shared_out(sequences_of(groups), 2, 1)] * 3
@@ -214,7 +212,7 @@ def test_too_many_infinite_gradients_in_a_row_end_the_run_on_all_ranks(make_mode
     assert two_ranks.run(error_of_plan, Plan(model_path, groups, updates, config, poisoned=[0, 2])) == ["no error"] * 2
 
 
-def test_missing_teacher_scores_of_one_rank_end_the_run_on_all_before_the_weights_move(
+def test_missing_teacher_scores_on_one_rank_end_all_ranks_before_the_update(
     make_model: MakeModel, two_ranks: Ranks
 ) -> None:
     model_path = make_model(tied=True)
@@ -234,7 +232,7 @@ def test_missing_teacher_scores_of_one_rank_end_the_run_on_all_before_the_weight
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(
+def test_resuming_from_a_checkpoint_gives_equal_results(
     make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, stage: int
 ) -> None:
     model_path = make_model(tied=stage == 2)
@@ -247,12 +245,14 @@ def test_a_restored_checkpoint_continues_as_if_nothing_had_happened(
     [(expected_results, expected), _] = two_ranks.run(run_plan, plan)
     [(results, weights, state), (_, _, other_state)] = two_ranks.run(run_interrupted, plan, tmp_path)
     assert state == other_state == {"step": 2}
-    assert [step_metrics([result]) for result in results] == [step_metrics([result]) for result in expected_results]
+    assert [learner_metrics([result]) for result in results] == [
+        learner_metrics([result]) for result in expected_results
+    ]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def run_interrupted(plan: Plan, directory: Path) -> tuple[list[UpdateResult], dict[str, Tensor] | None, dict[str, Any]]:
-    """In a rank: half of the updates, a checkpoint, the rest in a new trainer."""
+    """Run half of the updates on a rank, save a checkpoint, and run the rest in a new trainer."""
     first = plan.trainer()
     results = [plan.run_update(first, update) for update in (0, 1)]
     first.save(directory, {"step": 2})
@@ -264,7 +264,7 @@ def run_interrupted(plan: Plan, directory: Path) -> tuple[list[UpdateResult], di
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_exported_model_is_the_trained_one_for_plain_transformers(
+def test_exported_model_loads_in_transformers_with_the_trained_weights(
     make_model: MakeModel, two_ranks: Ranks, tmp_path: Path, tied: bool, stage: int
 ) -> None:
     model_path = make_model(tied=tied)
@@ -292,7 +292,7 @@ def test_an_exported_model_is_the_trained_one_for_plain_transformers(
 
 
 def run_and_export(plan: Plan, directory: Path) -> tuple[dict[str, Tensor] | None, Tensor]:
-    """In a rank: all updates, the weights, and the log-probabilities of group g0's first response under them."""
+    """Run a plan and export. Return the weights, and the log-probabilities of the first response of group g0."""
     trainer = plan.trainer()
     for update in range(len(plan.updates)):
         plan.run_update(trainer, update)
@@ -301,26 +301,24 @@ def run_and_export(plan: Plan, directory: Path) -> tuple[dict[str, Tensor] | Non
     return trainer.gather_weights(), trainer.policy_logprobs(batch)
 
 
-def test_a_recomputed_pi_old_makes_the_first_ratio_to_it_one(make_model: MakeModel, two_ranks: Ranks) -> None:
+def test_recomputed_pi_old_makes_the_first_ratio_one(make_model: MakeModel, two_ranks: Ranks) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=2)
     metrics = {}
     for pi_old in ("rollout", "recompute"):
         plan = Plan(model_path, groups, [shared_out(sequences_of(groups), 2, 1)], LearnerConfig(pi_old=pi_old))
         [(results, _), _] = two_ranks.run(run_plan, plan)
-        metrics[pi_old] = step_metrics(results)
+        metrics[pi_old] = learner_metrics(results)
     assert metrics["recompute"]["objective/log_ratio_behaviour_abs_mean"] == 0
     assert metrics["rollout"]["objective/log_ratio_behaviour_abs_mean"] > 0.1
     assert metrics["recompute"]["learner/logprob_gap_mean"] == metrics["rollout"]["learner/logprob_gap_mean"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_weights_are_trained_through_float32_masters(
-    make_model: MakeModel, two_ranks: Ranks, stage: int
-) -> None:
+def test_bfloat16_weights_are_trained_with_float32_masters(make_model: MakeModel, two_ranks: Ranks, stage: int) -> None:
     model_path = make_model(tied=True)
     groups = make_groups(model_path, count=3)
-    # Each update is below half of bfloat16's spacing at a weight of 0.2, 5e-4: without masters all of them would be lost.
+    # Each update is below 5e-4, half of the spacing of bfloat16 at a weight of 0.2. Without masters all would be lost.
     optimizer = OptimizerConfig(lr=2e-4)
     updates = [shared_out(sequences_of(groups), 2, 1)] * 12
     config = LearnerConfig(zero_stage=stage, optimizer=optimizer, max_nonfinite_steps=1)

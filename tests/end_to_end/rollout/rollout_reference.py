@@ -1,4 +1,4 @@
-"""What a sampled group must be, computed with plain transformers; and requests to sample one."""
+"""Requests for groups, and reference log-probabilities of sampled groups from plain transformers."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ def load_policy(directory: Path) -> torch.nn.Module:
 
 
 def endless_prompt(policy: Any, length: int) -> np.ndarray:
-    """A prompt that `policy` continues greedily for `length` tokens without stopping."""
+    """Return a prompt that a policy continues greedily for `length` tokens without stopping."""
     for first in range(2, 30):
         prompt = np.array([first, 18, 10, 19], np.int32)
         continued = policy.generate(torch.tensor(prompt).long()[None], max_new_tokens=length, do_sample=False)
         if continued.shape[1] == len(prompt) + length:
             return prompt
-    raise AssertionError("every greedy continuation of this random model stops: take another seed")
+    raise AssertionError("every greedy continuation of this random model stops; use another seed")
 
 
 def token_logprobs(policy: torch.nn.Module, group: RolloutGroup, *, top_p: float = 1.0) -> np.ndarray:
-    """Log-probability of every response token at the group's temperature, one response at a time, in float64 after the logits: [N]."""
+    """Return the log-probability of every response token at the group's temperature, float64 [N].
+
+    Runs one response at a time. The logits are in the policy's precision.
+    """
     parts = []
     for index in range(group.num_responses):
         response = group.response_ids[group.response(index)]
@@ -61,12 +64,12 @@ def token_logprobs(policy: torch.nn.Module, group: RolloutGroup, *, top_p: float
 
 
 def largest_gap(policy: torch.nn.Module, group: RolloutGroup, *, top_p: float = 1.0) -> float:
-    """The largest difference between the engine's log-probabilities and those of `policy`."""
+    """Return the largest difference between the log-probabilities of a group and those of a policy."""
     return float(np.abs(token_logprobs(policy, group, top_p=top_p) - group.behaviour_logprobs).max())
 
 
 def _cut(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the fewest most likely tokens whose mass reaches `top_p`."""
+    """Keep the smallest set of most likely tokens whose probability reaches `top_p`."""
     probabilities, order = logits.softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)

@@ -1,4 +1,4 @@
-"""The rollout pool over a real vLLM engine on CPU."""
+"""Rollout pool with a real vLLM engine on CPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def policy(model: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def endless(policy) -> dict[str, object]:
-    """Changes that make a request of half a million tokens, some 40 s of work on two cores."""
+    """Changes to a request that make it half a million tokens long, about 40 s of work on two cores."""
     return {
         "prompt_ids": endless_prompt(policy, 480),
         "num_responses": 1024,
@@ -75,7 +75,7 @@ async def sample(pool: RolloutPool, **changes: object) -> RolloutGroup:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-async def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(
+async def test_logprobs_match_transformers_at_the_sampling_temperature(
     pool: RolloutPool, policy, temperature: float
 ) -> None:
     group = await sample(pool, temperature=temperature, num_responses=16)
@@ -83,7 +83,7 @@ async def test_log_probabilities_are_those_of_transformers_at_the_sampling_tempe
     assert largest_gap(policy, group) <= 1e-4
 
 
-async def test_a_response_that_stops_ends_with_its_end_of_sequence_token(pool: RolloutPool) -> None:
+async def test_untruncated_response_ends_with_the_end_of_sequence_token(pool: RolloutPool) -> None:
     group = await sample(pool, num_responses=32)
     reasons = {FinishReason(reason) for reason in group.finish_reasons}
     assert reasons == {FinishReason.STOP, FinishReason.LENGTH}
@@ -96,7 +96,7 @@ async def test_a_response_that_stops_ends_with_its_end_of_sequence_token(pool: R
             assert response.index(EOS) == len(response) - 1
 
 
-async def test_the_driver_gets_lengths_and_a_reference_but_no_tokens(pool: RolloutPool) -> None:
+async def test_summary_has_lengths_and_a_reference_to_the_group(pool: RolloutPool) -> None:
     before = {stats.worker: stats for stats in pool.stats()}
     sampled = await pool.sample(request(uid="set:1:7", attempt=2, num_responses=4))
     group = RolloutGroup.from_columns(await sampled.group_ref)
@@ -116,7 +116,7 @@ async def test_the_driver_gets_lengths_and_a_reference_but_no_tokens(pool: Rollo
     assert after.generated_tokens - so_far == group.num_tokens
 
 
-async def test_greedy_sampling_takes_the_most_likely_token_and_reports_temperature_one(
+async def test_greedy_sampling_selects_the_most_likely_token_and_reports_temperature_one(
     pool: RolloutPool, policy
 ) -> None:
     first, second = (
@@ -132,33 +132,33 @@ async def test_greedy_sampling_takes_the_most_likely_token_and_reports_temperatu
     assert first.response_ids.tolist() == most_likely.tolist()
 
 
-async def test_top_p_gives_log_probabilities_of_the_cut_distribution(pool: RolloutPool, policy) -> None:
+async def test_top_p_reports_logprobs_of_the_truncated_distribution(pool: RolloutPool, policy) -> None:
     group = await sample(pool, top_p=0.8, temperature=0.6)
     assert largest_gap(policy, group, top_p=0.8) <= 1e-4
-    assert (group.behaviour_logprobs > token_logprobs(policy, group) + 1e-3).any(), "some tokens were cut"
+    assert (group.behaviour_logprobs > token_logprobs(policy, group) + 1e-3).any(), "no token was truncated"
 
 
-async def test_a_seed_and_a_uid_decide_the_responses(pool: RolloutPool) -> None:
+async def test_seed_and_uid_determine_the_responses(pool: RolloutPool) -> None:
     first, again, other = [await sample(pool, uid=uid, seed=5) for uid in ("a", "a", "b")]
     assert first.response_ids.tolist() == again.response_ids.tolist()
     assert first.response_ids.tolist() != other.response_ids.tolist()
     responses = {tuple(first.response_ids[first.response(index)]) for index in range(first.num_responses)}
-    assert len(responses) > 4, "each response of a group has a stream of its own; short ones may coincide"
+    assert len(responses) > 4, "responses of a group must have separate random streams; short ones may coincide"
 
 
-async def test_groups_sampled_at_the_same_time_are_kept_apart(pool: RolloutPool, policy) -> None:
+async def test_concurrent_groups_are_not_mixed_up(pool: RolloutPool, policy) -> None:
     prompts = [np.array([2 + index, 18, 10], np.int32) for index in range(16)]
     sampled = await asyncio.gather(
         *(pool.sample(request(uid=f"g{index}", prompt_ids=prompt)) for index, prompt in enumerate(prompts))
     )
-    for index, one in enumerate(sampled):
-        group = RolloutGroup.from_columns(await one.group_ref)
+    for index, summary in enumerate(sampled):
+        group = RolloutGroup.from_columns(await summary.group_ref)
         assert group.uid == f"g{index}"
         assert group.prompt_ids.tolist() == prompts[index].tolist()
         assert largest_gap(policy, group) <= 1e-4
 
 
-async def test_a_request_longer_than_the_engine_takes_is_refused_with_the_setting_to_raise(pool: RolloutPool) -> None:
+async def test_refusal_of_a_long_request_names_the_setting_to_raise(pool: RolloutPool) -> None:
     with pytest.raises(
         EngineError,
         match=r"a prompt of 8 tokens with up to 505 response tokens exceeds the engines' limit of 512 tokens: raise rollout\.max",
@@ -166,13 +166,13 @@ async def test_a_request_longer_than_the_engine_takes_is_refused_with_the_settin
         await pool.sample(request(max_response_tokens=505))
 
 
-async def test_what_vllm_refuses_comes_back_as_one_clear_error_and_costs_no_worker(pool: RolloutPool) -> None:
+async def test_request_refused_by_vllm_raises_and_keeps_the_worker(pool: RolloutPool) -> None:
     with pytest.raises(EngineError, match="top_p"):
         await pool.sample(request(top_p=1.5))
     assert (await pool.sample(request())).worker == "rollout-0"
 
 
-async def test_weights_do_not_change_under_a_group_in_flight(pool: RolloutPool, policy) -> None:
+async def test_weight_update_is_refused_while_a_group_is_in_flight(pool: RolloutPool, policy) -> None:
     sampling = asyncio.create_task(pool.sample(request()))
     await asyncio.sleep(0)
     with pytest.raises(EngineError, match="cannot update weights to version 1: 1 groups are in flight"):
@@ -180,13 +180,13 @@ async def test_weights_do_not_change_under_a_group_in_flight(pool: RolloutPool, 
     assert (await sampling).oldest_version == 0
 
 
-async def test_a_group_past_its_deadline_is_taken_out_of_the_engine(pool: RolloutPool, endless) -> None:
+async def test_group_past_its_deadline_is_aborted_in_the_engine(pool: RolloutPool, endless) -> None:
     with pytest.raises(DeadlineError, match=r"slow attempt 1: rollout-0 did not finish the group within 8 s"):
         await pool.sample(request(uid="slow", attempt=1, **endless))
-    await sample(pool)  # within its deadline, which it could not be behind those
+    await sample(pool)  # would miss its deadline if the engine were still sampling the aborted group
 
 
-async def test_a_group_whose_caller_gave_up_is_taken_out_of_the_engine(pool: RolloutPool, endless) -> None:
+async def test_cancelled_group_is_aborted_in_the_engine(pool: RolloutPool, endless) -> None:
     sampling = asyncio.create_task(pool.sample(request(**endless)))
     await sample(pool, num_responses=1)
     sampling.cancel()
@@ -195,13 +195,13 @@ async def test_a_group_whose_caller_gave_up_is_taken_out_of_the_engine(pool: Rol
     await sample(pool)
 
 
-async def test_lost_processes(pool: RolloutPool, policy, make_model, endless) -> None:
-    """The last test of the file, because it uses up the pool: its one restart, then its last worker."""
+async def test_lost_processes_end_the_worker_and_then_the_pool(pool: RolloutPool, policy, make_model, endless) -> None:
+    """Last test of the file, because it uses up the pool: its only restart, then its last worker."""
     new_policy = load_policy(make_model(tied=True, seed=1))
     await pool.update_weights(publish(new_policy.state_dict(), 7))
     kept = await pool.sample(request())
 
-    # The worker's process is killed while it samples.
+    # Kill the worker's process while it samples.
     worker = _worker_process()
     engine = worker.children(recursive=True)
     assert len(engine) >= 1
@@ -210,19 +210,19 @@ async def test_lost_processes(pool: RolloutPool, policy, make_model, endless) ->
     worker.send_signal(signal.SIGKILL)
     with pytest.raises(WorkerLostError, match="rollout-0 was lost"):
         await sampling
-    _, alive = await asyncio.to_thread(psutil.wait_procs, engine, 20)
-    assert not alive, "the engine's processes go with the worker"
+    _, alive = await asyncio.to_thread(psutil.wait_procs, engine, 120)
+    assert not alive, "the engine's processes must end with the worker"
     group = RolloutGroup.from_columns(await kept.group_ref)
-    assert largest_gap(new_policy, group) <= 1e-4, "what it had sampled outlives it"
+    assert largest_gap(new_policy, group) <= 1e-4, "a sampled group must outlive its worker"
 
-    # Its replacement comes with the newest weights.
+    # The replacement has the newest weights.
     sampled = await pool.sample(request())
     assert (sampled.worker, sampled.oldest_version) == ("rollout-1", 7)
     group = RolloutGroup.from_columns(await sampled.group_ref)
     assert largest_gap(new_policy, group) <= 1e-4
     assert largest_gap(policy, group) > 0.1
 
-    # The engine's process alone is killed: the worker is of no use without it.
+    # Kill only the engine's process. The worker cannot work without it.
     sampling = asyncio.create_task(pool.sample(request(**endless)))
     await pool.sample(request(num_responses=1))
     for process in _worker_process().children(recursive=True):

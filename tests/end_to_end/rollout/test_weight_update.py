@@ -1,4 +1,4 @@
-"""New weights in running vLLM engines, checked against plain transformers: tied and untied embeddings."""
+"""Weight updates of running vLLM engines through the object store, compared with plain transformers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ from .rollout_reference import endless_prompt, largest_gap, load_policy, request
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
-# Longer than a block of vLLM's prefix cache on CPU (128 tokens), so that a second request finds the first one's keys and values.
+# Longer than a block of vLLM's prefix cache on CPU (128 tokens), so a second request reuses the first one's cache.
 LONG_PROMPT = (np.arange(200) % 27 + 2).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
-    """The tied pool has two workers on this node; the untied worker is an actor by itself, which shows what a pool would hide by replacing it."""
+    """Engines under test.
+
+    Attributes:
+        tied: Pool of two workers on this node, whose model has tied embeddings.
+        untied: Single worker without a pool, whose model has untied embeddings. A pool would hide its errors by
+            replacing it.
+    """
 
     tied: RolloutPool
     untied: Any
@@ -72,7 +78,7 @@ async def engines(cluster: None, make_model) -> AsyncIterator[Engines]:
     yield Engines(tied=pool, untied=worker)
     await worker.close.remote()
     await pool.close()
-    assert not in_shared_memory("rlad-test-*"), "nothing stays there"
+    assert not in_shared_memory("rlad-test-*"), "the pool and the worker must remove their files"
 
 
 def in_shared_memory(pattern: str) -> list[Path]:
@@ -85,13 +91,13 @@ async def sample(worker: Any, **changes: object) -> RolloutGroup:
 
 
 async def sample_on_both(pool: RolloutPool, **changes: object) -> list[RolloutGroup]:
-    """A group of each of the pool's two workers."""
+    """Sample a group on each of the pool's two workers."""
     sampled = await asyncio.gather(*(pool.sample(request(uid=f"g{index}", **changes)) for index in range(2)))
-    assert {one.worker for one in sampled} == {"rollout-0", "rollout-1"}
-    return [RolloutGroup.from_columns(await one.group_ref) for one in sampled]
+    assert {summary.worker for summary in sampled} == {"rollout-0", "rollout-1"}
+    return [RolloutGroup.from_columns(await summary.group_ref) for summary in sampled]
 
 
-async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines, make_model) -> None:
+async def test_tied_weights_are_loaded_by_every_worker_from_one_file(engines: Engines, make_model) -> None:
     old, new = (load_policy(make_model(tied=True, seed=seed)) for seed in (0, 1))
     for group in await sample_on_both(engines.tied):
         assert largest_gap(old, group) <= 1e-4
@@ -104,11 +110,11 @@ async def test_tied_weights_reach_every_worker_through_one_file(engines: Engines
             assert largest_gap(other, group) > 0.1
         files = in_shared_memory("rlad-test-tied/*.safetensors")
         assert [file.name for file in files] == [f"v{version}-{publication.manifest.checksum}.safetensors"], (
-            "one for both workers, and no older one"
+            "one file for both workers, and no older one"
         )
 
 
-async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> None:
+async def test_untied_weights_are_loaded(engines: Engines, make_model) -> None:
     old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (0, 1))
     assert largest_gap(old, await sample(engines.untied)) <= 1e-4
     publication = publish(new.state_dict(), 1)
@@ -119,10 +125,8 @@ async def test_untied_weights_reach_the_worker(engines: Engines, make_model) -> 
     assert largest_gap(old, group) > 0.1
 
 
-async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from_is_written_over(
-    engines: Engines, make_model
-) -> None:
-    """What the engine still has of the file is a mapping that the next version is written to."""
+async def test_overwriting_the_weight_file_does_not_change_the_loaded_model(engines: Engines, make_model) -> None:
+    """The engine keeps the file mapped, and the next version is written into that mapping."""
     policy = load_policy(make_model(tied=False, seed=2))
     publication = publish(policy.state_dict(), 2)
     await engines.untied.update_weights.remote(publication)
@@ -135,19 +139,19 @@ async def test_the_model_keeps_its_weights_when_the_file_that_it_was_loaded_from
     inode = file.stat().st_ino
     await engines.untied.update_weights.remote(publish(next_policy.state_dict(), 3))
     [file] = in_shared_memory("rlad-test-untied/*.safetensors")
-    assert file.stat().st_ino == inode, "written over"
+    assert file.stat().st_ino == inode, "the file must be overwritten in place"
     assert largest_gap(next_policy, await sample(engines.untied)) <= 1e-4
 
 
-async def test_cached_keys_and_values_of_old_weights_do_not_serve_new_ones(engines: Engines, make_model) -> None:
+async def test_prefix_cache_of_old_weights_is_not_used_with_new_ones(engines: Engines, make_model) -> None:
     for version in (3, 4):
         policy = load_policy(make_model(tied=False, seed=version))
         await engines.untied.update_weights.remote(publish(policy.state_dict(), version))
-        for _ in range(2):  # the second finds the first one's prefix in the cache
+        for _ in range(2):  # the second request finds its prefix in the cache
             assert largest_gap(policy, await sample(engines.untied, prompt_ids=LONG_PROMPT)) <= 1e-4
 
 
-async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_old_ones_keys_and_values(
+async def test_update_during_generation_continues_with_new_weights_and_old_keys_and_values(
     engines: Engines, make_model
 ) -> None:
     old, new = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
@@ -160,7 +164,7 @@ async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_ol
         "temperature": 0.7,
     }
     sampling = asyncio.create_task(sample(engines.untied, **long))
-    await sample(engines.untied, num_responses=1, max_response_tokens=8)  # the long ones are being decoded beside it
+    await sample(engines.untied, num_responses=1, max_response_tokens=8)  # during the long request
     await engines.untied.update_weights.remote(publish(new.state_dict(), 9))
     after = asyncio.create_task(sample(engines.untied, uid="after", prompt_ids=long["prompt_ids"], num_responses=2))
 
@@ -171,16 +175,17 @@ async def test_weights_that_come_in_mid_generation_sample_the_rest_behind_the_ol
         assert (np.diff(versions) >= 0).all()
         expected = logprobs_across_an_update(old, new, group, index, first_of_new=int((versions == 8).sum()))
         np.testing.assert_allclose(group.behaviour_logprobs[group.response(index)], expected, atol=1e-4, rtol=0)
-    assert largest_gap(new, await after) <= 1e-4, (
-        "the old weights' keys and values of the same prompt do not serve a new request"
-    )
+    assert largest_gap(new, await after) <= 1e-4, "a new request must not use the keys and values of the old weights"
 
 
 def logprobs_across_an_update(
     old: torch.nn.Module, new: torch.nn.Module, group: RolloutGroup, index: int, *, first_of_new: int
 ) -> np.ndarray:
-    """Log-probabilities of a response whose tokens from `first_of_new` on are sampled by `new`, which sees the keys and values that `old` made of all
-    but the last token before."""
+    """Return log-probabilities, [N], of a response that was sampled across a weight update.
+
+    Tokens from `first_of_new` on are sampled by `new`. It uses the keys and values that `old` computed for all but the
+    last of the earlier tokens.
+    """
     response = group.response_ids[group.response(index)]
     ids = torch.tensor(np.concatenate([group.prompt_ids, response]), dtype=torch.long)[None]
     start = len(group.prompt_ids)
@@ -200,7 +205,7 @@ async def test_weights_published_in_bfloat16_are_cast(engines: Engines, make_mod
     assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
 
 
-async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_ones_stay(
+async def test_weights_that_differ_from_the_publication_are_refused_and_the_old_ones_kept(
     engines: Engines, make_model
 ) -> None:
     policy, other = (load_policy(make_model(tied=False, seed=seed)) for seed in (6, 7))
@@ -209,11 +214,11 @@ async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_o
     weights = other.state_dict()
     forged = {
         "checksum": replace(good, manifest=replace(good.manifest, checksum="0" * 32)),
-        "bytes were published": replace(good, manifest=replace(good.manifest, num_bytes=good.manifest.num_bytes + 1)),
+        r"expected \d+ bytes": replace(good, manifest=replace(good.manifest, num_bytes=good.manifest.num_bytes + 1)),
         "k_proj": publish(
             {name: tensor for name, tensor in weights.items() if "layers.1.self_attn.k_proj" not in name}, 7
         ),
-        "unknown or of another shape: .*embed_tokens": publish(
+        "unknown or have a different shape: .*embed_tokens": publish(
             weights | {"model.embed_tokens.weight": torch.zeros(7, 64)}, 7
         ),
     }
@@ -223,15 +228,15 @@ async def test_weights_that_are_not_what_was_published_are_refused_and_the_old_o
         assert await engines.untied.version.remote() == 6
         assert largest_gap(policy, await sample(engines.untied)) <= 1e-4
     await engines.untied.update_weights.remote(good)
-    assert largest_gap(other, await sample(engines.untied)) <= 1e-4, "a refused file is not in the way of the right one"
+    assert largest_gap(other, await sample(engines.untied)) <= 1e-4, "a refused file must not block the right one"
 
 
-async def test_a_file_changed_on_its_way_is_refused(engines: Engines, make_model) -> None:
+async def test_corrupted_weight_file_is_refused(engines: Engines, make_model) -> None:
     publication = publish(load_policy(make_model(tied=False, seed=8)).state_dict(), 8)
-    content = np.concatenate([part for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=10)])
+    content = np.concatenate([part for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=60)])
     content[-1] ^= 1  # one bit of one weight
     content.tofile(f"/dev/shm/rlad-test-untied/v8-{publication.manifest.checksum}.safetensors")
-    with pytest.raises(WeightsMismatchError, match="published with checksum"):
+    with pytest.raises(WeightsMismatchError, match="expected checksum"):
         await engines.untied.update_weights.remote(publication)
     assert await engines.untied.version.remote() == 7
-    assert await engines.untied.update_weights.remote(publication) == publication.manifest, "the bad file is gone"
+    assert await engines.untied.update_weights.remote(publication) == publication.manifest, "the file must be replaced"

@@ -263,7 +263,7 @@ async def test_another_temperature(
     np.testing.assert_allclose(
         (await score(transformers_teacher, group)).logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0
     )
-    with pytest.raises(EngineError, match="scores at temperature 1 only, the group was sampled at 0.6"):
+    with pytest.raises(EngineError, match="scores at temperature 1 only; the group was sampled at 0.6"):
         await score(vllm_teacher, group)
 
 

@@ -10,12 +10,14 @@ from rlad.errors import EngineError
 from rlad.model_fingerprint import model_fingerprint
 
 
-def test_same_content_elsewhere_has_the_same_fingerprint(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_copy_of_a_model_has_the_same_fingerprint(make_model: Callable[..., Path], tmp_path: Path) -> None:
     copy = shutil.copytree(make_model(), tmp_path / "renamed")
     assert model_fingerprint(copy, tokenizer="a") == model_fingerprint(make_model(), tokenizer="a")
 
 
-def test_weights_shape_and_tokenizer_each_change_it(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_fingerprint_depends_on_weights_configuration_and_tokenizer(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     reference = make_model()
     one_bit = shutil.copytree(reference, tmp_path / "one_bit")
     weights = bytearray((one_bit / "model.safetensors").read_bytes())

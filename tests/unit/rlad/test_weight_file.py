@@ -1,4 +1,4 @@
-"""The file of weights: the safetensors format, the checksum over buckets, and who maps it."""
+"""Weight file: safetensors format, checksum over buckets, and memory mapping."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def file_of(tensors: dict[str, torch.Tensor]) -> bytes:
     return b"".join(part.tobytes() for part in safetensors_parts(tensors))
 
 
-def test_published_bytes_are_the_safetensors_file_of_the_tensors() -> None:
-    assert file_of(TENSORS) == save(TENSORS), "what the format's own writer makes"
+def test_parts_form_the_file_of_the_safetensors_library() -> None:
+    assert file_of(TENSORS) == save(TENSORS)
 
 
 @pytest.mark.parametrize(
@@ -37,38 +37,40 @@ def test_published_bytes_are_the_safetensors_file_of_the_tensors() -> None:
     [torch.int64, torch.float16, torch.int16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool],
     ids=str,
 )
-def test_every_type_of_tensor_comes_back(dtype: torch.dtype) -> None:
+def test_every_dtype_is_read_back(dtype: torch.dtype) -> None:
     tensor = torch.tensor([[0, 1], [1, 0]]).to(dtype)
     back = load(file_of({"w": tensor, "other": torch.ones(3)}))["w"]
     assert back.dtype == dtype
     assert torch.equal(back.float(), tensor.float())
 
 
-def test_a_type_that_no_file_can_hold_is_refused() -> None:
-    with pytest.raises(EngineError, match=r"weights of type torch\.complex64 cannot be published, w is"):
+def test_dtype_outside_the_format_is_refused() -> None:
+    with pytest.raises(
+        EngineError, match=r"weight w has dtype torch\.complex64, which cannot be published; supported: torch\."
+    ):
         safetensors_parts({"w": torch.zeros(1, dtype=torch.complex64)})
 
 
-def test_what_is_published_is_the_tensors_own_memory() -> None:
+def test_parts_are_views_of_the_tensors_memory() -> None:
     tensor = torch.zeros(5)
     _, view = safetensors_parts({"w": tensor})
     tensor[0] = 1
     assert view.view(np.float32).tolist() == [1, 0, 0, 0, 0]
 
 
-def test_tied_weights_are_published_once_under_their_first_name() -> None:
+def test_tied_weights_are_stored_once_under_their_first_name() -> None:
     shared = torch.ones(2, 2)
     assert list(load(file_of({"embed": shared, "head": shared}))) == ["embed"]
 
 
-def test_a_transposed_view_is_published_by_its_values() -> None:
+def test_transposed_view_is_stored_by_its_values() -> None:
     weight = torch.arange(4.0).reshape(2, 2)
     back = load(file_of({"w": weight, "w_transposed": weight.T}))
     assert back["w_transposed"].tolist() == [[0, 2], [1, 3]]
 
 
 def test_checksum_is_xxh3_over_the_xxh3_of_each_bucket() -> None:
-    """A bucket and 5 bytes: two, whose borders do not move with those of the parts."""
+    """The content has two buckets, of 64 MiB and 5 bytes. Their borders do not depend on those of the parts."""
     content = np.random.default_rng(0).integers(0, 256, BUCKET_BYTES + 5, np.uint8)
     expected = xxhash.xxh3_128(
         b"".join(xxhash.xxh3_128(part.tobytes()).digest() for part in (content[:-5], content[-5:]))
@@ -90,7 +92,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> WeightsManifest:
     return WeightsManifest(version=4, checksum=checksum([np.frombuffer(content, np.uint8)]), num_bytes=len(content))
 
 
-def test_mapped_tensors_are_those_that_were_published(tmp_path: Path) -> None:
+def test_mapped_tensors_equal_the_published_ones(tmp_path: Path) -> None:
     found = MappedFile().tensors(tmp_path / "w", write(tmp_path / "w", TENSORS))
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -98,24 +100,24 @@ def test_mapped_tensors_are_those_that_were_published(tmp_path: Path) -> None:
         assert torch.equal(found[name], tensor)
 
 
-def test_a_file_that_is_not_what_was_published_is_refused(tmp_path: Path) -> None:
+def test_file_that_differs_from_its_manifest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w"
     manifest = write(path, TENSORS)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(
-        WeightsMismatchError, match=f"version 4: {len(content)} bytes were published, .* has {len(content) - 1}"
+        WeightsMismatchError, match=f"version 4: expected {len(content)} bytes in .*; got {len(content) - 1}"
     ):
         MappedFile().tensors(path, manifest)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(WeightsMismatchError, match=f"version 4: published with checksum {manifest.checksum}"):
+    with pytest.raises(WeightsMismatchError, match=f"version 4: expected checksum {manifest.checksum}"):
         MappedFile().tensors(path, manifest)
     path.write_bytes(b"")
-    with pytest.raises(WeightsMismatchError, match="has 0"):
+    with pytest.raises(WeightsMismatchError, match="; got 0"):
         MappedFile().tensors(path, manifest)
 
 
-def test_the_next_version_is_seen_in_the_same_file_and_in_another(tmp_path: Path) -> None:
+def test_next_version_is_read_from_the_same_file_and_from_another(tmp_path: Path) -> None:
     path, mapped = tmp_path / "w", MappedFile()
     for value in (1.0, 2.0):
         manifest = write(path, {"w": torch.full((3,), value)})

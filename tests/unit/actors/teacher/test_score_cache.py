@@ -125,9 +125,7 @@ def test_a_support_with_holes_is_not_remembered(incomplete: TokenScores) -> None
 def test_support_of_a_teacher_with_a_small_vocabulary() -> None:
     assert [support_size(support, 32) for support in (None, 1, 32, "full")] == [0, 1, 32, 32]
     for impossible in (0, 33):
-        with pytest.raises(
-            EngineError, match=f"has 1 to 32 tokens, the teacher's vocabulary, or is `full`; got {impossible}"
-        ):
+        with pytest.raises(EngineError, match=f"from 1 to 32, the teacher's vocabulary size; got {impossible}"):
             support_size(impossible, 32)
 
 

@@ -1,4 +1,4 @@
-"""A node's file of weights: written once, over the last one where nobody holds it, and only where it changed."""
+"""Weight file of a node: written once per version, in place if the file is not held, and only where it changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER = CONTENT[::-1].copy()
 
 
 class Published:
-    """A version of the weights, and the buckets that were fetched of it."""
+    """Version of the weights, with a record of the fetched buckets."""
 
     def __init__(self, content: np.ndarray, version: int) -> None:
         self.content = content
@@ -34,14 +34,14 @@ class Published:
         return weights.hold(self.manifest, [digest(bucket) for bucket in self._buckets], self._fetch)
 
     def write(self, weights: NodeWeights) -> Path:
-        """As a worker does at every update."""
+        """Hold and release the file, as a worker does at each update."""
         held = self.hold(weights)
         held.release()
         return held.path
 
-    def _fetch(self, places: Sequence[int]) -> list[list[np.ndarray]]:
-        self.fetched += places
-        return [self._buckets[place] for place in places]
+    def _fetch(self, indices: Sequence[int]) -> list[list[np.ndarray]]:
+        self.fetched += indices
+        return [self._buckets[index] for index in indices]
 
 
 def files_of(tmp_path: Path) -> list[Path]:
@@ -50,7 +50,7 @@ def files_of(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def hold_folder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Run another process that uses the folder of a run, until it is killed."""
+    """Return a function that starts another process which uses the folder of a run."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(run_id: str) -> subprocess.Popen[str]:
@@ -75,7 +75,7 @@ def hold_folder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
         process.wait()
 
 
-def test_weights_are_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:
+def test_file_is_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:
     first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
     published = Published(CONTENT, 1)
     path = published.write(first)
@@ -85,7 +85,7 @@ def test_weights_are_written_once_for_all_workers_of_a_node(tmp_path: Path) -> N
     assert path.read_bytes() == CONTENT.tobytes()
 
 
-def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
+def test_concurrent_workers_write_one_complete_file(tmp_path: Path) -> None:
     published = Published(np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8), 3)
     threads = [threading.Thread(target=published.write, args=(NodeWeights("run", tmp_path),)) for _ in range(4)]
     for thread in threads:
@@ -97,8 +97,8 @@ def test_workers_that_write_at_the_same_time_leave_one_whole_file(tmp_path: Path
     assert published.fetched == [0]
 
 
-def test_the_next_version_is_written_over_the_last_where_it_differs(tmp_path: Path) -> None:
-    """Three buckets, the last one short."""
+def test_next_version_overwrites_the_changed_buckets_in_place(tmp_path: Path) -> None:
+    """The content has three buckets; the last is short."""
     weights, content = (
         NodeWeights("run", tmp_path),
         np.random.default_rng(0).integers(0, 256, 2 * BUCKET_BYTES + 77, np.uint8),
@@ -108,15 +108,15 @@ def test_the_next_version_is_written_over_the_last_where_it_differs(tmp_path: Pa
     assert first.fetched == [0, 1, 2]
     content[BUCKET_BYTES + 5] ^= 1
     content[-1] ^= 1
-    for version, places in ((2, [1, 2]), (3, [])):  # the second time nothing has changed
+    for version, changed in ((2, [1, 2]), (3, [])):  # version 3 equals version 2
         published = Published(content.copy(), version)
         path = published.write(weights)
-        assert published.fetched == places
+        assert published.fetched == changed
         assert np.array_equal(np.fromfile(path, np.uint8), content)
         assert (path.stat().st_ino, files_of(tmp_path)) == (inode, [path])
 
 
-def test_who_has_not_held_the_last_version_writes_all_of_the_next(tmp_path: Path) -> None:
+def test_worker_that_never_held_the_last_version_writes_all_buckets(tmp_path: Path) -> None:
     content = np.random.default_rng(0).integers(0, 256, BUCKET_BYTES + 77, np.uint8)
     Published(content, 1).write(NodeWeights("run", tmp_path))
     published = Published(np.append(content[:-1], content[-1] ^ 1), 2)
@@ -125,7 +125,7 @@ def test_who_has_not_held_the_last_version_writes_all_of_the_next(tmp_path: Path
     assert path.read_bytes() == published.content.tobytes()
 
 
-def test_a_file_that_somebody_holds_is_not_written_over(tmp_path: Path) -> None:
+def test_held_file_is_not_overwritten(tmp_path: Path) -> None:
     first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
     old, new, third = Published(CONTENT, 1), Published(OTHER, 2), Published(CONTENT + 1, 3)
     held = old.hold(first)
@@ -138,27 +138,27 @@ def test_a_file_that_somebody_holds_is_not_written_over(tmp_path: Path) -> None:
     assert files_of(tmp_path) == [second.path(third.manifest)]
 
 
-def test_weights_of_another_size_get_a_file_of_their_own(tmp_path: Path) -> None:
+def test_weights_of_another_size_are_written_to_a_new_file(tmp_path: Path) -> None:
     weights = NodeWeights("run", tmp_path)
     Published(CONTENT, 1).write(weights)
     assert Published(CONTENT[:-8], 2).write(weights).read_bytes() == CONTENT[:-8].tobytes()
 
 
-def test_buckets_that_cannot_be_had_leave_the_last_version_as_it_was(tmp_path: Path) -> None:
+def test_failed_fetch_leaves_the_last_version_unchanged(tmp_path: Path) -> None:
     weights, old, new = NodeWeights("run", tmp_path), Published(CONTENT, 1), Published(OTHER, 2)
 
-    def lost(places: Sequence[int]) -> list[list[np.ndarray]]:
-        raise EngineError("gone with who published them")
+    def lost(indices: Sequence[int]) -> list[list[np.ndarray]]:
+        raise EngineError("the publisher was lost")
 
     path = old.write(weights)
-    with pytest.raises(EngineError, match="gone with"):
+    with pytest.raises(EngineError, match="the publisher was lost"):
         weights.hold(new.manifest, [digest([OTHER])], lost)
     assert files_of(tmp_path) == [path]
     assert path.read_bytes() == CONTENT.tobytes()
     assert new.write(weights).read_bytes() == OTHER.tobytes()
 
 
-def test_what_a_worker_left_that_was_killed_while_it_wrote_is_no_file_of_weights(tmp_path: Path) -> None:
+def test_unfinished_file_of_a_killed_worker_is_never_used(tmp_path: Path) -> None:
     weights, old, new = NodeWeights("run", tmp_path), Published(CONTENT, 1), Published(OTHER, 2)
     half_written = weights.path(new.manifest).with_suffix(".unfinished")
     half_written.write_bytes(OTHER[:100].tobytes())
@@ -169,7 +169,7 @@ def test_what_a_worker_left_that_was_killed_while_it_wrote_is_no_file_of_weights
     assert files_of(tmp_path) == [weights.path(old.manifest)]
 
 
-def test_a_file_that_was_found_wrong_is_written_anew(tmp_path: Path) -> None:
+def test_removed_file_is_written_again(tmp_path: Path) -> None:
     weights, published = NodeWeights("run", tmp_path), Published(CONTENT, 1)
     held = published.hold(weights)
     held.path.write_bytes(OTHER.tobytes())
@@ -178,23 +178,23 @@ def test_a_file_that_was_found_wrong_is_written_anew(tmp_path: Path) -> None:
     assert published.write(weights).read_bytes() == CONTENT.tobytes()
 
 
-def test_old_weights_are_removed_but_not_from_under_who_has_mapped_them(tmp_path: Path) -> None:
+def test_removing_old_files_keeps_held_files_and_existing_mappings(tmp_path: Path) -> None:
     weights = NodeWeights("run", tmp_path)
     old, new = Published(CONTENT, 1), Published(OTHER, 2)
     held = old.hold(weights)
     mapped = np.memmap(held.path, np.uint8, mode="r")
     new.write(weights)
     weights.remove_older(new.manifest)
-    assert len(files_of(tmp_path)) == 2, "one is held"
+    assert len(files_of(tmp_path)) == 2, "the old file is held"
     held.release()
     weights.remove_older(old.manifest)
-    assert len(files_of(tmp_path)) == 2, "none is older"
+    assert len(files_of(tmp_path)) == 2, "no file is older"
     weights.remove_older(new.manifest)
     assert files_of(tmp_path) == [weights.path(new.manifest)]
     assert checksum([np.asarray(mapped)]) == old.manifest.checksum
 
 
-def test_the_last_worker_to_leave_removes_the_folder(tmp_path: Path) -> None:
+def test_last_worker_to_close_removes_the_folder(tmp_path: Path) -> None:
     first, second = NodeWeights("run", tmp_path), NodeWeights("run", tmp_path)
     first.close()
     assert (tmp_path / "rlad-run").is_dir()
@@ -202,7 +202,7 @@ def test_the_last_worker_to_leave_removes_the_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "rlad-run").exists()
 
 
-def test_the_folder_of_a_run_killed_on_this_node_is_removed_by_the_next_run(tmp_path: Path, hold_folder) -> None:
+def test_folder_of_a_killed_run_is_removed_by_the_next_run(tmp_path: Path, hold_folder) -> None:
     dead = hold_folder("dead")
     dead.send_signal(signal.SIGKILL)
     dead.wait()
@@ -211,20 +211,20 @@ def test_the_folder_of_a_run_killed_on_this_node_is_removed_by_the_next_run(tmp_
     assert not (tmp_path / "rlad-dead").exists()
 
 
-def test_the_folder_of_a_living_run_is_left_alone(tmp_path: Path, hold_folder) -> None:
+def test_folder_of_a_live_run_is_kept(tmp_path: Path, hold_folder) -> None:
     hold_folder("living")
     NodeWeights("next", tmp_path).close()
     assert (tmp_path / "rlad-living").is_dir()
 
 
-def test_what_is_not_a_run_of_ours_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_kept(tmp_path: Path) -> None:
     (tmp_path / "rlad-notes").mkdir()
     (tmp_path / "rlad-file").write_text("kept")
     NodeWeights("run", tmp_path).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rlad-file", "rlad-notes"]
 
 
-def test_a_run_id_cannot_leave_the_folder(tmp_path: Path) -> None:
+def test_run_id_with_a_path_separator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="one path component"):
         NodeWeights("../elsewhere", tmp_path)
 

@@ -1,4 +1,4 @@
-"""Packed rows give what each sequence gives on its own, in values and gradients."""
+"""Packed attention, compared in values and gradients with separate forward passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def layout_of(lengths: tuple[int, ...]) -> PackedLayout:
 
 
 def dense_causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """[H, L, D] each, with as many key-value heads as query heads: written out, with a mask."""
+    """Return masked attention, [H, L, D], from states of the same shape."""
     length = query.shape[1]
     scores = query @ key.transpose(1, 2) * scaling
     scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
@@ -32,7 +32,7 @@ def dense_causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: f
 
 
 @pytest.mark.parametrize("key_value_heads", [4, 2, 1])
-def test_attention_is_causal_within_and_absent_between_sequences(key_value_heads: int) -> None:
+def test_attention_is_causal_within_sequences_and_absent_between_them(key_value_heads: int) -> None:
     torch.manual_seed(0)
     size, heads, head_size = sum(LENGTHS), 4, 8
     query = torch.randn(1, heads, size, head_size, dtype=torch.float64, requires_grad=True)
@@ -55,12 +55,12 @@ def test_attention_is_causal_within_and_absent_between_sequences(key_value_heads
     separate_gradients = torch.autograd.grad(separate, (query, key, value), cotangent)
 
     torch.testing.assert_close(packed, separate, rtol=1e-12, atol=1e-12)
-    for ours, theirs in zip(packed_gradients, separate_gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for found, expected in zip(packed_gradients, separate_gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_packed_row_gives_the_logprobs_and_gradients_of_separate_forward_passes(
+def test_packed_row_matches_logprobs_and_gradients_of_separate_forward_passes(
     make_model: Callable[..., Path], tied: bool
 ) -> None:
     path = str(make_model(tied=tied))
@@ -73,7 +73,7 @@ def test_a_packed_row_gives_the_logprobs_and_gradients_of_separate_forward_passe
     )
     row = torch.cat(sequences)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
-    # Everything is selected; the targets are arbitrary tokens.
+    # All positions are selected. The targets are arbitrary tokens.
     logprobs, _, _ = model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
     logprobs.backward(torch.cat(cotangents))
 
@@ -113,16 +113,16 @@ def test_activation_checkpointing_does_not_change_the_gradient(make_model: Calla
 
 
 @pytest.mark.parametrize(
-    ("wanted", "named"),
+    ("feature", "name"),
     [({"sliding_window": 29}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"dropout": 0.1}, "dropout")],
 )
-def test_attention_the_kernels_do_not_do_is_refused(wanted: dict[str, float], named: str) -> None:
+def test_unsupported_attention_is_refused(feature: dict[str, float], name: str) -> None:
     states = torch.randn(1, 2, sum(LENGTHS), 8)
-    with pytest.raises(EngineError, match=named):
-        packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), **wanted)
+    with pytest.raises(EngineError, match=name):
+        packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), **feature)
 
 
-def test_a_sliding_window_longer_than_every_sequence_changes_nothing() -> None:
+def test_sliding_window_longer_than_every_sequence_has_no_effect() -> None:
     states = torch.randn(1, 2, sum(LENGTHS), 8)
     with_window, _ = packed_attention(
         torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), sliding_window=30

@@ -1,4 +1,4 @@
-"""The packed forward pass of a reward model against plain transformers, one sequence at a time."""
+"""Reward model engine, compared with plain transformers one sequence at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def group(response_lengths: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("token_budget", [1, 30, 8192])
-def test_scores_are_those_of_plain_transformers(make_reward_model: Callable[..., Path], token_budget: int) -> None:
+def test_scores_match_plain_transformers(make_reward_model: Callable[..., Path], token_budget: int) -> None:
     path = make_reward_model()
     prompt, responses, offsets = group([5, 0, 17, 1, 40])
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
@@ -38,23 +38,23 @@ def test_scores_are_those_of_plain_transformers(make_reward_model: Callable[...,
             expected.append(model(ids[None]).logits.item())
     scores = RewardModelEngine(config_of(path, token_budget=token_budget)).score(prompt, responses, offsets)
     assert scores.dtype == np.float32
-    assert np.std(expected) > 0.05  # they differ, so an exchange would show
+    assert np.std(expected) > 0.05  # different scores, so that exchanged ones are detected
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_models_that_are_no_reward_model_are_refused(
+def test_models_without_a_trained_scalar_head_are_refused(
     make_reward_model: Callable[..., Path], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r"is no trained reward model: its checkpoint has no score\.weight"):
+    with pytest.raises(EngineError, match=r"is not a trained reward model: its checkpoint lacks score\.weight"):
         RewardModelEngine(config_of(make_model()))
-    with pytest.raises(EngineError, match="one linear output .* and is a Qwen3ForSequenceClassification with 2 labels"):
+    with pytest.raises(EngineError, match="one linear output .*; got a Qwen3ForSequenceClassification with 2 labels"):
         RewardModelEngine(config_of(make_reward_model(labels=2)))
-    with pytest.raises(EngineError, match="can be loaded from"):
+    with pytest.raises(EngineError, match="cannot load a sequence-classification model from"):
         RewardModelEngine(config_of(tmp_path))
 
 
 def test_sequence_beyond_the_context_is_refused(make_reward_model: Callable[..., Path]) -> None:
-    with pytest.raises(EngineError, match="has 517 tokens, the reward model's context is 512"):
+    with pytest.raises(EngineError, match="has 517 tokens; the context of the reward model is 512"):
         RewardModelEngine(config_of(make_reward_model())).score(*group([510]))
 
 
@@ -66,6 +66,6 @@ def test_reward_is_the_scaled_score_or_its_logistic_function() -> None:
     np.testing.assert_allclose(logistic.rewards(scores), [0, 1, 1.5, 2], rtol=1e-6)
 
 
-def test_a_judge_cannot_run_it() -> None:
+def test_reward_model_cannot_run_in_a_judge() -> None:
     with pytest.raises(ConfigError, match="served by a pool of its own"):
         build_verifier({"name": "reward_model", "path": "x"})

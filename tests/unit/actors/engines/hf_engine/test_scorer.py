@@ -1,4 +1,4 @@
-"""The packed forward pass against one plain, unpadded forward pass a sequence."""
+"""Transformers scorer, compared with one unpadded forward pass per sequence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_group(prompt_tokens: int, response_lengths: list[int], seed: int) -> Gr
     )
 
 
-# Empty and one-token responses, a one-token prompt, lengths that no budget divides.
+# Empty and one-token responses, a one-token prompt, and lengths that no token budget divides.
 GROUPS = [
     make_group(9, [5, 0, 17, 1], 0),
     make_group(1, [1, 30], 1),
@@ -40,12 +40,12 @@ GROUPS = [
 
 
 def plain_logprobs(model_path: Path, group: Group, temperature: float) -> np.ndarray:
-    """[N], of the sampled tokens."""
+    """Return the log-probabilities of the sampled tokens, [N]."""
     return plain_distributions(model_path, group, temperature)[np.arange(len(group[1])), group[1]]
 
 
 def plain_distributions(model_path: Path, group: Group, temperature: float) -> np.ndarray:
-    """float64 [N, vocabulary]: one unpadded forward pass a response, a whole log-softmax."""
+    """Return full log-softmaxes from one unpadded forward pass per response, float64 [N, V]."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     prompt, responses, offsets = group
     rows = []
@@ -81,7 +81,7 @@ async def test_scores_do_not_depend_on_how_rows_are_cut(
         np.testing.assert_allclose(scored.logprobs, plain_logprobs(model, group, 1.0), atol=1e-5, rtol=0)
 
 
-async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_model: Callable[..., Path]) -> None:
+async def test_each_group_is_scored_at_its_own_temperature(make_model: Callable[..., Path]) -> None:
     model, temperatures = make_model(), [1.0, 0.6, 1.0, 1.7]
     async with open_scorer(model) as scorer:
         scores = await asyncio.gather(*(scorer.score(*group, t) for group, t in zip(GROUPS, temperatures, strict=True)))
@@ -90,7 +90,7 @@ async def test_groups_of_different_temperatures_are_scored_each_at_its_own(make_
 
 
 @pytest.mark.parametrize("token_budget", [40, 8192])
-async def test_groups_that_want_different_supports_get_each_its_own(
+async def test_each_group_is_scored_with_its_own_support_size(
     make_model: Callable[..., Path], token_budget: int
 ) -> None:
     model, supports = make_model(), [None, 5, 1, "full", 5]
@@ -113,13 +113,15 @@ async def test_groups_that_want_different_supports_get_each_its_own(
         np.testing.assert_allclose(scored.tail_logprobs, np.logaddexp.reduce(rows, axis=1), atol=1e-5, rtol=0)
 
 
-async def test_a_support_larger_than_the_vocabulary_is_refused(make_model: Callable[..., Path]) -> None:
+async def test_support_larger_than_the_vocabulary_is_refused(make_model: Callable[..., Path]) -> None:
     async with open_scorer(make_model()) as scorer:
-        with pytest.raises(EngineError, match="1 to 30 tokens, the teacher's vocabulary, or is `full`; got 31"):
+        with pytest.raises(EngineError, match="from 1 to 30, the teacher's vocabulary size; got 31"):
             await scorer.score(*GROUPS[0], 1.0, 31)
 
 
-async def test_nan_of_the_model_stays_nan_and_in_its_sequence(make_model: Callable[..., Path], tmp_path: Path) -> None:
+async def test_nan_of_the_model_is_kept_and_confined_to_its_sequence(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
     poisoned = 7
     model = AutoModelForCausalLM.from_pretrained(make_model(tied=False), dtype=torch.float32)
     with torch.no_grad():
@@ -128,16 +130,16 @@ async def test_nan_of_the_model_stays_nan_and_in_its_sequence(make_model: Callab
     prompt, responses = np.array([3, 4], np.int32), np.array([5, poisoned, 6, 8, 9], np.int32)
     async with open_scorer(tmp_path) as scorer:
         scored = await scorer.score(prompt, responses, np.array([0, 3, 5], np.int64), 1.0)
-    assert np.isnan(scored.logprobs[2])  # how many of its neighbours turn NaN is up to the attention kernel
+    assert np.isnan(scored.logprobs[2])  # the attention kernel decides how many neighbours are NaN
     clean = (prompt, responses[3:], np.array([0, 2], np.int64))
     np.testing.assert_allclose(scored.logprobs[3:], plain_logprobs(tmp_path, clean, 1.0), atol=1e-5, rtol=0)
 
 
-async def test_cancelled_group_is_dropped_and_others_go_on(make_model: Callable[..., Path]) -> None:
+async def test_cancelled_group_is_dropped_and_others_are_scored(make_model: Callable[..., Path]) -> None:
     model = make_model()
     async with open_scorer(model, token_budget=1) as scorer:
         cancelled = [asyncio.create_task(scorer.score(*GROUPS[3], 1.0)) for _ in range(20)]
-        await asyncio.sleep(0)  # lets them enter the queue
+        await asyncio.sleep(0)  # lets the tasks enter the queue
         for task in cancelled[1:]:
             task.cancel()
         scored = await scorer.score(*GROUPS[0], 1.0)
@@ -159,11 +161,11 @@ async def test_failed_forward_pass_fails_its_group_and_not_the_engine(make_model
 
 async def test_response_beyond_the_teachers_context_is_refused(make_model: Callable[..., Path]) -> None:
     async with open_scorer(make_model()) as scorer:
-        with pytest.raises(EngineError, match="has 513 tokens, the teacher's context is 512"):
+        with pytest.raises(EngineError, match="has 513 tokens; the context of the teacher is 512"):
             await scorer.score(*make_group(3, [510], 0), 1.0)
 
 
-async def test_closed_engine_is_unhealthy_and_takes_nothing(make_model: Callable[..., Path]) -> None:
+async def test_closed_engine_is_unhealthy_and_refuses_groups(make_model: Callable[..., Path]) -> None:
     async with open_scorer(make_model()) as scorer:
         pass
     for call in (scorer.check_health(), scorer.score(*GROUPS[0], 1.0)):
@@ -171,13 +173,13 @@ async def test_closed_engine_is_unhealthy_and_takes_nothing(make_model: Callable
             await call
 
 
-def test_missing_model_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no causal language model can be loaded"):
+def test_missing_model_raises_an_engine_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="cannot load a causal language model from"):
         TransformersScorer(TeacherConfig(path=str(tmp_path), engine="transformers"))
 
 
-async def test_a_groups_prompt_goes_through_the_model_once(make_model: Callable[..., Path]) -> None:
-    """Prompt of 9, responses of 5, 17 and 1 tokens, each without its last: 9 + 4 + 16 + 0 tokens, not three times 9."""
+async def test_prompt_of_a_group_is_processed_once(make_model: Callable[..., Path]) -> None:
+    """A prompt of 9 and responses of 5, 17 and 1 tokens, each without its last token, make 9 + 4 + 16 + 0 tokens."""
     async with open_scorer(make_model()) as scorer:
         seen: list[int] = []
         scorer._model.get_input_embeddings().register_forward_pre_hook(

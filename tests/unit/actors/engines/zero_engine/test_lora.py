@@ -1,4 +1,4 @@
-"""Adapters on a tiny model, without DeepSpeed."""
+"""LoRA adapters on a tiny model, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def adapters_of(path: Path, lora: LoraConfig, *, seed: int = 0) -> Adapters:
     return add_adapters(AutoModelForCausalLM.from_pretrained(path), lora, seed=seed)
 
 
-def test_a_sum_by_hand_leaves_its_parts_alone() -> None:
+def test_adding_an_adapter_does_not_change_the_weight() -> None:
     adapter = Adapter(
         a=nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]])), b=nn.Parameter(torch.tensor([[10.0], [-1.0]])), scale=0.5
     )
@@ -33,8 +33,8 @@ def test_a_sum_by_hand_leaves_its_parts_alone() -> None:
     assert weight.tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
-def test_a_bfloat16_sum_is_taken_in_float32() -> None:
-    # 256 - 255 + 0.0078125: rounded after each addition, or with the product in bfloat16, the last term would be gone.
+def test_bfloat16_adapter_is_added_in_float32() -> None:
+    # 256 - 255 + 0.0078125: the last term would be lost if each addition or the product were rounded to bfloat16.
     adapter = Adapter(
         a=nn.Parameter(torch.tensor([[-255.0], [0.0078125]]).bfloat16()),
         b=nn.Parameter(torch.ones(1, 2).bfloat16()),
@@ -45,7 +45,7 @@ def test_a_bfloat16_sum_is_taken_in_float32() -> None:
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "mlp.up_proj"], ["model.layers.1.self_attn.k_proj"]])
-def test_what_is_trained_is_what_the_plan_counts(make_model: MakeModel, targets: str | list[str]) -> None:
+def test_number_of_trained_parameters_matches_the_plan(make_model: MakeModel, targets: str | list[str]) -> None:
     lora = LoraConfig.model_validate({"rank": 3, "target_modules": targets})
     for tied in (True, False):
         path = make_model(tied=tied)
@@ -61,7 +61,7 @@ def test_what_is_trained_is_what_the_plan_counts(make_model: MakeModel, targets:
         assert len(frozen) == len(names)
 
 
-def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before_and_draw_nothing_from_others(
+def test_adapters_depend_on_their_seed_only_and_leave_the_global_generator_unchanged(
     make_model: MakeModel,
 ) -> None:
     path = make_model()
@@ -78,13 +78,13 @@ def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before_and_draw_noth
 
 
 @pytest.mark.parametrize("target", ["qkv_proj", "proj", "mlp", "input_layernorm", "model.norm"])
-def test_a_target_that_is_no_linear_layer_of_the_student_is_refused(make_model: MakeModel, target: str) -> None:
-    with pytest.raises(ConfigError, match=rf"no linear layer {target}; there are down_proj, gate_proj, k_proj"):
+def test_target_that_is_not_a_linear_layer_of_the_student_is_refused(make_model: MakeModel, target: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no linear layer {target}; choose from down_proj, gate_proj, k_proj"):
         adapters_of(make_model(), LoraConfig(target_modules=["q_proj", target]))
 
 
-def test_a_checkpoint_s_state_names_no_frozen_weight_twice(make_model: MakeModel) -> None:
-    """DeepSpeed leaves out frozen parameters by their first names."""
+def test_checkpoint_state_has_no_second_name_of_a_frozen_weight(make_model: MakeModel) -> None:
+    """DeepSpeed excludes frozen parameters by their first names only."""
     model = load_policy_model(
         str(make_model(tied=True)),
         dtype=torch.float32,

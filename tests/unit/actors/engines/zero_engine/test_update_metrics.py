@@ -1,11 +1,11 @@
-"""How the metrics of a step's updates become those of the step."""
+"""Metrics of a step, from the results of its updates."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals, step_metrics
+from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals, learner_metrics
 from rlad.objectives import MetricSums
 from rlad.objectives.metrics import MeanSums
 from rlad.packing import BatchCounts
@@ -36,10 +36,10 @@ def update(
     return UpdateResult(applied=applied, gradient_norm=norm, lr=lr, entropy_coefficient=0.0, totals=totals)
 
 
-def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_first_alone() -> None:
+def test_means_cover_the_tokens_of_all_updates_and_the_gap_only_the_first() -> None:
     first = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0)
     second = update(loss=1.5, ratio_sum=9.0, tokens=6, gap_sum=60.0, gap_max=50.0, norm=1.0, lr=0.5)
-    assert step_metrics([first, second]) == pytest.approx(
+    assert learner_metrics([first, second]) == pytest.approx(
         {
             "learner/loss": 1.0,
             "learner/gradient_norm": 2.0,
@@ -59,22 +59,22 @@ def test_means_are_taken_over_the_tokens_of_all_updates_and_the_gap_from_the_fir
     )
 
 
-def test_an_update_that_was_not_applied_is_counted_and_its_infinities_stay_out_of_the_means() -> None:
+def test_skipped_update_is_counted_but_excluded_from_the_means() -> None:
     good = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0)
     bad = update(loss=float("inf"), ratio_sum=2.0, tokens=2, gap_sum=0.0, gap_max=0.0, norm=float("inf"), applied=False)
-    metrics = step_metrics([good, bad])
+    metrics = learner_metrics([good, bad])
     assert (metrics["learner/loss"], metrics["learner/gradient_norm"], metrics["learner/nonfinite_updates"]) == (
         0.5,
         3.0,
         1,
     )
-    assert step_metrics([bad]).keys().isdisjoint({"learner/loss", "learner/gradient_norm"})
+    assert learner_metrics([bad]).keys().isdisjoint({"learner/loss", "learner/gradient_norm"})
 
 
-def test_a_step_without_a_trained_token_has_no_gap() -> None:
+def test_step_without_trained_tokens_has_no_gap() -> None:
     nothing = update(loss=0.0, ratio_sum=0.0, tokens=0, gap_sum=0.0, gap_max=0.0, norm=0.0)
     assert (
-        step_metrics([nothing])
+        learner_metrics([nothing])
         .keys()
         .isdisjoint({"learner/logprob_gap_mean", "learner/logprob_gap_max", "objective/ratio_mean"})
     )

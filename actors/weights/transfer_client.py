@@ -1,8 +1,4 @@
-"""The rollout workers of one transfer, as the learner's rank 0 sees them.
-
-Has the methods of vLLM's `VLLMWeightSyncClient`, by which vLLM's trainer engines drive whoever is to get weights: each calls all workers at once and waits
-for all of them.
-"""
+"""Client for the rollout workers of one transfer, used by learner rank 0."""
 
 from __future__ import annotations
 
@@ -22,12 +18,20 @@ from rlad.errors import EngineError
 logger = logging.getLogger(__name__)
 
 _ALIVE_TIMEOUT_S = 30.0
-# Once one worker has failed, how long the others may take to notice that the transfer has ended.
+# Time that the remaining workers of a transfer have to end their call after one worker failed.
 _GRACE_S = 10.0
 
 
-class Receivers:
-    """Every method but `require_alive` is one of the protocol."""
+class RayTransferClient:
+    """Client with the methods of vLLM's `VLLMWeightSyncClient`, which vLLM's trainer engines call.
+
+    Each method calls all workers of the transfer at once and waits for all of them. `require_alive` is an addition to
+    vLLM's protocol.
+
+    Attributes:
+        failures: Error message of each worker that failed, by worker name.
+        on_failure: Called once, when the first worker fails, in the thread that waits for the workers.
+    """
 
     def __init__(
         self,
@@ -39,10 +43,10 @@ class Receivers:
     ) -> None:
         """
         Args:
-            workers: by name, in the order of their ranks.
-            manifest: of the weights that they will get.
-            processes_per_worker: that receive, its tensor-parallel ranks.
-            timeout_s: deadline of each call.
+            workers: Rollout workers by name, in the order of their ranks.
+            manifest: Manifest of the weights to transfer.
+            processes_per_worker: Engine processes of a worker, its tensor-parallel size.
+            timeout_s: Timeout of each call, seconds.
         """
         self.failures: dict[str, str] = {}
         self.on_failure: Callable[[], None] | None = None
@@ -57,46 +61,49 @@ class Receivers:
 
     @property
     def world_size(self) -> int:
-        """Processes of the transfer's group: rank 0 is the learner's, behind it come the workers'."""
+        """Number of processes in the transfer's process group: the learner's rank 0, then those of the workers."""
         return 1 + len(self._workers) * self._processes_per_worker
 
     def rank_offset(self, index: int) -> int:
-        """Rank of the first process of the worker at this place."""
+        """Return the rank of the first process of a worker, given by its position in `names`."""
         return 1 + index * self._processes_per_worker
 
     def require_alive(self) -> None:
-        """Find out who is gone before anybody waits for them in a collective.
+        """Check that every worker answers, before any process waits for it in a collective.
 
         Raises:
-            EngineError: somebody is; `failures` says who.
+            EngineError: At least one worker does not answer; `failures` lists them.
         """
         self._call_all(
-            lambda _, worker: worker.version.remote(), what="say which weights it has", timeout_s=_ALIVE_TIMEOUT_S
+            lambda _, worker: worker.version.remote(), what="report its policy version", timeout_s=_ALIVE_TIMEOUT_S
         )
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Make all workers join. vLLM gives one rank offset for one engine: here each has its own."""
+        """Make all workers join the process group.
+
+        vLLM passes one rank offset, since it expects a single engine. Each worker gets its own offset here.
+        """
 
         def join(index: int, worker: ActorHandle) -> ObjectRef:
-            place = {"rank_offset": self.rank_offset(index)} if "rank_offset" in init_info else {}
-            return worker.join_transfer.remote(init_info | place)
+            offset = {"rank_offset": self.rank_offset(index)} if "rank_offset" in init_info else {}
+            return worker.join_transfer.remote(init_info | offset)
 
         self._call_all(join, what="join", timeout_s=self._timeout_s)
 
     def start_weight_update(self) -> None:
-        """A worker does all of an update in `update_weights`, so that it can refuse it before it has given up its weights."""
+        """Do nothing. A worker updates in `update_weights` only, so it can refuse before it discards its weights."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Make all workers receive what the caller sends meanwhile.
+        """Make all workers receive the tensors that the caller sends at the same time.
 
         Raises:
-            EngineError: not all of them report the weights that were to be sent; `failures` says who does not.
+            EngineError: At least one worker does not report the manifest of the transfer; `failures` lists them.
         """
         manifest = self._manifest
 
         def require_manifest(reported: Any) -> None:
             if reported != manifest:
-                raise EngineError(f"it reports {reported}, it was sent {manifest}")
+                raise EngineError(f"the worker reports {reported}; expected {manifest}")
 
         self._call_all(
             lambda _, worker: worker.receive_weights.remote(update_info, manifest),
@@ -106,7 +113,7 @@ class Receivers:
         )
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Nothing is left: see `start_weight_update`."""
+        """Do nothing, see `start_weight_update`."""
 
     def _call_all(
         self,
@@ -124,7 +131,7 @@ class Receivers:
                 reason = (
                     "another worker of the transfer failed"
                     if self.failures
-                    else f"it did not {what} within {timeout_s:g} s"
+                    else f"the worker did not {what} within {timeout_s:g} s"
                 )
                 self._fail(dict.fromkeys(names.values(), reason))
                 break
@@ -132,14 +139,15 @@ class Receivers:
                 name = names.pop(ref)
                 try:
                     check(ray.get(ref))
-                except Exception as error:  # noqa: BLE001 - whatever it is, this worker does not have the weights
+                except Exception as error:  # noqa: BLE001 - after any error this worker does not have the weights
                     self._fail({name: str(as_rlad_error(error, who=name))})
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
         if self.failures:
             raise EngineError("; ".join(f"{name}: {reason}" for name, reason in self.failures.items()))
 
     def _fail(self, reasons: Mapping[str, str]) -> None:
-        for name, reason in reasons.items():  # told here too: where sending does not end, this process does
+        # Logged here as well as raised: a transfer that does not end also ends this process, and the error with it.
+        for name, reason in reasons.items():
             logger.warning("weights=not_received worker=%s version=%d reason=%s", name, self._manifest.version, reason)
         is_first = not self.failures
         self.failures.update(reasons)
