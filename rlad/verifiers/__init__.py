@@ -1,4 +1,4 @@
-"""Verifiers: what a response is worth. One file a task; the typed union below is their only registration."""
+"""Verifiers: rewards of responses. One module per verifier, registered only in the union `VerifierConfig`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _ADAPTER: TypeAdapter[VerifierConfig] = TypeAdapter(VerifierConfig)
 
 
 def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
-    """The verifier of these settings, for example `{"name": "knights_knaves"}`.
+    """Build the verifier of the settings, for example `{"name": "knights_knaves"}`.
 
     Raises:
-        ConfigError: an unknown name, an unknown key, or a wrong value.
+        ConfigError: An unknown name, an unknown key, or an invalid value.
     """
     if isinstance(spec, Mapping):
         try:
@@ -47,12 +47,12 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
                 f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
                 for problem in error.errors()
             )
-            raise ConfigError(f"not the settings of a verifier: {problems}") from error
+            raise ConfigError(f"invalid verifier settings: {problems}") from error
     return spec.build()
 
 
 def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardModelVerifierConfig]:
-    """Those of a run's verifiers that are reward models, by task: each has a pool of its own."""
+    """Return the verifiers that are reward models, by task. Each is served by its own pool."""
     return {task: verifier for task, verifier in verifiers.items() if isinstance(verifier, RewardModelVerifierConfig)}
 
 

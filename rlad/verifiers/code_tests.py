@@ -1,7 +1,8 @@
-"""Code: reward 1 if the response's program passes every test, else 0. The program runs in `rlad.verifiers.sandbox`.
+"""Code verifier: reward 1 if the response's program passes every test, else 0.
 
-The program is the last fenced Python block after the thinking. It is the only verifier that runs what a model wrote, and its process is trusted with
-nothing: no network, no files but its own, bounded memory, time and processes.
+The program is the last fenced Python block after the thinking. `rlad.verifiers.sandbox` runs it. No other verifier of
+this package runs code of a model. The process is untrusted: it has no network, no files but its own, and bounded
+memory, time and processes.
 """
 
 from __future__ import annotations
@@ -29,22 +30,27 @@ _TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 class CodeTestsVerifierConfig(BaseModel):
     """Settings of the verifier that runs code.
 
-    A prompt's answer is JSON: a list of `{"input": ..., "output": ...}` for programs that read standard input, or `{"asserts": "assert f(1) == 2"}`
-    for programs whose names are tested.
+    A prompt's answer is JSON: a list of `{"input": ..., "output": ...}` for programs that read standard input, or
+    `{"asserts": "assert f(1) == 2"}` for programs whose functions are tested.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["code_tests"]
     timeout_s: float = Field(
-        8.0, gt=0, description="Wall time of all tests of a response together. Keep it below `verifier_pool.timeout_s`."
+        8.0,
+        gt=0,
+        description="Wall time of all tests of a response, in seconds. Keep it below `verifier_pool.timeout_s`.",
     )
-    cpu_s: int = Field(5, ge=1, description="Processor time of one test.")
-    memory_mib: int = Field(1024, ge=64, description="Address space of a program.")
-    file_mib: int = Field(8, ge=1, description="Size of any file a program writes, its output included.")
-    processes: int = Field(8, ge=1, description="Processes and threads a program may be at once.")
+    cpu_s: int = Field(5, ge=1, description="CPU time of one test, in seconds.")
+    memory_mib: int = Field(1024, ge=64, description="Address space of a program, in MiB.")
+    file_mib: int = Field(
+        8, ge=1, description="Maximum size of a file that a program writes, including its output, in MiB."
+    )
+    processes: int = Field(8, ge=1, description="Maximum number of concurrent processes and threads of a program.")
 
     def build(self) -> CodeTestsVerifier:
+        """Return the verifier."""
         limits = SandboxLimits(
             wall_s=self.timeout_s,
             cpu_s=self.cpu_s,
@@ -75,36 +81,39 @@ _TESTS: TypeAdapter[list[_InputOutput] | _Asserts] = TypeAdapter(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTestsVerifier:
-    """Runs a response's program against tests, one after the other until one fails.
+    """Verifier that runs a response's program against tests, in order, until one fails.
 
-    Outputs are compared line by line, without regard to white space at the ends of lines and of the output. A program that dies, by an exception or
-    for want of memory, is wrong; one that is not Python is unparseable; one that runs out of time, or of processor time, is a timeout.
+    Outputs are compared line by line, ignoring trailing white space of lines and of the output. A program that ends
+    with an exception or runs out of memory is wrong. A program that is not Python is unparseable. A program that
+    exceeds its wall time or CPU time is a timeout.
 
     Attributes:
-        limits: of one program; the wall time is that of all tests together.
+        limits: Limits of a program. The wall time is that of all tests together.
     """
 
     limits: SandboxLimits
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Judge a response.
+        """Verify a response.
 
         Args:
-            answer: the tests as JSON (see `CodeTestsVerifierConfig`).
+            response_text: The response, without its prompt.
+            answer: The tests as JSON (see `CodeTestsVerifierConfig`).
 
         Raises:
             DataError: `answer` holds no tests.
-            EngineError: the sandbox itself failed.
+            EngineError: The sandbox itself failed.
         """
         try:
             tests = _TESTS.validate_json(answer)
         except ValidationError as error:
             raise DataError(
-                'the answer of a programming task is JSON such as [{"input": "1 2", "output": "3"}] or {"asserts": "assert add(1, 2) == 3"}, '
+                "code_tests: the answer of a programming task must be JSON such as "
+                '[{"input": "1 2", "output": "3"}] or {"asserts": "assert add(1, 2) == 3"}, '
                 f"got {answer[:200]!r}"
             ) from error
-        spoken = after_thinking(response_text)
-        source = None if spoken is None else _last_program(spoken)
+        text = after_thinking(response_text)
+        source = None if text is None else _last_program(text)
         if source is None or not _is_python(source):
             return UNPARSEABLE
         deadline = time.monotonic() + self.limits.wall_s
@@ -122,17 +131,17 @@ def _verdict_of(source: str, test: _InputOutput | _Asserts, limits: SandboxLimit
     limits = replace(limits, wall_s=wall_s)
     if isinstance(test, _Asserts):
         result = run_sandboxed(source, limits=limits, asserts=test.asserts)
-        is_right = result.has_passed
+        is_correct = result.has_passed
     else:
         result = run_sandboxed(source, limits=limits, stdin=test.input)
-        is_right = result.has_passed and _lines(result.stdout) == _lines(test.output)
+        is_correct = result.has_passed and _lines(result.stdout) == _lines(test.output)
     if result.ended == "timeout":
         return _TIMEOUT
-    return CORRECT if is_right else WRONG
+    return CORRECT if is_correct else WRONG
 
 
 def _last_program(text: str) -> str | None:
-    """The last fenced block that is marked as Python, or not marked at all where none is."""
+    """Return the last fenced block marked as Python, or else the last block without a language."""
     blocks = list(_FENCED.finditer(text))
     python = [block["code"] for block in blocks if block["language"].lower() in ("python", "python3", "py")]
     unmarked = [block["code"] for block in blocks if not block["language"]]

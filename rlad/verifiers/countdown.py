@@ -1,7 +1,8 @@
-"""Countdown: reward 1 for an expression of the given numbers, each used exactly once, that equals the target; else 0.
+"""Countdown verifier: reward 1 for an expression of exactly the puzzle's numbers that equals the target, else 0.
 
-The expression stands inside the last `<answer>` tags after the thinking, and may be written as an equation (`(3 + 4) * 6 = 42`). Its arithmetic is
-exact, in rationals, over the parsed expression: nothing of the response is ever evaluated as code.
+The expression is in the last `<answer>` tags after the thinking and may be an equation (`(3 + 4) * 6 = 42`). Each
+number must be used exactly once. The parsed expression is computed exactly, in rational numbers. Nothing of the
+response is evaluated as code.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _WRITTEN_OTHERWISE = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
 _EXPRESSION = re.compile(r"[\d+\-*/()\s]+")
-# Of an expression: more than a puzzle needs, and too few to nest deeper than the interpreter can follow.
+# Maximum length of an expression: more than a puzzle needs, but too short to exceed the interpreter's recursion limit.
 _MAX_CHARACTERS = 500
 
 _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -42,11 +43,12 @@ class CountdownVerifierConfig(BaseModel):
     name: Literal["countdown"]
 
     def build(self) -> CountdownVerifier:
+        """Return the verifier."""
         return CountdownVerifier()
 
 
 class _Puzzle(BaseModel):
-    """A prompt's answer."""
+    """Expected answer of a prompt: the numbers and the target."""
 
     numbers: Annotated[list[StrictInt], Field(min_length=1)]
     target: StrictInt
@@ -54,25 +56,27 @@ class _Puzzle(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class CountdownVerifier:
-    """Judges answers such as `<answer>(3 + 4) * 6</answer>`."""
+    """Verifier of answers such as `<answer>(3 + 4) * 6</answer>`."""
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Judge a response.
+        """Verify a response.
 
         Args:
-            answer: JSON with `numbers`, a list of whole numbers, and `target`, a whole number.
+            response_text: The response, without its prompt.
+            answer: JSON with `numbers`, a list of integers, and `target`, an integer.
 
         Raises:
-            DataError: `answer` is something else.
+            DataError: `answer` has another form.
         """
         try:
             puzzle = _Puzzle.model_validate_json(answer)
         except ValidationError as error:
             raise DataError(
-                f'the answer of a countdown puzzle is JSON such as {{"numbers": [3, 4, 6], "target": 42}}, got {answer!r}'
+                "countdown: the answer of a countdown puzzle must be JSON such as "
+                f'{{"numbers": [3, 4, 6], "target": 42}}, got {answer!r}'
             ) from error
-        spoken = after_thinking(response_text)
-        block = None if spoken is None else last_answer_block(spoken)
+        text = after_thinking(response_text)
+        block = None if text is None else last_answer_block(text)
         if block is None:
             return UNPARSEABLE
         expression, *results = block.translate(_WRITTEN_OTHERWISE).split("=")
@@ -81,7 +85,7 @@ class CountdownVerifier:
             return UNPARSEABLE
         if results and results[0].strip() != str(puzzle.target):
             return WRONG
-        # Numbers first: only what is small enough is computed.
+        # Check the numbers first, so that only small numbers are computed.
         if sorted(
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)
         ) != sorted(puzzle.numbers):
@@ -93,7 +97,7 @@ class CountdownVerifier:
 
 
 def _parse(expression: str) -> ast.expr | None:
-    """The syntax tree of an expression of whole numbers, `+ - * /` and parentheses; None for anything else."""
+    """Return the syntax tree of an expression of integers, `+ - * /` and parentheses; None for any other text."""
     if len(expression) > _MAX_CHARACTERS or not _EXPRESSION.fullmatch(expression):
         return None
     try:

@@ -1,11 +1,11 @@
-"""Knights & Knaves: reward 1 for the exact solution, else 0.
+"""Knights & Knaves verifier: reward 1 for the exact solution, else 0.
 
-In sentences, the convention of Logic-RL, which the paper's K&K runs follow: the answer stands inside `<answer>` tags and gives every person
-a role once. In compact notation it is the letters after `=`, one a person.
+In sentences, answers follow Logic-RL, as in the paper's K&K runs: the answer is inside `<answer>` tags and assigns
+every person one role. In compact notation, the answer is the letters after `=`, one per person.
 
-The prompt may or may not have opened `<think>` already, so what is judged is the text after the last `</think>`, if there is one. Whatever
-could name several answers at once is unparseable, not a chance to be right: two answer blocks, a person named twice, a role without a person
-of the puzzle.
+The prompt may already have opened `<think>`, so only the text after the last `</think>`, if any, is verified. A text
+that could state several answers is unparseable: two answer blocks, a person named twice, or a role without a person of
+the puzzle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _MARKDOWN = re.compile(r"[*`#>|\\]+|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 _ROLE = r"(?P<role>knight|knave)\b"
 _BETWEEN = r"(?:\s*(?:[:=(\-–—]|->|→|\bis\b|\bwas\b)\s*|\s+)(?:(?:an?|the)\s+)?"
-# Between one person's role and the next person's name: numbering, punctuation, "and". Letters only as numbering, as in "b)".
+# Text between one person's role and the next person's name: numbering, punctuation, "and". Letters only as numbering,
+# such as "b)".
 _FILLER = re.compile(r"(?:[\s.,;:!()\[\]{}•·\-–—\d&\"']|\band\b|\b[a-h][.)])*", re.IGNORECASE)
 _ANY_NAME = re.compile(rf"(?<!\w)(?P<name>[^\W\d_][\w'’-]*){_BETWEEN}{_ROLE}", re.IGNORECASE)
 _ANY_ROLE = re.compile(r"\bkn(?:ight|ave)s?\b", re.IGNORECASE)
@@ -41,22 +42,25 @@ class KnightsKnavesVerifierConfig(BaseModel):
     form: Literal["sentences", "compact"] = "sentences"
 
     def build(self) -> SentenceVerifier | CompactVerifier:
+        """Return the verifier of the form."""
         return SentenceVerifier() if self.form == "sentences" else CompactVerifier()
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceVerifier:
-    """Judges answers such as `<answer>(1) Zoey is a knight\\n(2) Liam is a knave</answer>`."""
+    """Verifier of answers such as `<answer>(1) Zoey is a knight\\n(2) Liam is a knave</answer>`."""
 
     def verify(self, response_text: str, answer: str | Mapping[str, Any]) -> Verdict:
-        """Judge a response.
+        """Verify a response.
 
         Args:
-            answer: the solution as text (`(1) Zoey is a knight`, one a line, or `Zoey is a knight, and ...`), as a mapping from names to
-                `knight` / `knave` or True / False, or as the K&K set's `ground_truth` mapping with `solution_text_format`.
+            response_text: The response, without its prompt.
+            answer: The solution as text (`(1) Zoey is a knight`, one per line, or `Zoey is a knight, and ...`), as a
+                mapping from names to `knight` / `knave` or True / False, or as the K&K set's `ground_truth` mapping
+                with `solution_text_format`.
 
         Raises:
-            DataError: `answer` is none of these.
+            DataError: `answer` has none of these forms.
         """
         solution = _read_solution(answer)
         block = _answer_block(response_text)
@@ -66,7 +70,10 @@ class SentenceVerifier:
         return CORRECT if roles == solution else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
-        """Each person's role, by name, as in `liam: knave, zoey: knight`; None without an answer block or with a person named twice."""
+        """Return each person's role, sorted by name, such as `liam: knave, zoey: knight`.
+
+        Return None without an answer block, or if a person is named twice.
+        """
         block = _answer_block(response_text)
         people = (
             []
@@ -83,41 +90,49 @@ class SentenceVerifier:
 
 @dataclass(frozen=True, slots=True)
 class CompactVerifier:
-    """Judges answers such as `TT:FxTF:TF=TF`, with or without the end-of-sequence `$`."""
+    """Verifier of answers such as `TT:FxTF:TF=TF`, with or without the end-of-sequence `$`."""
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Judge a response against an answer such as `TF`.
+        """Verify a response against an answer such as `TF`.
 
         Raises:
             DataError: `answer` is not 2 to 8 letters T or F.
         """
         if not isinstance(answer, str) or not re.fullmatch("[TF]{2,8}", answer):
-            raise DataError(f"the answer of a compact puzzle is 2 to 8 letters T or F, got {answer!r}")
-        given = self.answer_of(response_text)
-        if given is None or len(given) != len(answer):
+            raise DataError(
+                f"knights_knaves: the answer of a compact puzzle must be 2 to 8 letters T or F, got {answer!r}"
+            )
+        response_answer = self.answer_of(response_text)
+        if response_answer is None or len(response_answer) != len(answer):
             return UNPARSEABLE
-        return CORRECT if given == answer else WRONG
+        return CORRECT if response_answer == answer else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
-        """The letters after the one `=`."""
-        text = "".join(response_text.split())  # a tokenizer may put spaces between its tokens
-        _, *given = text.removesuffix("$").split("=")
-        return given[0] if len(given) == 1 and re.fullmatch("[TF]{2,8}", given[0]) else None
+        """Return the letters after the only `=`; None if there are none or several."""
+        text = "".join(response_text.split())  # a tokenizer may insert spaces between its tokens
+        _, *answers = text.removesuffix("$").split("=")
+        return answers[0] if len(answers) == 1 and re.fullmatch("[TF]{2,8}", answers[0]) else None
 
 
 def _answer_block(response_text: str) -> str | None:
-    """What the one pair of answer tags after the thinking encloses; None where there is no such pair, or thinking has not ended."""
-    spoken = after_thinking(response_text)
-    if spoken is None:
+    """Return the content of the only pair of answer tags after the thinking.
+
+    Return None if there is not exactly one pair, or if the thinking has not ended.
+    """
+    text = after_thinking(response_text)
+    if text is None:
         return None
-    tags = list(_ANSWER_TAG.finditer(spoken))
+    tags = list(_ANSWER_TAG.finditer(text))
     if [tag[0].lower() for tag in tags] != ["<answer>", "</answer>"]:
         return None
-    return spoken[tags[0].end() : tags[1].start()]
+    return text[tags[0].end() : tags[1].start()]
 
 
 def _read_roles(block: str, solution: Mapping[str, str]) -> dict[str, str] | None:
-    """Roles by name (both lower case) where the block gives each person of the puzzle exactly one, and nothing else; None otherwise."""
+    """Return roles by name, both in lower case.
+
+    Return None unless the block assigns each person of the puzzle exactly one role and states nothing else.
+    """
     text = _MARKDOWN.sub(" ", block)
     names = "|".join(sorted(map(re.escape, solution), key=len, reverse=True))
     roles: dict[str, str] = {}
@@ -125,7 +140,7 @@ def _read_roles(block: str, solution: Mapping[str, str]) -> dict[str, str] | Non
     for match in re.finditer(rf"(?<!\w)(?P<name>{names})(?!\w){_BETWEEN}{_ROLE}", text, re.IGNORECASE):
         name = match["name"].lower()
         before = text[end or 0 : match.start()]
-        # A heading may come first if it ends in a colon and gives no role.
+        # A heading may precede the roles if it ends in a colon and contains no role.
         is_heading = end is None and before.rstrip(" \n\t0123456789().-").endswith(":") and not _ANY_ROLE.search(before)
         if name in roles or not (is_heading or _FILLER.fullmatch(before)):
             return None
@@ -137,7 +152,7 @@ def _read_roles(block: str, solution: Mapping[str, str]) -> dict[str, str] | Non
 
 
 def _read_solution(answer: object) -> dict[str, str]:
-    """The solution as roles by name, both lower case."""
+    """Return the solution as roles by name, both in lower case."""
     if isinstance(answer, Mapping) and "solution_text_format" in answer:
         answer = answer["solution_text_format"]
     pairs: list[tuple[str, str]] = []
@@ -153,13 +168,14 @@ def _read_solution(answer: object) -> dict[str, str]:
     solution = {name.lower(): role for name, role in pairs}
     if len(solution) < 2 or len(solution) != len(pairs) or "" in solution or "" in solution.values():
         raise DataError(
-            f"the answer of a puzzle gives each of at least 2 people one role, as in `(1) Zoey is a knight`, one a line; got {answer!r}"
+            "knights_knaves: the answer of a puzzle must assign one role to each of at least 2 people, such as "
+            f"`(1) Zoey is a knight`, one per line; got {answer!r}"
         )
     return solution
 
 
 def _role(value: object) -> str:
-    """`knight` or `knave`; empty for anything else."""
+    """Return `knight` or `knave`; an empty string for any other value."""
     if isinstance(value, bool | np.bool_):
         return "knight" if value else "knave"
     return value.lower() if isinstance(value, str) and value.lower() in ("knight", "knave") else ""

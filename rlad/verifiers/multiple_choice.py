@@ -1,4 +1,4 @@
-"""Multiple choice: reward 1 for the right letter, else 0."""
+"""Multiple-choice verifier: reward 1 for the correct letter, else 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 _LATEX = re.compile(r"\\(?:text|math)\w*\s*(?=\{)|\\[ ,;!]|[${}*_`]")
 _STATED = re.compile(r"\banswers?\b[^\n.]{0,60}?(?:\b(?:is|are)\b|[:=])\s*(?=(?P<stated>\S[^\n]*))", re.IGNORECASE)
 _NAMED = r"(?:(?:option|choice|answer)\s+)?"
-# A letter that is marked as the answer, then nothing, or the option's text behind punctuation.
+# A letter marked as the answer, followed by nothing, or by punctuation and the option's text.
 _MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[).:\-–—]|\s*$|,)")
 # In a sentence a bare letter must be a capital: "the answer is a matter of taste".
 _STATED_LETTER = re.compile(
@@ -34,45 +34,52 @@ class MultipleChoiceVerifierConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["multiple_choice"]
-    options: int = Field(4, ge=2, le=26, description="Number of options a question has, lettered from A.")
+    options: int = Field(4, ge=2, le=26, description="Number of options of a question, lettered from A.")
 
     def build(self) -> MultipleChoiceVerifier:
+        """Return the verifier."""
         return MultipleChoiceVerifier(letters=string.ascii_uppercase[: self.options])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultipleChoiceVerifier:
-    r"""Judges answers such as `<answer>B</answer>`, `\boxed{B}` or "the answer is (B)".
+    r"""Verifier of answers such as `<answer>B</answer>`, `\boxed{B}` or "the answer is (B)".
 
-    The last `<answer>` block counts; without one, the last box; without that, the last "the answer is"; a response that is nothing but a letter
-    is one too. Whatever names two letters, or one that is no option, is unparseable.
+    The answer is the last `<answer>` block, or else the last box, or else the text after the last "the answer is", or
+    else a response that consists of one letter. An answer with two letters, or with a letter that is not an option, is
+    unparseable.
+
+    Attributes:
+        letters: Letters of the options.
     """
 
     letters: str
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Judge a response against a letter; what stands before a closing `</think>` does not count.
+        """Verify a response against a letter. Text before `</think>` is ignored.
 
         Raises:
             DataError: `answer` is not the letter of an option.
         """
         gold = answer.strip().upper()
         if len(gold) != 1 or gold not in self.letters:
-            raise DataError(f"the answer of a multiple-choice question is one letter of {self.letters}, got {answer!r}")
+            raise DataError(
+                f"multiple_choice: the answer of a question must be one letter of {self.letters}, got {answer!r}"
+            )
         letter = self.answer_of(response_text)
         if letter is None:
             return UNPARSEABLE
         return CORRECT if letter == gold else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
-        """The capital letter that is chosen."""
-        spoken = after_thinking(response_text)
-        letter = None if spoken is None else _chosen(spoken)
+        """Return the chosen letter in upper case; None if there is none."""
+        text = after_thinking(response_text)
+        letter = None if text is None else _chosen(text)
         return letter if letter is not None and letter in self.letters else None
 
 
 def _chosen(text: str) -> str | None:
-    """The capital letter that a response chooses; None where there is none, or more than one."""
+    """Return the letter that a response chooses, in upper case; None if it chooses none or several."""
     block = last_answer_block(text)
     text = text if block is None else block
     boxed = last_boxed(text)
@@ -83,7 +90,7 @@ def _chosen(text: str) -> str | None:
             return _one_letter(_STATED_LETTER, statements[-1])
         return _one_letter(_MARKED_LETTER, text) if len(text.strip()) <= 4 else None
     return _one_letter(_MARKED_LETTER, marked) or next(
-        (_one_letter(_STATED_LETTER, each["stated"]) for each in _STATED.finditer(marked)), None
+        (_one_letter(_STATED_LETTER, match["stated"]) for match in _STATED.finditer(marked)), None
     )
 
 

@@ -1,8 +1,9 @@
-"""Any task of reasoning-gym, by its own scorer: reward 1 for a full score, or the score itself.
+"""Verifier of any reasoning-gym task by the task's own scorer: reward 1 for a full score, or the score itself.
 
-reasoning-gym is an optional package (the extra `reasoning-gym`). Some of its scorers parse the response with sympy, which evaluates it as Python (countdown,
-puzzle24, the integration and polynomial tasks), and they run in the verifier pool's processes with the pool's rights: where that matters, use
-`countdown` of this package, or tasks with plain answers.
+reasoning-gym is an optional package (the extra `reasoning-gym`). Some of its scorers parse the response with sympy,
+which evaluates it as Python (countdown, puzzle24, the integration and polynomial tasks). They run in the verifier
+pool's processes with the pool's permissions. If that is a risk, use `countdown` of this package, or tasks with plain
+answers.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from rlad.errors import ConfigError, DataError
 from rlad.verifiers.response_text import after_thinking, last_answer_block
 from rlad.verifiers.verdict import UNPARSEABLE, Verdict
 
-# JSON knows neither tuples nor keys that are no text, and scorers tell them apart.
+# JSON supports neither tuples nor non-text keys, which scorers distinguish.
 _TUPLE, _PAIRS = "__tuple__", "__pairs__"
 
 
 class ReasoningGymVerifierConfig(BaseModel):
-    """Settings of the verifier of one reasoning-gym task. The answer is read from the last `<answer>` tags after the thinking."""
+    """Settings of the verifier of one reasoning-gym task.
+
+    The answer is read from the last `<answer>` tags after the thinking.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,54 +39,57 @@ class ReasoningGymVerifierConfig(BaseModel):
     dataset: str = Field(description="Name of the task in reasoning-gym, for example `chain_sum`.")
     scoring: Literal["binary", "graded"] = Field(
         "binary",
-        description="`binary`: 1 for a score of exactly 1, else 0. `graded`: the score itself, which for many tasks is above 0 for a wrong answer.",
+        description="`binary`: reward 1 for a score of exactly 1, else 0. `graded`: the score itself, which for many "
+        "tasks is above 0 for a wrong answer.",
     )
 
     def build(self) -> ReasoningGymVerifier:
-        """
+        """Return the verifier.
+
         Raises:
             ConfigError: reasoning-gym is not installed, or has no such task.
         """
-        create_reasoning_gym_dataset(
-            self.dataset, {}
-        )  # and what it loads does not count against the first response's deadline
+        # Also loads the task now, so that loading does not count against the first deadline.
+        create_reasoning_gym_dataset(self.dataset, {})
         return ReasoningGymVerifier(dataset=self.dataset, scoring=self.scoring)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningGymVerifier:
-    """Judges by `score_answer` of a reasoning-gym task.
+    """Verifier that calls `score_answer` of a reasoning-gym task.
 
     Attributes:
-        dataset: name of the task.
-        scoring: whether a partial score is worth anything.
+        dataset: Name of the task.
+        scoring: `graded` rewards partial scores, `binary` does not.
     """
 
     dataset: str
     scoring: Literal["binary", "graded"]
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Judge a response.
+        """Verify a response. Exceptions of the scorer other than ValueError propagate.
 
         Args:
-            answer: JSON of the task's entry, as `encode_entry` writes it; `answer` and `metadata` are required.
+            response_text: The response, without its prompt.
+            answer: JSON of the task's entry, as written by `encode_entry`; `answer` and `metadata` are required.
 
         Raises:
-            DataError: `answer` is no entry, or one of another task.
-            ConfigError: the task does not take the entry's settings. Whatever else its scorer raises passes through.
+            DataError: `answer` is not an entry, or belongs to another task.
+            ConfigError: The task rejects the entry's settings.
         """
         entry = decode_entry(answer)
         if entry.get("dataset", self.dataset) != self.dataset:
             raise DataError(
-                f"the prompt is of reasoning-gym's task {entry['dataset']!r}, its verifier is that of {self.dataset!r}"
+                f"reasoning_gym: the prompt belongs to task {entry['dataset']!r}, but its verifier is that of "
+                f"{self.dataset!r}; correct `dataset` of the verifier"
             )
-        given = self.answer_of(response_text)
-        if given is None:
+        response_answer = self.answer_of(response_text)
+        if response_answer is None:
             return UNPARSEABLE
         scorer = _dataset_of_settings(self.dataset, json.dumps(entry.get("settings", {}), sort_keys=True))
         try:
-            score = float(scorer.score_answer(answer=given, entry=entry))
-        except ValueError:  # not every scorer expects text that is no number
+            score = float(scorer.score_answer(answer=response_answer, entry=entry))
+        except ValueError:  # some scorers fail on text that is not a number
             return UNPARSEABLE
         is_correct = score == 1.0
         return Verdict(
@@ -91,16 +98,16 @@ class ReasoningGymVerifier:
         )
 
     def answer_of(self, response_text: str) -> str | None:
-        """What the last `<answer>` tags enclose, as it is: only the task knows what else is equal."""
-        spoken = after_thinking(response_text)
-        return None if spoken is None else last_answer_block(spoken)
+        """Return the content of the last `<answer>` tags verbatim. Only the task knows which answers are equal."""
+        text = after_thinking(response_text)
+        return None if text is None else last_answer_block(text)
 
 
 def encode_entry(entry: Mapping[str, Any], *, dataset: str, settings: Mapping[str, Any]) -> str:
-    """What scoring an entry of a task needs, as the text of a prompt's answer: its answer, its metadata and the task's settings.
+    """Encode the answer, metadata and task settings of an entry as the answer of a prompt record.
 
     Raises:
-        DataError: the entry holds something that cannot be written as JSON and read back equal.
+        DataError: The entry holds a value that does not survive a round trip through JSON.
     """
     kept = {"answer": entry["answer"], "metadata": entry["metadata"], "dataset": dataset, "settings": dict(settings)}
     try:
@@ -109,55 +116,54 @@ def encode_entry(entry: Mapping[str, Any], *, dataset: str, settings: Mapping[st
         raise DataError(f"an entry of reasoning-gym's task {dataset!r} cannot be written as JSON: {error}") from error
     if decode_entry(text) != kept:
         raise DataError(
-            f"an entry of reasoning-gym's task {dataset!r} does not come back from JSON as it was: {text[:200]}"
+            f"an entry of reasoning-gym's task {dataset!r} does not survive a round trip through JSON: {text[:200]}"
         )
     return text
 
 
 def decode_entry(text: str) -> dict[str, Any]:
-    """The entry that `encode_entry` wrote, tuples and keys as they were.
+    """Decode an entry that `encode_entry` wrote, including tuples and non-text keys.
 
     Raises:
-        DataError: it is none.
+        DataError: The text is not an entry.
     """
     try:
         entry = json.loads(text, object_hook=_untagged)
     except ValueError as error:
         raise DataError(
-            f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}"
+            f"the answer of a reasoning-gym prompt must be JSON with `answer` and `metadata`, got {text[:200]!r}"
         ) from error
     if not isinstance(entry, dict) or not {"answer", "metadata"} <= entry.keys():
         raise DataError(
-            f"the answer of a reasoning-gym prompt is JSON with `answer` and `metadata`, got {text[:200]!r}"
+            f"the answer of a reasoning-gym prompt must be JSON with `answer` and `metadata`, got {text[:200]!r}"
         )
     return entry
 
 
 def create_reasoning_gym_dataset(name: str, settings: Mapping[str, Any]) -> Any:
-    """A task of reasoning-gym with these settings.
+    """Create the dataset of a reasoning-gym task.
 
     Raises:
-        ConfigError: reasoning-gym is not installed, has no such task, or the task refuses the settings.
+        ConfigError: reasoning-gym is not installed, has no such task, or the task rejects the settings.
     """
     try:
-        # Its part that registers all tasks, too.
+        # The factory module registers all tasks.
         gym, factory = importlib.import_module("reasoning_gym"), importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
         raise ConfigError(
-            f"reasoning-gym cannot be imported ({error}): install rlad with its extra, `pip install 'rlad[reasoning-gym]'`"
+            f"reasoning-gym cannot be imported ({error}); install it with `pip install 'rlad[reasoning-gym]'`"
         ) from error
-    known = sorted(
-        factory.DATASETS.keys() - {"composite"}
-    )  # a mixture of tasks, each of which would need a verifier of its own
+    # `composite` is a mixture of tasks, each of which would need its own verifier.
+    known = sorted(factory.DATASETS.keys() - {"composite"})
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-        raise ConfigError(f"reasoning-gym has {len(known)} tasks, but no {name!r}; the nearest: {', '.join(nearest)}")
+        raise ConfigError(
+            f"reasoning-gym has no task {name!r} among its {len(known)}; did you mean {', '.join(nearest)}?"
+        )
     try:
         return gym.create_dataset(name, **settings)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"reasoning-gym's task {name!r} does not take the settings {dict(settings)}: {error}"
-        ) from error
+        raise ConfigError(f"reasoning-gym's task {name!r} rejects the settings {dict(settings)}: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Where a response says its answer: what several verifiers ask of a text."""
+"""Extraction of answers from response texts, shared by several verifiers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PERCENT = re.compile(r"\s*\\?%")
 
 
 def after_thinking(response_text: str) -> str | None:
-    """What stands after the last `</think>`, or all where nothing is thought; None where thinking has not ended.
+    """Return the text after the last `</think>`, or the whole text without thinking.
 
-    The prompt may or may not have opened `<think>` already.
+    Return None if the thinking has not ended. The prompt may already have opened `<think>`.
     """
     tags = list(_THINK_TAG.finditer(response_text))
     if tags and not tags[-1][1]:
@@ -22,7 +22,7 @@ def after_thinking(response_text: str) -> str | None:
 
 
 def last_answer_block(text: str) -> str | None:
-    """What the last complete pair of `<answer>` tags encloses; None where there is no pair."""
+    """Return the content of the last complete pair of `<answer>` tags; None if there is none."""
     tags = list(_ANSWER_TAG.finditer(text))
     for opening, closing in zip(tags[-2::-1], tags[:0:-1], strict=True):
         if closing[1] and not opening[1]:
@@ -31,9 +31,9 @@ def last_answer_block(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last complete `\boxed{...}` or `\fbox{...}` encloses, braces balanced; None where there is none.
+    r"""Return the content of the last complete `\boxed{...}` or `\fbox{...}`; None if there is none.
 
-    A percent sign behind the box belongs to the number in it.
+    Braces are balanced. A percent sign after the box belongs to its number.
     """
     open_braces: list[re.Match[str]] = []
     last, content = -1, None

@@ -1,4 +1,7 @@
-"""A reward model: the reward of a response is the score of a sequence-classification model. Groups of its task go to a pool of its own."""
+"""Reward-model verifier: the reward of a response is the score of a sequence-classification model.
+
+Groups of its task are verified by a separate pool.
+"""
 
 from __future__ import annotations
 
@@ -13,46 +16,53 @@ from rlad.verifiers.verdict import Verifier
 
 
 class RewardModelVerifierConfig(BaseModel):
-    """Settings of a reward model: a Hugging Face sequence-classification model with one output, and the tokenizer of the student."""
+    """Settings of a reward model.
+
+    It is a Hugging Face sequence-classification model with one output and the tokenizer of the student.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["reward_model"]
     path: str = Field(
-        description="Hugging Face model directory. The model reads prompt and response as the student's token ids."
+        description="Hugging Face model directory. The model reads prompt and response as token ids of the student."
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     transform: Literal["none", "sigmoid"] = Field(
-        "none", description="What becomes of the model's output: nothing, or its logistic function."
+        "none", description="Transform of the model's output: none, or the logistic function."
     )
     scale: float = Field(
-        1.0, allow_inf_nan=False, description="Factor of the (transformed) score; the product is the reward."
+        1.0, allow_inf_nan=False, description="Factor of the transformed score; the product is the reward."
     )
     correct_from: float = Field(
-        0.5, description="Reward from which a response counts as correct in the outcomes. A truncated one never does."
+        0.5, description="Minimum reward of a response with outcome correct. Truncated responses are never correct."
     )
     workers: int = Field(1, ge=1)
-    token_budget: int = Field(8192, ge=1, description="Tokens of one forward pass; a longer sequence goes alone.")
+    token_budget: int = Field(
+        8192, ge=1, description="Maximum tokens of one forward pass. A longer sequence gets a pass of its own."
+    )
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
-    threads: int = Field(1, ge=1, description="Compute threads of a worker on CPU.")
+    threads: int = Field(1, ge=1, description="Compute threads of a worker on the CPU.")
     timeout_s: float = Field(
         300.0,
         gt=0,
-        description="Deadline of scoring one group; past it the worker is replaced and the group is scored again.",
+        description="Deadline for scoring one group, in seconds. A late worker is replaced and the group scored again.",
     )
 
     def build(self) -> Verifier:
-        """
+        """Raise an error: a reward model is served by its own pool.
+
         Raises:
-            ConfigError: always: a reward model has a pool of its own and no verifier that a judge could run.
+            ConfigError: Always.
         """
         raise ConfigError(
-            f"the reward model {self.path} is served by a pool of its own (`actors.verifier.reward_pool.RewardPool`) and cannot run in a judge"
+            f"the reward model {self.path} cannot run in a verifier process; "
+            "it is served by `actors.verifier.reward_pool.RewardPool`"
         )
 
     def rewards(self, scores: Array) -> Array:
-        """float32 rewards of the model's scores."""
+        """Return the rewards of model scores, float32, in the shape of `scores`."""
         values = scores.astype(np.float64)
         if self.transform == "sigmoid":
             values = np.exp(-np.logaddexp(0.0, -values))

@@ -1,15 +1,20 @@
-"""One untrusted Python program in a locked-down process of its own: what it may use is bounded, and nothing of it outlives the call.
+"""Sandbox for one untrusted Python program: a separate process with bounded resources that does not outlive the call.
 
-What holds, and by what:
+Mechanisms:
 
-- network: a network namespace without any interface (as root, or where unprivileged user namespaces are permitted); Landlock without TCP (kernel 6.7
-  and newer, no privilege needed); and an audit hook in the interpreter, which needs nothing of the kernel. Where the first is missing, the hook also
-  forbids starting programs and loading C libraries, so that nothing gets around it;
-- memory, CPU time, file sizes, processes: `setrlimit`. As root each program gets a user of its own, so that the count of processes is its own;
-- files: its own temporary directory; Landlock (kernel 5.13 and newer) forbids all other writing, and reading anything but Python's and the system's;
-- wall time: its process group is killed, and with a process namespace whatever else it started. It dies with its caller.
+- Network: a network namespace without interfaces (as root, or if unprivileged user namespaces are permitted); Landlock
+  without TCP (kernel 6.7 or newer, no privileges required); and an audit hook in the interpreter, which needs no kernel
+  support. Without the namespace, the hook also forbids starting programs and loading C libraries, since those could
+  bypass it.
+- Memory, CPU time, file sizes and processes: `setrlimit`. As root, each program gets its own user, so that the process
+  limit counts only its own processes.
+- Files: a temporary directory of its own. Landlock (kernel 5.13 or newer) forbids all other writes, and reads outside
+  of Python's and the system's files.
+- Wall time: the process group is killed, and with a process namespace also every other process it started. The program
+  dies with its caller.
 
-An audit hook alone stops programs that try, not an attacker who means to break the interpreter: run pools that judge code where namespaces are permitted.
+An audit hook alone stops ordinary programs, but not an attacker who breaks the interpreter. Run pools that verify code
+where namespaces are permitted.
 """
 
 from __future__ import annotations
@@ -30,21 +35,21 @@ from rlad.errors import EngineError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _MIB = 1 << 20
-# Of what goes wrong in the sandbox itself, for the error.
+# Number of trailing bytes of stderr in results and errors.
 _STDERR_BYTES = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """What one program may use.
+    """Resource limits of one program.
 
     Attributes:
-        wall_s: seconds from start to end.
-        cpu_s: whole seconds of processor time, over all its threads.
-        memory_mib: address space of a process.
-        file_mib: size of any file it writes, its standard output included.
-        processes: that it may be at once, threads included, itself too.
-        mechanisms: of the kernel, used where it permits them. Fewer only to try what holds without them.
+        wall_s: Wall time in seconds.
+        cpu_s: CPU time over all threads, in whole seconds.
+        memory_mib: Address space of a process, in MiB.
+        file_mib: Maximum size of a file that it writes, standard output included, in MiB.
+        processes: Maximum number of concurrent processes and threads, including the program itself.
+        mechanisms: Kernel mechanisms to use where the kernel permits them. Tests use fewer.
     """
 
     wall_s: float
@@ -57,15 +62,16 @@ class SandboxLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxResult:
-    """How a program ended.
+    """Result of a program.
 
     Attributes:
-        ended: `exited` whatever its exit code, `killed` by a signal (out of memory, a crash), or `timeout` of wall or CPU time.
-        exit_code: where it exited.
-        has_passed: it ran to its end, and then the assertions; True without assertions where it exited with 0.
-        stdout: what it wrote, as UTF-8, bytes that are none replaced.
-        stderr: its last 2,000 bytes.
-        barriers: the mechanisms that held it.
+        ended: `exited` with any exit code, `killed` by a signal (out of memory, a crash), or `timeout` of wall or CPU
+            time.
+        exit_code: Exit code; None unless `exited`.
+        has_passed: True if the program exited with 0 and, with assertions, ran all of them.
+        stdout: Output as UTF-8, with invalid bytes replaced.
+        stderr: Last 2,000 bytes of the error output.
+        barriers: Mechanisms that were active.
     """
 
     ended: Literal["exited", "killed", "timeout"]
@@ -79,12 +85,18 @@ class SandboxResult:
 def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", asserts: str | None = None) -> SandboxResult:
     """Run Python source, then the assertions in its namespace.
 
+    Args:
+        source: The program.
+        limits: Resource limits.
+        stdin: Standard input of the program.
+        asserts: Python source that runs after the program; None without assertions.
+
     Raises:
-        EngineError: the sandbox itself failed.
+        EngineError: The sandbox itself failed.
     """
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="rlad-sandbox-", ignore_cleanup_errors=True) as outside:
-        Path(outside).chmod(0o711)  # the program's own user must get to its directory below
+        Path(outside).chmod(0o711)  # The program's own user must reach its directory below.
         inside = Path(outside) / "work"
         inside.mkdir(mode=0o700)
         spec = {
@@ -135,7 +147,7 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the program, ended or not."""
+    """Kill all remaining processes of the program's group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -154,12 +166,10 @@ def _result(
         try:
             report.update(json.loads(line))
         except (ValueError, TypeError):
-            continue  # the program can write here too, and only harm itself
+            continue  # The program can write here too, but harms only itself.
     barriers, end = report.get("barriers"), report.get("end")
     if barriers is None and not is_late:
-        raise EngineError(
-            f"the sandbox of a program failed before the program began: {stderr.strip() or 'no reason given'}"
-        )
+        raise EngineError(f"the sandbox failed before the program started: {stderr.strip() or 'no error output'}")
     barriers = tuple(barriers or ())
     if is_late or end is None:
         return SandboxResult(
@@ -171,7 +181,8 @@ def _result(
             barriers=barriers,
         )
     if end["signal"] is not None:
-        # The kernel kills where the time it counted by clock ticks is up; what it reports afterwards is exact, and on a busy machine well below.
+        # The kernel kills when the time counted in clock ticks exceeds the limit. The time it reports afterwards is
+        # exact and, on a busy machine, well below the limit.
         is_out_of_cpu = end["signal"] in (signal.SIGKILL, signal.SIGXCPU) and end["cpu_s"] > 0.5 * limits.cpu_s
         return SandboxResult(
             ended="timeout" if is_out_of_cpu else "killed",

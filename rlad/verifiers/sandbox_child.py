@@ -1,7 +1,9 @@
-"""Runs one untrusted Python program. A program of its own, started by `rlad.verifiers.sandbox` with `python -I`; it imports nothing of rlad.
+"""Child process of the sandbox: runs one untrusted Python program.
 
-Two processes: the outer one makes namespaces, waits for the inner one and reports how it ended; the inner one takes every restriction upon itself and
-then becomes the untrusted program. Each mechanism is used where this machine permits it, and what came of it is reported.
+`rlad.verifiers.sandbox` starts this file with `python -I`; it imports nothing of rlad. It consists of two processes.
+The outer one creates namespaces, waits for the inner one and reports how it ended. The inner one applies every
+restriction to itself and then becomes the untrusted program. Each mechanism is used if the machine permits it, and the
+active ones are reported.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x4000000
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38
 _CAP_DAC_READ_SEARCH = 1 << 2
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
-# The same numbers on every architecture.
+# These numbers are the same on every architecture.
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read file, read directory
-_LANDLOCK_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2  # execute, write, read: the rights that a file can have
+_LANDLOCK_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2  # execute, write, read: the rights that apply to files
 _LANDLOCK_NET_TCP = 1 << 0 | 1 << 1  # bind, connect
 _LANDLOCK_SCOPES = 1 << 0 | 1 << 1  # abstract unix sockets, signals
 _READABLE = (
@@ -65,22 +67,22 @@ _PROCESS_EVENTS = frozenset(
         "ctypes.dlsym",
     }
 )
-# As root every sandbox gets a user of its own, so that the limit on processes counts its own only.
+# As root, every sandbox gets its own user, so that the process limit counts only its own processes.
 _FIRST_UID = 1_900_000_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
+    """Read the specification, run the program in the inner process, and report how it ended."""
     spec_fd, report_fd = int(sys.argv[1]), int(sys.argv[2])
     with os.fdopen(spec_fd, encoding="utf-8") as file:
         spec = json.load(file)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != spec["caller"]:
-        return  # it died before the kernel was told
-    os.environ.update(
-        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
-    )  # numpy would start as many threads as the machine has cores
+        return  # The caller died before the parent-death signal was set.
+    # By default, numpy would start one thread per core.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     barriers = _new_namespaces() if "namespaces" in spec["mechanisms"] else []
     outer = os.getpid()
     inner = os.fork()
@@ -99,7 +101,10 @@ def main() -> None:
 
 
 def _new_namespaces() -> list[str]:
-    """No network, and processes that cannot outlive their first one. As root directly; else inside a namespace of users, where that is permitted."""
+    """Enter namespaces without network, whose processes cannot outlive their first one. Return the active barriers.
+
+    Uses root permissions, or else a user namespace, if permitted.
+    """
     for flags in (_CLONE_NEWNET | _CLONE_NEWPID, _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID):
         if _libc.unshare(flags) == 0:
             return ["network_namespace", "process_namespace", *(["user_namespace"] if flags & _CLONE_NEWUSER else [])]
@@ -107,13 +112,14 @@ def _new_namespaces() -> list[str]:
 
 
 def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: list[str]) -> None:
+    """Apply all restrictions to this process and run the program in it."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     barriers += _landlock(spec["directory"]) if "landlock" in spec["mechanisms"] else []
     if os.geteuid() == 0 and "user_namespace" not in barriers:
         barriers += _drop_root(spec["directory"], can_keep_reading="landlock_files" in barriers)
     else:
         _set_capabilities(0)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # must follow the change of user, which clears it
     if "process_namespace" not in barriers and os.getppid() != outer:
         os._exit(1)
     limits = {
@@ -126,7 +132,8 @@ def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: 
     }
     for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
-    # Root is exempt from the limit on processes; and where the kernel leaves the network open, a program without this hook must not be started.
+    # Root is exempt from the process limit. If the kernel does not isolate the network, programs without this hook must
+    # not be started.
     is_limited = os.getuid() != 0 or "user_namespace" in barriers
     _forbid(_NETWORK_EVENTS if is_limited and "network_namespace" in barriers else _NETWORK_EVENTS | _PROCESS_EVENTS)
     barriers.append("audit_hook")
@@ -136,7 +143,11 @@ def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: 
 
 
 def _landlock(directory: str) -> list[str]:
-    """Reading only what Python needs, writing only in the sandbox's directory, no TCP; ABI 1 has files only, ABI 4 TCP, ABI 6 signals."""
+    """Restrict file access and TCP with Landlock. Return the active barriers.
+
+    The program can read only what Python needs, write only in the sandbox's directory, and use no TCP. ABI 1 covers
+    files, ABI 4 TCP, ABI 6 signals.
+    """
     abi = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if abi < 1:
         return []
@@ -156,7 +167,7 @@ def _landlock(directory: str) -> list[str]:
     ]:
         try:
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:  # not on this machine
+        except OSError:  # The path does not exist on this machine.
             continue
         if not stat.S_ISDIR(os.fstat(opened).st_mode):
             access &= _LANDLOCK_OF_FILES
@@ -168,9 +179,10 @@ def _landlock(directory: str) -> list[str]:
 
 
 def _drop_root(directory: str, *, can_keep_reading: bool) -> list[str]:
-    """Become a user that exists nowhere else.
+    """Become a user that does not exist elsewhere. Return the active barriers.
 
-    Where that user could not read Python's library (an interpreter below /root), it keeps the one capability to read, if Landlock bounds what.
+    If that user cannot read Python's library (an interpreter below /root), it keeps the single capability to read,
+    provided that Landlock restricts the paths.
     """
     uid = _FIRST_UID + int.from_bytes(os.urandom(3))
     os.chown(directory, uid, uid)
@@ -178,7 +190,7 @@ def _drop_root(directory: str, *, can_keep_reading: bool) -> list[str]:
         os.setgroups([])
         os.setegid(uid)
         os.seteuid(uid)
-    except OSError:  # a container's root may have no other users
+    except OSError:  # A container's root may have no other users.
         os.chown(directory, 0, 0)
         _set_capabilities(0)
         return []
@@ -193,11 +205,12 @@ def _drop_root(directory: str, *, can_keep_reading: bool) -> list[str]:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     if not _set_capabilities(0 if can_read else _CAP_DAC_READ_SEARCH) and not can_read:
-        raise OSError("capabilities cannot be set")
+        raise OSError("the capability to read Python's library cannot be kept")
     return ["own_user"]
 
 
 def _set_capabilities(kept: int) -> bool:
+    """Set the capabilities to the bits in `kept`. Return True on success."""
     number = _SYS_CAPSET.get(os.uname().machine)
     return (
         number is not None
@@ -210,6 +223,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _forbid(events: frozenset[str]) -> None:
+    """Install an audit hook that raises PermissionError for the events."""
+
     def refuse(event: str, _: tuple[Any, ...]) -> None:
         if event in events:
             raise PermissionError(f"{event} is not allowed here")
@@ -218,12 +233,14 @@ def _forbid(events: frozenset[str]) -> None:
 
 
 def _run(source: str, asserts: str | None, token: str, report_fd: int) -> None:
+    """Run the program as `__main__`, then the assertions, and report the token if they passed."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, ["solution.py"]
     exec(compile(source, "solution.py", "exec", dont_inherit=True), module.__dict__)
     if asserts is not None:
         exec(compile(asserts, "tests.py", "exec", dont_inherit=True), module.__dict__)
-        os.write(report_fd, b"\n" + json.dumps({"passed": token}).encode() + b"\n")  # what ends early has not passed
+        # A program that exits early never reports the token.
+        os.write(report_fd, b"\n" + json.dumps({"passed": token}).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every verifier takes and gives."""
+"""Verdict, and the protocols of verifiers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlad.contracts import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Reward of one response and what was found."""
+    """Reward and outcome of one response."""
 
     reward: float
     outcome: Outcome
@@ -22,21 +22,27 @@ UNPARSEABLE = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)
 
 
 class Verifier(Protocol):
-    """Judges responses of one task. Holds no state, so it can run in any process; deadlines are the caller's."""
+    """Verifier of one task.
+
+    It is stateless, so it can run in any process. The caller enforces deadlines.
+    """
 
     def verify(self, response_text: str, answer: Any) -> Verdict:
-        """Judge a response (without its prompt) against a prompt record's answer.
+        """Verify a response (without its prompt) against a prompt record's answer.
 
         Raises:
-            DataError: the answer, not the response, is malformed.
+            DataError: The expected answer, not the response, is malformed.
         """
         ...
 
 
 @runtime_checkable
 class GivesAnswer(Protocol):
-    """A verifier that can also say what a response's answer is, for a majority vote."""
+    """Verifier that can also extract a response's answer, for a majority vote."""
 
     def answer_of(self, response_text: str) -> str | None:
-        """The answer in a canonical spelling: responses that answer alike give equal texts, as far as that can be told. None: there is none."""
+        """Return the answer in a canonical form, so that equal answers have equal texts where possible.
+
+        Return None if there is no answer.
+        """
         ...

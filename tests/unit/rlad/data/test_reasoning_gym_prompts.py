@@ -68,9 +68,9 @@ def test_task_with_too_few_problems_is_refused() -> None:
 def test_settings_reach_the_task() -> None:
     for question in questions(problems(size=10, settings={"min_terms": 8, "max_terms": 8})):
         assert len(re.findall(r"\d [+-] ", question)) == 7
-    with pytest.raises(ConfigError, match="'chain_sum' does not take the settings"):
+    with pytest.raises(ConfigError, match="'chain_sum' rejects the settings"):
         problems(settings={"terms": 8})
-    with pytest.raises(ConfigError, match="'chain_sum' does not take the settings"):
+    with pytest.raises(ConfigError, match="'chain_sum' rejects the settings"):
         problems(settings={"min_terms": 9, "max_terms": 2})
     with pytest.raises(ValidationError, match="set them beside `settings`"):
         problems(settings={"size": 8})

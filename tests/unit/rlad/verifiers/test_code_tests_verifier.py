@@ -1,4 +1,4 @@
-"""Programs in responses, run against tests."""
+"""Verdicts on programs in responses, which are run against tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fenced(code: str, language: str = "python") -> str:
         ("a\x00b", U),
     ],
 )
-def test_program_that_reads_its_input_passes_every_test_or_none(code: str, outcome: Outcome) -> None:
+def test_program_that_reads_input_must_pass_every_test(code: str, outcome: Outcome) -> None:
     verdict = VERIFIER.verify(fenced(code), SUMS)
     assert verdict.outcome == outcome
     assert verdict.reward == float(outcome == C)
@@ -80,26 +80,26 @@ def test_last_python_block_after_the_thinking_is_run(response: str, outcome: Out
     assert VERIFIER.verify(response, ADD).outcome == outcome
 
 
-def test_program_that_waits_for_ever_is_ended() -> None:
+def test_program_that_never_ends_is_killed() -> None:
     verdict = build_verifier({"name": "code_tests", "timeout_s": 1.0}).verify(
         fenced("import time\ntime.sleep(100)"), SUMS
     )
     assert (verdict.outcome, verdict.reward) == (T, 0.0)
 
 
-def test_time_is_that_of_all_tests_together() -> None:
+def test_wall_time_covers_all_tests_together() -> None:
     tests = json.dumps([{"input": "", "output": ""}] * 20)
     verifier = build_verifier({"name": "code_tests", "timeout_s": 1.0})
     assert verifier.verify(fenced("import time\ntime.sleep(0.3)"), tests).outcome == T
 
 
 @pytest.mark.parametrize("answer", ["", "3", "[]", '[{"input": "1"}]', '{"asserts": ""}', '{"tests": "assert True"}'])
-def test_answers_without_tests_are_a_fault_of_the_data(answer: str) -> None:
-    with pytest.raises(DataError, match="programming task is JSON"):
+def test_answer_without_tests_is_a_data_error(answer: str) -> None:
+    with pytest.raises(DataError, match="programming task must be JSON"):
         VERIFIER.verify(fenced("pass"), answer)
 
 
-def test_limits_are_checked() -> None:
+def test_invalid_limits_are_refused() -> None:
     with pytest.raises(ConfigError, match="timeout_s"):
         build_verifier({"name": "code_tests", "timeout_s": 0})
 
@@ -108,7 +108,7 @@ def build_code_tests() -> Mapping[str, Verifier]:
     return {"code": VERIFIER}
 
 
-def test_verdicts_are_the_same_in_a_judge() -> None:
+def test_verdicts_are_the_same_in_a_verifier_process() -> None:
     judge = Judge(build_code_tests, timeout_s=30)
     texts = [
         fenced("def add(a, b): return a + b"),

@@ -1,4 +1,4 @@
-"""Countdown expressions, judged by hand."""
+"""Verdicts on countdown expressions, decided by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
         ("6*(4+3)", [3, 4, 6], 42, C),
         ("(3 + 4) * 6 = 42", [3, 4, 6], 42, C),
         ("[3 + 4] × 6", [3, 4, 6], 42, C),
-        ("8 / (3 - 8/3)", [3, 3, 8, 8], 24, C),  # exact only in rationals: in floating point it is 23.999999999999989
+        ("8 / (3 - 8/3)", [3, 3, 8, 8], 24, C),  # exact only in rational numbers; 23.999999999999989 in floating point
         ("1/3 + 1/3 + 1/3", [1, 1, 1, 3, 3, 3], 1, C),
         ("-(3 - 8)", [3, 8], 5, C),
         ("7", [7], 7, C),
@@ -32,7 +32,7 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
         ("3 + 4", [3, 4, 6], 7, W),  # not all numbers
         ("3 + 4 + 3 - 3", [3, 4], 7, W),  # one number more than once
         ("3 / (4 - 4)", [3, 4, 4], 42, W),
-        ("34 + 6", [3, 4, 6], 40, W),  # digits are not numbers to be joined
+        ("34 + 6", [3, 4, 6], 40, W),  # digits must not be joined
         ("3 ** 4", [3, 4], 81, U),
         ("9 // 2", [9, 2], 4, U),
         ("(3 + 4 * 6", [3, 4, 6], 42, U),
@@ -77,6 +77,6 @@ def test_last_answer_block_after_the_thinking_counts(response: str, outcome: Out
 @pytest.mark.parametrize(
     "answer", ["", "7", '{"numbers": [3, 4]}', '{"numbers": [], "target": 7}', '{"numbers": [3.5], "target": 7}']
 )
-def test_malformed_puzzles_are_a_fault_of_the_data(answer: str) -> None:
-    with pytest.raises(DataError, match="countdown puzzle is JSON"):
+def test_malformed_puzzle_is_a_data_error(answer: str) -> None:
+    with pytest.raises(DataError, match="countdown puzzle must be JSON"):
         VERIFIER.verify("<answer>7</answer>", answer)

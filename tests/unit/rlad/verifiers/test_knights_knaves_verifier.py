@@ -38,7 +38,7 @@ def real_rows(shared_data: Path) -> list[dict[str, Any]]:
     return [row for path in paths for row in pyarrow.parquet.read_table(path).to_pylist()]
 
 
-def test_every_real_gold_answer_earns_the_full_reward(real_rows: list[dict[str, Any]]) -> None:
+def test_every_real_expected_answer_gets_the_full_reward(real_rows: list[dict[str, Any]]) -> None:
     assert len(real_rows) == 400
     for row in real_rows:
         response = f"<think>Let me see.</think><answer>{row['solution_text_format']}</answer>"
@@ -53,7 +53,7 @@ def test_every_real_gold_answer_earns_the_full_reward(real_rows: list[dict[str, 
         assert judge(f"<answer>{row['solution_text']}</answer>", row["solution_text_format"]) is Outcome.CORRECT
 
 
-def test_every_real_answer_with_one_person_flipped_earns_nothing(real_rows: list[dict[str, Any]]) -> None:
+def test_every_real_answer_with_one_role_flipped_gets_no_reward(real_rows: list[dict[str, Any]]) -> None:
     judged = 0
     for row in real_rows:
         for person in range(len(row["names"])):
@@ -85,7 +85,7 @@ WORDS = ["Zoey", "Jack", " is ", " is not a ", "knight", "knave", "\n", ", ", " 
 
 @given(st.lists(st.sampled_from([*TAGS, *CLAUSES, *WORDS])).map("".join))
 @example("<answer>" + ", ".join(CLAUSES[::2]) + "</answer>")
-def test_no_text_breaks_the_verifier_and_only_one_full_answer_block_is_judged(response: str) -> None:
+def test_any_text_is_verified_and_only_a_single_answer_block_counts(response: str) -> None:
     if judge(response) in (Outcome.CORRECT, Outcome.WRONG):
         spoken = response.rpartition("</think>")[2]
         assert spoken.count("<answer>") == spoken.count("</answer>") == 1
@@ -110,7 +110,7 @@ def test_no_text_breaks_the_verifier_and_only_one_full_answer_block_is_judged(re
         "\n\n(1)Zoey is a knight\n\n(2)Jack is a knave\n\n(3)Jackson is a knight\n\n",
     ],
 )
-def test_form_does_not_matter_where_the_meaning_is_clear(block: str) -> None:
+def test_format_does_not_matter_if_the_meaning_is_clear(block: str) -> None:
     assert outcome(block) is Outcome.CORRECT
     assert outcome(block.replace("Jackson", "JACKSON")) is Outcome.CORRECT
 
@@ -138,7 +138,7 @@ def test_form_does_not_matter_where_the_meaning_is_clear(block: str) -> None:
         "Zoey, Jack, Jackson",
     ],
 )
-def test_anything_but_one_role_for_each_person_is_unparseable(block: str) -> None:
+def test_answer_without_exactly_one_role_per_person_is_unparseable(block: str) -> None:
     assert outcome(block) is Outcome.UNPARSEABLE
 
 
@@ -156,8 +156,8 @@ WRONG_BLOCK = "(1) Zoey is a knave\n(2) Jack is a knave\n(3) Jackson is a knight
         (f"<think>like <answer> (1) ... </answer>?</think><answer>{GOLD}</answer>", Outcome.CORRECT),
         (f"<think><answer>{WRONG_BLOCK}</answer></think><answer>{GOLD}</answer>", Outcome.CORRECT),
         (f"<think><answer>{GOLD}</answer></think><answer>{WRONG_BLOCK}</answer>", Outcome.WRONG),
-        (f"<think><answer>{GOLD}</answer></think>", Outcome.UNPARSEABLE),  # answered only in thought
-        (f"<think><answer>{GOLD}</answer>", Outcome.UNPARSEABLE),  # never stopped thinking
+        (f"<think><answer>{GOLD}</answer></think>", Outcome.UNPARSEABLE),  # answered only while thinking
+        (f"<think><answer>{GOLD}</answer>", Outcome.UNPARSEABLE),  # thinking has not ended
         (f"</think><answer>{GOLD}</answer><answer>{GOLD}</answer>", Outcome.UNPARSEABLE),
         (f"</think><answer>{WRONG_BLOCK}</answer><answer>{GOLD}</answer>", Outcome.UNPARSEABLE),
         (f"</think><answer><answer>{GOLD}</answer></answer>", Outcome.UNPARSEABLE),
@@ -166,11 +166,11 @@ WRONG_BLOCK = "(1) Zoey is a knave\n(2) Jack is a knave\n(3) Jackson is a knight
         (f"</think></answer>{GOLD}<answer>", Outcome.UNPARSEABLE),
     ],
 )
-def test_the_answer_is_the_one_block_after_thinking(response: str, expected: Outcome) -> None:
+def test_answer_is_the_only_block_after_the_thinking(response: str, expected: Outcome) -> None:
     assert judge(response) is expected
 
 
-def test_answers_are_taken_in_every_documented_form() -> None:
+def test_every_documented_form_of_expected_answers_is_accepted() -> None:
     response = f"<answer>{GOLD}</answer>"
     for answer in (
         "Zoey is a knight, Jack is a knave, and Jackson is a knight.",
@@ -196,7 +196,7 @@ def test_answers_are_taken_in_every_documented_form() -> None:
         3,
     ],
 )
-def test_malformed_gold_answer_is_an_error_not_a_verdict(answer: Any) -> None:
+def test_malformed_expected_answer_is_a_data_error(answer: Any) -> None:
     with pytest.raises(DataError, match="answer of a puzzle"):
         SENTENCES.verify(f"<answer>{GOLD}</answer>", answer)
 
@@ -211,7 +211,7 @@ def test_malformed_gold_answer_is_an_error_not_a_verdict(answer: Any) -> None:
         ("TTT:TTT=TTT$", Outcome.WRONG),
         ("TTT:TFxTFT:TFT", Outcome.UNPARSEABLE),
         ("TFT", Outcome.UNPARSEABLE),
-        ("=TF", Outcome.UNPARSEABLE),  # cut off
+        ("=TF", Outcome.UNPARSEABLE),  # truncated
         ("=TFTF", Outcome.UNPARSEABLE),
         ("=TFT$TFT", Outcome.UNPARSEABLE),
         ("=TFx", Outcome.UNPARSEABLE),
@@ -221,13 +221,13 @@ def test_malformed_gold_answer_is_an_error_not_a_verdict(answer: Any) -> None:
         ("", Outcome.UNPARSEABLE),
     ],
 )
-def test_compact_answer_is_the_letters_after_the_one_equals_sign(response: str, expected: Outcome) -> None:
+def test_compact_answer_is_the_letters_after_the_only_equals_sign(response: str, expected: Outcome) -> None:
     verdict = COMPACT.verify(response, "TFT")
     assert verdict == Verdict(reward=1.0 if expected is Outcome.CORRECT else 0.0, outcome=expected)
 
 
 @pytest.mark.parametrize("answer", ["", "T", "TFTFTFTFT", "TXT", GOLD, None])
-def test_malformed_compact_answer_is_an_error(answer: Any) -> None:
+def test_malformed_compact_answer_is_a_data_error(answer: Any) -> None:
     with pytest.raises(DataError, match="2 to 8 letters"):
         COMPACT.verify("=TFT", answer)
 
@@ -260,12 +260,12 @@ def test_verifier_processes_start_without_torch_or_transformers() -> None:
 @pytest.mark.parametrize(
     "hostile", [" ", "_", "Zoey", "Zoey is ", "a__", "- ", "(", "<answer>", "<think>", "=", "T", "knight "]
 )
-def test_time_to_judge_grows_with_the_length_of_a_response_not_its_square(hostile: str) -> None:
+def test_verification_time_is_linear_in_the_length_of_a_response(hostile: str) -> None:
     for response in (hostile * 100_000, "<answer>Zoey" + hostile * 100_000 + "</answer>"):
         started = time.monotonic()
         judge(response)
         COMPACT.verify(response, "TFT")
-        assert time.monotonic() - started < 2  # about 0.05 s; the square would be minutes
+        assert time.monotonic() - started < 2  # about 0.05 s; quadratic time would take minutes
 
 
 @pytest.mark.parametrize(
@@ -286,5 +286,5 @@ def test_time_to_judge_grows_with_the_length_of_a_response_not_its_square(hostil
         ("compact", "TFTF", None),
     ],
 )
-def test_equal_answers_have_one_spelling(form: str, response: str, answer: str | None) -> None:
+def test_equal_answers_have_one_canonical_form(form: str, response: str, answer: str | None) -> None:
     assert build_verifier({"name": "knights_knaves", "form": form}).answer_of(response) == answer

@@ -1,4 +1,4 @@
-"""Mathematical answers are compared as mathematics."""
+"""Verdicts on mathematical answers, which are compared as mathematics."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_answers_are_compared_as_mathematics(response: str, answer: str, outcome
 
 
 @pytest.mark.parametrize("answer", ["", "...", "$$"])
-def test_an_expected_answer_that_is_no_mathematics_is_a_fault_of_the_data(answer: str) -> None:
+def test_unparseable_expected_answer_is_a_data_error(answer: str) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         VERIFIER.verify(r"\boxed{1}", answer)
 
@@ -209,7 +209,7 @@ def build_math() -> Mapping[str, Verifier]:
     return {"math": build_verifier({"name": "math_answer"})}
 
 
-def test_every_real_answer_boxed_in_prose_earns_the_reward_and_500_wrong_ones_do_not(aime_responses: list[Any]) -> None:
+def test_real_answers_in_prose_get_the_reward_and_500_wrong_ones_do_not(aime_responses: list[Any]) -> None:
     assert sum(not response.is_correct for response in aime_responses) == 500
     misjudged = [
         each
@@ -219,7 +219,7 @@ def test_every_real_answer_boxed_in_prose_earns_the_reward_and_500_wrong_ones_do
     assert not misjudged
 
 
-def test_the_verdicts_are_the_same_off_the_main_thread_and_in_many_threads_at_once() -> None:
+def test_verdicts_are_the_same_in_concurrent_threads() -> None:
     cases = [*NUMBERS, *SETS, *INTERVALS, *PROSE] * 3
     random.Random(0).shuffle(cases)
 
@@ -231,7 +231,7 @@ def test_the_verdicts_are_the_same_off_the_main_thread_and_in_many_threads_at_on
         assert list(threads.map(judge, cases)) == [outcome for _, _, outcome in cases]
 
 
-def test_the_verdicts_are_the_same_in_judges_that_work_at_once(aime_responses: list[Any]) -> None:
+def test_verdicts_are_the_same_in_concurrent_verifier_processes(aime_responses: list[Any]) -> None:
     responses = aime_responses[::7]
     judges = [Judge(build_math, timeout_s=10) for _ in range(3)]
 
@@ -260,5 +260,5 @@ def test_the_verdicts_are_the_same_in_judges_that_work_at_once(aime_responses: l
         (r"<think>\boxed{97}", None),
     ],
 )
-def test_equal_answers_have_one_spelling(response: str, answer: str | None) -> None:
+def test_equal_answers_have_one_canonical_form(response: str, answer: str | None) -> None:
     assert VERIFIER.answer_of(response) == answer

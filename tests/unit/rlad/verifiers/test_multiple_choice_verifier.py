@@ -1,4 +1,4 @@
-"""Letters that responses choose, judged by hand."""
+"""Verdicts on chosen letters, decided by hand."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
         ("", U),
     ],
 )
-def test_one_letter_is_chosen_or_none(response: str, outcome: Outcome) -> None:
+def test_response_chooses_one_letter_or_none(response: str, outcome: Outcome) -> None:
     verdict = VERIFIER.verify(response, "B")
     assert verdict.outcome == outcome
     assert verdict.reward == float(outcome == C)
 
 
-def test_number_of_options_says_which_letters_there_are() -> None:
+def test_number_of_options_determines_the_letters() -> None:
     ten, two = (build_verifier({"name": "multiple_choice", "options": options}) for options in (10, 2))
     assert ten.verify("<answer>J</answer>", "j").outcome == C
     assert ten.verify("<answer>K</answer>", "J").outcome == U
@@ -77,5 +77,5 @@ def test_number_of_options_says_which_letters_there_are() -> None:
     ("response", "letter"),
     [("the answer is (b)", "B"), (r"\boxed{B}", "B"), ("<answer>E</answer>", None), ("B or C", None)],
 )
-def test_equal_choices_have_one_spelling(response: str, letter: str | None) -> None:
+def test_equal_choices_have_one_canonical_form(response: str, letter: str | None) -> None:
     assert VERIFIER.answer_of(response) == letter  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Verifiers given by import path."""
+"""Verifiers that are functions with an import path."""
 
 from __future__ import annotations
 
@@ -63,23 +63,23 @@ def verifier(function: str, **settings: float) -> Verifier:
         ("unparseable", -1.0, Outcome.UNPARSEABLE),
     ],
 )
-def test_what_the_function_returns_is_the_verdict(function: str, reward: float, outcome: Outcome) -> None:
+def test_return_value_of_the_function_is_the_verdict(function: str, reward: float, outcome: Outcome) -> None:
     verdict = verifier(function).verify("xxxy", "x")
     assert (verdict.reward, verdict.outcome) == (reward, outcome)
 
 
-def test_right_answers_earn_the_reward() -> None:
+def test_correct_answers_get_the_reward() -> None:
     for function in ("same", "share", "Scores.numpy_same"):
         assert verifier(function).verify("x", "x").outcome == Outcome.CORRECT
 
 
-def test_reward_that_counts_as_correct_can_be_set() -> None:
+def test_minimum_correct_reward_is_configurable() -> None:
     assert verifier("share", correct_from=0.75).verify("xxxy", "x").outcome == Outcome.CORRECT
     assert verifier("share", correct_from=0.76).verify("xxxy", "x").outcome == Outcome.WRONG
 
 
 @pytest.mark.parametrize("function", ["nothing", "array_same"])
-def test_other_results_are_refused(function: str) -> None:
+def test_other_return_values_are_refused(function: str) -> None:
     with pytest.raises(ContractError, match=f"own_rewards:{function} must return a number, a bool or a Verdict"):
         verifier(function).verify("x", "x")
 
@@ -91,7 +91,7 @@ def test_other_results_are_refused(function: str) -> None:
         ("broken_rewards:same", "cannot be imported: OSError: no licence file"),
         ("own_rewards:other", "'own_rewards' has no 'other'"),
         ("own_rewards:Scores.other", "'Scores' has no 'other'"),
-        ("own_rewards:CONSTANT", "is not callable: it is int"),
+        ("own_rewards:CONSTANT", "must be callable, got int"),
         ("own_rewards.same", "path: String should match pattern"),
         ("own_rewards:", "path: String should match pattern"),
         ("own rewards:same", "path: String should match pattern"),

@@ -1,4 +1,4 @@
-"""reasoning-gym's own scorers decide; a partial score is no reward unless asked for."""
+"""Verdicts of reasoning-gym's scorers. Partial scores are rewarded only with `graded`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
 def gym() -> Any:
     return pytest.importorskip(
         "reasoning_gym",
-        reason="reasoning-gym is not installed: `make test` installs it where there is a C compiler, or pip install 'rlad[reasoning-gym]'",
+        reason="reasoning-gym is not installed; `make test` installs it if a C compiler is available, "
+        "or run pip install 'rlad[reasoning-gym]'",
     )
 
 
@@ -50,7 +51,7 @@ def problems(dataset: str, size: int = 4, **settings: Any) -> list[PromptRecord]
         "maze",
     ],
 )
-def test_the_tasks_own_answers_earn_the_reward_and_those_of_other_problems_do_not(dataset: str) -> None:
+def test_tasks_own_answers_get_the_reward_and_those_of_other_problems_do_not(dataset: str) -> None:
     judge = verifier(dataset)
     records = problems(dataset)
     answers = [json.loads(record.answer)["answer"] for record in records]
@@ -64,7 +65,7 @@ def test_the_tasks_own_answers_earn_the_reward_and_those_of_other_problems_do_no
 
 
 @pytest.mark.usefixtures("gym")
-def test_partial_scores_count_only_when_graded() -> None:
+def test_partial_scores_are_rewarded_only_with_graded() -> None:
     [record] = problems("knights_knaves", size=1, n_people=3)
     entry = decode_entry(record.answer)
     own, terms = entry["answer"], entry["metadata"]["knight_knave_terms"]
@@ -78,14 +79,14 @@ def test_partial_scores_count_only_when_graded() -> None:
         verifier("knights_knaves", scoring="graded").verify(partly, record.answer),
     )
     assert (binary.reward, binary.outcome) == (0.0, W)
-    # Its scorer (reasoning_gym/logic/knights_knaves.py): 0.3, and 0.7 times the share of people whose role is right.
+    # The scorer (reasoning_gym/logic/knights_knaves.py) gives 0.3 plus 0.7 times the fraction of correct roles.
     assert (graded.reward, graded.outcome) == (pytest.approx(0.3 + 0.7 * 2 / 3), W)
     assert verifier("knights_knaves", scoring="graded").verify(f"<answer>{own}</answer>", record.answer).reward == 1.0
 
 
 @pytest.mark.usefixtures("gym")
-def test_scorers_judge_by_the_settings_that_made_the_problem() -> None:
-    # puzzle24 refuses numbers outside its range.
+def test_scorer_uses_the_settings_that_generated_the_problem() -> None:
+    # puzzle24 rejects numbers outside of its range.
     record = next(
         record for record in problems("puzzle24", size=20) if "9" in record.prompt[1]["content"].splitlines()[0]
     )  # type: ignore[index]
@@ -109,26 +110,26 @@ def test_answer_that_a_scorer_cannot_read_is_unparseable() -> None:
 @pytest.mark.usefixtures("gym")
 def test_prompts_of_other_tasks_are_refused() -> None:
     [record] = problems("chain_sum", size=1)
-    with pytest.raises(DataError, match="'chain_sum', its verifier is that of 'leg_counting'"):
+    with pytest.raises(DataError, match="'chain_sum', but its verifier is that of 'leg_counting'"):
         verifier("leg_counting").verify("<answer>1</answer>", record.answer)
 
 
 @pytest.mark.usefixtures("gym")
 @pytest.mark.parametrize(
-    ("dataset", "complaint"), [("chain_sums", "the nearest: chain_sum"), ("composite", "no 'composite'")]
+    ("dataset", "complaint"), [("chain_sums", "did you mean chain_sum"), ("composite", "no task 'composite'")]
 )
 def test_unknown_tasks_are_refused(dataset: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         verifier(dataset)
 
 
-def test_missing_package_is_an_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_a_missing_package_states_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"pip install 'rlad\[reasoning-gym\]'"):
         verifier("chain_sum")
 
 
-def test_entries_come_back_from_text_as_they_were() -> None:
+def test_entries_round_trip_through_text() -> None:
     entry = {
         "answer": None,
         "metadata": {
@@ -142,12 +143,12 @@ def test_entries_come_back_from_text_as_they_were() -> None:
     assert decode_entry(text) == {**entry, "dataset": "any", "settings": {"range": (1, 2)}}
 
 
-def test_entries_that_text_cannot_hold_are_refused() -> None:
+def test_entries_that_cannot_be_encoded_are_refused() -> None:
     with pytest.raises(DataError, match="cannot be written as JSON"):
         encode_entry({"answer": "1", "metadata": {"day": datetime.date(2025, 1, 1)}}, dataset="any", settings={})
 
 
 @pytest.mark.parametrize("text", ["", "3", "[]", '{"answer": "3"}'])
-def test_answers_that_are_no_entry_are_refused(text: str) -> None:
-    with pytest.raises(DataError, match="JSON with `answer` and `metadata`"):
+def test_answers_that_are_not_entries_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="must be JSON with `answer` and `metadata`"):
         decode_entry(text)

@@ -1,4 +1,4 @@
-"""Where responses say their answers."""
+"""Extraction of answers from response texts."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_last_complete_answer_block_counts(text: str, content: str | None) -> No
 @pytest.mark.parametrize(
     ("text", "spoken"), [("a", "a"), ("a</think>b</think> c", " c"), ("<think>a</think>b", "b"), ("a<think>b", None)]
 )
-def test_thinking_is_not_spoken(text: str, spoken: str | None) -> None:
+def test_thinking_is_removed(text: str, spoken: str | None) -> None:
     assert after_thinking(text) == spoken
 
 
 @pytest.mark.parametrize("hostile", [r"\boxed{", "<answer>", "<think>", "{", r"\boxed{}"])
-def test_hostile_texts_are_read_in_linear_time(hostile: str) -> None:
+def test_adversarial_texts_are_read_in_linear_time(hostile: str) -> None:
     start = time.process_time()
     for read in (last_boxed, last_answer_block, after_thinking):
         read(hostile * 50_000)

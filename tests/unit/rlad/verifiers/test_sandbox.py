@@ -1,4 +1,4 @@
-"""What an untrusted program cannot do, each tried for real."""
+"""Restrictions of untrusted programs, each tested by a program that attempts to violate it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from rlad.verifiers.sandbox import SandboxLimits, SandboxResult, run_sandboxed
 
 LIMITS = SandboxLimits(wall_s=20, cpu_s=2, memory_mib=256, file_mib=1, processes=8)
-# With everything the kernel permits here, with Landlock alone, and with nothing of the kernel.
+# All mechanisms that the kernel permits, only Landlock, and none.
 MECHANISMS = [("namespaces", "landlock"), ("landlock",), ()]
 
 
@@ -68,9 +68,9 @@ def test_program_cannot_reach_a_listener_on_loopback(
     result = run(source, mechanisms=mechanisms)
     assert (result.ended, result.exit_code) == ("exited", 1), result
     assert "connected" not in result.stdout
-    with pytest.raises(BlockingIOError):  # nobody knocked
+    with pytest.raises(BlockingIOError):  # no connection arrived
         listener.accept()
-    # The same program gets there when nothing holds it.
+    # The same program connects without a sandbox.
     assert (
         "connected" in subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True).stdout
     )
@@ -82,7 +82,10 @@ def test_program_cannot_send_datagrams(mechanisms: tuple[str, ...]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.setblocking(False)
-        source = f"import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'here', ('127.0.0.1', {receiver.getsockname()[1]}))"
+        port = receiver.getsockname()[1]
+        source = (
+            f"import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'here', ('127.0.0.1', {port}))"
+        )
         assert run(source, mechanisms=mechanisms).exit_code == 1
         with pytest.raises(BlockingIOError):
             receiver.recv(10)
@@ -113,7 +116,7 @@ print(open("own").read())
     ), result
 
 
-def test_program_sees_nothing_of_the_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_does_not_see_the_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     result = run("import os, sys\nprint(sorted(os.environ), os.listdir('.'), sys.argv, sys.flags.isolated)")
     assert result.stdout == "['LC_CTYPE', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'] [] ['solution.py'] 1\n"
@@ -122,7 +125,7 @@ def test_program_sees_nothing_of_the_callers_environment(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "source", ["spin()", "import threading\nfor _ in range(3): threading.Thread(target=spin).start()"]
 )
-def test_processor_time_is_bounded_over_all_threads(source: str) -> None:
+def test_cpu_time_is_bounded_over_all_threads(source: str) -> None:
     start = time.monotonic()
     assert run(f"def spin():\n    while True: pass\n{source}", cpu_s=1, memory_mib=1024).ended == "timeout"
     assert time.monotonic() - start < LIMITS.wall_s
@@ -151,7 +154,7 @@ def test_threads_are_bounded(mechanisms: tuple[str, ...]) -> None:
     assert "can't start new thread" in run(source.format(20), mechanisms=mechanisms, memory_mib=2048).stderr
 
 
-def test_many_programs_at_once_do_not_share_their_limits() -> None:
+def test_concurrent_programs_do_not_share_limits() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     source = "import threading, time\nfor count in range(6): threading.Thread(target=time.sleep, args=(0.3,)).start()"
@@ -176,12 +179,12 @@ print("left behind", flush=True)
 def is_of_a_sandbox(process: psutil.Process) -> bool:
     try:
         return "sandbox_child" in " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return False
 
 
 @pytest.mark.parametrize("wait", ["", "time.sleep(1000)"])
-def test_what_a_program_started_dies_with_it_even_in_a_session_of_its_own(wait: str) -> None:
+def test_processes_of_a_program_die_with_it_even_in_their_own_session(wait: str) -> None:
     before = {process.pid for process in psutil.process_iter()}
     result = run(ESCAPE.format(wait=wait), wall_s=1)
     if "process_namespace" not in result.barriers:
@@ -193,7 +196,10 @@ def test_what_a_program_started_dies_with_it_even_in_a_session_of_its_own(wait: 
 
 
 def test_program_dies_with_its_caller() -> None:
-    caller = "from rlad.verifiers.sandbox import *; run_sandboxed('import time; time.sleep(1000)', limits=SandboxLimits(wall_s=1000))"
+    caller = (
+        "from rlad.verifiers.sandbox import *; "
+        "run_sandboxed('import time; time.sleep(1000)', limits=SandboxLimits(wall_s=1000))"
+    )
     process = subprocess.Popen([sys.executable, "-c", caller], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     deadline = time.monotonic() + 20
     while len(programs := psutil.Process(process.pid).children(recursive=True)) < 2 and time.monotonic() < deadline:
@@ -205,7 +211,7 @@ def test_program_dies_with_its_caller() -> None:
     assert not alive
 
 
-def test_landlock_leaves_nothing_to_read_or_write_but_its_own(tmp_path: Path) -> None:
+def test_landlock_restricts_files_to_the_programs_own(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2")
     result = run(f"print(open({str(secret)!r}).read())")

@@ -67,5 +67,5 @@ def test_reward_is_the_scaled_score_or_its_logistic_function() -> None:
 
 
 def test_reward_model_cannot_run_in_a_judge() -> None:
-    with pytest.raises(ConfigError, match="served by a pool of its own"):
+    with pytest.raises(ConfigError, match="cannot run in a verifier process"):
         build_verifier({"name": "reward_model", "path": "x"})
