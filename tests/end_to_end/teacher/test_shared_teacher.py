@@ -185,7 +185,7 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
         with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):
             await other.score(make_group(0))
         unknown = RolloutGroup(**{**make_group(0).to_columns(), "prompt_ids": np.array([1, 99_999], np.int32)})
-        with pytest.raises(EngineError, match="token ids from 1 to 99999, the teacher's vocabulary goes from 0 to"):
+        with pytest.raises(EngineError, match="token ids from 1 to 99999, the teacher's vocabulary has ids from 0 to"):
             await client.score(unknown)
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
         large, odd = [await http.post(f"{url}/v1/score", content=body) for body in (bytes(2 << 20), b"\x80\x04K\x01.")]
@@ -196,21 +196,21 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
             "/v1/teacher",
             "/v1/score",
         }
-    with pytest.raises(VocabularyMismatchError, match="their token ids mean different things"):
+    with pytest.raises(VocabularyMismatchError, match="their token ids differ in meaning"):
         await attach_teacher(
             ServiceTeacherConfig(service=NAME),
             client="c",
             tokenizer_fingerprint="other",
             start_timeout_s=START_TIMEOUT_S,
         )
-    with pytest.raises(PlanError, match=f"no teacher service 'kk-shard' on this Ray cluster \\(there are {NAME}\\)"):
+    with pytest.raises(PlanError, match=f"no teacher service 'kk-shard' on this Ray cluster \\(available: {NAME}\\)"):
         await attach_teacher(
             ServiceTeacherConfig(service="kk-shard"),
             client="c",
             tokenizer_fingerprint=tokenizer,
             start_timeout_s=START_TIMEOUT_S,
         )
-    with pytest.raises(PlanError, match="the configuration wants 0123"):
+    with pytest.raises(PlanError, match="the configuration expects 0123"):
         await attach_remote_teacher(
             RemoteTeacherConfig(url=url, token_file=str(token_file), fingerprint="0123"),
             client="c",
@@ -369,7 +369,7 @@ def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: st
     assert [each["name"] for each in json.loads(rlad("list", "--json"))] == [NAME]
     assert f"`teacher: {{service: {NAME}}}`" in rlad("status", NAME)
     assert TOKEN not in rlad("status", NAME)
-    with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(there are {NAME}\\)"):
+    with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(available: {NAME}\\)"):
         rlad("delete", "other")
     hasty = ServiceTeacherConfig(service=NAME, timeout_s=5, max_retries=0)
     client, _ = asyncio.run(

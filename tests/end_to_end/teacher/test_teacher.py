@@ -290,7 +290,7 @@ async def test_deadline_names_the_teacher_and_leaves_it_usable(
 
 
 async def test_wrong_token_count_is_noticed(transformers_teacher: TeacherClient) -> None:
-    with pytest.raises(EngineError, match="scored 150 tokens of a group that was said to have 149"):
+    with pytest.raises(EngineError, match="scored 150 tokens of a group; expected 149"):
         await transformers_teacher.score(ray.put(make_group(70).to_columns()), num_tokens=149)
 
 

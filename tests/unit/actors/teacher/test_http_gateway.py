@@ -198,7 +198,7 @@ async def test_what_is_larger_than_it_may_be_is_refused_unread(tells_its_length:
         length = {"Content-Length": "1000000"} if tells_its_length else {}
         answer = await http.post("/v1/score", content=chunks(), headers=length)
     assert (answer.status_code, answer.json()["error"]) == (413, "ContractError")
-    assert "may have 2000 bytes" in answer.json()["message"]
+    assert "exceeds 2000 bytes" in answer.json()["message"]
     assert sent <= (0 if tells_its_length else 3000)
     assert replicas.calls == 0
 
@@ -208,7 +208,7 @@ async def test_a_body_at_the_limit_passes_and_one_byte_more_does_not() -> None:
     async with client_of(application(FakeReplicas(), max_request_bytes=size)) as client:
         await client.score(make_group())
     async with client_of(application(FakeReplicas(), max_request_bytes=size - 1)) as client:
-        with pytest.raises(ContractError, match=f"may have {size - 1} bytes"):
+        with pytest.raises(ContractError, match=f"exceeds {size - 1} bytes"):
             await client.score(make_group())
 
 
@@ -287,9 +287,7 @@ async def test_scores_of_another_group_are_not_taken() -> None:
             return TeacherScores(uid="d:0:9", attempt=2, teacher="model-1", logprobs=np.zeros(3, np.float32))
 
     async with client_of(application(Confused())) as client:
-        with pytest.raises(
-            EngineError, match="scored 3 tokens of d:0:9 attempt 2, asked for were 3 of d:0:1 attempt 2"
-        ):
+        with pytest.raises(EngineError, match="scored 3 tokens of d:0:9 attempt 2; expected 3 of d:0:1 attempt 2"):
             await client.score(make_group())
 
 
@@ -317,10 +315,13 @@ def test_a_token_comes_from_a_file_before_a_variable(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.unlink(), "cannot be read from .*: FileNotFoundError"),
-        (lambda file: file.write_bytes(b"\xff" * 40), "cannot be read from .*: UnicodeDecodeError"),
-        (lambda file: file.write_text("short-secret"), "holds no token: at least 16 printable characters"),
-        (lambda file: file.write_text("two words that are long enough"), "holds no token"),
+        (lambda file: file.unlink(), "cannot read the token .*: FileNotFoundError"),
+        (lambda file: file.write_bytes(b"\xff" * 40), "cannot read the token .*: UnicodeDecodeError"),
+        (
+            lambda file: file.write_text("short-secret"),
+            "does not hold a valid token: expected at least 16 printable ASCII characters",
+        ),
+        (lambda file: file.write_text("two words that are long enough"), "does not hold a valid token"),
     ],
 )
 def test_what_is_no_token_is_refused_without_being_repeated(
@@ -337,7 +338,7 @@ def test_what_is_no_token_is_refused_without_being_repeated(
 
 def test_without_a_token_it_is_said_where_one_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLAD_TEACHER_TOKEN", raising=False)
-    with pytest.raises(AccessError, match="set RLAD_TEACHER_TOKEN, or name a file with token_file"):
+    with pytest.raises(AccessError, match="set RLAD_TEACHER_TOKEN, or `token_file`"):
         read_token(RemoteTeacherConfig(url=URL))
 
 

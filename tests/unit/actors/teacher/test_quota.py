@@ -20,7 +20,9 @@ def test_a_client_at_its_quota_is_refused_by_name_and_others_are_not() -> None:
         for client in ("greedy", "greedy", "modest"):
             under_way.enter_context(activity.of(client))
         with (
-            pytest.raises(QuotaError, match="client 'greedy' has 2 groups under way in this replica"),
+            pytest.raises(
+                QuotaError, match="client 'greedy' has reached its quota of 2 groups in progress per replica"
+            ),
             activity.of("greedy"),
         ):
             pytest.fail("admitted above the quota")

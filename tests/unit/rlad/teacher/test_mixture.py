@@ -61,7 +61,7 @@ def test_a_single_teacher_is_not_touched() -> None:
         tail_logprobs=logprobs,
     )
     assert mix_teacher_scores([(0.7, alone)]) is alone
-    with pytest.raises(ContractError, match="scored with supports, which cannot be mixed"):
+    with pytest.raises(ContractError, match="scores with supports, which cannot be mixed"):
         mix_teacher_scores([(0.7, alone), (0.3, scores(0.5))])
 
 
@@ -73,5 +73,5 @@ def test_scores_of_different_groups_are_refused(other: TeacherScores) -> None:
 
 @pytest.mark.parametrize("weights", [(), (0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0)])
 def test_weights_that_are_none_are_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ContractError, match="weights must be positive and finite, at least one"):
+    with pytest.raises(ContractError, match="expected at least one weight, all positive and finite"):
         mix_teacher_scores([(weight, scores(0.5)) for weight in weights])

@@ -36,17 +36,21 @@ LOST, REFUSED = WorkerLostError("gone"), QuotaError("enough")
 
 async def test_losses_are_tried_again_up_to_their_number() -> None:
     two_losses = Script(LOST, LOST)
-    assert await retry_until(lambda: two_losses(), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
+    assert await retry_until(lambda: two_losses(), max_retries=2, timeout_s=5, failure="not done", sleep=at_once) == 3
     script = Script(LOST, LOST, LOST)
     with pytest.raises(WorkerLostError, match="gone"):
-        await retry_until(script, max_retries=2, timeout_s=5, what="not done", sleep=at_once)
+        await retry_until(script, max_retries=2, timeout_s=5, failure="not done", sleep=at_once)
     assert script.calls == 3
 
 
 async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline() -> None:
     assert (
         await retry_until(
-            Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50), max_retries=1, timeout_s=5, what="not done", sleep=at_once
+            Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50),
+            max_retries=1,
+            timeout_s=5,
+            failure="not done",
+            sleep=at_once,
         )
         == 102
     )
@@ -55,7 +59,7 @@ async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline()
             Script(*[REFUSED] * 1_000_000),
             max_retries=1,
             timeout_s=0.05,
-            what="the group was not scored",
+            failure="the group was not scored",
             sleep=at_once,
         )
 
@@ -64,5 +68,5 @@ async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline()
 async def test_anything_else_is_raised_as_it_is(error: RladError) -> None:
     script = Script(error)
     with pytest.raises(type(error), match=str(error)):
-        await retry_until(script, max_retries=3, timeout_s=5, what="not done", sleep=at_once)
+        await retry_until(script, max_retries=3, timeout_s=5, failure="not done", sleep=at_once)
     assert script.calls == 1

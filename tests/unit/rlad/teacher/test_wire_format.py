@@ -127,7 +127,7 @@ def test_anything_else_is_no_request(body: bytes) -> None:
 
 def test_scores_with_other_arrays_are_refused() -> None:
     words = {"uid": "u", "attempt": 0, "teacher": "t", "support_size": 0}
-    with pytest.raises(ContractError, match="other arrays"):
+    with pytest.raises(ContractError, match="unexpected arrays"):
         scores_from_bytes(save({"probabilities": np.zeros(1, np.float32)}, metadata={"words": json.dumps(words)}))
 
 
