@@ -375,7 +375,7 @@ def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: st
     client, _ = asyncio.run(
         attach_teacher(hasty, client="left", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
     )
-    assert rlad("delete", NAME) == f"{NAME} is deleted\n"
+    assert rlad("delete", NAME) == f"deleted {NAME}\n"
     assert json.loads(rlad("list", "--json")) == []
     assert replicas() == []
     with pytest.raises(RladError, match=f"teacher '{NAME}'"):
