@@ -1,7 +1,7 @@
-"""The run's controller: a named actor through which a person's command reaches a live run, and the run tells how it stands.
+"""Run controller: a named actor that connects commands such as `rlad scale` with the driver of a live run.
 
-The driver alone acts. It leaves its state here and takes requests from here, so a command needs neither the driver's process nor its machine, and a
-request that comes while the driver is busy waits.
+The driver publishes its state to the controller and takes requests from it. A command therefore needs no access to the
+driver's process or machine, and requests are queued while the driver is busy. Only the driver acts on them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ _ANSWER_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """How a run stands.
+    """State of a run.
 
     Attributes:
-        step: trained steps.
-        metrics: of the last of them.
-        updated_at: seconds since the epoch.
+        phase: Name of the current phase.
+        step: Number of trained steps.
+        total_steps: Number of steps of the run.
+        pools: Size of each pool by name.
+        metrics: Metrics of the last trained step.
+        updated_at: Time of this state, in seconds since the epoch.
     """
 
     phase: str
@@ -42,7 +45,12 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a person asks of a live run: `scale` with sizes by pool, or `stop`."""
+    """Request to a live run.
+
+    Attributes:
+        kind: `scale` changes pool sizes; `stop` ends the run after its current step.
+        sizes: Target size of each pool by name; empty for `stop`.
+    """
 
     kind: Literal["scale", "stop"]
     sizes: Mapping[str, int]
@@ -50,52 +58,60 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolBounds:
-    """Sizes that a pool may be given; no `at_most` is no bound."""
+    """Bounds of the size of a pool.
+
+    Attributes:
+        at_least: Minimum number of workers.
+        at_most: Maximum number of workers; None means unlimited.
+    """
 
     at_least: int = 1
     at_most: int | None = None
 
 
 class RunController:
-    """The actor's body."""
+    """Actor class of the controller."""
 
     def __init__(self, pools: Mapping[str, PoolBounds]) -> None:
         """
         Args:
-            pools: that can be scaled, and within what.
+            pools: Bounds of each pool that can be scaled, by name.
         """
         self._pools = pools
         self._state: RunState | None = None
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
 
     async def publish(self, state: RunState) -> None:
+        """Replace the published state of the run."""
         self._state = state
 
     async def state(self) -> RunState | None:
+        """Return the last published state; None before the first one."""
         return self._state
 
     async def request(self, request: Request) -> None:
-        """Leave a request for the driver.
+        """Queue a request for the driver.
 
         Raises:
-            RunDirectoryError: a pool that this run does not scale, or a size that it may not have.
+            RunDirectoryError: The run cannot scale a requested pool, or a size is outside of the pool's bounds.
         """
         for pool, size in request.sizes.items():
             if pool not in self._pools:
-                raise RunDirectoryError(f"this run scales {', '.join(self._pools)}, not {pool!r}")
+                raise RunDirectoryError(f"cannot scale {pool!r}: this run can scale {', '.join(self._pools)}")
             bounds = self._pools[pool]
             if size < 1:
                 raise RunDirectoryError(
-                    f"a pool needs at least one worker, got {pool}={size}: `rlad stop` ends the run"
+                    f"a pool requires at least one worker; got {pool}={size}. To end the run, use `rlad stop`"
                 )
             if size < bounds.at_least or (bounds.at_most is not None and size > bounds.at_most):
                 raise RunDirectoryError(
-                    f"{pool}={size} is outside the bounds of this run's configuration: {bounds.at_least} to {bounds.at_most or 'any'}"
+                    f"{pool}={size} is outside of the bounds in this run's configuration: "
+                    f"{bounds.at_least} to {bounds.at_most or 'unlimited'}"
                 )
         await self._requests.put(request)
 
     async def next_request(self, wait_s: float) -> Request | None:
-        """The oldest request; None if none came within `wait_s`."""
+        """Return the oldest request; None if there is none within `wait_s`."""
         try:
             return await asyncio.wait_for(self._requests.get(), wait_s)
         except TimeoutError:
@@ -105,7 +121,7 @@ class RunController:
 def start_controller(
     run_id: str, pools: Mapping[str, PoolBounds], *, label_selector: dict[str, str] | None = None
 ) -> ActorHandle:
-    """Start the controller of a run, on a node that the selector takes. It ends with the driver."""
+    """Start the controller of a run on a node that matches the selector. The controller ends with the driver."""
     controller = ray.remote(RunController).options(
         name=_name(run_id), namespace=NAMESPACE, num_cpus=0, label_selector=label_selector or {}
     )
@@ -113,30 +129,30 @@ def start_controller(
 
 
 def find_controller(run_id: str) -> ActorHandle:
-    """The controller of a live run, in the cluster that this process has joined.
+    """Return the controller of a live run in the cluster to which this process is connected.
 
     Raises:
-        RunDirectoryError: no such run is alive there.
+        RunDirectoryError: The run is not alive in this cluster.
     """
     try:
         return ray.get_actor(_name(run_id), namespace=NAMESPACE)
     except ValueError as error:
         raise RunDirectoryError(
-            f"run {run_id} is not running in this cluster: it has ended, or runs elsewhere"
+            f"run {run_id} is not running in this cluster: it has ended or runs in another cluster"
         ) from error
 
 
 def ask(controller: ActorHandle, method: str, *arguments: Any) -> Any:
-    """Call a controller, from outside of any event loop.
+    """Call a method of a controller and wait for its result. Must not be called from an event loop.
 
     Raises:
-        RladError: what the controller refused, or that it does not answer.
+        RladError: The controller refused the call or did not answer.
     """
     try:
         return ray.get(getattr(controller, method).remote(*arguments), timeout=_ANSWER_TIMEOUT_S)
     except Exception as error:
-        ours: RladError = as_rlad_error(error, who="the run's controller")
-        raise ours from error
+        converted: RladError = as_rlad_error(error, who="the run's controller")
+        raise converted from error
 
 
 def _name(run_id: str) -> str:

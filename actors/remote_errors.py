@@ -1,7 +1,8 @@
-"""What Ray and Serve raise for a failed remote call, told in the project's own errors. Serve's are subclasses of Ray's."""
+"""Conversion of Ray and Serve errors to the project's errors. Serve's errors are subclasses of Ray's."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,22 +17,26 @@ from ray.exceptions import (
 
 from rlad.errors import DeadlineError, EngineError, RladError, WorkerLostError
 
-# Serve cancels what a replica still had when its time to drain was over.
+# Serve cancels the requests that a replica still has when its drain timeout ends: `TaskCancelledError`.
 _LOST = (RayActorError, WorkerCrashedError, OwnerDiedError, TaskCancelledError)
+
+# Maximum length of a reason. The last line of a Ray error continues with a list of common causes.
+_REASON_CHARS = 220
 
 
 def as_rlad_error(error: Exception, *, who: str) -> RladError:
-    """The error to raise in place of what a remote call raised.
+    """Convert the error of a remote call to the project error to raise in its place.
 
-    An error of ours that was raised on the other side comes back as itself: Ray wraps it in a class derived from it, whose message is a traceback.
+    A `RladError` raised by the remote side is returned as it was raised: Ray wraps it in a derived class whose message
+    is a traceback.
 
     Args:
-        error: as it was caught.
-        who: the callee, named in the message.
+        error: The caught error.
+        who: Name of the callee for the message.
 
     Returns:
-        The remote side's `RladError`; `WorkerLostError` where the callee died or was taken away, so that another may do the work;
-        `DeadlineError`; `EngineError` for anything else.
+        The `RladError` of the remote side; `WorkerLostError` if the callee died or was removed, so that another one may
+        do the work; `DeadlineError` for a timeout; `EngineError` for anything else.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
@@ -43,20 +48,28 @@ def as_rlad_error(error: Exception, *, who: str) -> RladError:
     if isinstance(error, _LOST):
         return WorkerLostError(f"{who} was lost: {_first_line(error)}")
     if isinstance(error, TimeoutError | GetTimeoutError):
-        return DeadlineError(f"no answer from {who} in time: {_first_line(error)}")
+        return DeadlineError(f"{who} did not answer in time: {_first_line(error)}")
     return EngineError(f"{who} failed: {type(error).__name__}: {_first_line(error)}")
 
 
 @contextmanager
 def translated(*, who: str) -> Iterator[None]:
-    """Around remote calls: whatever they raise leaves the block as `as_rlad_error` tells it."""
+    """Convert every exception of the block with `as_rlad_error`."""
     try:
         yield
     except Exception as error:
-        ours = as_rlad_error(error, who=who)
-        if ours is error:
+        converted = as_rlad_error(error, who=who)
+        if converted is error:
             raise
-        raise ours from error
+        raise converted from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason of an error in one line. Ray gives it in the last line, after a list of ids or a traceback."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[-1], _REASON_CHARS, placeholder="...") if lines else type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

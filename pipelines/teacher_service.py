@@ -1,4 +1,7 @@
-"""What `rlad teacher` does: a teacher as a service on a Ray cluster, deployed, looked at, deleted; and the Serve config file that says the same."""
+"""Teacher services on a Ray cluster: deployment, status, deletion, and equivalent Serve config files.
+
+Implements `rlad teacher`.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +39,22 @@ from rlad.teacher.wire_format import TeacherIdentity
 
 T = TypeVar("T")
 
-# Between two looks at a service that is coming up.
-_LOOK_AGAIN_S = 0.5
+# Interval between two health checks of a service that is starting.
+_POLL_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceState:
-    """How a teacher service stands.
+    """State of a teacher service.
 
     Attributes:
-        status: Serve's word for the application.
-        message: what Serve says about it, empty where all is well.
-        replicas: their number by Serve's word for their state.
-        url: of its HTTP side, as seen from the head node; None where it has none.
-        identity: None while no replica answers, like the next.
-        stats: of the replicas that run now.
+        name: Name of the service.
+        status: Serve's status of the application.
+        message: Serve's message about the application; empty if it is healthy.
+        replicas: Number of replicas by Serve's replica state.
+        url: URL of the HTTP interface as seen from the head node; None without HTTP.
+        identity: Identity of the teacher; None while no replica answers.
+        stats: Statistics of the running replicas; None while no replica answers.
     """
 
     name: str
@@ -63,7 +67,7 @@ class ServiceState:
 
     @property
     def running(self) -> int:
-        """Replicas that score."""
+        """Number of running replicas."""
         return self.replicas.get("RUNNING", 0)
 
 
@@ -71,22 +75,29 @@ _STATE = TypeAdapter(ServiceState)
 
 
 def read_service(path: Path, overrides: Sequence[str]) -> TeacherServiceFile:
-    """Read what `rlad teacher deploy` deploys.
+    """Read the file of a teacher service.
+
+    Args:
+        path: YAML file of the service.
+        overrides: Settings `key=value` that override the file.
 
     Raises:
-        ConfigError: what is wrong with it, and where a run's file was given, what to give.
+        ConfigError: The file is invalid, or it is the configuration of a run.
     """
     settings = read_settings(path, overrides)
     if "student" in settings:
         raise ConfigError(
-            f"{path} is a run's configuration. A teacher service has a file of its own: `name`, `path` and what else `teacher:` has in a run "
-            "(see configs/teachers)"
+            f"{path} is the configuration of a run. Expected the file of a teacher service: `name`, `path` and further "
+            "settings of `teacher` (examples are in configs/teachers)"
         )
     return validated(TeacherServiceFile, settings, where=str(path))
 
 
 def serve_file(service: TeacherServiceFile) -> dict[str, Any]:
-    """The same for `serve deploy`: what Serve needs to know, and as the application's `args` the settings that are not the default's."""
+    """Return the Serve config file that deploys the same service with `serve deploy`.
+
+    The application's `args` hold the settings that differ from their defaults.
+    """
     args = service.model_dump(mode="json", exclude_defaults=True, exclude={"name": True, "http": {"host", "port"}})
     if service.http is not None:
         args.setdefault("http", {})
@@ -101,22 +112,30 @@ def write_serve_file(service: TeacherServiceFile, path: Path, *, source: str) ->
     """Write `serve_file` as YAML.
 
     Args:
-        source: the service's file, as the header names it.
+        service: Service to deploy.
+        path: File to write.
+        source: Path of the service's file, for the header.
     """
     header = (
-        f"# {path.name}, made of {source} by `rlad teacher deploy {source} --serve-file`; change that and make it again.",
-        "# `serve deploy` with it on a Ray cluster's head is the same as `rlad teacher deploy` there.",
+        f"# {path.name}: generated from {source} by `rlad teacher deploy {source} --serve-file`. Do not edit.",
+        "# `serve deploy` of this file on the head node of a Ray cluster is equivalent to `rlad teacher deploy` there.",
     )
     write_atomically(path, "\n".join([*header, yaml.safe_dump(serve_file(service), sort_keys=False)]))
 
 
 def deploy(service: TeacherServiceFile, *, address: str, timeout_s: float) -> ServiceState:
-    """Deploy a service, or change the one of this name to what is wanted now, and wait until it answers. It stays when this process ends.
+    """Deploy or update a teacher service and wait until it answers. The service outlives this process.
+
+    Args:
+        service: Service to deploy.
+        address: Address of the Ray cluster.
+        timeout_s: Deadline in seconds.
 
     Raises:
-        PlanError: no cluster, or no model, or another application has the name, or Serve has another HTTP address.
-        EngineError: the engine does not start on this model, or the gateway has no token.
-        DeadlineError: it was not up in time.
+        PlanError: No cluster answers at the address, the model is missing, another application has the name, or Serve
+            has another HTTP address.
+        EngineError: The engine does not start with this model, or the gateway has no token.
+        DeadlineError: The service did not start in time.
     """
     application = service_application(service)
     http = None if service.http is None else HttpAddress(host=service.http.host, port=service.http.port)
@@ -127,29 +146,29 @@ def deploy(service: TeacherServiceFile, *, address: str, timeout_s: float) -> Se
         present = None if status is None else status.applications.get(service.name)
         if present is not None and SHARED_TEACHER not in present.deployments:
             raise PlanError(
-                f"the application {service.name!r} on this cluster is no teacher service: choose another name"
+                f"the application {service.name!r} on this cluster is not a teacher service: choose another name"
             )
         await deploy_application(
             application, app_name=service.name, start_timeout_s=timeout_s, http=http, route_prefix=_route(service)
         )
         if http is not None:
-            await _settle(f"{http}{_route(service)}", deadline=deadline)
+            await _wait_for_route(f"{http}{_route(service)}", deadline=deadline)
         return await _state_of(service.name)
 
     return _on_cluster(address, run())
 
 
 def as_dict(state: ServiceState) -> dict[str, Any]:
-    """For JSON."""
+    """Return the state as a dictionary that is ready for JSON."""
     found: dict[str, Any] = _STATE.dump_python(state, mode="json")
     return found
 
 
 def states(*, address: str) -> list[ServiceState]:
-    """Every service on a cluster.
+    """Return the states of all teacher services on a cluster.
 
     Raises:
-        PlanError: no cluster answers.
+        PlanError: No cluster answers at the address.
     """
 
     async def ask() -> list[ServiceState]:
@@ -159,10 +178,15 @@ def states(*, address: str) -> list[ServiceState]:
 
 
 def state(name: str | None, *, address: str) -> ServiceState:
-    """One service; without a name the only one that there is.
+    """Return the state of a teacher service.
+
+    Args:
+        name: Name of the service; None for the only service of the cluster.
+        address: Address of the Ray cluster.
 
     Raises:
-        PlanError: no cluster answers, or it has no such service, or several.
+        PlanError: No cluster answers at the address, the service does not exist, or `name` is None and there is not
+            exactly one service.
     """
 
     async def ask() -> ServiceState:
@@ -172,9 +196,9 @@ def state(name: str | None, *, address: str) -> ServiceState:
         names = await service_names()
         if len(names) != 1:
             raise PlanError(
-                f"name the service: there are {', '.join(names)}"
+                f"several teacher services on this Ray cluster, specify one: {', '.join(names)}"
                 if names
-                else "there is no teacher service on this Ray cluster"
+                else "no teacher service on this Ray cluster"
             )
         return await _state_of(names[0])
 
@@ -182,11 +206,11 @@ def state(name: str | None, *, address: str) -> ServiceState:
 
 
 def delete(name: str, *, address: str, timeout_s: float) -> None:
-    """Take a service down, after the groups that it has.
+    """Delete a teacher service after its ongoing groups.
 
     Raises:
-        PlanError: no cluster answers, or it has no such service.
-        DeadlineError: it was not gone in time. It goes on going.
+        PlanError: No cluster answers at the address, or the service does not exist.
+        DeadlineError: The service was not deleted in time. Deletion continues in the background.
     """
 
     async def run() -> None:
@@ -207,14 +231,14 @@ def _on_cluster(address: str, work: Coroutine[Any, Any, T]) -> T:
 async def _state_of(name: str) -> ServiceState:
     status = await serve_status()
     if status is None:
-        raise PlanError("Serve does not run on this Ray cluster any more")
+        raise PlanError("Serve no longer runs on this Ray cluster")
     application = status.applications[name]
-    messages = [application.message, *(each.message for each in application.deployments.values())]
+    messages = [application.message, *(part.message for part in application.deployments.values())]
     state = ServiceState(
         name=name,
         status=str(application.status.value),
         message="; ".join(filter(None, messages)),
-        replicas={str(word): number for word, number in application.deployments[SHARED_TEACHER].replica_states.items()},
+        replicas={str(kind): number for kind, number in application.deployments[SHARED_TEACHER].replica_states.items()},
         url=await _url_of(name) if GATEWAY in application.deployments else None,
     )
     if not state.running:
@@ -222,7 +246,7 @@ async def _state_of(name: str) -> ServiceState:
     handle, who = await deployment_handle(SHARED_TEACHER, name), f"teacher service {name!r}"
     try:
         identity, stats = await asyncio.gather(ask_identity(handle, who=who), ask_stats(handle, who=who))
-    except RladError as error:  # it changes while it is looked at: what Serve knows is told all the same
+    except RladError as error:  # the service may change meanwhile; report what Serve knows
         return replace(state, message="; ".join(filter(None, [state.message, str(error)])))
     return replace(state, identity=identity, stats=stats)
 
@@ -232,14 +256,17 @@ async def _url_of(name: str) -> str | None:
     return None if address is None else f"{address}/{name}"
 
 
-async def _settle(url: str, *, deadline: float) -> None:
-    """Wait until Serve's HTTP server knows of an application, a moment after it is up. Where that is on a loopback not ours, Serve's word is enough."""
+async def _wait_for_route(url: str, *, deadline: float) -> None:
+    """Wait until Serve's HTTP server routes to an application, shortly after the application runs.
+
+    Returns at once if nothing answers at the URL, for example if it is the loopback of another machine.
+    """
     while (status := await health_status(url)) not in (None, httpx.codes.OK):
         if time.monotonic() > deadline:
-            raise DeadlineError(f"the service is up, but {url} answers with status {status}")
-        await asyncio.sleep(_LOOK_AGAIN_S)
+            raise DeadlineError(f"the service runs, but {url}/healthz answers with HTTP status {status}")
+        await asyncio.sleep(_POLL_INTERVAL_S)
 
 
 def _route(service: TeacherServiceFile) -> str | None:
-    """Services of one cluster share an address, and are told apart by their names. Without HTTP there is no way in."""
+    """Return the route prefix of a service, which is its name; None without HTTP. Services share one address."""
     return None if service.http is None else f"/{service.name}"

@@ -1,8 +1,11 @@
-"""An elastic set of equal actors: routing, health, replacement, growing and shrinking.
+"""Elastic pool of equal Ray actors: routing, health, replacement, growing and shrinking.
 
-A pool lives in the driver's event loop and owns the handles. An actor is *admitted* once it is up and prepared; only admitted actors get work. One that
-dies, or becomes unreachable, is removed at once and replaced in the background while the restart budget lasts; whoever had work on it gets
-`WorkerLostError` and may issue the work again. A pool that shrinks lets the workers that go finish what they have.
+A pool belongs to the driver's event loop and owns the actor handles. An actor becomes *ready* once it is up and
+prepared; only ready actors get work. An actor that dies or becomes unreachable is removed at once and replaced in the
+background while the restart budget lasts; its callers get `WorkerLostError` and may submit the work again. When a pool
+shrinks, surplus workers drain: they finish their leases before they are killed.
+
+Worker states are in `actors.pool.workers`, the rules for replacement in `actors.pool.restart_policy`.
 """
 
 from __future__ import annotations
@@ -10,80 +13,38 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import TypeVar
 
-import ray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
 
+from actors.pool.restart_policy import PoolEvent, RestartAction, decide_restart
 from actors.pool.routing import Router
-from actors.remote_errors import as_rlad_error
+from actors.pool.workers import PoolState, Scalable, Worker, WorkerSet, WorkerState
+from actors.remote_errors import as_rlad_error, reason_of
 from rlad.errors import DeadlineError, PoolExhaustedError, RladError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["ActorPool", "PoolState", "Scalable"]
+
 T = TypeVar("T")
 
-# What says that an actor cannot go on. `WorkerLostError` comes from an actor that lost something it cannot live without, such as its engine's process.
+# Errors after which an actor is given up. An actor raises `WorkerLostError` itself when it lost something that it
+# needs, for example its engine process.
 _LOST = (RayActorError, NodeDiedError, WorkerLostError)
 
-# Of Ray's last line: what comes after is a list of common causes.
-_REASON_CHARS = 220
-
-
-@dataclass(slots=True)
-class RestartBudget:
-    """How many workers may still be replaced."""
-
-    left: int
-
-    def take(self) -> bool:
-        """Whether one more replacement is allowed; if so it is counted."""
-        if self.left <= 0:
-            return False
-        self.left -= 1
-        return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolState:
-    """Workers of a pool.
-
-    Attributes:
-        target: wanted.
-        ready: admitted.
-        starting: on their way there.
-        draining: finishing what they have, then they go.
-    """
-
-    target: int
-    ready: int
-    starting: int
-    draining: int
-
-
-class Scalable(Protocol):
-    """A pool whose size may change while it works."""
-
-    def state(self) -> PoolState: ...
-
-    def resize(self, size: int, /) -> None:
-        """Change the wanted number of workers, at least 1. Returns at once."""
-
-
-@dataclass(slots=True, eq=False)
-class _Replica:
-    name: str
-    actor: ActorHandle
-    leases: int = 0
+_LOSS_EVENTS = {
+    WorkerState.READY: PoolEvent.READY_WORKER_LOST,
+    WorkerState.DRAINING: PoolEvent.DRAINING_WORKER_LOST,
+}
 
 
 class ActorPool:
-    """A set of actors of one kind. All methods belong to one event loop."""
+    """Pool of actors of one kind. All methods must be called from one event loop."""
 
     def __init__(
         self,
@@ -99,41 +60,45 @@ class ActorPool:
     ) -> None:
         """
         Args:
-            name: of the pool; its workers are `name-0`, `name-1`, ... in logs and errors.
-            size: number of workers.
-            spawn: creates an actor (with whatever Ray options it needs) without waiting for it. The number it gets is never used twice.
-            prepare: what an actor must go through before it is admitted; without it, being up is enough. After its last await it must be true
-                that the actor may serve: the pool admits it without giving way to other tasks.
-            max_restarts: replacements over the pool's life.
-            start_timeout_s: deadline of one actor's start and preparation, and of waiting for an admitted one.
-            retire: what a healthy actor must go through before it is killed because the pool shrinks; must end by itself within a deadline.
-            capacity: cost up to which an actor is given more work, as `Router` says; without it work never waits in the pool.
+            name: Name of the pool. Its workers are `name-0`, `name-1`, ... in logs and errors.
+            size: Number of workers.
+            spawn: Creates an actor without waiting for it. Its argument is a number that is never reused.
+            prepare: Prepares an actor before it becomes ready; None waits only until the actor is up. Its result must
+                still hold after its last await: the pool marks the actor ready without yielding to other tasks.
+            max_restarts: Number of replacements over the life of the pool.
+            start_timeout_s: Deadline for the start and preparation of one actor, and for a lease while no worker is
+                ready.
+            retire: Runs on a healthy actor before it is killed because the pool shrinks. Must end within a deadline of
+                its own.
+            capacity: Cost up to which an actor gets more work, see `Router`. None never queues work in the pool.
         """
         self._name = name
-        self._size = size
+        self._target = size
         self._spawn = spawn
-        self._prepare = prepare or _up
-        self._start_timeout_s = start_timeout_s
-        self._budget = RestartBudget(max_restarts)
-        self._admitted: dict[str, _Replica] = {}
-        self._draining: dict[str, _Replica] = {}
+        self._prepare = prepare or _wait_until_up
         self._retire = retire
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._start_timeout_s = start_timeout_s
+        self._restarts_left = max_restarts
+        self._workers = WorkerSet()
         self._numbers = itertools.count()
         self._names: dict[ActorHandle, str] = {}
-        self._replacing: set[asyncio.Task[None]] = set()
         self._router = Router(capacity=capacity)
-        self._last_failure: Exception | None = None
+        self._last_failure: BaseException | None = None
         self._closed = False
 
     async def start(self) -> None:
-        """SubmitGroup up all workers.
+        """Start all workers and wait until they are ready.
 
         Raises:
-            DeadlineError: a worker was not ready in time.
-            PoolExhaustedError: a worker failed to start or to prepare; the message names each and why. Nothing is left running.
+            DeadlineError: A worker was not ready in time.
+            PoolExhaustedError: A worker failed to start or to prepare. The message names each one and its reason. All
+                actors are killed.
         """
-        outcomes = await asyncio.gather(*(self._bring_up() for _ in range(self._size)), return_exceptions=True)
+        size = self._target
+        tasks = [self._start_worker(event_on_failure=None) for _ in range(size)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        if self._closed:
+            raise self._closed_error()
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if not failures:
             return
@@ -144,73 +109,77 @@ class ActorPool:
         kind = DeadlineError if all(isinstance(failure, DeadlineError) for failure in failures) else PoolExhaustedError
         reasons = "; ".join(str(failure) for failure in failures)
         raise kind(
-            f"the {self._name} pool did not start, {len(failures)} of {self._size} workers failed: {reasons}"
+            f"the {self._name} pool did not start, {len(failures)} of {size} workers failed: {reasons}"
         ) from failures[0]
 
     def state(self) -> PoolState:
-        return PoolState(
-            target=self._size, ready=len(self._admitted), starting=len(self._replacing), draining=len(self._draining)
-        )
+        """Return the number of workers by state."""
+        return self._workers.state(target=self._target)
 
     def resize(self, size: int) -> None:
-        """Grow or shrink to `size` workers, at least 1, while work goes on. Returns at once.
+        """Grow or shrink to `size` workers, at least 1. Returns at once; work continues meanwhile.
 
-        New workers are admitted when they are up and prepared; one that cannot start is given up, and the pool goes on with what there is. Of those
-        that go, workers that are still starting come first, then those with the least outstanding cost; they get no further work and end with their last.
+        New workers take work once they are prepared. A new worker that cannot start is not tried again, and the target
+        falls by one. Shrinking first cancels workers that are still starting, then drains those with the least
+        outstanding cost.
         """
-        logger.info("pool=%s state=resized from=%d to=%d", self._name, self._size, size)
-        self._size = size
-        starting = [task for task in self._replacing if not task.cancelling()]
-        surplus = len(self._admitted) + len(starting) - size
-        for _ in range(-surplus):
-            self._start_in_background(self._grow())
-        for task in starting[: max(0, surplus)]:
-            task.cancel()
-            surplus -= 1
-        for replica in sorted(self._admitted.values(), key=lambda each: self._router.outstanding(each.name))[
-            : max(0, surplus)
-        ]:
-            self._router.remove(replica.name)
-            self._draining[replica.name] = self._admitted.pop(replica.name)
-            self._end_if_drained(replica)
+        if self._closed:
+            return
+        logger.info("pool=%s state=resized from=%d to=%d", self._name, self._target, size)
+        self._target = size
+        ready, starting = self._workers.in_state(WorkerState.READY), self._workers.in_state(WorkerState.STARTING)
+        for _ in range(size - len(ready) - len(starting)):
+            self._start_worker(event_on_failure=PoolEvent.GROWTH_FAILED)
+        surplus = max(0, len(ready) + len(starting) - size)
+        cancelled = starting[::-1][:surplus]
+        for worker in cancelled:
+            self._cancel_start(worker)
+        by_cost = sorted(ready, key=lambda worker: self._router.outstanding(worker.name))
+        for worker in by_cost[: surplus - len(cancelled)]:
+            self._drain(worker)
 
     @asynccontextmanager
     async def lease(self, cost: int, *, priority: int = 0) -> AsyncIterator[ActorHandle]:
-        """An admitted worker for the length of the block, the one with the least outstanding cost. Waits for one that has room.
+        """Lease the ready worker with the least outstanding cost for the length of the block.
+
+        Waits for a worker with room.
 
         Args:
-            cost: of the work to come, in the pool's own unit (tokens, responses).
-            priority: of those who wait the lowest is served first, and of equals who came first.
+            cost: Cost of the work, in the unit of the pool's capacity (tokens, responses).
+            priority: Callers that wait are served by the lowest priority first, then in order of arrival.
 
         Raises:
-            WorkerLostError: the worker died or became unreachable during the block. It is being replaced.
-            PoolExhaustedError: no worker is left and none may be started.
-            DeadlineError: no worker was admitted within `start_timeout_s`.
-            RladError: what the actor raised: one of ours as itself, anything else as EngineError.
+            WorkerLostError: The worker died or became unreachable during the block. The pool replaces it.
+            PoolExhaustedError: No worker is left and none may be started.
+            DeadlineError: No worker was ready within `start_timeout_s`.
+            RladError: The actor raised it. Any other error of the actor becomes an `EngineError`.
         """
-        replica = await self._route(cost, priority)
-        replica.leases += 1
+        worker = await self._route(cost, priority)
         try:
-            with self._watch(replica):
-                yield replica.actor
+            with self._use(worker) as actor:
+                yield actor
         finally:
-            self._router.release(replica.name, cost)
-            replica.leases -= 1
-            self._end_if_drained(replica)
+            self._router.release(worker.name, cost)
 
     async def for_each(self, call: Callable[[ActorHandle], Awaitable[T]]) -> list[T]:
-        """Call every worker that is admitted now, all at once. One that is lost meanwhile is left out of the results and replaced.
+        """Call all ready workers concurrently and return their results.
+
+        A worker that is lost meanwhile is replaced and has no result.
 
         Args:
-            call: must end by itself within a deadline; raising `WorkerLostError` gives the worker up.
+            call: Must end within a deadline of its own. Raising `WorkerLostError` gives the worker up.
 
         Raises:
-            PoolExhaustedError: every worker was lost and none may be started.
-            Exception: the first other error that a call raised, after all calls ended.
+            PoolExhaustedError: Every worker was lost and none may be started.
+            Exception: The first other error that a call raised, after all calls have ended.
         """
-        outcomes = await asyncio.gather(
-            *(self._watched(replica, call) for replica in self._admitted.values()), return_exceptions=True
-        )
+
+        async def call_one(worker: Worker) -> T:
+            with self._use(worker) as actor:  # counts as a lease: draining waits for this call
+                return await call(actor)
+
+        ready = self._workers.in_state(WorkerState.READY)
+        outcomes = await asyncio.gather(*(call_one(worker) for worker in ready), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerLostError):
                 raise outcome
@@ -218,189 +187,210 @@ class ActorPool:
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
     def workers(self) -> dict[str, ActorHandle]:
-        """The workers that are admitted now, by name."""
-        return {name: replica.actor for name, replica in self._admitted.items()}
+        """Return the ready workers by name."""
+        return {
+            worker.name: worker.actor
+            for worker in self._workers.in_state(WorkerState.READY)
+            if worker.actor is not None
+        }
 
     def worker_name(self, actor: ActorHandle) -> str:
-        """What logs and errors call this actor."""
+        """Return the name of an actor in logs and errors."""
         return self._names[actor]
 
     async def close(self) -> None:
-        """Kill all actors, and give up on those that are starting. May be called twice."""
+        """Kill all actors and cancel all starts. May be called twice."""
         self._closed = True
-        background = [*self._replacing, *self._retiring]
-        for task in background:
+        tasks = [worker.task for worker in self._workers if worker.task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        for replica in (*self._admitted.values(), *self._draining.values()):
-            ray.kill(replica.actor)
-        self._admitted.clear()
-        self._draining.clear()
-        self._router.fail(PoolExhaustedError(f"the {self._name} pool is closed"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in self._workers:
+            self._stop(worker)
+        self._router.fail(self._closed_error())
 
-    async def _route(self, cost: int, priority: int) -> _Replica:
+    async def _route(self, cost: int, priority: int) -> Worker:
         while True:
             self._raise_if_exhausted()
-            given = self._router.enqueue(cost, priority=priority)
+            chosen = self._router.enqueue(cost, priority=priority)
             try:
-                await self._wait_for(given)
+                if not chosen.done():
+                    await self._wait_for(chosen)
             except BaseException:
-                if given.done() and not given.cancelled() and given.exception() is None:
-                    self._router.release(given.result(), cost)
-                given.cancel()
+                if chosen.done() and not chosen.cancelled() and chosen.exception() is None:
+                    self._router.release(chosen.result(), cost)
+                chosen.cancel()
                 raise
-            replica = self._admitted.get(given.result())
-            if replica is not None:  # else it was lost, or told to go, between the two
-                return replica
+            worker = self._workers.get(chosen.result())
+            # The worker may have been lost or drained since the router chose it.
+            if worker is not None and worker.state is WorkerState.READY:
+                return worker
 
-    async def _wait_for(self, given: asyncio.Future[str]) -> None:
-        """Wait for a worker with room: as long as it takes, but without any worker at all only for one to start."""
-        while not given.done():
-            had_none = not self._admitted
-            await asyncio.wait({given}, timeout=self._start_timeout_s)
-            if not given.done() and had_none and not self._admitted:
+    async def _wait_for(self, chosen: asyncio.Future[str]) -> None:
+        """Wait without limit for a worker with room, but only `start_timeout_s` while no worker is ready."""
+        while not chosen.done():
+            had_none = self._workers.count(WorkerState.READY) == 0
+            await asyncio.wait({chosen}, timeout=self._start_timeout_s)
+            if not chosen.done() and had_none and self._workers.count(WorkerState.READY) == 0:
                 raise DeadlineError(
-                    f"no {self._name} worker was ready within {self._start_timeout_s:g} s: its replacement is still starting"
+                    f"no {self._name} worker was ready within {self._start_timeout_s:g} s: "
+                    "a replacement is still starting"
                 )
-        given.result()
+        chosen.result()
+
+    @contextmanager
+    def _use(self, worker: Worker) -> Iterator[ActorHandle]:
+        """Count a lease, detect the loss of the worker, and convert remote errors to the project's errors."""
+        worker.leases += 1
+        try:
+            yield worker.actor
+        except _LOST as error:
+            self._lose(worker, error)
+            raise WorkerLostError(f"{worker.name} was lost: {reason_of(error)}") from error
+        except RayTaskError as error:
+            raise as_rlad_error(error, who=worker.name) from error
+        finally:
+            worker.leases -= 1
+            if worker.state is WorkerState.DRAINING:
+                self._retire_if_drained(worker)
 
     def _raise_if_exhausted(self) -> None:
         if self._closed:
-            raise PoolExhaustedError(f"the {self._name} pool is closed")
-        if self._is_exhausted:
-            raise self._exhausted()
+            raise self._closed_error()
+        if not self._workers.num_active:
+            raise self._exhausted_error()
 
-    @property
-    def _is_exhausted(self) -> bool:
-        return not self._admitted and not self._replacing
+    def _closed_error(self) -> PoolExhaustedError:
+        return PoolExhaustedError(f"the {self._name} pool is closed")
 
-    def _exhausted(self) -> PoolExhaustedError:
-        reason = f"; the last one failed because: {_reason(self._last_failure)}" if self._last_failure else ""
+    def _exhausted_error(self) -> PoolExhaustedError:
+        reason = "" if self._last_failure is None else f"; last failure: {reason_of(self._last_failure)}"
         return PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
 
-    async def _watched(self, replica: _Replica, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
-        replica.leases += 1  # one that is told to go meanwhile goes behind the call
-        try:
-            with self._watch(replica):
-                return await call(replica.actor)
-        finally:
-            replica.leases -= 1
-            self._end_if_drained(replica)
-
-    @contextmanager
-    def _watch(self, replica: _Replica) -> Iterator[None]:
-        """Around work on a worker: notices that it is lost, and gives the caller errors of ours."""
-        try:
-            yield
-        except _LOST as error:
-            self._lose(replica, error)
-            raise WorkerLostError(f"{replica.name} was lost: {_reason(error)}") from error
-        except RayTaskError as error:
-            raise as_rlad_error(error, who=replica.name) from error
-
-    def _lose(self, replica: _Replica, error: Exception) -> None:
-        """Remove a worker that failed its caller, and start its replacement. The first of several callers that notice does it."""
-        if self._draining.pop(replica.name, None) is not None:
-            ray.kill(replica.actor)
+    def _lose(self, worker: Worker, error: Exception) -> None:
+        """Give up a worker that failed its caller. Only the first of several callers has an effect."""
+        event = _LOSS_EVENTS.get(worker.state)
+        if event is None:
             return
-        if self._admitted.get(replica.name) is not replica:
-            return
-        del self._admitted[replica.name]
-        self._router.remove(replica.name)
+        self._workers.move(worker, WorkerState.LOST)
+        self._router.remove(worker.name)
+        worker.kill()  # an actor that was only unreachable must not serve again next to its replacement
         self._last_failure = error
-        ray.kill(replica.actor)  # it may only be unreachable, and must not come back beside its replacement
         logger.warning(
             "pool=%s worker=%s state=lost restarts_left=%d reason=%s",
             self._name,
-            replica.name,
-            self._budget.left,
-            _reason(error),
+            worker.name,
+            self._restarts_left,
+            reason_of(error),
         )
-        if not self._closed and len(self._admitted) + len(self._replacing) < self._size and self._budget.take():
-            self._start_in_background(self._replace())
-        if self._is_exhausted:
-            self._router.fail(self._exhausted())
+        self._act_on(event)
 
-    def _start_in_background(self, starting: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(starting)
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing_ended)
+    def _act_on(self, event: PoolEvent) -> None:
+        """Apply the decision of the restart policy."""
+        if self._closed:
+            return
+        decision = decide_restart(
+            event,
+            ready=self._workers.count(WorkerState.READY),
+            starting=self._workers.count(WorkerState.STARTING),
+            target=self._target,
+            restarts_left=self._restarts_left,
+        )
+        self._target, self._restarts_left = decision.target, decision.restarts_left
+        match decision.action:
+            case RestartAction.REPLACE:
+                self._start_worker(event_on_failure=PoolEvent.REPLACEMENT_FAILED)
+            case RestartAction.SHRINK_TARGET:
+                logger.warning("pool=%s state=could_not_grow target=%d", self._name, self._target)
+            case RestartAction.GIVE_UP:
+                self._router.fail(self._exhausted_error())
+            case RestartAction.NONE:
+                pass
 
-    def _end_if_drained(self, replica: _Replica) -> None:
-        """Let a worker go that the pool does not want any more, once nobody waits for it."""
-        if replica.leases == 0 and self._draining.get(replica.name) is replica and not self._closed:
-            task = asyncio.create_task(self._end(replica))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+    def _start_worker(self, *, event_on_failure: PoolEvent | None) -> asyncio.Task[None]:
+        """Start one worker in the background.
 
-    async def _end(self, replica: _Replica) -> None:
-        try:
-            if self._retire is not None:
-                await self._retire(replica.actor)
-        except (*_LOST, RladError, RayTaskError) as error:
-            logger.warning("pool=%s worker=%s state=did_not_retire reason=%s", self._name, replica.name, _reason(error))
-        finally:
-            ray.kill(replica.actor)
-            self._draining.pop(replica.name, None)
-        logger.info("pool=%s worker=%s state=gone", self._name, replica.name)
-
-    async def _grow(self) -> None:
-        try:
-            await self._bring_up()
-        except RladError as error:
-            self._size -= 1
-            self._last_failure = error
-            logger.warning("pool=%s state=could_not_grow target=%d reason=%s", self._name, self._size, error)
-
-    def _replacing_ended(self, task: asyncio.Task[None]) -> None:
-        self._replacing.discard(task)
-        if self._is_exhausted and not self._closed:
-            self._router.fail(self._exhausted())
-
-    async def _replace(self) -> None:
-        while True:
-            try:
-                return await self._bring_up()
-            except RladError as error:
-                self._last_failure = error
-                logger.warning(
-                    "pool=%s state=replacement_failed restarts_left=%d reason=%s", self._name, self._budget.left, error
-                )
-                if not self._budget.take():
-                    return None
-
-    async def _bring_up(self) -> None:
-        """Spawn one actor, prepare and admit it."""
+        Args:
+            event_on_failure: Event for the restart policy when the worker does not start; None leaves the failure to
+                the caller.
+        """
         number = next(self._numbers)
-        name = f"{self._name}-{number}"
-        actor: ActorHandle | None = None
+        worker = Worker(name=f"{self._name}-{number}", number=number)
+        self._workers.add(worker)
+        worker.task = asyncio.create_task(self._bring_up(worker))
+        # A callback, since a task that is cancelled before its first step runs none of its own code.
+        worker.task.add_done_callback(partial(self._start_ended, worker, event_on_failure))
+        return worker.task
+
+    async def _bring_up(self, worker: Worker) -> None:
+        """Spawn and prepare an actor, then mark its worker ready. `_start_ended` kills the actor of a failed start."""
         deadline = asyncio.timeout(self._start_timeout_s)
         try:
             async with deadline:
-                actor = self._spawn(number)
-                self._names[actor] = name
-                await self._prepare(actor)
-        except BaseException as error:
-            if actor is not None:
-                ray.kill(actor)
-            if not isinstance(error, Exception):
-                raise
+                worker.actor = self._spawn(worker.number)
+                self._names[worker.actor] = worker.name
+                await self._prepare(worker.actor)
+        except Exception as error:
             if deadline.expired():
-                raise DeadlineError(f"{name} was not ready within {self._start_timeout_s:g} s") from error
-            raise PoolExhaustedError(f"{name} did not start: {_reason(error)}") from error
-        # No await since the preparation ended: what it saw (the newest weights, say) still holds.
-        self._admitted[name] = _Replica(name, actor)
-        self._router.admit(name)
-        logger.info("pool=%s worker=%s state=admitted", self._name, name)
+                raise DeadlineError(f"{worker.name} was not ready within {self._start_timeout_s:g} s") from error
+            raise PoolExhaustedError(f"{worker.name} did not start: {reason_of(error)}") from error
+        # No await after the preparation: the state that it established (for example the newest weights) still holds.
+        self._workers.move(worker, WorkerState.READY)
+        self._router.admit(worker.name)
+        logger.info("pool=%s worker=%s state=ready", self._name, worker.name)
+
+    def _start_ended(self, worker: Worker, event_on_failure: PoolEvent | None, task: asyncio.Task[None]) -> None:
+        """Record a start that failed or was cancelled, and let the restart policy decide."""
+        if task.cancelled() or worker.state is WorkerState.CANCELLED:
+            self._stop(worker)
+            self._act_on(PoolEvent.START_CANCELLED)
+            return
+        error = task.exception()
+        if error is None:
+            return
+        self._workers.move(worker, WorkerState.LOST)
+        worker.kill()
+        if event_on_failure is not None:
+            self._last_failure = error
+            logger.warning(
+                "pool=%s worker=%s state=start_failed restarts_left=%d reason=%s",
+                self._name,
+                worker.name,
+                self._restarts_left,
+                error,
+            )
+            self._act_on(event_on_failure)
+
+    def _cancel_start(self, worker: Worker) -> None:
+        self._workers.move(worker, WorkerState.CANCELLED)
+        if worker.task is not None:
+            worker.task.cancel()
+
+    def _drain(self, worker: Worker) -> None:
+        self._workers.move(worker, WorkerState.DRAINING)
+        self._router.remove(worker.name)
+        self._retire_if_drained(worker)
+
+    def _retire_if_drained(self, worker: Worker) -> None:
+        """Retire a draining worker if its last lease has ended."""
+        if worker.leases == 0 and not self._closed:
+            self._workers.move(worker, WorkerState.RETIRING)
+            worker.task = asyncio.create_task(self._run_retire(worker))
+            worker.task.add_done_callback(lambda _: self._stop(worker))
+
+    async def _run_retire(self, worker: Worker) -> None:
+        if self._retire is None or worker.actor is None:
+            return
+        try:
+            await self._retire(worker.actor)
+        except (*_LOST, RladError, RayTaskError) as error:
+            logger.warning("pool=%s worker=%s state=retire_failed reason=%s", self._name, worker.name, reason_of(error))
+
+    def _stop(self, worker: Worker) -> None:
+        self._workers.move(worker, WorkerState.STOPPED)
+        worker.kill()
+        logger.info("pool=%s worker=%s state=stopped", self._name, worker.name)
 
 
-async def _up(actor: ActorHandle) -> None:
+async def _wait_until_up(actor: ActorHandle) -> None:
     await actor.__ray_ready__.remote()
-
-
-def _reason(error: BaseException) -> str:
-    """One line. Ray's own messages say what happened in their last line, below a list of ids or a traceback."""
-    if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {error.cause}"
-    lines = str(error).strip().splitlines()
-    return textwrap.shorten(lines[-1], _REASON_CHARS, placeholder="...") if lines else type(error).__name__

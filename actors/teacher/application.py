@@ -1,4 +1,7 @@
-"""A teacher service as a Serve config file names it: `import_path: actors.teacher.application:build`, with its settings as `args`."""
+"""Serve application of a teacher service.
+
+A Serve config file refers to it by `import_path: actors.teacher.application:build` and gives its settings as `args`.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,25 @@ BUILD_PATH = "actors.teacher.application:build"
 
 
 def build(args: dict[str, Any]) -> Application:
-    """What Serve deploys.
+    """Build the application from the `args` of a Serve config file.
+
+    Args:
+        args: Settings of `TeacherServiceConfig`.
 
     Raises:
-        ConfigError: a setting that a teacher does not have, or a wrong value.
-        PlanError: no such model on the node that builds the application.
+        ConfigError: A setting is unknown or has an invalid value.
+        PlanError: The node that builds the application does not have the model.
     """
-    return service_application(validated(TeacherServiceConfig, args, where="args of the teacher's application"))
+    return service_application(validated(TeacherServiceConfig, args, where="args of the teacher application"))
 
 
 def service_application(config: TeacherServiceConfig) -> Application:
-    """The Serve application of a teacher service, undeployed: its replicas, and a gateway before them where it has HTTP.
+    """Return the Serve application of a teacher service without deploying it.
+
+    The application consists of the replicas and, if HTTP is configured, an HTTP gateway in front of them.
 
     Raises:
-        PlanError: no such model on this machine.
+        PlanError: This machine does not have the model.
     """
     local = config.model_copy(update={"path": str(resolve_model(config.path))})
     selector = {} if config.pool is None else selector_of(ClusterConfig(pool_labels=True), config.pool)

@@ -1,6 +1,6 @@
-"""A driver's side of a teacher: what it has groups scored by, wherever that is.
+"""Driver-side clients of teachers.
 
-Group data goes from the object store to a replica and scores go back into it; the driver passes references.
+Group data travels from the object store to a replica, and the scores travel back. The driver only passes references.
 """
 
 from __future__ import annotations
@@ -20,49 +20,50 @@ from rlad.errors import EngineError
 from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import TeacherIdentity
 
-# Deadline of questions that a replica answers at once.
+# Deadline of calls that a replica answers at once.
 CONTROL_TIMEOUT_S = 60.0
 
 
 class Teacher(Protocol):
-    """Scores finished groups: an application on this Ray cluster, or one elsewhere."""
+    """Teacher that scores finished groups, on this Ray cluster or elsewhere."""
 
     @property
     def teacher(self) -> str:
-        """Fingerprint of its weights and tokenizer."""
+        """Fingerprint of the teacher's weights and tokenizer."""
         ...
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
-        """Have a group scored.
+        """Score a group.
 
         Args:
-            group_ref: reference to the columns of a `RolloutGroup`.
-            num_tokens: its response tokens.
-            support: what to score beside the sampled tokens; nothing costs nothing.
+            group_ref: Reference to the columns of a `RolloutGroup`.
+            num_tokens: Number of response tokens of the group.
+            support: Tokens to score in addition to the sampled ones. None is the cheapest.
 
         Returns:
-            Reference to the columns of its `TeacherScores`, owned by this process: it outlives whoever made them.
+            Reference to the columns of the group's `TeacherScores`. This process owns the object, so that it outlives
+            the replica that created it.
 
         Raises:
-            DeadlineError: not scored in time, waiting for the client's quota included.
-            WorkerLostError: replicas died, or the connection was lost, in every attempt.
-            VocabularyMismatchError, EngineError: the teacher refused the group or failed on it; not tried again.
+            DeadlineError: The group was not scored in time, including the time spent waiting for the client's quota.
+            WorkerLostError: A replica died, or the connection was lost, in every attempt.
+            VocabularyMismatchError, EngineError: The teacher refused the group or failed on it. Not retried.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherClient:
-    """A `Teacher` that is a Serve deployment of this Ray cluster.
+    """`Teacher` that is a Serve deployment of this Ray cluster.
 
     Attributes:
-        handle: of the deployment.
-        app_name: names the teacher in errors.
-        teacher: fingerprint of its weights and tokenizer; scores of another model are refused.
-        tokenizer_fingerprint: of the student, sent with every group.
-        client: who asks; clients of one name share one quota.
-        timeout_s: deadline of scoring one group, retries included.
-        max_retries: after a replica died.
+        handle: Handle of the deployment.
+        app_name: Name of the application, used in error messages.
+        teacher: Fingerprint of the teacher's weights and tokenizer. Scores of another model are rejected.
+        tokenizer_fingerprint: Fingerprint of the student's tokenizer, sent with every group.
+        client: Name of this client. Clients of the same name share one quota.
+        timeout_s: Deadline for one group in seconds, including retries.
+        max_retries: Number of retries after the loss of a replica.
     """
 
     handle: Any
@@ -78,16 +79,16 @@ class TeacherClient:
         object.__setattr__(self, "_scoring", scoring_calls(self.handle))
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
-        """As `Teacher.score` says."""
+        """Score a group, see `Teacher.score`."""
         return await retry_until(
             lambda: self._score_once(group_ref, num_tokens, support),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
-            what=f"teacher {self.app_name!r} did not score a group of {num_tokens} tokens",
+            failure=f"teacher {self.app_name!r} did not score a group of {num_tokens} tokens",
         )
 
     async def stats(self) -> TeacherStats:
-        """Sums over the replicas that run now; those that died have taken their counts along."""
+        """Return statistics summed over the running replicas. Counts of replicas that died are lost."""
         return await ask_stats(self.handle, who=f"teacher {self.app_name!r}")
 
     async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
@@ -96,27 +97,35 @@ class TeacherClient:
             self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who
         )
         if receipt.num_tokens != num_tokens:
-            raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group that was said to have {num_tokens}")
+            raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group; expected {num_tokens}")
         require_same_model(receipt.teacher, self.teacher, who=who)
         return scores_ref
 
 
 def scoring_calls(handle: Any) -> Any:
-    """A deployment's `score`, to be called as often as one likes: a handle with other options costs as much to make as a call."""
+    """Return a handle for streaming calls of a deployment's `score`. Reuse it: creating one costs as much as a call."""
     return handle.options(method_name="score", stream=True)
 
 
 async def score_once(
     scoring: Any, group_ref: ColumnsRef, tokenizer_fingerprint: str, support: TeacherSupport, client: str, *, who: str
 ) -> tuple[ColumnsRef, Receipt]:
-    """One try at a Serve deployment of `TeacherServer`, without a deadline: the scores by reference, unfetched, and what was scored.
+    """Score a group at a Serve deployment of `TeacherServer`, in one attempt and without a deadline.
 
     Args:
-        scoring: what `scoring_calls` made of its handle.
+        scoring: Handle returned by `scoring_calls`.
+        group_ref: Reference to the columns of a `RolloutGroup`.
+        tokenizer_fingerprint: Fingerprint of the tokenizer of the model that sampled the group.
+        support: Tokens to score in addition to the sampled ones.
+        client: Name of the client, for quotas.
+        who: Name of the teacher in error messages.
+
+    Returns:
+        Reference to the columns of the scores, which are not fetched, and the receipt.
 
     Raises:
-        QuotaError, WorkerLostError: another try may succeed.
-        VocabularyMismatchError, DeadlineError, EngineError: as `TeacherServer.score`.
+        QuotaError, WorkerLostError: Another attempt may succeed.
+        VocabularyMismatchError, DeadlineError, EngineError: See `TeacherServer.score`.
     """
     response = scoring.remote([group_ref], tokenizer_fingerprint, support, client)
     try:
@@ -128,10 +137,10 @@ async def score_once(
 
 
 async def ask_identity(handle: Any, *, who: str, max_retries: int = 0) -> TeacherIdentity:
-    """What a deployed teacher is.
+    """Return the identity of a deployed teacher.
 
     Raises:
-        DeadlineError, WorkerLostError, EngineError: no replica answers.
+        DeadlineError, WorkerLostError, EngineError: No replica answers.
     """
 
     async def ask() -> TeacherIdentity:
@@ -140,36 +149,43 @@ async def ask_identity(handle: Any, *, who: str, max_retries: int = 0) -> Teache
         return identity
 
     return await retry_until(
-        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is"
+        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, failure=f"{who} did not report its identity"
     )
 
 
 async def ask_stats(handle: Any, *, who: str) -> TeacherStats:
-    """Sums over the replicas of a deployed teacher."""
+    """Return statistics of a deployed teacher, summed over its replicas."""
     responses = handle.broadcast("stats").results_async(timeout_s=CONTROL_TIMEOUT_S)
     with translated(who=who):
         replicas: list[TeacherStats] = await responses
     return reduce(add, replicas, TeacherStats())
 
 
-def require_same_model(came: str, expected: str, *, who: str) -> None:
-    """
+def require_same_model(actual: str, expected: str, *, who: str) -> None:
+    """Check that scores come from the model with which the run began.
+
+    Args:
+        actual: Fingerprint of the model that scored.
+        expected: Fingerprint of the model at the start of the run.
+        who: Name of the teacher in the error message.
+
     Raises:
-        EngineError: scores are of another model than the run began with.
+        EngineError: The fingerprints differ.
     """
-    if came != expected:
+    if actual != expected:
         raise EngineError(
-            f"{who} is now another model ({came}, before {expected}): it was deployed anew, and scores of two models do not mix"
+            f"{who} serves another model ({actual}) than at the start of the run ({expected}): it was redeployed, and "
+            "a run cannot mix scores of two models; deploy the former model again or start a new run"
         )
 
 
 async def _scores_and_receipt(response: Any) -> tuple[ColumnsRef, Receipt]:
-    """The first item as a reference, unfetched, and the second by value. A call that failed has one item: the error."""
-    items = await response._to_object_ref_gen()  # Serve's way to results by reference; `async for` would fetch them
+    """Return the first item as a reference and the second by value. A failed call has a single item, the error."""
+    items = await response._to_object_ref_gen()  # `async for` would fetch the results
     scores_ref = await anext(items)
     try:
         receipt_ref = await anext(items)
     except StopAsyncIteration:
-        await scores_ref  # raises what ended the call
-        raise EngineError("the teacher ended a call without a receipt") from None
+        await scores_ref  # raises the error that ended the call
+        raise EngineError("the teacher ended a scoring call without a receipt") from None
     return scores_ref, await receipt_ref

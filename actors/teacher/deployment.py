@@ -1,4 +1,4 @@
-"""Teachers as named Serve applications: deployed for one run, or as a service that several runs share."""
+"""Teachers as named Serve applications, for one run or as a service that several runs share."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from rlad.teacher.wire_format import TeacherIdentity
 logger = logging.getLogger(__name__)
 
 SHARED_TEACHER = "SharedTeacher"
-"""Name of the scoring deployment of every service; a run's own teacher has another."""
+"""Name of the scoring deployment of a teacher service. A run's own teacher uses another name."""
 
-# How often Serve asks a replica for its health. A dead replica is found, and replaced, no sooner than that.
+# Period of Serve's health checks. It bounds how soon a dead replica is detected and replaced.
 _HEALTH_CHECK_PERIOD_S = 1.0
-# How long a replica may take to answer, three times in a row, before it is replaced: a machine under load is slow, its replicas are not broken.
+# Serve replaces a replica after three health checks in a row without an answer within this time. A loaded machine
+# answers slowly although its replicas are healthy.
 _HEALTH_CHECK_TIMEOUT_S = 60.0
-# How long a replica that is being removed may go on with the groups it has.
+# Time that a replica gets to finish its groups before it is removed.
 _DRAIN_S = 20.0
 
 
@@ -49,20 +50,20 @@ async def deploy_teacher(
     start_timeout_s: float,
     label_selector: dict[str, str] | None = None,
 ) -> TeacherClient:
-    """Deploy a teacher for one run and wait until all its replicas are up.
+    """Deploy a teacher for one run and wait until all its replicas run.
 
     Args:
-        config: with `path` a model directory that the replicas' nodes can read.
-        app_name: of the Serve application; one of this name that is already there is replaced.
-        tokenizer_fingerprint: of the student.
-        start_timeout_s: deadline.
-        label_selector: of the nodes that the replicas may run on; any by default.
+        config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
+        app_name: Name of the Serve application. An existing application of this name is replaced.
+        tokenizer_fingerprint: Fingerprint of the student's tokenizer.
+        start_timeout_s: Deadline in seconds.
+        label_selector: Nodes on which the replicas may run; any node by default.
 
     Raises:
-        EngineError: the engine does not start on this model.
-        VocabularyMismatchError: teacher and student do not share a vocabulary. The teacher is taken down again.
-        DeadlineError: replicas were not up in time.
-        PlanError: Serve is set up so that results cannot be passed by reference.
+        EngineError: The engine does not start with this model.
+        VocabularyMismatchError: Teacher and student do not share a vocabulary. The teacher is deleted again.
+        DeadlineError: The replicas did not start in time.
+        PlanError: Serve is configured so that results cannot be passed by reference.
     """
     application = teacher_application(config, label_selector=label_selector or {})
     try:
@@ -91,17 +92,18 @@ async def deploy_teacher(
 async def attach_teacher(
     config: ServiceTeacherConfig, *, client: str, tokenizer_fingerprint: str, start_timeout_s: float
 ) -> tuple[TeacherClient, TeacherIdentity]:
-    """Join a teacher service of this Ray cluster.
+    """Connect to a teacher service of this Ray cluster.
 
     Args:
-        client: who will ask, for quotas.
-        tokenizer_fingerprint: of the student.
-        start_timeout_s: deadline, for a service that is just being deployed.
+        config: Name, expected fingerprint and limits of the service.
+        client: Name of this client, for quotas.
+        tokenizer_fingerprint: Fingerprint of the student's tokenizer.
+        start_timeout_s: Deadline in seconds for a service that is still starting.
 
     Raises:
-        PlanError: there is no service of this name, or it is another model than `config.fingerprint`.
-        VocabularyMismatchError: teacher and student do not share a vocabulary.
-        EngineError, DeadlineError: it does not come up.
+        PlanError: There is no service of this name, or it serves another model than `config.fingerprint`.
+        VocabularyMismatchError: Teacher and student do not share a vocabulary.
+        EngineError, DeadlineError: The service does not start.
     """
     name, who = config.service, f"teacher service {config.service!r}"
     handle = await find_service(name)
@@ -122,43 +124,46 @@ async def attach_teacher(
 
 
 def require_tokenizer(identity: TeacherIdentity, tokenizer_fingerprint: str, *, who: str) -> None:
-    """
+    """Check that a teacher uses the student's tokenizer.
+
     Raises:
-        VocabularyMismatchError: teacher and student do not share a vocabulary.
+        VocabularyMismatchError: Teacher and student do not share a vocabulary.
     """
     if identity.tokenizer != tokenizer_fingerprint:
         raise VocabularyMismatchError(
-            f"{who} has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}: "
-            "their token ids mean different things; use a teacher and a student with one vocabulary"
+            f"{who} has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}, so their token ids "
+            "differ in meaning; use a teacher and a student with one vocabulary"
         )
 
 
 def require_fingerprint(identity: TeacherIdentity, fingerprint: str | None, *, who: str) -> None:
-    """
+    """Check that a teacher serves the model that the configuration expects.
+
     Raises:
-        PlanError: it is another model than the configuration wants.
+        PlanError: The teacher's fingerprint differs from `fingerprint`.
     """
     if fingerprint is not None and identity.teacher != fingerprint:
         raise PlanError(
-            f"{who} is the model {identity.teacher}, the configuration wants {fingerprint}: correct `fingerprint`, or leave it out"
+            f"{who} serves model {identity.teacher}, but the configuration expects {fingerprint}: correct "
+            "`fingerprint` or remove it"
         )
 
 
 async def delete_teacher(app_name: str) -> None:
-    """Take a run's teacher down, after the groups that it has. Does nothing where there is none of this name.
+    """Delete a run's teacher after its ongoing groups. Does nothing if there is no teacher of this name.
 
     Raises:
-        DeadlineError: it did not end in time.
+        DeadlineError: The teacher was not deleted in time.
     """
     await delete_application(app_name, timeout_s=_DRAIN_S + CONTROL_TIMEOUT_S)
 
 
 def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]) -> Application:
-    """The Serve application of one run's teacher, undeployed.
+    """Return the Serve application of one run's teacher without deploying it.
 
     Args:
-        config: with `path` a model directory that the replicas' nodes can read.
-        label_selector: of those nodes; an empty one takes any.
+        config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
+        label_selector: Nodes on which the replicas may run; empty means any node.
     """
     options = _replica_options(
         config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S
@@ -168,19 +173,20 @@ def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]
 
 
 class TeacherReplicas:
-    """The size of a run's own teacher, while it scores. Belongs to one event loop."""
+    """`Scalable` replicas of a run's own teacher. All methods must be called from one event loop."""
 
     def __init__(self, app_name: str, *, replicas: int) -> None:
         """
         Args:
-            app_name: of a teacher that `deploy_teacher` has deployed.
-            replicas: that it has.
+            app_name: Name of the application that `deploy_teacher` deployed.
+            replicas: Current number of replicas.
         """
         self._app_name = app_name
         self._target = self._running = replicas
         self._changing: asyncio.Task[None] | None = None
 
     def state(self) -> PoolState:
+        """Return the number of replicas as of the last status of Serve."""
         return PoolState(
             target=self._target,
             ready=self._running,
@@ -189,36 +195,48 @@ class TeacherReplicas:
         )
 
     def resize(self, replicas: int) -> None:
-        """Have Serve add replicas, or take some away once they have finished what they have. Replicas that cannot be placed are waited for by Serve."""
+        """Change the number of replicas in the background.
+
+        Serve drains the replicas that it removes, and waits for room for those that it cannot place yet.
+        """
         logger.info("teacher=%s state=resized from=%d to=%d", self._app_name, self._target, replicas)
         self._target = replicas
         if self._changing is None or self._changing.done():
             self._changing = asyncio.create_task(self._change())
 
     def close(self) -> None:
+        """Stop following a change of size."""
         if self._changing is not None:
             self._changing.cancel()
 
     async def _change(self) -> None:
-        """Tell Serve, again where the target moves meanwhile, and look until there are as many as wanted."""
-        told: int | None = None
+        """Request the target from Serve, repeatedly if it changes meanwhile, and poll until it is reached."""
+        requested: int | None = None
         try:
-            while told != self._target or self._running != self._target:
-                if told != self._target:
-                    told = self._target
-                    await set_replicas(TeacherServer.__name__, self._app_name, told)
+            while requested != self._target or self._running != self._target:
+                if requested != self._target:
+                    requested = self._target
+                    await set_replicas(TeacherServer.__name__, self._app_name, requested)
                 self._running = await running_replicas(self._app_name)
                 await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
         except RladError as error:
-            logger.warning("teacher=%s state=not_resized reason=%s", self._app_name, error)
+            logger.warning("teacher=%s state=resize_failed reason=%s", self._app_name, error)
 
 
 def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: dict[str, str]) -> Application:
-    """The Serve application of a service's replicas, undeployed: with quotas, and between `replicas` and `max_replicas` of them by the groups under way."""
+    """Return the Serve application of the replicas of a teacher service without deploying it.
+
+    The replicas enforce client quotas. With `config.max_replicas`, Serve scales their number by the groups in progress.
+
+    Args:
+        config: Settings of the service. `path` is a model directory that the replicas' nodes can read.
+        label_selector: Nodes on which the replicas may run; empty means any node.
+    """
     if config.max_replicas is None:
         size: dict[str, Any] = {"num_replicas": config.replicas}
     else:
-        # A client that is refused waits elsewhere, so what it has under way never passes its quota: half of that for long wants another replica.
+        # A refused client waits outside of the replica, so the groups in progress of a single client never exceed its
+        # quota. The default adds a replica when half of that persists.
         target = config.target_groups or max(1, config.client_quota // 2)
         size = {
             "autoscaling_config": {
@@ -232,7 +250,7 @@ def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: 
         config, label_selector, replicas=replicas, drain_s=config.drain_s, health_timeout_s=config.health_timeout_s
     )
     deployment = serve.deployment(TeacherServer).options(name=SHARED_TEACHER, **size, **options)
-    # What an engine goes by, without what is Serve's or the gateway's matter.
+    # The engine's settings only, without those of Serve and of the gateway.
     engine = TeacherConfig.model_validate(config.model_dump(include=TeacherConfig.model_fields.keys() - {"replicas"}))
     return deployment.bind(engine, max_groups_per_client=config.client_quota)
 
@@ -241,7 +259,7 @@ def _replica_options(
     config: TeacherConfig, label_selector: dict[str, str], *, replicas: int, drain_s: float, health_timeout_s: float
 ) -> dict[str, Any]:
     return {
-        # Serve's default of 5 would leave an engine that batches idle.
+        # Serve's default of 5 requests would leave a batching engine idle.
         "max_ongoing_requests": config.max_ongoing_requests,
         "request_router_config": short_pauses(replicas),
         "ray_actor_options": {
@@ -253,35 +271,33 @@ def _replica_options(
         "health_check_timeout_s": health_timeout_s,
         "graceful_shutdown_timeout_s": drain_s,
         "graceful_shutdown_wait_loop_s": 0.1,
-        # A model that cannot be loaded does not load at the twentieth try either.
+        # Serve's default is 20 attempts, but a model that cannot be loaded fails every time.
         "max_constructor_retry_count": 2,
         "logging_config": QUIET,
     }
 
 
 async def find_service(name: str) -> Any:
-    """Handle of the replicas of a teacher service on this cluster, which one with HTTP has behind its gateway.
+    """Return the handle of the replicas of a teacher service on this cluster, bypassing its HTTP gateway.
 
     Raises:
-        PlanError: there is none of this name.
+        PlanError: There is no teacher service of this name.
     """
     services = await service_names()
     if name not in services:
         raise PlanError(
-            f"there is no teacher service {name!r} on this Ray cluster (there {'are ' + ', '.join(services) if services else 'is none'}): "
-            "deploy it with `rlad teacher deploy`, or give the teacher's `path:`"
+            f"no teacher service {name!r} on this Ray cluster (available: {', '.join(services) or 'none'}): "
+            "deploy it with `rlad teacher deploy`, or set the teacher's `path`"
         )
     return await deployment_handle(SHARED_TEACHER, name)
 
 
 async def service_names() -> list[str]:
-    """Teacher services on this cluster."""
+    """Return the names of the teacher services on this cluster."""
     status = await serve_status()
-    return (
-        []
-        if status is None
-        else [name for name, each in status.applications.items() if SHARED_TEACHER in each.deployments]
-    )
+    if status is None:
+        return []
+    return [name for name, application in status.applications.items() if SHARED_TEACHER in application.deployments]
 
 
 def _who(app_name: str) -> str:

@@ -1,4 +1,8 @@
-"""HTTP beside the handle: a small deployment before a teacher's replicas that checks token and size, and hands groups on by reference."""
+"""HTTP gateway of a teacher service.
+
+The gateway is a Serve deployment in front of the replicas. It checks the token and the size of a request, and passes
+groups to the replicas by reference.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +38,18 @@ from rlad.teacher.wire_format import (
 logger = logging.getLogger(__name__)
 
 GATEWAY = "TeacherGateway"
-"""Name of the deployment that a service with HTTP has before its replicas."""
+"""Name of the gateway's deployment in an application."""
 
-# Requests that a gateway holds at once; it waits for replicas most of the time.
+# Maximum number of concurrent requests of a gateway, which mostly waits for replicas.
 _MAX_ONGOING_REQUESTS = 256
 _BINARY = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _Credentials = Annotated[
-    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description="The service's token."))
+    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False, description="Token of the service."))
 ]
 
 
 class Replicas(Protocol):
-    """What a gateway has behind it."""
+    """Scoring backend of a gateway."""
 
     async def identity(self) -> TeacherIdentity: ...
 
@@ -53,7 +57,7 @@ class Replicas(Protocol):
 
 
 class ReplicasByHandle:
-    """`Replicas` that are a Serve deployment. One try each: whoever asks over HTTP knows how long it wants to try."""
+    """`Replicas` that are a Serve deployment. Each call makes one attempt; HTTP clients retry themselves."""
 
     def __init__(self, handle: Any) -> None:
         self._handle, self._scoring = handle, scoring_calls(handle)
@@ -70,18 +74,19 @@ class ReplicasByHandle:
 
 
 def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_request_bytes: int) -> FastAPI:
-    """The HTTP side of a teacher, as an ASGI application.
+    """Return the ASGI application of a teacher's HTTP interface.
 
     Args:
-        token: that every request but one for health or for this page has to bear.
-        timeout_s: deadline of one request, its arrival included.
-        max_request_bytes: larger bodies are refused, unread where they say how large they are.
+        replicas: Scoring backend.
+        token: Token that all requests must carry, except those for health and API documentation.
+        timeout_s: Deadline of one request in seconds, including the upload of its body.
+        max_request_bytes: Maximum size of a body. A larger body is refused, and not read if it declares its size.
     """
     app = FastAPI(
         title="rlad teacher",
         version=__version__,
-        description="Scores groups of sampled responses: the log-probability of every token under a frozen teacher. Bodies are safetensors; "
-        "`rlad.teacher.http_client.TeacherHttpClient` is a client.",
+        description="Scores groups of sampled responses: the log-probability of every token under a frozen teacher. "
+        "Bodies are safetensors. `rlad.teacher.http_client.TeacherHttpClient` is a client.",
         redoc_url=None,
         responses={status: {"model": Problem} for status in sorted(set(STATUS.values()))},
     )
@@ -98,21 +103,23 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
         )
         return JSONResponse(problem.model_dump(), status, headers=headers)
 
-    @app.get("/healthz", summary="Whether the teacher answers")
+    @app.get("/healthz", summary="Health of the teacher")
     async def health() -> dict[str, str]:
         await replicas.identity()
         return {"status": "ok"}
 
-    @app.get("/v1/teacher", summary="What the teacher is", dependencies=[Depends(require_token)])
+    @app.get("/v1/teacher", summary="Identity of the teacher", dependencies=[Depends(require_token)])
     async def identity() -> TeacherIdentity:
         return await replicas.identity()
 
     @app.post(
         "/v1/score",
         summary="Score one group",
-        description="In: arrays `prompt_ids` int32 [P], `response_ids` int32 [N], `response_offsets` int64 [G + 1]; in the header's metadata, `words`: JSON "
-        'of `uid, attempt, temperature, support (null, a number, or "full"), tokenizer, client`. '
-        "Out: `logprobs` float32 [N] and, with a support of K, `support_ids` int32 [N * K], `support_logprobs` float32 [N * K], `tail_logprobs` float32 [N].",
+        description="Request: arrays `prompt_ids` int32 [P], `response_ids` int32 [N], `response_offsets` "
+        "int64 [G + 1]; in the metadata of the header, `words`: JSON with `uid`, `attempt`, `temperature`, `support` "
+        '(null, a number or "full"), `tokenizer`, `client`. '
+        "Response: `logprobs` float32 [N] and, with a support of K tokens, `support_ids` int32 [N * K], "
+        "`support_logprobs` float32 [N * K], `tail_logprobs` float32 [N].",
         dependencies=[Depends(require_token)],
         response_class=Response,
         responses={200: _BINARY, 413: {"model": Problem}},
@@ -125,7 +132,7 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
                 if body is None:
                     too_large = Problem(
                         error=ContractError.__name__,
-                        message=f"a request may have {max_request_bytes} bytes: send fewer tokens at once",
+                        message=f"the request exceeds {max_request_bytes} bytes: send fewer tokens per request",
                     )
                     return JSONResponse(too_large.model_dump(), 413)
                 scores = await replicas.score(ScoringRequest.from_bytes(body))
@@ -139,9 +146,9 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
 
 
 async def _body(request: Request, max_bytes: int) -> bytes | None:
-    """The request's body; None where it has more than so many bytes."""
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > max_bytes:
+    """Return the body of a request; None if it is larger than `max_bytes`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
         return None
     body = bytearray()
     async for chunk in request.stream():
@@ -153,13 +160,13 @@ async def _body(request: Request, max_bytes: int) -> bytes | None:
 
 @serve.ingress()
 class TeacherGateway:
-    """One gateway process."""
+    """Deployment class of the gateway."""
 
     def __init__(self, handle: Any, config: TeacherHttpConfig, timeout_s: float) -> None:
-        """Read the token, on this node.
+        """Read the token on this node.
 
         Raises:
-            AccessError: there is none.
+            AccessError: There is no valid token.
         """
         self._http_application = http_application(
             ReplicasByHandle(handle),
@@ -173,7 +180,7 @@ class TeacherGateway:
 
 
 def gateway_application(replicas: Application, config: TeacherHttpConfig, *, timeout_s: float) -> Application:
-    """A gateway in front of a teacher's replicas, in one application with them."""
+    """Return an application of a teacher's replicas with a gateway in front of them."""
     gateway = serve.deployment(TeacherGateway).options(
         name=GATEWAY,
         num_replicas=config.gateways,

@@ -1,4 +1,4 @@
-"""What a replica of a teacher has under way, for whom, and how much of it one client may have."""
+"""Activity of a teacher replica: groups in progress per client, client quotas and statistics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from rlad.errors import QuotaError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherStats:
-    """What a teacher has done since its replicas started, summed over them.
+    """Statistics of a teacher since its replicas started, summed over the replicas.
 
     Attributes:
-        busy_s: seconds in which a replica had at least one group.
-        num_groups, num_tokens: scored, from the cache or not.
-        refused_groups: for their client's quota; one that is tried again counts again.
-        cache_hits, cache_misses: responses.
-        ongoing: groups that are being scored or waiting in a replica now, by client.
+        busy_s: Time during which a replica had at least one group, in seconds.
+        num_groups: Number of scored groups, including cached ones.
+        num_tokens: Number of scored tokens, including cached ones.
+        refused_groups: Number of requests refused because of the client's quota. Every retry counts.
+        cache_hits: Number of responses found in the cache.
+        cache_misses: Number of responses not found in the cache.
+        ongoing: Number of groups that replicas are scoring or holding now, by client.
     """
 
     busy_s: float = 0.0
@@ -38,17 +40,17 @@ class TeacherStats:
 
     @property
     def ongoing_groups(self) -> int:
-        """Of all clients."""
+        """Number of ongoing groups of all clients."""
         return self.ongoing.total()
 
 
 class Activity:
-    """Counts groups and tokens, and the time in which there was at least one group. On one event loop only.
+    """Counter of groups, tokens and busy time of one replica. All methods must be called from one event loop.
 
     Args:
-        max_groups_per_client: that may be under way at once; None sets no bound. A client above it is refused and not made to wait: what waits here
-            would take the place of another client's groups.
-        clock: seconds.
+        max_groups_per_client: Maximum number of groups in progress per client; None means unlimited. Requests above the
+            quota are refused and not queued: queued ones would take room from other clients.
+        clock: Clock in seconds.
     """
 
     def __init__(self, *, max_groups_per_client: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -63,15 +65,16 @@ class Activity:
 
     @contextmanager
     def of(self, client: str) -> Iterator[None]:
-        """Around a client's group.
+        """Count a group of a client as ongoing for the length of the block.
 
         Raises:
-            QuotaError: the client has as many under way as it may.
+            QuotaError: The client has reached its quota.
         """
         if self._max_groups_per_client is not None and self._ongoing[client] >= self._max_groups_per_client:
             self._refused += 1
             raise QuotaError(
-                f"client {client!r} has {self._ongoing[client]} groups under way in this replica, as many as one may: try again later"
+                f"client {client!r} has reached its quota of {self._max_groups_per_client} groups in progress per "
+                "replica; retry later"
             )
         if not self._ongoing:
             self._busy_since = self._clock()
@@ -86,10 +89,12 @@ class Activity:
                 self._busy_s += self._clock() - self._busy_since
 
     def count(self, num_tokens: int) -> None:
+        """Count one scored group."""
         self._groups += 1
         self._tokens += num_tokens
 
     def stats(self, *, cache_hits: int, cache_misses: int) -> TeacherStats:
+        """Return the statistics so far, with the counts of the cache."""
         return TeacherStats(
             busy_s=self._busy_s + (self._clock() - self._busy_since if self._ongoing else 0.0),
             num_groups=self._groups,

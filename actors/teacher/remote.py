@@ -1,7 +1,8 @@
-"""A teacher service outside of this Ray cluster, reached over HTTP: an actor carries groups from the object store to it, and scores back.
+"""Teacher service outside of this Ray cluster, reached over HTTP.
 
-The driver passes references, as to any other teacher. The token goes to the actor with every call, from process to process: an actor's constructor
-arguments are kept by Ray.
+A courier actor sends groups from the object store to the service and puts the scores back. The driver only passes
+references, as for any other teacher. The token is an argument of every call and not of the actor's constructor: Ray
+stores constructor arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from rlad.teacher.wire_format import TeacherIdentity
 
 
 class TeacherCourier:
-    """An asynchronous actor around a `TeacherHttpClient`. One try a call: the driver, which also sees this actor die, counts them."""
+    """Asynchronous actor around a `TeacherHttpClient`.
+
+    Each call makes one attempt. The driver retries, since it also detects the death of this actor.
+    """
 
     def __init__(self, url: str, *, client: str, tokenizer: str, timeout_s: float) -> None:
         self._settings: dict[str, Any] = {
@@ -40,11 +44,16 @@ class TeacherCourier:
         self._http: TeacherHttpClient | None = None
 
     async def identity(self, token: SecretStr) -> TeacherIdentity:
+        """Return the identity of the teacher."""
         return await self._client(token).identity()
 
     @ray.method(num_returns=2)
     async def score(self, columns: Columns, support: TeacherSupport, token: SecretStr) -> tuple[Columns, Receipt]:
-        """The columns of a group's `TeacherScores`, and what was scored, so that the caller can leave the columns where they are."""
+        """Score a group. The receipt is a separate return value, so that the caller need not fetch the scores.
+
+        Returns:
+            Columns of the group's `TeacherScores`, and the receipt.
+        """
         scores = await self._client(token).score(RolloutGroup.from_columns(columns), support)
         return scores.to_columns(), Receipt(num_tokens=len(scores.logprobs), teacher=scores.teacher)
 
@@ -56,10 +65,15 @@ class TeacherCourier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteTeacher:
-    """A `Teacher` behind a courier. What a courier returns is owned by its caller: scores outlive it.
+    """`Teacher` reached through a courier actor. The caller owns the returned scores, so that they outlive the courier.
 
     Attributes:
-        teacher: fingerprint of its weights and tokenizer; scores of another model are refused.
+        courier: Handle of the `TeacherCourier` actor.
+        url: URL of the service.
+        teacher: Fingerprint of the teacher's weights and tokenizer. Scores of another model are rejected.
+        token: Token of the service.
+        timeout_s: Deadline for one group in seconds, including retries.
+        max_retries: Number of retries after the loss of the connection, a replica or the courier.
     """
 
     courier: Any
@@ -70,15 +84,16 @@ class RemoteTeacher:
     max_retries: int
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
-        """As `actors.teacher.client.Teacher.score` says."""
+        """Score a group, see `actors.teacher.client.Teacher.score`."""
         return await retry_until(
             lambda: self._score_once(group_ref, num_tokens, support),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
-            what=f"the teacher at {self.url} did not score a group of {num_tokens} tokens",
+            failure=f"the teacher at {self.url} did not score a group of {num_tokens} tokens",
         )
 
     def close(self) -> None:
+        """Kill the courier."""
         ray.kill(self.courier)
 
     async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
@@ -91,7 +106,7 @@ class RemoteTeacher:
             ray.cancel(receipt_ref)
             raise
         if receipt.num_tokens != num_tokens:
-            raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group that was said to have {num_tokens}")
+            raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group; expected {num_tokens}")
         require_same_model(receipt.teacher, self.teacher, who=who)
         return scores_ref
 
@@ -99,18 +114,19 @@ class RemoteTeacher:
 async def attach_remote_teacher(
     config: RemoteTeacherConfig, *, client: str, tokenizer_fingerprint: str, label_selector: dict[str, str]
 ) -> tuple[RemoteTeacher, TeacherIdentity]:
-    """Join a teacher service over HTTP.
+    """Connect to a teacher service over HTTP.
 
     Args:
-        client: who will ask, for quotas.
-        tokenizer_fingerprint: of the student.
-        label_selector: of the node that the courier may run on, which has to reach `config.url`.
+        config: URL, token source and limits of the service.
+        client: Name of this client, for quotas.
+        tokenizer_fingerprint: Fingerprint of the student's tokenizer.
+        label_selector: Nodes on which the courier may run. They must be able to reach `config.url`.
 
     Raises:
-        AccessError: there is no token, or the service refuses it.
-        VocabularyMismatchError: teacher and student do not share a vocabulary.
-        PlanError: it is another model than `config.fingerprint`.
-        WorkerLostError, DeadlineError, EngineError: no service answers.
+        AccessError: The token is missing or the service refuses it.
+        VocabularyMismatchError: Teacher and student do not share a vocabulary.
+        PlanError: The service serves another model than `config.fingerprint`.
+        WorkerLostError, DeadlineError, EngineError: The service does not answer.
     """
     who, token = f"the teacher at {config.url}", SecretStr(read_token(config))
     courier = (
@@ -143,5 +159,5 @@ async def _ask_identity(courier: Any, token: SecretStr, *, who: str, max_retries
         return identity
 
     return await retry_until(
-        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, what=f"{who} did not say what it is"
+        ask, max_retries=max_retries, timeout_s=CONTROL_TIMEOUT_S, failure=f"{who} did not report its identity"
     )

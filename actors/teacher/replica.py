@@ -1,4 +1,4 @@
-"""One replica of the teacher: a Serve deployment class around a scoring engine."""
+"""Teacher replica: a Serve deployment class around a scoring engine."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ from rlad.teacher.wire_format import TeacherIdentity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What was scored: so many tokens, by the model with this fingerprint."""
+    """Receipt of one scored group.
+
+    Attributes:
+        num_tokens: Number of scored response tokens.
+        teacher: Fingerprint of the model that scored them.
+    """
 
     num_tokens: int
     teacher: str
 
 
 class TeacherServer:
-    """One replica."""
+    """One replica of a teacher."""
 
     def __init__(self, config: TeacherConfig, *, max_groups_per_client: int | None = None) -> None:
         """Fingerprint the model and start its engine.
 
         Args:
-            max_groups_per_client: that may be under way here at once; None where there is one client, which may have all of it.
+            config: Settings of the teacher. `path` is a model directory on this node.
+            max_groups_per_client: Maximum number of groups in progress per client; None means unlimited.
 
         Raises:
-            EngineError: the engine cannot run this model.
+            EngineError: The model directory does not exist, or the engine cannot run the model.
         """
         if not Path(config.path).is_dir():
             raise EngineError(f"the teacher's model directory {config.path} does not exist on this node")
@@ -55,6 +61,7 @@ class TeacherServer:
         self._activity = Activity(max_groups_per_client=max_groups_per_client)
 
     async def identity(self) -> TeacherIdentity:
+        """Return the identity of the teacher."""
         return self._identity
 
     async def score(
@@ -63,32 +70,33 @@ class TeacherServer:
         """Score one group.
 
         Args:
-            group_refs: one reference to a `RolloutGroup`'s columns, in a list so that Serve passes it on unresolved.
-            tokenizer_fingerprint: of the model that sampled the group.
-            support: what to score beside the sampled tokens.
-            client: who asks.
+            group_refs: One reference to the columns of a `RolloutGroup`. It is in a list so that Serve does not resolve
+                it.
+            tokenizer_fingerprint: Fingerprint of the tokenizer of the model that sampled the group.
+            support: Tokens to score in addition to the sampled ones.
+            client: Name of the client, for quotas.
 
         Yields:
-            First the columns of its `TeacherScores`, then a receipt: the caller can wait for it, and learn of an error from it, without fetching the
-            columns.
+            First the columns of the group's `TeacherScores`, then a receipt. The caller awaits the receipt, and gets
+            errors from it, without fetching the columns.
 
         Raises:
-            VocabularyMismatchError: the client's token ids mean something else here.
-            QuotaError: the client has as much under way here as it may.
-            DeadlineError: the group's columns did not arrive.
-            EngineError: the engine refused the group or failed.
+            VocabularyMismatchError: The client uses another tokenizer.
+            QuotaError: The client has reached its quota.
+            DeadlineError: The columns of the group did not arrive in time.
+            EngineError: The engine refused the group or failed.
         """
         if tokenizer_fingerprint != self._identity.tokenizer:
             raise VocabularyMismatchError(
-                f"the teacher's tokenizer is {self._identity.tokenizer}, the student's {tokenizer_fingerprint}: "
-                "token ids cannot be compared, use a teacher and a student with one vocabulary"
+                f"the teacher's tokenizer is {self._identity.tokenizer}, the student's is {tokenizer_fingerprint}; "
+                "use a teacher and a student with one vocabulary"
             )
         with self._activity.of(client):
             try:
                 group = RolloutGroup.from_columns(await asyncio.wait_for(_value_of(group_refs[0]), self._timeout_s))
             except TimeoutError as error:
                 raise DeadlineError(
-                    f"the columns of a group to score did not arrive within {self._timeout_s:g} s"
+                    f"the columns of a group did not arrive at the teacher within {self._timeout_s:g} s"
                 ) from error
             self._require_known_tokens(group)
             scores = await self._scorer.score(
@@ -101,23 +109,29 @@ class TeacherServer:
         yield Receipt(num_tokens=group.num_tokens, teacher=self._identity.teacher)
 
     async def stats(self) -> TeacherStats:
+        """Return the statistics of this replica."""
         return self._activity.stats(cache_hits=self._cache.hits, cache_misses=self._cache.misses)
 
     async def check_health(self) -> None:
-        """Serve calls this, and replaces the replica when it raises."""
+        """Check the engine. Serve calls this method and replaces the replica if it raises."""
         await self._scorer.check_health()
 
     def _require_known_tokens(self, group: RolloutGroup) -> None:
-        """A token without an embedding fails the whole batch that it is in, and on a GPU the process: other clients' groups too."""
+        """Reject token ids outside of the vocabulary.
+
+        A token without an embedding fails its whole batch, and on a GPU the process, and with it groups of other
+        clients.
+        """
         for ids in (group.prompt_ids, group.response_ids):
             if len(ids) and not 0 <= ids.min() <= ids.max() < self._identity.vocabulary:
                 raise EngineError(
-                    f"group {group.uid} has token ids from {ids.min()} to {ids.max()}, the teacher's vocabulary goes from 0 to {self._identity.vocabulary - 1}"
+                    f"group {group.uid} has token ids from {ids.min()} to {ids.max()}; the teacher's vocabulary has "
+                    f"ids from 0 to {self._identity.vocabulary - 1}"
                 )
 
     def __del__(self) -> None:
-        """Serve calls this after the last group, before it ends the process."""
-        scorer: Scorer | None = getattr(self, "_scorer", None)  # missing where the constructor failed
+        """Close the engine. Serve calls this method after the last group, before it ends the process."""
+        scorer: Scorer | None = getattr(self, "_scorer", None)  # missing if the constructor failed
         if scorer is not None:
             scorer.close()
 

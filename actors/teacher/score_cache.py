@@ -1,13 +1,13 @@
-"""What a teacher remembers: log-probabilities of whole responses, by a hash of everything they depend on."""
+"""Cache of a teacher's scores for whole responses, keyed by a hash of everything the scores depend on."""
 
 from __future__ import annotations
 
 import itertools
 import struct
-from collections import OrderedDict
 
 import numpy as np
 import xxhash
+from cachetools import LRUCache
 
 from actors.engines.scorer import Scorer, TokenScores
 from rlad.contracts import Array, TeacherSupport
@@ -21,19 +21,19 @@ def response_keys(
     response_ids: Array,
     response_offsets: Array,
 ) -> list[bytes]:
-    """One 128-bit key a response, over teacher, temperature, support, prompt tokens and response tokens.
+    """Return a 128-bit key for each response, over teacher, temperature, support, prompt tokens and response tokens.
 
     Args:
-        teacher: fingerprint of the teacher's weights and tokenizer.
-        temperature: at which the scores are taken.
-        support: what is scored beside the sampled tokens.
-        prompt_ids: int32 [P].
-        response_ids: int32 [N], the responses end to end.
-        response_offsets: int64 [G + 1].
+        teacher: Fingerprint of the teacher's weights and tokenizer.
+        temperature: Temperature at which the tokens are scored.
+        support: Tokens scored in addition to the sampled ones.
+        prompt_ids: Prompt tokens, int32 [P].
+        response_ids: Concatenated response tokens, int32 [N].
+        response_offsets: Offsets of the responses in `response_ids`, int64 [G + 1].
     """
     name = teacher.encode()
     scored = 0 if support is None else -1 if support == "full" else support
-    # Lengths are hashed too, so no two different (teacher, prompt, response) can be the same bytes.
+    # The lengths are hashed too, so that different (teacher, prompt, response) never give the same bytes.
     head = xxhash.xxh3_128(struct.pack("<dqqq", temperature, scored, len(name), len(prompt_ids)))
     head.update(name)
     head.update(prompt_ids.astype(np.int32).tobytes())
@@ -46,51 +46,48 @@ def response_keys(
 
 
 class ScoreCache:
-    """Least recently used responses are forgotten first; the bound is on values of 4 bytes, which is what memory goes by.
+    """Least recently used cache of response scores, bounded by the number of stored 4-byte values.
 
     Args:
-        max_values: values remembered at most; 0 remembers nothing. A token is one value, or 2 + 2 K with a support of K tokens.
+        max_values: Maximum number of stored values; 0 disables the cache. A token has one value, or 2 + 2 K values with
+            a support of K tokens.
 
     Attributes:
-        hits, misses: responses looked up and found, or not.
+        hits: Number of responses that were looked up and found.
+        misses: Number of responses that were looked up and not found.
     """
 
     def __init__(self, *, max_values: int) -> None:
-        self._max_values = max_values
-        self._scores: OrderedDict[bytes, TokenScores] = OrderedDict()
-        self._num_values = 0
+        self._scores: LRUCache[bytes, TokenScores] = LRUCache(max_values, getsizeof=lambda scores: scores.num_values)
         self.hits = 0
         self.misses = 0
 
     @property
     def num_values(self) -> int:
-        """Values remembered now."""
-        return self._num_values
+        """Number of stored values."""
+        return int(self._scores.currsize)
 
     def get(self, key: bytes) -> TokenScores | None:
-        """Scores of a response, or None. They are the cache's own: do not write to them."""
+        """Return the scores of a response, or None. The cache owns them: do not write to them."""
         scores = self._scores.get(key)
         if scores is None:
             self.misses += 1
-            return None
-        self.hits += 1
-        self._scores.move_to_end(key)
+        else:
+            self.hits += 1
         return scores
 
     def put(self, key: bytes, scores: TokenScores) -> None:
-        """Remember a response's scores. Not kept: incomplete scores (their cause may pass), and an empty or too large response."""
-        if key in self._scores or not 0 < scores.num_values <= self._max_values or not scores.is_complete:
+        """Store the scores of a response.
+
+        Ignores empty responses, responses larger than the cache, and incomplete scores, whose cause may be temporary.
+        """
+        if key in self._scores or not 0 < scores.num_values <= self._scores.maxsize or not scores.is_complete:
             return
-        while self._num_values + scores.num_values > self._max_values:
-            _, forgotten = self._scores.popitem(last=False)
-            self._num_values -= forgotten.num_values
-        # A copy: a slice would keep the scores of its whole group alive.
-        self._scores[key] = scores.copy()
-        self._num_values += scores.num_values
+        self._scores[key] = scores.copy()  # a slice would keep the scores of its whole group alive
 
 
 class CachedScorer:
-    """A `Scorer` that asks another one only for responses it does not remember, and for equal responses of a group once."""
+    """`Scorer` with a cache. It forwards only unknown responses, and equal responses of a group once."""
 
     def __init__(self, scorer: Scorer, *, teacher: str, cache: ScoreCache) -> None:
         self._scorer = scorer
@@ -105,6 +102,7 @@ class CachedScorer:
         temperature: float,
         support: TeacherSupport = None,
     ) -> TokenScores:
+        """Score one group, see `Scorer.score`."""
         keys = response_keys(self._teacher, temperature, support, prompt_ids, response_ids, response_offsets)
         responses = [slice(start, end) for start, end in itertools.pairwise(response_offsets.tolist())]
         known: dict[bytes, TokenScores] = {}
@@ -112,11 +110,11 @@ class CachedScorer:
         for key, response in zip(keys, responses, strict=True):
             if key in known or key in unknown or response.start == response.stop:
                 continue
-            remembered = self._cache.get(key)
-            if remembered is None:
+            cached = self._cache.get(key)
+            if cached is None:
                 unknown[key] = response
             else:
-                known[key] = remembered
+                known[key] = cached
         if unknown:
             parts = [response_ids[response] for response in unknown.values()]
             offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
@@ -125,7 +123,7 @@ class CachedScorer:
                 self._cache.put(key, scored[start:end])
                 known[key] = scored[start:end]
         scores = [known[key] for key, response in zip(keys, responses, strict=True) if response.start < response.stop]
-        if not scores:  # Costs the engine no forward pass, and it alone knows the size of a full support.
+        if not scores:  # no forward pass; only the engine knows the size of a full support
             return await self._scorer.score(prompt_ids, response_ids, response_offsets, temperature, support)
         return TokenScores.concatenate(scores)
 

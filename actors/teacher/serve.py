@@ -1,6 +1,6 @@
-"""Teachers as Serve applications: deployed, looked at and removed, with a deadline on each of Serve's own calls.
+"""Deployment, status and deletion of Serve applications, with a deadline on each Serve call.
 
-Serve is started where it is not running, without any HTTP server unless an application asks for one.
+Serve is started if it is not running, without an HTTP server unless an application requires one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 # Deadline of Serve's own management calls.
 _MANAGEMENT_TIMEOUT_S = 60.0
-# Serve describes applications (to deploy them, and to tell their status) and starts itself through module-wide state that its own calls do not guard:
-# several teachers are deployed at once.
+# Serve starts itself and describes applications (for deployment and status) through module state that its own calls do
+# not guard. Several teachers are deployed concurrently.
 _SERVE_LOCK = Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAddress:
-    """Where Serve answers HTTP."""
+    """Address of Serve's HTTP server."""
 
     host: str
     port: int
@@ -59,23 +59,27 @@ async def deploy_application(
     route_prefix: str | None = None,
     is_scaled_from_outside: bool = False,
 ) -> Any:
-    """Deploy an application, or replace the one of this name, and wait until it is up.
+    """Deploy an application, or replace the one of the same name, and wait until it runs.
 
     Args:
-        http: where Serve is to answer HTTP; by default it does not, unless it does already.
-        route_prefix: of the application's ingress.
-        is_scaled_from_outside: let `set_replicas` change it.
+        application: Application to deploy.
+        app_name: Name of the application.
+        start_timeout_s: Deadline in seconds.
+        http: Address of Serve's HTTP server. None starts no HTTP server and keeps one that is running.
+        route_prefix: Route prefix of the application's ingress.
+        is_scaled_from_outside: Allow `set_replicas` to scale the application.
 
     Returns:
         Handle of the application's ingress.
 
     Raises:
-        EngineError, DeadlineError: it does not come up.
-        PlanError: Serve is set up so that results cannot be passed by reference, or runs with another address of HTTP than `http`.
+        EngineError, DeadlineError: The application does not start.
+        PlanError: Serve is configured so that results cannot be passed by reference, or its HTTP server runs at another
+            address than `http`.
     """
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0") == "1":
         raise PlanError(
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver: unset it"
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED=1 makes Serve send results by value through the driver; unset it"
         )
     deadline = time.monotonic() + start_timeout_s
     target = serve.RunTarget(
@@ -94,16 +98,18 @@ async def deploy_application(
 
 
 async def set_replicas(deployment: str, app_name: str, replicas: int) -> None:
-    """Change the number of a deployment's replicas; those that run and are still wanted go on. A second `serve.run` would replace all of them.
+    """Change the number of replicas of a deployment. A second `serve.run` would replace all replicas instead.
 
     Args:
-        deployment: of an application that was deployed with `is_scaled_from_outside`.
+        deployment: Name of the deployment.
+        app_name: Name of its application, deployed with `is_scaled_from_outside`.
+        replicas: Number of replicas.
 
     Raises:
-        EngineError, DeadlineError: Serve did not take it.
+        EngineError, DeadlineError: Serve did not accept the change.
     """
 
-    def tell() -> None:
+    def update() -> None:
         client = _get_global_client()
         ray.get(
             client._controller.update_deployment_replicas.remote(
@@ -111,83 +117,87 @@ async def set_replicas(deployment: str, app_name: str, replicas: int) -> None:
             )
         )
 
-    await _blocking(tell, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
+    await _blocking(update, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))
 
 
 async def running_replicas(app_name: str) -> int:
-    """Replicas of an application that are up.
+    """Return the number of running replicas of an application.
 
     Raises:
         DeadlineError: Serve does not answer.
     """
     status = await _blocking(_status, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's status")
     deployments = status.applications[app_name].deployments if app_name in status.applications else {}
-    return sum(each.replica_states.get("RUNNING", 0) for each in deployments.values())
+    return sum(deployment.replica_states.get("RUNNING", 0) for deployment in deployments.values())
 
 
 async def delete_application(app_name: str, *, timeout_s: float) -> None:
-    """Take an application down, after the requests that it has. Does nothing where there is none of this name.
+    """Delete an application after its ongoing requests. Does nothing if there is no application of this name.
 
     Raises:
-        DeadlineError: it was not gone within `timeout_s`.
+        DeadlineError: The application was not deleted within `timeout_s`.
     """
 
     def delete() -> None:
         if _joined_serve():
             serve.delete(app_name)
 
-    await _blocking(delete, timeout_s=timeout_s, who=f"removing {_who(app_name)}")
+    await _blocking(delete, timeout_s=timeout_s, who=f"deletion of {_who(app_name)}")
 
 
 async def wait_until_running(app_name: str, *, deadline: float) -> None:
-    """Wait until a deployed application is up.
+    """Wait until a deployed application runs.
+
+    Args:
+        app_name: Name of the application.
+        deadline: Time of the monotonic clock.
 
     Raises:
-        EngineError: it failed.
-        DeadlineError: it was not up at `deadline`, a time of the monotonic clock.
+        EngineError: The deployment failed.
+        DeadlineError: The application did not run by the deadline.
     """
-    message = "nothing is known of it"
+    message = "its status is unknown"
     while (left := deadline - time.monotonic()) > 0:
         status = await _blocking(_status, timeout_s=min(left, _MANAGEMENT_TIMEOUT_S), who="Serve's status")
         application = status.applications[app_name]
         if application.status == ApplicationStatus.RUNNING:
             return
         message = (
-            "; ".join([application.message, *(each.message for each in application.deployments.values())]).strip("; ")
+            "; ".join([application.message, *(part.message for part in application.deployments.values())]).strip("; ")
             or application.status
         )
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise EngineError(f"{_who(app_name)} did not start: {_last_error(message)}")
         await asyncio.sleep(0.1)
-    raise DeadlineError(f"{_who(app_name)} was not up in time: {message}")
+    raise DeadlineError(f"{_who(app_name)} did not start in time: {message}")
 
 
 async def serve_status() -> ServeStatus | None:
-    """What Serve says of its applications; None where it does not run on this cluster. Starts nothing."""
+    """Return Serve's status; None if Serve does not run on this cluster. Does not start Serve."""
     return await _blocking(
         lambda: _status() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's status"
     )
 
 
 async def deployment_handle(deployment: str, app_name: str) -> Any:
-    """Handle of one deployment of an application, which need not be its ingress."""
+    """Return the handle of a deployment of an application. The deployment need not be the ingress."""
     return await _blocking(
         lambda: serve.get_deployment_handle(deployment, app_name), timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name)
     )
 
 
 async def http_address() -> HttpAddress | None:
-    """Where Serve answers HTTP on this cluster; None where it does not."""
+    """Return the address of Serve's HTTP server on this cluster; None if there is none."""
     return await _blocking(
         lambda: _address() if _joined_serve() else None, timeout_s=_MANAGEMENT_TIMEOUT_S, who="Serve's HTTP server"
     )
 
 
 def _start_serve(http: HttpAddress | None) -> None:
-    """Start Serve, or join it. Its HTTP server is what it was started with, for as long as it runs.
+    """Start Serve, or connect to it. A running Serve keeps the HTTP server with which it was started.
 
     Raises:
-        PlanError: it runs with another one than is wanted.
+        PlanError: Serve runs with another HTTP server than `http`.
     """
     if http is None:
         serve.start(proxy_location="Disabled", logging_config=QUIET)
@@ -198,16 +208,18 @@ def _start_serve(http: HttpAddress | None) -> None:
     running = _address()
     if running != http:
         raise PlanError(
-            f"Serve runs on this Ray cluster {'without HTTP' if running is None else f'at {running}'}, the service wants {http}, and Serve keeps what it "
-            "was started with: change `http`, or end what it serves (`serve shutdown`) and deploy this first"
+            f"the service requires HTTP at {http}, but Serve already runs on this Ray cluster "
+            f"{'without HTTP' if running is None else f'at {running}'} and cannot change its address: change `http`, "
+            "or shut Serve down (`serve shutdown`) and deploy this service first"
         )
 
 
 def short_pauses(replicas: int) -> RequestRouterConfig:
-    """How often a caller's router looks again while every replica holds all that it may.
+    """Return the backoff with which a caller's router retries while all replicas are at their limit of requests.
 
-    Serve's own pauses grow to half a second, although the replicas may be done with all that they had long before that. It looks from two places a
-    replica at once, so the longest pause grows with them here: a hundred times a second, all together.
+    Serve's default backoff grows to 0.5 s, in which replicas can finish all their requests and become idle. Serve
+    retries from two tasks per replica concurrently, so the maximum here grows with the number of replicas: about 100
+    retries per second in total.
     """
     return RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=min(0.5, 0.02 * replicas))
 
@@ -220,7 +232,7 @@ def _address() -> HttpAddress | None:
 
 
 def _joined_serve() -> bool:
-    """Join Serve where it runs. Without joining, a client of an earlier cluster would be used."""
+    """Connect to Serve if it runs. Without connecting, the client of an earlier cluster would be used."""
     try:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
@@ -231,32 +243,33 @@ def _joined_serve() -> bool:
 
 
 def _status() -> ServeStatus:
-    with _SERVE_LOCK:  # it rebuilds the descriptions
+    with _SERVE_LOCK:  # `status` rebuilds the descriptions of the applications
         return serve.status()
 
 
 def _last_error(message: str) -> str:
-    """Serve gives the replica's whole traceback. Its last line is the error, ours without the name of its class."""
+    """Return the last line of Serve's message, a traceback, without the class name of a project error."""
     return re.sub(r"^rlad\.errors\.\w+: ", "", message.strip().splitlines()[-1])
 
 
 async def _blocking(call: Callable[[], T], *, timeout_s: float, who: str) -> T:
-    """Await a blocking call of Serve's. It runs on a daemon thread: a call that never returns keeps neither the loop nor the process.
+    """Run a blocking call of Serve on a daemon thread and await its result.
 
-    Being cancelled takes effect when the call has returned: what it set up must be there for whoever takes it down.
+    A call that never returns blocks neither the event loop nor the exit of the process. Cancellation takes effect after
+    the call has returned: its result must exist before the caller can clean it up.
 
     Raises:
-        DeadlineError: it did not return within `timeout_s`.
-        RladError: what it raised.
+        DeadlineError: The call did not return within `timeout_s`.
+        RladError: The call failed.
     """
-    # Serve's warnings are of single probes that a busy machine answered late; what fails is raised.
+    # Serve warns about single health checks that a busy machine answered late. Failures are raised.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     done: Future[T] = Future()
 
     def run() -> None:
         try:
             done.set_result(call())
-        except Exception as error:  # noqa: BLE001 - handed to the awaiting side, which translates it
+        except Exception as error:  # noqa: BLE001 - passed to the awaiting side, which converts it
             done.set_exception(error)
 
     Thread(target=run, name="serve-management", daemon=True).start()

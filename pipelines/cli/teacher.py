@@ -1,8 +1,9 @@
-"""`rlad teacher`: a teacher as a service of its own, which several runs share."""
+"""`rlad teacher`: teacher services that several runs share."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,40 +14,41 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pipelines.teacher_service import ServiceState
 
-app = typer.Typer(
-    name="teacher", help="A teacher as a service on a Ray cluster, which several runs share.", no_args_is_help=True
-)
+_HELP = "Manage teacher services: teachers on a Ray cluster that several runs share."
 
-Name = Annotated[str, typer.Argument(help="The service's name.")]
-Address = Annotated[str, typer.Option(help="Ray cluster, or `auto` for the one that this machine is part of.")]
+app = typer.Typer(name="teacher", help=_HELP, no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Name of the service.")]
+Address = Annotated[str, typer.Option(help="Address of the Ray cluster; `auto` for the cluster of this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.callback()
+@app.callback(help=_HELP)
 def teacher() -> None:
-    """A teacher as a service on a Ray cluster, which several runs share."""
+    """Group of the `rlad teacher` commands."""
 
 
 @app.command()
 def deploy(
     config: Annotated[
-        Path, typer.Argument(help="A service's YAML file, for example configs/teachers/kk_smoke_cpu.yaml.")
+        Path, typer.Argument(help="YAML file of the service, for example configs/teachers/kk_smoke_cpu.yaml.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example replicas=2.")
+        list[str] | None, typer.Argument(help="Settings that override the file: key=value, for example replicas=2.")
     ] = None,
     address: Address = "auto",
-    timeout: Annotated[float, typer.Option(help="Seconds until which it has to be up.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Deadline for the start, in seconds.")] = 600.0,
     serve_file: Annotated[
         Path | None,
         typer.Option(
-            help="Write what `serve deploy` takes for the same into this file, and deploy nothing.", show_default=False
+            help="Write an equivalent config file for `serve deploy` and exit without deploying.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Deploy the service of CONFIG, or change the one of its name. It stays until it is deleted.
+    """Deploy the teacher service of CONFIG, or update the service of the same name.
 
-    Runs use it by one line: `teacher: {service: NAME}`, or `teacher: {url: ...}` where it has HTTP.
+    The service runs until it is deleted. Runs refer to it by
+    `teacher: {service: NAME}`, or by `teacher: {url: URL}` over HTTP.
     """
     from pipelines import teacher_service
     from pipelines.pretrain import ensure_models
@@ -55,7 +57,7 @@ def deploy(
     console = Console()
     if serve_file is not None:
         teacher_service.write_serve_file(service, serve_file, source=config.as_posix())
-        console.print(f"{serve_file}: for `serve deploy`", soft_wrap=True, highlight=False)
+        console.print(f"wrote {serve_file}; deploy it with `serve deploy`", soft_wrap=True, highlight=False)
         return
     ensure_models([service.path], console)
     with console.status(f"deploying {service.name}"):
@@ -65,35 +67,29 @@ def deploy(
 
 @app.command(name="list")
 def list_services(address: Address = "auto", as_json: AsJson = False) -> None:
-    """List the services of a cluster."""
+    """List the teacher services of a cluster."""
     from pipelines import teacher_service
 
     states = teacher_service.states(address=address)
     if as_json:
         typer.echo(json.dumps([teacher_service.as_dict(state) for state in states]))
         return
-    table = Table()
-    for column in ("service", "status", "replicas", "groups", "under way", "url"):
-        table.add_column(
-            column, justify="right" if column in ("replicas", "groups", "under way") else "left", overflow="fold"
-        )
-    for state in states:
-        groups, ongoing = (
-            ("", "") if state.stats is None else (str(state.stats.num_groups), str(state.stats.ongoing_groups))
-        )
-        table.add_row(state.name, state.status, str(state.running), groups, ongoing, state.url or "")
-    Console().print(table)
+    print_services(states, Console())
 
 
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(help="The service's name. [default: the only one]", show_default=False)
+        str | None,
+        typer.Argument(help="Name of the service; default: the only service of the cluster.", show_default=False),
     ] = None,
     address: Address = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say how a service stands: replicas, model, what it has done, who has groups under way."""
+    """Show a teacher service: replicas, model, statistics and ongoing groups by client.
+
+    Exits with status 1 if no replica is running.
+    """
     from pipelines import teacher_service
 
     state = teacher_service.state(name, address=address)
@@ -109,46 +105,59 @@ def status(
 def delete(
     name: Name,
     address: Address = "auto",
-    timeout: Annotated[float, typer.Option(help="Seconds until which it has to be gone.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Deadline for the deletion, in seconds.")] = 600.0,
 ) -> None:
-    """Take a service down, after the groups that it has. Runs that use it fail, and can be continued when it is there again."""
+    """Delete a teacher service after its ongoing groups.
+
+    Runs that use the service fail. They can be resumed once it is deployed again.
+    """
     from pipelines import teacher_service
 
     teacher_service.delete(name, address=address, timeout_s=timeout)
-    typer.echo(f"{name} is deleted")
+    typer.echo(f"deleted {name}")
+
+
+def print_services(states: Sequence[ServiceState], console: Console) -> None:
+    """Print a table of services, then the URL of each service with an HTTP interface on a line of its own."""
+    table = Table()
+    table.add_column("service", overflow="fold")
+    table.add_column("status")
+    for column in ("replicas", "scored", "ongoing"):
+        table.add_column(column, justify="right")
+    for state in states:
+        scored, ongoing = (
+            ("", "") if state.stats is None else (str(state.stats.num_groups), str(state.stats.ongoing_groups))
+        )
+        table.add_row(state.name, state.status, str(state.running), scored, ongoing)
+    console.print(table)
+    for state in states:
+        if state.url is not None:
+            console.print(f"{state.name}: {state.url}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_one(state: ServiceState, console: Console) -> None:
-    replicas = ", ".join(f"{number} {word.lower()}" for word, number in state.replicas.items() if number) or "none"
-    console.print(f"[bold]{state.name}[/]: {state.status}; replicas: {replicas}", soft_wrap=True, highlight=False)
+    def line(text: str, *, markup: bool = False) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=markup)
+
+    replicas = ", ".join(f"{number} {kind.lower()}" for kind, number in state.replicas.items() if number) or "none"
+    line(f"[bold]{state.name}[/]: {state.status}; replicas: {replicas}", markup=True)
     if state.message:
-        console.print(state.message, soft_wrap=True, highlight=False, markup=False)
+        line(state.message)
     if state.identity is not None:
-        each = state.identity
-        console.print(
-            f"model {each.teacher}, tokenizer {each.tokenizer}, {each.engine} engine", soft_wrap=True, highlight=False
-        )
-        console.print(
-            f"a client may have {each.max_groups_per_client} groups under way in a replica",
-            soft_wrap=True,
-            highlight=False,
-        )
+        identity = state.identity
+        line(f"model {identity.teacher}, tokenizer {identity.tokenizer}, {identity.engine} engine")
+        quota = identity.max_groups_per_client or "unlimited"
+        line(f"quota: {quota} groups in progress per client and replica")
     if state.stats is not None:
-        each_stats = state.stats
-        found = each_stats.cache_hits + each_stats.cache_misses
-        hits = f"{each_stats.cache_hits / found:.0%}" if found else "none"
-        console.print(
-            f"scored {each_stats.num_groups} groups ({each_stats.num_tokens} tokens), responses from the cache {hits}, refused for quota "
-            f"{each_stats.refused_groups}; busy {each_stats.busy_s:.0f} s",
-            soft_wrap=True,
-            highlight=False,
+        stats = state.stats
+        lookups = stats.cache_hits + stats.cache_misses
+        hit_rate = f"{stats.cache_hits / lookups:.0%}" if lookups else "none"
+        line(
+            f"scored: {stats.num_groups} groups ({stats.num_tokens} tokens), {hit_rate} of responses from the cache; "
+            f"refused by quota: {stats.refused_groups}; busy: {stats.busy_s:.0f} s"
         )
-        for client, groups in sorted(each_stats.ongoing.items()):
-            console.print(f"  {client}: {groups} groups under way", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"runs use it by `teacher: {{service: {state.name}}}`", soft_wrap=True, highlight=False)
+        for client, groups in sorted(stats.ongoing.items()):
+            line(f"  {client}: {groups} groups in progress")
+    line(f"use in a run: `teacher: {{service: {state.name}}}`")
     if state.url is not None:
-        console.print(
-            f"or, with its token, by `teacher: {{url: {state.url}}}`; its API: {state.url}/docs",
-            soft_wrap=True,
-            highlight=False,
-        )
+        line(f"or with its token: `teacher: {{url: {state.url}}}`; API documentation: {state.url}/docs")

@@ -1,1 +1,1 @@
-"""The teacher protocol: wire format, HTTP client and mixtures."""
+"""Teacher protocol: wire format, HTTP client, retries and mixtures of teachers."""

@@ -1,7 +1,12 @@
-"""A client of a teacher service over HTTP, for whoever is not on its Ray cluster: another cluster's runs, a notebook, a script.
+"""HTTP client of a teacher service.
 
-async with TeacherHttpClient("https://host/kk-teacher", token=read_token(), client="my-run", tokenizer=fingerprint) as teacher:
-    scores = await teacher.score(group)
+For callers outside of the service's Ray cluster: runs of another cluster, notebooks, scripts.
+
+Example:
+
+    async with TeacherHttpClient("https://host/kk-teacher", token=read_token(), client="my-run", tokenizer=fingerprint)
+    as teacher:
+        scores = await teacher.score(group)
 """
 
 from __future__ import annotations
@@ -21,43 +26,47 @@ from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import MEDIA_TYPE, ScoringRequest, TeacherIdentity, error_of, scores_from_bytes
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Of connecting, and of questions that a service answers at once.
+# Deadline of connecting, and of requests that a service answers at once.
 _CONTROL_TIMEOUT_S = 30.0
 _SHORTEST_TOKEN = 16
 _IDENTITY = TypeAdapter(TeacherIdentity)
 
 
 def read_token(where: RemoteTeacherConfig | TeacherHttpConfig) -> str:
-    """A service's token: the content of a file, else of an environment variable.
+    """Read the token of a service from its file, or from its environment variable if no file is configured.
 
     Raises:
-        AccessError: there is none, or one that could be guessed.
+        AccessError: The token is missing or too easy to guess.
     """
     if where.token_file is not None:
         try:
             token, source = Path(where.token_file).expanduser().read_text().strip(), where.token_file
         except (OSError, UnicodeDecodeError) as error:
             raise AccessError(
-                f"the teacher service's token cannot be read from {where.token_file}: {type(error).__name__}"
+                f"cannot read the token of the teacher service from {where.token_file}: {type(error).__name__}"
             ) from error
     else:
         token, source = os.environ.get(where.token_env, "").strip(), f"the environment variable {where.token_env}"
         if not token:
-            raise AccessError(f"no token of the teacher service: set {where.token_env}, or name a file with token_file")
+            raise AccessError(f"the teacher service requires a token: set {where.token_env}, or `token_file`")
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise AccessError(
-            f"{source} holds no token: at least {_SHORTEST_TOKEN} printable characters without spaces, as `openssl rand -hex 32` makes them"
+            f"{source} does not hold a valid token: expected at least {_SHORTEST_TOKEN} printable ASCII characters "
+            "without spaces; create one with `openssl rand -hex 32`"
         )
     return token
 
 
 def sends_token_in_clear(url: str) -> bool:
-    """Whether whoever is between here and there can read the token."""
+    """Return whether requests to this URL send the token unencrypted over a network."""
     return urlsplit(url).scheme == "http" and not _is_loopback(url)
 
 
 async def health_status(url: str) -> int | None:
-    """HTTP status of a service's health, for which no token is needed: 200 where it is well; None where nothing answers."""
+    """Return the HTTP status of a service's health endpoint, 200 if healthy; None if it does not answer.
+
+    The endpoint requires no token.
+    """
     async with httpx.AsyncClient(timeout=_CONTROL_TIMEOUT_S, trust_env=not _is_loopback(url)) as http:
         try:
             return (await http.get(f"{url.rstrip('/')}/healthz")).status_code
@@ -70,7 +79,10 @@ def _is_loopback(url: str) -> bool:
 
 
 class TeacherHttpClient:
-    """Scores groups at a teacher service. May be used by many tasks at once; close it, or use it as an asynchronous context manager."""
+    """HTTP client of a teacher service.
+
+    Tasks may share a client. Close it after use, or use it as an asynchronous context manager.
+    """
 
     def __init__(
         self,
@@ -85,13 +97,14 @@ class TeacherHttpClient:
     ) -> None:
         """
         Args:
-            url: of the service, as `rlad teacher status` prints it.
-            token: of the service.
-            client: who asks; clients of one name share one quota.
-            tokenizer: fingerprint of that of the model which samples the groups (`rlad.data.chat.tokenizer_fingerprint`).
-            timeout_s: deadline of scoring one group, retries included.
-            max_retries: after the connection, or the replica behind it, was lost.
-            transport: in place of a network.
+            url: URL of the service, as printed by `rlad teacher status`.
+            token: Token of the service.
+            client: Name of this client. Clients of the same name share one quota.
+            tokenizer: Fingerprint of the tokenizer of the model that samples the groups, see
+                `rlad.data.chat.tokenizer_fingerprint`.
+            timeout_s: Deadline for one group in seconds, including retries.
+            max_retries: Number of retries after the loss of the connection or of a replica.
+            transport: Transport to use instead of the network, for tests.
         """
         self.url = url.rstrip("/")
         self._client, self._tokenizer = client, tokenizer
@@ -100,7 +113,7 @@ class TeacherHttpClient:
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(_CONTROL_TIMEOUT_S, read=timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            trust_env=not _is_loopback(url),  # no proxy stands between this machine and itself
+            trust_env=not _is_loopback(url),  # a proxy cannot reach this machine's loopback
             transport=transport,
         )
 
@@ -111,36 +124,39 @@ class TeacherHttpClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._http.aclose()
 
     async def identity(self) -> TeacherIdentity:
-        """What the teacher is.
+        """Return the identity of the teacher.
 
         Raises:
-            AccessError, WorkerLostError, DeadlineError, EngineError: as `score`.
+            AccessError, WorkerLostError, DeadlineError, EngineError: See `score`.
         """
         body = await retry_until(
             lambda: self._send("GET", "/v1/teacher"),
             max_retries=self._max_retries,
             timeout_s=min(self._timeout_s, _CONTROL_TIMEOUT_S),
-            what=f"the teacher at {self.url} did not say what it is",
+            failure=f"the teacher at {self.url} did not report its identity",
         )
         try:
             return _IDENTITY.validate_json(body)
         except ValidationError as error:
-            raise EngineError(f"what answers at {self.url} is no teacher service of this version: {error}") from error
+            raise EngineError(f"{self.url} is not a teacher service of this version of rlad: {error}") from error
 
     async def score(self, group: RolloutGroup, support: TeacherSupport = None) -> TeacherScores:
-        """Have a group scored.
+        """Score a group.
 
         Args:
-            support: what to score beside the sampled tokens; nothing costs nothing.
+            group: Group to score.
+            support: Tokens to score in addition to the sampled ones. None is the cheapest.
 
         Raises:
-            DeadlineError: not scored within `timeout_s`, waiting for the client's quota included.
-            WorkerLostError: no connection, or replicas died, in every try.
-            AccessError: the token is refused.
-            VocabularyMismatchError, ContractError, EngineError: the service refused the group or failed on it; not tried again.
+            DeadlineError: Not scored within `timeout_s`, including the time spent waiting for the client's quota.
+            WorkerLostError: The connection failed, or a replica died, in every attempt.
+            AccessError: The service refused the token.
+            VocabularyMismatchError, ContractError, EngineError: The service refused the group or failed on it. Not
+                retried.
         """
         request = ScoringRequest(
             group=group, tokenizer=self._tokenizer, client=self._client, support=support
@@ -149,13 +165,13 @@ class TeacherHttpClient:
             lambda: self._send("POST", "/v1/score", request),
             max_retries=self._max_retries,
             timeout_s=self._timeout_s,
-            what=f"the teacher at {self.url} did not score a group of {group.num_tokens} tokens",
+            failure=f"the teacher at {self.url} did not score a group of {group.num_tokens} tokens",
         )
         scores = scores_from_bytes(body)
         if (scores.uid, scores.attempt, len(scores.logprobs)) != (group.uid, group.attempt, group.num_tokens):
             raise EngineError(
-                f"the teacher at {self.url} scored {len(scores.logprobs)} tokens of {scores.uid} attempt {scores.attempt}, "
-                f"asked for were {group.num_tokens} of {group.uid} attempt {group.attempt}"
+                f"the teacher at {self.url} scored {len(scores.logprobs)} tokens of {scores.uid} attempt "
+                f"{scores.attempt}; expected {group.num_tokens} of {group.uid} attempt {group.attempt}"
             )
         return scores
 
@@ -166,7 +182,7 @@ class TeacherHttpClient:
                 method, f"{self.url}{path}", content=content, headers={"Content-Type": MEDIA_TYPE} if content else {}
             )
         except httpx.ReadTimeout as error:
-            raise DeadlineError(f"no answer from {who} in time") from error
+            raise DeadlineError(f"{who} did not answer in time") from error
         except httpx.HTTPError as error:
             raise WorkerLostError(f"{who} is not reachable: {type(error).__name__}: {error}") from error
         if response.status_code != httpx.codes.OK:

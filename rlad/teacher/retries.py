@@ -1,4 +1,4 @@
-"""How patient a teacher's client is: lost replicas are tried again so many times, a quota until the deadline."""
+"""Retries of a teacher's client: a limited number after lost replicas, and until the deadline for quotas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from rlad.errors import DeadlineError, QuotaError, WorkerLostError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Between two tries of a group that was refused for its client's quota: at first about what scoring a small group takes, at last what costs nothing.
+# Wait before a request that was refused because of the quota is repeated. The first wait is about the time to score a
+# small group; the longest keeps the load of repeated requests negligible.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
@@ -30,29 +31,40 @@ async def retry_until(
     *,
     max_retries: int,
     timeout_s: float,
-    what: str,
+    failure: str,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
-    """Call until it succeeds, fails for good, or the time is over.
+    """Await `call` repeatedly until it returns, raises a permanent error, or the deadline passes.
+
+    Two errors are retried, each by its own rule:
+
+    - `WorkerLostError`, up to `max_retries` times, with exponential backoff up to 10 s;
+    - `QuotaError`, without a limit, with randomised exponential backoff up to 1 s. It does not count as a retry.
+
+    Any other exception is permanent and propagates unchanged.
 
     Args:
-        call: raises `WorkerLostError` where a replica or the connection was lost, `QuotaError` where this client has enough under way.
-        max_retries: after a loss. A refusal for quota counts nowhere: it is waited for until the deadline.
-        timeout_s: of everything together.
-        what: was not done when the deadline passes, for the message.
-        sleep: between two tries.
+        call: Makes one attempt. Raises `WorkerLostError` if a replica or the connection was lost, and `QuotaError` if
+            the client has reached its quota.
+        max_retries: Number of retries after `WorkerLostError`.
+        timeout_s: Deadline for all attempts and waits together, in seconds.
+        failure: Beginning of the deadline's message, for example "teacher 't' did not score a group".
+        sleep: Waits between two attempts; replaceable in tests.
+
+    Returns:
+        Result of the first successful attempt.
 
     Raises:
-        DeadlineError: not done within `timeout_s`.
-        WorkerLostError: lost in every try.
+        DeadlineError: No attempt succeeded within `timeout_s`.
+        WorkerLostError: Every attempt lost its replica or connection.
     """
-    refused = AsyncRetrying(
+    retry_quota = AsyncRetrying(
         sleep=sleep,
         retry=retry_if_exception_type(QuotaError),
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
         reraise=True,
     )
-    lost = AsyncRetrying(
+    retry_loss = AsyncRetrying(
         sleep=sleep,
         retry=retry_if_exception_type(WorkerLostError),
         stop=stop_after_attempt(max_retries + 1),
@@ -61,16 +73,16 @@ async def retry_until(
         reraise=True,
     )
 
-    async def once() -> T:
+    async def attempt() -> T:
         return await call()
 
-    async def until_admitted() -> T:
-        return await refused(once)
+    async def attempt_within_quota() -> T:
+        return await retry_quota(attempt)
 
     try:
         async with asyncio.timeout(timeout_s):
-            return await lost(until_admitted)
+            return await retry_loss(attempt_within_quota)
     except TimeoutError as error:
         if isinstance(error, DeadlineError):
             raise
-        raise DeadlineError(f"{what} within {timeout_s:g} s") from error
+        raise DeadlineError(f"{failure} within {timeout_s:g} s") from error

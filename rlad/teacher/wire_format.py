@@ -1,6 +1,8 @@
-"""What a teacher service and its clients say to each other over HTTP: flat arrays as safetensors, with the few words that go beside them in its header.
+"""Wire format between a teacher service and its HTTP clients.
 
-Nothing in it is code, nothing is compressed, and every array's bytes are those of the record that it comes from. Shape letters as in `rlad.contracts`.
+A body is a safetensors file: flat arrays, and a few scalar fields as JSON in the metadata of its header. It contains no
+code and no compression, and every array has exactly the bytes of the record it comes from. Shape letters are those of
+`rlad.contracts`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from rlad.errors import (
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
-# Header length of safetensors, and the only key of its metadata that is used here.
+# Size of the header length of safetensors, and the only metadata key in use.
 _LENGTH_BYTES = 8
-_WORDS = "words"
+_FIELDS_KEY = "words"
 
 STATUS: Mapping[type[RladError], int] = {
     AccessError: 401,
@@ -42,26 +44,26 @@ STATUS: Mapping[type[RladError], int] = {
     WorkerLostError: 503,
     DeadlineError: 504,
 }
-"""HTTP status of each error that a service answers with. Its name goes along, so that a client raises the same."""
+"""HTTP status of each error of a service. The body names the error, so that a client raises the same one."""
 
 
-class _Words(BaseModel):
+class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-WordsT = TypeVar("WordsT", bound=_Words)
+FieldsT = TypeVar("FieldsT", bound=_Fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherIdentity:
-    """What a teacher is.
+    """Identity and limits of a teacher.
 
     Attributes:
-        teacher: fingerprint of the whole model.
-        tokenizer: fingerprint of its tokenizer.
-        engine: who runs its forward pass.
-        vocabulary: entries of its output layer.
-        max_groups_per_client: that one client may have under way in a replica; 0 where there is no bound.
+        teacher: Fingerprint of the model and its tokenizer.
+        tokenizer: Fingerprint of the tokenizer.
+        engine: Engine that runs the forward pass.
+        vocabulary: Number of entries of the output layer.
+        max_groups_per_client: Maximum number of groups in progress per client and replica; 0 means unlimited.
     """
 
     teacher: str
@@ -71,15 +73,15 @@ class TeacherIdentity:
     max_groups_per_client: int
 
 
-class Problem(_Words):
-    """The body of an answer that is none."""
+class Problem(_Fields):
+    """Body of an error response."""
 
-    error: str = Field(description="Name of the error.")
+    error: str = Field(description="Name of the error class.")
     message: str
 
 
-class RequestWords(_Words):
-    """What goes beside the arrays of a request."""
+class RequestFields(_Fields):
+    """Scalar fields of a request."""
 
     uid: Annotated[str, Field(min_length=1, max_length=400)]
     attempt: Annotated[int, Field(ge=0)]
@@ -89,7 +91,7 @@ class RequestWords(_Words):
     client: Annotated[str, Field(max_length=200)]
 
 
-class _ScoresWords(_Words):
+class _ScoresFields(_Fields):
     uid: str
     attempt: int
     teacher: str
@@ -98,12 +100,13 @@ class _ScoresWords(_Words):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRequest:
-    """A group to score, without what is not the teacher's business: answer, log-probabilities of the policy.
+    """Request to score a group. Only the fields that the teacher needs are sent, not the answer or the policy's scores.
 
     Attributes:
-        tokenizer: fingerprint of that of the model which sampled the group.
-        client: who asks, for quotas.
-        support: what to score beside the sampled tokens.
+        group: Group to score.
+        tokenizer: Fingerprint of the tokenizer of the model that sampled the group.
+        client: Name of the client, for quotas.
+        support: Tokens to score in addition to the sampled ones.
     """
 
     group: RolloutGroup
@@ -112,8 +115,9 @@ class ScoringRequest:
     support: TeacherSupport = None
 
     def to_bytes(self) -> bytes:
+        """Return the body of the request."""
         group = self.group
-        words = RequestWords(
+        fields = RequestFields(
             uid=group.uid,
             attempt=group.attempt,
             temperature=group.temperature,
@@ -122,66 +126,73 @@ class ScoringRequest:
             client=self.client,
         )
         return _packed(
-            words, {name: getattr(group, name) for name in ("prompt_ids", "response_ids", "response_offsets")}
+            fields, {name: getattr(group, name) for name in ("prompt_ids", "response_ids", "response_offsets")}
         )
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        """Read what `to_bytes` made. What did not travel is blank in the group: task, answer, log-probabilities, versions.
+        """Parse a body made by `to_bytes`.
+
+        Fields of the group that are not sent are blank: task, answer, log-probabilities and policy versions.
 
         Raises:
-            ContractError: it is something else, or its arrays contradict each other.
+            ContractError: The body is not a request, or its arrays contradict each other.
         """
-        words, arrays = _unpacked(body, RequestWords)
+        fields, arrays = _unpacked(body, RequestFields)
         expected = {"prompt_ids", "response_ids", "response_offsets"}
         if arrays.keys() != expected:
-            raise ContractError(f"a request to score has the arrays {sorted(expected)}, got {sorted(arrays)}")
+            raise ContractError(f"a scoring request must have the arrays {sorted(expected)}; got {sorted(arrays)}")
         num_tokens, num_responses = len(arrays["response_ids"]), max(0, len(arrays["response_offsets"]) - 1)
         group = RolloutGroup(
-            uid=words.uid,
-            attempt=words.attempt,
+            uid=fields.uid,
+            attempt=fields.attempt,
             prompt_id="",
             task="",
             answer="",
-            temperature=words.temperature,
+            temperature=fields.temperature,
             behaviour_logprobs=np.zeros(num_tokens, np.float32),
             policy_versions=np.zeros(num_tokens, np.int32),
             finish_reasons=np.zeros(num_responses, np.uint8),
             **arrays,
         )
-        return cls(group=group, tokenizer=words.tokenizer, client=words.client, support=words.support)
+        return cls(group=group, tokenizer=fields.tokenizer, client=fields.client, support=fields.support)
 
 
 def scores_to_bytes(scores: TeacherScores) -> bytes:
-    words = _ScoresWords(
+    """Return the body of a response with scores."""
+    fields = _ScoresFields(
         uid=scores.uid, attempt=scores.attempt, teacher=scores.teacher, support_size=scores.support_size
     )
     columns = {name: column for name, column in scores.to_columns().items() if isinstance(column, np.ndarray)}
-    return _packed(words, columns)
+    return _packed(fields, columns)
 
 
 def scores_from_bytes(body: bytes) -> TeacherScores:
-    """
+    """Parse a body made by `scores_to_bytes`.
+
     Raises:
-        ContractError: it is not what `scores_to_bytes` made.
+        ContractError: The body does not hold scores.
     """
-    words, arrays = _unpacked(body, _ScoresWords)
+    fields, arrays = _unpacked(body, _ScoresFields)
     try:
         return TeacherScores(
-            uid=words.uid, attempt=words.attempt, teacher=words.teacher, support_size=words.support_size, **arrays
+            uid=fields.uid, attempt=fields.attempt, teacher=fields.teacher, support_size=fields.support_size, **arrays
         )
     except TypeError as error:
-        raise ContractError(f"a teacher's scores have other arrays than {sorted(arrays)}: {error}") from error
+        raise ContractError(f"unexpected arrays in a teacher's scores, {sorted(arrays)}: {error}") from error
 
 
 def problem_of(error: RladError) -> tuple[int, Problem]:
-    """HTTP status and body for an error, as the nearest of `STATUS` that it is."""
+    """Return the HTTP status and body of an error, by its most specific base class in `STATUS`."""
     kind = next((kind for kind in type(error).__mro__ if kind in STATUS), EngineError)
     return STATUS[kind], Problem(error=kind.__name__, message=str(error))
 
 
 def error_of(status: int, body: bytes, *, who: str) -> RladError:
-    """The error that an answer stands for. One without a name of ours comes from something before the service: a proxy, Serve itself."""
+    """Return the error that an error response stands for.
+
+    A body without a named error comes from a component in front of the service, such as a proxy or Serve itself.
+    """
     try:
         problem = Problem.model_validate_json(body)
     except ValidationError:
@@ -198,21 +209,22 @@ def error_of(status: int, body: bytes, *, who: str) -> RladError:
     return named(problem.message)
 
 
-def _packed(words: _Words, arrays: Mapping[str, Array]) -> bytes:
+def _packed(fields: _Fields, arrays: Mapping[str, Array]) -> bytes:
     body: bytes = save(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        metadata={_WORDS: words.model_dump_json()},
+        metadata={_FIELDS_KEY: fields.model_dump_json()},
     )
     return body
 
 
-def _unpacked(body: bytes, kind: type[WordsT]) -> tuple[WordsT, dict[str, Array]]:
+def _unpacked(body: bytes, kind: type[FieldsT]) -> tuple[FieldsT, dict[str, Array]]:
     try:
         arrays: dict[str, Array] = load(body)  # checks the header: lengths, bounds, no gap, no overlap
         header = json.loads(body[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")])
-        words = kind.model_validate_json(header["__metadata__"][_WORDS])
+        fields = kind.model_validate_json(header["__metadata__"][_FIELDS_KEY])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ContractError(
-            f"expected safetensors with {kind.__name__.strip('_')} in the header, got {len(body)} bytes of something else: {error}"
+            f"expected a safetensors body with {kind.__name__.strip('_')} in its header; got {len(body)} bytes of "
+            f"another format: {error}"
         ) from error
-    return words, arrays
+    return fields, arrays

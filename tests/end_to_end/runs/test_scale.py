@@ -68,7 +68,7 @@ def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path
             wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, process, "first steps")
             refused = rlad("scale", run.path, "learner=4")
             assert refused.returncode == 1
-            assert "this run scales rollout, verifier, teacher, not 'learner'" in refused.stderr
+            assert "cannot scale 'learner': this run can scale rollout, verifier, teacher" in refused.stderr
 
             assert rlad("scale", run.path, "rollout=3", "verifier=2", "teacher=2").returncode == 0
             wait_for(

@@ -1,7 +1,7 @@
-"""A run whose teachers are the student's own start: the check that sampler, both teacher engines and learner speak of the same log-probabilities.
+"""Run whose teachers are the initial student: sampler, both teacher engines and learner agree on log-probabilities.
 
-Two teachers, one an engine, score every group, and their mixture is again the student; the frozen reference is the student's start by definition. So a
-run with several scoring pools is seen whole too.
+Two teachers, one per engine, score every group. Their mixture equals the student again, as does the frozen reference
+policy. The run therefore also covers several scoring pools.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 STUDENT = "path: starter:kk-smoke/student, dtype: float32, cpus_per_replica: 0.25"
 SETTINGS = [
     "training.steps=1",
-    "training.updates_per_step=1",  # the policy of all tokens is the student's start
+    "training.updates_per_step=1",  # all tokens are sampled by the initial student
     "evaluation.prompts.count=2",
     "evaluation.every_steps=0",
     "cluster.num_cpus=3",
@@ -33,7 +33,7 @@ SETTINGS = [
 ]
 
 
-def test_teachers_that_are_the_student_have_a_log_ratio_of_engine_noise(tmp_path: Path) -> None:
+def test_log_ratio_of_teachers_equal_to_the_student_is_engine_noise(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "self")
     command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *SETTINGS, "--run-dir", str(run.path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)

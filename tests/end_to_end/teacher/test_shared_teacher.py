@@ -1,4 +1,4 @@
-"""One teacher service on a Ray cluster: by handle and over HTTP, under quotas, and under two whole runs while one of its replicas is killed."""
+"""Teacher service on a Ray cluster: by handle, over HTTP, under quotas, and in two runs while a replica is killed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(address: str, tokenizer: str, token_file: Path) -> str:
-    """Of the service, which is up."""
+    """URL of the running service."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def url(address: str, tokenizer: str, token_file: Path) -> str:
         "replicas=2",
         "cpus_per_replica=0.5",
         f"max_groups_per_client={QUOTA}",
-        "cache_tokens=0",  # every group costs a forward pass, so there is always something under way to lose
+        "cache_tokens=0",  # every group requires a forward pass, so that a killed replica loses groups
         f"http.port={port}",
         f"http.token_file={token_file}",
         "http.max_request_mib=1",
@@ -144,15 +144,15 @@ async def score(teacher: Teacher, group: RolloutGroup, support: int | None = Non
 
 
 def assert_equal_to_the_bit(one: TeacherScores, other: TeacherScores) -> None:
-    ours, theirs = one.to_columns(), other.to_columns()
-    for name, column in ours.items():
+    columns, others = one.to_columns(), other.to_columns()
+    for name, column in columns.items():
         if isinstance(column, np.ndarray):
-            assert (column.dtype, column.tobytes()) == (theirs[name].dtype, theirs[name].tobytes()), name
+            assert (column.dtype, column.tobytes()) == (others[name].dtype, others[name].tobytes()), name
         else:
-            assert column == theirs[name], name
+            assert column == others[name], name
 
 
-async def test_http_and_handle_and_courier_give_the_same_bits(
+async def test_http_handle_and_courier_give_the_same_bits(
     by_handle: TeacherClient, url: str, tokenizer: str, token_file: Path
 ) -> None:
     remote = RemoteTeacherConfig(url=url, token_file=str(token_file))
@@ -168,12 +168,12 @@ async def test_http_and_handle_and_courier_give_the_same_bits(
             assert_equal_to_the_bit(await score(by_courier, make_group(seed), support), expected)
     kept = await by_courier.score(ray.put(make_group(2, lengths=(450,) * 60).to_columns()), num_tokens=27_000)
     ray.kill(by_courier.courier, no_restart=False)
-    assert len((await kept)["logprobs"]) == 27_000, "scores outlive the courier that brought them"
+    assert len((await kept)["logprobs"]) == 27_000, "scores outlive the courier that fetched them"
     assert_equal_to_the_bit(await score(by_courier, make_group(3)), await score(by_handle, make_group(3)))
     by_courier.close()
 
 
-async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
+async def test_invalid_tokens_vocabularies_bodies_and_names_are_refused(
     url: str, tokenizer: str, token_file: Path
 ) -> None:
     async with http_client(url, tokenizer, token=TOKEN[::-1]) as stranger:
@@ -185,7 +185,7 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
         with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):
             await other.score(make_group(0))
         unknown = RolloutGroup(**{**make_group(0).to_columns(), "prompt_ids": np.array([1, 99_999], np.int32)})
-        with pytest.raises(EngineError, match="token ids from 1 to 99999, the teacher's vocabulary goes from 0 to"):
+        with pytest.raises(EngineError, match="token ids from 1 to 99999, the teacher's vocabulary has ids from 0 to"):
             await client.score(unknown)
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
         large, odd = [await http.post(f"{url}/v1/score", content=body) for body in (bytes(2 << 20), b"\x80\x04K\x01.")]
@@ -196,21 +196,21 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
             "/v1/teacher",
             "/v1/score",
         }
-    with pytest.raises(VocabularyMismatchError, match="their token ids mean different things"):
+    with pytest.raises(VocabularyMismatchError, match="their token ids differ in meaning"):
         await attach_teacher(
             ServiceTeacherConfig(service=NAME),
             client="c",
             tokenizer_fingerprint="other",
             start_timeout_s=START_TIMEOUT_S,
         )
-    with pytest.raises(PlanError, match=f"no teacher service 'kk-shard' on this Ray cluster \\(there are {NAME}\\)"):
+    with pytest.raises(PlanError, match=f"no teacher service 'kk-shard' on this Ray cluster \\(available: {NAME}\\)"):
         await attach_teacher(
             ServiceTeacherConfig(service="kk-shard"),
             client="c",
             tokenizer_fingerprint=tokenizer,
             start_timeout_s=START_TIMEOUT_S,
         )
-    with pytest.raises(PlanError, match="the configuration wants 0123"):
+    with pytest.raises(PlanError, match="the configuration expects 0123"):
         await attach_remote_teacher(
             RemoteTeacherConfig(url=url, token_file=str(token_file), fingerprint="0123"),
             client="c",
@@ -219,7 +219,7 @@ async def test_who_has_no_token_or_another_vocabulary_or_too_much_is_refused(
         )
 
 
-async def test_a_greedy_client_is_held_to_its_quota_and_another_is_served_meanwhile(
+async def test_client_at_its_quota_does_not_delay_another_client(
     by_handle: TeacherClient, url: str, tokenizer: str
 ) -> None:
     before = await by_handle.stats()
@@ -235,10 +235,10 @@ async def test_a_greedy_client_is_held_to_its_quota_and_another_is_served_meanwh
         expected = await score(by_handle, make_group(1))
         assert_equal_to_the_bit(await modest.score(make_group(1)), expected)
         waiting = sum(not task.done() for task in flood)
-        assert waiting > 2 * QUOTA, "the modest client did not wait for what the greedy one had asked for before"
+        assert waiting > 2 * QUOTA, "the modest client did not wait for earlier requests of the greedy one"
         assert max(most, now.ongoing["greedy"]) <= 2 * QUOTA
         assert all(len(scores.logprobs) == 1600 for scores in await asyncio.gather(*flood)), (
-            "what was refused is scored later"
+            "refused groups are scored later"
         )
 
 
@@ -252,7 +252,7 @@ def replicas() -> list[psutil.Process]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedRun:
-    """A run in a process of its own."""
+    """Run in a process of its own."""
 
     directory: RunDirectory
     process: subprocess.Popen[bytes]
@@ -267,7 +267,7 @@ class StartedRun:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=30)
 
-    def told(self) -> str:
+    def log_tail(self) -> str:
         return self.log.read_text()[-3000:]
 
 
@@ -296,13 +296,13 @@ def wait_for_first_steps(runs: list[StartedRun]) -> None:
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while not all(read_json_lines(run.directory.metrics) for run in runs):
         for run in runs:
-            assert run.process.poll() in (None, 0), f"a run ended before its first step:\n{run.told()}"
-        assert time.monotonic() < deadline, "\n".join(["no first step in time:", *(run.told() for run in runs)])
+            assert run.process.poll() in (None, 0), f"a run ended before its first step:\n{run.log_tail()}"
+        assert time.monotonic() < deadline, "\n".join(["no first step in time:", *(run.log_tail() for run in runs)])
         time.sleep(0.2)
 
 
 async def kill_a_busy_replica(tokenizer: str, runs: list[StartedRun]) -> None:
-    """Keep both replicas busy, so that whatever the runs send has to wait in one of them; kill one when a run's group does."""
+    """Keep both replicas busy, so that groups of the runs wait in them, and kill a replica once such a group waits."""
     config = ServiceTeacherConfig(service=NAME)
     client, _ = await attach_teacher(
         config, client="flood", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S
@@ -317,13 +317,13 @@ async def kill_a_busy_replica(tokenizer: str, runs: list[StartedRun]) -> None:
     flood = [asyncio.create_task(keep_busy()) for _ in range(2 * QUOTA)]
     async with asyncio.timeout(RUN_TIMEOUT_S):
         while not (await client.stats()).ongoing.keys() - {"flood"}:
-            assert any(run.is_alive for run in runs), "the runs ended before a group of theirs was seen under way"
+            assert any(run.is_alive for run in runs), "the runs ended before one of their groups was seen in progress"
     replicas()[0].send_signal(signal.SIGKILL)
     is_over.set()
     await asyncio.gather(*flood)
 
 
-def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
+def test_two_runs_share_a_service_and_survive_a_killed_replica(
     address: str, url: str, tokenizer: str, token_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = {"service": [f"teacher.service={NAME}"], "url": [f"teacher.url={url}", f"teacher.token_file={token_file}"]}
@@ -336,9 +336,9 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
         with caplog.at_level(logging.WARNING, logger="rlad.teacher.retries"):
             asyncio.run(kill_a_busy_replica(tokenizer, runs))
         assert [run.process.wait(timeout=RUN_TIMEOUT_S) for run in runs] == [0, 0], "\n".join(
-            run.told() for run in runs
+            run.log_tail() for run in runs
         )
-    assert "as it raised WorkerLostError" in caplog.text, "the killed replica's groups were tried again"
+    assert "as it raised WorkerLostError" in caplog.text, "groups of the killed replica were retried"
     for run in runs:
         assert len(read_json_lines(run.directory.metrics)) == STEPS
         assert (run.directory.export / "model.safetensors").is_file()
@@ -349,33 +349,33 @@ def test_two_runs_share_it_and_a_killed_replica_costs_retries_not_runs(
     while (state := teacher_service.state(NAME, address=address)).running < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert (state.status, state.running) == ("RUNNING", 2), (
-        "the killed replica is replaced, and the runs have left the service as it was"
+        "the killed replica is replaced, and the runs leave the service unchanged"
     )
     assert state.identity is not None
     assert taught == [{"teacher": state.identity.teacher}] * 2
     assert len({each.pid for each in replicas()} - victims) == 1, "no other replica was replaced"
 
 
-def test_the_command_tells_how_it_stands_and_deletes_it_when_told_to(address: str, url: str, tokenizer: str) -> None:
+def test_commands_show_and_delete_a_service(address: str, url: str, tokenizer: str) -> None:
     def rlad(*arguments: str) -> str:
         result = CliRunner().invoke(app, [*arguments, "--address", address], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
-    told = json.loads(rlad("status", "--json"))
-    assert (told["name"], told["status"], told["replicas"]["RUNNING"], told["url"]) == (NAME, "RUNNING", 2, url)
-    assert (told["identity"]["max_groups_per_client"], told["stats"]["ongoing"]) == (QUOTA, {})
-    assert told["stats"]["num_groups"] > 0
+    status = json.loads(rlad("status", "--json"))
+    assert (status["name"], status["status"], status["replicas"]["RUNNING"], status["url"]) == (NAME, "RUNNING", 2, url)
+    assert (status["identity"]["max_groups_per_client"], status["stats"]["ongoing"]) == (QUOTA, {})
+    assert status["stats"]["num_groups"] > 0
     assert [each["name"] for each in json.loads(rlad("list", "--json"))] == [NAME]
     assert f"`teacher: {{service: {NAME}}}`" in rlad("status", NAME)
     assert TOKEN not in rlad("status", NAME)
-    with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(there are {NAME}\\)"):
+    with pytest.raises(PlanError, match=f"no teacher service 'other' on this Ray cluster \\(available: {NAME}\\)"):
         rlad("delete", "other")
     hasty = ServiceTeacherConfig(service=NAME, timeout_s=5, max_retries=0)
     client, _ = asyncio.run(
         attach_teacher(hasty, client="left", tokenizer_fingerprint=tokenizer, start_timeout_s=START_TIMEOUT_S)
     )
-    assert rlad("delete", NAME) == f"{NAME} is deleted\n"
+    assert rlad("delete", NAME) == f"deleted {NAME}\n"
     assert json.loads(rlad("list", "--json")) == []
     assert replicas() == []
     with pytest.raises(RladError, match=f"teacher '{NAME}'"):

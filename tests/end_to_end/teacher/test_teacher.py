@@ -1,4 +1,4 @@
-"""The teacher on real Serve with both engines, against plain transformers; replicas and engines killed in mid-run."""
+"""Teacher on Serve with both engines, against plain transformers, while replicas and engines are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 
 pytestmark = pytest.mark.engine
 
-# The teacher's embedding of this token is NaN: the only way to a NaN score that is not a fault.
+# The teacher's embedding of this token is NaN, which gives NaN scores without a fault.
 POISON = 28
 START_TIMEOUT_S = 180.0
 
@@ -62,7 +62,7 @@ def deployed(config: TeacherConfig) -> Iterator[TeacherClient]:
 
 @pytest.fixture(scope="module")
 def transformers_teacher(model: Path) -> Iterator[TeacherClient]:
-    # A budget that cuts groups apart and puts parts of several into one row.
+    # This token budget splits groups and packs parts of several groups into one row.
     with deployed(TeacherConfig(path=str(model), dtype="float32", engine="transformers", token_budget=300)) as client:
         yield client
 
@@ -110,12 +110,12 @@ async def score(client: TeacherClient, group: RolloutGroup, support: TeacherSupp
 
 
 def plain_logprobs(model_path: Path, group: RolloutGroup) -> np.ndarray:
-    """float64 [N], of the sampled tokens."""
+    """Return the log-probabilities of the sampled tokens, float64 [N]."""
     return plain_distributions(model_path, group)[np.arange(group.num_tokens), group.response_ids]
 
 
 def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
-    """float64 [N, vocabulary]: one unpadded forward pass a response, a whole log-softmax."""
+    """Return log-probabilities of the whole vocabulary, float64 [N, V], by one unpadded forward pass per response."""
     causal_lm = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     rows = [np.empty((0, causal_lm.config.vocab_size))]
     for index in range(group.num_responses):
@@ -129,7 +129,7 @@ def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
 
 
 def assert_support_is_exact(scores: TeacherScores, group: RolloutGroup, model: Path, size: int) -> np.ndarray:
-    """Ids and log-probabilities of a support; returns the float64 [N] tails to compare with."""
+    """Check ids and log-probabilities of a support, and return the expected tails, float64 [N]."""
     assert scores.support_size == size
     rows = plain_distributions(model, group)
     ids, logprobs = (column.reshape(-1, size) for column in (scores.support_ids, scores.support_logprobs))
@@ -149,7 +149,7 @@ def replica_of(client: TeacherClient) -> psutil.Process:
 
 
 async def engine_of(client: TeacherClient) -> psutil.Process:
-    """The engine's process of a replica that serves. A replica that is being replaced has none yet, or none any more."""
+    """Return the engine process of a serving replica. Waits while a replica is being replaced and has none."""
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
             await client.stats()
@@ -163,13 +163,13 @@ async def engine_of(client: TeacherClient) -> psutil.Process:
 
 
 async def assert_survives_kill(client: TeacherClient, model: Path, victim: psutil.Process) -> None:
-    """Kill a process while groups are being scored: every group is scored all the same, and rightly."""
+    """Kill a process while groups are being scored, and check that all of them are scored correctly."""
     before = await client.stats()
     groups = [make_group(1000 + seed) for seed in range(40)]
     scoring = [asyncio.create_task(score(client, group)) for group in groups]
     async with asyncio.timeout(30):
         while (now := await client.stats()).num_groups == before.num_groups or now.ongoing_groups == 0:
-            pass  # each question is an answer from the replica away
+            pass  # every iteration awaits an answer of the replica
     victim.kill()
     scored = await asyncio.gather(*scoring)
     for group, scores in zip(groups, scored, strict=True):
@@ -189,7 +189,7 @@ async def test_scores_equal_a_plain_forward_pass(teacher: TeacherClient, model: 
 
 
 @pytest.mark.parametrize("size", [1, 5])
-async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(
+async def test_most_likely_tokens_and_their_tail_equal_a_plain_log_softmax(
     teacher: TeacherClient, model: Path, size: int
 ) -> None:
     for group in (make_group(10), make_group(11, prompt_tokens=1), make_group(12, lengths=[0, 0])):
@@ -198,14 +198,14 @@ async def test_likeliest_tokens_and_their_tail_equal_a_plain_log_softmax(
         tails = assert_support_is_exact(scores, group, model, size)
         if "transformers" in teacher.app_name:
             np.testing.assert_allclose(scores.tail_logprobs, tails, atol=1e-5, rtol=0)
-        else:  # a difference from 1: vLLM gives no more than the support
+        else:  # vLLM returns only the support, so the tail is computed as a difference from 1
             np.testing.assert_allclose(np.exp(scores.tail_logprobs), np.exp(tails), atol=2e-6, rtol=0)
         sampled_only = await score(teacher, group)
         assert sampled_only.support_ids is None
         assert sampled_only.logprobs.nbytes == 4 * group.num_tokens
 
 
-async def test_the_whole_vocabulary(
+async def test_full_vocabulary_support(
     transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path
 ) -> None:
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
@@ -224,7 +224,7 @@ async def test_the_whole_vocabulary(
     assert np.all(np.isneginf(scores.tail_logprobs))
 
 
-async def test_nan_reaches_the_caller_as_nan_and_stays_in_its_sequence(teacher: TeacherClient, model: Path) -> None:
+async def test_nan_scores_reach_the_caller_and_stay_in_their_sequence(teacher: TeacherClient, model: Path) -> None:
     clean = make_group(20, lengths=[5, 9])
     response_ids = clean.response_ids.copy()
     response_ids[3] = POISON
@@ -235,7 +235,7 @@ async def test_nan_reaches_the_caller_as_nan_and_stays_in_its_sequence(teacher: 
     np.testing.assert_allclose((await score(teacher, clean)).logprobs, plain_logprobs(model, clean), atol=1e-5, rtol=0)
 
 
-async def test_what_was_scored_before_comes_from_the_cache(teacher: TeacherClient) -> None:
+async def test_repeated_group_comes_from_the_cache(teacher: TeacherClient) -> None:
     group = make_group(30, lengths=[4, 0, 6])
     first, before = await score(teacher, group), await teacher.stats()
     again, after = await score(teacher, group), await teacher.stats()
@@ -245,7 +245,7 @@ async def test_what_was_scored_before_comes_from_the_cache(teacher: TeacherClien
     assert after.busy_s > before.busy_s > 0
 
 
-async def test_what_is_remembered_of_one_support_answers_no_other(teacher: TeacherClient) -> None:
+async def test_cached_scores_are_separate_for_each_support(teacher: TeacherClient) -> None:
     group = make_group(31, lengths=[4, 6])
     for support in (None, 3, 4):
         before = await teacher.stats()
@@ -256,7 +256,7 @@ async def test_what_is_remembered_of_one_support_answers_no_other(teacher: Teach
             np.testing.assert_array_equal(again.to_columns()[name], column)
 
 
-async def test_another_temperature(
+async def test_temperature_other_than_one(
     transformers_teacher: TeacherClient, vllm_teacher: TeacherClient, model: Path
 ) -> None:
     group = make_group(40, temperature=0.6)
@@ -267,14 +267,14 @@ async def test_another_temperature(
         await score(vllm_teacher, group)
 
 
-async def test_client_of_another_vocabulary_is_refused(transformers_teacher: TeacherClient) -> None:
+async def test_client_with_another_vocabulary_is_refused(transformers_teacher: TeacherClient) -> None:
     stranger = replace(transformers_teacher, tokenizer_fingerprint="0123456789abcdef")
-    with pytest.raises(VocabularyMismatchError, match="the student's 0123456789abcdef") as refused:
+    with pytest.raises(VocabularyMismatchError, match="the student's is 0123456789abcdef") as refused:
         await score(stranger, make_group(50))
     assert type(refused.value) is VocabularyMismatchError
 
 
-async def test_deadline_names_the_teacher_and_leaves_it_usable(
+async def test_deadline_error_names_the_teacher_and_leaves_it_usable(
     transformers_teacher: TeacherClient, model: Path
 ) -> None:
     hasty = replace(transformers_teacher, timeout_s=0.001)
@@ -289,20 +289,18 @@ async def test_deadline_names_the_teacher_and_leaves_it_usable(
     )
 
 
-async def test_wrong_token_count_is_noticed(transformers_teacher: TeacherClient) -> None:
-    with pytest.raises(EngineError, match="scored 150 tokens of a group that was said to have 149"):
+async def test_wrong_token_count_is_detected(transformers_teacher: TeacherClient) -> None:
+    with pytest.raises(EngineError, match="scored 150 tokens of a group; expected 149"):
         await transformers_teacher.score(ray.put(make_group(70).to_columns()), num_tokens=149)
 
 
-async def test_killed_replica_is_replaced_and_its_groups_scored_again(
+async def test_killed_replica_is_replaced_and_its_groups_are_retried(
     transformers_teacher: TeacherClient, model: Path
 ) -> None:
-    large = make_group(
-        80, lengths=[450] * 60
-    )  # beyond what Ray sends inside its replies: these scores lie in the object store
+    large = make_group(80, lengths=[450] * 60)  # too large for a Ray reply: these scores are in the object store
     scores_ref = await transformers_teacher.score(ray.put(large.to_columns()), num_tokens=large.num_tokens)
     await assert_survives_kill(transformers_teacher, model, replica_of(transformers_teacher))
-    assert len((await scores_ref)["logprobs"]) == large.num_tokens, "scores outlive the replica that gave them"
+    assert len((await scores_ref)["logprobs"]) == large.num_tokens, "scores outlive the replica that created them"
 
 
 async def test_replica_whose_engine_was_killed_is_replaced(vllm_teacher: TeacherClient, model: Path) -> None:
@@ -311,7 +309,7 @@ async def test_replica_whose_engine_was_killed_is_replaced(vllm_teacher: Teacher
     assert (await engine_of(vllm_teacher)).pid != engine.pid
 
 
-async def test_teacher_that_cannot_serve_is_not_left_behind(model: Path) -> None:
+async def test_teacher_that_cannot_serve_is_deleted(model: Path) -> None:
     app_name = f"refused-{os.getpid()}"
     config = TeacherConfig(path=str(model), dtype="float32", engine="transformers", cpus_per_replica=0.1)
     with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):

@@ -1,11 +1,11 @@
-"""Errors as Ray gives them, made by Ray's own classes."""
+"""Conversion of remote errors, made with Ray's own classes."""
 
 from __future__ import annotations
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, TaskCancelledError
 
-from actors.remote_errors import as_rlad_error, translated
+from actors.remote_errors import as_rlad_error, reason_of, translated
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError, WorkerLostError
 
 
@@ -18,15 +18,15 @@ def as_ray_raises(cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    "ours", [VocabularyMismatchError("two vocabularies"), EngineError("no"), WorkerLostError("engine gone")]
+    "project_error", [VocabularyMismatchError("two vocabularies"), EngineError("no"), WorkerLostError("engine gone")]
 )
-def test_error_of_ours_comes_back_as_itself(ours: Exception) -> None:
-    error = as_rlad_error(as_ray_raises(ours), who="teacher 't'")
-    assert type(error) is type(ours)
-    assert str(error) == str(ours)
+def test_project_error_is_returned_unchanged(project_error: Exception) -> None:
+    error = as_rlad_error(as_ray_raises(project_error), who="teacher 't'")
+    assert type(error) is type(project_error)
+    assert str(error) == str(project_error)
 
 
-def test_error_of_others_becomes_an_engine_error_that_names_callee_and_cause() -> None:
+def test_other_error_becomes_an_engine_error_that_names_callee_and_cause() -> None:
     error = as_rlad_error(as_ray_raises(KeyError("uid")), who="teacher 't'")
     assert type(error) is EngineError
     assert str(error) == "teacher 't' failed: KeyError: 'uid'"
@@ -35,27 +35,40 @@ def test_error_of_others_becomes_an_engine_error_that_names_callee_and_cause() -
 @pytest.mark.parametrize(
     "lost", [ActorDiedError(), ActorUnavailableError("Actor is unavailable.", b"0" * 16), TaskCancelledError()]
 )
-def test_dead_callee_is_a_lost_worker(lost: Exception) -> None:
+def test_dead_callee_becomes_worker_lost(lost: Exception) -> None:
     assert type(as_rlad_error(lost, who="teacher 't'")) is WorkerLostError
 
 
 @pytest.mark.parametrize("late", [TimeoutError(), GetTimeoutError("Get timed out")])
-def test_timeout_is_a_deadline_that_names_the_callee(late: Exception) -> None:
+def test_timeout_becomes_a_deadline_error_that_names_the_callee(late: Exception) -> None:
     error = as_rlad_error(late, who="teacher 't'")
     assert type(error) is DeadlineError
-    assert "teacher 't'" in str(error)
+    assert str(error).startswith("teacher 't' did not answer in time")
 
 
-def test_block_gives_the_translated_error_with_the_original_behind_it() -> None:
+def test_translated_block_raises_the_converted_error_from_the_original() -> None:
     remote = as_ray_raises(KeyError("uid"))
     with pytest.raises(EngineError, match="teacher 't' failed") as caught, translated(who="teacher 't'"):
         raise remote
     assert caught.value.__cause__ is remote
 
 
-def test_block_passes_an_error_of_ours_on_untouched() -> None:
-    ours = EngineError("no receipt")
+def test_translated_block_raises_a_project_error_unchanged() -> None:
+    project_error = EngineError("no receipt")
     with pytest.raises(EngineError) as caught, translated(who="teacher 't'"):
-        raise ours
-    assert caught.value is ours
-    assert ours.__cause__ is None
+        raise project_error
+    assert caught.value is project_error
+    assert project_error.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (as_ray_raises(KeyError("uid")), "KeyError: 'uid'"),
+        (WorkerLostError("class_name: Echo\n\tactor_id: 1\nThe actor died."), "The actor died."),
+        (ValueError("long " * 100), "long " * 42 + "long..."),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_reason_is_one_line(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason

@@ -1,4 +1,4 @@
-"""A teacher service's file, and the Serve config file that says the same."""
+"""File of a teacher service and its equivalent Serve config file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SERVICES = sorted((ROOT / "configs" / "teachers").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
-def test_every_shipped_service_is_valid_and_serve_takes_its_file(path: Path) -> None:
+def test_shipped_services_are_valid_and_serve_accepts_their_files(path: Path) -> None:
     service = read_service(path, [])
     schema = ServeDeploySchema.model_validate(serve_file(service))
     assert [application.name for application in schema.applications] == [service.name]
     assert schema.applications[0].route_prefix == (f"/{service.name}" if service.http else None)
 
 
-def test_the_serve_file_of_deploy_is_what_rlad_teacher_deploy_deploys() -> None:
+def test_committed_serve_file_equals_the_generated_one() -> None:
     path = ROOT / "configs" / "teachers" / "qwen3_8b.yaml"
     service, committed = read_service(path, []), ROOT / "deploy" / "serve" / "teacher.yaml"
     config = yaml.safe_load(committed.read_text())
@@ -47,31 +47,33 @@ def options_of(application: Any) -> dict[str, Any]:
     }
 
 
-def test_deploying_and_the_serve_file_give_equal_applications(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_deploy_and_serve_file_build_equal_applications(make_model: Callable[..., Path], tmp_path: Path) -> None:
     source = tmp_path / "service.yaml"
     source.write_text(
-        f"name: t\npath: {make_model()}\nreplicas: 2\nmax_replicas: 5\nmax_groups_per_client: 9\ndrain_s: 33\nhealth_timeout_s: 44\n"
+        f"name: t\npath: {make_model()}\nreplicas: 2\nmax_replicas: 5\nmax_groups_per_client: 9\n"
+        "drain_s: 33\nhealth_timeout_s: 44\n"
         "http: {port: 8123, token_file: /etc/token, gateways: 3}\n"
     )
     service = read_service(source, ["cache_tokens=77"])
     write_serve_file(service, tmp_path / "serve.yaml", source="service.yaml")
     (application,) = yaml.safe_load((tmp_path / "serve.yaml").read_text())["applications"]
-    ours, theirs = service_application(service), build(application["args"])
-    for one, other in ((ours, theirs), (ours._bound_deployment.init_args[0], theirs._bound_deployment.init_args[0])):
-        assert options_of(one) == options_of(other)
-    gateway, replicas = options_of(ours), options_of(ours._bound_deployment.init_args[0])
+    direct, rebuilt = service_application(service), build(application["args"])
+    assert options_of(direct) == options_of(rebuilt)
+    replicas_of_both = [each._bound_deployment.init_args[0] for each in (direct, rebuilt)]
+    assert options_of(replicas_of_both[0]) == options_of(replicas_of_both[1])
+    gateway, replicas = options_of(direct), options_of(direct._bound_deployment.init_args[0])
     assert (gateway["name"], gateway["num_replicas"]) == ("TeacherGateway", 3)
     assert replicas["name"] == "SharedTeacher"
     assert (replicas["graceful_shutdown_timeout_s"], replicas["health_check_timeout_s"]) == (33, 44)
     scaling = replicas["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (2, 5, 4)
-    deployment = ours._bound_deployment.init_args[0]._bound_deployment
+    deployment = direct._bound_deployment.init_args[0]._bound_deployment
     assert deployment.init_kwargs == {"max_groups_per_client": 9}
     assert deployment.init_args[0].cache_tokens == 77
 
 
-def test_a_run_s_file_is_no_service_and_a_misspelt_setting_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a run's configuration. A teacher service has a file of its own"):
+def test_run_configuration_and_misspelt_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the configuration of a run. Expected the file of a teacher service"):
         read_service(ROOT / "configs" / "smoke_cpu.yaml", [])
     with pytest.raises(ConfigError, match="max_replica: unknown key; did you mean `max_replicas`"):
         read_service(SERVICES[0], ["max_replica=3"])

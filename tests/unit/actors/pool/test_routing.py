@@ -1,3 +1,5 @@
+"""Routing of work to workers."""
+
 from __future__ import annotations
 
 import asyncio
@@ -7,20 +9,20 @@ import pytest
 from actors.pool.routing import Router, least_loaded
 
 
-def test_work_goes_to_the_worker_with_the_least_outstanding_cost() -> None:
+def test_least_loaded_worker_is_chosen() -> None:
     assert least_loaded({"a": 30, "b": 10, "c": 20}) == "b"
 
 
-def test_among_equally_loaded_workers_the_first_gets_the_work() -> None:
+def test_first_of_equally_loaded_workers_is_chosen() -> None:
     assert least_loaded({"b": 5, "a": 5, "c": 9}) == "b"
 
 
-def test_without_workers_nobody_gets_the_work() -> None:
+def test_no_worker_is_chosen_without_workers() -> None:
     assert least_loaded({}) is None
 
 
 def test_routing_by_outstanding_cost_balances_unequal_work() -> None:
-    """Costs 8, 4, 4, 2, 2, 4 given one by one to two workers: each time to the lighter one, 8 + 2 + 2 against 4 + 4 + 4."""
+    """Costs 8, 4, 4, 2, 2, 4 go to the less loaded of two workers in turn: 8 + 2 + 4 against 4 + 4 + 2."""
     outstanding = {"a": 0, "b": 0}
     taken: dict[str, list[int]] = {"a": [], "b": []}
     for cost in (8, 4, 4, 2, 2, 4):
@@ -31,7 +33,7 @@ def test_routing_by_outstanding_cost_balances_unequal_work() -> None:
     assert taken == {"a": [8, 2, 4], "b": [4, 4, 2]}
 
 
-async def test_work_that_finds_no_room_goes_to_whoever_is_free_first() -> None:
+async def test_waiting_work_goes_to_the_first_worker_with_room() -> None:
     router = Router(capacity=10)
     router.admit("a")
     router.admit("b")
@@ -41,7 +43,7 @@ async def test_work_that_finds_no_room_goes_to_whoever_is_free_first() -> None:
     assert third.result() == "b"
 
 
-async def test_an_idle_worker_takes_work_above_its_capacity() -> None:
+async def test_idle_worker_takes_work_above_its_capacity() -> None:
     router = Router(capacity=10)
     router.admit("a")
     assert router.enqueue(25).result() == "a"
@@ -51,7 +53,7 @@ async def test_an_idle_worker_takes_work_above_its_capacity() -> None:
     assert waiting.result() == "a"
 
 
-async def test_of_those_who_wait_the_earlier_step_is_served_first_and_small_work_does_not_overtake() -> None:
+async def test_waiting_work_is_served_by_priority_and_small_work_does_not_overtake() -> None:
     router = Router(capacity=10)
     router.admit("a")
     busy = router.enqueue(10)
@@ -62,18 +64,18 @@ async def test_of_those_who_wait_the_earlier_step_is_served_first_and_small_work
     assert (later.done(), small.done()) == (True, True)
 
 
-async def test_who_gave_up_waiting_takes_no_room() -> None:
+async def test_cancelled_request_takes_no_room() -> None:
     router = Router(capacity=10)
     router.admit("a")
     router.enqueue(10)
-    gone, next_one = router.enqueue(10), router.enqueue(10)
-    gone.cancel()
+    cancelled, following = router.enqueue(10), router.enqueue(10)
+    cancelled.cancel()
     router.release("a", 10)
-    assert next_one.result() == "a"
+    assert following.result() == "a"
     assert router.outstanding("a") == 10
 
 
-async def test_a_removed_worker_gets_nothing_and_a_new_one_what_waits() -> None:
+async def test_removed_worker_gets_no_work_and_new_worker_gets_waiting_work() -> None:
     router = Router(capacity=10)
     router.admit("a")
     router.enqueue(10)
@@ -85,10 +87,10 @@ async def test_a_removed_worker_gets_nothing_and_a_new_one_what_waits() -> None:
     assert waiting.result() == "b"
 
 
-async def test_when_no_worker_will_ever_come_all_who_wait_are_told() -> None:
+async def test_fail_raises_in_all_waiting_requests() -> None:
     router = Router()
     waiting = [router.enqueue(1), router.enqueue(1)]
-    router.fail(RuntimeError("none is left"))
+    router.fail(RuntimeError("no worker is left"))
     for future in waiting:
-        with pytest.raises(RuntimeError, match="none is left"):
+        with pytest.raises(RuntimeError, match="no worker is left"):
             await asyncio.wait_for(future, 1)

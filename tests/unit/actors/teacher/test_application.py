@@ -1,4 +1,4 @@
-"""The application that a Serve config file names is the teacher that its `args` describe."""
+"""Serve application built from the `args` of a Serve config file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def deployment_of(application: Application) -> Any:
     return application._bound_deployment
 
 
-def test_resources_and_pool_become_the_replicas_options(make_model: Callable[..., Path]) -> None:
+def test_resources_and_pool_become_replica_options(make_model: Callable[..., Path]) -> None:
     args = {
         "path": str(make_model()),
         "replicas": 3,
@@ -42,12 +42,12 @@ def test_resources_and_pool_become_the_replicas_options(make_model: Callable[...
     }
     (config,) = deployment.init_args
     assert (config.path, config.replicas) == (str(make_model()), 1), (
-        "how many there are is Serve's matter, not a replica's"
+        "the number of replicas is a setting of Serve, not of a replica"
     )
 
 
-def test_a_maximum_lets_serve_scale_between_the_bounds(make_model: Callable[..., Path]) -> None:
-    # Half of the 10 is what a client may have; half of that, two, is what wants another replica where it is for long.
+def test_max_replicas_enables_autoscaling_between_the_bounds(make_model: Callable[..., Path]) -> None:
+    # The client quota is half of the 10 requests, and the autoscaling target half of the quota, rounded down.
     deployment = deployment_of(
         build({"path": str(make_model()), "replicas": 2, "max_replicas": 6, "max_ongoing_requests": 10})
     )
@@ -56,8 +56,8 @@ def test_a_maximum_lets_serve_scale_between_the_bounds(make_model: Callable[...,
     assert deployment.ray_actor_options["label_selector"] == {}
 
 
-def test_a_busy_machine_costs_no_replica(make_model: Callable[..., Path]) -> None:
-    """A replica is replaced when it has said nothing for so long, three times in a row."""
+def test_slow_health_check_costs_no_replica(make_model: Callable[..., Path]) -> None:
+    """Serve replaces a replica after three health checks in a row that exceed the timeout."""
     for application in (
         build({"path": str(make_model())}),
         teacher_application(TeacherConfig(path=str(make_model())), label_selector={}),
@@ -65,7 +65,7 @@ def test_a_busy_machine_costs_no_replica(make_model: Callable[..., Path]) -> Non
         assert deployment_of(application)._deployment_config.health_check_timeout_s == 60
 
 
-def test_with_http_a_gateway_stands_before_the_replicas_and_no_token_is_in_what_serve_keeps(
+def test_http_adds_a_gateway_and_serve_stores_no_token(
     make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLAD_TEACHER_TOKEN", "a-token-that-must-not-be-kept")
@@ -76,7 +76,7 @@ def test_with_http_a_gateway_stands_before_the_replicas_and_no_token_is_in_what_
     assert b"must-not-be-kept" not in cloudpickle.dumps((config, timeout_s))
 
 
-def test_a_misspelt_setting_and_a_missing_model_are_refused() -> None:
+def test_misspelt_setting_and_missing_model_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean `replicas`"):
         build({"path": "/nowhere", "replica": 2})
     with pytest.raises(PlanError, match="no model at '/nowhere'"):

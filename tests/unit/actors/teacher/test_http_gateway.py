@@ -1,4 +1,4 @@
-"""The gateway and the client that speaks to it, without a network between them: who is let in, what is let through, what comes back as which error."""
+"""HTTP gateway and client of a teacher service, connected without a network: access, limits and errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IDENTITY = TeacherIdentity(
 
 
 class FakeReplicas:
-    """Scores every token with its own id, negative; raises what it is told before that, and holds groups where it is told to."""
+    """Backend that first raises the given errors, then scores each token by its negated id once `release` is set."""
 
     def __init__(self, *errors: RladError, quota: int | None = None) -> None:
         self.errors = list(errors)
@@ -92,7 +92,7 @@ def client_of(
 
 
 class Prefixed(httpx.AsyncBaseTransport):
-    """Takes the application's prefix off the path, as Serve does."""
+    """Transport that strips the application's route prefix, as Serve does."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -128,7 +128,7 @@ def make_group(num_tokens: int = 3) -> RolloutGroup:
     )
 
 
-async def test_the_right_token_opens_and_scores_come_back() -> None:
+async def test_group_is_scored_with_the_right_token() -> None:
     async with client_of(application(FakeReplicas())) as client:
         assert await client.identity() == IDENTITY
         scores = await client.score(make_group())
@@ -141,19 +141,19 @@ async def test_the_right_token_opens_and_scores_come_back() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "a-token-of-this-tesT", TOKEN + "x", TOKEN[:-1], "näh"])
-async def test_any_other_token_is_refused_before_the_body_is_read(token: str) -> None:
+async def test_wrong_token_is_refused_before_the_body_is_read(token: str) -> None:
     replicas = FakeReplicas()
     headers = {"Authorization": f"Bearer {token}".encode()}
 
     async def never_read() -> AsyncIterator[bytes]:
-        pytest.fail("the body of a stranger was read")
+        pytest.fail("the body of an unauthorised request was read")
         yield b""
 
     async with plain_http(application(replicas), token=None) as http:
-        for given in (headers, {}, {"Authorization": f"Basic {TOKEN}"}):
+        for sent in (headers, {}, {"Authorization": f"Basic {TOKEN}"}):
             answers = [
-                await http.get("/v1/teacher", headers=given),
-                await http.post("/v1/score", headers=given, content=never_read()),
+                await http.get("/v1/teacher", headers=sent),
+                await http.post("/v1/score", headers=sent, content=never_read()),
             ]
             for answer in answers:
                 assert (answer.status_code, answer.json()["error"]) == (401, "AccessError")
@@ -162,30 +162,30 @@ async def test_any_other_token_is_refused_before_the_body_is_read(token: str) ->
     assert replicas.calls == 0
 
 
-async def test_only_health_and_the_api_s_page_need_no_token() -> None:
+async def test_only_health_and_documentation_need_no_token() -> None:
     app = application(FakeReplicas())
     async with plain_http(app, token=None) as http:
         assert (await http.get("/healthz")).json() == {"status": "ok"}
         assert (await http.get("/docs")).status_code == 200
         page = (await http.get("/openapi.json")).json()
-        open_to_all = [
+        without_token = [
             path
             for path in page["paths"]
             if (await http.request("GET" if path != "/v1/score" else "POST", path)).status_code == 200
         ]
-    assert open_to_all == ["/healthz"]
+    assert without_token == ["/healthz"]
     assert page["paths"]["/v1/score"]["post"]["security"] == [{"HTTPBearer": []}]
     assert "application/vnd.safetensors" in page["paths"]["/v1/score"]["post"]["requestBody"]["content"]
 
 
-async def test_health_is_the_replicas() -> None:
+async def test_health_reports_the_state_of_the_replicas() -> None:
     async with plain_http(application(FakeReplicas(WorkerLostError("no replica"))), token=None) as http:
         answer = await http.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"error": "WorkerLostError", "message": "no replica"})
 
 
-@pytest.mark.parametrize("tells_its_length", [True, False])
-async def test_what_is_larger_than_it_may_be_is_refused_unread(tells_its_length: bool) -> None:
+@pytest.mark.parametrize("declares_length", [True, False])
+async def test_body_above_the_limit_is_refused_unread(declares_length: bool) -> None:
     replicas, sent = FakeReplicas(), 0
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -195,36 +195,36 @@ async def test_what_is_larger_than_it_may_be_is_refused_unread(tells_its_length:
             yield bytes(1000)
 
     async with plain_http(application(replicas, max_request_bytes=2000)) as http:
-        length = {"Content-Length": "1000000"} if tells_its_length else {}
+        length = {"Content-Length": "1000000"} if declares_length else {}
         answer = await http.post("/v1/score", content=chunks(), headers=length)
     assert (answer.status_code, answer.json()["error"]) == (413, "ContractError")
-    assert "may have 2000 bytes" in answer.json()["message"]
-    assert sent <= (0 if tells_its_length else 3000)
+    assert "exceeds 2000 bytes" in answer.json()["message"]
+    assert sent <= (0 if declares_length else 3000)
     assert replicas.calls == 0
 
 
-async def test_a_body_at_the_limit_passes_and_one_byte_more_does_not() -> None:
+async def test_body_at_the_limit_passes_and_one_byte_more_does_not() -> None:
     size = len(ScoringRequest(group=make_group(), tokenizer="vocabulary-1", client="run-1").to_bytes())
     async with client_of(application(FakeReplicas(), max_request_bytes=size)) as client:
         await client.score(make_group())
     async with client_of(application(FakeReplicas(), max_request_bytes=size - 1)) as client:
-        with pytest.raises(ContractError, match=f"may have {size - 1} bytes"):
+        with pytest.raises(ContractError, match=f"exceeds {size - 1} bytes"):
             await client.score(make_group())
 
 
-async def test_a_body_that_is_no_request_is_refused_by_name() -> None:
+async def test_invalid_body_is_refused() -> None:
     replicas = FakeReplicas()
     async with plain_http(application(replicas)) as http:
         answer = await http.post("/v1/score", content=b"\x80\x04K\x01.")
     assert (answer.status_code, answer.json()["error"], replicas.calls) == (422, "ContractError", 0)
 
 
-async def test_a_client_above_its_quota_is_told_to_come_back_and_its_client_does() -> None:
+async def test_client_above_its_quota_gets_429_and_retries() -> None:
     replicas = FakeReplicas(quota=2)
     replicas.release.clear()
     app = application(replicas)
     async with client_of(app) as client, client_of(app, name="run-2") as other, plain_http(app) as http:
-        under_way = [asyncio.create_task(client.score(make_group())) for _ in range(5)]
+        in_progress = [asyncio.create_task(client.score(make_group())) for _ in range(5)]
         async with asyncio.timeout(5):
             while replicas.activity.stats(cache_hits=0, cache_misses=0).refused_groups < 3:
                 await asyncio.sleep(0)
@@ -237,10 +237,10 @@ async def test_a_client_above_its_quota_is_told_to_come_back_and_its_client_does
             while replicas.activity.stats(cache_hits=0, cache_misses=0).ongoing != {"run-1": 2, "run-2": 1}:
                 await asyncio.sleep(0)
         replicas.release.set()
-        assert all(scores.uid == "d:0:1" for scores in await asyncio.gather(*under_way, others))
+        assert all(scores.uid == "d:0:1" for scores in await asyncio.gather(*in_progress, others))
 
 
-async def test_a_quota_that_never_frees_ends_with_the_deadline_and_says_so() -> None:
+async def test_waiting_for_quota_ends_at_the_deadline() -> None:
     replicas = FakeReplicas(quota=1)
     replicas.release.clear()
     app = application(replicas)
@@ -255,7 +255,7 @@ async def test_a_quota_that_never_frees_ends_with_the_deadline_and_says_so() -> 
         await holding
 
 
-async def test_a_lost_replica_is_tried_again_and_other_failures_are_not() -> None:
+async def test_lost_replica_is_retried_and_other_failures_are_not() -> None:
     lost = FakeReplicas(WorkerLostError("a replica died"))
     async with client_of(application(lost), max_retries=1) as client:
         assert len((await client.score(make_group())).logprobs) == 3
@@ -267,13 +267,13 @@ async def test_a_lost_replica_is_tried_again_and_other_failures_are_not() -> Non
     assert broken.calls == 1
 
 
-async def test_another_vocabulary_is_refused_by_name() -> None:
+async def test_other_vocabulary_is_refused() -> None:
     async with client_of(application(FakeReplicas()), tokenizer="vocabulary-2") as client:
         with pytest.raises(VocabularyMismatchError, match="another vocabulary"):
             await client.score(make_group())
 
 
-async def test_replicas_that_take_too_long_are_a_deadline() -> None:
+async def test_slow_replicas_raise_a_deadline_error() -> None:
     replicas = FakeReplicas()
     replicas.release.clear()
     async with client_of(application(replicas, timeout_s=0.05)) as client:
@@ -281,19 +281,17 @@ async def test_replicas_that_take_too_long_are_a_deadline() -> None:
             await client.score(make_group())
 
 
-async def test_scores_of_another_group_are_not_taken() -> None:
+async def test_scores_of_another_group_are_rejected() -> None:
     class Confused(FakeReplicas):
         async def score(self, request: ScoringRequest) -> TeacherScores:
             return TeacherScores(uid="d:0:9", attempt=2, teacher="model-1", logprobs=np.zeros(3, np.float32))
 
     async with client_of(application(Confused())) as client:
-        with pytest.raises(
-            EngineError, match="scored 3 tokens of d:0:9 attempt 2, asked for were 3 of d:0:1 attempt 2"
-        ):
+        with pytest.raises(EngineError, match="scored 3 tokens of d:0:9 attempt 2; expected 3 of d:0:1 attempt 2"):
             await client.score(make_group())
 
 
-async def test_nothing_that_answers_is_a_loss_and_no_health() -> None:
+async def test_unreachable_service_is_worker_lost_and_has_no_health() -> None:
     async with TeacherHttpClient(
         "http://127.0.0.1:9/kk", token=TOKEN, client="c", tokenizer="t", max_retries=0
     ) as client:
@@ -304,7 +302,7 @@ async def test_nothing_that_answers_is_a_loss_and_no_health() -> None:
     assert await health_status("http://127.0.0.1:9/kk") is None
 
 
-def test_a_token_comes_from_a_file_before_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_file_takes_precedence_over_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}-of-the-file\n")
     monkeypatch.setenv("RLAD_TEACHER_TOKEN", f"{TOKEN}-of-the-variable")
@@ -317,13 +315,16 @@ def test_a_token_comes_from_a_file_before_a_variable(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.unlink(), "cannot be read from .*: FileNotFoundError"),
-        (lambda file: file.write_bytes(b"\xff" * 40), "cannot be read from .*: UnicodeDecodeError"),
-        (lambda file: file.write_text("short-secret"), "holds no token: at least 16 printable characters"),
-        (lambda file: file.write_text("two words that are long enough"), "holds no token"),
+        (lambda file: file.unlink(), "cannot read the token .*: FileNotFoundError"),
+        (lambda file: file.write_bytes(b"\xff" * 40), "cannot read the token .*: UnicodeDecodeError"),
+        (
+            lambda file: file.write_text("short-secret"),
+            "does not hold a valid token: expected at least 16 printable ASCII characters",
+        ),
+        (lambda file: file.write_text("two words that are long enough"), "does not hold a valid token"),
     ],
 )
-def test_what_is_no_token_is_refused_without_being_repeated(
+def test_invalid_token_is_refused_and_not_repeated_in_the_error(
     tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     file = tmp_path / "token"
@@ -335,9 +336,9 @@ def test_what_is_no_token_is_refused_without_being_repeated(
     assert "words" not in str(refused.value)
 
 
-def test_without_a_token_it_is_said_where_one_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_token_error_names_both_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLAD_TEACHER_TOKEN", raising=False)
-    with pytest.raises(AccessError, match="set RLAD_TEACHER_TOKEN, or name a file with token_file"):
+    with pytest.raises(AccessError, match="set RLAD_TEACHER_TOKEN, or `token_file`"):
         read_token(RemoteTeacherConfig(url=URL))
 
 
@@ -350,5 +351,5 @@ def test_without_a_token_it_is_said_where_one_belongs(monkeypatch: pytest.Monkey
         ("http://host:8000/kk", True),
     ],
 )
-def test_a_token_in_the_clear_is_known(url: str, in_clear: bool) -> None:
+def test_unencrypted_transfer_of_a_token_is_detected(url: str, in_clear: bool) -> None:
     assert sends_token_in_clear(url) == in_clear

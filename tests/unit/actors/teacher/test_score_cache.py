@@ -1,3 +1,5 @@
+"""Score cache and cached scorer, with a fake engine."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -44,7 +46,7 @@ def test_equal_responses_share_a_key_and_different_ones_do_not() -> None:
         ("t", 1.0, None, [3, 1, 4], [1, 5]),
         ("t", 1.0, 3, [3, 1, 4], [1, 5]),
         ("t", 1.0, "full", [3, 1, 4], [1, 5]),
-        ("t", 1.0, 2, [3, 1], [4, 1, 5]),  # the same tokens, cut elsewhere
+        ("t", 1.0, 2, [3, 1], [4, 1, 5]),  # the same tokens, split differently
         ("t", 1.0, 2, [3, 1, 4, 1], [5]),
         ("t", 1.0, 2, [3, 1, 5], [1, 5]),
         ("t", 1.0, 2, [3, 1, 4], [1, 6]),
@@ -61,7 +63,7 @@ def test_key_depends_on_everything_the_scores_depend_on(
     assert key(teacher, temperature, support, prompt, response) != key("t", 1.0, 2, [3, 1, 4], [1, 5])
 
 
-def test_remembers_what_was_put_and_counts_lookups() -> None:
+def test_stored_scores_are_found_and_lookups_counted() -> None:
     cache = ScoreCache(max_values=10)
     assert cache.get(b"a") is None
     cache.put(b"a", scores(-1.0, -2.0))
@@ -71,17 +73,17 @@ def test_remembers_what_was_put_and_counts_lookups() -> None:
     assert (cache.hits, cache.misses, cache.num_values) == (1, 1, 2)
 
 
-def test_forgets_the_least_recently_used_first() -> None:
+def test_least_recently_used_response_is_evicted_first() -> None:
     cache = ScoreCache(max_values=4)
     cache.put(b"a", scores(-1, -1))
     cache.put(b"b", scores(-2, -2))
     cache.get(b"a")
-    cache.put(b"c", scores(-3))  # needs room: b was used longest ago
+    cache.put(b"c", scores(-3))  # evicts b, the least recently used
     assert [key for key in (b"a", b"b", b"c") if cache.get(key) is not None] == [b"a", b"c"]
     assert cache.num_values == 3
 
 
-def test_response_larger_than_the_cache_pushes_nothing_out() -> None:
+def test_response_larger_than_the_cache_evicts_nothing() -> None:
     cache = ScoreCache(max_values=2)
     cache.put(b"a", scores(-1))
     cache.put(b"b", scores(-1, -2, -3))
@@ -89,21 +91,21 @@ def test_response_larger_than_the_cache_pushes_nothing_out() -> None:
     assert cache.get(b"b") is None
 
 
-def test_zero_tokens_turns_it_off() -> None:
+def test_size_zero_disables_the_cache() -> None:
     cache = ScoreCache(max_values=0)
     cache.put(b"a", scores(-1))
     assert cache.get(b"a") is None
     assert cache.num_values == 0
 
 
-def test_a_support_counts_with_all_its_values() -> None:
+def test_support_counts_with_all_its_values() -> None:
     cache = ScoreCache(max_values=16)  # two tokens of 1 + 3 + 3 + 1 values
     token = supported([-1], [[-1, -2, -3]], [-np.inf])
     for key in (b"a", b"b", b"c"):
         cache.put(key, token)
     assert [key for key in (b"a", b"b", b"c") if cache.get(key) is not None] == [b"b", b"c"]
     assert cache.num_values == 16
-    cache.put(b"d", scores(-1))  # one value pushes out a whole support
+    cache.put(b"d", scores(-1))  # one value evicts a whole support
     assert cache.num_values == 9
     assert [key for key in (b"b", b"c") if cache.get(key) is not None] == [b"c"]
 
@@ -116,27 +118,27 @@ def test_a_support_counts_with_all_its_values() -> None:
         supported([np.nan], [[-1, -2]], [-3]),
     ],
 )
-def test_a_support_with_holes_is_not_remembered(incomplete: TokenScores) -> None:
+def test_incomplete_support_is_not_stored(incomplete: TokenScores) -> None:
     cache = ScoreCache(max_values=100)
     cache.put(b"a", incomplete)
     assert cache.get(b"a") is None
 
 
-def test_support_of_a_teacher_with_a_small_vocabulary() -> None:
+def test_support_size_is_limited_by_the_vocabulary() -> None:
     assert [support_size(support, 32) for support in (None, 1, 32, "full")] == [0, 1, 32, 32]
     for impossible in (0, 33):
         with pytest.raises(EngineError, match=f"from 1 to 32, the teacher's vocabulary size; got {impossible}"):
             support_size(impossible, 32)
 
 
-def test_non_finite_scores_are_not_remembered() -> None:
+def test_non_finite_scores_are_not_stored() -> None:
     cache = ScoreCache(max_values=10)
     for key, value in ((b"a", np.nan), (b"b", -np.inf)):
         cache.put(key, scores(-1, value))
         assert cache.get(key) is None
 
 
-def test_holds_no_reference_to_the_group_it_was_cut_from() -> None:
+def test_stored_scores_do_not_reference_their_group() -> None:
     cache = ScoreCache(max_values=10)
     group = scores(-1, -2, -3, -4)
     cache.put(b"a", group[1:3])
@@ -147,7 +149,7 @@ def test_holds_no_reference_to_the_group_it_was_cut_from() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), max_size=60), st.integers(0, 15))
-def test_bound_holds_whatever_is_put(puts: list[tuple[int, int]], max_values: int) -> None:
+def test_number_of_values_never_exceeds_the_bound(puts: list[tuple[int, int]], max_values: int) -> None:
     cache = ScoreCache(max_values=max_values)
     lengths: dict[bytes, int] = {}
     for name, length in puts:
@@ -158,12 +160,12 @@ def test_bound_holds_whatever_is_put(puts: list[tuple[int, int]], max_values: in
             lengths[key] = length
         cache.put(key, scores(*[0.0] * lengths[key]))
         assert cache.num_values <= max_values
-        remembered = [cache.get(each) for each in lengths]
-        assert cache.num_values == sum(len(each) for each in remembered if each is not None)
+        stored = [cache.get(each) for each in lengths]
+        assert cache.num_values == sum(len(each) for each in stored if each is not None)
 
 
 class CountingScorer:
-    """Scores a token by its id and the prompt's sum, so the right place is told from any other; remembers what it was asked."""
+    """Scorer whose scores depend on the token id and the sum of the prompt. Records the responses it scored."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
@@ -189,7 +191,7 @@ class CountingScorer:
     def close(self) -> None: ...
 
 
-async def test_engine_is_asked_once_for_equal_responses_and_scores_land_in_their_places() -> None:
+async def test_equal_responses_are_scored_once_and_scores_keep_their_order() -> None:
     engine = CountingScorer()
     scorer = CachedScorer(engine, teacher="t", cache=ScoreCache(max_values=100))
     first = await scorer.score(PROMPT, RESPONSES, OFFSETS, 1.0)
@@ -202,7 +204,7 @@ async def test_engine_is_asked_once_for_equal_responses_and_scores_land_in_their
     assert engine.asked[2:] == [[1, 5, 9, 2, 6]]
 
 
-async def test_group_of_empty_responses_needs_no_engine() -> None:
+async def test_group_of_empty_responses_needs_no_forward_pass() -> None:
     engine = CountingScorer()
     scorer = CachedScorer(engine, teacher="t", cache=ScoreCache(max_values=100))
     found = await scorer.score(PROMPT, np.array([], np.int32), np.array([0, 0, 0], np.int64), 1.0)
@@ -211,7 +213,7 @@ async def test_group_of_empty_responses_needs_no_engine() -> None:
     assert engine.asked == []
 
 
-async def test_without_memory_every_group_is_scored_again() -> None:
+async def test_disabled_cache_scores_every_group_again() -> None:
     engine = CountingScorer()
     scorer = CachedScorer(engine, teacher="t", cache=ScoreCache(max_values=0))
     for _ in range(2):
@@ -219,7 +221,7 @@ async def test_without_memory_every_group_is_scored_again() -> None:
     assert engine.asked == [[1, 5, 9, 2, 6]] * 2
 
 
-async def test_supports_land_in_their_places_and_are_remembered_apart() -> None:
+async def test_supports_keep_their_order_and_are_cached_separately() -> None:
     engine = CountingScorer()
     scorer = CachedScorer(engine, teacher="t", cache=ScoreCache(max_values=1000))
     await scorer.score(PROMPT, RESPONSES, OFFSETS, 1.0)
@@ -233,4 +235,4 @@ async def test_supports_land_in_their_places_and_are_remembered_apart() -> None:
             sampled = np.array([-9, -13, -17, -10, -14, -9, -13])
             assert found.support_logprobs.tolist() == (sampled[:, None] + expected).tolist()
             assert found.tail_logprobs.tolist() == (sampled - 100).tolist()
-        assert engine.asked[before:] == [[1, 5, 9, 2, 6]], "the second time it is remembered"
+        assert engine.asked[before:] == [[1, 5, 9, 2, 6]], "the second call is answered from the cache"

@@ -94,7 +94,7 @@ def in_a_process(*arguments: str) -> Ended:
         (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
         (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
         (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
-        (("teacher", "deploy", SMOKE), "A teacher service has a file of its own"),
+        (("teacher", "deploy", SMOKE), "Expected the file of a teacher service"),
         (
             ("teacher", "deploy", "configs/teachers/kk_smoke_cpu.yaml", "max_replica=2"),
             "max_replica: unknown key; did you mean `max_replicas`",

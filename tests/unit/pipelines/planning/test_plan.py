@@ -380,7 +380,7 @@ def test_what_does_not_fit_a_shared_teacher_is_an_error(shared: Callable[..., Pl
     (problem,) = errors(shared(tokenizer="another"))
     assert "use a teacher and a student with one vocabulary" in problem
     (problem,) = errors(shared("teacher.fingerprint=cdcd"))
-    assert "the configuration wants cdcd" in problem
+    assert "the configuration expects cdcd" in problem
     (problem,) = errors(shared("rollout.temperature=0.5"))
     assert "vllm engine scores at temperature 1 only" in problem
 

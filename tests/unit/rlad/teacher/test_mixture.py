@@ -1,4 +1,4 @@
-"""Mixtures of teachers, by hand."""
+"""Mixture of teachers, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_probabilities_are_averaged_with_normalised_weights() -> None:
     assert mixed.logprobs.dtype == np.float32
 
 
-def test_only_the_ratio_of_the_weights_counts() -> None:
+def test_scaling_all_weights_changes_nothing() -> None:
     first, second = scores(0.5, 0.25), scores(0.125, 1.0, teacher="b")
     np.testing.assert_allclose(
         mix_teacher_scores([(1e-3, first), (2e-3, second)]).logprobs,
@@ -34,21 +34,21 @@ def test_only_the_ratio_of_the_weights_counts() -> None:
     )
 
 
-def test_equal_teachers_mix_to_themselves_where_probabilities_underflow() -> None:
+def test_mixture_of_equal_teachers_is_exact_for_tiny_probabilities() -> None:
     deep = TeacherScores(uid="g", attempt=0, teacher="a", logprobs=np.array([-2000.0, -1e-8], np.float32))
     mixed = mix_teacher_scores([(0.3, deep), (0.2, deep), (0.5, deep)])
     np.testing.assert_allclose(mixed.logprobs, deep.logprobs, rtol=1e-6, atol=1e-12)
 
 
-def test_a_token_missing_at_any_teacher_is_missing() -> None:
+def test_token_missing_at_any_teacher_is_missing_in_the_mixture() -> None:
     whole, holes = scores(0.5, 0.5, 0.5, 0.5), scores(0.5, math.nan, -math.inf, math.inf, teacher="b")
     for order in ((whole, holes), (holes, whole)):
-        mixed = mix_teacher_scores([(1.0, each) for each in order])
+        mixed = mix_teacher_scores([(1.0, part) for part in order])
         assert np.isnan(mixed.logprobs).tolist() == [False, True, True, True]
         assert mixed.logprobs[0] == pytest.approx(math.log(0.5))
 
 
-def test_a_single_teacher_is_not_touched() -> None:
+def test_scores_of_a_single_teacher_are_unchanged() -> None:
     ids, logprobs = np.zeros(1, np.int32), np.zeros(1, np.float32)
     alone = TeacherScores(
         uid="g",
@@ -61,7 +61,7 @@ def test_a_single_teacher_is_not_touched() -> None:
         tail_logprobs=logprobs,
     )
     assert mix_teacher_scores([(0.7, alone)]) is alone
-    with pytest.raises(ContractError, match="scored with supports, which cannot be mixed"):
+    with pytest.raises(ContractError, match="scores with supports, which cannot be mixed"):
         mix_teacher_scores([(0.7, alone), (0.3, scores(0.5))])
 
 
@@ -72,6 +72,6 @@ def test_scores_of_different_groups_are_refused(other: TeacherScores) -> None:
 
 
 @pytest.mark.parametrize("weights", [(), (0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0)])
-def test_weights_that_are_none_are_refused(weights: tuple[float, ...]) -> None:
-    with pytest.raises(ContractError, match="weights must be positive and finite, at least one"):
+def test_invalid_weights_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ContractError, match="expected at least one weight, all positive and finite"):
         mix_teacher_scores([(weight, scores(0.5)) for weight in weights])

@@ -1,4 +1,4 @@
-"""A lost replica is worth so many tries, a quota the whole time, anything else none."""
+"""Retries after lost workers, quota refusals and other errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlad.teacher.retries import retry_until
 
 
 class Script:
-    """Raises what it is told, one after the other, then returns how often it was called."""
+    """Callable that raises the given errors in turn, then returns its number of calls."""
 
     def __init__(self, *errors: RladError) -> None:
         self._errors: Iterator[RladError] = iter(errors)
@@ -26,27 +26,31 @@ class Script:
         return self.calls
 
 
-async def at_once(seconds: float) -> None:
+async def no_wait(seconds: float) -> None:
     assert 0 <= seconds <= 10
     await asyncio.sleep(0)
 
 
-LOST, REFUSED = WorkerLostError("gone"), QuotaError("enough")
+LOST, REFUSED = WorkerLostError("replica died"), QuotaError("quota reached")
 
 
-async def test_losses_are_tried_again_up_to_their_number() -> None:
+async def test_losses_are_retried_up_to_max_retries() -> None:
     two_losses = Script(LOST, LOST)
-    assert await retry_until(lambda: two_losses(), max_retries=2, timeout_s=5, what="not done", sleep=at_once) == 3
+    assert await retry_until(lambda: two_losses(), max_retries=2, timeout_s=5, failure="not done", sleep=no_wait) == 3
     script = Script(LOST, LOST, LOST)
-    with pytest.raises(WorkerLostError, match="gone"):
-        await retry_until(script, max_retries=2, timeout_s=5, what="not done", sleep=at_once)
+    with pytest.raises(WorkerLostError, match="replica died"):
+        await retry_until(script, max_retries=2, timeout_s=5, failure="not done", sleep=no_wait)
     assert script.calls == 3
 
 
-async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline() -> None:
+async def test_quota_refusals_are_retried_until_the_deadline_and_do_not_count_as_losses() -> None:
     assert (
         await retry_until(
-            Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50), max_retries=1, timeout_s=5, what="not done", sleep=at_once
+            Script(*[REFUSED] * 50, LOST, *[REFUSED] * 50),
+            max_retries=1,
+            timeout_s=5,
+            failure="not done",
+            sleep=no_wait,
         )
         == 102
     )
@@ -55,14 +59,14 @@ async def test_refusals_for_quota_count_as_no_loss_and_last_until_the_deadline()
             Script(*[REFUSED] * 1_000_000),
             max_retries=1,
             timeout_s=0.05,
-            what="the group was not scored",
-            sleep=at_once,
+            failure="the group was not scored",
+            sleep=no_wait,
         )
 
 
 @pytest.mark.parametrize("error", [EngineError("broken"), DeadlineError("its own deadline")])
-async def test_anything_else_is_raised_as_it_is(error: RladError) -> None:
+async def test_other_errors_are_not_retried(error: RladError) -> None:
     script = Script(error)
     with pytest.raises(type(error), match=str(error)):
-        await retry_until(script, max_retries=3, timeout_s=5, what="not done", sleep=at_once)
+        await retry_until(script, max_retries=3, timeout_s=5, failure="not done", sleep=no_wait)
     assert script.calls == 1

@@ -1,4 +1,4 @@
-"""What travels between a teacher service and its clients arrives to the bit, and anything else is refused by name."""
+"""Wire format of the teacher service: round trips are exact to the bit, and invalid bodies are refused."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def group(*, temperature: float = 1.0) -> RolloutGroup:
 
 
 @pytest.mark.parametrize("support", [None, 5, "full"])
-def test_a_request_arrives_as_it_was_sent_without_what_is_not_the_teacher_s_business(support: int | None) -> None:
+def test_request_round_trip_is_exact_and_omits_private_fields(support: int | None) -> None:
     sent = group(temperature=0.1 + 0.2)
     body = ScoringRequest(group=sent, tokenizer="abc", client="run-1", support=support).to_bytes()
     assert b"secret" not in body
-    assert len(body) < 600, "4 bytes a token and a header; log-probabilities stay at home"
-    came = ScoringRequest.from_bytes(body)
-    assert (came.tokenizer, came.client, came.support) == ("abc", "run-1", support)
-    assert (came.group.uid, came.group.attempt, came.group.temperature) == ("d:0:7", 3, 0.1 + 0.2)
+    assert len(body) < 600, "4 bytes per token and a header; log-probabilities are not sent"
+    received = ScoringRequest.from_bytes(body)
+    assert (received.tokenizer, received.client, received.support) == ("abc", "run-1", support)
+    assert (received.group.uid, received.group.attempt, received.group.temperature) == ("d:0:7", 3, 0.1 + 0.2)
     for name in ("prompt_ids", "response_ids", "response_offsets"):
-        assert getattr(came.group, name).tobytes() == getattr(sent, name).tobytes()
+        assert getattr(received.group, name).tobytes() == getattr(sent, name).tobytes()
 
 
 @pytest.mark.parametrize("support", [0, 2])
-def test_scores_arrive_to_the_bit_with_what_is_not_a_number(support: int) -> None:
-    # A NaN with a payload: what is not a number is not made another one.
+def test_scores_round_trip_keeps_every_bit_of_nans(support: int) -> None:
+    # A NaN with a payload, which must not change.
     logprobs = np.frombuffer(struct.pack("<4I", 0x7FC00001, 0xFF800000, 0x80000000, 0xBF000001), np.float32)
     columns = {
         "support_ids": np.arange(8, dtype=np.int32),
@@ -80,14 +80,14 @@ def test_scores_arrive_to_the_bit_with_what_is_not_a_number(support: int) -> Non
     sent = TeacherScores(
         uid="u", attempt=1, teacher="t", logprobs=logprobs, support_size=support, **(columns if support else {})
     )
-    came = scores_from_bytes(scores_to_bytes(sent))
-    assert (came.uid, came.attempt, came.teacher, came.support_size) == ("u", 1, "t", support)
-    assert came.logprobs.tobytes() == logprobs.tobytes()
+    received = scores_from_bytes(scores_to_bytes(sent))
+    assert (received.uid, received.attempt, received.teacher, received.support_size) == ("u", 1, "t", support)
+    assert received.logprobs.tobytes() == logprobs.tobytes()
     for name, column in columns.items() if support else ():
-        assert getattr(came, name).tobytes() == np.ascontiguousarray(column).tobytes()
+        assert getattr(received, name).tobytes() == np.ascontiguousarray(column).tobytes()
 
 
-def test_a_group_without_any_token_travels_too() -> None:
+def test_request_without_tokens_is_valid() -> None:
     empty = {"response_ids": np.zeros(0, np.int32), "response_offsets": np.zeros(3, np.int64)}
     assert ScoringRequest.from_bytes(request_bytes(**empty)).group.num_tokens == 0
 
@@ -120,19 +120,19 @@ def test_a_group_without_any_token_travels_too() -> None:
         request_bytes(answers=np.zeros(1, np.int32)),
     ],
 )
-def test_anything_else_is_no_request(body: bytes) -> None:
+def test_invalid_body_is_refused(body: bytes) -> None:
     with pytest.raises(ContractError):
         ScoringRequest.from_bytes(body)
 
 
-def test_scores_with_other_arrays_are_refused() -> None:
+def test_scores_with_unexpected_arrays_are_refused() -> None:
     words = {"uid": "u", "attempt": 0, "teacher": "t", "support_size": 0}
-    with pytest.raises(ContractError, match="other arrays"):
+    with pytest.raises(ContractError, match="unexpected arrays"):
         scores_from_bytes(save({"probabilities": np.zeros(1, np.float32)}, metadata={"words": json.dumps(words)}))
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "comes_back_as"),
+    ("error", "status", "restored_type"),
     [
         (AccessError("no"), 401, AccessError),
         (VocabularyMismatchError("no"), 409, VocabularyMismatchError),
@@ -144,11 +144,11 @@ def test_scores_with_other_arrays_are_refused() -> None:
         (DeadlineError("no"), 504, DeadlineError),
     ],
 )
-def test_an_error_comes_back_under_its_name(error: RladError, status: int, comes_back_as: type[RladError]) -> None:
+def test_error_round_trip_restores_its_type(error: RladError, status: int, restored_type: type[RladError]) -> None:
     found, problem = problem_of(error)
     assert found == status
-    came = error_of(found, problem.model_dump_json().encode(), who="the teacher")
-    assert (type(came), str(came)) == (comes_back_as, "no")
+    received = error_of(found, problem.model_dump_json().encode(), who="the teacher")
+    assert (type(received), str(received)) == (restored_type, "no")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_error_comes_back_under_its_name(error: RladError, status: int, comes
         (500, EngineError),
     ],
 )
-def test_an_answer_of_something_before_the_service_is_told_by_its_status(status: int, kind: type[RladError]) -> None:
+def test_error_of_a_proxy_is_restored_by_its_status(status: int, kind: type[RladError]) -> None:
     error = error_of(status, b"<html>" + b"x" * 5000, who="the teacher at https://host/t")
     assert type(error) is kind
     assert str(error).startswith(f"the teacher at https://host/t answered with status {status}: <html>xxx")
