@@ -162,9 +162,9 @@ def test_deploy_render_writes_what_kubectl_applies(rlad: Rlad, tmp_path: Path) -
         (
             "os.kill(os.getpid(), signal.SIGINT); signal.pause()",
             130,
-            "interrupted: nothing that a checkpoint holds is lost",
+            "interrupted: checkpoints are kept",
         ),
-        ("sys.exit(signal.SIGTERM)", 143, "interrupted: nothing that a checkpoint holds is lost"),
+        ("sys.exit(signal.SIGTERM)", 143, "interrupted: checkpoints are kept"),
         ("raise typer.Exit(130)", 130, ""),
     ],
 )
