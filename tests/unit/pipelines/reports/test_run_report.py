@@ -93,7 +93,7 @@ def test_report_is_one_self_contained_page(run: RunDirectory) -> None:
     write_report(run)
     page = run.report.read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!#)""", page), "the page loads another file"
-    for text in ("40.0%", "80.0%", "+40.0", "50% is generation", "3 / 6"):
+    for text in ("40.0%", "80.0%", "+40.0", "50% generation", "3 / 6"):
         assert text in page
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(drawings) >= 5
