@@ -309,7 +309,7 @@ def test_adapters_are_counted_and_a_target_that_the_student_lacks_is_an_error(
 
     # Of 36 layers q and o have 4096 + 4096 inputs and outputs, k and v 4096 + 1024, the three of the MLP 4096 + 12288.
     trained = 36 * 8 * (2 * 8192 + 2 * 5120 + 3 * 16384)
-    assert f"adapters of rank 8: {trained / 1e6:.1f} of 8191 million parameters" in [
+    assert f"LoRA adapters of rank 8 train {trained / 1e6:.1f} of 8191 million parameters" in [
         finding.text for finding in findings("learner.lora.rank=8")
     ]
     assert offloaded_gib(configured("learner.lora.rank=8")) == pytest.approx(12 * trained / 16 / GIB)
@@ -401,10 +401,10 @@ def test_a_shared_teacher_that_cannot_be_asked_from_here_is_a_warning(
 
     monkeypatch.delenv("RLAD_TEACHER_TOKEN", raising=False)
     assert warnings("teacher.service=kk") == [
-        "teacher service kk is not looked for without a cluster's address (--address)"
+        "teacher service kk is not checked: --address is not set"
     ]
     (no_token,) = warnings("teacher.url=http://127.0.0.1:9/kk")
     assert "set RLAD_TEACHER_TOKEN" in no_token
     monkeypatch.setenv("RLAD_TEACHER_TOKEN", "a-token-of-this-test")
     (unreachable,) = warnings("teacher.url=https://127.0.0.1:9/kk")
-    assert "cannot be asked from here: the teacher at https://127.0.0.1:9/kk is not reachable" in unreachable
+    assert "cannot be reached from this machine: the teacher at https://127.0.0.1:9/kk is not reachable" in unreachable
