@@ -38,7 +38,7 @@ class ModelShape:
     linear_layers: tuple[tuple[str, int], ...] = ()
 
     def trained_parameters(self, lora: LoraConfig | None) -> int:
-        """Return the number of parameters with a gradient: all, or `rank` for each input and output of adapted layers."""
+        """Return the number of trained parameters: all, or `rank` for each input and output of adapted layers."""
         if lora is None:
             return self.parameters
         return lora.rank * sum(size for name, size in self.linear_layers if lora.is_target(name))

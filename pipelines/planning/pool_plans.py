@@ -140,10 +140,10 @@ def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int)
 def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
     """Return the memory of one learner rank, in GiB.
 
-    Model states follow ZeRO with mixed precision (Rajbhandari et al., arXiv:1910.02054, section 3): 2 bytes per parameter
-    for weights, 2 for gradients, and 12 for the float32 master weights and Adam's moments. On CPU everything is float32:
-    4, 4 and 8 bytes. Each ZeRO stage shards one more of them over the ranks. Frozen weights of a student with adapters
-    have neither gradients nor optimizer state.
+    Model states follow ZeRO with mixed precision (Rajbhandari et al., arXiv:1910.02054, section 3): 2 bytes per
+    parameter for weights, 2 for gradients, and 12 for the float32 master weights and Adam's moments. On CPU everything
+    is float32: 4, 4 and 8 bytes. Each ZeRO stage shards one more of them over the ranks. Frozen weights of a student
+    with adapters have neither gradients nor optimizer state.
 
     Activations take 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the
     attention matrix), or 2 with checkpointing. The logits of one chunk are added.
