@@ -190,6 +190,6 @@ def test_plan_says_that_it_predicts_nothing_on_cpu(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert (
-        "no prediction: nothing is predicted for pools on CPU, of which there are no figures: rollout, teacher, learner"
+        "no forecast: a forecast needs all pools on GPUs; these pools run on CPU: rollout, teacher, learner"
         in result.stdout
     )

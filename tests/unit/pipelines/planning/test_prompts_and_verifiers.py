@@ -68,6 +68,7 @@ def test_reward_model_is_a_pool_and_needs_the_students_tokenizer(qwen: dict[str,
     )
     [error] = errors(plan_with(other))
     assert error.startswith("verifier of task math: student and reward_math have different vocabularies")
+    assert "tokenizer" in error
     assert ["verifier of task math" in error for error in errors(plan_with(tmp_path / "nowhere"))] == [True]
 
 
