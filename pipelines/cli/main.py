@@ -28,6 +28,7 @@ from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
+from pipelines.cli.arguments import ConfigFile, Overrides
 from rlad.errors import RladError
 
 app = typer.Typer(
@@ -49,17 +50,6 @@ app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
 app.add_typer(schedule_cli.app)
 
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run, for example configs/smoke_cpu.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Override settings of the file, for example training.steps=10.",
-        show_default=False,
-    ),
-]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/smoke.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]
 Address = Annotated[

@@ -108,8 +108,8 @@ class PoolCosts:
         """Return the decoding of a step when rollout works ahead by k = `staleness` steps.
 
         The groups of k + 1 steps are in flight, at all positions. A response has the time of k + 1 steps, so a step
-        lasts at least 1 / (k + 1) of the longest response. On average only mean / longest of the responses in flight are
-        being decoded, which is fewer than the cache holds if staleness bounds the step.
+        lasts at least 1 / (k + 1) of the longest response. On average only mean / longest of the responses in flight
+        are being decoded, which is fewer than the cache holds if staleness bounds the step.
         """
         groups = self.work.groups * (staleness + 1)
         busy = min(workers, groups)
