@@ -345,7 +345,7 @@ def test_assumptions_can_be_given() -> None:
 def test_lengths_beyond_the_budget_are_refused() -> None:
     rollout = RolloutConfig(max_response_tokens=1000)
     assert assumed_lengths(rollout, median=None, tail=4).median == 250
-    with pytest.raises(ConfigError, match="from 1 to rollout.max_response_tokens \(1000\); got 1001"):
+    with pytest.raises(ConfigError, match=r"from 1 to rollout.max_response_tokens \(1000\); got 1001"):
         assumed_lengths(rollout, median=1001, tail=4)
     with pytest.raises(ConfigError, match=r"at least 1; got 0\.5"):
         assumed_lengths(rollout, median=100, tail=0.5)
