@@ -1,4 +1,4 @@
-"""`python -m pipelines run ...`: the command `rlad` where nothing is installed but the working directory."""
+"""Run the command `rlad` from a working directory, without installation: `python -m pipelines run ...`."""
 
 from pipelines.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`rlad compare`: several methods over several seeds from one start, on one cluster, and what the difference between them is worth."""
+"""`rlad compare`: train several methods over several seeds on one cluster, and test whether they differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlad.evaluation.comparison import RunRecord, accuracy_spreads, costs, diffe
 
 
 class ComparisonDirectory:
-    """Paths of a comparison; its runs are directories in it, `METHOD-seedN`."""
+    """Paths of a comparison. Each run has a subdirectory `METHOD-seedN`."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser().resolve()
@@ -34,28 +34,29 @@ class ComparisonDirectory:
     lock = property(lambda self: self.path / ".lock")
 
     def run(self, planned: PlannedRun) -> RunDirectory:
+        """Return the directory of a run."""
         return RunDirectory(self.path / planned.name)
 
 
 def compare(
     comparison: Comparison, directory: ComparisonDirectory, *, resume: bool, console: Console
 ) -> ComparisonResult:
-    """Run what is not run yet, then write compare.json, compare.html and the drawings, and print the tables.
+    """Train the unfinished runs, then write compare.json, compare.html and the figures, and print the tables.
 
     Raises:
-        RunDirectoryError: the directory holds something and `resume` is off, or another process works in it.
-        RladError: a run failed; the finished ones are kept, and `resume` continues.
+        RunDirectoryError: The directory is not empty and `resume` is false, or another process uses it.
+        RladError: A run failed. Finished runs are kept, and `resume` continues the comparison.
     """
     if directory.path.exists() and any(directory.path.iterdir()) and not resume:
         raise RunDirectoryError(
-            f"{directory.path} is not empty: continue the comparison in it with --resume, or choose another --run-dir"
+            f"{directory.path} is not empty: continue its comparison with --resume, or choose another --run-dir"
         )
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunDirectoryError(f"another comparison is running in {directory.path}") from error
+        raise RunDirectoryError(f"another process is running the comparison in {directory.path}") from error
     with lock:
         write_atomically(directory.config, yaml.safe_dump(comparison.config.model_dump(mode="json"), sort_keys=False))
         _run_all(comparison, directory, console)
@@ -72,10 +73,10 @@ def compare(
 
 
 def analyse(comparison: Comparison, directory: ComparisonDirectory) -> ComparisonResult:
-    """Read the finished runs and compare them.
+    """Compare the finished runs from their recorded metrics.
 
     Raises:
-        ContractError: runs that cannot be paired.
+        ContractError: The evaluations of two runs cannot be paired.
     """
     records = [_record(planned, directory.run(planned)) for planned in comparison.runs]
     return ComparisonResult(
@@ -89,10 +90,10 @@ def analyse(comparison: Comparison, directory: ComparisonDirectory) -> Compariso
 
 
 def is_finished(planned: PlannedRun, run: RunDirectory) -> bool:
-    """Whether a run has nothing left to do.
+    """Return whether a run has its export and the evaluations of its first and last step.
 
     Raises:
-        ConfigError: the directory holds a run with other settings.
+        ConfigError: The directory holds a run with different settings.
     """
     if not run.config.exists():
         return False
@@ -105,7 +106,7 @@ def is_finished(planned: PlannedRun, run: RunDirectory) -> bool:
 def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Console) -> None:
     unfinished = [planned for planned in comparison.runs if not is_finished(planned, directory.run(planned))]
     total = len(comparison.runs)
-    console.print(f"{total} runs, {total - len(unfinished)} finished before", highlight=False)
+    console.print(f"{total} runs, {total - len(unfinished)} already finished", highlight=False)
     with ExitStack() as closing:
         if unfinished:
             closing.enter_context(connected(unfinished[0].config.cluster))
@@ -125,7 +126,7 @@ def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:
 def _share_start(
     planned: PlannedRun, run: RunDirectory, comparison: Comparison, directory: ComparisonDirectory
 ) -> None:
-    """Take over the start's evaluation from another run of the seed: the same student, prompts and sampling, so the same question asked again."""
+    """Copy the evaluation at step 0 from another run of the seed, if its student, prompts and sampling are the same."""
     if run.evaluation_at(0) is not None:
         return
     for other in comparison.runs:

@@ -1,4 +1,4 @@
-"""Evaluation of the policy that the rollout pool holds, through the pool and the verifiers."""
+"""`rlad eval`: evaluate a model with its own rollout and verifier pools."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from rlad.models.references import resolve_model
 def evaluate_model(
     suite: EvaluationSuite, console: Console, *, output: Path | None = None
 ) -> dict[str, EvaluationSummary]:
-    """Evaluate the suite's student on each of its sets, on pools of its own, and print the tables.
+    """Evaluate the student of a suite on each evaluation set, and print the tables.
 
     Args:
-        output: directory for `evaluation.json`, the figures, and `responses-SET.jsonl`, every response with its text and reward.
+        suite: Evaluation sets, and the model as `student`.
+        output: Directory for `evaluation.json` (results) and `responses-SET.jsonl` (text and reward of each response).
 
     Returns:
-        The figures by the set's name.
+        Results by the name of the set.
 
     Raises:
-        RunDirectoryError: `output` holds an evaluation already, or is a file.
+        RunDirectoryError: `output` already holds an evaluation, or is a file.
     """
     if output is not None:
-        _make_room(output, suite)
+        _prepare_output(output, suite)
     student = resolve_model(suite.student.path)
     prompts = {name: prepare_prompts(settings.prompts, suite, student) for name, settings in suite.sets.items()}
     for name, settings in suite.sets.items():
@@ -94,7 +95,7 @@ def evaluate_model(
 
 
 def _writer(file: TextIO) -> OnResponses:
-    """Writes a line a response, a prompt at a time."""
+    """Return a callback that writes one JSON line per response."""
 
     def write(record: PromptRecord, sampled: SampledGroup, judged: VerifierResult) -> None:
         assert judged.texts is not None
@@ -114,14 +115,16 @@ def _writer(file: TextIO) -> OnResponses:
     return write
 
 
-def _make_room(output: Path, suite: EvaluationSuite) -> None:
+def _prepare_output(output: Path, suite: EvaluationSuite) -> None:
     if output.exists() and not output.is_dir():
-        raise RunDirectoryError(f"{output} is a file: --output names a directory")
-    there = [
+        raise RunDirectoryError(f"--output {output} is a file; expected a directory")
+    existing = [
         name
         for name in ("evaluation.json", *(f"responses-{name}.jsonl" for name in suite.sets))
         if (output / name).exists()
     ]
-    if there:
-        raise RunDirectoryError(f"{output} already holds {', '.join(there)}: choose another --output, or remove it")
+    if existing:
+        raise RunDirectoryError(
+            f"{output} already holds {', '.join(existing)}: choose another --output, or remove them"
+        )
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Options that `rlad plan` and `rlad simulate` share, and what they make of them."""
+"""Options shared by `rlad plan` and `rlad simulate`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,57 @@ if TYPE_CHECKING:
     from pipelines.simulation.workload import Lengths
     from rlad.config import RunConfig
 
+PANEL = "Forecast options"
+
 DeviceName = Annotated[
     str | None,
-    typer.Option("--device", help="GPUs to predict speed for: a100, h100, h200 or b200.", show_default=False),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="GPU type to forecast for: a100, h100, h200 or b200.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
 ]
 MedianTokens = Annotated[
     float | None,
     typer.Option(
         "--median-tokens",
-        help="Median length of a response. [default: a quarter of rollout.max_response_tokens]",
-        show_default=False,
+        metavar="TOKENS",
+        help="Median response length.",
+        show_default="a quarter of rollout.max_response_tokens",
+        rich_help_panel=PANEL,
     ),
 ]
-Tail = Annotated[float, typer.Option("--tail", help="99th percentile of the lengths over their median.")]
+Tail = Annotated[
+    float,
+    typer.Option(
+        "--tail",
+        metavar="RATIO",
+        help="99th percentile of response length, divided by the median.",
+        rich_help_panel=PANEL,
+    ),
+]
 PromptTokens = Annotated[
     int | None,
     typer.Option(
         "--prompt-tokens",
-        help="Length of a prompt. [default: a quarter of rollout.max_prompt_tokens]",
+        metavar="TOKENS",
+        help="Prompt length.",
         min=1,
+        show_default="a quarter of rollout.max_prompt_tokens",
+        rich_help_panel=PANEL,
+    ),
+]
+PricePerGpuHour = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-gpu-hour",
+        metavar="PRICE",
+        help="Price of one GPU per hour. Adds the cost of a step.",
+        min=0,
         show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 Assume = Annotated[
@@ -38,7 +69,9 @@ Assume = Annotated[
     typer.Option(
         "--assume",
         metavar="NAME=VALUE",
-        help="An assumption in place of the usual one, as training_share=0.35; again for another.",
+        help="Override an assumption, for example training_share=0.35. Repeatable.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 TAIL = 10.0
@@ -53,11 +86,11 @@ def pool_costs(
     prompt_tokens: int | None,
     assume: list[str] | None,
 ) -> tuple[PoolCosts, Lengths]:
-    """A run's pools on a device.
+    """Return the costs of a run's pools on a device, and the distribution of response lengths.
 
     Raises:
-        PlanError: no figures of the device, or of a pool of the run.
-        ConfigError: an assumption that cannot be.
+        PlanError: The device is unknown, or the run cannot be forecast.
+        ConfigError: An assumption or length is unknown or out of range.
     """
     from pipelines.forecast.assumptions import assumed_lengths, assumptions_from, work_of_step
     from pipelines.forecast.costs import Machine

@@ -1,4 +1,8 @@
-"""The command `rlad`. What a command imports for its work it imports behind its settings: a mistake in them is told at once, not behind seconds of torch."""
+"""The command `rlad`.
+
+Commands import their pipeline after they have read the configuration: an error in the configuration is reported at
+once, without the seconds that importing torch takes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-# The environment of every process that this one starts, so set before the libraries that read it are imported.
+# Inherited by every child process. Set before the imports below, which read these variables.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -24,11 +28,15 @@ from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
+from pipelines.cli.arguments import ConfigFile, Overrides
 from rlad.errors import ConfigError, RladError
 
 app = typer.Typer(
     name="rlad",
-    help="RL-aware distillation: train a small student by reinforcement while a large teacher scores every token.",
+    help=(
+        "RL-aware distillation: train a small student with reinforcement learning while a large teacher scores every "
+        "token of its responses."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,16 +50,19 @@ app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
 app.add_typer(schedule_cli.app)
 
-ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10.")
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/smoke.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to run on.", show_default="start a local cluster")
 ]
-RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="Directory for all files of the run.", show_default="runs/NAME")
+]
 
 
 @app.callback()
 def common(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, one event a line.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log at INFO level, one event per line.")] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -62,15 +73,11 @@ def common(
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")
-    ] = None,
+    run_dir: RunDirOption = None,
+    resume: Resume = False,
+    address: Address = None,
 ) -> None:
-    """Distil a student, as CONFIG says."""
+    """Train a student as CONFIG describes."""
     from rlad.config import load_run_config
 
     settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
@@ -91,10 +98,14 @@ def offline() -> None:
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="Which pair of starter models: kk (the demo's) or kk-smoke.")] = "kk",
-    force: Annotated[bool, typer.Option("--force", help="Make them again although they are in the cache.")] = False,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe: kk (demo) or kk-smoke (tests).")] = "kk",
+    force: Annotated[bool, typer.Option("--force", help="Train again, even if the models are cached.")] = False,
 ) -> None:
-    """Make a tokenizer, a teacher and a weak student from generated puzzles, on CPU; once, then they come from the cache."""
+    """Train the starter models on CPU: a tokenizer, a teacher and a weak student.
+
+    The models learn from generated puzzles and are cached. `rlad run` trains
+    missing starter models itself.
+    """
     from pipelines.pretrain import pretrain as make
 
     make(recipe, cache_dir=None, force=force, console=Console())
@@ -103,28 +114,33 @@ def pretrain(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Hugging Face model directory, a run's export/, or starter:RECIPE/ROLE.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Hugging Face model directory, export directory of a run, or starter:RECIPE/ROLE."
+        ),
     ],
     config: Annotated[
         Path,
         typer.Option(
             "--config",
             "-c",
-            help="A file of evaluation sets (configs/eval_math.yaml), or a run, whose evaluation is then used.",
+            help="YAML file of evaluation sets (configs/eval_math.yaml), or of a run to use its evaluation.",
+            show_default=False,
         ),
     ],
     overrides: Overrides = None,
     sets: Annotated[
         str | None,
         typer.Option(
-            "--sets", help="Only these sets of the file, separated by commas. [default: all]", show_default=False
+            "--sets", help="Evaluation sets to use, separated by commas.", show_default="all sets of the file"
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Directory for evaluation.json and every response (JSONL).")
+        Path | None,
+        typer.Option(help="Directory for evaluation.json and all responses (JSON Lines).", show_default="print only"),
     ] = None,
 ) -> None:
-    """Evaluate MODEL: mean@k, maj@k and pass@k with confidence intervals."""
+    """Evaluate MODEL: mean@k, maj@k and pass@k, with 95% confidence intervals."""
     from rlad.config import load_evaluation_suite
 
     suite = load_evaluation_suite(config, [*(overrides or []), f"student.path={model}"])
@@ -140,26 +156,32 @@ def evaluate(
 
 @app.command()
 def compare(
-    config: Annotated[Path, typer.Argument(help="A comparison's YAML file, for example configs/compare_kk_cpu.yaml.")],
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG", help="YAML file of the comparison, for example configs/compare_kk_cpu.yaml."),
+    ],
     overrides: Overrides = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Only these methods, separated by commas; the others are compared with the first. [default: all]",
-            show_default=False,
+            help="Methods to run, separated by commas. The first is the baseline.",
+            show_default="all methods of the file",
         ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="These seeds, separated by commas, instead of the file's.", show_default=False)
+        str | None, typer.Option(help="Seeds, separated by commas.", show_default="seeds of the file")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where the runs and the report go. [default: runs/NAME]", show_default=False)
+        Path | None, typer.Option(help="Directory for the runs and the report.", show_default="runs/NAME")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue: finished runs are kept, the others are run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished runs and continue the others.")] = False,
 ) -> None:
-    """Compare methods from one start over several seeds, and say whether they differ by more than chance."""
+    """Compare training methods over several seeds.
+
+    All runs of a seed start from the same student. The report gives accuracy
+    and cost of each method, and tests whether differences in accuracy are
+    larger than chance.
+    """
     from rlad.config.comparison import load_comparison
 
     comparison = load_comparison(
@@ -182,7 +204,7 @@ def compare(
 
 @app.command()
 def report(run: RunPath) -> None:
-    """Write RUN's report.html from what it has recorded so far."""
+    """Write report.html for RUN, finished or still training."""
     from pipelines.reports.run_report import write_report
     from pipelines.run.directory import RunDirectory
 
@@ -192,8 +214,13 @@ def report(run: RunPath) -> None:
 
 
 @app.command()
-def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Count RUN's groups by state. `lost` and `duplicated` must be 0."""
+def ledger(
+    run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+) -> None:
+    """Count the groups of RUN by state.
+
+    Exits with status 1 if `lost` or `duplicated` is not 0.
+    """
     from pipelines.run.directory import RunDirectory
     from rlad.ledger import Ledger
 
@@ -209,10 +236,10 @@ def ledger(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="P
         raise typer.Exit(1)
 
 
-def _run_dir(given: Path | None, name: str) -> Path:
+def _run_dir(path: Path | None, name: str) -> Path:
     from pipelines.cluster.job_environment import require_lasting
 
-    run_dir = given or Path("runs") / name
+    run_dir = path or Path("runs") / name
     require_lasting(run_dir)
     return run_dir
 
@@ -225,9 +252,10 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _use_token() -> None:
-    """A cluster that Ray starts here has a token, which lies in the home directory; whoever joins a cluster must say that it has one.
+    """Enable Ray's token authentication if this machine has a token.
 
-    For this process and those it starts, and before Ray is imported, which reads it then. Whoever imports this module alone decides for itself.
+    Ray protects a cluster that it starts with a token in the home directory, and clients must opt in to use it. Ray
+    reads the variable at import, so it is set before. Only `main()` sets it: importing this module changes nothing.
     """
     if (
         "RAY_AUTH_TOKEN" in os.environ
@@ -238,23 +266,25 @@ def _use_token() -> None:
 
 
 def main() -> None:
-    """Entry point: an error of ours is one clear message and status 1, not a traceback."""
+    """Run the command line. A `RladError` prints one message and exits with status 1, without a traceback."""
     _use_token()
     try:
         app()
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
     except SystemExit as end:
-        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # what typer makes of Ctrl-C
-            _say_interrupted(signal.SIGINT)
-        if end.code == signal.SIGTERM:  # what Ray makes of the signal: a job that is stopped, a pod that is taken away
-            _say_interrupted(signal.SIGTERM)
+        if isinstance(
+            getattr(end.__context__, "__cause__", None), KeyboardInterrupt
+        ):  # typer turns Ctrl-C into an exit
+            _exit_interrupted(signal.SIGINT)
+        if end.code == signal.SIGTERM:  # Ray's SIGTERM handler exits with this code: a stopped job, a deleted pod
+            _exit_interrupted(signal.SIGTERM)
         raise
 
 
-def _say_interrupted(by: signal.Signals) -> None:
+def _exit_interrupted(by: signal.Signals) -> None:
     Console(stderr=True).print(
-        "[yellow]interrupted[/]: nothing that a checkpoint holds is lost; continue with the same command and --resume",
+        "[yellow]interrupted[/]: checkpoints are kept; continue with the same command and --resume",
         soft_wrap=True,
     )
     sys.exit(128 + by)

@@ -1,14 +1,24 @@
-"""`rlad plan`: whether a run can work, before anything is started, and what a step of it should take."""
+"""`rlad plan`: check a run before it starts, and forecast a step."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from pipelines.cli.forecast_options import TAIL, Assume, DeviceName, MedianTokens, PromptTokens, Tail, pool_costs
+from pipelines.cli.arguments import ConfigFile, Overrides
+from pipelines.cli.forecast_options import (
+    TAIL,
+    Assume,
+    DeviceName,
+    MedianTokens,
+    PricePerGpuHour,
+    PromptTokens,
+    Tail,
+    pool_costs,
+)
 from rlad.errors import PlanError
 
 if TYPE_CHECKING:
@@ -21,34 +31,39 @@ _MEMORY_GIB = 80.0
 
 @app.command()
 def plan(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file, for example configs/smoke_cpu.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings that win over the file: key=value, for example training.steps=10."),
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Ray cluster to plan for.", show_default="cluster.address, else this machine"
+        ),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Plan for the Ray cluster at this address.")] = None,
     cpus: Annotated[
         float | None,
-        typer.Option(help="Plan for a cluster with so many CPUs. [default: this machine's]", show_default=False),
+        typer.Option(metavar="N", help="CPUs to plan with.", show_default="those of the cluster or machine"),
     ] = None,
     gpus: Annotated[
         float | None,
-        typer.Option(help="Plan for a cluster with so many GPUs. [default: this machine's]", show_default=False),
+        typer.Option(metavar="N", help="GPUs to plan with.", show_default="those of the cluster or machine"),
     ] = None,
     gpu_memory_gib: Annotated[
         float | None,
-        typer.Option(help="Memory of one of its GPUs. [default: that of --device, else 80]", show_default=False),
+        typer.Option(metavar="GIB", help="Memory of one GPU, in GiB.", show_default="that of --device, else 80"),
     ] = None,
     device: DeviceName = None,
     median_tokens: MedianTokens = None,
     tail: Tail = TAIL,
     prompt_tokens: PromptTokens = None,
-    price_per_gpu_hour: Annotated[
-        float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)
-    ] = None,
+    price_per_gpu_hour: PricePerGpuHour = None,
     assume: Assume = None,
 ) -> None:
-    """Check CONFIG in seconds, without starting an engine: models, vocabularies, templates, prompts, placement, memory. With --device, predict a step."""
+    """Check CONFIG in seconds, without starting an engine.
+
+    Checks models, vocabularies, chat templates, prompts, verifiers, placement
+    and memory. With --device, forecasts the duration of a step. Exits with
+    status 1 if a check fails.
+    """
     from pipelines.forecast.devices import find_device
     from pipelines.forecast.tables import forecast
     from pipelines.planning.plan import available_resources, make_plan
@@ -59,22 +74,26 @@ def plan(
     made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=memory_gib)
     console = Console()
     console.print(made.table())
-    for finding in made.findings:
-        console.print(finding.line(), soft_wrap=True, highlight=False)
+    print_lines(console, (finding.line() for finding in made.findings))
     if device is not None:
         try:
             costs, lengths = pool_costs(
                 settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
             )
-        except PlanError as error:  # what cannot be predicted can run all the same
-            console.print(f"[yellow]no prediction[/]: {error}", soft_wrap=True, highlight=False)
+        except PlanError as error:  # a run without a forecast can still be valid
+            print_lines(console, [f"[yellow]no forecast[/]: {error}"])
         else:
             _print_forecast(forecast(costs, lengths), console, price_per_hour=price_per_gpu_hour)
     if made.has_errors:
         raise typer.Exit(1)
 
 
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print each text on a line of its own. Wrap between words on a terminal; never wrap in files and pipes."""
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal, highlight=False)
+
+
 def _print_forecast(found: Forecast, console: Console, *, price_per_hour: float | None) -> None:
     console.print(found.table())
-    for sentence in found.sentences(price_per_hour=price_per_hour):
-        console.print(sentence, soft_wrap=True, highlight=False)
+    print_lines(console, found.sentences(price_per_hour=price_per_hour))

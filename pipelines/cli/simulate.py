@@ -1,19 +1,29 @@
-"""`rlad simulate`: a run under a clock that jumps, on as many GPUs as one likes to imagine."""
+"""`rlad simulate`: simulate a run in virtual time, with any number of GPUs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from pipelines.cli.forecast_options import TAIL, Assume, DeviceName, MedianTokens, PromptTokens, Tail, pool_costs
+from pipelines.cli.arguments import ConfigFile, Overrides
+from pipelines.cli.forecast_options import (
+    TAIL,
+    Assume,
+    DeviceName,
+    MedianTokens,
+    PricePerGpuHour,
+    PromptTokens,
+    Tail,
+    pool_costs,
+)
+from pipelines.cli.plan import print_lines
+from pipelines.cli.split_tables import print_splits
 from rlad.errors import PlanError
 
 if TYPE_CHECKING:
@@ -25,54 +35,72 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# A split of so many groups is simulated in seconds.
-_MOST_GROUPS = 1500
+# Bounds the time of a simulation: this many groups take a few seconds.
+_MAX_GROUPS = 1500
+_SPEEDS_PANEL = "Measured speeds (override those of --device)"
 
 
-def _milliseconds(what: str) -> object:
-    return typer.Option(help=f"{what}, in ms; goes before what --device says.", min=0, show_default=False)
+def _milliseconds(description: str) -> object:
+    return typer.Option(metavar="MS", help=f"{description}.", min=0, show_default=False, rich_help_panel=_SPEEDS_PANEL)
 
 
 @app.command()
 def simulate(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     device: DeviceName = None,
     gpus: Annotated[
         int | None,
-        typer.Option(help="Divide so many GPUs among the pools, in several ways.", min=1, show_default=False),
+        typer.Option(
+            metavar="N", help="GPUs to divide among the pools, in several ways.", min=1, show_default="configured sizes"
+        ),
     ] = None,
-    splits: Annotated[int, typer.Option(help="How many ways.", min=1)] = 6,
+    splits: Annotated[int, typer.Option(metavar="N", help="Maximum number of divisions to simulate.", min=1)] = 6,
     median_tokens: MedianTokens = None,
     tail: Tail = TAIL,
     prompt_tokens: PromptTokens = None,
     assume: Assume = None,
-    steps: Annotated[int, typer.Option(help="Steps to simulate; fewer where a step has very many groups.", min=1)] = 20,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Steps to simulate. Reduced if a step has many groups.", min=1)
+    ] = 20,
     failures_per_day: Annotated[
-        float, typer.Option(help="Of the whole run's workers; those of rollout workers are simulated.", min=0)
+        float,
+        typer.Option(metavar="N", help="Failures of all workers. Only those of rollout workers are simulated.", min=0),
     ] = 0.0,
-    restart_s: Annotated[float, typer.Option(help="Seconds until a lost worker's replacement serves.", min=0)] = 120.0,
-    price_per_gpu_hour: Annotated[
-        float | None, typer.Option(help="What a GPU costs an hour.", min=0, show_default=False)
-    ] = None,
+    restart_s: Annotated[
+        float, typer.Option(metavar="S", help="Seconds until the replacement of a lost worker serves.", min=0)
+    ] = 120.0,
+    price_per_gpu_hour: PricePerGpuHour = None,
     slots: Annotated[
-        int | None, typer.Option(help="Responses a rollout worker decodes at once.", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Concurrent responses of a rollout worker.",
+            min=1,
+            show_default=False,
+            rich_help_panel=_SPEEDS_PANEL,
+        ),
     ] = None,
-    token_ms: Annotated[float | None, _milliseconds("Between two tokens of a response")] = None,
-    teacher_token_ms: Annotated[float | None, _milliseconds("Of a teacher replica, for a response token")] = None,
-    verdict_ms: Annotated[float | None, _milliseconds("Of a verifier process, for a group")] = None,
-    learner_token_ms: Annotated[float | None, _milliseconds("Of the whole learner, for a response token")] = None,
-    update_ms: Annotated[float | None, _milliseconds("Of an optimizer step")] = None,
-    weights_ms: Annotated[float | None, _milliseconds("Until all samplers have new weights")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    token_ms: Annotated[float | None, _milliseconds("Time between two tokens of a response")] = None,
+    teacher_token_ms: Annotated[float | None, _milliseconds("Time of a teacher replica per response token")] = None,
+    verdict_ms: Annotated[float | None, _milliseconds("Time of a verifier process per group")] = None,
+    learner_token_ms: Annotated[float | None, _milliseconds("Time of all learner ranks per response token")] = None,
+    update_ms: Annotated[float | None, _milliseconds("Time of an optimizer step")] = None,
+    weights_ms: Annotated[float | None, _milliseconds("Time until all rollout workers have new weights")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Take CONFIG through the real scheduler in virtual time: what a step would take, who would wait, and which division of the GPUs is best."""
+    """Simulate CONFIG in virtual time with the real scheduler.
+
+    Prints the duration of a step, the utilization of each pool, and the
+    bottleneck. With --gpus, compares several divisions of the GPUs. Speeds come
+    from --device, or from measurements given with the options in milliseconds.
+    """
     from pipelines.forecast.assumptions import assumed_lengths
     from pipelines.forecast.simulated import simulate_split
     from rlad.config import load_run_config
 
     settings = load_run_config(config, overrides or [])
-    given = {
+    options_ms = {
         "token_s": token_ms,
         "teacher_token_s": teacher_token_ms,
         "verdict_s": verdict_ms,
@@ -80,7 +108,7 @@ def simulate(
         "update_s": update_ms,
         "weights_s": weights_ms,
     }
-    known = {name: milliseconds / 1e3 for name, milliseconds in given.items() if milliseconds is not None}
+    known = {name: milliseconds / 1e3 for name, milliseconds in options_ms.items() if milliseconds is not None}
     costs = None
     if device is None:
         require_speeds(settings, known, gpus=gpus)
@@ -115,41 +143,44 @@ def simulate(
     if as_json:
         typer.echo(json.dumps([split.as_dict(price_per_hour=price_per_gpu_hour) for split in done]))
         return
-    console.print(splits_table(done, price_per_hour=price_per_gpu_hour))
-    for sentence in _sentences(settings, costs, lengths, done):
-        console.print(sentence, soft_wrap=True, highlight=False)
+    print_splits(done, console, price_per_hour=price_per_gpu_hour)
+    print_lines(console, _sentences(settings, costs, lengths, done))
 
 
 def require_speeds(config: RunConfig, known: dict[str, float], *, gpus: int | None) -> None:
-    """Refuse a simulation that nobody has told how fast its engines are.
+    """Check that the speeds of a simulation without `--device` are complete.
 
     Raises:
-        PlanError: with the options that are missing.
+        PlanError: The run is offline, `--gpus` is set, or speeds are missing; the message names their options.
     """
     if config.offline is not None:
-        raise PlanError("only runs that sample from the student are simulated; this one trains on its teacher's traces")
-    if gpus is not None:
         raise PlanError(
-            "--gpus divides GPUs by what they can do: say which they are with --device, for example --device h100"
+            "a simulation needs a run that samples from the student; this run trains on traces of its teacher"
         )
+    if gpus is not None:
+        raise PlanError("--gpus requires --device, for example --device h100")
     needed = ["token_s", "learner_token_s", *(["teacher_token_s"] if config.scoring_pools else [])]
     if missing := [f"--{name.removesuffix('_s').replace('_', '-')}-ms" for name in needed if name not in known]:
         raise PlanError(
-            f"how fast are the engines? Give --device for runs on GPUs, or as measured {', '.join(missing)} (metrics.jsonl of a run has them)"
+            "the speed of the engines is unknown; set --device for runs on GPUs, or the measured "
+            f"{', '.join(missing)} (from metrics.jsonl of a run)"
         )
 
 
 def bounded_steps(config: RunConfig, steps: int) -> int:
-    """As many as asked for, unless so many groups would take too long; enough for the samplers to get as far ahead as they may."""
+    """Return the number of steps to simulate: `steps`, or fewer if a step has many groups.
+
+    The result is never below max_staleness + 3, so that rollout reaches its maximum lead.
+    """
     fewest = config.training.max_staleness + 3
-    return max(1, min(steps, config.training.steps, max(fewest, _MOST_GROUPS // config.training.prompts_per_step)))
+    return max(1, min(steps, config.training.steps, max(fewest, _MAX_GROUPS // config.training.prompts_per_step)))
 
 
 def sizes_to_simulate(config: RunConfig, costs: PoolCosts | None, gpus: int | None, count: int) -> Sequence[Sizes]:
-    """The configured sizes, or several that divide so many GPUs.
+    """Return the configured pool sizes, or up to `count` splits of `gpus` GPUs.
 
     Raises:
-        PlanError: no division of them gives every pool what it needs.
+        PlanError: No split gives each pool a worker and the learner enough memory.
     """
     from pipelines.forecast.sizes import splits, spread_of
     from pipelines.forecast.step import fixed_devices, sizes_of
@@ -159,59 +190,15 @@ def sizes_to_simulate(config: RunConfig, costs: PoolCosts | None, gpus: int | No
     ranked = splits(costs, gpus - fixed_devices(config), staleness=config.training.max_staleness)
     if not ranked:
         raise PlanError(
-            f"{gpus} {costs.machine.device.title} cannot be divided so that every pool has a worker and the learner its memory"
+            f"{gpus} {costs.machine.device.title} are too few for one worker in each pool and the learner's memory"
         )
     return [split.sizes for split in spread_of(ranked, count)]
-
-
-def splits_table(done: Sequence[SimulatedSplit], *, price_per_hour: float | None) -> Table:
-    """A row a split; busy shares in percent."""
-    from pipelines.forecast.step import cost_of_step
-
-    scorers, fastest = list(done[0].sizes.scorers), min(split.step_s for split in done)
-    table = Table(title=f"Simulated, {len(done[0].run.steps)} steps", title_justify="left")
-    priced = ["cost a step"] if price_per_hour is not None else []
-    busy = list(done[0].run.busy)
-    columns = [
-        "rollout",
-        *scorers,
-        "learner",
-        "GPUs",
-        "step s",
-        "over bound",
-        "tokens/s",
-        *priced,
-        "lost",
-        *(f"{pool} busy" for pool in busy),
-    ]
-    for column in columns:
-        table.add_column(column, justify="right")
-    table.add_column("bounded by")
-    for split in done:
-        cost = (
-            []
-            if price_per_hour is None
-            else [f"{cost_of_step(split.step_s, split.devices, price_per_hour=price_per_hour):,.2f}"]
-        )
-        table.add_row(
-            *map(str, (split.sizes.rollout, *split.sizes.scorers.values(), split.sizes.learner)),
-            f"{split.devices:g}",
-            f"{split.step_s:.1f}",
-            f"{split.run.makespan_over_bound:.2f}",
-            f"{split.tokens_per_s:,.0f}",
-            *cost,
-            str(split.run.lost_workers),
-            *(f"{split.run.busy[pool]:.0%}" for pool in busy),
-            split.bound_by,
-            style="bold" if split.step_s == fastest and len(done) > 1 else None,
-        )
-    return table
 
 
 def _speeds(
     config: RunConfig, costs: PoolCosts | None, sizes: Sizes, known: dict[str, float], slots: int | None
 ) -> tuple[Speeds, int]:
-    """The simulator's speeds, and how many replicas score: those of the pool with the most to do."""
+    """Return the simulator's speeds, and the number of replicas of the slowest scoring pool (0 without scoring)."""
     from pipelines.forecast.simulated import slowest_scorer, speeds_of
     from pipelines.simulation.workload import Speeds
 
@@ -220,10 +207,10 @@ def _speeds(
         predicted = speeds_of(costs, sizes)
     else:
         slowest = next(iter(sizes.scorers), None)
-        free = dict.fromkeys(
+        zero = dict.fromkeys(
             ("token_s", "teacher_token_s", "verdict_s", "learner_token_s", "update_s", "weights_s"), 0.0
         )
-        predicted = Speeds(**free, slots=config.rollout.max_sequences)
+        predicted = Speeds(**zero, slots=config.rollout.max_sequences)
     speeds = replace(predicted, slots=predicted.slots if slots is None else slots, **known)
     return speeds, sizes.scorers[slowest] if slowest is not None else 0
 
@@ -236,11 +223,13 @@ def _sentences(
     in_flight = (config.training.max_staleness + 1) * config.training.prompts_per_step
     if (workers := max(split.sizes.rollout for split in done)) > in_flight:
         found.append(
-            f"at most {in_flight} groups are in flight: of {workers} rollout workers the others have nothing to do. Raise training.prompts_per_step"
+            f"at most {in_flight} groups are in flight, so some of {workers} rollout workers are idle; "
+            "raise training.prompts_per_step"
         )
     found.append(f"responses: {lengths.sentence()}")
     if costs is not None:
         found.append(
-            f"{costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; {costs.machine.assumptions.sentence()}"
+            f"assumptions: {costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; "
+            f"{costs.machine.assumptions.sentence()}"
         )
     return found

@@ -1,1 +1,1 @@
-"""What a step should take and cost, from the sizes of models, the lengths of responses and the figures of a device: docs/forecast.md."""
+"""Forecast of step time and cost: formulas for each pool, and a search over pool sizes."""

@@ -1,4 +1,4 @@
-"""What a forecast has to assume because no data sheet and no configuration says it. Every figure can be given instead."""
+"""Assumptions of a forecast: figures that neither data sheets nor the configuration give. `--assume` overrides each."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """How much of a device's figures is reached, and what has no figure.
+    """Achieved shares of a device's peak figures, and figures that depend on the cluster.
 
     Attributes:
-        memory_share: of the memory bandwidth, while tokens are decoded and the optimizer steps.
-        forward_share: of the FLOP/s, in a forward pass of an engine.
-        training_share: of the FLOP/s, in the learner's forward and backward passes.
-        link_share: of a link's bandwidth.
-        engine_ms: of an engine for one step of decoding, beside the device's work.
-        verdict_ms: of a verifier process for one response.
-        network_gbit: between machines, for each of their devices.
-        gpus_per_node: of one machine.
+        memory_share: Achieved share of memory bandwidth in decoding and optimizer steps.
+        forward_share: Achieved share of FLOP/s in an engine's forward pass.
+        training_share: Achieved share of FLOP/s in the learner's forward and backward passes.
+        link_share: Achieved share of link bandwidth.
+        engine_ms: Engine overhead of one decoding step, in addition to the device's work.
+        verdict_ms: Time of a verifier process for one response.
+        network_gbit: Network bandwidth between nodes per device, in Gbit/s.
+        gpus_per_node: GPUs of one node.
     """
 
     memory_share: float = 0.7
@@ -41,28 +41,30 @@ class Assumptions:
     gpus_per_node: float = 8.0
 
     def sentence(self) -> str:
+        """Return all assumptions as text."""
         return ", ".join(f"{field.name} {getattr(self, field.name):g}" for field in fields(self))
 
 
-def assumptions_from(given: Sequence[str]) -> Assumptions:
-    """The usual ones but for those given, each as `name=value`.
+def assumptions_from(overrides: Sequence[str]) -> Assumptions:
+    """Return the default assumptions with overrides of the form `name=value`.
 
     Raises:
-        ConfigError: an unknown name, or a value that it cannot have.
+        ConfigError: The name is unknown, or the value is not a number or out of range.
     """
     names = [field.name for field in fields(Assumptions)]
     changes = {}
-    for text in given:
+    for text in overrides:
         name, _, value = text.partition("=")
         if name not in names:
-            raise ConfigError(f"no assumption {name!r}: there are {', '.join(names)}, each given as name=value")
+            raise ConfigError(f"unknown assumption {name!r}; expected NAME=VALUE with one of {', '.join(names)}")
         try:
             changes[name] = float(value)
         except ValueError:
-            raise ConfigError(f"assumption {name} takes a number, got {value!r}") from None
+            raise ConfigError(f"assumption {name} must be a number; got {value!r}") from None
         if not _is_possible(name, changes[name]):
             raise ConfigError(
-                f"assumption {name} cannot be {value}: shares are above 0 and at most 1, milliseconds at least 0, all else above 0"
+                f"assumption {name} is out of range; got {value}. Shares are above 0 and at most 1, "
+                "milliseconds at least 0, and other values above 0"
             )
     return replace(Assumptions(), **changes)
 
@@ -75,12 +77,13 @@ def _is_possible(name: str, value: float) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one step has to sample, score and train on.
+    """Prompts and responses of one step.
 
     Attributes:
-        groups: prompts of the step.
-        prompt_tokens: of each.
-        lengths: float64 [R], tokens of all responses, ascending: the quantiles of their distribution, so that nothing is drawn.
+        groups: Number of prompts.
+        prompt_tokens: Tokens of each prompt.
+        lengths: float64 [R], tokens of each response, ascending. They are quantiles of the distribution, so a forecast
+            is deterministic.
     """
 
     groups: int
@@ -89,25 +92,30 @@ class Work:
 
     @property
     def group_size(self) -> float:
+        """Responses per group."""
         return len(self.lengths) / self.groups
 
     @property
     def response_tokens(self) -> float:
+        """Tokens of all responses."""
         return float(self.lengths.sum())
 
     @property
     def sequences(self) -> Array:
-        """Tokens of every prompt with its response."""
+        """Tokens of each response with its prompt: float64 [R]."""
         return self.lengths + self.prompt_tokens
 
     @property
     def mean_context(self) -> float:
-        """Tokens before the one that is decoded, over all that are: a long response is in there for longer."""
+        """Mean number of tokens in front of a decoded token. Long responses weigh more: they decode for longer."""
         return self.prompt_tokens + float(np.square(self.lengths).sum()) / (2 * self.response_tokens)
 
     @property
     def longest_of_groups(self) -> Array:
-        """Tokens of every group's longest response, ascending: with G responses, quantile q of them is quantile q^(1/G) of all; the last is the longest."""
+        """Tokens of each group's longest response, ascending: float64 [groups].
+
+        Quantile q of the longest of G responses is quantile q^(1/G) of all responses. The last entry is the maximum.
+        """
         places = ((np.arange(self.groups) + 0.5) / self.groups) ** (1 / self.group_size) * len(self.lengths)
         longest: Array = self.lengths[np.minimum(places.astype(int), len(self.lengths) - 1)]
         longest[-1] = self.lengths[-1]
@@ -115,7 +123,7 @@ class Work:
 
 
 def work_of_step(lengths: Lengths, *, groups: int, prompt_tokens: int) -> Work:
-    """The work of a step whose responses are spread as `lengths` are."""
+    """Return the work of a step with response lengths of this distribution."""
     count = groups * lengths.group_size
     sigma = lengths.sigma
     quantiles = np.array(
@@ -125,20 +133,21 @@ def work_of_step(lengths: Lengths, *, groups: int, prompt_tokens: int) -> Work:
 
 
 def assumed_lengths(rollout: RolloutConfig, *, median: float | None, tail: float, seed: int = 0) -> Lengths:
-    """Response lengths of a run: a median of a quarter of the budget where none is given.
+    """Return the assumed distribution of response lengths.
 
     Args:
-        tail: 99th percentile over the median.
+        rollout: Rollout settings of the run. `max_response_tokens` is the maximum length.
+        median: Median length, in tokens; None for a quarter of the maximum.
+        tail: Ratio of the 99th percentile to the median.
+        seed: Seed of the simulator's lengths.
 
     Raises:
-        ConfigError: a median above the budget, or a tail below 1.
+        ConfigError: The median is above the maximum, or the tail is below 1.
     """
     budget = rollout.max_response_tokens
     found = budget / 4 if median is None else median
     if not 1 <= found <= budget:
-        raise ConfigError(f"the median length is from 1 to rollout.max_response_tokens {budget}, got {found:g}")
+        raise ConfigError(f"--median-tokens must be from 1 to rollout.max_response_tokens ({budget}); got {found:g}")
     if not 1 <= tail < float("inf"):
-        raise ConfigError(
-            f"the tail, the 99th percentile of the lengths over their median, is at least 1, got {tail:g}"
-        )
+        raise ConfigError(f"--tail (99th percentile of the lengths / median) must be at least 1; got {tail:g}")
     return Lengths(median=found, p99_over_median=tail, longest=budget, group_size=rollout.group_size, seed=seed)

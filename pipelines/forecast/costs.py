@@ -1,7 +1,7 @@
-"""What one piece of work costs on a device: operations, bytes, and the seconds that they take. docs/forecast.md derives them.
+"""Operations, bytes and seconds of a piece of work on a device. docs/forecast.md derives the formulas.
 
-Letters: S tokens of a sequence, n sequences decoded at once, c tokens before the one that is decoded, A entries of a token's queries, t devices of an
-engine. Arrays hold one entry a case.
+Symbols: S tokens of a sequence, n concurrent sequences, c context tokens of a decoded token, A query entries of a
+token, t devices of an engine. Arrays have one entry per case.
 """
 
 from __future__ import annotations
@@ -15,21 +15,32 @@ from pipelines.forecast.devices import Device
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape
 
 _GBIT_BYTES = 1e9 / 8
-# What mixed-precision Adam reads and writes of a parameter: gradient 2, float32 master and two moments 12 each way, bfloat16 weight 2.
+# Bytes that mixed-precision Adam reads and writes per parameter: gradient 2, float32 master weight and two moments 12
+# in each direction, bfloat16 weight 2.
 _ADAM_BYTES = 2 + 12 + 12 + 2
 _GRADIENT_BYTES = WEIGHT_BYTES = 2
 
 
 def forward_flops(shape: ModelShape, sequences: Array) -> float:
-    """Of one forward pass over whole sequences: two a parameter and token, and causal attention's 2 A S^2 a layer."""
+    """Return the operations of a forward pass: two per parameter and token, and 2 A S^2 per layer for causal attention.
+
+    Args:
+        sequences: float64 [n], tokens of each sequence.
+    """
     attention = 2.0 * shape.layers * shape.attention_width * float(np.square(sequences).sum())
     return 2.0 * shape.parameters * float(sequences.sum()) + attention
 
 
 def training_flops(shape: ModelShape, sequences: Array, *, checkpointing: bool, frozen: bool = False) -> float:
-    """Of forward and backward: three times the forward pass (6 a parameter and token), four times where activations are made again (8).
+    """Return the operations of a forward and backward pass.
 
-    Frozen weights, beside which adapters are trained, have no gradient of their own: 2 a parameter and token fewer.
+    They are three times the forward pass (6 per parameter and token), or four times (8) if activations are recomputed.
+    Frozen weights have no gradient, which saves 2 per parameter and token.
+
+    Args:
+        sequences: float64 [n], tokens of each sequence.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        frozen: Whether only adapters are trained.
     """
     saved = 2.0 * shape.parameters * float(sequences.sum()) if frozen else 0.0
     return forward_flops(shape, sequences) * (4 if checkpointing else 3) - saved
@@ -37,36 +48,46 @@ def training_flops(shape: ModelShape, sequences: Array, *, checkpointing: bool, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Devices of one kind as they are assumed to be used."""
+    """Device type with the assumptions on its use."""
 
     device: Device
     assumptions: Assumptions
 
     def forward_s(self, flops: float, devices: float) -> float:
+        """Return the seconds of operations in an engine's forward pass."""
         return flops / (devices * self.device.bf16_flops * self.assumptions.forward_share)
 
     def training_s(self, flops: float, devices: float) -> float:
+        """Return the seconds of operations in the learner."""
         return flops / (devices * self.device.bf16_flops * self.assumptions.training_share)
 
     def host_s(self, num_bytes: float) -> float:
-        """Between a device and its host's memory."""
+        """Return the seconds of a transfer between a device and host memory."""
         return num_bytes / (self.device.host_bytes_s * self.assumptions.link_share)
 
     def network_s(self, num_bytes: float) -> float:
-        """From machine to machine."""
+        """Return the seconds of a transfer between nodes."""
         return num_bytes / (self.assumptions.network_gbit * _GBIT_BYTES * self.assumptions.link_share)
 
     def peers_s(self, num_bytes: float, devices: float) -> float:
-        """From each of so many devices to the next: over the machine's own links, and over the network where they are more than it has."""
+        """Return the seconds of a transfer from each device to the next.
+
+        It uses the links inside a node if all devices are on one, and the network otherwise.
+        """
         if devices > self.assumptions.gpus_per_node:
             return self.network_s(num_bytes)
         return num_bytes / (self.device.peer_bytes_s * self.assumptions.link_share)
 
     def is_one_node(self, devices: float) -> bool:
+        """Return whether these devices fit on one node."""
         return devices <= self.assumptions.gpus_per_node
 
     def optimizer_s(self, trained_parameters: int, ranks: int, *, devices: float, offloaded: bool) -> float:
-        """Gradients summed and weights gathered by a ring, (n - 1) / n of them each, and Adam on a rank's share: in memory, or over the host's link."""
+        """Return the seconds of an optimizer step.
+
+        A ring over n ranks reduces the gradients and gathers the weights, moving (n - 1) / n of each. Adam updates the
+        rank's shard in device memory, or over the host link if the optimizer state is offloaded.
+        """
         ring = (_GRADIENT_BYTES + WEIGHT_BYTES) * trained_parameters * (ranks - 1) / ranks
         share = trained_parameters / ranks
         if offloaded:
@@ -78,12 +99,15 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """An inference engine: a model on so many devices.
+    """Inference engine: a model on one or more devices.
 
     Attributes:
-        devices: of the engine; a share where several engines have one.
-        max_sequences: that it decodes at once, whatever its memory.
-        cache_tokens: that its key-value cache holds.
+        machine: Devices of the engine.
+        shape: Shape of the model.
+        dtype: Type of weights and cache.
+        devices: Number of devices; a fraction if engines share one.
+        max_sequences: Maximum number of concurrent sequences.
+        cache_tokens: Capacity of the key-value cache, in tokens.
     """
 
     machine: Machine
@@ -94,14 +118,22 @@ class Engine:
     cache_tokens: float
 
     def slots(self, context: Array) -> Array:
-        """Sequences at once, each with so many tokens in the cache; at least one, which `rlad plan` checks."""
+        """Return the concurrent sequences for a context length: float64, the shape of `context`.
+
+        At least one: `rlad plan` checks that it fits.
+        """
         return np.clip(np.floor(self.cache_tokens / context), 1, self.max_sequences)
 
     def decode_s(self, sequences: Array, context: Array) -> Array:
-        """One token of each of n sequences with c tokens before it.
+        """Return the seconds to decode one token of each of n sequences with c context tokens.
 
-        The weights and the sequences' keys and values are read once, or the matrix units take longer: two operations a parameter and sequence, and
-        attention's 4 A c a layer. Besides, what an engine takes for a step whatever is in it, and with tensor parallelism two sums a layer.
+        The step is bound by memory (weights, and the keys and values of all sequences) or by operations (two per
+        parameter and sequence, and 4 A c per layer for attention). The engine's overhead is added, and two all-reduces
+        per layer with tensor parallelism.
+
+        Args:
+            sequences: Number of sequences n, one entry per case.
+            context: Context tokens c, of the same shape.
         """
         device, assumed, shape, size = (
             self.machine.device,
@@ -113,18 +145,18 @@ class Engine:
         flops = sequences * (2.0 * shape.parameters + 4.0 * shape.layers * shape.attention_width * context)
         memory_s = read / (self.devices * device.memory_bytes_s * assumed.memory_share)
         matrix_s = flops / (self.devices * device.bf16_flops * assumed.forward_share)
-        return np.maximum(memory_s, matrix_s) + assumed.engine_ms / 1e3 + sequences * self._sums_s
+        return np.maximum(memory_s, matrix_s) + assumed.engine_ms / 1e3 + sequences * self._all_reduce_s
 
     def forward_s(self, sequences: Array) -> float:
-        """A forward pass over whole sequences."""
+        """Return the seconds of a forward pass over sequences of these lengths (float64 [n])."""
         return (
             self.machine.forward_s(forward_flops(self.shape, sequences), self.devices)
-            + float(sequences.sum()) * self._sums_s
+            + float(sequences.sum()) * self._all_reduce_s
         )
 
     @property
-    def _sums_s(self) -> float:
-        """Of one token's all-reduces under tensor parallelism: two a layer, each of which moves 2 (t - 1) / t of its hidden state."""
+    def _all_reduce_s(self) -> float:
+        """Seconds of one token's all-reduces: two per layer, each moving 2 (t - 1) / t of the hidden state."""
         parts = max(1.0, self.devices)
         num_bytes = 2 * self.shape.layers * 2 * (parts - 1) / parts * self.shape.hidden * DTYPE_BYTES[self.dtype]
         return self.machine.peers_s(num_bytes, self.devices)

@@ -1,4 +1,4 @@
-"""Figures of accelerators, as their maker's data sheets give them: what a forecast of a run's speed is made from."""
+"""Peak figures of accelerators from the vendor's data sheets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ TERA = 10**12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One accelerator.
+    """Accelerator type.
 
     Attributes:
-        name: by which it is asked for.
-        title: what it is sold as.
-        memory_gib: the data sheet's GB, which for stacks of HBM are GiB but for what the driver keeps.
-        memory_bytes_s: memory bandwidth.
-        bf16_flops: operations a second of its matrix units in bfloat16, without sparsity.
-        peer_bytes_s: to the other accelerators of its machine, one way (half of what data sheets add up).
-        host_bytes_s: to its host's memory, one way.
-        source: where the figures are from.
+        name: Value of `--device`.
+        title: Product name.
+        memory_gib: Memory, in GiB. Data sheets say GB, but stacks of HBM have GiB; the driver reserves a part.
+        memory_bytes_s: Memory bandwidth, in bytes per second.
+        bf16_flops: Operations per second of the matrix units in bfloat16, without sparsity.
+        peer_bytes_s: Bandwidth to the other accelerators of the node in one direction, in bytes per second. Data sheets
+            give the sum of both directions.
+        host_bytes_s: Bandwidth to host memory in one direction, in bytes per second.
+        source: Data sheet, with its figures.
     """
 
     name: str
@@ -56,7 +57,8 @@ _KNOWN = (
         bf16_flops=989.5 * TERA,
         peer_bytes_s=450 * GB,
         host_bytes_s=64 * GB,
-        source="NVIDIA H100 Tensor Core GPU data sheet: 3.35 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s, PCIe Gen5 128 GB/s",
+        source="NVIDIA H100 Tensor Core GPU data sheet: 3.35 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s, "
+        "PCIe Gen5 128 GB/s",
     ),
     Device(
         name="h200",
@@ -66,7 +68,8 @@ _KNOWN = (
         bf16_flops=989.5 * TERA,
         peer_bytes_s=450 * GB,
         host_bytes_s=64 * GB,
-        source="NVIDIA H200 Tensor Core GPU data sheet: 4.8 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s, PCIe Gen5 128 GB/s",
+        source="NVIDIA H200 Tensor Core GPU data sheet: 4.8 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s, "
+        "PCIe Gen5 128 GB/s",
     ),
     Device(
         name="b200",
@@ -76,20 +79,20 @@ _KNOWN = (
         bf16_flops=2250 * TERA,
         peer_bytes_s=900 * GB,
         host_bytes_s=64 * GB,
-        source="NVIDIA DGX B200 data sheet, an eighth of 1,440 GB, 64 TB/s and NVLink 14.4 TB/s; Blackwell architecture brief: 4.5 PFLOPS with sparsity; "
-        "PCIe Gen5 128 GB/s",
+        source="NVIDIA DGX B200 data sheet, an eighth of 1,440 GB, 64 TB/s and NVLink 14.4 TB/s; "
+        "Blackwell architecture brief: 4.5 PFLOPS with sparsity; PCIe Gen5 128 GB/s",
     ),
 )
 DEVICES: Mapping[str, Device] = MappingProxyType({device.name: device for device in _KNOWN})
 
 
 def find_device(name: str) -> Device:
-    """The accelerator of a name, whatever its case.
+    """Return the device of this name. Case is ignored.
 
     Raises:
-        PlanError: there are no figures of it.
+        PlanError: The device is unknown.
     """
     try:
         return DEVICES[name.lower()]
     except KeyError:
-        raise PlanError(f"no figures of a device {name!r}: there are {', '.join(DEVICES)}") from None
+        raise PlanError(f"unknown device {name!r}; expected one of {', '.join(DEVICES)}") from None

@@ -1,4 +1,4 @@
-"""What a step's work takes each pool of a run, by the pool's size."""
+"""Seconds that each pool of a run needs for a step, as a function of its size."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from rlad.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """Tokens of responses, sampled by a rollout pool.
+    """Decoding of a step's responses by the rollout pool.
 
     Attributes:
-        seconds: of the pool for all responses of a step.
-        token_s: between two tokens of one response.
-        slots: responses of the mean length so far that a worker can decode at once.
-        sequences: responses that a worker does decode at once: strictly on-policy as the step begins, else on average.
-        longest_s: of the longest response alone, in that company.
-        groups_done_s: float64 [groups], ascending, when a strictly on-policy step's groups are finished; empty where the samplers work ahead.
+        seconds: Time of the pool for all responses of a step.
+        token_s: Time between two tokens of one response.
+        slots: Concurrent responses of mean context length that fit in a worker's cache.
+        sequences: Concurrent responses of a worker: at the start of a strictly on-policy step, otherwise the mean.
+        longest_s: Time of the longest response at this concurrency.
+        groups_done_s: float64 [groups], ascending. Times at which the groups of a strictly on-policy step are complete;
+            empty if rollout works ahead.
     """
 
     seconds: float
@@ -39,7 +40,12 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """Seconds of a pool that scores or judges: for all groups of a step, and of one replica for a group."""
+    """Scoring or verification by one pool.
+
+    Attributes:
+        seconds: Time of the pool for all groups of a step.
+        group_s: Time of one replica for one group.
+    """
 
     seconds: float
     group_s: float
@@ -47,12 +53,12 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """Seconds of the learner.
+    """Training by the learner.
 
     Attributes:
-        seconds: forward and backward for all responses of a step.
-        last_part_s: of the last part of an update, which no other work hides.
-        update_s: of one optimizer step.
+        seconds: Forward and backward pass over all responses of a step.
+        last_part_s: Forward and backward pass of the last micro-batches of an update, which no other work hides.
+        update_s: One optimizer step.
     """
 
     seconds: float
@@ -61,12 +67,12 @@ class Learning:
 
 
 class PoolCosts:
-    """The pools of one run on one kind of device, for steps of the same work."""
+    """Costs of the pools of one run, on one device type and for one amount of work per step."""
 
     def __init__(self, config: RunConfig, machine: Machine, work: Work) -> None:
         """
         Raises:
-            PlanError: the run has a pool on CPU, samples no responses, or a model that is not on this machine.
+            PlanError: The run is offline, has a pool on CPU, or uses a model that is not on this machine.
         """
         _require_figures(config)
         self.config, self.machine, self.work = config, machine, work
@@ -76,10 +82,11 @@ class PoolCosts:
         self._shares = scoring_shares(config)
 
     def on_policy(self, workers: int) -> Decoding:
-        """A step's groups start at once, and whoever has the most of them is what counts.
+        """Return the decoding of a strictly on-policy step, where all groups start at once.
 
-        Of n(p) responses that reach position p, as many are decoded at a time as the cache holds: the time is the sum over p of
-        max(1, n(p) / slots(p)) decoding steps of min(n(p), slots(p)) sequences.
+        The worker with the most groups determines the time. Of the n(p) responses that reach position p, the cache
+        holds slots(p): the time is the sum over p of max(1, n(p) / slots(p)) decoding steps of min(n(p), slots(p))
+        sequences.
         """
         groups = -(-self.work.groups // workers)
         lengths, prompt = self.work.lengths, self.work.prompt_tokens
@@ -98,10 +105,11 @@ class PoolCosts:
         )
 
     def ahead(self, workers: int, *, staleness: int) -> Decoding:
-        """The samplers work ahead: k + 1 steps' groups are open, at all positions at once.
+        """Return the decoding of a step when rollout works ahead by k = `staleness` steps.
 
-        A response has k + 1 steps' time, so a step lasts at least the longest one's share of that, and of the open responses only mean / longest are
-        there at a time: fewer than the cache holds where the staleness bounds the step.
+        The groups of k + 1 steps are in flight, at all positions. A response has the time of k + 1 steps, so a step
+        lasts at least 1 / (k + 1) of the longest response. On average only mean / longest of the responses in flight
+        are being decoded, which is fewer than the cache holds if staleness bounds the step.
         """
         groups = self.work.groups * (staleness + 1)
         busy = min(workers, groups)
@@ -121,21 +129,24 @@ class PoolCosts:
         )
 
     def scoring(self, pool: str, replicas: int) -> Scoring:
-        """Every response with its prompt, which the engines read again for each: prefixes are not shared where log-probabilities are asked for."""
+        """Return the scoring of a step by `replicas` replicas.
+
+        Each response is scored with its prompt: prefixes are not shared when prompt log-probabilities are requested.
+        """
         seconds = self.scorers[pool].forward_s(self.work.sequences)
         return Scoring(
             seconds=seconds * self._shares[pool] / min(replicas, self.work.groups), group_s=seconds / self.work.groups
         )
 
     def verifying(self) -> Scoring:
-        """Processes judge a group each, one response after the other. Reward models are not in it."""
+        """Return the verification of a step. A process verifies one group at a time; reward models are not included."""
         pool = self.config.verifier_pool
         group_s = self.work.group_size * self.machine.assumptions.verdict_ms / 1e3
         processes = min(pool.workers * pool.processes_per_worker, self.work.groups)
         return Scoring(seconds=group_s * self.work.groups / processes, group_s=group_s)
 
     def learning(self, ranks: int) -> Learning:
-        """The student's forward and backward pass over prompts and responses, divided evenly by packing."""
+        """Return the training of a step. Packing divides the tokens evenly among the ranks."""
         learner, sequences = self.config.learner, self.work.sequences
         devices = ranks * learner.gpus_per_rank
         flops = training_flops(
@@ -149,10 +160,10 @@ class PoolCosts:
         return Learning(seconds=seconds, last_part_s=seconds * part, update_s=update_s)
 
     def weights_s(self, devices: float) -> float:
-        """New weights on their way: out of a learner's device into its host, to all other machines, and from there into every engine's devices.
+        """Return the seconds of a weight update: learner device to host, host to other nodes, host to engine devices.
 
         Args:
-            devices: of the run; more than a machine has need the network.
+            devices: Number of devices of the run. If they exceed one node, the network is used.
         """
         num_bytes = self.student.parameters * DTYPE_BYTES[self.config.student.dtype]
         away_s = 0.0 if self.machine.is_one_node(devices) else self.machine.network_s(num_bytes)
@@ -160,18 +171,18 @@ class PoolCosts:
 
     @property
     def load_s(self) -> float:
-        """Of an engine that maps new weights from its host's memory; it samples nothing meanwhile."""
+        """Seconds in which an engine loads new weights from host memory. It samples nothing meanwhile."""
         return self.machine.host_s(
             self.student.parameters * DTYPE_BYTES[self.config.student.dtype] / max(1.0, self.engine.devices)
         )
 
     def fits_learner(self, ranks: int) -> bool:
-        """Whether so many ranks have the memory that training needs."""
+        """Return whether the learner fits in the memory of this number of ranks."""
         learner = self.config.learner.model_copy(update={"ranks": ranks})
         return learner_gib(self.student, learner) <= learner.gpus_per_rank * self.machine.device.memory_gib
 
     def _prefill_s(self, groups: float) -> float:
-        """Prompts are read once a group."""
+        """Return the seconds to prefill prompts, one per group."""
         prompt = np.array([float(self.work.prompt_tokens)])
         return groups * self.machine.forward_s(forward_flops(self.student, prompt), self.engine.devices)
 
@@ -181,7 +192,8 @@ class PoolCosts:
         free_gib = memory_gib - engine_gib(self.student, self.config.student.dtype, rollout.tensor_parallel, 0)
         if free_gib <= 0:
             raise PlanError(
-                f"the student's weights leave a rollout worker no memory on {self.machine.device.title}: give it more devices"
+                f"the student's weights leave no memory for the cache of a rollout worker on "
+                f"{self.machine.device.title}; raise rollout.gpus_per_worker"
             )
         return Engine(
             machine=self.machine,
@@ -205,7 +217,7 @@ class PoolCosts:
 
 
 def scoring_shares(config: RunConfig) -> Mapping[str, float]:
-    """What share of the groups each pool scores: its share of the routed tasks, or of all teachers where there are no routes."""
+    """Return the share of groups that each pool scores: its share of routed tasks, or an equal share without routes."""
     shares = {}
     for name, pool in config.teacher_pools.items():
         routes = list(config.teacher_routes.values())
@@ -215,20 +227,20 @@ def scoring_shares(config: RunConfig) -> Mapping[str, float]:
 
 def _require_figures(config: RunConfig) -> None:
     if config.offline is not None:
-        raise PlanError("only runs that sample from the student are forecast; this one trains on its teacher's traces")
+        raise PlanError(
+            "a forecast needs a run that samples from the student; this run trains on traces of its teacher"
+        )
     devices = {
         "rollout": config.rollout.gpus_per_worker,
         **{pool: model.gpus_per_replica for pool, model in config.scoring_pools.items()},
         "learner": config.learner.gpus_per_rank,
     }
     if on_cpu := [pool for pool, number in devices.items() if not number]:
-        raise PlanError(f"nothing is predicted for pools on CPU, of which there are no figures: {', '.join(on_cpu)}")
+        raise PlanError(f"a forecast needs all pools on GPUs; these pools run on CPU: {', '.join(on_cpu)}")
 
 
 def _known_shape(role: str, path: str) -> ModelShape:
     shape = shape_of(path)
     if shape is None:
-        raise PlanError(
-            f"the {role}'s size is not known: no model's config.json at {path}; give a directory that has one"
-        )
+        raise PlanError(f"the size of the {role} is unknown: no config.json at {path}; set a directory that has one")
     return shape

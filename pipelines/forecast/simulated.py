@@ -1,4 +1,4 @@
-"""Simulations of a run as it would be on devices that are not here: speeds by the forecast's formulas, pools by a split of the devices."""
+"""Simulation of a run on other devices: speeds from the forecast's formulas, pool sizes from a split of the devices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedSplit:
-    """One division of the devices, and the run that the simulator made of it.
+    """Simulated run with one split of the devices.
 
     Attributes:
-        devices: of all pools.
-        step_s: from the first step's end to the last's, on average. Steps that work ahead come in waves, so none of them alone says much.
-        tokens_per_s: response tokens, over the whole run.
+        sizes: Workers of each pool.
+        devices: Devices of all pools.
+        speeds: Speeds that were simulated.
+        run: Result of the simulator.
     """
 
     sizes: Sizes
@@ -31,21 +32,26 @@ class SimulatedSplit:
 
     @property
     def step_s(self) -> float:
+        """Mean seconds per step, from the end of the first step to the end of the last.
+
+        Steps that work ahead complete in waves, so single steps are not representative.
+        """
         times = [step.times.weights_at for step in self.run.steps]
         return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else self.run.makespan_s
 
     @property
     def tokens_per_s(self) -> float:
+        """Response tokens per second over the whole run."""
         return sum(group.summary.num_tokens for step in self.run.steps for group in step.groups) / self.run.makespan_s
 
     @property
     def bound_by(self) -> str:
-        """What the lower bound is that of."""
+        """Pool that gives the lower bound of the run's time, or `longest response`."""
         work = self.run.work
         return "longest response" if work.longest_response >= work.bound else work.bottleneck
 
     def as_dict(self, *, price_per_hour: float | None) -> dict[str, Any]:
-        """For programs."""
+        """Return the results for JSON output."""
         figures = {
             "rollout_workers": self.sizes.rollout,
             "scoring_replicas": dict(self.sizes.scorers),
@@ -66,10 +72,11 @@ class SimulatedSplit:
 
 
 def speeds_of(costs: PoolCosts, sizes: Sizes) -> Speeds:
-    """What the simulator needs to know of the devices.
+    """Return the simulator's speeds from the forecast.
 
-    It knows one speed of decoding: where the samplers work ahead that of engines as full as they get, strictly on-policy the mean over a step, whose
-    batch shrinks. Prompts are counted in, by the response token. Of several pools that score, the one with the most to do stands for all.
+    The simulator has one decoding speed: that of full engines if rollout works ahead, and otherwise the mean over a
+    step, in which the batch shrinks. The cost of prompts is included per response token. The slowest scoring pool
+    stands for all of them.
     """
     config, work = costs.config, costs.work
     staleness = config.training.max_staleness
@@ -88,7 +95,7 @@ def speeds_of(costs: PoolCosts, sizes: Sizes) -> Speeds:
 
 
 def slowest_scorer(costs: PoolCosts, sizes: Sizes) -> str | None:
-    """Of the pools that score, the one whose work takes longest."""
+    """Return the scoring pool that needs the most time for a step; None if the run has none."""
     return max(sizes.scorers, key=lambda pool: costs.scoring(pool, sizes.scorers[pool]).seconds, default=None)
 
 
@@ -103,12 +110,18 @@ def simulate_split(
     restart_s: float,
     steps: int,
 ) -> SimulatedSplit:
-    """Take a run of so many steps through the simulator, with pools of these sizes.
+    """Simulate a run with these pool sizes.
 
     Args:
-        teachers: replicas of the pool that scores; 0 where none does.
-        failures_per_day: of the whole run, spread evenly over its devices; only a rollout worker's are simulated.
-        restart_s: until a lost worker's replacement serves.
+        config: Configuration of the run.
+        sizes: Workers of each pool.
+        lengths: Distribution of response lengths.
+        speeds: Speeds of the engines.
+        teachers: Replicas of the scoring pool; 0 for none.
+        failures_per_day: Failures of the whole run, spread evenly over its devices. Only failures of rollout workers
+            are simulated.
+        restart_s: Seconds until the replacement of a lost worker serves.
+        steps: Number of steps.
     """
     by_pool = sizes.devices(config)
     devices = sum(by_pool.values())

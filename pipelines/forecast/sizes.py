@@ -1,4 +1,4 @@
-"""Pool sizes that make a step faster on the same number of devices: a search over splits by the formulas."""
+"""Search for the pool sizes with the shortest step on a number of devices."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import numpy as np
 from pipelines.forecast.pools import PoolCosts
 from pipelines.forecast.step import Sizes, StepTime, combined
 
-# So many splits are tried at most; on thousands of devices not every worker more or less is.
+# Maximum number of splits to evaluate. With thousands of devices, pool sizes are tried in larger increments.
 _MOST_SPLITS = 20_000
-# Nobody looks at a split whose step takes so many times that of the best.
-_HOPELESS = 1.5
+# Splits whose step takes longer than this multiple of the best are not shown.
+_MAX_SLOWDOWN = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Devices divided among the pools, and the step that comes of it."""
+    """Division of the devices among the pools, with its step time."""
 
     sizes: Sizes
     time: StepTime
 
 
 def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
-    """All ways to divide so many devices that have the memory for it, the fastest first; the learner gets what the others leave.
+    """Return the splits of the devices that fit in memory, fastest first.
 
-    Workers keep their devices: only their number changes. Every pool has one at least.
+    Only the number of workers changes, not the devices of a worker. Each pool has at least one worker, and the learner
+    gets all remaining devices.
     """
     config, pools = costs.config, costs.config.scoring_pools
     by_unit = {
@@ -58,10 +59,10 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
 
 
 def spread_of(ranked: list[Split], count: int) -> list[Split]:
-    """A few that differ: the fastest of all, and the fastest for other sizes of the rollout pool, as far as they are not hopeless."""
+    """Select up to `count` splits: the fastest, and the fastest for other sizes of the rollout pool."""
     best: dict[int, Split] = {}
     for split in ranked:
-        if split.time.seconds <= _HOPELESS * ranked[0].time.seconds:
+        if split.time.seconds <= _MAX_SLOWDOWN * ranked[0].time.seconds:
             best.setdefault(split.sizes.rollout, split)
     others = sorted((split for split in best.values() if split is not ranked[0]), key=lambda split: split.sizes.rollout)
     places = np.unique(np.linspace(0, len(others) - 1, min(count - 1, len(others))).round().astype(int))
@@ -69,7 +70,7 @@ def spread_of(ranked: list[Split], count: int) -> list[Split]:
 
 
 def _counts(by_unit: dict[str, float], pool: str, devices: float) -> Iterator[int]:
-    """Numbers of a pool's workers to try: all, or evenly spread where that is too many in product with the others'."""
+    """Yield the numbers of workers to try for a pool: all, or evenly spaced if there would be too many splits."""
     others = sum(by_unit.values()) - by_unit[pool]
     most = math.floor((devices - others) / by_unit[pool] + 1e-9)
     each = max(2, int(_MOST_SPLITS ** (1 / len(by_unit))))

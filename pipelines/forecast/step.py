@@ -1,4 +1,4 @@
-"""A step of a run: what its pools take together, which of them bounds it, and what it costs."""
+"""Duration, bottleneck and cost of a step, from the costs of its pools."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pipelines.forecast.pools import Decoding, Learning, PoolCosts, Scoring
 from rlad.config import RunConfig
 from rlad.verifiers import reward_models
 
-# What bounds a step that works ahead where no pool does: a response has k + 1 steps' time.
+# Bottleneck of a step that works ahead if no pool bounds it: a response has the time of k + 1 steps.
 LONGEST_RESPONSE = "longest response"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Workers of the pools that have devices.
+    """Sizes of the pools that have devices.
 
     Attributes:
-        scorers: replicas of each pool that scores.
+        rollout: Rollout workers.
+        scorers: Replicas of each scoring pool.
+        learner: Learner ranks.
     """
 
     rollout: int
@@ -29,7 +31,7 @@ class Sizes:
     learner: int
 
     def devices(self, config: RunConfig) -> dict[str, float]:
-        """Of each pool."""
+        """Return the devices of each pool."""
         pools = config.scoring_pools
         return {
             "rollout": self.rollout * config.rollout.gpus_per_worker,
@@ -38,7 +40,7 @@ class Sizes:
         }
 
     def overrides(self) -> list[str]:
-        """As settings on the command line."""
+        """Return the sizes as configuration overrides for the command line."""
         sections = {pool: pool.replace("teacher-", "teachers.", 1) for pool in self.scorers}
         return [
             f"rollout.workers={self.rollout}",
@@ -48,21 +50,21 @@ class Sizes:
 
 
 def sizes_of(config: RunConfig) -> Sizes:
-    """As configured."""
+    """Return the configured sizes."""
     scorers = {pool: model.replicas for pool, model in config.scoring_pools.items()}
     return Sizes(rollout=config.rollout.workers, scorers=scorers, learner=config.learner.ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of a step under one staleness.
+    """Duration of a step for one staleness.
 
     Attributes:
-        seconds: from one step to the next.
-        busy: of that, seconds each pool works.
-        bound_by: the pool that the step waits for most, or `longest response`.
-        exposed_s: of a strictly on-policy step, what no sampling hides; 0 where the samplers work ahead.
-        decoding: of the rollout pool.
+        seconds: Time from one step to the next.
+        busy: Seconds in which each pool works.
+        bound_by: Pool that the step waits for most, or `longest response`.
+        exposed_s: Time that sampling does not hide in a strictly on-policy step; 0 if rollout works ahead.
+        decoding: Decoding of the rollout pool.
     """
 
     seconds: float
@@ -73,7 +75,7 @@ class StepTime:
 
 
 def step_time(costs: PoolCosts, sizes: Sizes, *, staleness: int) -> StepTime:
-    """A step with pools of these sizes, strictly on-policy at staleness 0."""
+    """Return the duration of a step with these pool sizes. Staleness 0 is strictly on-policy."""
     decoding = costs.on_policy(sizes.rollout) if staleness == 0 else costs.ahead(sizes.rollout, staleness=staleness)
     scoring = {pool: costs.scoring(pool, replicas) for pool, replicas in sizes.scorers.items()}
     weights_s = costs.weights_s(sum(sizes.devices(costs.config).values()))
@@ -89,7 +91,7 @@ def combined(
     staleness: int,
     weights_s: float,
 ) -> StepTime:
-    """The same of pools whose seconds are known."""
+    """Return the duration of a step from the costs of its pools."""
     judging = costs.verifying()
     updates_s = costs.config.training.updates_per_step * learning.update_s
     busy = {
@@ -118,11 +120,18 @@ def _on_policy(
     *,
     after_s: float,
 ) -> StepTime:
-    """Groups go on as they are finished, and each pool takes them one after the other: what no sampling hides is what is left when the last one is there.
+    """Return the duration of a strictly on-policy step.
+
+    Groups move to the next pool as soon as they are complete, and each pool serves them in order. The work that is left
+    when the last group is sampled is exposed.
 
     Args:
-        scoring: the verifier's, and of all pools that score.
-        after_s: of the optimizer and the weights, when everything else is done.
+        config: Configuration of the run.
+        decoding: Decoding of the rollout pool.
+        scoring: Verifier, then all scoring pools in the order of `busy`.
+        learning: Training by the learner.
+        busy: Seconds in which each pool works.
+        after_s: Seconds of optimizer steps and weight update, after everything else.
     """
     pools = ["verifier", *(pool for pool in busy if pool not in ("rollout", "verifier", "learner"))]
     done = {
@@ -131,11 +140,10 @@ def _on_policy(
     }
     scored_s = np.maximum.reduce(list(done.values()))
     last_s = float(scored_s[-1])
-    learned_s = (
-        last_s + learning.seconds
-    )  # a mean over tokens is over a number that is known only at the end: nothing is done before
+    # A mean over tokens needs the token count of all groups, so training starts after the last one.
+    learned_s = last_s + learning.seconds
     if config.objective.aggregation != "token_mean":
-        # The first update goes on while groups arrive; those behind it wait for its last group, so the whole of their work is left.
+        # The first update trains while groups arrive. Later updates wait for its last group, so they are exposed.
         later_updates = 1 - 1 / config.training.updates_per_step
         in_turn_s = float(served(scored_s, learning.seconds, 0.0)[-1])
         learned_s = max(last_s + learning.last_part_s + later_updates * learning.seconds, in_turn_s)
@@ -155,12 +163,12 @@ def _on_policy(
 
 
 def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:
-    """When a pool is done with each of the groups that arrive at these times.
+    """Return the times at which a pool completes groups that arrive at `arrivals_s`: float64 [groups].
 
     Args:
-        arrivals_s: ascending.
-        seconds: of the pool for all of them together, so a group can begin every so many seconds.
-        each_s: from a group's beginning to its end, where that is longer.
+        arrivals_s: float64 [groups], ascending arrival times.
+        seconds: Time of the pool for all groups. A group can start every `seconds / groups`.
+        each_s: Time of one group in a replica, if it is longer than that interval.
     """
     every_s = seconds / len(arrivals_s)
     turns_s = every_s * np.arange(len(arrivals_s))
@@ -169,10 +177,10 @@ def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:
 
 
 def fixed_devices(config: RunConfig) -> float:
-    """Of reward models, whose work is not forecast."""
+    """Return the devices of reward models. Their work is not forecast."""
     return sum(model.workers * model.gpus_per_worker for model in reward_models(config.verifiers).values())
 
 
 def cost_of_step(seconds: float, devices: float, *, price_per_hour: float) -> float:
-    """Of all devices of a run, which are held whether they work or not."""
+    """Return the cost of a step. All devices are paid for, busy or idle."""
     return seconds / 3600 * devices * price_per_hour

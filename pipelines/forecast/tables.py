@@ -1,29 +1,35 @@
-"""What `rlad plan --device` prints."""
+"""Forecast of a run for `rlad plan --device`: table, cost and advice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.table import Table
+from rich.console import Group
 
 from pipelines.forecast.pools import PoolCosts
 from pipelines.forecast.sizes import Split, splits
 from pipelines.forecast.step import LONGEST_RESPONSE, Sizes, StepTime, cost_of_step, fixed_devices, sizes_of, step_time
+from pipelines.run.tables import Row, fitted_table
 from pipelines.simulation.workload import Lengths
 from rlad.config import RunConfig
 
-# A step that is faster by less is as fast, by figures as rough as these.
-_WORTH_SAYING = 0.02
+# Smaller speedups are within the error of the forecast.
+_MIN_SPEEDUP = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A run's step as it is configured, both ways, and how other pool sizes would do.
+    """Forecast of a step with the configured pool sizes, and the fastest split of the same devices.
 
     Attributes:
-        staleness: of the step that works ahead: the configured one, or 1.
-        fastest: the best split of as many devices for the way that is configured; None where no split has the memory.
+        costs: Costs of the pools.
+        lengths: Distribution of response lengths.
+        sizes: Configured pool sizes.
+        on_policy: Step at staleness 0.
+        ahead: Step at `staleness`.
+        staleness: Configured staleness; 1 if the run is strictly on-policy.
+        fastest: Fastest split at the configured staleness; None if no split fits in memory.
     """
 
     costs: PoolCosts
@@ -36,81 +42,96 @@ class Forecast:
 
     @property
     def config(self) -> RunConfig:
+        """Configuration of the run."""
         return self.costs.config
 
     @property
     def devices(self) -> float:
+        """Devices of the run, with those of reward models."""
         return sum(self.sizes.devices(self.config).values()) + fixed_devices(self.config)
 
     @property
     def configured(self) -> StepTime:
-        """Of the two, the one that the run is configured for."""
+        """Step at the configured staleness."""
         return self.ahead if self.config.training.max_staleness else self.on_policy
 
-    def table(self) -> Table:
-        device, sizes = self.costs.machine.device, self.sizes.devices(self.config)
-        table = Table(title=f"A step on {self.devices:g} {device.title}, predicted", title_justify="left")
-        for column in ("pool", "workers", "GPUs", "busy s, on-policy", f"busy s, {self.staleness} ahead"):
-            table.add_column(column, justify="left" if column == "pool" else "right")
+    def table(self) -> Group:
+        """Return the busy seconds of each pool and the duration of the step, on-policy and working ahead."""
+        device, devices = self.costs.machine.device, self.sizes.devices(self.config)
         workers = {
             "rollout": self.sizes.rollout,
             **self.sizes.scorers,
             "verifier": self.config.verifier_pool.workers,
             "learner": self.sizes.learner,
         }
-        for pool, busy_s in self.on_policy.busy.items():
-            table.add_row(
-                pool, str(workers[pool]), f"{sizes.get(pool, 0):g}", f"{busy_s:.1f}", f"{self.ahead.busy[pool]:.1f}"
+        pools = list(self.on_policy.busy)
+        rows = [
+            Row(
+                name=pool,
+                cells=[
+                    str(workers[pool]),
+                    f"{devices.get(pool, 0):g}",
+                    f"{self.on_policy.busy[pool]:.1f}",
+                    f"{self.ahead.busy[pool]:.1f}",
+                ],
+                ends_section=pool == pools[-1],
             )
-        table.add_section()
-        table.add_row(
-            "[bold]step",
-            "",
-            f"{self.devices:g}",
-            f"[bold]{self.on_policy.seconds:.1f}",
-            f"[bold]{self.ahead.seconds:.1f}",
-        )
-        table.add_row("bounded by", "", "", self.on_policy.bound_by, self.ahead.bound_by)
-        return table
+            for pool in pools
+        ]
+        step = ["", f"{self.devices:g}", f"{self.on_policy.seconds:.1f}", f"{self.ahead.seconds:.1f}"]
+        rows.append(Row(name="step", cells=step, style="bold"))
+        rows.append(Row(name="bounded by", cells=["", "", self.on_policy.bound_by, self.ahead.bound_by]))
+        headers = ["pool", "workers", "GPUs", "on-policy (s)", f"{self.staleness} ahead (s)"]
+        title = f"Forecast of a step on {self.devices:g} {device.title}: busy time of each pool"
+        return fitted_table(title, headers, rows)
 
     def sentences(self, *, price_per_hour: float | None) -> Iterator[str]:
-        """What the table does not say, with all that was assumed."""
+        """Yield concurrency, cost, advice and assumptions, one sentence each."""
         work, decoding = self.costs.work, self.configured.decoding
         yield (
-            f"{work.response_tokens / 1e3:,.0f} k response tokens a step; a rollout worker has memory for {decoding.slots} responses at once, and "
-            f"decodes {decoding.sequences:.0f}, a token in {decoding.token_s * 1e3:.1f} ms"
+            f"{work.response_tokens / 1e3:,.0f} k response tokens per step; a rollout worker has cache for "
+            f"{decoding.slots} responses and decodes {decoding.sequences:.0f} at a time, "
+            f"a token in {decoding.token_s * 1e3:.1f} ms"
         )
         yield (
-            f"on-policy, {self.on_policy.exposed_s:.1f} s are not hidden behind sampling, {self.costs.weights_s(self.devices):.1f} s of them the weights"
+            f"on-policy, sampling does not hide {self.on_policy.exposed_s:.1f} s of a step, "
+            f"of which the weight update takes {self.costs.weights_s(self.devices):.1f} s"
         )
         if price_per_hour is not None:
+            steps = self.config.training.steps
             cost = cost_of_step(self.configured.seconds, self.devices, price_per_hour=price_per_hour)
-            yield f"a step costs {cost:,.2f}, the run's {self.config.training.steps} steps {cost * self.config.training.steps:,.0f}, evaluations not counted"
+            yield f"cost: {cost:,.2f} per step, {cost * steps:,.0f} for {steps} steps, without evaluations"
         yield from self._advice()
-        yield f"assumed: responses of {self.lengths.sentence()}; prompts of {work.prompt_tokens}; {self.costs.machine.assumptions.sentence()}"
+        yield (
+            f"assumptions: responses of {self.lengths.sentence()}; prompts of {work.prompt_tokens} tokens; "
+            f"{self.costs.machine.assumptions.sentence()}"
+        )
         if self.config.shared_teachers:
-            yield f"not in it: {', '.join(self.config.shared_teachers)}, which this run does not start"
+            yield f"not included: {', '.join(self.config.shared_teachers)}, which this run does not start"
         if fixed_devices(self.config):
-            yield "not in it: the time of reward models; their GPUs are in the price"
+            yield "not included: the time of reward models (their GPUs are included in the price)"
 
     def _advice(self) -> Iterator[str]:
         if self.fastest is None:
-            yield "no division of these GPUs has the memory for every pool"
+            yield "no split of these GPUs has the memory for all pools"
             return
         before, after = self.configured.seconds, self.fastest.time.seconds
-        if before / after - 1 < _WORTH_SAYING:
-            yield "no other division of these GPUs would be faster by more than 2%"
+        if before / after - 1 < _MIN_SPEEDUP:
+            yield f"no other split of these GPUs is more than {_MIN_SPEEDUP:.0%} faster"
             return
         settings = " ".join(self.fastest.sizes.overrides())
         bound = self.fastest.time.bound_by
-        yield f"faster on the same GPUs: {settings}: {after:.1f} s a step instead of {before:.1f}, bounded by {_named(bound)}"
+        yield (
+            f"faster on the same GPUs: {settings}: {after:.1f} s per step instead of {before:.1f} s, "
+            f"bounded by {_with_article(bound)}"
+        )
         idle = self.devices - fixed_devices(self.config) - sum(self.fastest.sizes.devices(self.config).values())
         if idle:
-            yield f"{idle:g} GPUs would be left over"
+            yield f"this split leaves {idle:g} GPUs unused"
 
 
 def forecast(costs: PoolCosts, lengths: Lengths) -> Forecast:
-    """Of the sizes that are configured."""
+    """Return the forecast of a run with its configured pool sizes."""
     config, sizes = costs.config, sizes_of(costs.config)
     ranked = splits(costs, sum(sizes.devices(config).values()), staleness=config.training.max_staleness)
     staleness = max(1, config.training.max_staleness)
@@ -125,5 +146,5 @@ def forecast(costs: PoolCosts, lengths: Lengths) -> Forecast:
     )
 
 
-def _named(bound_by: str) -> str:
+def _with_article(bound_by: str) -> str:
     return f"the {bound_by}" if bound_by == LONGEST_RESPONSE else bound_by

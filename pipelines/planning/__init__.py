@@ -1,1 +1,1 @@
-"""Checks of a run before it starts."""
+"""Checks of a run before it starts, and the memory of its pools."""

@@ -1,4 +1,4 @@
-"""What a model's memory, limits and speed follow from, read off its config.json."""
+"""Size and architecture of a model, read from its config.json."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What memory, limits and speed follow from.
+    """Size and architecture of a model. Memory, limits and speed follow from it.
 
     Attributes:
-        parameters: their number, tied ones counted once.
-        attention_width: entries of one token's queries in one layer: heads times their size.
-        kv_values_per_token: key and value entries of one token over all layers.
-        max_tokens: longest sequence the model was made for.
-        linear_layers: name, and inputs plus outputs, of each linear layer but the output layer: those that can have an adapter.
+        parameters: Number of parameters, with tied ones counted once.
+        hidden: Size of the hidden state.
+        layers: Number of transformer layers.
+        vocabulary: Entries of the output layer.
+        attention_width: Query entries of one token in one layer: number of heads times head size.
+        kv_values_per_token: Key and value entries of one token over all layers.
+        max_tokens: Maximum sequence length.
+        linear_layers: Name, and inputs plus outputs, of each linear layer that can have an adapter: all but the output
+            layer.
     """
 
     parameters: int
@@ -34,21 +38,24 @@ class ModelShape:
     linear_layers: tuple[tuple[str, int], ...] = ()
 
     def trained_parameters(self, lora: LoraConfig | None) -> int:
-        """How many have a gradient and optimizer state: all, or those of adapters, `rank` for each input and output of a layer."""
+        """Return the number of trained parameters: all, or `rank` for each input and output of adapted layers."""
         if lora is None:
             return self.parameters
         return lora.rank * sum(size for name, size in self.linear_layers if lora.is_target(name))
 
 
 def shape_of(path: str) -> ModelShape | None:
-    """The model's shape from its config.json, with parameters counted on the meta device; None if it is not on this machine."""
+    """Return the shape of the model at `path`; None if the model is not on this machine.
+
+    Parameters are counted on PyTorch's meta device, so no weights are allocated.
+    """
     if is_missing_starter(path):
         return None
     try:
         directory = resolve_model(path)
     except RladError:
-        return None  # whoever needs the model says what is wrong with it
-    import torch  # seconds that only a model which is there is worth
+        return None  # callers that need the model report the error
+    import torch  # imported late: takes seconds, and is not needed if the model is missing
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:

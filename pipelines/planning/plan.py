@@ -1,4 +1,4 @@
-"""`rlad plan`: everything about a run that can be wrong and can be seen without starting an engine."""
+"""Checks of `rlad plan`: errors of a run that can be found without starting an engine."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was checked."""
+    """Result of one check."""
 
     level: Level
     text: str
 
     def line(self) -> str:
+        """Return the finding with its level in front, as rich markup."""
         return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[
             self.level
         ] + self.text
@@ -41,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All findings, and the pools as they would be placed."""
+    """Findings of all checks, and the pools of the run."""
 
     pools: list[PoolPlan]
     findings: list[Finding]
@@ -51,8 +52,9 @@ class Plan:
         return any(finding.level == "error" for finding in self.findings)
 
     def table(self) -> Table:
+        """Return the pools with their workers, devices and memory."""
         table = Table(title="Pools", title_justify="left")
-        for column in ("pool", "workers", "CPUs", "GPUs", "GiB a worker"):
+        for column in ("pool", "workers", "CPUs", "GPUs", "GiB per worker"):
             table.add_column(column, justify="left" if column == "pool" else "right")
         for pool in self.pools:
             memory = f"{pool.worker_gib:.1f}" if pool.worker_gib is not None else "unknown"
@@ -61,7 +63,10 @@ class Plan:
 
 
 def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | None) -> Resources:
-    """What the plan is for: the given figures, else the cluster at the configured address, else this machine."""
+    """Return the resources to plan for.
+
+    `cpus` and `gpus` override those of the cluster at `cluster.address`, or of this machine without an address.
+    """
     if config.cluster.address is not None:
         with connected(config.cluster) as resources:
             found = resources
@@ -71,7 +76,13 @@ def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | 
 
 
 def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
-    """Check a run against models, prompts and machines."""
+    """Check a run against its models, prompts, verifiers and the available resources.
+
+    Args:
+        config: Configuration of the run.
+        available: CPUs and GPUs of the cluster.
+        gpu_memory_gib: Memory of one GPU, in GiB.
+    """
     student = shape_of(config.student.path)
     frozen = {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}
     pools = list(run_pools(config, student, frozen))
@@ -96,13 +107,13 @@ def _check_models(
         if is_missing_starter(path):
             yield Finding(
                 level="warning",
-                text=f"{role} {path} is not made yet: `rlad run` makes it first, or `rlad pretrain` now",
+                text=f"{role} {path} is not trained yet; `rlad run` trains it first, or run `rlad pretrain` now",
             )
             continue
         try:
             tokenizer = load_tokenizer(resolve_model(path))
         except RladError as error:
-            yield Finding(level="error", text=f"{role} {path} cannot be read: {_first_line(error)}")
+            yield Finding(level="error", text=f"cannot read {role} {path}: {_first_line(error)}")
             continue
         fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
         yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
@@ -112,7 +123,7 @@ def _check_models(
         elif templates[pool] != templates["student"]:
             yield Finding(
                 level="warning",
-                text=f"the chat templates differ: the student's is applied, and the {pool} scores what it gives",
+                text=f"student and {pool} have different chat templates; the student's is applied to all prompts",
             )
     yield from _check_outputs(config, student, frozen)
     yield from _check_adapters(config.learner, student)
@@ -120,13 +131,14 @@ def _check_models(
     if student is not None and longest > student.max_tokens:
         yield Finding(
             level="error",
-            text=f"prompt and response may have {longest} tokens, the student was made for {student.max_tokens}",
+            text=f"rollout.max_prompt_tokens + rollout.max_response_tokens is {longest}; "
+            f"the student supports {student.max_tokens} tokens",
         )
 
 
 def _check_shared_teachers(config: RunConfig) -> Iterator[Finding]:
     if config.shared_teachers:
-        from pipelines.planning.shared_teachers import check_shared_teachers  # with it comes Ray Serve
+        from pipelines.planning.shared_teachers import check_shared_teachers  # imported late: imports Ray Serve
 
         yield from (Finding(level=level, text=text) for level, text in check_shared_teachers(config))
 
@@ -149,15 +161,13 @@ def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterat
     if unknown := config.lora.targets_without([name for name, _ in student.linear_layers]):
         yield Finding(level="error", text=f"learner.lora.target_modules: the student has no linear layer {unknown[0]}")
     trained = student.trained_parameters(config.lora)
-    yield Finding(
-        level="ok",
-        text=f"adapters of rank {config.lora.rank}: {trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters",
-    )
+    share = f"{trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters"
+    yield Finding(level="ok", text=f"LoRA adapters of rank {config.lora.rank} train {share}")
 
 
 def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     if is_missing_starter(config.student.path):
-        yield Finding(level="warning", text="prompts are not checked before the student's tokenizer exists")
+        yield Finding(level="warning", text="prompts are not checked: the student's tokenizer does not exist yet")
         return
     try:
         student = str(resolve_model(config.student.path))
@@ -173,11 +183,9 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
         config.training.steps * config.training.prompts_per_step,
         max(len(ids) for ids in training.token_ids),
     )
-    amount = (
-        f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} traces to train on"
-    )
-    text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount}), {len(evaluation.records)} for evaluation"
-    yield Finding(level="ok", text=text)
+    amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} training traces"
+    text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount})"
+    yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
 
 
 def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
@@ -189,7 +197,7 @@ def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
             elif is_missing_starter(config.student.path):
                 yield Finding(
                     level="warning",
-                    text=f"the reward model of task {task} is not checked before the student's tokenizer exists",
+                    text=f"reward model of task {task} is not checked: the student's tokenizer does not exist yet",
                 )
                 continue
             elif tokenizer_fingerprint(models[task].path) != tokenizer_fingerprint(resolve_model(config.student.path)):
@@ -218,7 +226,8 @@ def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: floa
     machine = psutil.virtual_memory().total / GIB
     if config.cluster.address is None and total > machine:
         yield Finding(
-            level="error", text=f"the pools on CPU need about {total:.0f} GiB of memory, this machine has {machine:.0f}"
+            level="error",
+            text=f"the pools on CPU need about {total:.0f} GiB of memory; this machine has {machine:.0f} GiB",
         )
 
 

@@ -1,4 +1,4 @@
-"""The pools of a run as they would be placed: how many workers, and what one of them needs."""
+"""Pools of a run: number of workers, devices, and estimated memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.verifiers import reward_models
 
 GIB = 2**30
-# What a process costs before it holds a model: the interpreter with torch, and an engine's own buffers.
+# Memory of a process without a model: the interpreter with torch, and engine buffers.
 _PROCESS_GIB = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
-    """A pool's size and what one of its workers needs, in GiB; None where the model is not known here."""
+    """Size of one pool.
+
+    Attributes:
+        pool: Name of the pool.
+        workers: Number of workers.
+        resources: CPUs and GPUs of all workers together.
+        worker_gib: Estimated memory of one worker, in GiB; None if the model is not on this machine.
+    """
 
     pool: str
     workers: int
@@ -27,7 +34,7 @@ class PoolPlan:
 
 
 def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
-    """The pools of a run or an evaluation, without checking it against anything."""
+    """Return the pools of a run or an evaluation, without any checks."""
     student = shape_of(config.student.path)
     if isinstance(config, RunConfig):
         return list(
@@ -37,15 +44,19 @@ def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
 
 
 def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Iterator[str]:
-    """A sentence for each pool whose workers need more than their GPUs have; pools of unknown memory pass."""
+    """Describe each pool whose workers need more memory than their GPUs have. Pools of unknown memory are skipped."""
     for pool in pools:
         share = pool.resources.gpus / pool.workers
         if share and pool.worker_gib is not None and pool.worker_gib > share * gpu_memory_gib:
-            yield f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
+            needed = f"a {pool.pool} worker needs about {pool.worker_gib:.0f} GiB"
+            yield f"{needed} and has {share:g} GPUs of {gpu_memory_gib:g} GiB"
 
 
 def offloaded_gib(config: RunConfig) -> float | None:
-    """Host memory of the optimizer state that a rank keeps there (`learner.offload_optimizer`); None where the student is not known here."""
+    """Return the host memory for a learner rank's offloaded optimizer state, in GiB (`learner.offload_optimizer`).
+
+    None if the student is not on this machine.
+    """
     shape = shape_of(config.student.path)
     return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
 
@@ -53,6 +64,13 @@ def offloaded_gib(config: RunConfig) -> float | None:
 def run_pools(
     config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
 ) -> Iterator[PoolPlan]:
+    """Yield the pools of a run.
+
+    Args:
+        config: Configuration of the run.
+        student: Shape of the student; None if it is not on this machine.
+        frozen: Shapes of teachers and reference policy by pool; None for models that are not on this machine.
+    """
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield _rollout_plan(config, student)
@@ -109,19 +127,26 @@ def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
 
 
 def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int) -> float:
-    """Least memory of one engine over all its GPUs: weights, and the key-value cache of one longest sequence. More cache means more sequences at once."""
+    """Return the minimum memory of one engine over all its GPUs, in GiB.
+
+    It holds the weights, one process per GPU, and the key-value cache of one sequence of `tokens` tokens. More cache
+    allows more concurrent sequences.
+    """
     bytes_per_value = DTYPE_BYTES[dtype]
     needed = shape.parameters * bytes_per_value + tokens * shape.kv_values_per_token * bytes_per_value
     return needed / GIB + _PROCESS_GIB * tensor_parallel
 
 
 def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
-    """Memory of one rank.
+    """Return the memory of one learner rank, in GiB.
 
-    ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3) with mixed precision: 2 bytes a parameter for weights, 2 for gradients and 12 for the float32
-    master and Adam's moments; on CPU everything is float32 (4, 4 and 8). Each stage divides one more of them by the ranks. Frozen weights of a student
-    with adapters are weights alone. Activations: 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the attention
-    matrix), 2 with checkpointing; plus one chunk's logits.
+    Model states follow ZeRO with mixed precision (Rajbhandari et al., arXiv:1910.02054, section 3): 2 bytes per
+    parameter for weights, 2 for gradients, and 12 for the float32 master weights and Adam's moments. On CPU everything
+    is float32: 4, 4 and 8 bytes. Each ZeRO stage shards one more of them over the ranks. Frozen weights of a student
+    with adapters have neither gradients nor optimizer state.
+
+    Activations take 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the
+    attention matrix), or 2 with checkpointing. The logits of one chunk are added.
     """
     on_gpu = config.gpus_per_rank > 0
     weights, gradients, optimizer = (2, 2, 12) if on_gpu else (4, 4, 8)

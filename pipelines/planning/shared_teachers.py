@@ -1,4 +1,4 @@
-"""Teachers that are there without a run, as far as they can be asked before it starts."""
+"""Checks of teacher services that a run shares with others."""
 
 from __future__ import annotations
 
@@ -18,35 +18,33 @@ from rlad.starters import is_missing_starter
 from rlad.teacher.http_client import TeacherHttpClient, read_token, sends_token_in_clear
 from rlad.teacher.wire_format import TeacherIdentity
 
-# A plan is made in seconds.
+# Short, because `rlad plan` is to answer within seconds.
 _ASK_TIMEOUT_S = 10.0
-# What says nothing about the service itself: this machine need not be one that the run is on.
-_NOT_FROM_HERE = (AccessError, DeadlineError, WorkerLostError)
+# Errors that are warnings: the service may be reachable from the cluster of the run, but not from this machine.
+_UNREACHABLE = (AccessError, DeadlineError, WorkerLostError)
 
 
 def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "warning", "error"], str]]:
-    """What can be said of a run's shared teachers: how good it is, and a sentence."""
+    """Query the shared teachers of a run. Yield the level and text of one finding or more for each."""
     for pool, shared in config.shared_teachers.items():
         if isinstance(shared, ServiceTeacherConfig) and config.cluster.address is None:
-            yield "warning", f"{pool} {shared.label} is not looked for without a cluster's address (--address)"
+            yield "warning", f"{pool} {shared.label} is not checked: --address is not set"
             continue
         if isinstance(shared, RemoteTeacherConfig) and sends_token_in_clear(shared.url):
             yield (
                 "warning",
-                f"{pool} {shared.label}: the token travels in the clear; put TLS in front of the service, and say https",
+                f"{pool} {shared.label}: the token is sent unencrypted; put TLS in front of the service and use https",
             )
         try:
             identity = _identity_of(shared, config)
             _require_fit(pool, identity, shared, config)
-        except _NOT_FROM_HERE as error:
-            yield "warning", f"{pool} {shared.label} cannot be asked from here: {error}"
+        except _UNREACHABLE as error:
+            yield "warning", f"{pool} {shared.label} cannot be reached from this machine: {error}"
         except RladError as error:
             yield "error", str(error)
         else:
-            yield (
-                "ok",
-                f"{pool} {shared.label}: model {identity.teacher[:12]}, tokenizer {identity.tokenizer[:12]}, {identity.engine} engine",
-            )
+            found = f"model {identity.teacher[:12]}, tokenizer {identity.tokenizer[:12]}, {identity.engine} engine"
+            yield "ok", f"{pool} {shared.label}: {found}"
 
 
 def _identity_of(shared: SharedTeacherConfig, config: RunConfig) -> TeacherIdentity:

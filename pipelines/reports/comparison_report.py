@@ -1,4 +1,4 @@
-"""What a comparison shows: tables on the console, drawings as PNG, and compare.html, one page that needs nothing else."""
+"""Report of a comparison: tables for the console, figures as PNG, and the self-contained page compare.html."""
 
 from __future__ import annotations
 
@@ -11,65 +11,63 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from rich.table import Table
+from rich.console import Group
 
 from pipelines.reports.figures import COLOURS, new_figure, render_page, svg, write_png
 from pipelines.run.directory import write_atomically
+from pipelines.run.tables import Row, fitted_table
 from rlad.evaluation.comparison import ALL, Cost, Spread, accuracy_of, by_method, curves, metric_curves, p_text
 
 if TYPE_CHECKING:
     from pipelines.reports.comparison_result import ComparisonResult
 
 _MARKERS = "osD^vP*X"
-_PANELS_A_ROW = 3
+_PANELS_PER_ROW = 3
 
-# Heading, and the text of a cost; a figure that the runs did not record is a dash.
+# Header of each cost, and its text. A cost that the runs did not record is shown as a dash.
 _COSTS: dict[str, Callable[[Cost], str]] = {
-    "s a step": lambda cost: _number(cost.step_s, "{:.2f}"),
-    "s waiting for scores": lambda cost: _number(cost.exposed_scoring_s, "{:.2f}"),
-    "tokens generated": lambda cost: _number(cost.generated_tokens, "{:,.0f}"),
-    "tokens by the teacher": lambda cost: _number(cost.teacher_tokens, "{:,.0f}"),
-    "s of training": lambda cost: _number(cost.training_s, "{:.0f}"),
+    "step\n(s)": lambda cost: _number(cost.step_s, "{:.2f}"),
+    "scoring\nwait (s)": lambda cost: _number(cost.exposed_scoring_s, "{:.2f}"),
+    "generated\ntokens": lambda cost: _number(cost.generated_tokens, "{:,.0f}"),
+    "teacher\ntokens": lambda cost: _number(cost.teacher_tokens, "{:,.0f}"),
+    "training\n(s)": lambda cost: _number(cost.training_s, "{:.0f}"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """A figure of the page, also beside it as PNG."""
+    """Figure of the page, as an SVG element."""
 
     title: str
     picture: Markup
 
 
-def result_table(result: ComparisonResult) -> Table:
-    """Accuracy after training, a row a method and a column a group: mean and standard deviation over seeds."""
-    table = Table(title=f"Accuracy after training (%), by {result.evaluation.group_label}", title_justify="left")
-    table.add_column("method")
-    for column in _headings(result):
-        table.add_column(column, justify="right")
-    for name, row in result.accuracy.items():
-        table.add_row(name, *(_percent(spread) for spread in row.values()), style="dim" if name == "start" else None)
-        if name == "start":
-            table.add_section()
-    table.caption = _caption(result)
-    return table
+def result_table(result: ComparisonResult) -> Group:
+    """Return accuracy after training by method and group: mean and standard deviation over seeds."""
+    rows = [
+        Row(
+            name=name,
+            cells=[_percent(spread) for spread in row.values()],
+            style="dim" if name == "start" else None,
+            ends_section=name == "start",
+        )
+        for name, row in result.accuracy.items()
+    ]
+    title = f"Accuracy after training (%), by {result.evaluation.group_label}"
+    return fitted_table(title, ["method", *_headings(result)], rows, caption=_caption(result))
 
 
-def cost_table(result: ComparisonResult) -> Table:
-    table = Table(title="Cost of a run, mean over seeds", title_justify="left")
-    table.add_column("method")
-    for heading in _COSTS:
-        table.add_column(heading, justify="right")
-    for name, cost in result.costs.items():
-        table.add_row(name, *(text(cost) for text in _COSTS.values()))
-    return table
+def cost_table(result: ComparisonResult) -> Group:
+    """Return the cost of a run by method, as the mean over seeds."""
+    rows = [Row(name=name, cells=[text(cost) for text in _COSTS.values()]) for name, cost in result.costs.items()]
+    return fitted_table("Cost of a run, mean over seeds", ["method", *_COSTS], rows)
 
 
 def write_drawings(result: ComparisonResult, folder: Path) -> list[Drawing]:
-    """Draw curves, final accuracies and differences; each is written as PNG and returned for the page."""
+    """Draw learning curves, final accuracies and differences. Write each as PNG to `folder`, and return it as SVG."""
     groups = [] if len(result.records[0].final.groups) == 1 else list(result.records[0].final.groups)
     panels = 2 + len(groups)
-    rows = -(-panels // _PANELS_A_ROW)
+    rows = -(-panels // _PANELS_PER_ROW)
     plans: dict[str, tuple[str, float, float, Callable[[Figure], None]]] = {
         "curves": (
             "Learning curves",
@@ -77,12 +75,12 @@ def write_drawings(result: ComparisonResult, folder: Path) -> list[Drawing]:
             2.9 * rows + 0.5,
             lambda figure: _draw_curves(figure, result, groups, rows),
         ),
-        "accuracy": ("Accuracy after training, every run", 11.0, 3.6, lambda figure: _draw_accuracy(figure, result)),
+        "accuracy": ("Accuracy after training, by run", 11.0, 3.6, lambda figure: _draw_accuracy(figure, result)),
     }
     if any(difference.low is not None for difference in result.differences):
         height = 1.3 + 0.42 * len(result.differences)
         plans["differences"] = (
-            f"Differences to {result.differences[0].reference}",
+            f"Differences from {result.differences[0].reference}",
             8.0,
             height,
             lambda figure: _draw_differences(figure, result),
@@ -97,7 +95,7 @@ def write_drawings(result: ComparisonResult, folder: Path) -> list[Drawing]:
 
 
 def write_page(result: ComparisonResult, drawings: list[Drawing], path: Path) -> None:
-    """Write compare.html."""
+    """Write compare.html to `path`."""
     page = render_page(
         "compare.html.j2",
         name=result.config.name,
@@ -124,7 +122,7 @@ def _draw_curves(figure: Figure, result: ComparisonResult, groups: list[str], ro
         **{group if "," in label else f"{label} {group}": curves(result.records, group) for group in groups},
         "Training reward": metric_curves(result.records, "reward/mean"),
     }
-    grid = figure.subplots(rows, min(len(panels), _PANELS_A_ROW), squeeze=False).flatten()
+    grid = figure.subplots(rows, min(len(panels), _PANELS_PER_ROW), squeeze=False).flatten()
     for axes, (title, by_name) in zip(grid, panels.items(), strict=False):
         _draw_lines(axes, result, by_name)
         axes.set_title(title)
@@ -137,7 +135,7 @@ def _draw_curves(figure: Figure, result: ComparisonResult, groups: list[str], ro
 
 
 def _draw_lines(axes: Axes, result: ComparisonResult, by_name: Mapping[str, Mapping[int, Spread]]) -> None:
-    """A line a method, and a band of one standard deviation over seeds."""
+    """Draw one line per method, with a band of one standard deviation over seeds."""
     for index, name in enumerate(result.config.methods):
         curve = by_name.get(name)
         if not curve:
@@ -160,7 +158,7 @@ def _draw_lines(axes: Axes, result: ComparisonResult, by_name: Mapping[str, Mapp
 
 
 def _draw_accuracy(figure: Figure, result: ComparisonResult) -> None:
-    """A dot a run, a bar a mean; methods side by side within each column."""
+    """Draw one dot per run and one bar per mean, with the methods side by side within each group."""
     axes = figure.subplots()
     methods, columns = by_method(result.records), list(next(iter(result.accuracy.values())))
     width = 0.8 / len(methods)
@@ -200,13 +198,13 @@ def _draw_accuracy(figure: Figure, result: ComparisonResult) -> None:
     axes.grid(visible=False, axis="x")
     axes.set_xlabel(result.evaluation.group_label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title("A dot is a run, a bar their mean")
+    axes.set_title("Dots: runs; bars: means")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9))
 
 
 def _draw_differences(figure: Figure, result: ComparisonResult) -> None:
-    """Interval over seeds of each method's difference to the first, in points, with the margin as a band."""
+    """Draw each method's difference from the first, in points, with its interval over seeds and the margin."""
     axes = figure.subplots()
     margin, order = 100 * result.config.margin, list(result.config.methods)
     axes.axvspan(-margin, margin, color="#6b7280", alpha=0.12, linewidth=0)
@@ -223,8 +221,8 @@ def _draw_differences(figure: Figure, result: ComparisonResult) -> None:
     axes.set_yticks(range(len(result.differences)), [difference.method for difference in result.differences])
     axes.set_ylim(len(result.differences) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("points of accuracy over all prompts, 95% interval over seeds; grey: too small to matter")
-    axes.set_title(f"Difference to {result.differences[0].reference}")
+    axes.set_xlabel("accuracy over all prompts (points), 95% interval over seeds; grey: equivalence margin")
+    axes.set_title(f"Difference from {result.differences[0].reference}")
 
 
 def _marker(index: int) -> str:
@@ -239,7 +237,8 @@ def _caption(result: ComparisonResult) -> str:
     final = result.records[0].final.overall
     seeds = len(result.config.seeds)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return f"mean@{final.samples} on {final.prompts} prompts at temperature {result.evaluation.temperature:g}; average: over all prompts; {spread}"
+    temperature = f"temperature {result.evaluation.temperature:g}"
+    return f"mean@{final.samples} on {final.prompts} prompts at {temperature}; average: over all prompts; {spread}"
 
 
 def _percent(spread: Spread) -> str:

@@ -12,14 +12,15 @@ from rlad.evaluation.comparison import ALL, Cost, Difference, RunRecord, Spread,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonResult:
-    """What the runs say.
+    """Result of a comparison of training methods.
 
     Attributes:
-        group_by: what the table's columns are.
-        accuracy: after training, by method and column; `start` is every method's start.
-        costs: by method.
-        differences: every method against the first.
-        records: the runs themselves.
+        config: Configuration of the comparison.
+        evaluation: Evaluation settings, the same in all runs.
+        accuracy: Accuracy after training, by method and group. `start` is the student before training.
+        costs: Mean cost of a run, by method.
+        differences: Difference of every other method from the first.
+        records: Records of the runs.
     """
 
     config: CompareConfig
@@ -30,7 +31,7 @@ class ComparisonResult:
     records: list[RunRecord]
 
     def as_dict(self) -> dict[str, Any]:
-        """For compare.json: everything but single prompts and steps."""
+        """Return the content of compare.json: everything except single prompts and steps."""
         return {
             "name": self.config.name,
             "methods": {name: method.overrides for name, method in self.config.methods.items()},

@@ -1,4 +1,4 @@
-"""What every page of ours shares: the look of its drawings, and drawings and style put into one self-contained file."""
+"""Figure style and page rendering, shared by all HTML reports."""
 
 from __future__ import annotations
 
@@ -34,24 +34,25 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """An empty figure of so many inches. Draw and save inside the block, which is where the style holds."""
+    """Yield an empty figure of `width` by `height` inches. Draw and save inside the block: the style ends with it."""
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def svg(figure: Figure) -> Markup:
-    """The figure as an element of an HTML page."""
+    """Return the figure as an SVG element for an HTML page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return Markup(re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), count=1, flags=re.DOTALL))
 
 
 def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, on white, at 160 dots per inch."""
     figure.savefig(path, format="png", dpi=160, facecolor="white")
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page from one of our templates. A name that the template uses and is not given is an error, not an empty place."""
+    """Render a template of `pipelines/templates`. A missing value raises an error instead of leaving a gap."""
     environment = Environment(
         loader=PackageLoader("pipelines"),
         autoescape=select_autoescape(default=True),

@@ -1,8 +1,9 @@
-"""`report.html`: one self-contained page that tells how a run went. Plots are drawn by matplotlib and embedded as SVG."""
+"""Report of a run: the self-contained page report.html, with plots embedded as SVG."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
@@ -21,12 +22,12 @@ def write_report(run: RunDirectory) -> None:
     """Write the report of a finished or running run from the files in its directory.
 
     Raises:
-        RunDirectoryError: there is no run, or it has recorded nothing yet.
+        RunDirectoryError: The directory holds no run, or the run has recorded neither steps nor evaluations.
     """
     config = run.read_config()
     steps, evaluations = read_json_lines(run.metrics), read_json_lines(run.evaluations)
     if not steps and not evaluations:
-        raise RunDirectoryError(f"nothing to report yet: {run.path} has neither steps nor evaluations")
+        raise RunDirectoryError(f"nothing to report yet: {run.path} has no steps and no evaluations")
     ledger = Ledger(run.ledger, read_only=True)
     try:
         counts = ledger.counts().as_dict()
@@ -52,76 +53,64 @@ def write_report(run: RunDirectory) -> None:
 
 
 def _plots(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], group_by: str) -> list[Markup]:
-    drawings = []
+    plots = []
     if evaluations:
-        drawings.append(
-            _draw("Accuracy on held-out prompts", "trained steps", lambda axes: _accuracy(axes, evaluations, group_by))
-        )
-    if (
-        steps and "reward/mean" not in steps[0]
-    ):  # responses that were given, not sampled: nothing varies in them but the loss
-        return [
-            *drawings,
-            _draw("Loss", "trained steps", lambda axes: _lines(axes, steps, {"learner/loss": "loss"}, smooth=True)),
-            _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
-            _draw(
-                "Trace length (tokens)",
-                "trained steps",
-                lambda axes: _lines(axes, steps, {"traces/response_tokens_mean": "mean"}),
-            ),
-            _draw(
-                "Gradient norm",
-                "trained steps",
-                lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"}),
-            ),
-        ]
-    if steps:
-        drawings += [
-            _draw(
-                "Training reward",
-                "trained steps",
-                lambda axes: _lines(axes, steps, {"reward/mean": "mean reward"}, smooth=True),
-            ),
-            _draw("Where a step's time goes (s)", "trained steps", lambda axes: _stack(axes, steps)),
-            _draw(
-                "Response length (tokens)",
-                "trained steps",
-                lambda axes: _lines(axes, steps, {"rollout/response_tokens_mean": "mean"}),
-            ),
-            _draw(
-                "Distance in nats a token, mean |log ratio|",
-                "trained steps",
-                lambda axes: _lines(axes, steps, _DISTANCES),
-            ),
-            _draw("Share of tokens clipped", "trained steps", lambda axes: _lines(axes, steps, _CLIPPED)),
-            _draw(
-                "Gradient norm",
-                "trained steps",
-                lambda axes: _lines(axes, steps, {"learner/gradient_norm": "before clipping"}),
-            ),
-            _draw(
-                "Engine against learner: |Δ log-probability|",
-                "trained steps",
-                lambda axes: _lines(axes, steps, _GAP, log=True),
-            ),
-        ]
-    return drawings
+        plots.append(_draw("Accuracy on held-out prompts", lambda axes: _accuracy(axes, evaluations, group_by)))
+    if not steps:
+        return plots
+    if "reward/mean" in steps[0]:
+        return plots + _on_policy_plots(steps)
+    return plots + _offline_plots(steps)
 
 
+def _on_policy_plots(steps: list[dict[str, Any]]) -> list[Markup]:
+    return [
+        _line_plot("Training reward", steps, {"reward/mean": "mean reward"}, smooth=True),
+        _stage_plot(steps),
+        _line_plot("Response length (tokens)", steps, {"rollout/response_tokens_mean": "mean"}),
+        _line_plot("Mean |log ratio| per token (nats)", steps, _DISTANCES),
+        _line_plot("Clipped tokens (share)", steps, _CLIPPED),
+        _line_plot("Gradient norm", steps, _GRADIENT_NORM),
+        _line_plot("|Δ log-probability| between engine and learner", steps, _GAP, log=True),
+    ]
+
+
+def _offline_plots(steps: list[dict[str, Any]]) -> list[Markup]:
+    """Return the plots of an offline run. Its responses come from the teacher, so it has neither reward nor ratios."""
+    return [
+        _line_plot("Loss", steps, {"learner/loss": "loss"}, smooth=True),
+        _stage_plot(steps),
+        _line_plot("Trace length (tokens)", steps, {"traces/response_tokens_mean": "mean"}),
+        _line_plot("Gradient norm", steps, _GRADIENT_NORM),
+    ]
+
+
+# Metrics of a plot, each with the label of its line.
 _DISTANCES = {
-    "objective/log_ratio_teacher_abs_mean": "student to teacher",
-    "objective/log_ratio_behaviour_abs_mean": "student to sampler",
+    "objective/log_ratio_teacher_abs_mean": "student and teacher",
+    "objective/log_ratio_behaviour_abs_mean": "student and sampler",
 }
 _CLIPPED = {"objective/clip_fraction_positive": "advantage > 0", "objective/clip_fraction_negative": "advantage < 0"}
-_GAP = {"learner/logprob_gap_max": "largest", "learner/logprob_gap_mean": "mean"}
+_GAP = {"learner/logprob_gap_max": "maximum", "learner/logprob_gap_mean": "mean"}
+_GRADIENT_NORM = {"learner/gradient_norm": "before clipping"}
 
 
-def _draw(title: str, x_label: str, plot: Any) -> Markup:
+def _line_plot(
+    title: str, steps: list[dict[str, Any]], names: dict[str, str], *, smooth: bool = False, log: bool = False
+) -> Markup:
+    return _draw(title, lambda axes: _lines(axes, steps, names, smooth=smooth, log=log))
+
+
+def _stage_plot(steps: list[dict[str, Any]]) -> Markup:
+    return _draw("Time per step, by stage (s)", lambda axes: _stack(axes, steps))
+
+
+def _draw(title: str, plot: Callable[[Axes], None]) -> Markup:
     with new_figure(5.4, 3.1) as figure:
         axes = figure.add_subplot()
         plot(axes)
         axes.set_title(title)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel("trained steps")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
         return svg(figure)
@@ -174,7 +163,7 @@ def _smoothed(values: tuple[float, ...], window: int = 7) -> list[float]:
 
 
 def _idle_shares(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """By pool, the median over the steps that tell."""
+    """Return the median idle share of each pool, over the steps that recorded it."""
     pools = {name for line in steps for name in line if name.startswith("idle/")}
     return {
         name.removeprefix("idle/"): statistics.median(line[name] for line in steps if name in line)

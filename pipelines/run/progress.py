@@ -1,12 +1,12 @@
-"""What a person watches while a run goes: a live line on a terminal, one line a step elsewhere."""
+"""Console output of a run: a live display on a terminal, one line per step elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,9 +18,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.run.bottleneck import bottleneck
+from pipelines.run.tables import Row, fitted_table
 from rlad.evaluation.accuracy import EvaluationSummary
+
+_WITHOUT_TOTAL = (SpinnerColumn, TextColumn, TimeElapsedColumn)
+
+
+class _LiveProgress(Progress):
+    """Live display that fits 80 columns.
+
+    Details are on indented lines below the bar. A task without a total has no bar, so that its name has room.
+    """
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            if not task.visible:
+                continue
+            if task.total is None:
+                grid = Table.grid(padding=(0, 1))
+                grid.add_row(*(column(task) for column in self.columns if isinstance(column, _WITHOUT_TOTAL)))
+                yield grid
+            else:
+                yield self.make_tasks_table([task])
+            if task.fields["detail"]:
+                yield Text("\n".join(f"  {line}" for line in task.fields["detail"].splitlines()))
 
 
 class RunProgress:
@@ -29,14 +53,13 @@ class RunProgress:
     def __init__(self, console: Console, *, total_steps: int) -> None:
         self._console = console
         self._total = total_steps
-        self._live = Progress(
+        self._live = _LiveProgress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -52,7 +75,7 @@ class RunProgress:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[PhaseProgress]:
-        """Something that takes more than two seconds: a spinner or bar while it lasts, a line with its time when it is done."""
+        """Show a phase of more than two seconds: a spinner or bar while it lasts, then a line with its duration."""
         start = time.monotonic()
         task = self._live.add_task(name, total=total, detail="")
         if not self._console.is_terminal:
@@ -64,21 +87,32 @@ class RunProgress:
         self._console.print(f"[green]✓[/] {name} [dim]({time.monotonic() - start:.0f} s)[/]")
 
     def step(self, step: int, metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> None:
-        """`step` trained steps are done, by pools of so many workers."""
-        detail = step_line(metrics, accuracy, workers)
+        """Show that `step` steps are trained.
+
+        Args:
+            metrics: Metrics of the last step.
+            accuracy: Accuracy of the last evaluation, 0 to 1; None before the first.
+            workers: Workers of each pool.
+        """
+        detail = "\n".join(step_lines(metrics, accuracy, workers))
         self._live.update(self._steps, completed=step, detail=detail, visible=True)
         if not self._console.is_terminal:
-            self._console.print(f"step {step}/{self._total}  {detail}", highlight=False, soft_wrap=True)
+            line = step_line(metrics, accuracy, workers)
+            self._console.print(f"step {step}/{self._total}  {line}", highlight=False, soft_wrap=True)
 
 
 class PhaseProgress:
-    """Handle of a phase that counts."""
+    """Handle that advances the bar of a phase."""
 
     def __init__(self, console: Console, live: Progress, task: TaskID) -> None:
         self._console, self._live, self._task = console, live, task
 
     def advance(self, detail: str = "") -> None:
-        """Another one is done. `detail` stands beside the bar; where nobody watches live, in a line each tenth of the phase."""
+        """Count one more item as done.
+
+        Args:
+            detail: Text below the bar. Without a terminal, it is printed after each tenth of the phase.
+        """
         state = self._live.tasks[self._live.task_ids.index(self._task)]
         before = state.completed
         self._live.update(self._task, advance=1, detail=detail)
@@ -94,80 +128,87 @@ class PhaseProgress:
 
 
 def step_line(metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> str:
-    """One line on a step: reward (of given traces: the loss), accuracy, speed, where its time went, and what bounds it.
+    """Return `step_lines` as one line, for logs."""
+    return "  ".join(step_lines(metrics, accuracy, workers))
+
+
+def step_lines(metrics: Mapping[str, float], accuracy: float | None, workers: Mapping[str, int]) -> list[str]:
+    """Return three lines on a step: results and speed, duration by stage, and the bottleneck.
 
     Args:
-        workers: of each pool.
+        metrics: Metrics of the step. Offline runs have a loss instead of a reward.
+        accuracy: Accuracy of the last evaluation, 0 to 1; None before the first.
+        workers: Workers of each pool.
     """
-    parts = (
+    results = (
         [f"reward {metrics['reward/mean']:.2f}"]
         if "reward/mean" in metrics
         else [f"loss {metrics.get('learner/loss', float('nan')):.3f}"]
     )
     if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.1%}")
-    speed = "rollout" if "rollout/tokens_per_s" in metrics else "traces"
-    parts.append(f"{metrics[f'{speed}/tokens_per_s']:,.0f} tok/s")
-    parts.append(f"{metrics['time/step_s']:.1f} s = {where_time_goes(metrics)}")
-    parts.append(bottleneck(metrics, workers).sentence())
-    return "  ".join(parts)
+        results.append(f"accuracy {accuracy:.1%}")
+    source = "rollout" if "rollout/tokens_per_s" in metrics else "traces"
+    results.append(f"{metrics[f'{source}/tokens_per_s']:,.0f} tok/s")
+    return [
+        "  ".join(results),
+        f"{metrics['time/step_s']:.1f} s = {where_time_goes(metrics)}",
+        bottleneck(metrics, workers).sentence(),
+    ]
 
 
 def where_time_goes(metrics: Mapping[str, float]) -> str:
-    """The exposed share of each stage; what overlaps another stage is not counted twice."""
+    """Return the exposed share of each stage. Time that overlaps another stage is not counted twice."""
     step = max(metrics["time/step_s"], 1e-9)
     stages = {name: metrics[f"time/{name}_s"] / step for name in ("generate", "score", "learn", "weights")}
     return " ".join(f"{name} {share:.0%}" for name, share in stages.items())
 
 
-def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_by: str) -> Table:
-    """Accuracy by group, a column an evaluation, and with two or more the difference of the last to the first in points."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(group_by)
-    table.add_column("prompts", justify="right")
-    for name in columns:
-        table.add_column(name, justify="right")
+def accuracy_table(title: str, columns: dict[str, EvaluationSummary], *, group_by: str) -> Group:
+    """Return accuracy by group, with one column per evaluation.
+
+    Two or more evaluations add the change from the first to the last, in percentage points.
+    """
     first, last = next(iter(columns.values())), list(columns.values())[-1]
-    if len(columns) > 1:
-        table.add_column("change", justify="right")
-    for group in [*first.groups, None]:
-        rows = [summary.groups[group] if group is not None else summary.overall for summary in columns.values()]
-        cells = [_with_interval(row.mean, row.low, row.high) for row in rows]
+    headers = [group_by, "prompts", *columns, *(["change"] if len(columns) > 1 else [])]
+    by_group = {group: [summary.groups[group] for summary in columns.values()] for group in first.groups}
+    rows = []
+    for group, found in [*by_group.items(), ("all", [summary.overall for summary in columns.values()])]:
+        cells = [str(found[0].prompts), *(_with_interval(row.mean, row.low, row.high) for row in found)]
         if len(columns) > 1:
-            cells.append(f"{100 * (rows[-1].mean - rows[0].mean):+.1f}")
-        if group is None:
-            table.add_section()
-        table.add_row(
-            group if group is not None else "all", str(rows[0].prompts), *cells, style="bold" if group is None else None
-        )
-    table.caption = f"mean@{last.overall.samples}, 95% confidence interval"
-    return table
+            cells.append(f"{100 * (found[-1].mean - found[0].mean):+.1f}")
+        rows.append((group, cells))
+    caption = f"mean@{last.overall.samples}, 95% confidence interval"
+    return fitted_table(title, headers, _with_total(rows), caption=caption)
 
 
-def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -> Table:
-    """One evaluation in full: mean@k, maj@k where there is a vote, pass@k for several k, lengths."""
-    table = Table(title=title, title_justify="left")
+def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -> Group:
+    """Return one evaluation in full: mean@k, maj@k if responses have a vote, pass@k for several k, and lengths."""
     samples, several = summary.overall.samples, [k for k in summary.overall.pass_at if k > 1]
     with_majority = samples > 1 and any(row.majority for row in (summary.overall, *summary.groups.values()))
-    table.add_column(group_by)
     majority = [f"maj@{samples}"] if with_majority else []
-    for name in ("prompts", f"mean@{samples}", *majority, *(f"pass@{k}" for k in several), "tokens", "truncated"):
-        table.add_column(name, justify="right")
+    passed = [f"pass@{k}" for k in several]
+    headers = [group_by, "prompts", f"mean@{samples}", *majority, *passed, "tokens", "truncated"]
+    rows = []
     for group, row in [*summary.groups.items(), ("all", summary.overall)]:
-        if row is summary.overall:
-            table.add_section()
-        cells = [_with_interval(row.mean, row.low, row.high)]
+        cells = [str(row.prompts), _with_interval(row.mean, row.low, row.high)]
         if with_majority:
             cells.append(
                 _with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-"
             )
         cells += [f"{row.pass_at[k].mean:.1%}" for k in several]
-        style = "bold" if row is summary.overall else None
-        table.add_row(
-            group, str(row.prompts), *cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", style=style
-        )
-    table.caption = "in brackets the 95% confidence interval over prompts"
-    return table
+        rows.append((group, [*cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}"]))
+    return fitted_table(
+        title, headers, _with_total(rows), caption="In parentheses: 95% confidence interval over prompts"
+    )
+
+
+def _with_total(rows: list[tuple[str, list[str]]]) -> list[Row]:
+    """Return table rows; the last one is the total, in bold and after a line."""
+    *groups, (name, cells) = rows
+    return [
+        *(Row(name=group, cells=found, ends_section=at == len(groups)) for at, (group, found) in enumerate(groups, 1)),
+        Row(name=name, cells=cells, style="bold"),
+    ]
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:

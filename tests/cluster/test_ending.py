@@ -43,6 +43,6 @@ def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
     assert stdout == "pools are down\n"
     assert process.returncode == 128 + signal.SIGTERM
     assert stderr.endswith(
-        "interrupted: nothing that a checkpoint holds is lost; continue with the same command and --resume\n"
+        "interrupted: checkpoints are kept; continue with the same command and --resume\n"
     )
     assert "SIGTERM received" not in stderr

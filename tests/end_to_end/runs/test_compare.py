@@ -1,4 +1,4 @@
-"""A comparison as a person starts it, with every real component, and continued with another seed."""
+"""A comparison from the command line with real components, then continued with another seed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def rlad(*arguments: str | Path, timeout_s: float = 500) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonDirectory, str]:
-    """The comparison's file, its directory, and what the command printed: two methods of reinforcement and an offline one, one seed, two steps."""
+    """Compare two reinforcement learning methods and an offline one. Return the configuration, directory and output."""
     folder = tmp_path_factory.mktemp("comparison")
     config = folder / "compare.yaml"
     sft = "sft: {overrides: {objective: {name: sft}, offline: {traces_per_prompt: 2, max_prompts: 32}}}"
     methods = f"{{trrd: {{}}, grpo: {{overrides: {{objective: {{name: grpo}}, teacher: null}}}}, {sft}}}"
     config.write_text(
-        f"name: smoke\nbase: {SMOKE}\noverrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\nmethods: {methods}\n"
+        f"name: smoke\nbase: {SMOKE}\nmethods: {methods}\n"
+        f"overrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\n"
     )
     directory = ComparisonDirectory(folder / "runs")
     result = rlad("compare", config, "--run-dir", directory.path)
@@ -57,7 +58,7 @@ def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: tuple[Pa
     assert [run.read_config().objective.name for run in runs] == METHODS
 
 
-def test_the_comparison_is_that_of_the_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
+def test_results_agree_with_the_recorded_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     _, directory, text = compared
     figures = json.loads(directory.figures.read_text())
     final = {
@@ -74,19 +75,19 @@ def test_the_comparison_is_that_of_the_runs(compared: tuple[Path, ComparisonDire
     assert directory.page.stat().st_size > 10_000
 
 
-def test_a_run_that_is_missing_is_run_alone(compared: tuple[Path, ComparisonDirectory, str]) -> None:
+def test_resume_trains_only_missing_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     config, directory, _ = compared
     grpo, seed1 = (RunDirectory(directory.path / name) for name in ("grpo-seed0", "grpo-seed1"))
     before = grpo.metrics.read_bytes()
     result = rlad("compare", config, "--methods", "grpo", "--seeds", "0,1", "--run-dir", directory.path, "--resume")
     assert result.returncode == 0, result.stderr
-    assert "2 runs, 1 finished before" in result.stdout
+    assert "2 runs, 1 already finished" in result.stdout
     assert grpo.metrics.read_bytes() == before
     assert [line["step"] for line in read_json_lines(seed1.evaluations)] == [0, 1, 2]
     assert json.loads(directory.figures.read_text())["seeds"] == [0, 1]
 
 
-def test_a_used_directory_is_refused_without_resume(compared: tuple[Path, ComparisonDirectory, str]) -> None:
+def test_used_directory_is_refused_without_resume(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     config, directory, _ = compared
     result = rlad("compare", config, "--run-dir", directory.path, timeout_s=60)
     assert result.returncode == 1

@@ -207,7 +207,7 @@ def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayC
     assert (stopped.returncode, stopped.stdout) == (0, f"job {job_id} stopped\n"), stopped.stderr
     log = cluster.rlad("logs", job_id).stdout
     assert "step 2/16" in log
-    assert "interrupted: nothing that a checkpoint holds is lost" in log
+    assert "interrupted: checkpoints are kept" in log
     assert "Traceback" not in log
     assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are down"
     assert "\x1b" not in log, "a log is no terminal"

@@ -1,4 +1,4 @@
-"""A comparison of finished runs, from recorded run directories: nothing is run again, and what is written agrees with the records."""
+"""A comparison of finished runs: the recorded runs are not trained again, and the results agree with their records."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from rlad.config.comparison import Comparison, PlannedRun, load_comparison
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation.accuracy import PromptResult, summarise
 
+from .console_text import WIDTH, cells_of
+
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 PROMPTS = 60
-# Share of prompts solved at the start and after training, by method.
+# Share of prompts solved after training, by method.
 ACCURACIES = {"trrd": 0.9, "grpo": 0.5, "same": 0.9}
 
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
-    methods = "{trrd: {}, grpo: {overrides: {objective: {name: grpo}, teacher: null}}, same: {overrides: {objective.alpha: 0.7}}}"
+    grpo, same = "{objective: {name: grpo}, teacher: null}", "{objective.alpha: 0.7}"
+    methods = f"{{trrd: {{}}, grpo: {{overrides: {grpo}}}, same: {{overrides: {same}}}}}"
     path = tmp_path / "compare.yaml"
     path.write_text(
         f"name: toy\nbase: {SMOKE}\nseeds: [0, 1, 2]\noverrides: {{training.steps: 4}}\nmethods: {methods}\n"
@@ -45,7 +48,7 @@ def directory(tmp_path: Path, comparison: Comparison) -> ComparisonDirectory:
 
 
 def record(planned: PlannedRun, run: RunDirectory) -> None:
-    """What a finished run leaves behind: of its prompts, sorted by difficulty, it solves the first so many, one more or fewer by the seed."""
+    """Write the files of a finished run that solves the easiest prompts; how many depends on method and seed."""
     with run.hold(planned.config, resume=False):
         run.export.mkdir()
     solved_after = round(ACCURACIES[planned.method] * PROMPTS) + planned.seed - 1
@@ -78,33 +81,37 @@ def record(planned: PlannedRun, run: RunDirectory) -> None:
 
 
 def printed(comparison: Comparison, directory: ComparisonDirectory) -> str:
-    console = Console(width=200, file=io.StringIO())
+    console = Console(width=WIDTH, file=io.StringIO())
     compare(comparison, directory, resume=True, console=console)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
-def test_finished_runs_are_not_run_again(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_finished_runs_are_not_trained_again(comparison: Comparison, directory: ComparisonDirectory) -> None:
     before = {path: path.read_bytes() for path in directory.path.rglob("*.jsonl")}
     text = printed(comparison, directory)
-    assert "9 runs, 9 finished before" in text
+    assert "9 runs, 9 already finished" in text
     assert not ray.is_initialized()
     assert {path: path.read_bytes() for path in directory.path.rglob("*.jsonl")} == before
 
 
-def test_the_table_says_what_the_runs_recorded(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_tables_agree_with_the_recorded_runs(comparison: Comparison, directory: ComparisonDirectory) -> None:
     text = printed(comparison, directory)
-    # 53, 54 and 55 of 60 prompts: one is 1.667 points. By people, of 20 each: 18, 18, 19; then 18 always; then 17, 18, 18.
+    # 53, 54 and 55 of 60 prompts: one prompt is 1.667 points.
+    # By people, of 20 prompts each: 18, 18, 19; then 18 always; then 17, 18, 18.
     assert re.search(r"trrd\W+91\.7 ± 2\.9\W+90\.0 ± 0\.0\W+88\.3 ± 2\.9\W+90\.0 ± 1\.7", text)
     assert re.search(r"grpo\W+.*50\.0 ± 1\.7", text)
     assert re.search(r"start\W+.*33\.3 ± 0\.0", text)
     assert re.search(r"method.*2.*3.*4.*average", text)
     assert re.search(r"grpo\W+3\.00\W+0\.25\W+2,000\W+0\W+12", text)
     assert re.search(r"trrd\W+3\.00\W+0\.25\W+2,000\W+2,000\W+12", text)
+    assert max(map(len, text[: text.index("report:")].splitlines())) <= WIDTH
+    cells = cells_of(text)
+    assert {"method", "average", "91.7 ± 2.9", "scoring", "wait (s)", "generated", "tokens", "2,000", "3.00"} <= cells
     assert "grpo is worse than trrd (-40.0 points" in text
     assert "same and trrd are equal for practical purposes (+0.0 points" in text
 
 
-def test_the_figures_are_written_for_machines(comparison: Comparison, directory: ComparisonDirectory) -> None:
+def test_results_are_written_as_json(comparison: Comparison, directory: ComparisonDirectory) -> None:
     printed(comparison, directory)
     figures = json.loads(directory.figures.read_text())
     assert figures["accuracy"]["trrd"]["all"]["mean"] == pytest.approx(0.9)
@@ -120,12 +127,10 @@ def test_the_figures_are_written_for_machines(comparison: Comparison, directory:
     assert directory.figures.stat().st_size < 20_000
 
 
-def test_the_page_needs_nothing_else_and_the_pictures_show_something(
-    comparison: Comparison, directory: ComparisonDirectory
-) -> None:
+def test_page_is_self_contained_and_figures_are_drawn(comparison: Comparison, directory: ComparisonDirectory) -> None:
     printed(comparison, directory)
     page = directory.page.read_text()
-    assert not re.findall(r"""(?:src|href)=["'](?!#)""", page), "nothing is loaded from elsewhere"
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", page), "the page loads another file"
     for text in ("grpo is worse than trrd", "90.0 ± 1.7", "objective.alpha: 0.7", "Student's t"):
         assert text in page
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
@@ -134,12 +139,12 @@ def test_the_page_needs_nothing_else_and_the_pictures_show_something(
         ElementTree.fromstring(drawing)
     for name in ("curves", "accuracy", "differences"):
         pixels = image.imread(directory.path / f"{name}.png")[..., :3]
-        # The colours of the first two methods are there.
+        # The figure contains the colours of the first two methods.
         for colour in ((0x25, 0x63, 0xEB), (0xD9, 0x77, 0x06)) if name != "differences" else ((0xD9, 0x77, 0x06),):
             assert (np.abs(pixels - np.array(colour) / 255).max(axis=-1) < 0.02).sum() > 50, (name, colour)
 
 
-def test_a_comparison_of_fewer_methods_leaves_the_others_out(
+def test_comparison_of_selected_methods_omits_the_others(
     comparison: Comparison, directory: ComparisonDirectory, tmp_path: Path
 ) -> None:
     text = printed(load_comparison(tmp_path / "compare.yaml", methods=["grpo", "trrd"], seeds=[1]), directory)
@@ -148,7 +153,7 @@ def test_a_comparison_of_fewer_methods_leaves_the_others_out(
     assert not (directory.path / "differences.png").exists()
 
 
-def test_a_run_is_finished_when_its_last_evaluation_and_its_export_are_there(
+def test_run_with_last_evaluation_and_export_is_finished(
     comparison: Comparison, directory: ComparisonDirectory
 ) -> None:
     planned = comparison.runs[0]
@@ -162,14 +167,12 @@ def test_a_run_is_finished_when_its_last_evaluation_and_its_export_are_there(
     assert not is_finished(planned, RunDirectory(directory.path / "nowhere"))
 
 
-def test_a_directory_that_holds_something_is_refused_without_resume(
-    comparison: Comparison, directory: ComparisonDirectory
-) -> None:
+def test_used_directory_is_refused_without_resume(comparison: Comparison, directory: ComparisonDirectory) -> None:
     with pytest.raises(RunDirectoryError, match="--resume"):
         compare(comparison, directory, resume=False, console=Console(file=io.StringIO()))
 
 
-def test_finished_runs_of_other_settings_are_refused(directory: ComparisonDirectory, tmp_path: Path) -> None:
+def test_finished_runs_with_different_settings_are_refused(directory: ComparisonDirectory, tmp_path: Path) -> None:
     longer = load_comparison(tmp_path / "compare.yaml", ["training.steps=9"])
     with pytest.raises(ConfigError, match="was started with other settings of training"):
         compare(longer, directory, resume=True, console=Console(file=io.StringIO()))

@@ -1,4 +1,4 @@
-"""An evaluation whose table cannot be made is refused before an engine starts."""
+"""`rlad eval` refuses settings that cannot work before it starts an engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(group_by: str | list[str]) -> EvaluationConfig:
     )
 
 
-def test_one_key_must_be_in_every_prompt_and_one_of_several_in_some() -> None:
+def test_single_group_key_is_required_in_every_prompt_and_several_in_any() -> None:
     mixed = prompts({"people": 2}, {"level": "hard"})
     require_group_key(mixed, settings("task"))
     require_group_key(mixed, settings(["task", "people", "level"]))
@@ -44,10 +44,10 @@ def test_one_key_must_be_in_every_prompt_and_one_of_several_in_some() -> None:
         require_group_key(mixed, settings(["task", "peple"]))
 
 
-def test_an_evaluation_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_evaluation_is_not_overwritten(tmp_path: Path) -> None:
     suite = load_evaluation_suite(SMOKE)
     (tmp_path / "responses-evaluation.jsonl").write_text("{}\n")
     with pytest.raises(RunDirectoryError, match=r"already holds responses-evaluation\.jsonl"):
         evaluate_model(suite, Console(), output=tmp_path)
-    with pytest.raises(RunDirectoryError, match="is a file: --output names a directory"):
+    with pytest.raises(RunDirectoryError, match="is a file; expected a directory"):
         evaluate_model(suite, Console(), output=tmp_path / "responses-evaluation.jsonl")

@@ -1,4 +1,4 @@
-"""`rlad simulate`: speeds by the forecast's formulas or by hand, the real scheduler under them, and several divisions of the GPUs."""
+"""`rlad simulate`: speeds from the forecast or from options, the real scheduler, and several splits of the GPUs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from typer.testing import CliRunner
 from pipelines.cli.forecast_options import pool_costs
 from pipelines.cli.main import app
 from pipelines.cli.simulate import bounded_steps, require_speeds, sizes_to_simulate
+from pipelines.cli.split_tables import print_splits
 from pipelines.forecast.simulated import SimulatedSplit, simulate_split, speeds_of
 from pipelines.forecast.step import sizes_of, step_time
+from pipelines.forecast.tables import forecast
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.config import RunConfig, load_run_config
 from rlad.errors import PlanError
 
+from ..console_text import WIDTH, cells_of, rendered, terminal, text_of
+
 CONFIGS = Path(__file__).parents[4] / "configs"
 SMOKE = str(CONFIGS / "smoke_cpu.yaml")
-# Of the smoke configuration: 8 groups of 4 responses a step, in two updates.
-BY_HAND = [
+# Speeds for the smoke configuration, which has 8 groups of 4 responses per step and two updates.
+SPEEDS = [
     "--token-ms",
     "10",
     "--learner-token-ms",
@@ -36,12 +40,12 @@ BY_HAND = [
     "--weights-ms",
     "20",
 ]
-ALIKE = ["--median-tokens", "48", "--tail", "1"]
+EQUAL_LENGTHS = ["--median-tokens", "48", "--tail", "1"]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings for two small shapes in place of the configured models."""
+    """Return overrides that replace the configured models with two small ones."""
     settings = []
     for role, hidden in (("student", 1024), ("teacher", 2048)):
         directory = tmp_path_factory.mktemp(role)
@@ -64,49 +68,47 @@ def simulated_json(*arguments: str) -> list[dict[str, object]]:
     return found
 
 
-def test_a_cpu_run_is_simulated_by_the_speeds_that_are_given() -> None:
-    """All responses are 48 tokens long, so every second of a strictly on-policy step is known."""
-    tokens, at_once = 8 * 4 * 48, [*ALIKE, "--steps", "3", "--slots", "32", "--verdict-ms", "0"]
-    # A teacher that takes no time: after 48 tokens all groups are there, and everything is trained on after that, in two updates.
-    [split] = simulated_json(SMOKE, *BY_HAND, *at_once, "--teacher-token-ms", "0")
+def test_step_time_follows_from_measured_speeds() -> None:
+    """All responses have 48 tokens, so the duration of a strictly on-policy step can be computed by hand."""
+    tokens, at_once = 8 * 4 * 48, [*EQUAL_LENGTHS, "--steps", "3", "--slots", "32", "--verdict-ms", "0"]
+    # With an instant teacher, all groups are complete after 48 tokens, and both updates train after that.
+    [split] = simulated_json(SMOKE, *SPEEDS, *at_once, "--teacher-token-ms", "0")
     step_s = 48 * 0.010 + tokens * 0.5e-3 + 2 * 0.005 + 0.020
     assert split["step_s"] == pytest.approx(step_s, rel=1e-3)
     assert split["tokens_per_s"] == pytest.approx(tokens / step_s, rel=0.01)
     assert split["busy"]["learner"] == pytest.approx((tokens * 0.5e-3 + 2 * 0.005) / step_s, abs=0.02)  # type: ignore[index]
-    # A learner that takes no time but for its updates: the one teacher scores group after group, and one update is left or both.
-    [split] = simulated_json(SMOKE, *BY_HAND, *at_once, "--learner-token-ms", "0")
+    # With an instant learner, the single teacher replica scores the groups in order, and one or both updates are left.
+    [split] = simulated_json(SMOKE, *SPEEDS, *at_once, "--learner-token-ms", "0")
     assert split["step_s"] == pytest.approx(48 * 0.010 + tokens * 0.2e-3 + 1.5 * 0.005 + 0.020, abs=0.003)
 
 
 def test_lost_workers_are_replaced_and_cost_time() -> None:
-    arguments = [SMOKE, *BY_HAND, *ALIKE, "training.steps=10", "rollout.workers=3", "--restart-s", "1"]
-    [whole] = simulated_json(*arguments)
-    [hurt] = simulated_json(*arguments, "--failures-per-day", "40000")
-    assert hurt["lost_workers"] > 0  # type: ignore[operator]
-    assert hurt["makespan_s"] > whole["makespan_s"]  # type: ignore[operator]
+    arguments = [SMOKE, *SPEEDS, *EQUAL_LENGTHS, "training.steps=10", "rollout.workers=3", "--restart-s", "1"]
+    [undisturbed] = simulated_json(*arguments)
+    [disturbed] = simulated_json(*arguments, "--failures-per-day", "40000")
+    assert disturbed["lost_workers"] > 0  # type: ignore[operator]
+    assert disturbed["makespan_s"] > undisturbed["makespan_s"]  # type: ignore[operator]
 
 
-def test_without_speeds_the_missing_options_are_named() -> None:
+def test_missing_speed_options_are_named() -> None:
     config = load_run_config(SMOKE, [])
-    with pytest.raises(
-        PlanError, match="--device for runs on GPUs, or as measured --learner-token-ms, --teacher-token-ms"
-    ):
+    with pytest.raises(PlanError, match="set --device .* or the measured --learner-token-ms, --teacher-token-ms"):
         require_speeds(config, {"token_s": 0.01}, gpus=None)
-    with pytest.raises(PlanError, match="say which they are with --device"):
+    with pytest.raises(PlanError, match="--gpus requires --device"):
         require_speeds(config, {}, gpus=64)
     offline = load_run_config(CONFIGS / "offline_kk_cpu.yaml", [])
-    with pytest.raises(PlanError, match="only runs that sample from the student"):
+    with pytest.raises(PlanError, match="needs a run that samples from the student"):
         require_speeds(offline, {}, gpus=None)
 
 
-def test_steps_are_bounded_by_their_groups_but_the_samplers_get_as_far_ahead_as_they_may(models: list[str]) -> None:
+def test_steps_are_bounded_by_groups_but_reach_the_maximum_lead(models: list[str]) -> None:
     assert bounded_steps(run_config(models, prompts_per_step=32), 20) == 20
     assert bounded_steps(run_config(models, prompts_per_step=150), 20) == 10
     assert bounded_steps(run_config(models, prompts_per_step=3000, max_staleness=4), 20) == 7
     assert bounded_steps(run_config(models, steps=2), 20) == 2
 
 
-def test_speeds_come_from_the_forecast_and_the_simulated_step_agrees_with_it(models: list[str]) -> None:
+def test_simulated_step_agrees_with_forecast_speeds(models: list[str]) -> None:
     for staleness in (0, 2):
         config = run_config(models, max_staleness=staleness, prompts_per_step=16)
         costs, lengths = pool_costs(config, "h100", median_tokens=200, tail=6, prompt_tokens=128, assume=None)
@@ -131,8 +133,8 @@ def test_speeds_come_from_the_forecast_and_the_simulated_step_agrees_with_it(mod
         assert found.run.makespan_over_bound >= 1
 
 
-def test_steps_with_many_virtual_minutes_between_groups_are_simulated(models: list[str]) -> None:
-    """The learner's long polls end by the simulation's clock: groups that come one after the other for longer than any deadline do not stop it."""
+def test_long_polls_time_out_in_virtual_time(models: list[str]) -> None:
+    """Groups that arrive over more virtual time than any deadline do not stop the simulation."""
     config = run_config(models, prompts_per_step=8, steps=1)
     lengths = Lengths(median=100, p99_over_median=10, longest=1000, group_size=8)
     speeds = Speeds(
@@ -158,11 +160,11 @@ def test_gpus_are_divided_in_several_ways(models: list[str]) -> None:
     found = sizes_to_simulate(config, costs, 256, 4)
     assert len(found) == len({sizes.rollout for sizes in found}) == 4
     assert all(sum(sizes.devices(config).values()) == 256 for sizes in found)
-    with pytest.raises(PlanError, match="2 NVIDIA H100 SXM cannot be divided"):
+    with pytest.raises(PlanError, match="2 NVIDIA H100 SXM are too few"):
         sizes_to_simulate(config, costs, 2, 4)
 
 
-def test_the_table_names_the_fastest_split_and_what_was_assumed(models: list[str]) -> None:
+def test_output_names_the_fastest_split_and_the_assumptions(models: list[str]) -> None:
     arguments = [
         "training.max_staleness=1",
         "training.prompts_per_step=4",
@@ -175,21 +177,68 @@ def test_the_table_names_the_fastest_split_and_what_was_assumed(models: list[str
         "--steps",
         "3",
     ]
-    result = CliRunner(env={"COLUMNS": "240"}).invoke(
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
         app, ["simulate", str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, *arguments, "--price-per-gpu-hour", "2"]
     )
     assert result.exit_code == 0, result.output
     assert "fastest: rollout.workers=" in result.stdout
     assert "median of 512 tokens, 99th percentile 10 times the median, cut at 2048 tokens" in result.stdout
-    assert "cost a step" in result.stdout
+    assert {"cost", "per step"} <= cells_of(result.stdout)
 
 
-def test_plan_says_that_it_predicts_nothing_on_cpu(tmp_path: Path) -> None:
+def test_tables_fit_80_columns(models: list[str]) -> None:
+    config = run_config(models, max_staleness=1, prompts_per_step=2)
+    costs, lengths = pool_costs(config, "h100", median_tokens=50, tail=2, prompt_tokens=128, assume=None)
+    sizes = [replace(size, rollout=12_345) for size in sizes_to_simulate(config, costs, 64, 8)]
+    run = simulate_split(
+        config,
+        replace(sizes[0], rollout=2),
+        lengths=lengths,
+        speeds=speeds_of(costs, sizes[0]),
+        teachers=1,
+        failures_per_day=0,
+        restart_s=0,
+        steps=3,
+    )
+    busy = {f"teacher-with_a_long_name_{number}": 1.0 for number in range(5)}
+    split = replace(
+        run,
+        sizes=replace(sizes[0], rollout=12_345, scorers=dict.fromkeys(busy, 1_024)),
+        devices=16_384,
+        run=replace(run.run, busy=busy),
+    )
+    console = terminal()
+    print_splits([split] * 12, console, price_per_hour=12_345.67)
+    text = text_of(console)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    cells = cells_of(text)
+    cost = f"{split.step_s / 3600 * 16_384 * 12_345.67:,.2f}"
+    assert {"split", *map(str, range(1, 13)), "16384", "12345", "1024", "100%", cost} <= cells
+    assert {f"{split.step_s:.1f}", f"{split.tokens_per_s:,.0f}", split.bound_by, "bounded by"} <= cells
+    assert {f"{pool} replicas" for pool in busy} | {f"{pool} busy" for pool in busy} <= cells
+
+
+def test_forecast_table_fits_80_columns(models: list[str]) -> None:
+    settings = f"{{path: {models[1].split('=')[1]}, gpus_per_replica: 1}}"
+    teachers = [f"teachers.with_a_long_name_{number}={settings}" for number in range(4)]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [models[0], "teacher=null", *teachers])
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"workers": 12_345})})
+    costs, lengths = pool_costs(config, "a100", median_tokens=200, tail=6, prompt_tokens=128, assume=None)
+    found = forecast(costs, lengths)
+    text = rendered(found.table())
+    assert max(map(len, text.splitlines())) <= WIDTH
+    cells = cells_of(text)
+    assert {"pool", "workers", "GPUs", "on-policy (s)", "1 ahead (s)", "step", "bounded by", "12345"} <= cells
+    assert {f"teacher-with_a_long_name_{number}" for number in range(4)} <= cells
+    assert {f"{found.on_policy.seconds:.1f}", f"{found.ahead.seconds:.1f}", found.ahead.bound_by} <= cells
+
+
+def test_plan_reports_that_cpu_pools_have_no_forecast(tmp_path: Path) -> None:
     result = CliRunner(env={"COLUMNS": "200", "RLAD_CACHE": str(tmp_path)}).invoke(
         app, ["plan", SMOKE, "--device", "h100"]
     )
     assert result.exit_code == 0, result.output
     assert (
-        "no prediction: nothing is predicted for pools on CPU, of which there are no figures: rollout, teacher, learner"
+        "no forecast: a forecast needs all pools on GPUs; these pools run on CPU: rollout, teacher, learner"
         in result.stdout
     )
