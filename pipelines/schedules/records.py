@@ -178,7 +178,7 @@ class Tick:
         return self.status
 
 
-def run_id_of(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:
+def tick_run_id(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:
     """`nightly-20260329T010000Z`; of a run that somebody asked for, `nightly-20260329T103012Z-manual`."""
     told = datetime.fromtimestamp(scheduled_at, UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{schedule}-{told}" + ("-manual" if kind == "manual" else "")

@@ -29,7 +29,7 @@ from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, Run
 from pipelines.schedules.lease import HeldLease, hold_lease
 from pipelines.schedules.notify import notify
 from pipelines.schedules.planning import local_copy, plan_run
-from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick, TickKind, TickStatus, run_id_of
+from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick, TickKind, TickStatus, tick_run_id
 from pipelines.schedules.store import ScheduleStore
 from rlad.errors import (
     AliasConflictError,
@@ -120,7 +120,7 @@ def _open(ticker: Ticker, schedule: Schedule, held: HeldLease, kind: TickKind) -
         held.lease,
         kind=kind,
         scheduled_at=scheduled_at,
-        run_id=None if is_late else run_id_of(schedule.name, scheduled_at, kind=kind),
+        run_id=None if is_late else tick_run_id(schedule.name, scheduled_at, kind=kind),
         status="missed" if is_late else "running",
         coalesced=coalesced,
     )

@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.run.directory import RunDirectory
 from pipelines.schedules.launcher import RunExit, RunRequest
-from pipelines.schedules.records import run_id_of
+from pipelines.schedules.records import tick_run_id
 from pipelines.schedules.tick import tick
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.errors import LeaseLostError, ScheduleError, TickInterruptedError
@@ -261,7 +261,7 @@ def test_a_tick_that_is_told_to_end_stops_its_run_and_the_next_one_continues_it(
 def test_an_unfinished_run_is_resumed_before_the_one_that_is_due(site: Site) -> None:
     lease = site.store.acquire("nightly", "a ticker that died", 1)
     site.store.open_tick(
-        lease, kind="cron", scheduled_at=NIGHT, run_id=run_id_of("nightly", NIGHT, kind="cron"), status="running"
+        lease, kind="cron", scheduled_at=NIGHT, run_id=tick_run_id("nightly", NIGHT, kind="cron"), status="running"
     )
     site.clock.now = NIGHT + DAY
     ended = site.tick()
