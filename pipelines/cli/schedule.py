@@ -15,9 +15,9 @@ from rich.console import Console
 from rlad.config.schedule import TickEvent
 
 if TYPE_CHECKING:
+    from pipelines.schedules.execution import Ticker
     from pipelines.schedules.records import Tick
     from pipelines.schedules.store import ScheduleStore
-    from pipelines.schedules.tick import Ticker
 
 app = typer.Typer(
     name="schedule",
@@ -266,8 +266,8 @@ def serve(
 
 def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:
     """Work that SIGTERM and Ctrl-C end in order."""
+    from pipelines.schedules.execution import Ticker
     from pipelines.schedules.signals import run_until_signalled
-    from pipelines.schedules.tick import Ticker
 
     with _open(store) as opened:
         ticker = Ticker(store=opened)

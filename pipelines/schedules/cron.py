@@ -1,10 +1,11 @@
 """Times of a schedule: five cron fields on the wall clock of a time zone, computed by cronsim.
 
-Clock changes follow Debian's cron, with one difference: only an hour field that covers all 24 hours counts as "every hour". Debian also counts `*/2`.
+Clock changes follow Debian's cron, with one difference: only an hour field that covers all 24 hours counts as "every
+hour". Debian also counts `*/2`.
 
 - Every hour (`0 * * * *`, `*/15 * * * *`): a tick whenever the clock shows a matching minute. An hour that the clock
-  skips has no tick; an hour that it repeats has its ticks twice. (A repeated half hour, as on Lord Howe Island, has them
-  once if the minute field names one minute.)
+  skips has no tick; an hour that it repeats has its ticks twice. (If the minute field names one minute, a repeated half
+  hour, as on Lord Howe Island, has one tick.)
 - Fixed hours (`30 2 * * *`, `0 */2 * * *`): a time that the clock skips ticks once, at the next valid moment (02:30
   becomes 03:00). A time that the clock repeats ticks once, at its first occurrence.
 """

@@ -1,7 +1,8 @@
 """`rlad schedule serve`: a process that ticks every schedule of a store at its times.
 
-The store holds the state; the daemon only keeps the next time of each schedule in memory. Several daemons, CronJobs and manual ticks can therefore work on
-one store. Each look at the store also finds runs whose ticker died and ticks that became due while no daemon ran.
+The store holds the state; the daemon only keeps the next time of each schedule in memory. Several daemons, CronJobs and
+manual ticks can therefore work on one store. Each look at the store also finds runs whose ticker died and ticks that
+became due while no daemon ran.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from datetime import UTC, datetime
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.schedules.cron import CronSchedule, next_fire_time, parse_cron
+from pipelines.schedules.execution import Ticker
 from pipelines.schedules.records import Schedule
-from pipelines.schedules.tick import Ticker, is_waiting, tick
+from pipelines.schedules.tick import is_waiting, tick
 from rlad.errors import RladError, TickInterruptedError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class ScheduleDaemon:
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="tick")
 
     def serve(self) -> None:
-        """Tick until `ticker.stop` is set. Active runs are then stopped cleanly; the next tick of their schedule continues them."""
+        """Tick until `ticker.stop` is set, then stop active runs cleanly. The next ticks continue them."""
         logger.info("serving look_s=%g", self._look_s)
         next_look = time.monotonic()
         try:

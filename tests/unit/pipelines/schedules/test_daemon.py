@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 
 from pipelines.schedules.daemon import ScheduleDaemon
+from pipelines.schedules.execution import Ticker
 from pipelines.schedules.launcher import RunRequest
 from pipelines.schedules.lease import hold_lease
 from pipelines.schedules.records import tick_run_id
 from pipelines.schedules.signals import run_until_signalled
 from pipelines.schedules.store import ScheduleStore
-from pipelines.schedules.tick import Ticker
 
 from .conftest import Site
 
