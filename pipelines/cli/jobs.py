@@ -1,4 +1,4 @@
-"""`rlad submit`, `list`, `status`, `logs`, `scale`, `stop`: runs as jobs of a Ray cluster, and a hand on a run while it lives."""
+"""`rlad submit`, `list`, `status`, `logs`, `scale` and `stop`: runs as Ray jobs, and control of live runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from pipelines.cli.entries import Entry, print_entries, print_wrapped
 
 if TYPE_CHECKING:
     from pipelines.jobs.client import Job, JobClient
@@ -24,57 +25,64 @@ app = typer.Typer()
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Ray cluster: its dashboard (http://HOST:8265), HOST:6379 or auto. Without it RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.",
+        help="Ray cluster: http://HOST:8265 (dashboard), HOST:6379 or auto. "
+        "[default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the local cluster]",
         show_default=False,
     ),
 ]
-Target = Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run directory, or a job's id.")]
+Target = Annotated[str, typer.Argument(metavar="RUN|JOB", help="Run directory or job id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# Beside what a job takes to end itself.
+# Added to the time that a job has to end itself.
 _STOP_MARGIN_S = 60
 
 
 @app.command()
 def submit(
-    config: Annotated[Path, typer.Argument(help="A run's or comparison's YAML file, in the working directory.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
+    config: Annotated[
+        Path, typer.Argument(help="Configuration of a run or comparison (YAML), in the working directory.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that override the file: key=value.")] = None,
     address: Address = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where everything of the run goes; all nodes have to see it. Without it runs/NAME, seen from here.",
+            help="Run directory, on storage that all nodes mount. [default: runs/NAME]",
             show_default=False,
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended, with its exit status.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="The same, and show what it prints.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end of the run and exit with its status.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for the end of the run and show its output.")
+    ] = False,
     working_dir: Annotated[
-        Path, typer.Option(help="Directory that travels with the job; .gitignore and .rladignore name what stays.")
+        Path, typer.Option(help="Directory to upload with the job. Files in .gitignore and .rladignore are left out.")
     ] = Path(),
     submission_id: Annotated[
         str | None,
-        typer.Option(help="The job's id. Without it made of the run's name and directory.", show_default=False),
+        typer.Option(help="Job id. [default: derived from the run's name and directory]", show_default=False),
     ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Environment variable of the job, no secret; again for another.",
+            help="Environment variable of the job; repeatable. Secrets are refused.",
             show_default=False,
         ),
     ] = None,
     pip: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PACKAGE", help="Package that Ray installs for the job; again for another.", show_default=False
-        ),
+        typer.Option(metavar="PACKAGE", help="Package that Ray installs for the job; repeatable.", show_default=False),
     ] = None,
     py_executable: Annotated[
-        str | None, typer.Option(help="Python on the nodes. Without it the one that they find.", show_default=False)
+        str | None,
+        typer.Option(help="Python interpreter on the nodes. [default: python on their PATH]", show_default=False),
     ] = None,
 ) -> None:
-    """Run CONFIG on a Ray cluster, as a job. Again: finds the job, or continues the run where the job has ended."""
+    """Run CONFIG as a job of a Ray cluster.
+
+    Submitting the same run again finds its active job. If the job has ended, a new job continues the run.
+    """
     from pipelines.jobs import submission as jobs
     from pipelines.jobs.client import JobClient
     from pipelines.jobs.working_directory import read_working_directory
@@ -95,9 +103,9 @@ def submit(
         sent = f"{len(directory.sizes)} files, {directory.num_bytes / 2**20:.1f} MiB of {directory.root}"
         console.print(f"job {job.id} submitted to {client.address} ({sent})", soft_wrap=True, highlight=False)
     else:
-        console.print(f"job {job.id} does this run already: {job.status}", soft_wrap=True, highlight=False)
+        console.print(f"job {job.id} already runs this: {job.status}", soft_wrap=True, highlight=False)
     console.print(
-        f"run directory {submission.run_dir}: every node has to see it there", soft_wrap=True, highlight=False
+        f"run directory {submission.run_dir} (must be on storage that all nodes mount)", soft_wrap=True, highlight=False
     )
     if wait or follow:
         raise typer.Exit(_end_of(client, job, follow=follow))
@@ -106,16 +114,17 @@ def submit(
 
 @app.command(name="list")
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
-    """List the jobs of a Ray cluster, and the runs that they do."""
+    """List the jobs of a Ray cluster with their runs."""
     from pipelines.jobs.client import JobClient
 
     client = JobClient(address)
-    # Each `rlad status` or `scale` joins the cluster too, for a moment: what was not submitted is of interest while it lasts, or as a run.
+    # Each `rlad status` or `scale` also joins the cluster as a job, so programs that were not submitted are listed
+    # only while they last, or if they are runs.
     known = [job for job in client.all() if job.is_submitted or job.run_dir is not None or not job.has_ended]
     if as_json:
         typer.echo(json.dumps([asdict(job) for job in known]))
     elif known:
-        Console().print(_table(known))
+        print_jobs(Console(), known)
     else:
         typer.echo(f"no jobs at {client.address}")
 
@@ -125,13 +134,13 @@ def status(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN|JOB]", help="A run directory, or a job's id. Without it all jobs.", show_default=False
+            metavar="[RUN|JOB]", help="Run directory or job id. Lists all jobs if omitted.", show_default=False
         ),
     ] = None,
     address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null of a run that is not alive.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null for a run that is not alive.")] = False,
 ) -> None:
-    """Say how a run stands: steps, pools, the last step's figures. Or how a job does; or all jobs."""
+    """Show the status of a run (steps, pools, metrics of the last step), of a job, or of all jobs."""
     from pipelines.cluster import live_run as control
 
     if target is None:
@@ -158,9 +167,9 @@ def status(
 def logs(
     target: Target,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the output until the job ends.")] = False,
 ) -> None:
-    """Show what a run prints that was submitted as a job."""
+    """Show the output of a job."""
     client, job = _job(target, address)
     if follow and not job.has_ended:
         _wait(client, job, follow=True)
@@ -170,20 +179,23 @@ def logs(
 
 @app.command()
 def scale(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    sizes: Annotated[list[str], typer.Argument(help="POOL=WORKERS, for example rollout=8.")],
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    sizes: Annotated[list[str], typer.Argument(help="New pool size: POOL=WORKERS, for example rollout=8.")],
 ) -> None:
-    """Change the size of RUN's rollout pool while it trains."""
+    """Change the size of a live run's rollout pool."""
     from pipelines.cluster import live_run as control
     from pipelines.run.directory import RunDirectory
 
     control.scale(RunDirectory(run), control.parse_sizes(sizes))
-    typer.echo("asked; `rlad status` shows the workers as they come and go")
+    typer.echo("request sent; `rlad status` shows the workers as they start and drain")
 
 
 @app.command()
 def stop(target: Target, address: Address = None) -> None:
-    """End a run after its present step, or a job now. A run is continued from its last checkpoint by `--resume`, or by submitting it again."""
+    """Stop a run after its present step, or a job at once.
+
+    Continue a stopped run from its last checkpoint with `--resume`, or by submitting it again.
+    """
     from pipelines.cluster import live_run as control
     from pipelines.jobs.submission import STOP_GRACE_S
     from rlad.errors import DeadlineError
@@ -191,23 +203,24 @@ def stop(target: Target, address: Address = None) -> None:
     run = _run_at(target)
     if run is not None:
         control.stop(run)
-        typer.echo("asked; the run ends after its present step")
+        typer.echo("request sent; the run ends after its present step")
         return
     client, job = _job(target, address)
     if not client.stop(job.id):
-        typer.echo(f"job {job.id} had ended: {client.wait(job.id).status}")
+        typer.echo(f"job {job.id} has already ended: {client.wait(job.id).status}")
         return
     try:
         ended = client.wait(job.id, deadline_s=STOP_GRACE_S + _STOP_MARGIN_S)
     except TimeoutError as error:
         raise DeadlineError(
-            f"job {job.id} has not ended {STOP_GRACE_S + _STOP_MARGIN_S} s after it was stopped: see `rlad logs {job.id}`"
+            f"job {job.id} has not ended {STOP_GRACE_S + _STOP_MARGIN_S} s after the stop request: "
+            f"see `rlad logs {job.id}`"
         ) from error
     typer.echo(f"job {job.id} {ended.status}")
 
 
 def _run_at(target: str) -> RunDirectory | None:
-    """The run in a directory that this machine sees. A path that is none is a run's on other machines, or a mistake: the cluster knows."""
+    """Return the run in a local directory, or None. The cluster may know runs whose directory is not local."""
     from pipelines.run.directory import RunDirectory
 
     run = RunDirectory(target)
@@ -215,7 +228,7 @@ def _run_at(target: str) -> RunDirectory | None:
 
 
 def _job(target: str, address: str | None) -> tuple[JobClient, Job]:
-    """A job by its id or its run's directory, on the cluster that was named, or on the one where a living run says that it is."""
+    """Find a job by its id or run directory, on the given cluster or on the one that the run directory names."""
     from pipelines.jobs.client import JobClient
     from pipelines.jobs.submission import find_job
     from pipelines.run.directory import RunDirectory
@@ -228,13 +241,13 @@ def _job(target: str, address: str | None) -> tuple[JobClient, Job]:
         client = JobClient(address)
     except ClusterError as error:
         if address is None and os.sep in target:
-            raise RunDirectoryError(f"no run at {run.path}: it holds no {run.config.name}; and {error}") from error
+            raise RunDirectoryError(f"no run at {run.path}: it contains no {run.config.name}; and {error}") from error
         raise
     return client, find_job(client, target)
 
 
 def _end_of(client: JobClient, job: Job, *, follow: bool) -> int:
-    """Wait for a job and say why it failed, if it did. Returns the exit code for the shell."""
+    """Wait for a job, print the reason if it failed, and return the exit code for the shell."""
     from pipelines.jobs.submission import exit_code, failure
     from rlad.errors import JobError
 
@@ -244,7 +257,7 @@ def _end_of(client: JobClient, job: Job, *, follow: bool) -> int:
         return 0
     try:
         log = client.logs(ended.id)
-    except JobError:  # the node that it ran on is gone; the cluster's message has the last lines
+    except JobError:  # its node is gone; the cluster's message contains the last lines
         log = ended.message
     Console(stderr=True).print(f"[bold red]error:[/] {escape(failure(ended, log))}", highlight=False, soft_wrap=True)
     return exit_code(ended)
@@ -255,7 +268,7 @@ def _wait(client: JobClient, job: Job, *, follow: bool) -> Job:
         return client.wait(job.id, write=_write if follow else None)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            f"[yellow]no longer waiting[/]: job {job.id} goes on; `rlad stop {job.id}` ends it",
+            f"[yellow]no longer waiting[/]: job {job.id} continues; stop it with `rlad stop {job.id}`",
             soft_wrap=True,
             highlight=False,
         )
@@ -267,18 +280,18 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _table(known: list[Job]) -> Table:
-    table = Table()
-    for column in ("job", "status", "steps", "started", "took", "run directory"):
-        table.add_column(column, justify="right" if column in ("steps", "took") else "left", overflow="fold")
-    for job in known:
+def print_jobs(console: Console, jobs: list[Job]) -> None:
+    """Print jobs: status, id, steps, start and duration of each, then its run directory or command."""
+    entries = []
+    for job in jobs:
         started = "" if job.started_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_at))
-        table.add_row(job.id, job.status, _steps(job), started, _took(job), job.run_dir or escape(job.entrypoint))
-    return table
+        cells = (job.status, job.id, _steps(job), started, _duration(job))
+        entries.append(Entry(cells=cells, details=job.run_dir or job.entrypoint))
+    print_entries(console, ("status", "job", "steps", "started", "duration"), entries)
 
 
 def _steps(job: Job) -> str:
-    """Trained steps of a job's run, where this machine sees its directory."""
+    """Return the trained steps of a job's run, if its directory is on this machine."""
     from pipelines.run.directory import read_json_lines
 
     run = None if job.run_dir is None else _run_at(job.run_dir)
@@ -288,7 +301,7 @@ def _steps(job: Job) -> str:
     return f"{int(steps[-1]['step']) if steps else 0}/{run.read_config().training.steps}"
 
 
-def _took(job: Job) -> str:
+def _duration(job: Job) -> str:
     if job.started_at is None:
         return ""
     minutes, seconds = divmod(int((job.ended_at or time.time()) - job.started_at), 60)
@@ -298,4 +311,4 @@ def _took(job: Job) -> str:
 
 def _print_job(job: Job) -> None:
     message = job.message.partition("\n")[0]
-    Console().print(f"job {job.id}: {job.status}, {_took(job)}. {escape(message)}", soft_wrap=True, highlight=False)
+    print_wrapped(Console(), f"job {job.id}: {job.status}, {_duration(job)}. {message}")

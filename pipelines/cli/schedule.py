@@ -1,4 +1,4 @@
-"""`rlad schedule`: runs that recur, and the students they promote."""
+"""`rlad schedule`: recurring runs that promote better students."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from rich.console import Console
 from rlad.config.schedule import TickEvent
 
 if TYPE_CHECKING:
+    from pipelines.schedules.execution import Ticker
     from pipelines.schedules.records import Tick
     from pipelines.schedules.store import ScheduleStore
-    from pipelines.schedules.tick import Ticker
 
 app = typer.Typer(
     name="schedule",
-    help="Recurring runs: a run at every tick, and a better student goes into production.",
+    help="Manage recurring runs. Each tick starts a run; a better student is promoted to production.",
     no_args_is_help=True,
 )
 
 T = TypeVar("T")
 
-Name = Annotated[str, typer.Argument(help="The schedule.")]
+Name = Annotated[str, typer.Argument(help="Name of the schedule.")]
 StoreUrl = Annotated[
     str | None,
     typer.Option(
         "--store",
         envvar="RLAD_SCHEDULES",
         metavar="URL",
-        help="Database of the schedules, as sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. [default: a file of this user's]",
+        help="Schedule database: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
+        "[default: a file in the user's data directory]",
         show_default=False,
     ),
 ]
@@ -43,81 +44,112 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.callback()
 def schedule() -> None:
-    """Recurring runs: a run at every tick, and a better student goes into production."""
+    """Manage recurring runs. Each tick starts a run; a better student is promoted to production."""
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="A name for the schedule; part of its runs' names.")],
+    name: Annotated[str, typer.Argument(help="Name of the schedule. Run names begin with it.")],
     config: Annotated[
         Path,
-        typer.Argument(help="A run's YAML file. Its settings are stored: a later change of the file changes nothing."),
+        typer.Argument(
+            help="Run configuration (YAML). Its settings are stored; later changes of the file have no effect."
+        ),
     ],
-    cron: Annotated[str, typer.Option(help="Five cron fields, as '0 2 * * *' for every night at two.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
-    timezone: Annotated[str, typer.Option(help="Whose wall clock, as Europe/Berlin.")] = "Etc/UTC",
+    cron: Annotated[str, typer.Option(help="Five cron fields, for example '0 2 * * *' for 02:00 every day.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that override the file: key=value.")] = None,
+    timezone: Annotated[
+        str, typer.Option(help="IANA time zone of the cron fields, for example Europe/Berlin.")
+    ] = "Etc/UTC",
     registry: Annotated[
-        str, typer.Option(envvar="RLAD_REGISTRY", help="A local path, s3://bucket/prefix or gs://bucket/prefix.")
+        str,
+        typer.Option(
+            envvar="RLAD_REGISTRY", help="Model registry: a local path, s3://bucket/prefix or gs://bucket/prefix."
+        ),
     ] = "registry",
-    model: Annotated[str | None, typer.Option(help="The registry's model. [default: NAME]", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model name in the registry. [default: NAME]", show_default=False)
+    ] = None,
     start_from: Annotated[
-        str, typer.Option(help="Alias of the version to start from, or `config`: always the configuration's student.")
+        str,
+        typer.Option(
+            help="Alias of the version to start from, or `config` to always start from the configured student."
+        ),
     ] = "production",
     margin: Annotated[
         float,
-        typer.Option(help="Promote a student that is better by more than this (mean@k), and by more than chance."),
+        typer.Option(
+            help="Minimum accuracy gain (mean@k) for a promotion. The gain must also be statistically significant."
+        ),
     ] = 0.0,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Prompt files, new ones too: 'prompts/*.jsonl'.", show_default=False),
-    ] = None,
-    only_new: Annotated[
-        bool, typer.Option("--only-new", help="Train on files only that no finished run has seen.")
-    ] = False,
-    keep: Annotated[int, typer.Option(help="Versions to keep, beside those that an alias leads to.")] = 5,
-    address: Annotated[
-        str | None,
         typer.Option(
-            help="Ray cluster that this machine is a node of, as auto; without it each run starts a local one.",
+            metavar="PATTERN",
+            help="Pattern of prompt files, read anew at each tick: 'prompts/*.jsonl'.",
             show_default=False,
         ),
     ] = None,
-    deadline_s: Annotated[float, typer.Option(help="End a run that has worked so long, over all attempts.")] = 86_400,
-    retries: Annotated[int, typer.Option(help="Times a run that failed or was killed is continued.")] = 2,
-    retry_wait_s: Annotated[
-        float, typer.Option(help="Pause before the first retry; doubled for each further one.")
-    ] = 30,
-    misfire_grace_s: Annotated[float, typer.Option(help="How late a tick may be and still run.")] = 3600,
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Train only on files that no finished run has trained on.")
+    ] = False,
+    keep: Annotated[int, typer.Option(help="Number of versions to keep, in addition to versions with an alias.")] = 5,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster that this machine belongs to, for example auto. [default: a local cluster per run]",
+            show_default=False,
+        ),
+    ] = None,
+    deadline_s: Annotated[
+        float, typer.Option(help="Maximum duration of a run in seconds, over all attempts.")
+    ] = 86_400,
+    retries: Annotated[int, typer.Option(help="Maximum number of times a failed or killed run is continued.")] = 2,
+    retry_wait_s: Annotated[float, typer.Option(help="Seconds before the first retry; doubles with each retry.")] = 30,
+    misfire_grace_s: Annotated[
+        float, typer.Option(help="Maximum delay of a tick in seconds; a later tick is recorded as missed.")
+    ] = 3600,
     lease_s: Annotated[
-        float, typer.Option(help="A ticker that has not been heard of for so long has lost its schedule.")
+        float, typer.Option(help="Seconds without a renewal after which another ticker may take over.")
     ] = 60,
     same_seed: Annotated[
-        bool, typer.Option("--same-seed", help="Take the prompts in the same order in every run.")
+        bool,
+        typer.Option(
+            "--same-seed", help="Use the configuration's seed in every run, so that the prompt order is the same."
+        ),
     ] = False,
     webhook_env: Annotated[
-        str | None, typer.Option(help="Environment variable with a URL to tell how ticks end.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Environment variable with a webhook URL that is notified of ended ticks.", show_default=False
+        ),
     ] = None,
     token_env: Annotated[
-        str | None, typer.Option(help="Environment variable with a bearer token for it.", show_default=False)
+        str | None, typer.Option(help="Environment variable with a bearer token for the webhook.", show_default=False)
     ] = None,
     notify_command: Annotated[
         str | None,
-        typer.Option(help="Command to tell how ticks end, with JSON as its input; no shell.", show_default=False),
+        typer.Option(
+            help="Command that is run for ended ticks, with JSON on standard input. No shell.", show_default=False
+        ),
     ] = None,
     notify_on: Annotated[
-        list[str] | None, typer.Option(help=f"Only these: {', '.join(get_args(TickEvent))}.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help=f"Notify of this event only; repeatable. Events: {', '.join(get_args(TickEvent))}.", show_default=False
+        ),
     ] = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Where its runs go. [default: runs/NAME]", show_default=False)
+        Path | None, typer.Option(help="Directory of the schedule's runs. [default: runs/NAME]", show_default=False)
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Change the schedule of that name; its history stays.")
+        bool, typer.Option("--replace", help="Change an existing schedule. Its history is kept.")
     ] = False,
     store: StoreUrl = None,
 ) -> None:
-    """Run CONFIG again and again, and put a better student into production.
+    """Add a schedule that runs CONFIG periodically and promotes better students.
 
-    Its evaluation prompts are frozen now: all students of the schedule are compared on them, and none is trained on them.
+    The evaluation prompts are frozen now. All students of the schedule are compared on them and never trained on them.
     """
     from pipelines.cli.schedule_tables import schedule_line
     from pipelines.schedules.adding import add_schedule, schedule_settings
@@ -151,22 +183,22 @@ def add(
 
 @app.command(name="list")
 def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
-    """List the schedules: when each ticks next, and how its last tick ended."""
-    from pipelines.cli.schedule_tables import schedule_facts, schedules_table
+    """List the schedules with their next and last ticks."""
+    from pipelines.cli.schedule_tables import print_schedules, schedule_facts
 
     with _open(store) as opened:
-        rows = [(each, opened.history(each.name)) for each in opened.schedules()]
+        rows = [(found, opened.history(found.name)) for found in opened.schedules()]
     if as_json:
-        _print_json([schedule_facts(each, history) for each, history in rows])
+        _print_json([schedule_facts(found, history) for found, history in rows])
     elif rows:
-        Console().print(schedules_table(rows))
+        print_schedules(Console(), rows)
     else:
-        typer.echo("no schedules: `rlad schedule add NAME CONFIG --cron '0 2 * * *'` adds one")
+        typer.echo("no schedules; add one with `rlad schedule add NAME CONFIG --cron '0 2 * * *'`")
 
 
 @app.command()
 def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
-    """Show one schedule: its settings, its next ticks, what it has come to."""
+    """Show a schedule: state, next ticks, last ticks and settings."""
     from pipelines.cli.schedule_tables import print_schedule, schedule_facts
 
     with _open(store) as opened:
@@ -180,33 +212,33 @@ def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
 @app.command()
 def history(
     name: Name,
-    last: Annotated[int, typer.Option(help="How many ticks, counted from the newest.", min=1)] = 20,
+    last: Annotated[int, typer.Option(help="Number of ticks to show, counted from the newest.", min=1)] = 20,
     as_json: AsJson = False,
     store: StoreUrl = None,
 ) -> None:
-    """Tell what became of the last ticks: runs, accuracies, decisions, and why."""
+    """Show the last ticks: runs, accuracies, promotion decisions and reasons."""
     from pipelines.cli.schedule_tables import print_history, tick_facts
 
     with _open(store) as opened:
         opened.schedule(name)
         ticks = opened.history(name)[-last:]
     if as_json:
-        _print_json([tick_facts(each) for each in ticks])
+        _print_json([tick_facts(tick) for tick in ticks])
     else:
         print_history(Console(), name, ticks)
 
 
 @app.command()
 def pause(name: Name, store: StoreUrl = None) -> None:
-    """Start no new runs; one under way goes on."""
+    """Pause a schedule. No new runs start; an active run continues."""
     with _open(store) as opened:
         opened.pause(name)
-    typer.echo(f"{name} is paused; `rlad schedule resume {name}` lets it tick again")
+    typer.echo(f"{name} is paused; resume it with `rlad schedule resume {name}`")
 
 
 @app.command()
 def resume(name: Name, store: StoreUrl = None) -> None:
-    """Tick again, from now on; what was due meanwhile is not made up for."""
+    """Resume a paused schedule from now on. Ticks missed during the pause are skipped."""
     from pipelines.cli.schedule_tables import schedule_line
 
     with _open(store) as opened:
@@ -216,15 +248,18 @@ def resume(name: Name, store: StoreUrl = None) -> None:
 
 @app.command()
 def remove(name: Name, store: StoreUrl = None) -> None:
-    """Forget a schedule and its history. Its runs and the registry stay."""
+    """Remove a schedule and its history. Run directories and the registry are kept."""
     with _open(store) as opened:
         opened.remove(name)
-    typer.echo(f"{name} is removed; its runs and the registry are as they were")
+    typer.echo(f"{name} is removed; its run directories and the registry are kept")
 
 
 @app.command(name="run-now")
 def run_now(name: Name, store: StoreUrl = None) -> None:
-    """Run once now, in this process, whatever the clock says; first whatever is unfinished. Status 1 if the run fails, or another one is under way."""
+    """Run a schedule now, in this process, after its unfinished runs.
+
+    Exit status 1: the run failed, or another run of the schedule is active.
+    """
     from pipelines.schedules.tick import tick
 
     ended = _foreground(store, lambda ticker: tick(name, ticker, kind="manual"))
@@ -235,14 +270,17 @@ def run_now(name: Name, store: StoreUrl = None) -> None:
 
 @app.command(name="tick")
 def tick_once(name: Name, store: StoreUrl = None) -> None:
-    """Do what is due now, and end: for a CronJob or RayCronJob. Status 1 only if a run fails."""
+    """Carry out what is due now and exit, for use in a CronJob or RayCronJob.
+
+    Exit status 1: a run failed.
+    """
     from pipelines.schedules.tick import tick
 
     ended = _foreground(store, lambda ticker: tick(name, ticker))
     _print_ends(ended)
     if not ended:
         typer.echo(f"{name}: nothing is due")
-    if any(each.event == "failed" for each in ended):
+    if any(tick.event == "failed" for tick in ended):
         raise typer.Exit(1)
 
 
@@ -251,23 +289,26 @@ def serve(
     look_s: Annotated[
         float,
         typer.Option(
-            help="How often the store is looked at for changes, for runs to resume and for ticks to make up.", min=0.1
+            help="Seconds between checks of the store for changes, unfinished runs and missed ticks.", min=0.1
         ),
     ] = 10,
     store: StoreUrl = None,
 ) -> None:
-    """Tick every schedule at its times, until SIGTERM; runs under way are then stopped, and continued by whoever ticks next."""
+    """Tick every schedule at its times until SIGTERM.
+
+    On SIGTERM, active runs are stopped. The next tick of their schedule continues them.
+    """
     from pipelines.schedules.daemon import ScheduleDaemon
 
-    for ours in ("pipelines", "rlad"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+    for package in ("pipelines", "rlad"):
+        logging.getLogger(package).setLevel(logging.INFO)
     _foreground(store, lambda ticker: ScheduleDaemon(ticker, look_s=look_s).serve())
 
 
 def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:
-    """Work that SIGTERM and Ctrl-C end in order."""
+    """Run work in the foreground. SIGTERM and Ctrl-C stop it cleanly."""
+    from pipelines.schedules.execution import Ticker
     from pipelines.schedules.signals import run_until_signalled
-    from pipelines.schedules.tick import Ticker
 
     with _open(store) as opened:
         ticker = Ticker(store=opened)
@@ -286,7 +327,7 @@ def _open(url: str | None) -> Iterator[ScheduleStore]:
         yield store
     except DBAPIError as error:
         raise ScheduleError(
-            f"the schedules' database failed: {error.orig}; what was under way is continued by the next tick"
+            f"schedule database failed: {error.orig}; the next tick continues unfinished runs"
         ) from error
     finally:
         store.close()
@@ -308,8 +349,8 @@ def _notify_settings(
 def _print_ends(ticks: Sequence[Tick]) -> None:
     from pipelines.cli.schedule_tables import tick_line
 
-    for each in ticks:
-        typer.echo(tick_line(each))
+    for tick in ticks:
+        typer.echo(tick_line(tick))
 
 
 def _print_json(value: object) -> None:

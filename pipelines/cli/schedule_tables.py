@@ -1,4 +1,4 @@
-"""What `rlad schedule` prints."""
+"""Output of `rlad schedule`: lists, single schedules and history, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,44 +10,36 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
+from pipelines.cli.entries import Entry, print_entries, print_wrapped
 from pipelines.schedules.cron import next_fire_times, parse_cron
 from pipelines.schedules.records import Schedule, Tick
 
 _NOTHING = "-"
-_NEXT = 3
+_NUM_SHOWN = 3
 
 
 def schedule_line(schedule: Schedule) -> str:
-    """One line after a change."""
+    """Summarise a schedule in one line, after it was changed."""
     times = _next_times(schedule, 1)
     return f"{schedule.name} ticks next at {times[0]}" if times else f"{schedule.name} is paused"
 
 
-def schedules_table(rows: Sequence[tuple[Schedule, Sequence[Tick]]]) -> Table:
-    """All schedules, a line each."""
-    table = Table()
-    for column in ("schedule", "cron", "time zone", "next", "now", "last tick", "model"):
-        table.add_column(column)
+def print_schedules(console: Console, rows: Sequence[tuple[Schedule, Sequence[Tick]]]) -> None:
+    """Print all schedules: state, name and next tick of each, then cron fields, model and last tick."""
+    entries = []
     for schedule, history in rows:
         config, facts = schedule.config, schedule_facts(schedule, history)
-        table.add_row(
-            config.name,
-            config.cron,
-            config.timezone,
-            (facts["next"] or [_NOTHING])[0],
-            facts["state"],
-            _last(history),
-            config.model,
-        )
-    return table
+        details = f"cron {config.cron} ({config.timezone}), model {config.model}, last tick: {_last(history)}"
+        cells = (facts["state"], config.name, (facts["next"] or [_NOTHING])[0])
+        entries.append(Entry(cells=cells, details=details))
+    print_entries(console, ("state", "schedule", "next tick"), entries)
 
 
 def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any]:
-    """A schedule as JSON."""
+    """Return a schedule as JSON."""
     config, running = schedule.config, [tick for tick in history if tick.status == "running"]
-    # A tick that nobody holds the lease for is unfinished: its ticker died, and the next one resumes it.
+    # A running tick without a valid lease is unfinished: its ticker died, and the next one continues it.
     is_held = schedule.lease_expires_at is not None and schedule.lease_expires_at > datetime.now(UTC).timestamp()
     state = "running" if is_held else "unfinished" if running else "paused" if schedule.is_paused else "waiting"
     ended = [tick for tick in history if tick.status != "running"]
@@ -57,7 +49,7 @@ def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any
         "timezone": config.timezone,
         "state": state,
         "is_paused": schedule.is_paused,
-        "next": _next_times(schedule, _NEXT),
+        "next": _next_times(schedule, _NUM_SHOWN),
         "model": config.model,
         "registry": config.registry,
         "directory": config.directory,
@@ -68,9 +60,8 @@ def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any
 
 
 def print_schedule(console: Console, schedule: Schedule, history: Sequence[Tick]) -> None:
-    """Facts, last ticks, settings."""
+    """Print a schedule's state, last ticks and settings."""
     facts = schedule_facts(schedule, history)
-    table = Table(show_header=False, box=None)
     for label, value in (
         ("state", facts["state"]),
         ("next", ", ".join(facts["next"]) or _NOTHING),
@@ -78,46 +69,46 @@ def print_schedule(console: Console, schedule: Schedule, history: Sequence[Tick]
         ("runs", facts["directory"]),
         ("frozen evaluation", str(schedule.directory.evaluation(schedule.evaluation_fingerprint))),
     ):
-        table.add_row(label, value)
-    console.print(table)
-    print_history(console, schedule.name, history[-_NEXT:])
+        print_wrapped(console, f"{label:<17} {value}", indent=" " * 18)
+    print_history(console, schedule.name, history[-_NUM_SHOWN:])
     settings = schedule.config.model_dump(mode="json")
     console.print(yaml.safe_dump(settings, sort_keys=False), highlight=False, soft_wrap=True, markup=False)
 
 
 def print_history(console: Console, name: str, ticks: Sequence[Tick]) -> None:
-    """A line a tick, the newest last, and why each ended so."""
+    """Print one line per tick, newest last."""
     if not ticks:
-        console.print(f"{name} has not ticked yet", highlight=False)
-    for each in ticks:
-        console.print(tick_line(each), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"schedule {name} has not ticked yet", highlight=False, soft_wrap=True)
+    for tick in ticks:
+        print_wrapped(console, tick_line(tick))
 
 
 def tick_line(tick: Tick) -> str:
-    """One tick in one line: when, how it ended, its run, from where to where, and why."""
+    """Summarise a tick in one line: time, event, run, initial student, prompts, accuracies and reason."""
     parts = [_time(tick.scheduled_at), tick.event or "running"]
     if tick.run_id is not None:
         parts.append(tick.run_id)
     if tick.plan is not None:
         parts.append(f"from {f'version {tick.plan.parent}' if tick.plan.parent is not None else tick.plan.student}")
-        parts += (
-            [f"{tick.plan.num_prompts} prompts of {tick.plan.files} files, {len(tick.plan.new_files)} new"]
-            if tick.plan.num_prompts
-            else []
-        )
+        if tick.plan.num_prompts:
+            files = f"{tick.plan.files} files ({len(tick.plan.new_files)} new)"
+            parts.append(f"{tick.plan.num_prompts} prompts from {files}")
     if tick.attempts > 1:
         parts.append(f"{tick.attempts} attempts")
     if tick.spent_s:
         parts.append(f"{timedelta(seconds=round(tick.spent_s))}")
     if tick.outcome is not None:
         parts.append(f"version {tick.outcome.version}: {tick.outcome.before:.1%} to {tick.outcome.after:.1%}")
-    why = tick.reason or (tick.outcome.reason if tick.outcome is not None else None)
-    told = [f"could not tell: {tick.notice}"] if tick.notice else []
-    return "  ".join([*parts, *([why] if why else []), *told])
+    reason = tick.reason or (tick.outcome.reason if tick.outcome is not None else None)
+    if reason:
+        parts.append(reason)
+    if tick.notice:
+        parts.append(f"notification failed: {tick.notice}")
+    return "  ".join(parts)
 
 
 def tick_facts(tick: Tick) -> dict[str, Any]:
-    """A tick as JSON."""
+    """Return a tick as JSON."""
     times = {
         key: _time(value) if (value := getattr(tick, key)) is not None else None
         for key in ("scheduled_at", "started_at", "ended_at")
@@ -128,8 +119,8 @@ def tick_facts(tick: Tick) -> dict[str, Any]:
 def _next_times(schedule: Schedule, count: int) -> list[str]:
     if schedule.is_paused:
         return []
-    trigger = parse_cron(schedule.config.cron, schedule.config.timezone)
-    return [each.isoformat(timespec="minutes") for each in islice(next_fire_times(trigger, datetime.now(UTC)), count)]
+    times = next_fire_times(parse_cron(schedule.config.cron, schedule.config.timezone), datetime.now(UTC))
+    return [time.isoformat(timespec="minutes") for time in islice(times, count)]
 
 
 def _last(history: Sequence[Tick]) -> str:

@@ -1,4 +1,4 @@
-"""The jobs of a Ray cluster over HTTP: submit, find, read, follow, stop. Every request has a deadline, and what Ray raises comes back as one sentence."""
+"""Client of a Ray cluster's job API. Every request has a deadline, and Ray's errors become one-line rlad errors."""
 
 from __future__ import annotations
 
@@ -29,27 +29,31 @@ SETTINGS_KEY = "rlad_settings"
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
 _UPLOAD_S = 600.0
-# A cluster whose head is replaced answers again within minutes; who waits for a job waits that long.
+# Time for which waiting tolerates a cluster that does not answer. A replaced head answers again within minutes.
 _AWAY_S = 300.0
 _POLL_S = 1.0
-# After a job has ended its log is read to the end.
+# Time to read the rest of the log after a job has ended.
 _LAST_LINES_S = 15.0
 
-_TOKEN_ADVICE = "give its token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
+_TOKEN_ADVICE = "set the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as its cluster tells it.
+    """State of a Ray job.
 
     Attributes:
+        id: Submission id; for a program that was not submitted, Ray's job id.
         status: pending, running, succeeded, failed or stopped.
-        message: the cluster's word on the status.
-        run_dir: of the run that it does; None where the job does not say.
-        settings: digest of the run's settings, of a job that `rlad submit` made.
-        started_at: seconds since 1970.
-        exit_code: of its command; None while it lasts, and where the command did not end by itself.
-        is_submitted: False of a program that joined the cluster by itself; it can be neither followed nor stopped from here.
+        message: The cluster's message on the status.
+        entrypoint: Command of the job.
+        run_dir: Run directory; None if the job does not name one.
+        settings: Digest of the run's settings; None if the job was not made by `rlad submit`.
+        started_at: Start, in seconds since the epoch; None if the job has not started.
+        ended_at: End, in seconds since the epoch; None if the job has not ended.
+        exit_code: Exit code of the command; None while it runs, and if the command did not end by itself.
+        is_submitted: False for a program that joined the cluster by itself. Its log cannot be read and it cannot be
+            stopped through the job API.
     """
 
     id: str
@@ -69,17 +73,18 @@ class Job:
 
 
 class JobClient:
-    """A cluster's jobs.
+    """Client of a cluster's job API.
 
-    Raises (its methods do, too):
-        ClusterError: the cluster does not answer, or wants a token.
+    Raises:
+        ClusterError: The cluster does not answer, or requires a token. All methods raise it, too.
     """
 
     def __init__(self, address: str | None = None) -> None:
         """
         Args:
-            address: of the dashboard (`http://HOST:8265` or `HOST:8265`) or of the cluster (`HOST:6379`, `ray://...`, `auto`). Default: what
-                RAY_API_SERVER_ADDRESS or RAY_ADDRESS says, else the cluster that this machine is part of.
+            address: Address of the dashboard (`http://HOST:8265` or `HOST:8265`) or of the cluster (`HOST:6379`,
+                `ray://...`, `auto`). Default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the cluster that this
+                machine belongs to.
         """
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
         with self._translated(), _preferred(_located(self.address)):
@@ -89,10 +94,10 @@ class JobClient:
     def submit(
         self, job_id: str, *, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> None:
-        """Hand in a job; returns when the cluster has it, not when it runs.
+        """Submit a job. Return when the cluster has accepted it, before it runs.
 
         Raises:
-            JobError: the cluster refuses it, for example because it has had one of this id.
+            JobError: The cluster refuses the job, for example because the id is in use.
         """
         with self._translated():
             self._client.submit_job(
@@ -100,7 +105,7 @@ class JobClient:
             )
 
     def find(self, job_id: str) -> Job | None:
-        """A job by its id; None where the cluster knows none."""
+        """Return the job with the given id, or None."""
         with self._translated():
             try:
                 return _job(self._client.get_job_info(job_id))
@@ -110,59 +115,60 @@ class JobClient:
                 return None
 
     def all(self) -> list[Job]:
-        """Every job that the cluster remembers, the latest last."""
+        """Return all jobs that the cluster knows, latest last."""
         with self._translated():
             jobs = [_job(details) for details in self._client.list_jobs()]
         return sorted(jobs, key=lambda job: job.started_at or 0.0)
 
     def logs(self, job_id: str) -> str:
-        """What a job has written so far.
+        """Return the output of a job so far.
 
         Raises:
-            JobError: the cluster does not know the job, or the node that it ran on is gone.
+            JobError: The cluster does not know the job, or the job's node is gone.
         """
         with self._translated():
             text: str = self._client.get_job_logs(job_id)
         return text
 
     def stop(self, job_id: str) -> bool:
-        """Ask a job to end now. False where it had ended.
+        """Ask a job to end now. Return False if it has already ended.
 
         Raises:
-            JobError: the cluster does not know the job.
+            JobError: The cluster does not know the job.
         """
         with self._translated():
             stopped: bool = self._client.stop_job(job_id)
         return stopped
 
     def wait(self, job_id: str, *, write: Callable[[str], None] | None = None, deadline_s: float | None = None) -> Job:
-        """Wait for the end of a job, over a cluster's absence of a few minutes.
+        """Wait for the end of a job. A cluster that does not answer is tolerated for a few minutes.
 
         Args:
-            write: gets what the job writes, as it comes.
-            deadline_s: to wait no longer than this. Without it as long as the job lasts and the cluster answers.
+            job_id: Submission id.
+            write: Function that receives the job's output as it is written.
+            deadline_s: Maximum wait in seconds; None means unlimited.
 
         Raises:
-            JobError: the cluster does not know the job any more.
-            ClusterError: it has not answered for minutes.
-            TimeoutError: the job lasts longer than the deadline.
+            JobError: The cluster no longer knows the job.
+            ClusterError: The cluster has not answered for minutes.
+            TimeoutError: The job has not ended within the deadline.
         """
         return asyncio.run(self._wait(job_id, write, deadline_s))
 
     async def _wait(self, job_id: str, write: Callable[[str], None] | None, deadline_s: float | None) -> Job:
         async with asyncio.timeout(deadline_s):
             following = None if write is None else asyncio.create_task(self._follow(job_id, write))
-            job = await asyncio.to_thread(self._look_patiently, job_id)
+            job = await asyncio.to_thread(self._find_with_retries, job_id)
             while not job.has_ended:
                 await asyncio.sleep(_POLL_S)
-                job = await asyncio.to_thread(self._look_patiently, job_id)
+                job = await asyncio.to_thread(self._find_with_retries, job_id)
             if following is not None:
                 await asyncio.wait({following}, timeout=_LAST_LINES_S)
                 following.cancel()
             return job
 
     async def _follow(self, job_id: str, write: Callable[[str], None]) -> None:
-        """Hand on a job's log until the job ends. The stream begins anew after every break: what was handed on is skipped."""
+        """Write a job's log until the job ends. A broken stream restarts; text that was already written is skipped."""
         written = 0
         while True:
             seen = 0
@@ -185,36 +191,37 @@ class JobClient:
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
-    def _look_patiently(self, job_id: str) -> Job:
+    def _find_with_retries(self, job_id: str) -> Job:
         job = self.find(job_id)
         if job is None:
             raise JobError(
-                f"the cluster at {self.address} does not know job {job_id} any more: its head was replaced; submit the run again to continue it"
+                f"the cluster at {self.address} no longer knows job {job_id}, because its head was replaced: "
+                "submit the run again to continue it"
             )
         return job
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Ray's errors in one sentence, which names the cluster."""
+        """Translate Ray's errors to one-line errors that name the cluster."""
         try:
             yield
         except AuthenticationError as error:
             raise ClusterError(
-                f"the cluster at {self.address} refuses us: {_token_problem(str(error))}; {_TOKEN_ADVICE}"
+                f"the cluster at {self.address} refused the request: {_token_problem(str(error))}; {_TOKEN_ADVICE}"
             ) from error
         except (RayError, OSError) as error:
             raise ClusterError(f"no Ray cluster answers at {self.address}: {_first_line(error)}") from error
         except (RuntimeError, ValueError) as error:
-            raise JobError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
+            raise JobError(f"the cluster at {self.address} refused the request: {_first_line(error)}") from error
 
 
-# Ray's client tells every step of its own at INFO, whatever the program's level is.
+# Ray's client logs every step at INFO, independent of the program's level.
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class _DeadlineClient(JobSubmissionClient):
-    """Ray's client, whose requests would wait for ever."""
+    """Ray's client with request timeouts. Without them, requests may wait forever."""
 
     def _do_request(self, method: str, endpoint: str, **rest: Any) -> requests.Response:
         answer_s = _UPLOAD_S if method == "PUT" else _ANSWER_S
@@ -224,7 +231,7 @@ class _DeadlineClient(JobSubmissionClient):
 
 @contextmanager
 def _preferred(address: str) -> Iterator[None]:
-    """Ray's client lets its environment variables win over an address that was typed: say it where it listens."""
+    """Set the address in the environment variable that Ray's client prefers over its argument."""
     key = "RAY_API_SERVER_ADDRESS"
     before = os.environ.get(key)
     os.environ[key] = address
@@ -237,10 +244,10 @@ def _preferred(address: str) -> Iterator[None]:
 
 
 def _located(address: str) -> str:
-    """A `HOST:PORT` may be the dashboard's, which speaks HTTP, or the cluster's own, which does not: ask. Others are taken as they are.
+    """Return the address with its scheme. `HOST:PORT` is probed: the dashboard speaks HTTP, the GCS does not.
 
     Raises:
-        OSError: nothing listens there. Ray would try for 40 seconds.
+        OSError: No process listens at the address. Ray's client would retry for 40 seconds.
     """
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
@@ -271,16 +278,16 @@ def _job(details: JobDetails) -> Job:
 
 
 def _run_dir_of(entrypoint: str) -> str | None:
-    """The absolute `--run-dir` of a command, of jobs that were submitted by other means."""
+    """Return the absolute `--run-dir` of a command, for jobs that were not made by `rlad submit`."""
     words = entrypoint.replace("--run-dir=", "--run-dir ").split()
     given = next((value for option, value in pairwise(words) if option == "--run-dir"), None)
     return given if given is not None and PurePath(given).is_absolute() else None
 
 
-def _token_problem(told: str) -> str:
-    if "missing or incorrect" in told:  # the cluster's own port does not tell the two apart
-        return "a token is wanted, and none or a wrong one was given"
-    return "the token is wrong" if "Invalid authentication token" in told else "a token is wanted and none was given"
+def _token_problem(message: str) -> str:
+    if "missing or incorrect" in message:  # the GCS port does not distinguish the two
+        return "the token is missing or wrong"
+    return "the token is wrong" if "Invalid authentication token" in message else "the token is missing"
 
 
 def _first_line(error: Exception) -> str:

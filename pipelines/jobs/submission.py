@@ -1,4 +1,7 @@
-"""`rlad submit`: a run as a job of a Ray cluster, under an id that the run's directory gives, so that handing it in twice does it once."""
+"""`rlad submit`: a run as a job of a Ray cluster.
+
+The job id derives from the run directory, so submitting a run twice starts it once.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ from rlad.starters import parse_starter
 from rlad.verifiers import reward_models
 
 STOP_GRACE_S = 60
-"""What a run has to take its pools down when its job is stopped. Ray would give it three seconds, and teachers would stay behind."""
+"""Seconds that a stopped job has to shut its pools down. Ray's default of three seconds would leave teachers behind."""
 
-# A job's environment can be read by whoever sees the dashboard.
+# Every user of the dashboard can read a job's environment.
 _SECRET_WORDS = re.compile(
     r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
 )
@@ -34,13 +37,13 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A run as it is handed in.
+    """A run to submit.
 
     Attributes:
-        name: of the run.
-        run_dir: absolute; every node has to see it there.
-        entrypoint: the job's command. It continues whatever the directory holds.
-        settings: digest of the run's settings.
+        name: Name of the run.
+        run_dir: Absolute run directory, on storage that all nodes mount.
+        entrypoint: Command of the job. It continues the run if the directory contains one.
+        settings: Digest of the run's settings.
     """
 
     name: str
@@ -50,18 +53,19 @@ class Submission:
 
     @property
     def job_id(self) -> str:
-        """Of the run's first job: the same for the same directory, wherever it is handed in from."""
+        """Id of the run's first job. It depends only on the run's name and directory."""
         return f"{self.name}-{hashlib.sha256(str(self.run_dir).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnvironment:
-    """Ray's `runtime_env` of a job, apart from its files.
+    """Ray `runtime_env` of a job, without its files.
 
     Attributes:
-        variables: environment variables of all its processes, beside those that every run has. No secrets: those are the nodes' own.
-        packages: that Ray installs with pip for the job's processes; without any, the nodes' own are used as they are.
-        python: interpreter on the nodes; None for the `python` that they find.
+        variables: Environment variables of the job's processes, in addition to those of every run. Secrets are refused;
+            they belong in the environment of the nodes.
+        packages: Packages that Ray installs with pip for the job; empty to use the nodes' packages.
+        python: Python interpreter on the nodes; None for `python` on their PATH.
     """
 
     variables: Mapping[str, str]
@@ -72,14 +76,15 @@ class JobEnvironment:
         secret = next((name for name in self.variables if _SECRET_WORDS.search(name)), None)
         if secret is not None:
             raise ConfigError(
-                f"{secret} looks like a secret, and a job's environment is shown on the dashboard: set it where the nodes are started"
+                f"{secret} looks like a secret, and the dashboard shows a job's environment: "
+                "set it in the environment of the nodes"
             )
 
     def runtime_env(self, working_dir: Path) -> dict[str, Any]:
-        """As Ray takes it.
+        """Return the `runtime_env` dictionary.
 
         Args:
-            working_dir: a zip.
+            working_dir: Zip file of the working directory.
         """
         environment = {**WORKER_ENVIRONMENT, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **self.variables}
         optional = {"pip": list(self.packages), "py_executable": self.python}
@@ -91,21 +96,19 @@ class JobEnvironment:
 
 
 def parse_variables(pairs: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` each.
+    """Parse environment variables of the form `NAME=VALUE`.
 
     Raises:
-        ConfigError: not of this form.
+        ConfigError: An entry does not have this form.
     """
     wrong = [pair for pair in pairs if "=" not in pair or not _VARIABLE.fullmatch(pair.partition("=")[0])]
     if wrong:
-        raise ConfigError(
-            f"an environment variable is given as NAME=VALUE, for example RLAD_CACHE=/shared/cache; got {wrong[0]!r}"
-        )
+        raise ConfigError(f"--env requires NAME=VALUE, for example RLAD_CACHE=/shared/cache; got {wrong[0]!r}")
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def absolute_run_dir(run_dir: Path | None, name: str) -> Path:
-    """Where a run goes: what is relative is so to where the command is typed, as it is without a cluster."""
+    """Return the absolute run directory. Relative paths start from the current directory, as without a cluster."""
     return absolute(run_dir or Path("runs") / name)
 
 
@@ -117,15 +120,16 @@ def read_submission(
     directory: WorkingDirectory,
     python: str | None = None,
 ) -> Submission:
-    """Read and check a run's or comparison's configuration, and say what the job does.
+    """Read and check the configuration of a run or comparison, and build its submission.
 
     Raises:
-        ConfigError: what is wrong with it, or a file that it names would not be found by the job.
+        ConfigError: The configuration is invalid, or names a file that the job would not find.
     """
     settings = read_settings(config, [])
     if "sets" in settings:
         raise ConfigError(
-            f"{config} is for `rlad eval`, which is no run: submit it with `ray job submit -- python -m pipelines eval ...`"
+            f"{config} is a configuration of `rlad eval`, not of a run: "
+            "submit it with `ray job submit -- python -m pipelines eval ...`"
         )
     if "methods" in settings:
         comparison = load_comparison(config, overrides)
@@ -135,8 +139,8 @@ def read_submission(
     else:
         run = load_run_config(config, overrides)
         command, name, runs = "run" if run.offline is None else "offline", run.name, [run]
-    for each in runs:
-        _require_files(each, directory)
+    for run_config in runs:
+        _require_files(run_config, directory)
     where = absolute_run_dir(run_dir, name)
     words = [
         python or "python",
@@ -147,7 +151,9 @@ def read_submission(
         *overrides,
         "cluster.address=auto",
     ]
-    resolved = json.dumps([each.model_dump(mode="json", exclude={"cluster"}) for each in runs], sort_keys=True)
+    resolved = json.dumps(
+        [run_config.model_dump(mode="json", exclude={"cluster"}) for run_config in runs], sort_keys=True
+    )
     return Submission(
         name=name,
         run_dir=where,
@@ -164,16 +170,20 @@ def submit(
     *,
     job_id: str | None = None,
 ) -> tuple[Job, bool]:
-    """Hand a run in, unless a job does it already. One that has ended is followed by another that continues the run: `ID-2`, `ID-3`.
+    """Submit a run unless an active job already runs it. After its job `ID` has ended, job `ID-2` continues the run.
 
     Args:
-        job_id: instead of the submission's own.
+        jobs: Client of the cluster.
+        submission: Run to submit.
+        directory: Working directory to upload.
+        environment: Environment of the job.
+        job_id: Job id; None for the submission's own.
 
     Returns:
-        The run's job, and whether it is new.
+        The run's job, and True if it is new.
 
     Raises:
-        JobError: a job does a run with other settings in this directory, or the cluster refuses.
+        JobError: A job runs with other settings in this run directory, or the cluster refuses the job.
     """
     first = job_id or submission.job_id
     known = jobs.all()
@@ -189,45 +199,46 @@ def submit(
         try:
             jobs.submit(chosen, entrypoint=submission.entrypoint, runtime_env=runtime_env, metadata=metadata)
         except JobError:
-            # Somebody else handed the same run in meanwhile: it is theirs, and ours.
+            # Another process has submitted the same run in the meantime.
             working = _working_on(jobs.all(), submission, first)
             if working is None:
                 raise
             return working, False
     job = jobs.find(chosen)
     if job is None:
-        raise JobError(f"the cluster at {jobs.address} took job {chosen} and does not know it: is it the same cluster?")
+        raise JobError(f"the cluster at {jobs.address} accepted job {chosen} but does not know it: check the address")
     return job, True
 
 
 def next_id(first: str, known: Sequence[str]) -> str:
-    """The id after those that a run's jobs have had: `first`, then `first-2` and so on."""
+    """Return the first unused id of a run's jobs: `first`, then `first-2` and so on."""
     suffixes = [
-        1 if each == first else int(each.removeprefix(f"{first}-"))
-        for each in known
-        if re.fullmatch(rf"{re.escape(first)}(-[1-9]\d*)?", each)
+        1 if job_id == first else int(job_id.removeprefix(f"{first}-"))
+        for job_id in known
+        if re.fullmatch(rf"{re.escape(first)}(-[1-9]\d*)?", job_id)
     ]
     return f"{first}-{max(suffixes) + 1}" if suffixes else first
 
 
 def find_job(jobs: JobClient, target: str) -> Job:
-    """A job by its id, or the latest of a run by the run's directory.
+    """Find a job by its id, or the latest job of a run by its run directory.
 
     Raises:
-        JobError: none.
+        JobError: The cluster knows no such job.
     """
     where = str(absolute(Path(target)))
     known = jobs.all()
     found = [job for job in known if job.id == target] or [job for job in known if job.run_dir == where]
     if not found:
         raise JobError(
-            f"the cluster at {jobs.address} knows no job {target}, and none whose run is in {where}; `rlad list` shows what it knows"
+            f"the cluster at {jobs.address} knows no job {target} and no job with run directory {where}; "
+            "`rlad list` shows its jobs"
         )
     return found[-1]
 
 
 def failure(job: Job, log: str) -> str:
-    """Why a job did not succeed, in the run's own words where it said any: its last `error:` with the lines that belong to it."""
+    """Describe why a job did not succeed: the log's last `error:` line with its continuation, or the log's end."""
     if job.status == "stopped":
         return f"job {job.id} was stopped; submit it again to continue the run"
     lines = log.splitlines()
@@ -239,14 +250,14 @@ def failure(job: Job, log: str) -> str:
     last = [line for line in (log or job.message).splitlines() if line.strip()][-5:]
     return "\n".join(
         [
-            f"job {job.id} failed (exit code {job.exit_code}) and gave no reason; its last lines:",
+            f"job {job.id} failed (exit code {job.exit_code}) without an error message; its last lines:",
             *(f"  {line}" for line in last),
         ]
     )
 
 
 def exit_code(job: Job) -> int:
-    """For the submitter's shell: the job's own, a signal's as a shell gives it, 1 for what had no code and did not succeed."""
+    """Return the exit code for the shell: the job's own, 128 + N for signal N, or 1 for a failed job without a code."""
     if job.status == "succeeded":
         return 0
     code = job.exit_code or 1
@@ -254,48 +265,50 @@ def exit_code(job: Job) -> int:
 
 
 def _working_on(known: Sequence[Job], submission: Submission, first: str) -> Job | None:
-    """The living job of a run, among those that a cluster knows.
+    """Return the active job of a run, or None.
 
     Raises:
-        JobError: it does a run with other settings, or it has the id and does another run.
+        JobError: The job runs with other settings, or a job with this id runs in another directory.
     """
     alive = [job for job in known if job.is_submitted and not job.has_ended]
-    ours = [job for job in alive if job.run_dir == str(submission.run_dir)]
-    if ours:
-        job = ours[-1]
+    matching = [job for job in alive if job.run_dir == str(submission.run_dir)]
+    if matching:
+        job = matching[-1]
         if job.settings is not None and job.settings != submission.settings:
             raise JobError(
-                f"job {job.id} does a run with other settings in {submission.run_dir}: choose another --run-dir, or end it with `rlad stop`"
+                f"job {job.id} runs with other settings in {submission.run_dir}: "
+                "choose another --run-dir, or stop the job with `rlad stop`"
             )
         return job
     namesake = next((job for job in alive if job.id == first), None)
     if namesake is not None:
         raise JobError(
-            f"there is a job {first} already, whose run is in {namesake.run_dir or 'another directory'}: choose another --submission-id"
+            f"job {first} already exists with run directory {namesake.run_dir or 'unknown'}: "
+            "choose another --submission-id"
         )
     return None
 
 
 def _path_in_job(path: Path, directory: WorkingDirectory) -> str:
-    """A file of the configuration as the job finds it: from its working directory, or as the absolute path that was typed."""
+    """Return the path at which the job finds a file: relative to the working directory, or absolute as given."""
     from_root = absolute(path)
     if from_root.is_relative_to(directory.root):
         name = from_root.relative_to(directory.root).as_posix()
         if not directory.holds(name):
             raise ConfigError(
-                f"{path} is left out of what is uploaded from {directory.root} by an ignore file (.gitignore, .rladignore)"
+                f"{path} is excluded from the upload of {directory.root} by an ignore file (.gitignore, .rladignore)"
             )
         return name
     if path.is_absolute():
         return str(path)
     raise ConfigError(
         f"{path} is outside the working directory {directory.root}, so the job would not find it: "
-        "put it there, choose another --working-dir, or give an absolute path that the cluster's head sees"
+        "move it there, choose another --working-dir, or give an absolute path that exists on the cluster's head"
     )
 
 
 def _require_files(config: RunConfig, directory: WorkingDirectory) -> None:
-    """Refuse relative paths of models and data that do not travel with the job."""
+    """Refuse relative paths of models and data that are not uploaded with the job."""
     named = {
         "student.path": config.student.path,
         **{f"{pool}: path": model.path for pool, model in config.frozen_models.items()},
@@ -309,6 +322,6 @@ def _require_files(config: RunConfig, directory: WorkingDirectory) -> None:
     for key, path in named.items():
         if parse_starter(path) is None and not Path(path).expanduser().is_absolute() and not directory.holds(path):
             raise ConfigError(
-                f"{key}: {path} is relative and not in what is uploaded from {directory.root}, so the job would not find it: "
-                f"give the absolute path on storage that all nodes see"
+                f"{key}: {path} is relative and not uploaded from {directory.root}, so the job would not find it: "
+                f"give an absolute path on storage that all nodes mount"
             )

@@ -1,4 +1,4 @@
-"""What of a directory goes to a cluster with a job: chosen, measured and refused before anything is uploaded, then packed."""
+"""Working directory of a job: selection of the files to upload, size limits, and packing."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathspec import GitIgnoreSpec
 from rlad.errors import JobError
 
 IGNORE_FILE = ".rladignore"
-"""Beside every `.gitignore`, and with its syntax: what git keeps but no job needs."""
+"""Ignore file with the syntax of `.gitignore`, for files that git tracks but no job needs. Valid in every folder."""
 
-# Ray's dashboard takes a request of 100 MiB at most.
+# Ray's dashboard accepts requests of at most 100 MiB.
 MAX_BYTES = 96 * 2**20
 MAX_FILES = 20_000
 
-# Never part of a job, in whatever folder.
+# Never uploaded, in any folder.
 _ALWAYS_IGNORED = (".git", ".venv/", "venv/", "__pycache__/")
-_LARGEST_NAMED = 4
+_MAX_NAMED_FOLDERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkingDirectory:
-    """The files of a directory that travel with a job.
+    """Files of a directory that are uploaded with a job.
 
     Attributes:
-        root: absolute.
-        sizes: bytes by path below `root`, with slashes, in order.
+        root: Absolute path of the directory.
+        sizes: Size in bytes of each file, by POSIX path relative to `root`, sorted.
     """
 
     root: Path
@@ -42,39 +42,42 @@ class WorkingDirectory:
         return sum(self.sizes.values())
 
     def holds(self, path: str) -> bool:
-        """Whether a file, or anything of a folder, travels. `path` is relative to the directory."""
+        """Return True if a file, or any file of a folder, is uploaded. `path` is relative to the directory."""
         name = PurePosixPath(os.path.normpath(path)).as_posix()
-        return name == "." or name in self.sizes or any(each.startswith(f"{name}/") for each in self.sizes)
+        return name == "." or name in self.sizes or any(file.startswith(f"{name}/") for file in self.sizes)
 
     def pack(self, target: Path) -> None:
-        """Write the files as a zip: the same files give the same bytes, so that Ray uploads them once."""
+        """Write the files to a zip. Equal files give equal bytes, so Ray uploads them once."""
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in self.sizes:
                 path = self.root / name
-                entry = zipfile.ZipInfo(name)  # dated 1980, whenever the file was touched
+                entry = zipfile.ZipInfo(name)  # dated 1980, independent of the file's time
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = (path.stat().st_mode & 0o777) << 16
                 archive.writestr(entry, path.read_bytes())
 
 
 def absolute(path: Path) -> Path:
-    """A path from the root, links left as they are: on the nodes they may lead elsewhere."""
+    """Return the absolute path without resolving links, which may have other targets on the nodes."""
     return Path(os.path.normpath(path.expanduser().absolute()))
 
 
 def read_working_directory(root: Path, *, without: Sequence[Path] = ()) -> WorkingDirectory:
-    """Choose what travels: all files but those that a `.gitignore` or `.rladignore` names, in whatever folder it is, and folders of git and Python's own.
-    Links to files travel as the files; links to folders do not.
+    """Select the files to upload: all files, except those of `.gitignore` and `.rladignore` files in any folder.
+
+    Folders of git and of Python environments are never uploaded. Links to files are uploaded as files; links to folders
+    are not followed.
 
     Args:
-        without: folders that stay behind besides, for example the run's own.
+        root: Directory.
+        without: Further folders to leave out, for example the run directory.
 
     Raises:
-        JobError: no such directory, nothing in it, or more than a job may bring, with the largest folders.
+        JobError: The directory does not exist, contains no files to upload, or exceeds the limits of a job.
     """
     root = absolute(root)
     if not root.is_dir():
-        raise JobError(f"the working directory {root} is no directory: give one with --working-dir")
+        raise JobError(f"working directory {root} does not exist or is not a directory: set --working-dir")
     rules = _Rules(left_out=frozenset(absolute(path) for path in without))
     sizes: dict[str, int] = {}
     for path in _files(root, root, rules):
@@ -82,23 +85,23 @@ def read_working_directory(root: Path, *, without: Sequence[Path] = ()) -> Worki
         if len(sizes) > MAX_FILES:
             crowded = _folders_by(sizes, count=True)
             raise JobError(
-                f"the working directory {root} holds more than {MAX_FILES:,} files, most of them in {crowded}; {_advice(root)}"
+                f"working directory {root} has more than {MAX_FILES:,} files, most of them in {crowded}; "
+                f"{_advice(root)}"
             )
     if not sizes:
-        raise JobError(
-            f"the working directory {root} holds nothing that travels with a job: give another with --working-dir"
-        )
+        raise JobError(f"working directory {root} contains no files to upload: set another --working-dir")
     if (total := sum(sizes.values())) > MAX_BYTES:
         largest = _folders_by(sizes, count=False)
         raise JobError(
-            f"the working directory {root} is {_mib(total)}, and a job brings at most {_mib(MAX_BYTES)}: {largest}; {_advice(root)}"
+            f"working directory {root} has {_mib(total)}, the limit is {_mib(MAX_BYTES)}; largest folders: {largest}; "
+            f"{_advice(root)}"
         )
     return WorkingDirectory(root=root, sizes=sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rules:
-    """Ignore rules that hold in a folder: its own after those of the folders above, each with the folder that its patterns start from."""
+    """Ignore rules of a folder: those of its parent folders, then its own, each with its base folder."""
 
     left_out: frozenset[Path]
     specs: tuple[tuple[Path, GitIgnoreSpec], ...] = field(default=())
@@ -115,7 +118,7 @@ class _Rules:
         )
 
     def ignore(self, path: Path, *, is_folder: bool) -> bool:
-        """As git decides: the last pattern that matches, of the deepest file that has one."""
+        """Decide as git does: the last matching pattern of the deepest ignore file wins."""
         if path in self.left_out:
             return True
         for folder, spec in reversed(self.specs):
@@ -136,7 +139,7 @@ def _files(folder: Path, root: Path, rules: _Rules) -> Iterator[Path]:
 
 
 def _folders_by(sizes: Mapping[str, int], *, count: bool) -> str:
-    """The folders that make a directory large, each as deep as it is the only reason."""
+    """Describe the largest folders. A folder is replaced by its subfolder if that has 90% of its weight."""
     weights: Counter[str] = Counter()
     for name, size in sizes.items():
         for folder in (*PurePosixPath(name).parents, PurePosixPath(name)):
@@ -147,19 +150,24 @@ def _folders_by(sizes: Mapping[str, int], *, count: bool) -> str:
             children[PurePosixPath(name).parent.as_posix()].append(name)
 
     def described(name: str) -> str:
-        while deeper := [each for each in children[name] if children[each] and weights[each] >= 0.9 * weights[name]]:
+        while deeper := [
+            child for child in children[name] if children[child] and weights[child] >= 0.9 * weights[name]
+        ]:
             name = deeper[0]
         return f"{name}{'/' if children[name] else ''} {f'{weights[name]:,} files' if count else _mib(weights[name])}"
 
     heaviest = sorted(
-        (each for each in children["."] if weights[each] >= 0.01 * weights["."]), key=weights.__getitem__, reverse=True
+        (child for child in children["."] if weights[child] >= 0.01 * weights["."]),
+        key=weights.__getitem__,
+        reverse=True,
     )
-    return ", ".join(map(described, heaviest[:_LARGEST_NAMED]))
+    return ", ".join(map(described, heaviest[:_MAX_NAMED_FOLDERS]))
 
 
 def _advice(root: Path) -> str:
     return (
-        f"name what the job does not need in {root / IGNORE_FILE}; models and data belong on storage that all nodes see"
+        f"list files that the job does not need in {root / IGNORE_FILE}; "
+        "keep models and data on storage that all nodes mount"
     )
 
 

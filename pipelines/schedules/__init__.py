@@ -1,1 +1,1 @@
-"""What recurring runs stand on: their store and lease, the clock, prompts, the process of a run, notices. `pipelines.schedules.tick` is one tick of it."""
+"""Recurring runs: schedule store, leases, cron times, prompt refresh, run processes and notifications."""

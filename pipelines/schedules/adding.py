@@ -1,4 +1,4 @@
-"""From what a person types to a schedule in the store: everything is looked at now, so that no tick fails at night for a slip of the day."""
+"""Creation of a schedule. All settings are validated when it is added, so that no tick fails over a typing error."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rlad.registry.registry import ModelRegistry
 def schedule_settings(
     name: str, config: Path, overrides: list[str], *, directory: Path, registry: str, **settings: Any
 ) -> ScheduleConfig:
-    """A schedule of a run's file, with every path made absolute: whoever ticks may work elsewhere.
+    """Build the schedule of a run's YAML file. Paths become absolute, since ticks may run in another directory.
 
     Raises:
-        ConfigError: what is wrong with the run's settings or the schedule's.
+        ConfigError: The run's settings or the schedule's settings are invalid.
     """
     run = load_run_config(config, overrides)
     found = {
@@ -37,22 +37,23 @@ def schedule_settings(
 
 
 def add_schedule(store: ScheduleStore, config: ScheduleConfig, *, replace: bool = False) -> None:
-    """Check a schedule, freeze its evaluation, and store it.
+    """Validate a schedule, freeze its evaluation prompts, and store it.
 
     Raises:
-        ConfigError: fields that never come, or settings that no run has.
-        ScheduleError: there is one of that name, or a run of it that has not ended.
-        DataError: its evaluation prompts cannot be read.
-        RegistryError: no registry can be there.
+        ConfigError: The cron fields never match a date, or the run's settings are invalid.
+        ScheduleError: A schedule of that name exists, or has an unfinished run.
+        DataError: The evaluation prompts cannot be read.
+        RegistryError: The registry cannot be opened.
     """
-    if not replace and any(each.name == config.name for each in store.schedules()):
-        raise ScheduleError(f"there is a schedule {config.name!r}: change it with --replace, or remove it first")
+    if not replace and any(schedule.name == config.name for schedule in store.schedules()):
+        raise ScheduleError(f"schedule {config.name!r} already exists: change it with --replace, or remove it first")
     if unfinished := store.unfinished(config.name):
         raise ScheduleError(
-            f"{config.name} cannot be changed under a run: {unfinished[0].run_id} is under way, or unfinished and the next tick continues it; wait for its end"
+            f"schedule {config.name} has an unfinished run, {unfinished[0].run_id}, and cannot be changed: "
+            "wait until the run ends, or let the next tick continue it"
         )
     if next_fire_time(parse_cron(config.cron, config.timezone), datetime.now(UTC)) is None:
-        raise ConfigError(f"{config.cron!r} never comes: give fields that do")
+        raise ConfigError(f"cron {config.cron!r} never matches a date")
     ModelRegistry.open(config.registry)
     run = validated(RunConfig, config.run, where=f"the run of schedule {config.name}")
     store.add(config, evaluation_fingerprint=freeze_evaluation(config, run), replace=replace)

@@ -1,7 +1,8 @@
-"""Run a command that must not outlive the process that started it: `python -m pipelines.schedules.child_process PARENT_PID COMMAND...`.
+"""Run a command that ends with its parent process: `python -m pipelines.schedules.child_process PARENT_PID COMMAND...`.
 
-The kernel kills it the moment its parent is gone, however that went; a ticker that was killed leaves no run behind that nobody watches. (A hook between
-fork and exec would do the same without this file, but not in a process with threads.) Elsewhere than on Linux the command runs without this.
+On Linux, the kernel kills the command (PR_SET_PDEATHSIG) when the parent process ends for any reason. A killed ticker
+therefore leaves no unsupervised run. `preexec_fn` would do the same without this module, but is not safe in a process
+with threads. On other systems the command runs without this protection.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    """Request the signal and replace this process by the command."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-        if os.getppid() != int(parent):  # it was gone before the kernel knew
-            sys.exit(f"the process {parent} that started this has ended")
+        if os.getppid() != int(parent):  # the parent ended before the request
+            sys.exit(f"parent process {parent} has ended")
     os.execvp(command[0], command)
 
 

@@ -1,8 +1,13 @@
-"""When a schedule ticks: cron fields on a place's wall clock, through APScheduler's trigger.
+"""Times of a schedule: five cron fields on the wall clock of a time zone, computed by cronsim.
 
-Three things that the trigger leaves open are settled here. Days of the week count as cron counts them (0 and 7 are Sunday; APScheduler's 0 is Monday), so
-the same fields mean the same to Kubernetes. An hour that the clock goes through twice in autumn ticks once, unless every hour ticks anyway. And both day of
-the month and day of the week are refused together, since cron takes either and APScheduler both.
+Clock changes follow Debian's cron, with one difference: only an hour field that covers all 24 hours counts as "every
+hour". Debian also counts `*/2`.
+
+- Every hour (`0 * * * *`, `*/15 * * * *`): a tick whenever the clock shows a matching minute. An hour that the clock
+  skips has no tick; an hour that it repeats has its ticks twice. (If the minute field names one minute, a repeated half
+  hour, as on Lord Howe Island, has one tick.)
+- Fixed hours (`30 2 * * *`, `0 */2 * * *`): a time that the clock skips ticks once, at the next valid moment (02:30
+  becomes 03:00). A time that the clock repeats ticks once, at its first occurrence.
 """
 
 from __future__ import annotations
@@ -14,38 +19,36 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from apscheduler.triggers.cron import CronTrigger
+from cronsim import CronSim, CronSimError
 
 from rlad.errors import ConfigError
 
-_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
-# Ticks that are counted one by one; a schedule that slept through more of them has missed "at least so many".
-_MOST_COUNTED = 1000
+# Upper bound of `Due.coalesced`: older ticks are not enumerated.
+_MAX_COUNTED = 1000
+_HOURS_PER_DAY = 24
 
 
-class WallClockTrigger(CronTrigger):
-    """A cron trigger that passes an hour which comes twice only once, unless its hours are all hours."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronSchedule:
+    """Parsed cron fields and their time zone. Made by `parse_cron`.
 
-    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
-        fires_hourly = str(next(field for field in self.fields if field.name == "hour")).startswith("*")
-        found = self._as_the_clock_says(super().get_next_fire_time(previous_fire_time, now))
-        while found is not None and not fires_hourly and found.fold:
-            found = self._as_the_clock_says(super().get_next_fire_time(found, found))
-        return found
+    Attributes:
+        expression: Five cron fields in the form that gives cronsim the clock-change rules of this module.
+        timezone: Time zone of the wall clock.
+    """
 
-    def _as_the_clock_says(self, found: datetime | None) -> datetime | None:
-        """The trigger hands on `fold` to days that have no such hour, and names times that the clock skips in spring."""
-        return None if found is None else found.astimezone(UTC).astimezone(self.timezone)
+    expression: str
+    timezone: ZoneInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """What a look at the clock came to.
+    """A tick that is due.
 
     Attributes:
-        scheduled_at: the last time that is not in the future.
-        coalesced: earlier ones since the last tick, which this one stands for.
-        is_late: by more than the schedule allows, so it is missed.
+        scheduled_at: Latest scheduled time that is not in the future.
+        coalesced: Number of earlier scheduled times since the last tick; this tick replaces them.
+        is_late: True if the tick is later than the schedule's grace period, so it is recorded as missed.
     """
 
     scheduled_at: datetime
@@ -53,78 +56,79 @@ class Due:
     is_late: bool
 
 
-def parse_cron(cron: str, timezone: str) -> WallClockTrigger:
-    """The trigger of five cron fields.
+def parse_cron(cron: str, timezone: str) -> CronSchedule:
+    """Parse five cron fields.
 
     Raises:
-        ConfigError: what is wrong with them, or no such time zone.
+        ConfigError: The fields are invalid or never match a date, or the time zone is unknown.
     """
     fields = cron.split()
     if len(fields) != 5:
-        raise ConfigError(f"a schedule has five cron fields, as '0 2 * * *' for every night at two; got {cron!r}")
-    minute, hour, day, month, weekday = fields
+        raise ConfigError(f"cron requires five cron fields, for example '0 2 * * *' for 02:00 every day; got {cron!r}")
+    _, _, day, month, weekday = fields
     if day != "*" and weekday != "*":
         raise ConfigError(
-            f"day of the month and day of the week are both given in {cron!r}, and cron programs differ on what that means: add two schedules"
+            f"cron {cron!r} sets both day of the month and day of the week, which cron programs combine differently: "
+            "add two schedules"
         )
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigError(f"no time zone {timezone!r}: expected a name as Europe/Berlin") from error
+        raise ConfigError(f"unknown time zone {timezone!r}: expected an IANA name such as Europe/Berlin") from error
+    weekday = _portable_weekdays(weekday)
     try:
-        return WallClockTrigger(
-            minute=minute, hour=hour, day=day, month=month, day_of_week=_as_names(weekday), timezone=zone
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{cron!r} are no cron fields: {error}") from error
+        parsed = CronSim(" ".join([*fields[:4], weekday]), datetime.now(UTC))
+    except CronSimError as error:
+        raise ConfigError(f"invalid cron {cron!r}: {error}") from error
+    # cronsim applies its rules for fixed times to fields that do not start with a star.
+    hours = "*" if len(parsed.hours) == _HOURS_PER_DAY else _listed(parsed.hours)
+    return CronSchedule(expression=f"{_listed(parsed.minutes)} {hours} {day} {month} {weekday}", timezone=zone)
 
 
-def next_fire_time(trigger: WallClockTrigger, after: datetime) -> datetime | None:
-    """The first time after `after`; None of a date that never comes."""
-    return next(next_fire_times(trigger, after), None)
+def next_fire_time(schedule: CronSchedule, after: datetime) -> datetime | None:
+    """Return the first time after `after`, or None if the fields never match a date."""
+    return next(next_fire_times(schedule, after), None)
 
 
-def next_fire_times(trigger: WallClockTrigger, after: datetime) -> Iterator[datetime]:
-    """All times after `after`, on the trigger's own clock."""
-    zone, previous = trigger.timezone, after.astimezone(UTC)
-    while True:
-        found = trigger.get_next_fire_time(None, (previous + timedelta(microseconds=1)).astimezone(zone))
-        if found is None:
-            return
-        yield found
-        previous = found.astimezone(UTC)
+def next_fire_times(schedule: CronSchedule, after: datetime) -> Iterator[datetime]:
+    """Yield all times after `after`, in order, in the schedule's time zone."""
+    for found in CronSim(schedule.expression, after.astimezone(schedule.timezone)):
+        # cronsim can return a midnight that the clock skips; the conversion gives the moment that it stands for.
+        moment = found.astimezone(UTC)
+        # In a repeated hour cronsim starts from its first pass, which may be before `after`.
+        if moment > after:
+            yield moment.astimezone(schedule.timezone)
 
 
-def due(trigger: WallClockTrigger, *, after: datetime, now: datetime, grace: timedelta) -> Due | None:
-    """What a schedule that last ticked at `after` has to do now: at most one tick, however many were missed."""
+def due(schedule: CronSchedule, *, after: datetime, now: datetime, grace: timedelta) -> Due | None:
+    """Return the tick that is due, or None. Several missed times are coalesced into one tick.
+
+    Args:
+        after: Time of the last tick.
+        now: Present time.
+        grace: Delay from which a tick counts as missed.
+    """
     passed: list[datetime] = []
-    for fire in next_fire_times(trigger, after):
+    for fire in next_fire_times(schedule, after):
         if fire > now:
             break
         passed.append(fire)
-        if len(passed) == _MOST_COUNTED:  # look at the end of a long sleep instead
-            passed += list(takewhile(lambda late: late <= now, next_fire_times(trigger, max(fire, now - grace))))[-1:]
+        if len(passed) == _MAX_COUNTED:  # skip to the end of a long interval
+            passed += list(takewhile(lambda late: late <= now, next_fire_times(schedule, max(fire, now - grace))))[-1:]
             break
     if not passed:
         return None
     return Due(scheduled_at=passed[-1], coalesced=len(passed) - 1, is_late=now - passed[-1] > grace)
 
 
-def _as_names(weekday: str) -> str:
-    """Days of the week by name. A range may run over Sunday, as `5-7`."""
-    parts = []
-    for part in weekday.lower().split(","):
-        found = re.fullmatch(r"([0-7])(?:-([0-7]))?(/[0-9]+)?", part)
-        if found is None:
-            parts.append(part)
-            continue
-        first, last, step = int(found[1]), found[2], found[3]
-        if step and last is None:
-            raise ConfigError(f"the day of the week {part!r} steps from one day: give a range, as 1-5{step}")
-        days = range(first, (int(last) if last is not None else first) + 1)
-        if not days:
-            raise ConfigError(
-                f"the days of the week {part!r} run backwards: give the earlier one first (7 is Sunday too)"
-            )
-        parts += [_WEEKDAYS[day] for day in days[:: int(step[1:]) if step else 1]]
-    return ",".join(dict.fromkeys(parts))
+def _listed(values: set[int]) -> str:
+    return ",".join(map(str, sorted(values)))
+
+
+def _portable_weekdays(weekday: str) -> str:
+    """Check the day-of-week field for what cron programs read differently, and write a Sunday at a range's end as 7."""
+    for part in weekday.split(","):
+        if re.fullmatch(r"[0-9A-Za-z]+/[0-9]+", part):
+            step = part.partition("/")[2]
+            raise ConfigError(f"the day of the week {part!r} has a step without a range: give a range, as 1-5/{step}")
+    return re.sub(r"-sun\b", "-7", weekday, flags=re.IGNORECASE)

@@ -1,89 +1,126 @@
-"""`rlad schedule serve`: APScheduler's clock over the store's schedules, outside of any cluster.
+"""`rlad schedule serve`: a process that ticks every schedule of a store at its times.
 
-The schedules are the store's, not APScheduler's: its jobs live in memory and are brought in step with the store every few seconds, so any number of daemons,
-CronJobs and people may tick the same ones. That look at the store also finds what no clock tells of: runs whose ticker died, and ticks that were due while
-nobody was there.
+The store holds the state; the daemon only keeps the next time of each schedule in memory. Several daemons, CronJobs and
+manual ticks can therefore work on one store. Each look at the store also finds runs whose ticker died and ticks that
+became due while no daemon ran.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import UTC
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.schedules.cron import parse_cron
+from pipelines.schedules.cron import CronSchedule, next_fire_time, parse_cron
+from pipelines.schedules.execution import Ticker
 from pipelines.schedules.records import Schedule
-from pipelines.schedules.tick import Ticker, is_waiting, tick
+from pipelines.schedules.tick import is_waiting, tick
 from rlad.errors import RladError, TickInterruptedError
 
 logger = logging.getLogger(__name__)
 
-# Runs at once; a tick that finds its schedule at work takes a thread for moments only.
-_THREADS = 32
-# Of one schedule: its run, and later ticks that have to find it at work to be refused.
-_INSTANCES = 4
+# Concurrent runs. A tick that is refused occupies a thread only briefly.
+_MAX_THREADS = 32
+# Concurrent ticks per schedule: its run, and later ticks that are recorded as refused.
+_MAX_TICKS_PER_SCHEDULE = 4
+
+
+@dataclass(slots=True)
+class _Timer:
+    """Next time of one schedule.
+
+    Attributes:
+        source: Cron fields and time zone as stored; a change resets the timer.
+        next: Next time; None if the fields never match again.
+    """
+
+    source: tuple[str, str]
+    cron: CronSchedule
+    next: datetime | None
 
 
 class ScheduleDaemon:
-    """Ticks every schedule of a store at its times, until told to stop.
+    """Ticks every schedule of a store at its times, until `ticker.stop` is set.
 
     Args:
-        look_s: how often the store is looked at.
+        look_s: Seconds between reads of the store.
     """
 
     def __init__(self, ticker: Ticker, *, look_s: float = 10.0) -> None:
         self._ticker, self._look_s = ticker, look_s
-        self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(_THREADS)},
-            job_defaults={
-                "coalesce": True,
-                "max_instances": _INSTANCES,
-                "misfire_grace_time": None,
-            },  # the tick itself judges what is too late
-            timezone=UTC,
-        )
-        self._cron_of: dict[str, tuple[str, str]] = {}
+        self._timers: dict[str, _Timer] = {}
+        self._ticks: dict[str, list[Future[None]]] = {}
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="tick")
 
     def serve(self) -> None:
-        """Tick until `stop` is set; runs under way are then stopped in order, and continued by whoever ticks next."""
-        self._scheduler.start()
+        """Tick until `ticker.stop` is set, then stop active runs cleanly. The next ticks continue them."""
         logger.info("serving look_s=%g", self._look_s)
+        next_look = time.monotonic()
         try:
             while True:
-                self._look()
-                if self._ticker.stop.wait(self._look_s):
+                self._start_due()
+                if time.monotonic() >= next_look:
+                    self._look()
+                    next_look = time.monotonic() + self._look_s
+                if self._ticker.stop.wait(self._idle_s(next_look)):
                     return
         finally:
-            self._scheduler.shutdown(wait=True)
+            self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _look(self) -> None:
+        """Read the store: update the timers, and start ticks that are due or unfinished."""
         try:
             schedules = {schedule.name: schedule for schedule in self._ticker.store.schedules()}
-            for name in [name for name in self._cron_of if name not in schedules or schedules[name].is_paused]:
-                self._scheduler.remove_job(name)
-                del self._cron_of[name]
+            for name in list(self._timers):
+                if name not in schedules or schedules[name].is_paused:
+                    del self._timers[name]
             for schedule in schedules.values():
-                self._keep_in_step(schedule)
-                if is_waiting(schedule, self._ticker):
-                    job = f"{schedule.name} (found waiting)"
-                    self._scheduler.add_job(
-                        self._tick, args=[schedule.name], id=job, replace_existing=True, max_instances=1
-                    )
+                if not schedule.is_paused:
+                    self._update_timer(schedule)
+                if not self._active(schedule.name) and is_waiting(schedule, self._ticker):
+                    self._start(schedule.name)
         except (SQLAlchemyError, RladError) as error:
-            logger.warning(
-                "store_not_read error=%s", error
-            )  # the jobs that are known go on; the next look may do better
+            # Known timers continue; the next look may succeed.
+            logger.warning("store_not_read error=%s", error)
 
-    def _keep_in_step(self, schedule: Schedule) -> None:
-        cron = (schedule.config.cron, schedule.config.timezone)
-        if not schedule.is_paused and self._cron_of.get(schedule.name) != cron:
-            self._scheduler.add_job(
-                self._tick, parse_cron(*cron), args=[schedule.name], id=schedule.name, replace_existing=True
-            )
-            self._cron_of[schedule.name] = cron
+    def _update_timer(self, schedule: Schedule) -> None:
+        source = (schedule.config.cron, schedule.config.timezone)
+        timer = self._timers.get(schedule.name)
+        if timer is None or timer.source != source:
+            cron = parse_cron(*source)
+            self._timers[schedule.name] = _Timer(source=source, cron=cron, next=next_fire_time(cron, self._now()))
+
+    def _start_due(self) -> None:
+        now = self._now()
+        for name, timer in self._timers.items():
+            if timer.next is not None and timer.next <= now:
+                timer.next = next_fire_time(timer.cron, now)
+                self._start(name)
+
+    def _idle_s(self, next_look: float) -> float:
+        """Return the seconds until the next look or the next tick."""
+        now = self._now()
+        ticks = ((timer.next - now).total_seconds() for timer in self._timers.values() if timer.next is not None)
+        return max(0.0, min(next_look - time.monotonic(), *ticks, self._look_s))
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._ticker.clock(), UTC)
+
+    def _active(self, name: str) -> list[Future[None]]:
+        active = [future for future in self._ticks.get(name, []) if not future.done()]
+        self._ticks[name] = active
+        return active
+
+    def _start(self, name: str) -> None:
+        active = self._active(name)
+        if len(active) < _MAX_TICKS_PER_SCHEDULE:
+            active.append(self._threads.submit(self._tick, name))
+        else:
+            logger.warning("tick_dropped schedule=%s active=%d", name, len(active))
 
     def _tick(self, name: str) -> None:
         try:
@@ -93,3 +130,6 @@ class ScheduleDaemon:
             logger.info("interrupted schedule=%s reason=%s", name, error)
         except (SQLAlchemyError, RladError) as error:
             logger.error("tick_failed schedule=%s error=%s", name, error)
+        except Exception:
+            # The future's result is never read, so an unexpected error would be lost.
+            logger.exception("tick_failed schedule=%s", name)

@@ -1,4 +1,4 @@
-"""How a scheduled run is executed. `RunLauncher` is the seam: a child process here, and what else can start, watch and end a run."""
+"""Execution of scheduled runs. `RunLauncher` is the interface; `ChildProcess` starts `rlad` on this machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pipelines
 
 _CHILD_MODULE = "pipelines.schedules.child_process"
 _ROOT = Path(pipelines.__file__).parents[1]
-# The end of a log that the reason of a failure is looked for in.
+# Part of a log, from its end, that is searched for the reason of a failure.
 _TAIL_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run, or the evaluation of one model, to be executed to its end.
+    """One `rlad` command: a run, or the evaluation of one model.
 
     Attributes:
-        arguments: of the command `rlad`.
-        working_dir: what relative paths in the configuration are seen from.
-        log: file that everything it prints is added to.
+        arguments: Arguments of the command `rlad`.
+        working_dir: Directory that relative paths in the configuration start from.
+        log: File that standard output and standard error are appended to.
     """
 
     arguments: tuple[str, ...]
@@ -35,34 +35,39 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunExit:
-    """How it ended: its status, and of a failure the line that says why."""
+    """End of a command.
+
+    Attributes:
+        status: Exit status; negative for a signal.
+        reason: Error line of a failed command; None after success.
+    """
 
     status: int
     reason: str | None
 
 
 class RunningRun(Protocol):
-    """A run that was started."""
+    """A command that was started."""
 
     def wait(self, timeout_s: float) -> RunExit | None:
-        """How it ended; None if it has not within `timeout_s`."""
+        """Return the command's end, or None if it still runs after `timeout_s`."""
 
     def stop(self, grace_s: float) -> None:
-        """Ask it to end, and end it after `grace_s`. It has ended when this returns."""
+        """Ask the command to end, and kill it after `grace_s`. It has ended when this method returns."""
 
 
 class RunLauncher(Protocol):
-    """Starts runs."""
+    """Starts commands."""
 
     def start(self, request: RunRequest) -> RunningRun: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildProcess:
-    """Starts a run as a process of this machine, in a process group of its own.
+    """Launcher that starts a process of this machine, in a process group of its own.
 
     Attributes:
-        command: that the request's arguments follow.
+        command: Command that the request's arguments are appended to.
     """
 
     command: tuple[str, ...] = (sys.executable, "-m", "pipelines")
@@ -94,7 +99,7 @@ class _Child:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
-        return RunExit(status=status, reason=None if status == 0 else self._why(status))
+        return RunExit(status=status, reason=None if status == 0 else self._failure_reason(status))
 
     def stop(self, grace_s: float) -> None:
         self._signal(signal.SIGTERM)
@@ -103,7 +108,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            self._signal(signal.SIGKILL)  # also whatever it started and left
+            self._signal(signal.SIGKILL)  # includes processes that the command left in its group
             self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -112,14 +117,14 @@ class _Child:
         except ProcessLookupError:
             return
 
-    def _why(self, status: int) -> str:
-        told = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    def _failure_reason(self, status: int) -> str:
+        cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         last = last_error_line(self._log, self._log_start)
-        return f"{told}: {last}" if last else told
+        return f"{cause}: {last}" if last else cause
 
 
 def last_error_line(log: Path, start: int = 0) -> str | None:
-    """The last line with `error:` of what a run printed, else its last line."""
+    """Return the log's last line with `error:`, or its last line if none has it. `start` is an offset in bytes."""
     with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - _TAIL_BYTES))

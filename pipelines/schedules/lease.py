@@ -1,4 +1,4 @@
-"""Holding a schedule's lease: a thread renews it while the work goes on, and says so when it is lost."""
+"""Lease of a schedule: a thread renews it during a tick and reports its loss."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rlad.errors import LeaseHeldError, LeaseLostError
 
 logger = logging.getLogger(__name__)
 
-# Renewals a lease: two may fail and the third still comes in time.
+# Renewals per lease duration: two may fail and the third is still in time.
 _RENEWALS = 4
-_LOOK_AGAIN_S = 0.5
+_ACQUIRE_POLL_S = 0.5
 
 
 class HeldLease:
-    """A lease that is renewed by a thread of its own.
+    """A lease with a thread that renews it.
 
     Attributes:
-        lease: what writes to the store carry.
-        lost: set once another ticker has the lease, or may have it since the store did not answer for as long as the lease lasts.
+        lease: Lease that every write to the store presents.
+        lost: Set when another ticker holds the lease, or may hold it because no renewal succeeded for a lease duration.
     """
 
     def __init__(self, store: ScheduleStore, lease: Lease, lease_s: float) -> None:
@@ -48,20 +48,20 @@ class HeldLease:
         self._thread.join()
 
     def require(self) -> None:
-        """Before anything that the store's own fence does not protect, as the registry.
+        """Renew the lease now. Call this before a change that the store does not fence, such as one of the registry.
 
         Raises:
-            LeaseLostError: the lease is another's.
+            LeaseLostError: Another ticker holds the lease.
         """
         self._store.renew(self.lease, self._lease_s)
 
     def _renew(self) -> None:
         safe_until = time.monotonic() + self._lease_s
         while not self._ended.wait(self._lease_s / _RENEWALS):
-            asked = time.monotonic()
+            attempted_at = time.monotonic()
             try:
                 self._store.renew(self.lease, self._lease_s)
-                safe_until = asked + self._lease_s
+                safe_until = attempted_at + self._lease_s
             except LeaseLostError as error:
                 logger.warning("lease_lost schedule=%s token=%d error=%s", self.lease.schedule, self.lease.token, error)
                 self.lost.set()
@@ -71,7 +71,7 @@ class HeldLease:
                 logger.warning(
                     "lease_not_renewed schedule=%s left_s=%.1f error=%s",
                     self.lease.schedule,
-                    safe_until - asked,
+                    safe_until - attempted_at,
                     reason,
                 )
                 if time.monotonic() > safe_until:
@@ -81,20 +81,20 @@ class HeldLease:
 
 @contextmanager
 def hold_lease(store: ScheduleStore, name: str, lease_s: float, *, stop: threading.Event) -> Iterator[HeldLease]:
-    """Take a schedule's lease and keep it while the block runs.
+    """Acquire a schedule's lease and renew it for the duration of the block.
 
-    A holder that died still has its lease until that runs out: whoever comes then waits, until the lease is renewed (somebody lives, so it is refused) or
-    is free. That takes as long as one lease at most.
+    If the lease is held, wait until its holder renews it, which proves that the holder is alive, or until it expires.
+    The wait is at most one lease duration.
 
     Raises:
-        LeaseHeldError: another ticker lives.
+        LeaseHeldError: Another live ticker holds the lease, or `stop` was set while waiting.
     """
     lease = _acquire(store, name, lease_s, stop)
     try:
         with HeldLease(store, lease, lease_s) as held:
             yield held
     finally:
-        store.release(lease)  # once its heartbeat has ended: a late one would take it again for nobody
+        store.release(lease)  # after the renewing thread has ended: a late renewal would hold the lease again
 
 
 def _acquire(store: ScheduleStore, name: str, lease_s: float, stop: threading.Event) -> Lease:
@@ -107,5 +107,5 @@ def _acquire(store: ScheduleStore, name: str, lease_s: float, stop: threading.Ev
             expires_at = store.schedule(name).lease_expires_at
             if expires_at is not None and expires_at != seen:
                 raise
-            if stop.wait(_LOOK_AGAIN_S):
+            if stop.wait(_ACQUIRE_POLL_S):
                 raise

@@ -1,4 +1,4 @@
-"""Telling how a tick ended, by webhook and by command. The receiver's trouble is recorded, never the tick's end."""
+"""Notification of a tick's end, by webhook and by command. A failed notification never fails the tick."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from rlad.config.schedule import NotifyConfig
 from rlad.errors import ScheduleError
 
 _ATTEMPTS = 3
-# It writes every URL it calls into the log.
+# httpx logs every URL that it calls, and a webhook's URL is a secret.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def notify(settings: NotifyConfig, tick: Tick, *, model: str) -> str | None:
-    """Tell everybody that wants to know.
+    """Send the configured notifications.
 
     Returns:
-        What did not work, for the record; None if all did or nobody wants to know.
+        The error messages, joined by semicolons, or None if every notification was sent or none is configured.
     """
     if tick.event not in settings.events:
         return None
-    message, troubles = message_of(tick, model=model), list[str]()
-    for tell, wanted in ((_post, settings.webhook_env is not None), (_run, bool(settings.command))):
-        if wanted:
+    message, failures = message_of(tick, model=model), list[str]()
+    for send, is_configured in ((_post, settings.webhook_env is not None), (_run, bool(settings.command))):
+        if is_configured:
             try:
-                tell(settings, message)
+                send(settings, message)
             except (httpx.HTTPError, httpx.InvalidURL, OSError, subprocess.SubprocessError, ScheduleError) as error:
-                troubles.append(_without_secrets(settings, error))
-    return "; ".join(troubles) or None
+                failures.append(_without_secrets(settings, error))
+    return "; ".join(failures) or None
 
 
 def message_of(tick: Tick, *, model: str) -> dict[str, Any]:
-    """What is sent. `text` is the whole in one line, for chats that show nothing else."""
+    """Return the notification's JSON. `text` summarises it in one line, for chat services."""
     outcome = asdict(tick.outcome) if tick.outcome is not None else None
     return {
         "text": _sentence(tick, model),
@@ -58,8 +58,8 @@ def message_of(tick: Tick, *, model: str) -> dict[str, Any]:
 
 def _sentence(tick: Tick, model: str) -> str:
     if tick.outcome is not None and tick.status == "finished":
-        told = "is in production now" if tick.outcome.is_promoted else "was not promoted"
-        return f"{tick.schedule}: {model}@{tick.outcome.version} {told}: {tick.outcome.reason}"
+        result = "is in production now" if tick.outcome.is_promoted else "was not promoted"
+        return f"{tick.schedule}: {model}@{tick.outcome.version} {result}: {tick.outcome.reason}"
     return f"{tick.schedule}: {tick.event}" + (f": {tick.reason}" if tick.reason else "")
 
 
@@ -70,7 +70,7 @@ def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
         {"Authorization": f"Bearer {_from_environment(settings.token_env)}"} if settings.token_env is not None else {}
     )
     for attempt in Retrying(
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception(_is_transient),
         stop=stop_after_attempt(_ATTEMPTS),
         wait=wait_exponential(max=10),
         reraise=True,
@@ -79,8 +79,8 @@ def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
             httpx.post(url, json=message, headers=headers, timeout=settings.timeout_s).raise_for_status()
 
 
-def _may_pass(error: BaseException) -> bool:
-    """A request that cannot be sent, for a line break in the token or a URL of no known kind, cannot be sent the next time either."""
+def _is_transient(error: BaseException) -> bool:
+    """Return False for requests that can never be sent: a line break in the token, or an unsupported URL scheme."""
     return isinstance(error, httpx.HTTPError) and not isinstance(
         error, httpx.LocalProtocolError | httpx.UnsupportedProtocol
     )
@@ -97,21 +97,21 @@ def _run(settings: NotifyConfig, message: dict[str, Any]) -> None:
     )
     if result.returncode != 0:
         raise ScheduleError(
-            f"{settings.command[0]} ended with status {result.returncode}: {result.stderr.strip()[-200:]}"
+            f"command {settings.command[0]} ended with status {result.returncode}: {result.stderr.strip()[-200:]}"
         )
 
 
 def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise ScheduleError(f"the environment variable {name} is not set")
+        raise ScheduleError(f"environment variable {name} is not set")
     return value
 
 
 def _without_secrets(settings: NotifyConfig, error: Exception) -> str:
-    """An HTTP error's text holds the URL, and a webhook's URL is its password."""
+    """Describe an error without the webhook's URL, which HTTP errors contain and which is a secret."""
     if isinstance(error, httpx.HTTPStatusError):
-        return f"the webhook of {settings.webhook_env} answered with status {error.response.status_code}"
+        return f"webhook {settings.webhook_env} answered with status {error.response.status_code}"
     if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-        return f"the webhook of {settings.webhook_env} does not answer: {type(error).__name__}"
+        return f"webhook {settings.webhook_env} does not answer: {type(error).__name__}"
     return str(error)

@@ -1,4 +1,4 @@
-"""What a tick settles before its run starts, once for all attempts: the student, the prompts, the configuration."""
+"""Plan of a scheduled run: student, prompts and configuration. Made once per tick and kept for all attempts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.run.directory import write_atomically
-from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, seen_from, write_prompts
+from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, resolved_source, write_prompts
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
 from rlad.config import PromptFile, RunConfig
 from rlad.config.load import validated
@@ -16,19 +16,22 @@ from rlad.registry.registry import ModelRegistry
 
 
 def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | None:
-    """Choose the student, refresh the prompts, and write the run's configuration; None where there is nothing to train on.
+    """Choose the student, refresh the prompts, and write the run's configuration.
 
     Args:
-        seen: prompt files that finished runs have trained on.
+        seen: Prompt files that finished runs have trained on.
+
+    Returns:
+        The plan, or None if no prompts to train on were found.
 
     Raises:
-        RladError: what is wrong with the settings, the frozen evaluation, a prompt file or the registry.
+        RladError: The settings, the frozen evaluation, a prompt file or the registry are invalid.
     """
     settings, directory = schedule.config, schedule.directory
     run = validated(RunConfig, settings.run, where=f"the run of schedule {schedule.name}")
     evaluation = frozen_evaluation(schedule, run)
     student, parent = _choose_student(schedule, run)
-    prompts, refreshed = seen_from(run.prompts, settings.working_dir), None
+    prompts, refreshed = resolved_source(run.prompts, settings.working_dir), None
     if settings.prompts is not None:
         refreshed = refresh_prompts(settings, run, evaluation, seen)
         if refreshed is None:
@@ -59,13 +62,13 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
 
 
 def local_copy(registry: ModelRegistry, schedule: Schedule, version: int) -> Path:
-    """A version's directory on this machine: the registry's own, or a verified copy among the schedule's students."""
+    """Return a version's local directory: the registry's own, or a verified copy in the folder `students`."""
     found = registry.get(schedule.config.model, version)
     return registry.local_path(found) or registry.fetch(schedule.config.model, version, schedule.directory.students)
 
 
 def _choose_student(schedule: Schedule, run: RunConfig) -> tuple[str, int | None]:
-    """The model that the run starts from, and which version that is."""
+    """Return the initial student's path, and its registry version if it has one."""
     registry, alias = ModelRegistry.open(schedule.config.registry), schedule.config.start_from
     version = registry.aliases(schedule.config.model).get(alias) if alias is not None else None
     if version is None:

@@ -1,4 +1,4 @@
-"""What a scheduled run trains on and what it is measured on: files that come in over time, and an evaluation that never changes."""
+"""Prompts of scheduled runs: training prompts from files that arrive over time, and a frozen evaluation set."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from rlad.errors import DataError, ScheduleError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshedPrompts:
-    """What a run trains on.
+    """Training prompts of one run.
 
     Attributes:
-        files: that it came from.
-        new_files: those of them that no finished run has seen.
-        left_out: prompts that are also in the frozen evaluation.
+        records: Prompt records.
+        files: Files that the records were read from.
+        new_files: Files that no finished run has trained on.
+        left_out: Number of prompts left out because they are in the frozen evaluation.
     """
 
     records: list[PromptRecord]
@@ -35,44 +36,45 @@ class RefreshedPrompts:
 
 
 def evaluation_fingerprint(records: Sequence[PromptRecord], evaluation: EvaluationConfig) -> str:
-    """Of everything that an accuracy depends on beside the student: the prompts, and how responses to them are sampled."""
-    how = evaluation.model_dump(mode="json", exclude={"prompts", "every_steps", "group_by"})
+    """Return a fingerprint of evaluation prompts and sampling. Accuracies with equal fingerprints are comparable."""
+    sampling = evaluation.model_dump(mode="json", exclude={"prompts", "every_steps", "group_by"})
     return hashlib.blake2b(
-        json.dumps([dataset_fingerprint(records), how], sort_keys=True).encode(), digest_size=8
+        json.dumps([dataset_fingerprint(records), sampling], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
 
 
 def freeze_evaluation(config: ScheduleConfig, run: RunConfig) -> str:
-    """Write the run's evaluation prompts to a file of the schedule's own, from which every tick evaluates.
+    """Write the run's evaluation prompts to the schedule's directory. Every tick evaluates on this file.
 
     Returns:
-        The fingerprint that every tick must find again.
+        The evaluation fingerprint, which every tick checks.
     """
-    records = load_prompts(seen_from(run.evaluation.prompts, config.working_dir))
+    records = load_prompts(resolved_source(run.evaluation.prompts, config.working_dir))
     fingerprint = evaluation_fingerprint(records, run.evaluation)
     _write(records, ScheduleDirectory(path=Path(config.directory)).evaluation(fingerprint))
     return fingerprint
 
 
 def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
-    """The frozen prompts, as they were when the schedule was added. Where their file is not there, they are made again.
+    """Return the evaluation prompts that were frozen when the schedule was added. A missing file is made again.
 
     Raises:
-        ScheduleError: they are others than then, so no student could be compared with an earlier one.
+        ScheduleError: The prompts or their sampling have changed, so students could not be compared with earlier ones.
     """
     expected = schedule.evaluation_fingerprint
     frozen = schedule.directory.evaluation(expected)
     is_lost = not frozen.is_file()
     records = (
-        load_prompts(seen_from(run.evaluation.prompts, schedule.config.working_dir))
+        load_prompts(resolved_source(run.evaluation.prompts, schedule.config.working_dir))
         if is_lost
         else read_prompt_file(frozen)
     )
     found = evaluation_fingerprint(records, run.evaluation)
     if found != expected:
         raise ScheduleError(
-            f"the frozen evaluation at {frozen} is not the one that {schedule.name} was added with ({found}, then {expected}): "
-            f"put the file back, or take the new one on purpose with `rlad schedule add {schedule.name} ... --replace`"
+            f"frozen evaluation {frozen} has changed since schedule {schedule.name} was added: expected fingerprint "
+            f"{expected}, got {found}; restore the file, or accept the new evaluation with "
+            f"`rlad schedule add {schedule.name} ... --replace`"
         )
     if is_lost:
         _write(records, frozen)
@@ -82,17 +84,21 @@ def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
 def refresh_prompts(
     schedule: ScheduleConfig, run: RunConfig, evaluation: Iterable[PromptRecord], seen: set[SeenFile]
 ) -> RefreshedPrompts | None:
-    """Read the files that match the schedule's pattern; None where there is nothing to train on.
+    """Read the prompt files that match the schedule's pattern.
 
-    A prompt that is also in the evaluation is left out. The same prompt in two files counts once.
+    Prompts that are in the evaluation are left out. A prompt that is in two files counts once.
+
+    Returns:
+        The prompts, or None if none are left to train on.
 
     Raises:
-        DataError: a file cannot be read, or two prompts of one id differ.
+        DataError: A file cannot be read, or two different prompts have the same id.
     """
     assert schedule.prompts is not None
     form = run.prompts.form if isinstance(run.prompts, PromptFile) else "sentences"
-    # Path.glob takes no absolute pattern.
-    paths = sorted(glob.glob(str(Path(schedule.working_dir) / schedule.prompts.pattern), recursive=True))  # noqa: PTH207
+    # Path.glob does not accept absolute patterns.
+    pattern = str(Path(schedule.working_dir) / schedule.prompts.pattern)
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     files = [
         SeenFile(path=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
         for path in paths
@@ -106,7 +112,8 @@ def refresh_prompts(
             known, where = by_id.setdefault(record.id, (record, file.path))
             if known != record:
                 raise DataError(
-                    f"{file.path}: prompt id {record.id!r} is another prompt in {where}: ids are unique over all files of a schedule"
+                    f"{file.path}: prompt id {record.id!r} belongs to a different prompt in {where}: "
+                    "ids must be unique across all files of a schedule"
                 )
     held_out = {_content(record) for record in evaluation}
     records = [record for record, _ in by_id.values() if _content(record) not in held_out]
@@ -117,8 +124,8 @@ def refresh_prompts(
     )
 
 
-def seen_from(source: PromptSource, working_dir: str) -> PromptSource:
-    """A prompt source whose path, where it has one, does not depend on where the process runs."""
+def resolved_source(source: PromptSource, working_dir: str) -> PromptSource:
+    """Return the prompt source with its path, if it has one, resolved against the working directory."""
     return (
         source.model_copy(update={"path": str(Path(working_dir) / source.path)})
         if isinstance(source, PromptFile)
@@ -127,7 +134,7 @@ def seen_from(source: PromptSource, working_dir: str) -> PromptSource:
 
 
 def write_prompts(records: Sequence[PromptRecord], path: Path) -> PromptFile:
-    """Write prompts for one run and say how they are read."""
+    """Write one run's prompts to `path` and return the source that reads them."""
     _write(records, path)
     return PromptFile(path=str(path))
 

@@ -1,4 +1,4 @@
-"""What the store keeps of a schedule and of each of its ticks. Times are seconds since the epoch."""
+"""Records of the schedule store: schedules, leases and ticks. Times are in seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ TickStatus = Literal["running", "finished", "failed", "refused", "missed", "skip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A schedule as it stands.
+    """Present state of a schedule.
 
     Attributes:
-        evaluation_fingerprint: of the frozen evaluation, its prompts and how they are sampled.
-        active_since: when it was added or resumed; nothing before that is due.
-        lease_owner, lease_expires_at: the ticker that works on it, if one does.
+        config: Settings.
+        evaluation_fingerprint: Fingerprint of the frozen evaluation prompts and their sampling settings.
+        is_paused: True if no new runs start.
+        active_since: Time at which the schedule was added or resumed; earlier times are never due.
+        lease_owner: Ticker that holds the lease; None if the lease is free.
+        lease_expires_at: Expiry of the lease; None if the lease is free.
     """
 
     config: ScheduleConfig
@@ -41,7 +44,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDirectory:
-    """Paths of a schedule's files. Every file name lives here and nowhere else."""
+    """Paths of a schedule's files. All file names are defined here."""
 
     path: Path
 
@@ -68,7 +71,7 @@ class ScheduleDirectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to work on a schedule: void as soon as another one has a larger token."""
+    """Right to work on a schedule. A lease is void when another one of the schedule has a larger token."""
 
     schedule: str
     token: int
@@ -77,7 +80,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenFile:
-    """A prompt file by its path and the SHA-256 of its content."""
+    """Prompt file, identified by its path and the SHA-256 of its content."""
 
     path: str
     sha256: str
@@ -85,15 +88,18 @@ class SeenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a tick settled before its run started.
+    """Decisions of a tick before its run starts.
 
     Attributes:
-        registry, model: where the student goes.
-        student: model directory, or `starter:RECIPE/ROLE`.
-        parent: version of the registry's model that this is; None of the configuration's own student.
-        num_prompts, files, new_files: of a schedule with a pattern; how many prompts, from which files, and which of them were new.
-        left_out: prompts that are also in the frozen evaluation, so they are not trained on.
-        evaluation_fingerprint: of the frozen evaluation at that time.
+        registry: Registry that the student is registered in.
+        model: Model name in the registry.
+        student: Initial student: model directory, or `starter:RECIPE/ROLE`.
+        parent: Registry version of the initial student; None for the configuration's own student.
+        num_prompts: Number of training prompts; None without a prompt pattern.
+        files: Number of prompt files.
+        new_files: Prompt files that no finished run has trained on.
+        left_out: Number of prompts left out because they are in the frozen evaluation.
+        evaluation_fingerprint: Fingerprint of the frozen evaluation.
     """
 
     registry: str
@@ -109,17 +115,19 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """What a tick made of its run.
+    """Result of a tick's run: the registered version and the promotion decision.
 
     Attributes:
-        before, after: accuracy (mean@k) on the frozen evaluation at the run's start and end.
-        version: of the registry's model.
-        incumbent: the version that was in production.
-        incumbent_source: where the incumbent's evaluation is from; None without an incumbent.
-        is_promoted: whether the student took its place.
-        reason: of the decision, in one sentence.
-        difference, interval: candidate minus incumbent, and its 95% confidence interval.
-        given_up: versions that retention took away.
+        before: Accuracy (mean@k) on the frozen evaluation at the run's start.
+        after: Accuracy (mean@k) on the frozen evaluation at the run's end.
+        version: Registry version of the trained student.
+        incumbent: Version in production before the decision; None if no version was in production.
+        incumbent_source: Origin of the incumbent's evaluation; None without an incumbent.
+        is_promoted: True if the student is now in production.
+        reason: Reason of the decision, one sentence.
+        difference: Candidate accuracy minus incumbent accuracy; None without an incumbent.
+        interval: 95% confidence interval of the difference; None without an incumbent.
+        given_up: Versions removed by retention.
     """
 
     before: float
@@ -136,17 +144,24 @@ class RunOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One tick of a schedule, with its run if it has one.
+    """One tick of a schedule, and its run if it has one.
 
     Attributes:
-        id: of the store.
-        scheduled_at: the time it stands for; of a manual one, when it was asked for.
-        run_id: made of the schedule and that time, so the same time never runs twice.
-        coalesced: earlier times that it stands for too.
-        attempts: times the run was started; those that were ended in order, to go on later, do not count.
-        spent_s: seconds that these took; an attempt that died with its ticker took none, since nobody was left to say.
-        reason: why it ended as it did, where that needs saying.
-        notice: how telling of it went, where it did not go well.
+        schedule: Name of the schedule.
+        kind: Trigger of the tick.
+        status: Present status.
+        scheduled_at: Scheduled time; for a manual tick, the time of the request.
+        run_id: Run id, derived from the schedule and the scheduled time so that no time runs twice; None without a run.
+        coalesced: Number of earlier scheduled times that this tick replaces.
+        started_at: Time at which the tick was opened.
+        ended_at: Time at which the tick ended; None while it runs.
+        id: Row id in the store.
+        attempts: Number of times the run was started. Attempts that were stopped cleanly do not count.
+        spent_s: Duration of all attempts in seconds. An attempt that died with its ticker counts as zero.
+        reason: Reason of the status, if one is known.
+        plan: Decisions before the run; None before they are made.
+        outcome: Result of the run; None before it is known.
+        notice: Error of a failed notification; None if none failed.
     """
 
     schedule: str
@@ -170,7 +185,7 @@ class Tick:
 
     @property
     def event(self) -> TickEvent | None:
-        """How it ended; None while it has not."""
+        """Event that the tick ended with; None while it runs."""
         if self.status == "running":
             return None
         if self.status == "finished":
@@ -178,7 +193,7 @@ class Tick:
         return self.status
 
 
-def run_id_of(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:
-    """`nightly-20260329T010000Z`; of a run that somebody asked for, `nightly-20260329T103012Z-manual`."""
-    told = datetime.fromtimestamp(scheduled_at, UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{schedule}-{told}" + ("-manual" if kind == "manual" else "")
+def tick_run_id(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:
+    """Return the run id of a tick: `nightly-20260329T010000Z`, or `nightly-20260329T103012Z-manual`."""
+    time = datetime.fromtimestamp(scheduled_at, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{schedule}-{time}" + ("-manual" if kind == "manual" else "")

@@ -1,4 +1,4 @@
-"""Ending in order when told to: SIGTERM and SIGINT set an event that ticks look at, and this process waits for them to end."""
+"""Clean shutdown: SIGTERM and SIGINT set an event, and the process waits until the work has ended."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LOOK_S = 0.2
+_POLL_S = 0.2
 
 
 def run_until_signalled(work: Callable[[], T], stop: threading.Event) -> T:
-    """Do work in a thread of its own; a signal sets `stop`, and the work ends when it has seen to it.
+    """Run `work` in a thread and return its result. SIGTERM and SIGINT set `stop`; the work is expected to return then.
 
-    A handler must not set the event: it runs in the midst of whatever holds the event's lock. It only remembers; and blocking the signals instead would not
-    keep them from threads that libraries have started before.
+    The signal handler does not set the event itself, because it may interrupt code that holds the event's lock. It
+    records the signal, and the main thread polls. Blocking the signals instead would not cover threads that libraries
+    have already started.
     """
     results: list[T] = []
     errors: list[BaseException] = []
 
-    def do() -> None:
+    def target() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # noqa: BLE001  # handed to the caller as it is
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
             errors.append(error)
 
-    told: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in _SIGNALS}
+    received: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _SIGNALS}
     try:
-        thread = threading.Thread(target=do, name="work")
+        thread = threading.Thread(target=target, name="work")
         thread.start()
         while thread.is_alive():
-            thread.join(_LOOK_S)
-            if told:
+            thread.join(_POLL_S)
+            if received:
                 stop.set()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     if errors:
         raise errors[0]

@@ -1,8 +1,9 @@
-"""Where schedules, their ticks and their leases are kept: SQLite in a file, or any database that SQLAlchemy reaches, PostgreSQL for one.
+"""Store of schedules, ticks and leases: a SQLite file, or any database that SQLAlchemy supports, such as PostgreSQL.
 
-Only one ticker at a time may work on a schedule. It holds the schedule's lease: a row with an expiry that it keeps moving, and a token that grows with
-every holder. Whoever comes after an expired lease raises the token, and from then on nothing that carries the older one is written: each write first
-touches the schedule's row *where the token is still mine*, in the same transaction, which both databases answer with a lock or with no row.
+Only one ticker at a time works on a schedule: the holder of its lease. A lease has an expiry, which the holder extends,
+and a token, which increases with every holder. A ticker that takes over an expired lease increases the token, and from
+then on writes with an older token fail. Each write first updates the schedule's row *where the token is unchanged*, in
+the same transaction; SQLite and PostgreSQL both lock the row or match none.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
 _URL_ENV = "RLAD_SCHEDULES"
-# SQLite has one writer at a time; the others wait so long for it.
+# SQLite allows one writer at a time; other writers wait up to this long.
 _BUSY_S = 30.0
 
 _TABLES = sa.MetaData()
@@ -65,19 +66,20 @@ _TICK_JSON = TypeAdapter(Tick)
 
 
 def default_url() -> str:
-    """The store that `RLAD_SCHEDULES` names, else a file of this user's."""
+    """Return the store URL: the value of `RLAD_SCHEDULES`, or a SQLite file in the user's data directory."""
     return os.environ.get(_URL_ENV) or f"sqlite:///{user_data_path('rlad') / 'schedules.sqlite'}"
 
 
 class ScheduleStore:
-    """Schedules and their history.
+    """Database of schedules and their history.
 
     Args:
-        url: SQLAlchemy's, for example `sqlite:///schedules.sqlite` or `postgresql+psycopg://user@host/rlad`.
-        clock: seconds since the epoch. Tickers on several machines must agree on it within a fraction of a lease.
+        url: SQLAlchemy URL, for example `sqlite:///schedules.sqlite` or `postgresql+psycopg://user@host/rlad`.
+        clock: Function that returns seconds since the epoch. The clocks of all tickers must agree within a fraction of
+            a lease.
 
     Raises:
-        ScheduleError: nothing answers there, or the URL is none.
+        ScheduleError: The URL is invalid, or the database does not answer.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
@@ -94,14 +96,14 @@ class ScheduleStore:
             try:
                 _TABLES.create_all(self._engine)
             except DBAPIError:
-                _TABLES.create_all(self._engine)  # somebody else has made one of them in between
+                _TABLES.create_all(self._engine)  # another process created a table at the same time
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise ScheduleError(
-                f"{_URL_ENV} has to be a database URL whose driver is installed, as sqlite:///FILE: {error}"
+                f"{_URL_ENV} requires a database URL whose driver is installed, for example sqlite:///FILE: {error}"
             ) from error
         except (DBAPIError, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
-            raise ScheduleError(f"the schedules at {self._shown} cannot be opened: {reason}") from error
+            raise ScheduleError(f"cannot open the schedule store {self._shown}: {reason}") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -109,10 +111,10 @@ class ScheduleStore:
     # Schedules
 
     def add(self, config: ScheduleConfig, *, evaluation_fingerprint: str, replace: bool = False) -> None:
-        """Store a schedule, or with `replace` put another configuration in its place; history and lease stay.
+        """Store a schedule. With `replace`, an existing schedule gets the new configuration and keeps its history.
 
         Raises:
-            ScheduleError: there is one of that name.
+            ScheduleError: A schedule of that name exists.
         """
         values: dict[str, Any] = {"config": config.model_dump_json(), "evaluation_fingerprint": evaluation_fingerprint}
         fresh = {
@@ -134,23 +136,23 @@ class ScheduleStore:
                 connection.execute(_SCHEDULES.insert().values(name=config.name, **values, **fresh))
             except IntegrityError as error:
                 raise ScheduleError(
-                    f"there is a schedule {config.name!r}: change it with --replace, or remove it first"
+                    f"schedule {config.name!r} already exists: change it with --replace, or remove it first"
                 ) from error
 
     def schedule(self, name: str) -> Schedule:
-        """
+        """Return the schedule with the given name.
+
         Raises:
-            ScheduleError: there is none; says which there are.
+            ScheduleError: No schedule has that name.
         """
         for schedule in self.schedules():
             if schedule.name == name:
                 return schedule
-        raise ScheduleError(
-            f"no schedule {name!r} in {self._shown}; there are {', '.join(each.name for each in self.schedules()) or 'none'}"
-        )
+        known = ", ".join(schedule.name for schedule in self.schedules())
+        raise ScheduleError(f"no schedule {name!r} in {self._shown}; existing schedules: {known or 'none'}")
 
     def schedules(self) -> list[Schedule]:
-        """All, by name."""
+        """Return all schedules, sorted by name."""
         with self._engine.connect() as connection:
             rows = connection.execute(_SCHEDULES.select().order_by(_SCHEDULES.c.name)).all()
         return [
@@ -166,25 +168,26 @@ class ScheduleStore:
         ]
 
     def pause(self, name: str) -> None:
-        """No new run starts; one under way goes on."""
+        """Start no new runs. An active run continues."""
         self._change(name, is_paused=True)
 
     def resume(self, name: str) -> None:
-        """Tick again, from now on: what was due in between is not made up for."""
+        """Resume ticking from now on. Times that passed during the pause are skipped."""
         self._change(name, is_paused=False, active_since=self._clock())
 
     def remove(self, name: str) -> None:
-        """Forget a schedule and its history; runs and registry stay.
+        """Delete a schedule and its history. Run directories and the registry are kept.
 
         Raises:
-            LeaseHeldError: a tick of it is under way.
+            LeaseHeldError: A tick of the schedule is active.
         """
         schedule, now = self.schedule(name), self._clock()
         with self._engine.begin() as connection:
             free = sa.or_(_SCHEDULES.c.lease_expires_at.is_(None), _SCHEDULES.c.lease_expires_at < now)
             if not connection.execute(_SCHEDULES.delete().where(_SCHEDULES.c.name == name, free)).rowcount:
                 raise LeaseHeldError(
-                    f"a tick of {name} is under way ({schedule.lease_owner}): pause the schedule and wait, or end that process"
+                    f"a tick of {name} is active ({schedule.lease_owner}): pause the schedule and wait for its end, "
+                    "or stop that process"
                 )
             connection.execute(_TICKS.delete().where(_TICKS.c.schedule == name))
             connection.execute(_SEEN.delete().where(_SEEN.c.schedule == name))
@@ -197,11 +200,11 @@ class ScheduleStore:
     # Leases
 
     def acquire(self, name: str, owner: str, lease_s: float) -> Lease:
-        """Take a schedule's lease, if nobody holds it.
+        """Acquire a schedule's lease if it is free or has expired.
 
         Raises:
-            LeaseHeldError: somebody does, and until when.
-            ScheduleError: no such schedule.
+            LeaseHeldError: Another ticker holds the lease.
+            ScheduleError: The schedule does not exist.
         """
         now = self._clock()
         with self._engine.begin() as connection:
@@ -215,12 +218,13 @@ class ScheduleStore:
                 if connection.execute(taken.values(**values)).rowcount:
                     return Lease(schedule=name, token=token, owner=owner)
         held = self.schedule(name)
-        raise LeaseHeldError(f"another tick of {name} is under way ({held.lease_owner})")
+        raise LeaseHeldError(f"another tick of {name} is active ({held.lease_owner})")
 
     def renew(self, lease: Lease, lease_s: float) -> None:
-        """
+        """Extend a lease to `lease_s` seconds from now.
+
         Raises:
-            LeaseLostError: the lease has another holder, or the schedule is gone.
+            LeaseLostError: Another ticker holds the lease, or the schedule was removed.
         """
         with self._fenced(lease) as connection:
             connection.execute(
@@ -230,20 +234,21 @@ class ScheduleStore:
             )
 
     def release(self, lease: Lease) -> None:
-        """Let the next ticker come at once. Nothing happens where the lease is lost."""
-        mine = _SCHEDULES.update().where(_SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token)
+        """Free a lease so that the next ticker need not wait for its expiry. A lost lease is left unchanged."""
+        held = _SCHEDULES.update().where(_SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token)
         with self._engine.begin() as connection:
-            connection.execute(mine.values(lease_owner=None, lease_expires_at=None))
+            connection.execute(held.values(lease_owner=None, lease_expires_at=None))
 
     @contextmanager
     def _fenced(self, lease: Lease) -> Iterator[sa.Connection]:
+        """Open a transaction that fails if the lease is lost, and locks the schedule's row otherwise."""
         with self._engine.begin() as connection:
-            mine = _SCHEDULES.update().where(
+            held = _SCHEDULES.update().where(
                 _SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token
             )
-            if not connection.execute(mine.values(lease_token=lease.token)).rowcount:
+            if not connection.execute(held.values(lease_token=lease.token)).rowcount:
                 raise LeaseLostError(
-                    f"{lease.owner} has lost the lease of {lease.schedule} (token {lease.token}): another ticker went on without it"
+                    f"{lease.owner} has lost the lease of {lease.schedule} (token {lease.token}) to another ticker"
                 )
             yield connection
 
@@ -259,7 +264,7 @@ class ScheduleStore:
         status: TickStatus,
         coalesced: int = 0,
     ) -> Tick:
-        """Begin a tick; one that does not run has ended with that."""
+        """Insert a tick. A tick whose status is not `running` has ended at once."""
         now = self._clock()
         ended_at = None if status == "running" else now
         with self._fenced(lease) as connection:
@@ -278,7 +283,7 @@ class ScheduleStore:
             )
 
     def record_refused(self, name: str, *, kind: TickKind, scheduled_at: float, reason: str) -> Tick:
-        """Record a tick that found another one under way. The only write without a lease."""
+        """Insert a tick that was refused because another one is active. This is the only write without a lease."""
         now = self._clock()
         tick = Tick(
             schedule=name,
@@ -295,10 +300,10 @@ class ScheduleStore:
             return self._insert(connection, tick)
 
     def save(self, lease: Lease, tick: Tick, *, seen: Sequence[SeenFile] = ()) -> Tick:
-        """Write a tick as it stands now, and the files that need not be trained on again.
+        """Update a tick, and mark the prompt files `seen` as trained on.
 
         Raises:
-            LeaseLostError: nothing was written.
+            LeaseLostError: The lease is lost; the tick was not written.
         """
         with self._fenced(lease) as connection:
             values = {"status": tick.status, "record": _TICK_JSON.dump_json(tick).decode()}
@@ -314,11 +319,11 @@ class ScheduleStore:
         return tick
 
     def history(self, name: str) -> list[Tick]:
-        """All ticks of a schedule, the oldest first."""
+        """Return all ticks of a schedule, oldest first."""
         return self._ticks(_TICKS.c.schedule == name)
 
     def last_time(self, name: str) -> float | None:
-        """The latest time that a tick of the clock stood for; None before the first."""
+        """Return the latest scheduled time of a cron tick, or None before the first one."""
         with self._engine.connect() as connection:
             query = sa.select(sa.func.max(_TICKS.c.scheduled_at)).where(
                 _TICKS.c.schedule == name, _TICKS.c.kind == "cron"
@@ -327,31 +332,38 @@ class ScheduleStore:
             return found
 
     def unfinished(self, name: str) -> list[Tick]:
-        """Ticks whose run has not come to its end; without a live lease, their ticker is gone."""
+        """Return the ticks whose run has not ended. Without a valid lease, their ticker has died."""
         return self._ticks(_TICKS.c.schedule == name, _TICKS.c.status == "running")
 
     def finished(self) -> list[Tick]:
-        """Of all schedules, those whose student is in a registry."""
+        """Return the finished ticks of all schedules. Their students are registered."""
         return self._ticks(_TICKS.c.status == "finished")
 
     def seen_files(self, name: str) -> set[SeenFile]:
+        """Return the prompt files that finished runs of a schedule have trained on."""
         with self._engine.connect() as connection:
             rows = connection.execute(_SEEN.select().where(_SEEN.c.schedule == name)).all()
         return {SeenFile(path=row.path, sha256=row.sha256) for row in rows}
 
     def _insert(self, connection: sa.Connection, tick: Tick) -> Tick:
-        told = {"kind": tick.kind, "scheduled_at": tick.scheduled_at, "status": tick.status}
-        values = {"schedule": tick.schedule, "run_id": tick.run_id, **told, "record": "{}"}
+        values = {
+            "schedule": tick.schedule,
+            "run_id": tick.run_id,
+            "kind": tick.kind,
+            "scheduled_at": tick.scheduled_at,
+            "status": tick.status,
+            "record": "{}",
+        }
         try:
             key = connection.execute(_TICKS.insert().values(**values)).inserted_primary_key
         except IntegrityError as error:
-            raise ScheduleError(f"there is a run {tick.run_id} already") from error
+            raise ScheduleError(f"run {tick.run_id} already exists") from error
         assert key is not None
-        made = tick.with_id(key[0])
+        inserted = tick.with_id(key[0])
         connection.execute(
-            _TICKS.update().where(_TICKS.c.id == made.id).values(record=_TICK_JSON.dump_json(made).decode())
+            _TICKS.update().where(_TICKS.c.id == inserted.id).values(record=_TICK_JSON.dump_json(inserted).decode())
         )
-        return made
+        return inserted
 
     def _ticks(self, *where: sa.ColumnElement[bool]) -> list[Tick]:
         with self._engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""A Ray dashboard's jobs interface in memory, on loopback: what a client sends is kept, and jobs end when a test says so."""
+"""Fake of the Ray dashboard's job API on loopback. It records requests; tests decide when jobs end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 
 
 class Dashboard:
-    """
+    """Fake dashboard.
+
     Attributes:
-        jobs: as the interface tells them, by submission id.
-        packages: uploaded ones, by name.
-        refusal: status and text that every request gets, if set.
-        outcome: status, exit code and log with which every new job ends at once, if set.
+        jobs: Jobs by submission id, as the API returns them.
+        packages: Uploaded packages by name.
+        logs: Output of jobs by submission id.
+        refusal: Status and text of every answer; None to answer normally.
+        outcome: Status, exit code and log with which every new job ends at once; None to keep jobs running.
+        address: Address of the server.
     """
 
     def __init__(self) -> None:
@@ -43,7 +46,7 @@ class Dashboard:
         self.logs[job_id] = log
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """Status, and what becomes the answer's JSON."""
+        """Return the status and the JSON content of an answer."""
         if self.refusal is not None:
             return self.refusal
         match method, path.strip("/").split("/")[1:]:
@@ -85,7 +88,7 @@ class Dashboard:
 
 @contextmanager
 def serving() -> Iterator[Dashboard]:
-    """A dashboard that answers while the block lasts."""
+    """Serve a fake dashboard for the duration of the block."""
     dashboard = Dashboard()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What travels with a job is what a person would pack: nothing that an ignore file names, nothing too large, the same bytes each time."""
+"""Working directory of a job: ignore files, size limits, and reproducible packing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def write(root: Path, files: dict[str, str | int]) -> Path:
-    """Files by path: their text, or so many bytes that take no room on disk."""
+    """Write files by path. An integer makes a sparse file of that many bytes."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def write(root: Path, files: dict[str, str | int]) -> Path:
     return root
 
 
-def test_ignore_files_count_where_they_are_and_the_deepest_decides(tmp_path: Path) -> None:
+def test_ignore_files_apply_to_their_folder_and_the_deepest_wins(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {
@@ -65,7 +65,7 @@ def test_ignore_files_count_where_they_are_and_the_deepest_decides(tmp_path: Pat
     ]
 
 
-def test_links_to_files_travel_as_files_and_links_to_folders_stay(tmp_path: Path) -> None:
+def test_links_to_files_are_uploaded_and_links_to_folders_are_not(tmp_path: Path) -> None:
     write(tmp_path, {"outside/config.yaml": "a: 1", "outside/huge.bin": 200 * MIB})
     root = write(tmp_path / "project", {"a.py": ""})
     (root / "config.yaml").symlink_to(tmp_path / "outside" / "config.yaml")
@@ -75,12 +75,12 @@ def test_links_to_files_travel_as_files_and_links_to_folders_stay(tmp_path: Path
     assert directory.sizes == {"a.py": 0, "config.yaml": 4}
 
 
-def test_the_run_s_own_directory_stays(tmp_path: Path) -> None:
+def test_run_directory_is_left_out(tmp_path: Path) -> None:
     root = write(tmp_path, {"a.py": "", "runs/mine/export/model.safetensors": 200 * MIB})
     assert list(read_working_directory(root, without=[root / "runs" / "mine"]).sizes) == ["a.py"]
 
 
-def test_too_much_is_refused_with_the_folders_that_make_it_so(tmp_path: Path) -> None:
+def test_too_large_directory_is_refused_with_its_largest_folders(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {
@@ -93,30 +93,33 @@ def test_too_much_is_refused_with_the_folders_that_make_it_so(tmp_path: Path) ->
     )
     with pytest.raises(JobError) as raised:
         read_working_directory(root)
-    told = str(raised.value)
+    message = str(raised.value)
     assert (
-        f"{root} is 190.0 MiB, and a job brings at most 96.0 MiB: data/raw/2024/ 150.0 MiB, models/ 40.0 MiB;" in told
+        f"{root} has 190.0 MiB, the limit is 96.0 MiB; largest folders: data/raw/2024/ 150.0 MiB, models/ 40.0 MiB;"
+        in message
     )
-    assert str(root / ".rladignore") in told
+    assert str(root / ".rladignore") in message
     (root / ".rladignore").write_text("data/\nmodels/\n")
     assert read_working_directory(root).num_bytes < 100
 
 
-def test_too_many_files_are_refused_before_all_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files_are_refused_before_all_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path, {f"crops/{number}.txt": "" for number in range(12)} | {"z.py": ""})
     monkeypatch.setattr(working_directory, "MAX_FILES", 10)
     with pytest.raises(JobError, match=r"more than 10 files, most of them in crops/ 11 files"):
         read_working_directory(root)
 
 
-@pytest.mark.parametrize(("name", "message"), [("nowhere", "is no directory"), ("empty", "holds nothing that travels")])
-def test_a_directory_with_nothing_to_send_is_refused(name: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "is not a directory"), ("empty", "contains no files to upload")]
+)
+def test_missing_or_empty_directory_is_refused(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(JobError, match=message):
         read_working_directory(tmp_path / name)
 
 
-def test_equal_files_pack_to_equal_bytes_whenever_they_were_touched(tmp_path: Path) -> None:
+def test_equal_files_pack_to_equal_bytes_independent_of_their_times(tmp_path: Path) -> None:
     root = write(tmp_path / "project", {"a.py": "print()", "sub/run.sh": "echo"})
     (root / "sub" / "run.sh").chmod(0o755)
     first, second = tmp_path / "first.zip", tmp_path / "second.zip"
@@ -130,7 +133,7 @@ def test_equal_files_pack_to_equal_bytes_whenever_they_were_touched(tmp_path: Pa
         assert archive.getinfo("sub/run.sh").external_attr >> 16 == 0o755
 
 
-def test_a_folder_is_held_where_anything_of_it_travels(tmp_path: Path) -> None:
+def test_folder_is_held_if_any_of_its_files_is_uploaded(tmp_path: Path) -> None:
     directory = read_working_directory(write(tmp_path, {"data/x.jsonl": ""}))
     assert directory.holds("data")
     assert directory.holds("./data/x.jsonl")

@@ -1,4 +1,4 @@
-"""A schedule in a store of its own, a clock that is set by hand, and runs that are over at once: they write the run directory that a real one would."""
+"""A schedule in its own store, a clock that tests set, and fake runs that end at once and write a real run directory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 
 from pipelines.run.directory import RunDirectory, write_atomically
 from pipelines.schedules.adding import add_schedule
+from pipelines.schedules.execution import Ticker
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import Tick, TickKind
 from pipelines.schedules.store import ScheduleStore
-from pipelines.schedules.tick import Ticker, tick
+from pipelines.schedules.tick import tick
 from rlad.config import load_run_config
 from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import write_prompt_file
@@ -26,7 +27,7 @@ from rlad.registry.registry import ModelRegistry
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 EVALUATION_PROMPTS = 20
-# 2026-05-11, two o'clock at night, UTC.
+# 2026-05-11T02:00:00Z.
 NIGHT = 1778464800.0
 DAY = 86_400.0
 
@@ -39,7 +40,7 @@ def records(names: Sequence[str]) -> list[PromptRecord]:
 
 
 def accuracy(share: float) -> EvaluationSummary:
-    """Of a student that solves this share of the evaluation's prompts, the first ones."""
+    """Return the evaluation of a student that solves this share of the evaluation prompts, starting with the first."""
     solved = round(share * EVALUATION_PROMPTS)
     rewards = [1.0] * solved + [0.0] * (EVALUATION_PROMPTS - solved)
     return summarise(
@@ -48,6 +49,10 @@ def accuracy(share: float) -> EvaluationSummary:
             for index, reward in enumerate(rewards)
         ]
     )
+
+
+def failed_exit(reason: str) -> RunExit:
+    return RunExit(status=1, reason=f"status 1: error: {reason}")
 
 
 @dataclass(slots=True)
@@ -59,12 +64,12 @@ class FakeClock:
 
 
 Script = Callable[[RunRequest], RunExit | None]
-"""What a run does while it is waited for; None: it goes on."""
+"""Behaviour of a fake run on each wait. None means that it still runs."""
 
 
 @dataclass(slots=True)
 class FakeLauncher:
-    """Runs do what their scripts say, one each; behind the last, they reach `after` from `before`."""
+    """Launcher of fake runs. Each run follows one script; without scripts, a run trains from accuracy `before` to `after`."""
 
     before: float = 0.5
     after: float = 0.6
@@ -118,7 +123,7 @@ class FakeRun:
 
 @dataclass(slots=True)
 class Site:
-    """Everything that a tick works with."""
+    """Schedule `nightly` with its store, clock and launcher."""
 
     folder: Path
     clock: FakeClock
@@ -145,7 +150,7 @@ class Site:
         add_schedule(
             self.store,
             self.settings(**changes),
-            replace=changes.get("name", "nightly") in {each.name for each in self.store.schedules()},
+            replace=changes.get("name", "nightly") in {schedule.name for schedule in self.store.schedules()},
         )
 
     @property
@@ -156,7 +161,7 @@ class Site:
         return tick(name, self.ticker, kind=kind)
 
     def tick_at(self, now: float, *, before: float = 0.5, after: float = 0.6) -> Tick:
-        """The one tick that is due at a time, with the accuracies of its run."""
+        """Set the clock and the run's accuracies, and return the tick that was due."""
         self.clock.now, self.launcher.before, self.launcher.after = now, before, after
         (ended,) = self.tick()
         return ended
@@ -168,7 +173,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    """A nightly schedule, a minute before its first tick."""
+    """A nightly schedule, one minute before its first tick."""
     clock = FakeClock()
     site = Site(
         folder=tmp_path,

@@ -1,4 +1,4 @@
-"""The daemon finds what waits for somebody, and ends in order. That it ticks at the minute is seen in tests/end_to_end, which wait for one."""
+"""The schedule daemon: ticks at their times, ticks found in the store, and clean shutdown on a signal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from dataclasses import replace
 import pytest
 
 from pipelines.schedules.daemon import ScheduleDaemon
+from pipelines.schedules.execution import Ticker
 from pipelines.schedules.launcher import RunRequest
-from pipelines.schedules.records import run_id_of
+from pipelines.schedules.lease import hold_lease
+from pipelines.schedules.records import tick_run_id
 from pipelines.schedules.signals import run_until_signalled
 from pipelines.schedules.store import ScheduleStore
-from pipelines.schedules.tick import Ticker
 
 from .conftest import Site
 
 
 @pytest.fixture
 def live(site: Site) -> Site:
-    """The site by the real clock."""
+    """The site with the real clock."""
     site.clock.now = time.time()
     site.store.close()
     site.store = ScheduleStore(f"sqlite:///{site.folder / 'schedules.sqlite'}")
@@ -33,9 +34,9 @@ def live(site: Site) -> Site:
 
 
 @contextmanager
-def serving(site: Site) -> Iterator[threading.Thread]:
-    ticker = Ticker(store=site.store, launcher=site.launcher)
-    thread = threading.Thread(target=ScheduleDaemon(ticker, look_s=0.1).serve)
+def serving(site: Site, *, clock: Callable[[], float] = time.time, look_s: float = 0.1) -> Iterator[threading.Thread]:
+    ticker = Ticker(store=site.store, launcher=site.launcher, clock=clock)
+    thread = threading.Thread(target=ScheduleDaemon(ticker, look_s=look_s).serve)
     thread.start()
     try:
         yield thread
@@ -56,8 +57,8 @@ def events(site: Site, name: str = "nightly") -> list[str | None]:
     return [tick.event for tick in site.store.history(name)]
 
 
-def every_minute_due_since_a_minute(site: Site) -> None:
-    """A schedule whose last tick is just over, without waiting for the minute."""
+def add_overdue_schedule(site: Site) -> None:
+    """Add a schedule `minutely` that has been due for a minute, so that tests need not wait for one."""
     site.clock.now = time.time() - 90
     ScheduleStore(f"sqlite:///{site.folder / 'schedules.sqlite'}", clock=site.clock).add(
         site.settings(name="minutely", cron="* * * * *", directory=str(site.folder / "minutely"), model="other"),
@@ -65,17 +66,52 @@ def every_minute_due_since_a_minute(site: Site) -> None:
     )
 
 
-def test_a_schedule_that_is_added_while_it_serves_is_ticked(live: Site) -> None:
+@pytest.fixture
+def before_the_minute(site: Site) -> tuple[Site, Callable[[], float]]:
+    """A schedule `minutely`, on a real-time clock that is shifted to one second before a full minute."""
+    shift = 59.0 - time.time() % 60
+
+    def clock() -> float:
+        return time.time() + shift
+
+    site.clock.now = clock()
+    site.add(name="minutely", cron="* * * * *", directory=str(site.folder / "minutely"), model="other", lease_s=1)
+    site.store.close()
+    site.store = ScheduleStore(f"sqlite:///{site.folder / 'schedules.sqlite'}", clock=clock)
+    return site, clock
+
+
+def test_schedule_is_ticked_at_its_time_between_two_looks(
+    before_the_minute: tuple[Site, Callable[[], float]],
+) -> None:
+    site, clock = before_the_minute
+    with serving(site, clock=clock, look_s=3600):
+        wait_for(lambda: events(site, "minutely") == ["promoted"])
+    assert site.store.history("minutely")[0].scheduled_at % 60 == 0
+
+
+def test_time_that_comes_while_another_ticker_works_is_recorded_as_refused(
+    before_the_minute: tuple[Site, Callable[[], float]],
+) -> None:
+    site, clock = before_the_minute
+    with (
+        hold_lease(site.store, "minutely", 1, stop=threading.Event()),
+        serving(site, clock=clock, look_s=3600),
+    ):
+        wait_for(lambda: events(site, "minutely") == ["refused"])
+
+
+def test_schedule_added_while_the_daemon_serves_is_ticked(live: Site) -> None:
     with serving(live):
-        every_minute_due_since_a_minute(live)
+        add_overdue_schedule(live)
         wait_for(lambda: "promoted" in events(live, "minutely"))
     assert events(live) == []
 
 
-def test_a_run_whose_ticker_died_is_resumed_without_waiting_for_the_clock(live: Site) -> None:
+def test_run_of_a_dead_ticker_is_resumed_at_the_next_look(live: Site) -> None:
     lease = live.store.acquire("nightly", "a ticker that died", 0.5)
     opened = live.store.open_tick(
-        lease, kind="cron", scheduled_at=time.time(), run_id=run_id_of("nightly", 0, kind="cron"), status="running"
+        lease, kind="cron", scheduled_at=time.time(), run_id=tick_run_id("nightly", 0, kind="cron"), status="running"
     )
     live.store.save(lease, replace(opened, attempts=1))
     with serving(live):
@@ -83,8 +119,8 @@ def test_a_run_whose_ticker_died_is_resumed_without_waiting_for_the_clock(live: 
     assert live.store.history("nightly")[0].attempts == 2
 
 
-def test_a_paused_schedule_is_left_alone_but_its_unfinished_run_is_not(live: Site) -> None:
-    every_minute_due_since_a_minute(live)
+def test_paused_schedule_starts_no_run_but_finishes_an_unfinished_one(live: Site) -> None:
+    add_overdue_schedule(live)
     live.store.pause("minutely")
     lease = live.store.acquire("nightly", "a ticker that died", 0.5)
     live.store.open_tick(lease, kind="cron", scheduled_at=time.time(), run_id="r", status="running")
@@ -94,8 +130,8 @@ def test_a_paused_schedule_is_left_alone_but_its_unfinished_run_is_not(live: Sit
     assert events(live, "minutely") == []
 
 
-def test_told_to_end_it_stops_its_run_in_order(live: Site) -> None:
-    every_minute_due_since_a_minute(live)
+def test_stopping_the_daemon_stops_its_run_and_releases_the_lease(live: Site) -> None:
+    add_overdue_schedule(live)
     started = threading.Event()
 
     def long_run(_: RunRequest) -> None:
@@ -111,7 +147,7 @@ def test_told_to_end_it_stops_its_run_in_order(live: Site) -> None:
     assert live.store.schedule("minutely").lease_owner is None
 
 
-def test_a_signal_sets_the_event_and_the_work_is_waited_for() -> None:
+def test_signal_sets_the_event_and_waits_for_the_work() -> None:
     stop, order = threading.Event(), list[str]()
 
     def work() -> str:
@@ -126,7 +162,7 @@ def test_a_signal_sets_the_event_and_the_work_is_waited_for() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_what_the_work_raises_is_raised() -> None:
+def test_error_of_the_work_is_raised() -> None:
     def work() -> None:
         raise ValueError("no")
 

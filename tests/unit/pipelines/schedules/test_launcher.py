@@ -1,4 +1,4 @@
-"""A run's process: how it ends, what it said last, and that it never outlives whoever watches it."""
+"""Processes of scheduled runs: exit status, error line, stopping, and death with the ticker."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def request(folder: Path, *arguments: str) -> RunRequest:
     return RunRequest(arguments=arguments, working_dir=folder, log=folder / "logs" / "run.log")
 
 
-def test_a_run_that_fails_hands_on_its_status_and_its_own_words(tmp_path: Path) -> None:
+def test_failed_run_reports_its_status_and_error_line(tmp_path: Path) -> None:
     running = ChildProcess().start(request(tmp_path, "run", "nowhere.yaml", "--run-dir", "run"))
     ended = running.wait(60)
     assert ended is not None
     assert (ended.status, ended.reason) == (1, "status 1: error: no configuration file at nowhere.yaml")
 
 
-def test_a_run_that_ends_well_has_no_reason_and_its_output_is_in_the_log(tmp_path: Path) -> None:
+def test_successful_run_has_no_reason_and_its_output_is_logged(tmp_path: Path) -> None:
     running = ChildProcess().start(request(tmp_path, "--help"))
     ended = running.wait(60)
     assert ended is not None
@@ -36,7 +36,7 @@ def test_a_run_that_ends_well_has_no_reason_and_its_output_is_in_the_log(tmp_pat
     assert "RL-aware distillation" in (tmp_path / "logs" / "run.log").read_text()
 
 
-def test_the_last_words_are_those_of_this_attempt(tmp_path: Path) -> None:
+def test_error_line_is_searched_in_the_present_attempt_only(tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     log.write_text("step 1\nerror: the first attempt\n")
     start = log.stat().st_size
@@ -64,7 +64,7 @@ ChildProcess(command=(sys.executable, "stubborn.py")).start(request).wait(600)
 
 
 def started_pids(folder: Path, timeout_s: float = 60) -> list[int]:
-    """Of the stubborn program and of what it started, once both are there."""
+    """Wait for the stubborn program and its child, and return their process ids."""
     deadline = time.monotonic() + timeout_s
     while not (folder / "pids").exists():
         assert time.monotonic() < deadline, (folder / "run.log").read_text()
@@ -77,7 +77,7 @@ def are_gone(pids: Sequence[int]) -> bool:
     return not psutil.wait_procs(alive, timeout=10)[1]
 
 
-def test_a_run_that_does_not_end_when_asked_is_killed_with_all_it_started(tmp_path: Path) -> None:
+def test_run_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     running = ChildProcess(command=(sys.executable, "stubborn.py")).start(request(tmp_path))
     pids = started_pids(tmp_path)
@@ -92,11 +92,11 @@ def test_a_run_that_does_not_end_when_asked_is_killed_with_all_it_started(tmp_pa
     assert ended.reason.startswith("killed by SIGKILL")
 
 
-def test_a_run_is_killed_with_its_ticker(tmp_path: Path) -> None:
+def test_run_is_killed_when_its_ticker_dies(tmp_path: Path) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", TICKER], cwd=tmp_path, env=environment) as ticker:
-        run, its_own = started_pids(tmp_path)
+        run, child = started_pids(tmp_path)
         ticker.send_signal(signal.SIGKILL)
     assert are_gone([run])
-    os.kill(its_own, signal.SIGKILL)  # `sleep`, which nobody leashed; Ray's processes watch their driver
+    os.kill(child, signal.SIGKILL)  # grandchildren are not covered; Ray's processes watch their driver

@@ -1,4 +1,4 @@
-"""Who holds a lease keeps it by renewing it, and knows when it does not hold it any more."""
+"""Lease renewal, takeover of expired leases, and detection of a lost lease."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store(url: str) -> ScheduleStore:
     return store
 
 
-def test_a_lease_outlasts_its_length_while_it_is_held_and_is_free_at_once_behind_the_block(
+def test_lease_is_renewed_inside_the_block_and_released_after_it(
     store: ScheduleStore,
 ) -> None:
     stop = threading.Event()
@@ -46,25 +46,25 @@ def test_a_lease_outlasts_its_length_while_it_is_held_and_is_free_at_once_behind
     store.acquire("nightly", "another", LEASE_S)
 
 
-def test_whoever_finds_a_living_holder_is_refused_within_one_lease(store: ScheduleStore) -> None:
+def test_live_holder_causes_refusal_within_one_lease(store: ScheduleStore) -> None:
     stop = threading.Event()
     with hold_lease(store, "nightly", LEASE_S, stop=stop):
         began = time.monotonic()
         with (
-            pytest.raises(LeaseHeldError, match="another tick of nightly is under way"),
+            pytest.raises(LeaseHeldError, match="another tick of nightly is active"),
             hold_lease(store, "nightly", LEASE_S, stop=stop),
         ):
             pass
         assert time.monotonic() - began < 2 * LEASE_S
 
 
-def test_whoever_finds_a_dead_holder_waits_for_its_lease_to_run_out(store: ScheduleStore) -> None:
+def test_expired_lease_of_a_dead_holder_is_taken_over(store: ScheduleStore) -> None:
     dead = store.acquire("nightly", "a ticker that died", LEASE_S)
     with hold_lease(store, "nightly", LEASE_S, stop=threading.Event()) as held:
         assert held.lease.token == dead.token + 1
 
 
-def test_a_waiting_ticker_can_be_told_to_end(store: ScheduleStore) -> None:
+def test_waiting_ticker_can_be_stopped(store: ScheduleStore) -> None:
     store.acquire("nightly", "a ticker that died", 3600)
     stop = threading.Event()
     stop.set()
@@ -72,17 +72,17 @@ def test_a_waiting_ticker_can_be_told_to_end(store: ScheduleStore) -> None:
         pass
 
 
-def test_a_lease_that_another_took_is_known_as_lost(store: ScheduleStore, url: str) -> None:
+def test_lease_taken_by_another_ticker_is_detected_as_lost(store: ScheduleStore, url: str) -> None:
     with hold_lease(store, "nightly", LEASE_S, stop=threading.Event()) as held:
         expire(url)
         store.acquire("nightly", "another", 3600)
         assert held.lost.wait(2 * LEASE_S)
         with pytest.raises(LeaseLostError):
             held.require()
-    assert store.schedule("nightly").lease_owner == "another"  # which was not released
+    assert store.schedule("nightly").lease_owner == "another"  # releasing a lost lease has no effect
 
 
-def test_a_store_that_does_not_answer_for_a_whole_lease_means_that_it_is_lost(store: ScheduleStore, url: str) -> None:
+def test_lease_is_lost_if_the_store_does_not_answer_for_its_duration(store: ScheduleStore, url: str) -> None:
     with hold_lease(store, "nightly", LEASE_S, stop=threading.Event()) as held:
         began = time.monotonic()
         execute(url, "ALTER TABLE rlad_schedules RENAME TO gone")

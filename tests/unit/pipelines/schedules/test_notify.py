@@ -1,4 +1,4 @@
-"""Notices reach a real server on loopback, with their token; what does not work is told without the secrets."""
+"""Notifications to a real HTTP server on loopback and to commands. Error messages contain no secrets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TICK = Tick(
 
 @dataclass(slots=True)
 class Receiver:
-    """What a server got, and the status it answers with next."""
+    """Requests that a server received, and the statuses of its next answers."""
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
@@ -78,7 +78,7 @@ def settings(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> NotifyConfi
     return NotifyConfig(webhook_env="HOOK_URL", token_env="HOOK_TOKEN", timeout_s=5)
 
 
-def test_a_webhook_gets_the_whole_story_and_the_token(settings: NotifyConfig, receiver: Receiver) -> None:
+def test_webhook_receives_the_message_and_the_token(settings: NotifyConfig, receiver: Receiver) -> None:
     assert notify(settings, TICK, model="kk") is None
     ((authorization, body),) = receiver.requests
     assert authorization == "Bearer s3cret-token"
@@ -91,63 +91,61 @@ def test_a_webhook_gets_the_whole_story_and_the_token(settings: NotifyConfig, re
     assert (body["outcome"]["version"], body["outcome"]["interval"]) == (4, [0.1, 0.4])
 
 
-def test_only_the_events_that_are_wanted_are_told(settings: NotifyConfig, receiver: Receiver) -> None:
+def test_only_configured_events_are_sent(settings: NotifyConfig, receiver: Receiver) -> None:
     assert notify(settings.model_copy(update={"events": ["failed"]}), TICK, model="kk") is None
     assert receiver.requests == []
 
 
-def test_a_server_in_trouble_is_asked_again(settings: NotifyConfig, receiver: Receiver) -> None:
+def test_server_error_is_retried(settings: NotifyConfig, receiver: Receiver) -> None:
     receiver.statuses = [503]
     assert notify(settings, TICK, model="kk") is None
     assert len(receiver.requests) == 2
 
 
-def test_trouble_is_told_without_url_and_token(
+def test_error_messages_contain_neither_url_nor_token(
     settings: NotifyConfig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver.statuses = [500, 500, 403]
-    assert notify(settings, TICK, model="kk") == "the webhook of HOOK_URL answered with status 403"
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HOOK_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}/s3cret-path")
-        assert notify(settings, TICK, model="kk") == "the webhook of HOOK_URL does not answer: ConnectError"
+    assert notify(settings, TICK, model="kk") == "webhook HOOK_URL answered with status 403"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HOOK_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/s3cret-path")
+        assert notify(settings, TICK, model="kk") == "webhook HOOK_URL does not answer: ConnectError"
     monkeypatch.setenv("HOOK_URL", receiver.url)
     monkeypatch.setenv("HOOK_TOKEN", "s3cret\nbroken")
-    assert notify(settings, TICK, model="kk") == "the webhook of HOOK_URL does not answer: LocalProtocolError"
+    assert notify(settings, TICK, model="kk") == "webhook HOOK_URL does not answer: LocalProtocolError"
     monkeypatch.delenv("HOOK_URL")
-    assert notify(settings, TICK, model="kk") == "the environment variable HOOK_URL is not set"
+    assert notify(settings, TICK, model="kk") == "environment variable HOOK_URL is not set"
 
 
-def test_the_url_is_not_in_the_log(settings: NotifyConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_webhook_url_is_not_logged(settings: NotifyConfig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert notify(settings, TICK, model="kk") is None
     assert "s3cret" not in caplog.text
 
 
-def test_a_command_that_is_missing_does_not_keep_the_webhook_from_being_told(
-    settings: NotifyConfig, receiver: Receiver
-) -> None:
-    trouble = notify(settings.model_copy(update={"command": ["/nowhere/tell"]}), TICK, model="kk")
-    assert trouble is not None
-    assert "/nowhere/tell" in trouble
+def test_missing_command_does_not_prevent_the_webhook(settings: NotifyConfig, receiver: Receiver) -> None:
+    failure = notify(settings.model_copy(update={"command": ["/nowhere/notify"]}), TICK, model="kk")
+    assert failure is not None
+    assert "/nowhere/notify" in failure
     assert len(receiver.requests) == 1
 
 
-def test_a_command_that_does_not_end_is_ended() -> None:
-    trouble = notify(NotifyConfig(command=["sleep", "600"], timeout_s=0.2), TICK, model="kk")
-    assert trouble is not None
-    assert "timed out" in trouble
+def test_command_past_its_deadline_is_killed() -> None:
+    failure = notify(NotifyConfig(command=["sleep", "600"], timeout_s=0.2), TICK, model="kk")
+    assert failure is not None
+    assert "timed out" in failure
 
 
 @pytest.mark.parametrize(
     ("status", "reason", "text"),
     [
         ("failed", "out of memory", "nightly: failed: out of memory"),
-        ("refused", "another tick is under way", "nightly: refused: another tick is under way"),
+        ("refused", "another tick is active", "nightly: refused: another tick is active"),
         ("missed", None, "nightly: missed"),
     ],
 )
-def test_endings_without_a_student_are_one_line_too(status: Any, reason: str | None, text: str) -> None:
+def test_event_without_a_student_is_summarised_in_one_line(status: Any, reason: str | None, text: str) -> None:
     from dataclasses import replace
 
     assert message_of(replace(TICK, status=status, reason=reason, outcome=None), model="kk")["text"] == text

@@ -1,4 +1,4 @@
-"""Which prompts a run trains on, and that what it is measured on is not among them."""
+"""Prompt refresh: which prompts a run trains on, and that evaluation prompts are not among them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ids(found: RefreshedPrompts | None) -> list[str]:
 
 @pytest.fixture
 def files(site: Site) -> Path:
-    """Two files, one in a folder."""
+    """Two prompt files, one of them in a subfolder."""
     folder = site.folder / "in"
     (folder / "may").mkdir(parents=True)
     write_prompt_file(records(["a", "b"]), folder / "1.jsonl")
@@ -41,21 +41,21 @@ def files(site: Site) -> Path:
     return folder
 
 
-def test_a_pattern_is_seen_from_the_working_directory_or_is_absolute(site: Site, files: Path) -> None:
+def test_pattern_is_relative_to_the_working_directory_or_absolute(site: Site, files: Path) -> None:
     assert ids(refreshed(site, "in/*.jsonl")) == ["a", "b"]
     assert ids(refreshed(site, str(files / "*.jsonl"))) == ["a", "b"]
     assert ids(refreshed(site, "in/**/*.jsonl")) == ["a", "b", "c"]
 
 
-def test_a_prompt_of_two_files_counts_once_and_two_prompts_of_one_id_are_refused(site: Site, files: Path) -> None:
+def test_different_prompts_with_one_id_are_refused(site: Site, files: Path) -> None:
     write_prompt_file(
         [PromptRecord(id="a", prompt="another", task="knights_knaves", answer="T")], files / "may" / "3.jsonl"
     )
-    with pytest.raises(DataError, match=r"3\.jsonl: prompt id 'a' is another prompt in .*1\.jsonl"):
+    with pytest.raises(DataError, match=r"3\.jsonl: prompt id 'a' belongs to a different prompt in .*1\.jsonl"):
         refreshed(site, "in/**/*.jsonl")
 
 
-def test_only_new_files_means_by_content_too(site: Site, files: Path) -> None:
+def test_file_with_changed_content_is_new_again(site: Site, files: Path) -> None:
     first = refreshed(site, "in/**/*.jsonl", use="new")
     assert first is not None
     seen = set(first.new_files)
@@ -68,7 +68,7 @@ def test_only_new_files_means_by_content_too(site: Site, files: Path) -> None:
     assert (len(everything.files), len(everything.new_files)) == (2, 1)
 
 
-def test_what_is_evaluated_on_is_left_out_whatever_its_id_is(site: Site, files: Path) -> None:
+def test_evaluation_prompts_are_left_out_by_content(site: Site, files: Path) -> None:
     write_prompt_file(
         [PromptRecord(id="renamed", prompt="A:e7;", task="knights_knaves", answer="T")], files / "3.jsonl"
     )
@@ -77,18 +77,18 @@ def test_what_is_evaluated_on_is_left_out_whatever_its_id_is(site: Site, files: 
     assert (ids(found), found.left_out) == (["a"], 2)
 
 
-def test_nothing_to_train_on_is_nothing(site: Site, files: Path) -> None:
+def test_no_prompts_left_returns_none(site: Site, files: Path) -> None:
     assert refreshed(site, "out/*.jsonl") is None
     assert refreshed(site, "in/*.jsonl", held_out=["a", "b"]) is None
 
 
-def test_a_file_that_cannot_be_read_is_named(site: Site, files: Path) -> None:
+def test_unreadable_file_is_named_in_the_error(site: Site, files: Path) -> None:
     (files / "3.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"3\.jsonl, line 1"):
         refreshed(site, "in/*.jsonl")
 
 
-def test_the_evaluation_s_fingerprint_tells_prompts_and_sampling_but_not_the_table() -> None:
+def test_evaluation_fingerprint_covers_prompts_and_sampling_but_not_grouping() -> None:
     settings = EvaluationConfig(prompts=PromptFile(path="x.jsonl"))
     same = evaluation_fingerprint(records(["a"]), settings)
     assert (

@@ -1,4 +1,4 @@
-"""`rlad schedule` as it is typed."""
+"""Command line of `rlad schedule`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def added(rlad: Rlad, *arguments: str) -> Result:
     )
 
 
-def test_what_is_added_is_shown_with_its_next_nights(rlad: Rlad, tmp_path: Path) -> None:
+def test_added_schedule_is_shown_with_its_next_times(rlad: Rlad, tmp_path: Path) -> None:
     result = added(
         rlad,
         "--margin",
@@ -75,7 +75,7 @@ def test_what_is_added_is_shown_with_its_next_nights(rlad: Rlad, tmp_path: Path)
     assert "lr: 0.0002" in rlad("show", "nightly").output
 
 
-def test_a_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
+def test_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
     assert added(rlad).exit_code == 0
     assert "already" not in rlad("pause", "nightly").output
     (row,) = json.loads(rlad("list", "--json").output)
@@ -96,7 +96,7 @@ def test_a_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
     ("arguments", "message"),
     [
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * *"), "five cron fields"),
-        (("add", "nightly", str(SMOKE), "--cron", "0 2 30 2 *"), "never comes"),
+        (("add", "nightly", str(SMOKE), "--cron", "0 2 30 2 *"), "Bad day-of-month"),
         (("add", "nightly", str(SMOKE), "training.stepz=2", "--cron", "0 2 * * *"), "did you mean `steps`"),
         (("add", "night ly", str(SMOKE), "--cron", "0 2 * * *"), "name: String should match"),
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--margin", "2"), "margin"),
@@ -108,16 +108,16 @@ def test_a_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
         (("show", "hourly"), "no schedule 'hourly'"),
         (("run-now", "hourly"), "no schedule 'hourly'"),
         (("tick", "hourly"), "no schedule 'hourly'"),
-        (("list", "--store", "nowhere"), "has to be a database URL"),
+        (("list", "--store", "nowhere"), "requires a database URL"),
     ],
 )
-def test_a_mistake_is_one_error_of_ours(rlad: Rlad, arguments: tuple[str, ...], message: str) -> None:
+def test_invalid_input_is_reported_as_an_rlad_error(rlad: Rlad, arguments: tuple[str, ...], message: str) -> None:
     result = rlad(*arguments)
     assert result.exit_code == 1
     assert message in str(result.exception)
 
 
-def test_a_tick_before_its_time_says_so(rlad: Rlad) -> None:
+def test_tick_before_its_time_reports_that_nothing_is_due(rlad: Rlad) -> None:
     added(rlad)
     result = rlad("tick", "nightly")
     assert result.exit_code == 0
@@ -125,7 +125,7 @@ def test_a_tick_before_its_time_says_so(rlad: Rlad) -> None:
     assert "has not ticked yet" in rlad("history", "nightly").output
 
 
-def test_a_run_that_cannot_start_is_a_failure_with_its_own_words(rlad: Rlad, tmp_path: Path) -> None:
+def test_run_that_cannot_start_fails_with_its_error_message(rlad: Rlad, tmp_path: Path) -> None:
     rlad(
         "add",
         "nightly",
@@ -157,7 +157,7 @@ def test_history_tells_a_tick_in_a_line(site: Site, rlad: Rlad) -> None:
     assert "nothing is in production yet" in line
 
 
-def test_a_store_is_made_where_the_user_s_data_are(tmp_path: Path) -> None:
+def test_default_store_is_created_in_the_user_data_directory(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RLAD_SCHEDULES"}
     command = [sys.executable, "-m", "pipelines", "schedule", "list"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The store keeps what it is told, and nothing from whoever lost its lease; with two processes that race, and on PostgreSQL where its driver is."""
+"""Schedule store: round trips, fencing of lost leases, and two racing processes; on SQLite and, if installed, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def config(name: str = "nightly", margin: float = 0.0) -> ScheduleConfig:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL of this test's own, which listens on a socket file alone."""
+    """URL of a PostgreSQL server that only this module uses and that listens on a socket file."""
     pytest.importorskip("psycopg", reason="the extra `postgres` (psycopg) is not installed")
     programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to be root
+    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
     if not all(programs.values()) or (user is not None and user not in {entry.pw_name for entry in pwd.getpwall()}):
-        pytest.skip("PostgreSQL's programs, or its user, are not here")
-    with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has a limit
+        pytest.skip("PostgreSQL's programs or its user are not installed")
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has a maximum length
         if user is not None:
             shutil.chown(folder, user)
         make = [str(programs["initdb"]), "-D", f"{folder}/data", "-U", "rlad", "--auth=trust"]
@@ -57,13 +57,13 @@ def postgres() -> Iterator[str]:
             try:
                 yield f"postgresql+psycopg://rlad@/postgres?host={folder}"
             finally:
-                server.send_signal(signal.SIGINT)  # "fast": it does not wait for its clients
+                server.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
                 server.communicate(timeout=30)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store's URL; PostgreSQL's is shared by this file's tests, which name their schedules apart."""
+    """URL of a store. The PostgreSQL server is shared by the tests of this module."""
     return (
         f"sqlite:///{tmp_path / 'schedules.sqlite'}"
         if request.param == "sqlite"
@@ -92,7 +92,7 @@ def opened(store: ScheduleStore, clock: Clock, run_id: str = "r1") -> tuple[obje
     return lease, store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id=run_id, status="running")
 
 
-def test_a_schedule_comes_back_as_it_was_stored(store: ScheduleStore, clock: Clock) -> None:
+def test_schedule_is_read_back_as_stored(store: ScheduleStore, clock: Clock) -> None:
     found = store.schedule("nightly")
     assert (found.config, found.evaluation_fingerprint, found.is_paused, found.active_since) == (
         config(),
@@ -102,7 +102,7 @@ def test_a_schedule_comes_back_as_it_was_stored(store: ScheduleStore, clock: Clo
     )
 
 
-def test_a_name_is_taken_once_and_replaced_on_purpose_with_its_history_kept(store: ScheduleStore, clock: Clock) -> None:
+def test_existing_name_requires_replace_which_keeps_the_history(store: ScheduleStore, clock: Clock) -> None:
     with pytest.raises(ScheduleError, match="--replace"):
         store.add(config(margin=0.5), evaluation_fingerprint="f2")
     opened(store, clock)
@@ -111,15 +111,15 @@ def test_a_name_is_taken_once_and_replaced_on_purpose_with_its_history_kept(stor
     assert len(store.history("nightly")) == 1
 
 
-def test_an_unknown_name_is_told_what_there_is(store: ScheduleStore) -> None:
-    with pytest.raises(ScheduleError, match="no schedule 'hourly'.*there are nightly"):
+def test_unknown_name_lists_the_existing_schedules(store: ScheduleStore) -> None:
+    with pytest.raises(ScheduleError, match="no schedule 'hourly'.*existing schedules: nightly"):
         store.schedule("hourly")
 
 
-def test_a_held_lease_is_refused_until_it_runs_out_and_tokens_grow(store: ScheduleStore, clock: Clock) -> None:
+def test_held_lease_is_refused_until_it_expires_and_tokens_increase(store: ScheduleStore, clock: Clock) -> None:
     first = store.acquire("nightly", "a", 10)
     clock.now += 10
-    with pytest.raises(LeaseHeldError, match=r"under way \(a\)"):
+    with pytest.raises(LeaseHeldError, match=r"active \(a\)"):
         store.acquire("nightly", "b", 10)
     clock.now += 0.1
     second = store.acquire("nightly", "b", 10)
@@ -128,7 +128,7 @@ def test_a_held_lease_is_refused_until_it_runs_out_and_tokens_grow(store: Schedu
     assert first.token < second.token < third.token
 
 
-def test_a_renewed_lease_lasts(store: ScheduleStore, clock: Clock) -> None:
+def test_renewed_lease_stays_held(store: ScheduleStore, clock: Clock) -> None:
     lease = store.acquire("nightly", "a", 10)
     clock.now += 9
     store.renew(lease, 10)
@@ -137,43 +137,43 @@ def test_a_renewed_lease_lasts(store: ScheduleStore, clock: Clock) -> None:
         store.acquire("nightly", "b", 10)
 
 
-def test_nothing_is_written_with_an_old_token(store: ScheduleStore, clock: Clock) -> None:
+def test_writes_with_an_old_token_fail(store: ScheduleStore, clock: Clock) -> None:
     old, tick = opened(store, clock)
     clock.now += 11
     store.acquire("nightly", "another", 10)
-    with pytest.raises(LeaseLostError, match="another ticker went on without it"):
+    with pytest.raises(LeaseLostError, match="to another ticker"):
         store.save(old, replace(tick, status="finished"), seen=[SeenFile(path="a", sha256="1")])
     with pytest.raises(LeaseLostError):
         store.open_tick(old, kind="cron", scheduled_at=1.0, run_id="r2", status="running")
     with pytest.raises(LeaseLostError):
         store.renew(old, 10)
-    store.release(old)  # which is not its own any more
+    store.release(old)  # held by another ticker now
     assert store.schedule("nightly").lease_owner == "another"
     assert store.history("nightly") == [tick]
     assert store.seen_files("nightly") == set()
 
 
-def test_an_expired_lease_that_nobody_took_still_writes(store: ScheduleStore, clock: Clock) -> None:
+def test_expired_lease_without_a_new_holder_can_still_write(store: ScheduleStore, clock: Clock) -> None:
     lease, tick = opened(store, clock)
     clock.now += 11
     saved = store.save(lease, replace(tick, status="finished"))
     assert store.history("nightly") == [saved]
 
 
-def test_a_run_is_opened_once(store: ScheduleStore, clock: Clock) -> None:
+def test_run_id_is_unique(store: ScheduleStore, clock: Clock) -> None:
     lease, _ = opened(store, clock)
-    with pytest.raises(ScheduleError, match="there is a run r1 already"):
+    with pytest.raises(ScheduleError, match="run r1 already exists"):
         store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id="r1", status="running")
 
 
-def test_ticks_without_a_run_are_as_many_as_come(store: ScheduleStore, clock: Clock) -> None:
+def test_ticks_without_a_run_need_no_unique_id(store: ScheduleStore, clock: Clock) -> None:
     for _ in range(2):
         store.record_refused("nightly", kind="cron", scheduled_at=clock.now, reason="busy")
     assert [tick.reason for tick in store.history("nightly")] == ["busy", "busy"]
     assert store.unfinished("nightly") == []
 
 
-def test_seen_files_are_told_by_path_and_content(store: ScheduleStore, clock: Clock) -> None:
+def test_seen_files_are_identified_by_path_and_content(store: ScheduleStore, clock: Clock) -> None:
     lease, tick = opened(store, clock)
     files = [SeenFile(path="a", sha256="1"), SeenFile(path="a", sha256="2")]
     store.save(lease, tick, seen=files)
@@ -181,10 +181,10 @@ def test_seen_files_are_told_by_path_and_content(store: ScheduleStore, clock: Cl
     assert store.seen_files("nightly") == set(files)
 
 
-def test_a_schedule_at_work_is_not_removed_and_a_removed_one_leaves_nothing(store: ScheduleStore, clock: Clock) -> None:
+def test_active_schedule_cannot_be_removed_and_removal_deletes_everything(store: ScheduleStore, clock: Clock) -> None:
     lease, tick = opened(store, clock)
     store.save(lease, tick, seen=[SeenFile(path="a", sha256="1")])
-    with pytest.raises(LeaseHeldError, match="a tick of nightly is under way"):
+    with pytest.raises(LeaseHeldError, match="a tick of nightly is active"):
         store.remove("nightly")
     store.release(lease)
     store.remove("nightly")
@@ -205,7 +205,7 @@ while len(tokens) < rounds:
         lease = store.acquire("nightly", f"process {os.getpid()}", 60)
     except LeaseHeldError:
         continue
-    os.close(os.open(witness, os.O_CREAT | os.O_EXCL))  # fails where another holder is
+    os.close(os.open(witness, os.O_CREAT | os.O_EXCL))  # fails if another process holds the lease
     tokens.append(lease.token)
     Path(witness).unlink()
     store.release(lease)
@@ -219,12 +219,12 @@ def test_two_processes_never_hold_the_lease_at_once(store: ScheduleStore, url: s
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     tokens = [[int(token) for token in racer.communicate(timeout=90)[0].split()] for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]
-    together = sorted(tokens[0] + tokens[1])
-    assert together == list(range(1, 2 * ROUNDS + 1))  # every token was given once, and none was wasted
+    all_tokens = sorted(tokens[0] + tokens[1])
+    assert all_tokens == list(range(1, 2 * ROUNDS + 1))  # every token was issued exactly once
     assert all(own == sorted(own) for own in tokens)
 
 
-def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_sets_the_store_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAD_SCHEDULES", "sqlite:////srv/schedules.sqlite")
     assert default_url() == "sqlite:////srv/schedules.sqlite"
     monkeypatch.delenv("RLAD_SCHEDULES")
@@ -232,12 +232,12 @@ def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("url", ["nowhere", "oracle9://x", "sqlite:////proc/nowhere/schedules.sqlite"])
-def test_a_store_that_cannot_be_is_one_clear_error(url: str) -> None:
-    with pytest.raises(ScheduleError, match=r"RLAD_SCHEDULES|cannot be opened"):
+def test_unusable_store_url_is_refused(url: str) -> None:
+    with pytest.raises(ScheduleError, match=r"RLAD_SCHEDULES|cannot open the schedule store"):
         ScheduleStore(url)
 
 
-def test_an_error_never_shows_the_password() -> None:
+def test_errors_do_not_contain_the_password() -> None:
     with pytest.raises(ScheduleError) as raised:
         ScheduleStore("sqlite://user:hunter2@host/x")
     assert "hunter2" not in str(raised.value)

@@ -1,0 +1,125 @@
+"""Execution of one tick under a lease: its record in the store, and the `rlad` commands that it runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
+from pipelines.schedules.lease import HeldLease
+from pipelines.schedules.records import Schedule, ScheduleDirectory, Tick, TickStatus
+from pipelines.schedules.store import ScheduleStore
+from rlad.config.schedule import ScheduleConfig
+from rlad.errors import DeadlineError, LeaseLostError, RunFailedError, TickInterruptedError
+
+logger = logging.getLogger(__name__)
+
+# Interval at which a running command is checked for its end, its deadline and the lease.
+_WATCH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticker:
+    """Environment of a tick.
+
+    Attributes:
+        store: Schedule store.
+        launcher: Starts runs.
+        stop: Set to end cleanly: the active run is stopped, and the next tick continues it.
+        clock: Function that returns seconds since the epoch.
+    """
+
+    store: ScheduleStore
+    launcher: RunLauncher = field(default_factory=ChildProcess)
+    stop: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], float] = time.time
+
+
+class TickExecution:
+    """One tick under a lease. `tick` is its present record; `save` and `end` update it in the store.
+
+    Attributes:
+        ticker: Environment of the tick.
+        schedule: Schedule that ticks.
+        held: Lease of the schedule.
+        tick: Present record of the tick.
+    """
+
+    def __init__(self, ticker: Ticker, schedule: Schedule, held: HeldLease, tick: Tick) -> None:
+        self.ticker, self.schedule, self.held, self.tick = ticker, schedule, held, tick
+
+    @property
+    def config(self) -> ScheduleConfig:
+        return self.schedule.config
+
+    @property
+    def directory(self) -> ScheduleDirectory:
+        return self.schedule.directory
+
+    @property
+    def run_id(self) -> str:
+        assert self.tick.run_id is not None
+        return self.tick.run_id
+
+    def save(self, **changes: Any) -> None:
+        """Change fields of the tick and write it.
+
+        Raises:
+            LeaseLostError: Another ticker holds the lease.
+        """
+        self.tick = self.ticker.store.save(self.held.lease, replace(self.tick, **changes))
+
+    def end(self, status: TickStatus, reason: str | None) -> None:
+        """Write the tick's end. A finished tick marks its new prompt files as trained on."""
+        seen = self.tick.plan.new_files if status == "finished" and self.tick.plan is not None else ()
+        ended = replace(self.tick, status=status, reason=reason, ended_at=self.ticker.clock())
+        self.tick = self.ticker.store.save(self.held.lease, ended, seen=seen)
+        logger.info(
+            "tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, reason
+        )
+
+    def execute(self, arguments: list[str]) -> None:
+        """Run an `rlad` command to its end.
+
+        Raises:
+            RunFailedError: The command failed; the message has its reason.
+            DeadlineError: The schedule's deadline has passed.
+            LeaseLostError: Another ticker holds the lease.
+            TickInterruptedError: `ticker.stop` was set.
+        """
+        request = RunRequest(
+            arguments=tuple(arguments),
+            working_dir=Path(self.config.working_dir),
+            log=self.directory.log(self.run_id),
+        )
+        ended = self._watch(self.ticker.launcher.start(request))
+        if ended.status != 0:
+            raise RunFailedError(f"{ended.reason} (log: {request.log})")
+
+    def _watch(self, running: RunningRun) -> RunExit:
+        """Wait for a command, and stop it when it must not continue."""
+        spent_s, began = self.tick.spent_s, time.monotonic()
+        try:
+            while (ended := running.wait(_WATCH_S)) is None:
+                if self.held.lost.is_set():
+                    raise LeaseLostError(
+                        f"lost the lease of {self.schedule.name}: stopped {self.run_id}; another ticker continues it"
+                    )
+                if self.ticker.stop.is_set():
+                    raise TickInterruptedError(
+                        f"interrupted: {self.run_id} was stopped; the next tick continues it from its last checkpoint"
+                    )
+                if spent_s + time.monotonic() - began > self.config.deadline_s:
+                    raise DeadlineError(f"not finished within deadline_s {self.config.deadline_s:g}")
+        except BaseException:
+            running.stop(self.config.stop_grace_s)
+            raise
+        finally:
+            if not self.held.lost.is_set():
+                self.save(spent_s=spent_s + time.monotonic() - began)
+        return ended
