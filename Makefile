@@ -62,7 +62,7 @@ $(VENV)/.docs: $(STAMP) requirements/docs.lock
 	@touch $@
 
 docs: $(VENV)/.docs ## the documentation as a site, in build/site
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 manifests: $(STAMP) ## deploy/kuberay and deploy/serve from configs/
 	$(BIN)/rlad deploy render configs/qwen3_0.6b_kk_2k.yaml --out deploy/kuberay/overlays/8-gpus
