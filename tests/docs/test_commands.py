@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class Checkout:
         commands = [text for text in block.commands() if text.startswith(SHELL_STATE) or _bare(text) not in self.done]
         isolated = any(_bare(text).startswith("ray ") for text in commands)
         script = "\n".join(["set -euo pipefail", *(["ip link set lo up"] if isolated else []), "set -x", *commands])
-        ended = subprocess.run(
+        process = subprocess.Popen(
             [*(ISOLATED if isolated else ()), "bash", "-c", script],
             cwd=self.folder,
             env=self.variables,
@@ -55,9 +56,14 @@ class Checkout:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            check=False,
+            start_new_session=True,
         )
-        assert ended.returncode == 0, f"{block} failed with status {ended.returncode}:\n{ended.stdout[-8000:]}"
+        try:
+            output, _ = process.communicate()
+        finally:
+            if process.poll() is None:  # the test's timeout
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, f"{block} failed with status {process.returncode}:\n{output[-8000:]}"
         self.done.update(map(_bare, commands))
 
 
