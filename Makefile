@@ -7,7 +7,7 @@ PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test lint check format reference manifests lock clean
+.PHONY: help setup demo smoke test lint check format reference docs manifests lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,13 @@ format: $(STAMP) ## write the code as `make check` wants it
 
 reference: $(STAMP) ## docs/configuration.md from the configuration models
 	$(BIN)/python -m rlad.config.reference > docs/configuration.md
+
+$(VENV)/.docs: $(STAMP) requirements/docs.lock
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.lock
+	@touch $@
+
+docs: $(VENV)/.docs ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 manifests: $(STAMP) ## deploy/kuberay and deploy/serve from configs/
 	$(BIN)/rlad deploy render configs/qwen3_0.6b_kk_2k.yaml --out deploy/kuberay/overlays/8-gpus
