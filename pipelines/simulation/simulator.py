@@ -17,12 +17,12 @@ from actors.messages import JudgedGroup, SampledGroup, SampleRequest, WeightsPub
 from actors.pool.routing import Router, queue_capacity
 from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
-from pipelines.simulation.virtual_time import run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.training.step_loop import TrainedStep
 from rlad.config import RunConfig
 from rlad.contracts import Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
+from rlad.testing.virtual_time import run_in_virtual_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
