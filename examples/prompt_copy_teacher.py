@@ -47,7 +47,8 @@ def copy_logprobs(group: RolloutGroup, vocabulary: int) -> np.ndarray:
     other_tokens = max(1, vocabulary - len(prompt_tokens))
     is_copied = np.isin(group.response_ids, prompt_tokens)
     probabilities = np.where(is_copied, PROMPT_SHARE / len(prompt_tokens), (1 - PROMPT_SHARE) / other_tokens)
-    return np.log(probabilities).astype(np.float32)
+    logprobs: np.ndarray = np.log(probabilities).astype(np.float32)
+    return logprobs
 
 
 def application(*, token: str, tokenizer: str, vocabulary: int) -> FastAPI:

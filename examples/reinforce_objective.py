@@ -11,7 +11,7 @@ The class is complete as it stands and can be used from Python, as `main` does. 
 2. Move `ReinforceObjective` to a new file in rlad/objectives/ and add the pair to `_OBJECTIVES` in
    rlad/objectives/build.py.
 
-The tests in tests/unit/rlad/objectives/test_every_objective.py then cover it.
+CONTRIBUTING.md lists the tests that go with it.
 """
 
 from __future__ import annotations
