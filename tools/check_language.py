@@ -187,7 +187,7 @@ def main(arguments: Sequence[str]) -> int:
     for finding in sorted(findings):
         print(finding)
     if findings:
-        print(f"\n{len(findings)} findings; rules and advice: {RULES_FILE.relative_to(Path.cwd())}", file=sys.stderr)
+        print(f"\n{len(findings)} findings; rules and advice: tools/{RULES_FILE.name}", file=sys.stderr)
     return 1 if findings else 0
 
 
