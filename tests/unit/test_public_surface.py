@@ -1,4 +1,4 @@
-"""Public surface: the names that users may import from the packages of `rlad`, pinned.
+"""Public surface: the names that users may import from packages, pinned.
 
 A failure means that the API changed. If that is intended, change the list here and note the change in CHANGELOG.md.
 """
@@ -13,6 +13,7 @@ import pytest
 import rlad
 
 PUBLIC: dict[str, list[str]] = {
+    "pipelines.simulation": ["DecodingSlots", "InProcess", "Server", "StandInLearner", "publication"],
     "rlad.config": [
         "CheckpointConfig",
         "ClusterConfig",
@@ -115,7 +116,7 @@ def test_package_exports_exactly_the_pinned_names(package: str) -> None:
 
 def test_every_package_of_rlad_is_pinned_or_has_no_exports() -> None:
     packages = {f"rlad.{module.name}" for module in pkgutil.iter_modules(rlad.__path__) if module.ispkg}
-    assert packages == PUBLIC.keys() | WITHOUT_EXPORTS
+    assert packages == {name for name in PUBLIC if name.startswith("rlad.")} | WITHOUT_EXPORTS
     exporting = {name for name in WITHOUT_EXPORTS if hasattr(importlib.import_module(name), "__all__")}
     assert exporting == set()
 
