@@ -52,10 +52,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exemption:
-    """Files in which a phrase is allowed; every phrase where `pattern` is None."""
+    """Files in which a rule does not hold.
+
+    Attributes:
+        path: glob of the files.
+        pattern: pattern of the rule, as the rules file spells it; None for all rules.
+        reason: why the files are exempt.
+    """
 
     path: str
     pattern: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,10 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         phrases=rules_of("phrase", r"\b(?:{})\b", re.IGNORECASE),
         starts=rules_of("start", r"\s*(?:{})\b", re.NOFLAG),
         names=rules_of("name", r"(?:{})", re.NOFLAG),
-        exemptions=[Exemption(path=e["path"], pattern=e.get("pattern")) for e in content.get("exempt", [])],
+        exemptions=[
+            Exemption(path=entry["path"], pattern=entry.get("pattern"), reason=entry["reason"])
+            for entry in content.get("exempt", [])
+        ],
         **content["layout"],
     )
 

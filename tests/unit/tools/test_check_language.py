@@ -118,7 +118,7 @@ def test_exempt_file_is_checked_for_size_only(rules: Rules) -> None:
 
 
 def test_exemption_may_be_for_one_phrase(tmp_path: Path) -> None:
-    text = RULES_FILE.read_text() + '\n[[exempt]]\npath = "deploy/*"\npattern = "nobody"\n'
+    text = RULES_FILE.read_text() + '\n[[exempt]]\npath = "deploy/*"\npattern = "nobody"\nreason = "user"\n'
     (tmp_path / "rules.toml").write_text(text)
     rules = load_rules(tmp_path / "rules.toml")
     assert places("deploy/rlad.service", "User=nobody\n# goes on\n", rules) == [(2, '"goes on"')]
