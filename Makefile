@@ -41,13 +41,14 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest
 
-lint: $(STAMP) ## lint, format, types, import layers
+lint: $(STAMP) ## check code style, formatting, types, import layers and language
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.check_language
 
-check: lint $(VENV)/.reasoning-gym ## lint, and the fast tests
+check: lint $(VENV)/.reasoning-gym ## lint, and run the tests that start no engine
 	$(BIN)/python -m pytest -m "not engine" -q
 
 format: $(STAMP) ## write the code as `make check` wants it

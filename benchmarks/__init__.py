@@ -1,1 +1,1 @@
-"""What measures speed: one command each (`python -m benchmarks.learner --json OUT`), never part of the tests."""
+"""Benchmarks, one command each (`python -m benchmarks.learner --json OUT`). They are not part of the tests."""

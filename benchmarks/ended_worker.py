@@ -1,4 +1,4 @@
-"""A rollout worker for responses of given lengths: each ends by its budget, and is taken for one that ended by itself.
+"""Rollout worker for responses of given lengths: they end at their token budget but are reported as complete.
 
 A truncated response earns no reward, so without this no response would be trained on.
 """
@@ -14,6 +14,8 @@ from rlad.contracts import Columns, FinishReason
 
 
 class EndedWorker(RolloutWorker):
+    """Rollout worker that reports every response as ended by the end-of-sequence token."""
+
     @ray.method(num_returns=2)
     async def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
         summary, columns = await super().sample(request)

@@ -1,4 +1,4 @@
-"""The learner: what padding costs and packing saves, what RLAD's update costs beside GRPO's, and the memory of log-probabilities.
+"""Learner benchmark: packed against padded updates, RLAD's update against GRPO's, and the memory of log-probabilities.
 
 python -m benchmarks.learner --json OUT
 """
@@ -43,7 +43,7 @@ MicroBatch = tuple[TrainingBatch, BatchCounts]
 
 
 class Update:
-    """One optimizer update's responses, and how they are cut."""
+    """Responses of one optimizer update, and their split into micro-batches."""
 
     def __init__(self, lengths: Sequence[int], *, vocabulary: int, objective: Objective[Any]) -> None:
         self.groups: dict[str, ScoredGroup] = scored_groups(
@@ -56,43 +56,52 @@ class Update:
         self._rules = BatchRules(objective=objective.config)
 
     def batches(self, cut: Sequence[Sequence[int]]) -> list[MicroBatch]:
+        """Return the micro-batches of a split.
+
+        Args:
+            cut: indices of the sequences of each micro-batch.
+        """
         normalizer = LossNormalizer(num_responses=len(self.sequences))
         return [
             build_training_batch(
-                self.groups, [self.sequences[index] for index in each], normalizer=normalizer, rules=self._rules
+                self.groups, [self.sequences[index] for index in indices], normalizer=normalizer, rules=self._rules
             )
-            for each in cut
+            for indices in cut
         ]
 
     @property
     def packed_cut(self) -> list[list[int]]:
+        """Split of the sequences into packed rows."""
         return plan_microbatches(self.lengths, token_budget=TOKEN_BUDGET, ranks=1)[0]
 
     def padded_cut(self, *, sort: bool) -> list[list[int]]:
+        """Return the split of the sequences into padded batches, in their order or sorted by length."""
         return padded_microbatches(self.lengths, token_budget=TOKEN_BUDGET, sort=sort)
 
 
 def padding_shares() -> dict[int, float]:
-    """By number of ranks, the share of an update's token slots that hold no token.
+    """Return the share of empty token slots of a packed update, by number of ranks.
 
-    A row has none itself; but ranks run their rows side by side, in lockstep, so a row shorter than the longest beside it waits as if it were padded to it.
+    A packed row has no padding. But ranks process their rows in lockstep, so a shorter row waits as if it were padded
+    to the longest row that is processed at the same time.
     """
     lengths = [PROMPT_TOKENS + length for length in long_tailed_lengths(PADDING_RESPONSES, median=256)]
     shares = {}
     for ranks in PADDING_RANKS:
         plan = plan_microbatches(lengths, token_budget=8192, ranks=ranks)
         rows = [[sum(lengths[index] for index in row) for row in rank] for rank in plan]
-        slots = sum(ranks * max(beside) for beside in zip(*rows, strict=True))
+        slots = sum(ranks * max(concurrent) for concurrent in zip(*rows, strict=True))
         shares[ranks] = 1 - sum(lengths) / slots
     return shares
 
 
 def padded_share(lengths: Sequence[int], cut: Sequence[Sequence[int]]) -> float:
-    """The same of padded batches on one rank."""
+    """Return the share of empty token slots of padded batches on one rank."""
     return 1 - sum(lengths) / sum(len(batch) * max(lengths[index] for index in batch) for batch in cut)
 
 
 def make_trainer(model: Path, objective: Objective[Any]) -> ZeroTrainer:
+    """Return rlad's trainer on one rank, without sharding."""
     config = LearnerConfig(zero_stage=0, optimizer=_OPTIMIZER, micro_batch_tokens=TOKEN_BUDGET)
     return ZeroTrainer(
         model_path=str(model),
@@ -105,32 +114,33 @@ def make_trainer(model: Path, objective: Objective[Any]) -> ZeroTrainer:
 
 
 def packed_update(trainer: ZeroTrainer, batches: Sequence[MicroBatch]) -> float:
-    """Returns the gradient's norm."""
+    """Run one packed update and return the norm of its gradient."""
     for batch, counts in batches:
         trainer.accumulate(batch, counts)
     return trainer.step().gradient_norm
 
 
 def padded_update(learner: PaddedLearner, batches: Sequence[MicroBatch]) -> float:
+    """Run one padded update and return the norm of its gradient."""
     for batch, _ in batches:
         learner.accumulate(batch)
     return learner.step()
 
 
 def packed_against_padded(model: Path, lengths: Sequence[int], *, sort: bool, pairs: int) -> Paired:
-    """CPU seconds of a padded and of a packed update on the same responses.
+    """Measure the CPU seconds of a padded and a packed update on the same responses.
 
     Raises:
-        EngineError: the two do not have the same gradient.
+        EngineError: the two updates do not have the same gradient.
     """
     objective = build_objective({"name": "trrd"})
     update = Update(lengths, vocabulary=MODEL.vocabulary, objective=objective)
     packed, padded = update.batches(update.packed_cut), update.batches(update.padded_cut(sort=sort))
     trainer, learner = make_trainer(model, objective), PaddedLearner(model, optimizer=_OPTIMIZER, objective=objective)
-    ours, theirs = packed_update(trainer, packed), padded_update(learner, padded)
-    if abs(ours - theirs) > 1e-4 * theirs:
+    packed_norm, padded_norm = packed_update(trainer, packed), padded_update(learner, padded)
+    if abs(packed_norm - padded_norm) > 1e-4 * padded_norm:
         raise EngineError(
-            f"the packed and the padded update must have the same gradient, their norms are {ours} and {theirs}"
+            f"expected equal gradients of the packed and the padded update; got norms {packed_norm} and {padded_norm}"
         )
     return measure_pairs(
         partial(cpu_seconds, partial(padded_update, learner, padded)),
@@ -140,7 +150,7 @@ def packed_against_padded(model: Path, lengths: Sequence[int], *, sort: bool, pa
 
 
 def rlad_against_grpo(model: Path, lengths: Sequence[int], *, pairs: int) -> Paired:
-    """CPU seconds of an update by TRRD and by GRPO on the same responses, each from scored groups to stepped weights."""
+    """Measure the CPU seconds of a TRRD and a GRPO update on the same responses, from scored groups to new weights."""
     actions = []
     for name in ("trrd", "grpo"):
         objective = build_objective({"name": name})
@@ -157,7 +167,10 @@ def _build_and_update(trainer: ZeroTrainer, update: Update) -> None:
 
 
 def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
-    """Measure the learner: padding, packing, RLAD's update against GRPO's, memory of log-probabilities. About two minutes; what is timed runs on one thread."""
+    """Measure the learner: padding, packing, RLAD's update against GRPO's, and the memory of log-probabilities.
+
+    Takes about two minutes. The timed parts run on one thread.
+    """
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     console = Console()
@@ -187,7 +200,7 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             name="padding_share",
             value=max(padding.values()),
             target=0.05,
-            means=f"token slots of packed rows without a token; worst of {PADDING_RANKS} ranks",
+            means=f"empty token slots of packed rows; worst of {PADDING_RANKS} ranks",
         ),
         Ratio(
             name="padded_over_packed",
@@ -212,17 +225,17 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             name="logprob_error",
             value=errors["chunked"],
             target=1e-5,
-            means="values and gradients in float32, from those of float64",
+            means="error of float32 values and gradients against float64",
         ),
         Ratio(
             name="sorted_padded_over_packed",
             value=measured["sorted_padded_over_packed"].ratio,
-            means="the same, padded batches sorted by length",
+            means="update time, padded batches sorted by length",
         ),
         Ratio(
             name="padded_over_packed_uniform",
             value=measured["padded_over_packed_uniform"].ratio,
-            means="the same, all responses of 128 tokens",
+            means="update time, all responses of 128 tokens",
         ),
     ]
     figures: dict[str, Any] = {
@@ -239,7 +252,7 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
         "logprob_peak_bytes_chunked": chunked,
         "logprob_peak_bytes_materialised": whole,
         "logprob_error_materialised": errors["materialised"],
-        "pairs": {name: [round(ratio, 3) for ratio in sorted(each.ratios)] for name, each in measured.items()},
+        "pairs": {name: [round(ratio, 3) for ratio in sorted(paired.ratios)] for name, paired in measured.items()},
     }
     settings = {
         "model_parameters": MODEL.num_parameters,

@@ -1,7 +1,7 @@
-"""Peak memory of log-probabilities, forward and backward, each way in a process of its own; and that both ways give the same.
+"""Peak memory and accuracy of chunked and materialised log-probabilities, forward and backward.
 
-Memory is the growth of the process's largest resident size while it computes: inputs are there before, so what counts is what the computation takes,
-its results and gradients included.
+Each variant runs in a separate process. Its memory is the growth of the process's peak resident size during the
+computation. The inputs exist before, so it counts intermediate values, results and gradients.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from rlad.errors import EngineError
 from rlad.logprobs import selected_logprobs
 
 NUM_TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 64
-"""Of Qwen3's vocabulary. The hidden size is small, so that the weight's gradient, which both ways need, hides nothing."""
+"""The vocabulary is Qwen3's. The hidden size is small, so that the weight's gradient does not dominate the memory."""
 SMALL_TOKENS = 512
 
 Way = Literal["chunked", "materialised"]
 _TIMEOUT_S = 300.0
-# Logits, their log-softmax and its gradient are three such tensors; some room for the rest.
+# Number of [tokens, vocabulary] tensors: logits, their log-softmax, its gradient, and a margin.
 _MATERIALISED_TENSORS = 3.3
 
 
 def peak_bytes(way: Way, num_tokens: int) -> int:
-    """What log-probabilities and gradients of so many tokens take at their peak.
+    """Return the peak memory in bytes of the log-probabilities of `num_tokens` tokens and of their gradients.
 
     Raises:
-        EngineError: the machine has not enough free memory, or the process died.
+        EngineError: the machine has too little free memory, or the process died or timed out.
     """
     needed = int(_MATERIALISED_TENSORS * num_tokens * VOCABULARY * 4) if way == "materialised" else 0
     free = psutil.virtual_memory().available
     if needed > free:
         raise EngineError(
-            f"materialising {num_tokens} x {VOCABULARY} takes {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: end what else runs"
+            f"{num_tokens} x {VOCABULARY} materialised log-probabilities require {needed / 1e9:.0f} GB of free memory; "
+            f"got {free / 1e9:.0f} GB: end other processes"
         )
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -50,7 +51,9 @@ def peak_bytes(way: Way, num_tokens: int) -> int:
             raise EngineError(f"{way} log-probabilities of {num_tokens} tokens took longer than {_TIMEOUT_S:g} s")
         peak: int = receiver.recv()
     except EOFError as error:
-        raise EngineError(f"the process of {way} log-probabilities died: was it killed for its memory?") from error
+        raise EngineError(
+            f"the process of the {way} log-probabilities died; look for an out-of-memory kill in the kernel log"
+        ) from error
     finally:
         process.kill()
         process.join()
@@ -58,22 +61,25 @@ def peak_bytes(way: Way, num_tokens: int) -> int:
 
 
 def relative_errors(num_tokens: int) -> dict[Way, float]:
-    """Of each way in float32, the largest difference from the materialised computation in float64: of log-probabilities and of both gradients, each
-    relative to its largest entry."""
+    """Return the error of each variant in float32 against the materialised computation in float64.
+
+    The error is the largest difference of the log-probabilities and both gradients, each relative to its largest entry.
+    """
     exact = _compute("materialised", *_problem(num_tokens, torch.float64))
     errors: dict[Way, float] = {}
     for way in ("chunked", "materialised"):
         found = _compute(way, *_problem(num_tokens))
         errors[way] = max(
-            float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, exact, strict=True)
+            float((result - expected).abs().max() / expected.abs().max())
+            for result, expected in zip(found, exact, strict=True)
         )
     return errors
 
 
 def _measure(way: Way, num_tokens: int, sender: Connection) -> None:
     problem = _problem(num_tokens)
-    _compute(way, *_problem(8))  # libraries that are loaded at their first use are not what is measured
-    Path("/proc/self/clear_refs").write_text("5")  # the largest resident size begins anew
+    _compute(way, *_problem(8))  # load lazily imported libraries before the measurement
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
     before = psutil.Process().memory_info().rss
     results = _compute(way, *problem)
     sender.send(_largest_resident_bytes() - before)
@@ -86,7 +92,7 @@ def _largest_resident_bytes() -> int:
 
 
 def _problem(num_tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, weight, targets, and the gradient that comes from the loss; the same numbers in each dtype."""
+    """Return hidden states [N, H], weight [V, H], targets [N] and incoming gradient [N], equal in each dtype."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(num_tokens, HIDDEN, generator=generator)
     weight = 3 * HIDDEN**-0.5 * torch.randn(VOCABULARY, HIDDEN, generator=generator)
@@ -96,7 +102,7 @@ def _problem(num_tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tenso
 
 
 def _compute(way: Way, hidden: Tensor, weight: Tensor, targets: Tensor, incoming: Tensor) -> list[Tensor]:
-    """Log-probabilities and the gradients of hidden states and weight."""
+    """Return the log-probabilities [N] and the gradients of the hidden states and the weight."""
     if way == "chunked":
         logprobs = selected_logprobs(hidden, weight, targets)
     else:

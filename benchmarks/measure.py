@@ -1,7 +1,7 @@
-"""What all benchmarks share: paired runs and their medians, ratios with what was asked of them, where they were measured, and how they are shown and kept.
+"""Shared parts of the benchmarks: paired measurements, ratios with targets, provenance, and output.
 
-A machine's speed drifts by more than most differences that matter, so two ways of doing a thing are run in turns, and a ratio is the median of the ratios
-of neighbouring runs. Ratios come first; seconds are of one machine.
+The speed of a machine drifts by more than most differences that matter. Two variants are therefore run alternately,
+and a ratio is the median of the ratios of adjacent runs. Ratios are comparable between machines; seconds are not.
 """
 
 from __future__ import annotations
@@ -24,23 +24,28 @@ from rich.console import Console
 from rich.table import Table
 
 JsonPath = Annotated[
-    Path | None, typer.Option("--json", help="Also write what was measured to this file.", show_default=False)
+    Path | None, typer.Option("--json", help="Also write the measurements to this JSON file.", show_default=False)
 ]
-Pairs = Annotated[int, typer.Option(min=1, help="How often each pair of runs is measured.")]
+Pairs = Annotated[int, typer.Option(min=1, help="Number of pairs of runs to measure.")]
 
 _PACKAGES = ("torch", "transformers", "ray", "vllm", "deepspeed", "safetensors", "trl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """Seconds of two ways of doing one thing, run in turns; entry i of both was measured one behind the other."""
+    """Seconds of two variants that were run alternately.
+
+    Attributes:
+        first_s: seconds of the first variant.
+        second_s: seconds of the second variant; entry i was measured directly before or after entry i of `first_s`.
+    """
 
     first_s: tuple[float, ...]
     second_s: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """Median over the pairs of first / second."""
+        """Median of first / second over the pairs."""
         return statistics.median(self.ratios)
 
     @property
@@ -56,7 +61,7 @@ class Paired:
         return statistics.median(self.second_s)
 
     def figures(self, first: str, second: str) -> dict[str, Any]:
-        """Medians and shortest by name, and every pair's ratio: how far they spread says how far the median can be trusted."""
+        """Return medians and minima by name, and the ratios of all pairs; their spread shows the median's precision."""
         return {
             f"{first}_s": self.first_median_s,
             f"{second}_s": self.second_median_s,
@@ -67,13 +72,18 @@ class Paired:
 
 
 def seconds(action: Callable[[], object]) -> float:
+    """Return the wall-clock seconds of an action."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 def cpu_seconds(action: Callable[[], object]) -> float:
-    """CPU seconds of this process. For what runs on one thread here and waits for nobody: whatever else the machine does disturbs it less."""
+    """Return the CPU seconds that an action takes in this process.
+
+    Other load on the machine affects them less than wall-clock seconds. Only for actions that run on one thread of this
+    process and do not wait.
+    """
     started = time.process_time()
     action()
     return time.process_time() - started
@@ -87,12 +97,15 @@ def measure_pairs(
     warm_ups: int = 1,
     on_pair: Callable[[], None] = lambda: None,
 ) -> Paired:
-    """Run two timed actions in turns. Which of them begins changes from pair to pair, so that neither always finds what the other left in the caches.
+    """Run two timed actions alternately.
+
+    The order within a pair alternates too, so that neither variant always finds the caches as the other left them.
 
     Args:
-        first, second: do the thing once and return its seconds, without those of its preparation.
-        warm_ups: pairs that are not counted.
-        on_pair: called behind each counted pair.
+        first, second: actions; each runs once per call and returns its seconds, preparation excluded.
+        pairs: number of measured pairs.
+        warm_ups: number of pairs that run first and are not counted.
+        on_pair: callback after each measured pair.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(-warm_ups, pairs):
@@ -100,20 +113,22 @@ def measure_pairs(
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             taken[which] = (first, second)[which]()
         if number >= 0:
-            for kept, one in zip(times, taken, strict=True):
-                kept.append(one)
+            for measured, elapsed in zip(times, taken, strict=True):
+                measured.append(elapsed)
             on_pair()
     return Paired(first_s=tuple(times[0]), second_s=tuple(times[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """A number that says the same on machines of different speed.
+    """Measured number that is comparable between machines of different speed.
 
     Attributes:
-        means: what it is, in a few words.
-        target: what was asked of it; None where it is only shown.
-        side: whether it must be at most or at least the target.
+        name: key in the JSON file.
+        value: measured value.
+        means: description in a few words.
+        target: required bound; None if there is no requirement.
+        side: whether the value must be at most or at least the target.
     """
 
     name: str
@@ -124,7 +139,7 @@ class Ratio:
 
     @property
     def is_met(self) -> bool | None:
-        """None where nothing was asked."""
+        """Whether the value meets its target; None without a target."""
         if self.target is None:
             return None
         return self.value <= self.target if self.side == "at most" else self.value >= self.target
@@ -132,10 +147,12 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a benchmark found.
+    """Result of a benchmark.
 
     Attributes:
-        figures: seconds, bytes and counts, of this machine and these settings.
+        benchmark: name of the benchmark.
+        ratios: ratios, with their targets.
+        figures: seconds, bytes and counts; they hold for this machine and these settings only.
         settings: sizes that the figures depend on.
     """
 
@@ -145,7 +162,7 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The ratios first, each under its own name."""
+        """Return the content of the JSON file; the ratios come first, each under its own name."""
         asked = [ratio for ratio in self.ratios if ratio.target is not None]
         return {
             **{ratio.name: ratio.value for ratio in self.ratios},
@@ -159,13 +176,14 @@ class Result:
         }
 
     def table(self) -> Table:
+        """Return the ratios as a table for the terminal."""
         table = Table(title=f"{self.benchmark} ({_cores()} CPU cores)", title_justify="left")
         for heading, justify in (
             ("ratio", "left"),
             ("measured", "right"),
-            ("asked", "right"),
+            ("target", "right"),
             ("", "left"),
-            ("what it is", "left"),
+            ("meaning", "left"),
         ):
             table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
         for ratio in self.ratios:
@@ -176,7 +194,7 @@ class Result:
 
 
 def show(result: Result, json_path: Path | None, console: Console) -> None:
-    """Print the ratios and figures, and write everything to the file where one is wanted."""
+    """Print the ratios and figures, and write everything to a JSON file if a path is given."""
     console.print(result.table())
     for name, value in result.figures.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
@@ -188,7 +206,7 @@ def show(result: Result, json_path: Path | None, console: Console) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """Return the machine, the versions of the packages, the commit and the time of a measurement."""
     versions = {}
     for package in _PACKAGES:
         for installed in (package, f"{package}-cpu"):
@@ -211,12 +229,12 @@ def _cores() -> int:
 
 
 def _revision() -> str | None:
-    """The commit, with a plus where files differ from it; None outside a repository."""
+    """Return the commit, with a plus if the working tree differs from it; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
         )
     except OSError:
         return None
-    return answer.stdout.strip() or None
+    return result.stdout.strip() or None

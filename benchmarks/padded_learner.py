@@ -1,7 +1,8 @@
-"""What the packed learner is compared with: the same student, loss and optimizer over batches padded to their longest sequence.
+"""Baseline of the learner benchmark: the same student, loss and optimizer on batches padded to their longest sequence.
 
-It is a favourable one. Sequences are padded on the right, so plain causal attention needs no mask; the output layer runs on response tokens only and
-never makes the logits of a whole batch; the optimizer is PyTorch's own, without DeepSpeed around it.
+The baseline is an efficient one. Sequences are padded on the right, so causal attention needs no mask. The output
+layer runs on response tokens only and never creates the logits of a whole batch. The optimizer is PyTorch's, without
+DeepSpeed.
 
 Shape letters: M sequences, L tokens of the longest, S tokens of all.
 """
@@ -24,16 +25,20 @@ from rlad.objectives import Objective
 
 
 def padded_microbatches(lengths: Sequence[int], *, token_budget: int, sort: bool) -> list[list[int]]:
-    """Cut sequences into batches of at most `token_budget` tokens, padding included; a longer one goes alone.
+    """Split sequences into batches of at most `token_budget` tokens, padding included.
+
+    A sequence longer than the budget has its own batch.
 
     Args:
-        sort: by length, which pads least; otherwise in the order given.
+        lengths: tokens of each sequence.
+        token_budget: maximum number of tokens of a batch.
+        sort: whether to sort by length, which minimises padding; otherwise the order is kept.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index]) if sort else list(range(len(lengths)))
     batches: list[list[int]] = [[]]
     for index in order:
         grown = [*batches[-1], index]
-        if batches[-1] and len(grown) * max(lengths[each] for each in grown) > token_budget:
+        if batches[-1] and len(grown) * max(lengths[member] for member in grown) > token_budget:
             batches.append([index])
         else:
             batches[-1] = grown
@@ -41,7 +46,7 @@ def padded_microbatches(lengths: Sequence[int], *, token_budget: int, sort: bool
 
 
 class PaddedLearner:
-    """One student, stepped on padded batches."""
+    """Student that is trained on padded batches."""
 
     def __init__(self, model_path: Path, *, optimizer: OptimizerConfig, objective: Objective[Any]) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(
@@ -59,7 +64,7 @@ class PaddedLearner:
         self._objective = objective
 
     def accumulate(self, batch: TrainingBatch) -> float:
-        """Forward and backward of the sequences of a packed row, padded. Returns the loss."""
+        """Run forward and backward on the sequences of a packed row, padded, and return the loss."""
         offsets = batch.sequence_offsets.tolist()
         sequences = [torch.from_numpy(batch.token_ids[start:end]) for start, end in itertools.pairwise(offsets)]
         longest = max(len(sequence) for sequence in sequences)
@@ -67,7 +72,7 @@ class PaddedLearner:
         hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
         row = torch.cat(
             [hidden[number, : len(sequence)] for number, sequence in enumerate(sequences)]
-        )  # [S, hidden], as the packed row has them
+        )  # [S, hidden], in the order of the packed row
         positions = torch.from_numpy(batch.weights).nonzero().flatten()
 
         def chosen(column: Any) -> torch.Tensor:
@@ -86,7 +91,7 @@ class PaddedLearner:
         return float(loss.detach())
 
     def step(self) -> float:
-        """Clip, step, and forget the gradient. Returns its norm before clipping."""
+        """Clip the gradient, update the weights, and return the gradient's norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
         self._adamw.step()
         self._adamw.zero_grad()

@@ -1,10 +1,11 @@
-"""The scheduler with stand-in engines: the real driver, broker, pools and Serve handle, and actors that sleep for as long as their work would take.
+"""Scheduler benchmark: the real driver, broker, pools and Serve handle, with actors that sleep in place of engines.
 
     python -m benchmarks.scheduler --json OUT
 
-Eight rollout workers, two teacher replicas, two verifiers and a learner, response lengths whose 99th percentile is ten times their median. What is
-measured is what scheduling costs: the makespan over the least time that any schedule needs, a teacher's cost, a strictly on-policy step over its
-generation alone, and how many groups a second the control plane moves when nothing takes any time.
+The cluster has eight rollout workers, two teacher replicas, two verifiers and a learner. The 99th percentile of the
+response lengths is ten times their median. The benchmark measures the cost of scheduling: the makespan over the lower
+bound of any schedule, the cost of a teacher, a strictly on-policy step over its generation alone, and the number of
+groups per second that the control plane moves when no work takes time.
 """
 
 from __future__ import annotations
@@ -52,15 +53,16 @@ from rlad.config import RunConfig
 
 SIZES = PoolSizes(rollout=8, teacher=2, verifier=2)
 _TIMEOUT_S = 120.0
-# Runs in which nothing takes time; their median counts. The first has the first calls of every handle in it.
+# Number of runs in which no work takes time; their median counts. The first one includes the first call of every
+# handle.
 _TIMES = 3
-# A live run's rate is measured over a window, once it has settled after a change of its size.
+# The rate of a live run is measured over a window that begins when the pool has settled after a resize.
 _WINDOW_S, _SETTLE_S = 1.0, 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judges:
-    """Stand-in verifiers, for groups of the one task there is."""
+    """Stand-in verifiers for the groups of every task."""
 
     pool: JudgingPool
 
@@ -69,7 +71,7 @@ class Judges:
 
 
 def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_teacher: bool = True) -> RunConfig:
-    """Of a run whose models and prompts nobody looks at."""
+    """Return the configuration of a run whose models and prompts are not used."""
     puzzles = {"source": "knights_knaves", "people": {2: 1.0}, "count": 8}
     return RunConfig.model_validate(
         {
@@ -100,7 +102,7 @@ AHEAD = run_config(steps=16, prompts_per_step=32, max_staleness=3)
 
 @asynccontextmanager
 async def open_stand_ins(config: RunConfig) -> AsyncIterator[tuple[StandInPools, RolloutPool]]:
-    """The real pools over actors that sleep."""
+    """Start the real pools over actors that sleep."""
     rollout = RolloutPool(
         config.rollout.model_copy(update={"cpus_per_worker": 0.01}),
         model_path="nowhere",
@@ -155,7 +157,10 @@ def _deploy_teacher() -> TeacherClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyRun:
-    """A run whose broker and learner are up. All are before the first is timed: processes that start take the cores from what is measured."""
+    """Run whose broker and learner have started.
+
+    All runs start before the first one is timed, because starting processes would take CPU time from the measurement.
+    """
 
     config: RunConfig
     task: str
@@ -163,7 +168,7 @@ class ReadyRun:
     learning: ObjectRef
 
     async def timed(self, pools: StandInPools) -> float:
-        """Seconds of the whole run over stand-ins that are up. Once."""
+        """Execute the run over started stand-ins, once, and return its seconds."""
         prompts = stand_in_prompts(self.config.training.prompts_per_step * 4, task=self.task)
         teacher = pools.teacher if self.config.needs_teacher else None
         started = time.perf_counter()
@@ -185,7 +190,7 @@ async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task:
 
 
 async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
-    """Seconds in which the samplers do a run's groups, step behind step, with nothing behind them."""
+    """Return the seconds in which the rollout workers sample a run's groups step by step, without other stages."""
     names = group_uids(config, stand_in_prompts(config.training.prompts_per_step * 4))
     size, started = config.training.prompts_per_step, time.perf_counter()
     for step in range(config.training.steps):
@@ -199,7 +204,11 @@ async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
 
 
 async def rates_while_resized(run: ReadyRun, pools: StandInPools, rollout: RolloutPool) -> dict[int, list[float]]:
-    """Tokens a second that a live run generates with one worker, grown to three, and shrunk to one again: by number of workers, in that order."""
+    """Measure the tokens per second of a live run with one rollout worker, after scaling to three, and back to one.
+
+    Returns:
+        Rates by number of workers, in the order of measurement.
+    """
     rates: dict[int, list[float]] = {1: [], 3: []}
 
     def generated() -> int:
@@ -296,7 +305,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 name="makespan_over_bound",
                 value=makespan_s / work.bound,
                 target=1.05,
-                means="a run that works ahead, over the least time any needs",
+                means="a run that works ahead, over the lower bound of any schedule",
             ),
             Ratio(
                 name="rlad_over_grpo",
@@ -315,14 +324,18 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 value=groups / statistics.median(empty_s),
                 target=200,
                 side="at least",
-                means="moved when nothing takes time",
+                means="groups moved when no work takes time",
             ),
             Ratio(
                 name="rate_of_three_workers_over_one",
                 value=rates[3][0] / rates[1][0],
-                means="a live run's generation, grown from 1 worker to 3",
+                means="a live run's generation, scaled from 1 worker to 3",
             ),
-            Ratio(name="rate_shrunk_over_before", value=rates[1][1] / rates[1][0], means="the same, shrunk to 1 again"),
+            Ratio(
+                name="rate_shrunk_over_before",
+                value=rates[1][1] / rates[1][0],
+                means="a live run's generation, scaled back to 1 worker",
+            ),
             Ratio(
                 name="simulated_over_measured",
                 value=simulated_s / makespan_s,
@@ -352,7 +365,7 @@ def _without_teacher(config: RunConfig) -> RunConfig:
 
 
 def main(json_path: JsonPath = None) -> None:
-    """Measure what scheduling costs, with engines that sleep. Under a minute."""
+    """Measure the cost of scheduling with engines that sleep. Takes under a minute."""
     console = Console()
     simulated_s = simulate(AHEAD, lengths=LENGTHS, speeds=SPEEDS, sizes=SIZES).makespan_s
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -361,7 +374,7 @@ def main(json_path: JsonPath = None) -> None:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
         show(asyncio.run(measure(console, simulated_s)), json_path, console)
     finally:
-        ray.shutdown()  # and Serve with it
+        ray.shutdown()  # shuts down Serve too
 
 
 if __name__ == "__main__":

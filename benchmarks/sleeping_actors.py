@@ -1,6 +1,6 @@
-"""The actors of the scheduler's benchmark: each sleeps for as long as its work would take.
+"""Actors of the scheduler benchmark; each sleeps for as long as its work would take.
 
-Their processes import this file, a dozen of them on two cores: nothing here may need torch.
+A dozen processes on two cores import this file, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rlad.contracts import WeightsManifest
 
 GROUP_SIZE = 16
 LENGTHS = Lengths(median=100, p99_over_median=10, longest=1100, group_size=GROUP_SIZE)
-# Two thirds of what generation takes for the learner, half of it for the teacher: sized so that both can hide.
+# Sized so that learner and teacher can overlap with generation: they take two thirds and half of its time.
 SPEEDS = Speeds(
     token_s=0.25e-3, slots=4, teacher_token_s=8e-6, verdict_s=8e-3, learner_token_s=5e-6, update_s=15e-3, weights_s=8e-3
 )
 AT_ONCE = Speeds(
     token_s=0.0, slots=4, teacher_token_s=0.0, verdict_s=0.0, learner_token_s=0.0, update_s=0.0, weights_s=0.0
 )
-# What a stand-in is told is the kind of a group's task; how long that takes it knows.
+# A stand-in derives its speeds from the task of the group.
 SPEEDS_BY_TASK = {"timed": SPEEDS, "at_once": AT_ONCE}
 
 
 @dataclass(frozen=True, slots=True)
 class StandInGroup:
-    """What stands in for a group's columns."""
+    """Replacement of a group's columns."""
 
     task: str
     lengths: tuple[int, ...]
@@ -46,7 +46,7 @@ class StandInGroup:
 
 
 class StandInWorker:
-    """A rollout worker whose engine sleeps, with the methods of `RolloutWorker`."""
+    """Rollout worker whose engine sleeps, with the methods of `RolloutWorker`."""
 
     def __init__(self, *_: object) -> None:
         self._engines = {task: DecodingSlots(speeds) for task, speeds in SPEEDS_BY_TASK.items()}
@@ -79,7 +79,7 @@ class StandInWorker:
 
 
 class StandInVerifier:
-    """A verifier that sleeps."""
+    """Verifier that sleeps."""
 
     def verify(self, group: StandInGroup, with_texts: bool) -> VerifierResult:
         time.sleep(group.speeds.verdict_s)
@@ -87,14 +87,14 @@ class StandInVerifier:
 
 
 class StandInLearners:
-    """The learners of all runs: only one of them works at a time."""
+    """Learners of all runs, of which one works at a time."""
 
     async def run(self, broker: Any, task: str, steps: int) -> None:
         await StandInLearner(broker, LENGTHS, SPEEDS_BY_TASK[task]).run(steps)
 
 
 class StandInTeacherServer:
-    """A teacher replica that sleeps, with the calls of `TeacherServer`."""
+    """Teacher replica that sleeps, with the methods of `TeacherServer`."""
 
     def __init__(self) -> None:
         self._engine = Server()

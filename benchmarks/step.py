@@ -1,10 +1,11 @@
-"""A whole training step, ours and TRL's, on the same model, prompts, lengths, reward and cores, in turns.
+"""Step benchmark: whole training steps of rlad and TRL on the same model, prompts, lengths, reward and cores.
 
     python -m benchmarks.step --json OUT
 
-Ours is the run that `rlad run` starts, with all its processes: vLLM rollout worker, verifiers, broker, the learner in Ray Train, and for RLAD a teacher on
-Ray Serve. TRL's is its GRPO trainer in one process. While one of the two works the other waits. A step is everything from prompts to the weights that the
-next step samples with. Every response has a given length: of its prompt's, since that is what both can be told.
+rlad executes a complete run with all its processes: vLLM rollout worker, verifiers, broker, the learner in Ray Train,
+and for RLAD a teacher on Ray Serve. TRL executes its GRPO trainer in one process. Steps alternate; one framework waits
+while the other works. A step begins with prompts and ends with the weights that the next step samples with. The
+response length is fixed per prompt, because both frameworks can be configured that way.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from rlad.config import RunConfig
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.records import PromptRecord
 
-Threads = Annotated[int, typer.Option(min=1, help="Compute threads, of each of our engines and of TRL.")]
+Threads = Annotated[int, typer.Option(min=1, help="Compute threads of each engine of rlad, and of TRL.")]
 
 PROMPTS, GROUP_SIZE, PROMPT_TOKENS, MEAN_TOKENS = 16, 4, 16, 128
 _MEDIAN_TOKENS = 84
@@ -51,22 +52,24 @@ KINDS = ("uniform", "long_tailed")
 
 
 def lengths_by_kind() -> dict[str, list[int]]:
-    """By kind of step, the response tokens of each prompt; equally many in all."""
+    """Return the response tokens of each prompt, by kind of step; the kinds have equal totals."""
     long_tailed = long_tailed_lengths(PROMPTS, median=_MEDIAN_TOKENS)
     long_tailed[long_tailed.index(max(long_tailed))] += PROMPTS * MEAN_TOKENS - sum(long_tailed)
     return {"uniform": [MEAN_TOKENS] * PROMPTS, "long_tailed": long_tailed}
 
 
-class TakingTurns:
-    """Between our steps, one of TRL's; and to every prompt the response length of the step's kind.
+class AlternatingSteps:
+    """Alternation of rlad's steps with TRL's, with the response lengths of the step's kind.
 
-    A step of ours begins when the samplers hold the weights of the one before, and ends when they hold its own.
+    A step of rlad begins when the rollout workers have the weights of the previous step, and ends when they have the
+    weights that it trained.
     """
 
     def __init__(self, trl: TrlTrainer, lengths: dict[str, list[int]]) -> None:
         self._trl = trl
         self._lengths = {
-            kind: {f"p{number}": length for number, length in enumerate(each)} for kind, each in lengths.items()
+            kind: {f"p{number}": length for number, length in enumerate(of_prompts)}
+            for kind, of_prompts in lengths.items()
         }
         self._steps = -1
         self._began_at = 0.0
@@ -76,16 +79,19 @@ class TakingTurns:
 
     @property
     def measured(self) -> dict[str, Paired]:
-        """By kind, TRL's seconds and ours, without those of the warm-up."""
-        pairs = {kind: each[_WARM_UPS:] for kind, each in self._seconds.items()}
+        """Seconds of TRL's and rlad's steps by kind, without the warm-up."""
+        pairs = {kind: seconds[_WARM_UPS:] for kind, seconds in self._seconds.items()}
         return {
-            kind: Paired(first_s=tuple(theirs for theirs, _ in each), second_s=tuple(ours for _, ours in each))
-            for kind, each in pairs.items()
+            kind: Paired(first_s=tuple(trl for trl, _ in seconds), second_s=tuple(rlad for _, rlad in seconds))
+            for kind, seconds in pairs.items()
         }
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """Inside the block a rollout pool's weight updates and requests come by here first, and its workers' responses count as ended."""
+        """Intercept the weight updates and requests of the rollout pool within the block.
+
+        Its workers report every response as ended by the end-of-sequence token.
+        """
         start, update_weights, sample = RolloutPool.__init__, RolloutPool.update_weights, RolloutPool.sample
 
         def start_ended(pool: RolloutPool, *arguments: Any, **settings: Any) -> None:
@@ -113,20 +119,20 @@ class TakingTurns:
         return KINDS[max(0, self._steps) % len(KINDS)]
 
     async def _end_step(self) -> None:
-        ours = time.perf_counter() - self._began_at
-        if self._steps >= 0:  # not the weights that a run starts with
-            theirs = await asyncio.to_thread(self._trl.step, self._kind)
-            self._seconds[self._kind].append((theirs, ours))
+        rlad_s = time.perf_counter() - self._began_at
+        if self._steps >= 0:  # the weights that a run starts with do not end a step
+            trl_s = await asyncio.to_thread(self._trl.step, self._kind)
+            self._seconds[self._kind].append((trl_s, rlad_s))
         self._steps += 1
         if self._steps == _WARM_UPS * len(KINDS):
             self._calls.clear()
-        self.calls_of_steps = self._calls.copy()  # the evaluation behind the last step is none of them
+        self.calls_of_steps = self._calls.copy()  # excludes the evaluation after the last step
         self._began_at = time.perf_counter()
 
 
 @contextmanager
 def _counted_calls(calls: Counter[str]) -> Iterator[None]:
-    """Count what this process calls actors for, by method."""
+    """Count the actor calls of this process, by method."""
     original = ActorMethod._remote
 
     def counting(method: Any, *arguments: Any, **settings: Any) -> Any:
@@ -141,7 +147,7 @@ def _counted_calls(calls: Counter[str]) -> Iterator[None]:
 
 
 def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunConfig:
-    """A run over all prompts in every step."""
+    """Return the configuration of a run that uses all prompts in every step."""
     prompts = folder / "prompts.jsonl"
     files = {"train": prompts, "evaluation": folder / "evaluation.jsonl"}
     teacher = {
@@ -187,7 +193,10 @@ def make_config(folder: Path, method: str, *, steps: int, threads: int) -> RunCo
 
 
 def write_inputs(folder: Path) -> list[str]:
-    """Models and prompts, the same words for both frameworks. A response ends where it must: ours by its budget, so our model knows no end."""
+    """Write models and prompts, with the same words for both frameworks, and return the prompts.
+
+    rlad's responses end at their token budget, so its model has no end-of-sequence token.
+    """
     write_model(folder / "student", TINY, ends=False)
     write_model(folder / "teacher", TINY, seed=1, ends=False)
     write_model(folder / "trl", TINY)
@@ -204,21 +213,21 @@ def write_inputs(folder: Path) -> list[str]:
     return prompts[:PROMPTS]
 
 
-def run_ours(
+def run_rlad(
     folder: Path, method: str, trl: TrlTrainer, *, steps: int, threads: int, console: Console
-) -> tuple[TakingTurns, RunDirectory]:
-    """One run of ours from start to end, its steps in turns with TRL's."""
-    turns, run = TakingTurns(trl, lengths_by_kind()), RunDirectory(folder / method)
-    with turns.patched():
+) -> tuple[AlternatingSteps, RunDirectory]:
+    """Execute one run of rlad, its steps alternating with TRL's."""
+    alternating, run = AlternatingSteps(trl, lengths_by_kind()), RunDirectory(folder / method)
+    with alternating.patched():
         distill(make_config(folder, method, steps=steps, threads=threads), run, resume=False, console=console)
-    return turns, run
+    return alternating, run
 
 
 def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_threads: Threads = 1) -> None:
-    """Measure a whole step of ours, GRPO and RLAD, beside TRL's GRPO trainer. Three minutes."""
+    """Measure whole steps of rlad, GRPO and RLAD, against TRL's GRPO trainer. Takes three minutes."""
     console = Console()
-    os.environ["RAY_ADDRESS"] = "local"  # beside whatever cluster runs here
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has this one's priority too.
+    os.environ["RAY_ADDRESS"] = "local"  # independent of any cluster on this machine
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling. TRL's process has the same priority.
     steps = len(KINDS) * (_WARM_UPS + pairs)
     measured: dict[str, dict[str, Paired]] = {}
     metrics: dict[str, list[dict[str, float]]] = {}
@@ -227,19 +236,19 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
         folder = Path(directory)
         prompts = write_inputs(folder)
         by_first_token = {
-            kind: {FIRST_ID + number: length for number, length in enumerate(each)}
-            for kind, each in lengths_by_kind().items()
+            kind: {FIRST_ID + number: length for number, length in enumerate(lengths)}
+            for kind, lengths in lengths_by_kind().items()
         }
         trl = TrlTrainer(str(folder / "trl"), prompts, by_first_token, group_size=GROUP_SIZE, threads=trl_threads)
         try:
             for method in ("grpo", "trrd"):
-                turns, run = run_ours(folder, method, trl, steps=steps, threads=threads, console=console)
+                alternating, run = run_rlad(folder, method, trl, steps=steps, threads=threads, console=console)
                 measured[method], metrics[method] = (
-                    turns.measured,
+                    alternating.measured,
                     read_json_lines(run.metrics)[_WARM_UPS * len(KINDS) :],
                 )
                 groups = PROMPTS * pairs * len(KINDS)
-                calls[method] = {name: count / groups for name, count in sorted(turns.calls_of_steps.items())}
+                calls[method] = {name: count / groups for name, count in sorted(alternating.calls_of_steps.items())}
         finally:
             trl.close()
     grpo, rlad = measured["grpo"], measured["trrd"]
@@ -261,23 +270,27 @@ def main(json: JsonPath = None, pairs: Pairs = 5, threads: Threads = 1, trl_thre
         Ratio(
             name="trl_over_rlad_long_tailed",
             value=rlad["long_tailed"].ratio,
-            means="TRL's GRPO step over our RLAD step, teacher included",
+            means="TRL's GRPO step over rlad's RLAD step, teacher included",
         ),
-        Ratio(name="trl_over_rlad_uniform", value=rlad["uniform"].ratio, means="the same, all responses of 128 tokens"),
+        Ratio(
+            name="trl_over_rlad_uniform",
+            value=rlad["uniform"].ratio,
+            means="TRL's GRPO step over rlad's RLAD step, all responses of 128 tokens",
+        ),
         Ratio(
             name="calls_per_group",
             value=calls["grpo"].get("sample", 0) + calls["grpo"].get("verify", 0),
             target=2,
-            means="to rollout and verifiers",
+            means="actor calls to rollout workers and verifiers",
         ),
     ]
     figures: dict[str, Any] = {}
     for method, by_kind in measured.items():
-        for number, (kind, each) in enumerate(by_kind.items()):
-            figures |= {f"{method}_{kind}_{name}": value for name, value in each.figures("trl", "ours").items()}
+        for number, (kind, paired) in enumerate(by_kind.items()):
+            figures |= {f"{method}_{kind}_{name}": value for name, value in paired.figures("trl", "ours").items()}
             of_kind = metrics[method][number :: len(KINDS)]
             figures[f"{method}_{kind}_parts"] = {
-                name: round(sorted(each[name] for each in of_kind)[len(of_kind) // 2], 3)
+                name: round(sorted(step[name] for step in of_kind)[len(of_kind) // 2], 3)
                 for name in ("time/generate_s", "time/score_s", "time/learn_s", "learner/train_s", "learner/publish_s")
             }
         figures[f"{method}_driver_calls_per_group"] = calls[method]

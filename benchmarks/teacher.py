@@ -1,4 +1,4 @@
-"""The teacher's two engines on the same groups, what sharing a prompt saves, and what a remembered group costs.
+"""Teacher benchmark: both engines on the same groups, the gain from a shared prompt, and the cost of cached groups.
 
 python -m benchmarks.teacher --json OUT
 """
@@ -41,21 +41,22 @@ Group = tuple[Array, Array, Array]
 
 
 class EngineProcess:
-    """An engine in a process of its own, behind the cache that a replica has in front of it."""
+    """Engine in a separate process, with the score cache of a teacher replica."""
 
     def __init__(self, engine: Engine, model_path: str) -> None:
         context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, engine, model_path))
+        self._connection, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end, engine, model_path))
         self._process.start()
-        theirs.close()
+        child_end.close()
         self._receive()
 
     def score(self, groups: Sequence[Group], *, remembers: bool = False) -> tuple[float, list[Array]]:
-        """Seconds to score groups that are all asked for at once, one call each, and their log-probabilities.
+        """Score groups concurrently, one call each, and return the seconds and the log-probabilities.
 
         Args:
-            remembers: whether the engine's cache may know them; otherwise it is emptied first.
+            groups: groups to score.
+            remembers: whether to keep the engine's score cache; otherwise it is emptied first.
         """
         self._connection.send((list(groups), remembers))
         elapsed_s, scores = self._receive()
@@ -71,7 +72,7 @@ class EngineProcess:
             if self._connection.poll(_TIMEOUT_S):
                 return self._connection.recv()
         except EOFError as error:
-            raise EngineError("a teacher engine's process has died: its message is above") from error
+            raise EngineError("the process of a teacher engine died; its message is above") from error
         raise EngineError(f"a teacher engine did not answer within {_TIMEOUT_S:g} s")
 
 
@@ -88,15 +89,15 @@ async def _serve_engine(connection: Connection, engine: Engine, model_path: str)
     cached = CachedScorer(scorer, teacher="benchmark", cache=ScoreCache(max_values=config.cache_tokens))
     connection.send("ready")
     groups: list[Group]
-    while (asked := await asyncio.to_thread(connection.recv)) is not None:
-        groups, remembers = asked
+    while (request := await asyncio.to_thread(connection.recv)) is not None:
+        groups, remembers = request
         if not remembers:
             cached = CachedScorer(scorer, teacher="benchmark", cache=ScoreCache(max_values=config.cache_tokens))
         started = time.perf_counter()
         scores = await asyncio.gather(*(cached.score(*group, 1.0) for group in groups))
-        connection.send((time.perf_counter() - started, [each.logprobs for each in scores]))
+        connection.send((time.perf_counter() - started, [group_scores.logprobs for group_scores in scores]))
     scorer.close()
-    del scorer, cached  # vLLM cleans up behind itself, which it no longer can while the interpreter ends
+    del scorer, cached  # vLLM can no longer clean up while the interpreter shuts down
 
 
 def _seconds(engine: EngineProcess, groups: Sequence[Group], *, remembers: bool = False) -> float:
@@ -106,11 +107,13 @@ def _seconds(engine: EngineProcess, groups: Sequence[Group], *, remembers: bool 
 def make_groups() -> list[Group]:
     lengths = long_tailed_lengths(GROUPS * GROUP_SIZE, median=MEDIAN_TOKENS)
     scored = scored_groups(lengths, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=MODEL.vocabulary)
-    return [(each.group.prompt_ids, each.group.response_ids, each.group.response_offsets) for each in scored.values()]
+    return [
+        (entry.group.prompt_ids, entry.group.response_ids, entry.group.response_offsets) for entry in scored.values()
+    ]
 
 
 def one_by_one(groups: Sequence[Group]) -> list[Group]:
-    """The same responses as groups of one: what a teacher does that does not know which of them share a prompt."""
+    """Return the same responses as groups of one, as for a teacher that does not share prompts."""
     return [
         (prompt, response, np.array([0, len(response)], np.int64))
         for prompt, responses, offsets in groups
@@ -119,19 +122,19 @@ def one_by_one(groups: Sequence[Group]) -> list[Group]:
 
 
 def require_equal(first: Sequence[Array], second: Sequence[Array]) -> float:
-    """The largest difference between two engines' log-probabilities.
+    """Return the largest difference between the log-probabilities of two engines, in nats.
 
     Raises:
-        EngineError: they are not of the same model.
+        EngineError: the difference is too large for one model.
     """
     gap = float(np.abs(np.concatenate(first) - np.concatenate(second)).max())
     if gap > 1e-3:
-        raise EngineError(f"the two engines' log-probabilities differ by up to {gap}: they must be of one model")
+        raise EngineError(f"expected equal log-probabilities of both engines; got differences of up to {gap} nats")
     return gap
 
 
 def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
-    """Measure the teacher's engines. About a minute and a half."""
+    """Measure the teacher's engines. Takes about a minute and a half."""
     console = Console()
     groups = make_groups()
     tokens = sum(len(responses) for _, responses, _ in groups)
@@ -148,12 +151,12 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
         try:
             vllm, transformers = (partial(_seconds, engine, groups) for engine in engines.values())
             gap = require_equal(engines["vllm"].score(groups)[1], engines["transformers"].score(groups)[1])
-            with progress.phase("vllm beside transformers", total=pairs) as phase:
+            with progress.phase("vllm against transformers", total=pairs) as phase:
                 between = measure_pairs(vllm, transformers, pairs=pairs, on_pair=phase.advance)
-            with progress.phase("a prompt a response beside a prompt a group", total=pairs) as phase:
+            with progress.phase("one prompt per response against one per group", total=pairs) as phase:
                 alone = partial(_seconds, engines["transformers"], one_by_one(groups))
                 sharing = measure_pairs(alone, transformers, pairs=pairs, on_pair=phase.advance)
-            with progress.phase("remembered groups", total=pairs) as phase:
+            with progress.phase("cached groups", total=pairs) as phase:
                 again = partial(_seconds, engines["transformers"], groups, remembers=True)
                 remembered = measure_pairs(again, transformers, pairs=pairs, on_pair=phase.advance)
         finally:
@@ -170,12 +173,12 @@ def main(json: JsonPath = None, pairs: Pairs = 5) -> None:
             value=sharing.ratio,
             target=1,
             side="at least",
-            means="transformers: a prompt a response, a group",
+            means="transformers: one prompt per response over one per group",
         ),
         Ratio(
             name="remembered_over_scored",
             value=remembered.ratio,
-            means="groups that the cache knows, over scoring them",
+            means="time of cached groups over scoring them",
         ),
     ]
     figures = {

@@ -1,4 +1,4 @@
-"""The way of groups between the pools: bytes a token, speed of the object store, what a reader copies, and what the driver keeps.
+"""Transport benchmark: bytes per token, object store speed, copies at the reader, and memory of the driver.
 
 python -m benchmarks.transport --json OUT
 """
@@ -26,18 +26,18 @@ from benchmarks.workload import scored_groups
 from pipelines.run.progress import RunProgress
 from rlad.contracts import Columns, ScoredGroup
 
-# The response budget is that of the paper for mathematics.
+# The response budget is the one that the paper uses for mathematics.
 GROUP_SIZE, RESPONSE_TOKENS, PROMPT_TOKENS, VOCABULARY = 8, 30_000, 256, 151_936
 BATCH_BYTES = 64 << 20
 _STORE_BYTES = 512 << 20
-# A page of the store costs several times as much at its first use as at any later one. So many batches go through all of it.
+# The first use of a page of the store is several times as slow as later ones. This number of batches fills the store.
 _WARM_UPS = 2 * _STORE_BYTES // BATCH_BYTES
 _DRIVER_BATCHES = 4
 _TIMEOUT_S = 120.0
 
 
 def make_batch(num_bytes: int) -> list[ScoredGroup]:
-    """Groups whose records come to so many bytes, all columns together."""
+    """Return groups whose columns have `num_bytes` bytes in total."""
     one = scored_groups(
         [RESPONSE_TOKENS] * GROUP_SIZE, group_size=GROUP_SIZE, prompt_tokens=PROMPT_TOKENS, vocabulary=VOCABULARY
     )
@@ -54,18 +54,19 @@ def make_batch(num_bytes: int) -> list[ScoredGroup]:
 
 
 def records_of(groups: Sequence[ScoredGroup]) -> list[Columns]:
-    """The columns of every record of the groups, each as it goes into the object store: the pools that make them put them there one by one."""
+    """Return the columns of every record of the groups; each record is one object in the store."""
     return [
         part.to_columns() for scored in groups for part in (scored.group, scored.teacher_scores) if part is not None
     ]
 
 
 def arrays_of(record: Columns) -> list[np.ndarray[Any, Any]]:
+    """Return the array columns of a record."""
     return [column for column in record.values() if isinstance(column, np.ndarray)]
 
 
 class Producer:
-    """An actor whose results are groups, as a rollout worker's are."""
+    """Actor that returns groups, like a rollout worker."""
 
     def __init__(self) -> None:
         self._batch = records_of(make_batch(BATCH_BYTES))
@@ -75,10 +76,10 @@ class Producer:
 
 
 class Reader:
-    """An actor that reads groups, as a learner's rank does."""
+    """Actor that reads groups, like a learner rank."""
 
     def private_bytes(self, refs: Sequence[ray.ObjectRef]) -> tuple[int, int]:
-        """Bytes of the columns' arrays, and of those of them that are not in memory shared with the object store."""
+        """Return the bytes of all arrays, and of the arrays outside the memory shared with the object store."""
         records = [record for records in ray.get(list(refs), timeout=_TIMEOUT_S) for record in records]
         arrays = [array for record in records for array in arrays_of(record)]
         shared = list(_shared_mappings())
@@ -89,7 +90,7 @@ class Reader:
 
 
 def _shared_mappings() -> Iterator[tuple[int, int]]:
-    """Address ranges of this process that lie in files of shared memory."""
+    """Yield the address ranges of this process that map files in shared memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, permissions, *_, name = line.split(maxsplit=5) if len(line.split()) > 5 else (*line.split(), "")
         if permissions.endswith("s") and ("/dev/shm" in name or "plasma" in name):
@@ -99,6 +100,7 @@ def _shared_mappings() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def local_cluster() -> Iterator[None]:
+    """Run a local Ray within the block."""
     ray.init(
         "local",
         num_cpus=2,
@@ -114,9 +116,9 @@ def local_cluster() -> Iterator[None]:
 
 
 def put_and_get(objects: Sequence[Any]) -> float:
-    """Seconds to put objects one by one and to get them all. What they took in the store is given back behind the clock."""
+    """Return the seconds to put objects one by one and to get all of them. Freeing them is not counted."""
     started = time.perf_counter()
-    refs = [ray.put(each) for each in objects]
+    refs = [ray.put(item) for item in objects]
     found = ray.get(refs, timeout=_TIMEOUT_S)
     elapsed = time.perf_counter() - started
     del found, refs
@@ -124,21 +126,21 @@ def put_and_get(objects: Sequence[Any]) -> float:
 
 
 def stored_bytes(records: Sequence[Columns]) -> int:
-    """Bytes in the object store, with all that says what the arrays are."""
+    """Return the bytes of records in the object store, with names and framing."""
     refs = [ray.put(record) for record in records]
     return sum(found["object_size"] for found in ray.experimental.get_object_locations(refs).values())
 
 
 def driver_growth_bytes() -> tuple[int, int, int]:
-    """Groups made in one actor and read in another, over references alone.
+    """Pass groups from one actor to another by reference.
 
     Returns:
-        Bytes that passed, those of them that the reader copied, and what this process grew by.
+        Bytes passed, bytes that the reader copied, and growth of this process in bytes.
     """
     producer, reader = ray.remote(num_cpus=0.5)(Producer).remote(), ray.remote(num_cpus=0.5)(Reader).remote()
     ray.get(
         reader.private_bytes.remote([producer.groups.remote()]), timeout=_TIMEOUT_S
-    )  # what Ray sets up at a first call is no part of it
+    )  # excludes what Ray sets up at the first call
     before = psutil.Process().memory_full_info().uss
     refs = [producer.groups.remote() for _ in range(_DRIVER_BATCHES)]
     passed, copied = ray.get(reader.private_bytes.remote(refs), timeout=_TIMEOUT_S)
@@ -147,7 +149,10 @@ def driver_growth_bytes() -> tuple[int, int, int]:
 
 
 def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
-    """Measure transport: bytes a token, put and get beside memcpy, copies at the reader, the driver's memory. About half a minute."""
+    """Measure transport: bytes per token, put and get against memcpy, copies at the reader, and the driver's memory.
+
+    Takes about half a minute.
+    """
     console = Console()
     groups = make_batch(BATCH_BYTES)
     records, tokens = records_of(groups), sum(scored.group.num_tokens for scored in groups)
@@ -173,7 +178,7 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
             name="bytes_per_token",
             value=per_token / tokens,
             target=16,
-            means="bytes a response token, over all columns of tokens",
+            means="bytes per response token, over all token columns",
         ),
         Ratio(
             name="put_get_over_memcpy_speed",
@@ -192,22 +197,22 @@ def main(json: JsonPath = None, pairs: Pairs = 15) -> None:
             name="driver_growth_share",
             value=growth / passed,
             target=0.01,
-            means="what the driver grows by, of the bytes whose references it passes on",
+            means="growth of the driver over the bytes whose references it passes on",
         ),
         Ratio(
             name="put_get_first_use_over_memcpy_speed",
             value=first.ratio,
-            means="the same while the store's pages are used for the first time",
+            means="64 MiB at the first use of the store's pages",
         ),
         Ratio(
             name="put_get_records_over_memcpy_speed",
             value=single.ratio,
-            means="the same, every group's two records as objects of their own",
+            means="64 MiB with each record as a separate object",
         ),
         Ratio(
             name="stored_bytes_per_token",
             value=stored / tokens,
-            means="the same in the store: with prompts, offsets, names and framing",
+            means="bytes per response token in the store, with prompts, offsets, names and framing",
         ),
     ]
     figures = {

@@ -1,7 +1,7 @@
-"""TRL's GRPO trainer in a process of its own, one training step at a command, with responses of given lengths.
+"""TRL's GRPO trainer in a separate process: one training step per command, with responses of given lengths.
 
-It runs as it does on a CPU: `transformers` generates. What is set is set in its favour: one generation and one micro-batch of all responses, no activation
-checkpointing, no reference model, float32, no logging.
+`transformers` generates the responses, as usual on a CPU. The settings favour TRL: one generation and one micro-batch
+of all responses, no activation checkpointing, no reference model, float32, no logging.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _START_TIMEOUT_S = 300.0
 _STEP_TIMEOUT_S = 300.0
 
 Lengths = Mapping[str, Mapping[int, int]]
-"""By kind of step, the tokens of a response to the prompt with this first token."""
+"""Response tokens by kind of step and by the first token of the prompt."""
 
 
 class TrlTrainer:
-    """The benchmark's side."""
+    """Handle of the process, for the benchmark."""
 
     def __init__(
         self, model_path: str, prompts: Sequence[str], lengths: Lengths, *, group_size: int, threads: int
@@ -35,28 +35,28 @@ class TrlTrainer:
         """Start the process.
 
         Raises:
-            EngineError: it did not come up.
+            EngineError: the process did not start.
         """
         context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        self._connection, child_end = context.Pipe()
         arguments = (
-            theirs,
+            child_end,
             model_path,
             list(prompts),
-            {kind: dict(each) for kind, each in lengths.items()},
+            {kind: dict(by_token) for kind, by_token in lengths.items()},
             group_size,
             threads,
         )
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()
+        child_end.close()
         self._receive(_START_TIMEOUT_S)
 
     def step(self, kind: str) -> float:
-        """One training step, from prompts to stepped weights: its seconds.
+        """Run one training step, from prompts to new weights, and return its seconds.
 
         Raises:
-            EngineError: it did not end, or its responses have other lengths than asked for.
+            EngineError: the step did not end, or its responses do not have the requested lengths.
         """
         self._connection.send(kind)
         elapsed_s: float = self._receive(_STEP_TIMEOUT_S)
@@ -71,7 +71,7 @@ class TrlTrainer:
             if self._connection.poll(timeout_s):
                 return self._connection.recv()
         except EOFError as error:
-            raise EngineError("TRL's process has died: its message is above") from error
+            raise EngineError("the process of TRL died; its message is above") from error
         raise EngineError(f"TRL did not answer within {timeout_s:g} s")
 
 
@@ -88,7 +88,7 @@ def _serve(
     torch.set_num_threads(threads)
 
     class StopAtLength(LogitsProcessor):
-        """Bans the end of a response before its length, and allows nothing else there."""
+        """Logits processor that allows the end-of-sequence token at the given length only, and nothing else there."""
 
         kind = next(iter(lengths))
 
@@ -101,7 +101,7 @@ def _serve(
             return scores
 
     class OnCommand(TrainerCallback):
-        """Waits before each step for its kind, and says behind it how long it took."""
+        """Callback that waits for the kind of each step before it, and sends its duration after it."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             stop.kind = connection.recv()
@@ -111,7 +111,7 @@ def _serve(
             elapsed = time.perf_counter() - self._started
             expected = group_size * sum(lengths[stop.kind].values())
             if generated[-1] != expected:
-                raise EngineError(f"TRL generated {generated[-1]} tokens, {expected} were asked for")
+                raise EngineError(f"expected {expected} tokens from TRL; got {generated[-1]}")
             connection.send(elapsed)
 
     generated: list[int] = []
@@ -130,7 +130,7 @@ def _serve(
             output_dir=directory,
             per_device_train_batch_size=len(prompts) * group_size,
             num_generations=group_size,
-            max_completion_length=max(max(each.values()) for each in lengths.values()),
+            max_completion_length=max(max(by_token.values()) for by_token in lengths.values()),
             learning_rate=1e-6,
             beta=0.0,
             use_cpu=True,

@@ -1,4 +1,4 @@
-"""New weights from the learner to the engines of a node: copies beyond the gather, and time beside memcpy of the same bytes.
+"""Weights benchmark: memory and time of a weight update from the learner to the engines of a node.
 
 python -m benchmarks.weights --json OUT
 """
@@ -36,15 +36,21 @@ T = TypeVar("T")
 NUM_LAYERS, ROWS, COLUMNS = 64, 1024, 1024
 _STORE_BYTES = 1 << 30
 _TIMEOUT_S = 120.0
-# The first versions make the pages of the store and of the file, and map them.
+# The first versions allocate and map the pages of the store and of the file.
 _WARM_UPS = 4
-# As under LoRA, where embeddings and all that has no adapter stay as they are.
+# Share of changed tensors, as with LoRA, where tensors without an adapter stay the same.
 _TRAINED = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage of an update: its seconds, the CPU seconds of its process, and the most private memory that it took beyond what was there."""
+    """Cost of one stage of an update.
+
+    Attributes:
+        elapsed_s: wall-clock seconds.
+        cpu_s: CPU seconds of its process.
+        private_bytes: peak growth of the process's private memory; 0 where it was not measured.
+    """
 
     elapsed_s: float
     cpu_s: float
@@ -52,7 +58,7 @@ class Stage:
 
 
 def gathered_weights() -> dict[str, torch.Tensor]:
-    """What the learner's `gather_weights` gives: tensors on the CPU, by name."""
+    """Return tensors on the CPU by name, like the learner's `gather_weights`."""
     generator = torch.Generator().manual_seed(0)
     weights = {
         f"model.layers.{layer}.weight": torch.randn(ROWS, COLUMNS, generator=generator) for layer in range(NUM_LAYERS)
@@ -61,6 +67,7 @@ def gathered_weights() -> dict[str, torch.Tensor]:
 
 
 def timed(action: Callable[[], T]) -> tuple[T, Stage]:
+    """Run an action and measure its time."""
     started, started_cpu = time.perf_counter(), time.process_time()
     result = action()
     return result, Stage(
@@ -69,7 +76,7 @@ def timed(action: Callable[[], T]) -> tuple[T, Stage]:
 
 
 def watched(action: Callable[[], T]) -> tuple[T, Stage]:
-    """Do something, and look at this process's anonymous memory every millisecond meanwhile."""
+    """Run an action and measure its time and, every millisecond, this process's anonymous memory."""
     before, peak, done = _anonymous_bytes(), [0], threading.Event()
 
     def watch() -> None:
@@ -92,7 +99,7 @@ def _anonymous_bytes() -> int:
 
 
 class Writer:
-    """What a node's first rollout worker does with a publication."""
+    """Actor that writes a weight publication to the node's file, like the first rollout worker of a node."""
 
     def __init__(self, run_id: str) -> None:
         self._weights = NodeWeights(run_id)
@@ -114,7 +121,7 @@ class Writer:
 
 
 class Engine:
-    """What an engine's process does before its model takes the tensors: verify the file, and map every tensor of it."""
+    """Actor that verifies the file and maps its tensors, like an engine before its model loads them."""
 
     def __init__(self) -> None:
         self._file = MappedFile()
@@ -124,7 +131,7 @@ class Engine:
 
 
 class Update:
-    """The way of one set of weights after another through one node."""
+    """Sequence of weight updates through one node."""
 
     def __init__(self) -> None:
         self.weights = gathered_weights()
@@ -138,7 +145,12 @@ class Update:
         self.shared_bytes = self.put_bytes = 0
 
     def run(self, *, trained: float = 1.0, watch: bool = False) -> float:
-        """Change so much of the weights, then publish, write and map them. Returns the seconds of the three together, without those of calling actors."""
+        """Change a share of the weights, publish, write and map them, and return the seconds without actor calls.
+
+        Args:
+            trained: share of the tensors to change.
+            watch: whether to measure memory too.
+        """
         for name in sorted(self.weights)[: round(trained * len(self.weights))]:
             self.weights[name] += 1
         earlier = self._published
@@ -156,18 +168,21 @@ class Update:
         return sum(stage.elapsed_s for stage in self.stages[-1].values())
 
     def memcpy(self, copy: Callable[[], object]) -> float:
-        """Seconds of a plain copy of as many bytes."""
+        """Return the seconds of a plain copy of the same number of bytes."""
         self.memcpys.append(timed(copy)[1])
         return self.memcpys[-1].elapsed_s
 
     @property
     def cpu_over_memcpy(self) -> float:
-        """CPU seconds of an update, in all its processes together, over those of a copy; medians."""
+        """Median CPU seconds of an update in all processes, over those of a copy."""
         updates = [sum(stage.cpu_s for stage in stages.values()) for stages in self.stages]
         return float(np.median(updates) / np.median([stage.cpu_s for stage in self.memcpys]))
 
     def copies(self) -> float:
-        """Sizes of the weights that an update takes at most on a node beyond the gathered tensors: object, file, and what its processes take themselves."""
+        """Return the peak memory of an update on a node beyond the gathered tensors, in multiples of the model size.
+
+        It counts the objects in the store, the file, and the private memory of the processes.
+        """
         self.run(watch=True)
         private = sum(stage.private_bytes for stage in self.stages.pop().values())
         return (self.shared_bytes + private) / self.num_bytes
@@ -177,18 +192,19 @@ class Update:
 
 
 def stored_bytes(refs: Collection[ray.ObjectRef]) -> int:
-    """What these objects take in the object store."""
+    """Return the bytes of objects in the object store."""
     return (
         sum(found["object_size"] for found in ray.experimental.get_object_locations(list(refs)).values()) if refs else 0
     )
 
 
 def stage_medians(stages: list[dict[str, Stage]]) -> dict[str, Any]:
-    return {f"{name}_s": float(np.median([each[name].elapsed_s for each in stages])) for name in stages[0]}
+    """Return the median seconds of each stage."""
+    return {f"{name}_s": float(np.median([update[name].elapsed_s for update in stages])) for name in stages[0]}
 
 
 def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
-    """Measure weights: copies a node beyond the gather, and time beside memcpy. Under a minute."""
+    """Measure weight updates: memory per node beyond the gathered tensors, and time against memcpy. Under a minute."""
     console = Console()
     measured: dict[str, Paired] = {}
     ray.init(
@@ -209,13 +225,13 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
                 copies = update.copies()
             copies_of: dict[str, Callable[[], object]] = {"new": source.copy, "used": lambda: np.copyto(used, source)}
             for name, memcpy in copies_of.items():
-                with progress.phase(f"update beside memcpy to {name} memory", total=pairs) as phase:
+                with progress.phase(f"update against memcpy to {name} memory", total=pairs) as phase:
                     measured[name] = measure_pairs(
                         update.run, partial(update.memcpy, memcpy), pairs=pairs, on_pair=phase.advance
                     )
                 if name == "new":
                     cpu_ratio, stages = update.cpu_over_memcpy, stage_medians(update.stages)
-            with progress.phase("update of a quarter beside one of all", total=pairs) as phase:
+            with progress.phase("update of a quarter against one of all", total=pairs) as phase:
                 measured["quarter"] = measure_pairs(
                     partial(update.run, trained=_TRAINED), update.run, pairs=pairs, on_pair=phase.advance
                 )
@@ -228,7 +244,7 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
             name="copies_per_node",
             value=copies,
             target=2.01,
-            means="sizes of the weights held on a node at most, beyond the gathered ones",
+            means="peak memory of a node beyond the gathered tensors, in model sizes",
         ),
         Ratio(
             name="update_over_memcpy",
@@ -239,7 +255,7 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
         Ratio(
             name="update_cpu_over_memcpy",
             value=cpu_ratio,
-            means="the same in CPU seconds of all processes, which others on the machine disturb less",
+            means="CPU seconds of all processes over memcpy; less sensitive to other load",
         ),
         Ratio(
             name="update_of_a_quarter_over_all",
@@ -249,12 +265,12 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
         Ratio(
             name="put_share_of_a_quarter",
             value=update.put_bytes / update.num_bytes,
-            means="bytes that such an update sends, of all",
+            means="share of the bytes that an update of a quarter sends",
         ),
         Ratio(
             name="update_over_memcpy_used",
             value=measured["used"].ratio,
-            means="the same, over memcpy to memory that was used before",
+            means="publish, write, verify and map, over memcpy to used memory",
         ),
     ]
     figures = {
@@ -265,7 +281,7 @@ def main(json: JsonPath = None, pairs: Pairs = 7) -> None:
         "memcpy_new_best_s": min(measured["new"].second_s),
         **stages,
         "gb_per_s": update.num_bytes / measured["new"].first_median_s / 1e9,
-        "pairs": {name: [round(ratio, 3) for ratio in sorted(each.ratios)] for name, each in measured.items()},
+        "pairs": {name: [round(ratio, 3) for ratio in sorted(paired.ratios)] for name, paired in measured.items()},
     }
     show(
         Result(

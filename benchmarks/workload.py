@@ -1,4 +1,4 @@
-"""What the benchmarks work on: response lengths, small random models of the Qwen3 architecture, and scored groups with the columns of real ones."""
+"""Workloads of the benchmarks: response lengths, small random Qwen3 models, and scored groups with all columns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, Tea
 
 PAD_ID, END_ID, FIRST_ID = 0, 1, 2
 
-# Of the logarithm of a length whose 99th percentile is ten times its median.
+# Standard deviation of the log length for a 99th percentile of ten times the median.
 _TAIL_SIGMA = math.log(10) / NormalDist().inv_cdf(0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """A random Qwen3 model: heads of 32 as vLLM's attention on CPU wants, embeddings not tied."""
+    """Size of a random Qwen3 model with a head size of 32, as vLLM's CPU attention requires, and untied embeddings."""
 
     vocabulary: int
     hidden: int
@@ -41,11 +41,14 @@ class ModelSize:
 TINY = ModelSize(vocabulary=256, hidden=128, feed_forward=320, layers=4, heads=4, key_value_heads=4)
 """0.8 million parameters."""
 SMALL = ModelSize(vocabulary=8192, hidden=256, feed_forward=768, layers=6, heads=8, key_value_heads=4)
-"""9 million parameters: matrix products large enough that they, and not the calls around them, take the time."""
+"""9 million parameters: the matrix products are large enough to dominate the overhead of the calls."""
 
 
 def long_tailed_lengths(count: int, *, median: int, seed: int = 0) -> list[int]:
-    """Lengths whose 99th percentile is ten times their median (log-normal, at its quantiles, so equal in every run), shuffled."""
+    """Return shuffled lengths whose 99th percentile is ten times their median.
+
+    They are quantiles of a log-normal distribution, and therefore equal in every run.
+    """
     quantiles = [NormalDist().inv_cdf((index + 0.5) / count) for index in range(count)]
     lengths = [max(1, round(median * math.exp(_TAIL_SIGMA * quantile))) for quantile in quantiles]
     random.Random(seed).shuffle(lengths)
@@ -53,10 +56,10 @@ def long_tailed_lengths(count: int, *, median: int, seed: int = 0) -> list[int]:
 
 
 def write_model(directory: Path, size: ModelSize, *, seed: int = 0, max_tokens: int = 4096, ends: bool = True) -> Path:
-    """Write a Hugging Face model directory with a tokenizer of one token a word (`w2`, `w3`, ...).
+    """Write a Hugging Face model directory with a tokenizer of one token per word (`w2`, `w3`, ...).
 
     Args:
-        ends: whether the model has an end-of-sequence token; without one, engines sample up to the budget.
+        ends: whether the model has an end-of-sequence token; without one, engines sample up to the token budget.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -88,7 +91,10 @@ def write_model(directory: Path, size: ModelSize, *, seed: int = 0, max_tokens: 
 def scored_groups(
     lengths: Sequence[int], *, group_size: int, prompt_tokens: int, vocabulary: int, seed: int = 0
 ) -> dict[str, ScoredGroup]:
-    """Groups with all columns of real ones, by uid: random tokens, log-probabilities about those of a model that knows nothing, every second reward 1."""
+    """Return groups by uid, with random tokens and all columns.
+
+    Log-probabilities are close to those of a uniform distribution, and every second reward is 1.
+    """
     rng = np.random.default_rng(seed)
     groups = {}
     for number, start in enumerate(range(0, len(lengths), group_size)):

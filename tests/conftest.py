@@ -1,4 +1,8 @@
-"""Tiny models shared by all tests: Qwen3 architecture, random weights, head size 32 (the smallest that vLLM's CPU attention takes)."""
+"""Fixtures shared by all tests: tiny models and real data.
+
+The models have the Qwen3 architecture, random weights and a head size of 32, the smallest that vLLM's CPU attention
+accepts.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,22 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real public data beside the project."""
+    """Return the folder of public data sets, next to the repository; skip the test if it does not exist."""
     folder = SHARED / "data"
     if not folder.is_dir():
-        pytest.skip(f"the real data sets are not at {folder}")
+        pytest.skip(f"no public data sets at {folder}")
     return folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkedResponse:
-    """A response that a person would write to a problem with this answer, and whether it is right."""
+    """Response to a problem, written like a person's.
+
+    Attributes:
+        text: response text.
+        answer: expected answer of the problem.
+        is_correct: whether the response gives that answer.
+    """
 
     text: str
     answer: str
@@ -42,7 +52,10 @@ class MarkedResponse:
 
 @pytest.fixture(scope="session")
 def aime_responses(shared_data: Path) -> list[MarkedResponse]:
-    """Right responses to every AIME problem in the set, and 500 wrong ones: near misses, slips of a digit, sign or decimal point, other answers."""
+    """Return correct responses to every AIME problem in the set, and 500 wrong ones.
+
+    Wrong answers are near misses, errors in a digit, the sign or the decimal point, and answers of other problems.
+    """
     answers = [json.loads(line)["answer"] for line in (shared_data / "aime_2021_2024.jsonl").read_text().splitlines()]
     prose = itertools.cycle(
         [
@@ -66,21 +79,21 @@ def aime_responses(shared_data: Path) -> list[MarkedResponse]:
             f"{number},{number + 7}",
         ]
         wrong += [(str(other), answer) for other in others if str(other).lstrip("0") not in answer]
-    right = [
-        (given, answer) for answer in answers for given in answer.removesuffix(" (both were accepted)").split(" or ")
+    right: list[tuple[str, str]] = [
+        (accepted, answer)
+        for answer in answers
+        for accepted in answer.removesuffix(" (both were accepted)").split(" or ")
     ]
-    pairs = [(given, answer, True) for given, answer in right] + [
-        (given, answer, False) for given, answer in wrong[:500]
-    ]
+    triples = [(text, answer, True) for text, answer in right] + [(text, answer, False) for text, answer in wrong[:500]]
     return [
-        MarkedResponse(text=next(prose).format(given), answer=answer, is_correct=is_correct)
-        for given, answer, is_correct in pairs
+        MarkedResponse(text=next(prose).format(text), answer=answer, is_correct=is_correct)
+        for text, answer, is_correct in triples
     ]
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Build a tiny random Qwen3 checkpoint with a character tokenizer; equal arguments give the same directory."""
+    """Return a builder of tiny random Qwen3 checkpoints with a character tokenizer, cached by its arguments."""
     built: dict[tuple[bool, int, int], Path] = {}
 
     def make(*, tied: bool = True, seed: int = 0, layers: int = 2) -> Path:
@@ -126,7 +139,7 @@ def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path
 
 @pytest.fixture(scope="session")
 def make_reward_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Build a tiny random Qwen3 sequence-classification checkpoint with the tokenizer of `make_model`."""
+    """Return a builder of tiny random Qwen3 sequence classifiers with the tokenizer of `make_model`."""
 
     def make(*, labels: int = 1) -> Path:
         from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification

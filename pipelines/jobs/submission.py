@@ -138,7 +138,7 @@ def read_submission(
             _path_in_job(config.parent / settings["base"], directory)
     else:
         run = load_run_config(config, overrides)
-        command, name, runs = "run" if run.offline is None else "offline", run.name, [run]
+        command, name, runs = "run", run.name, [run]
     for run_config in runs:
         _require_files(run_config, directory)
     where = absolute_run_dir(run_dir, name)

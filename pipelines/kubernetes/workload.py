@@ -82,7 +82,7 @@ def read_workload(path: Path, overrides: Sequence[str]) -> Workload:
             name=kubernetes_name(suite.name), settings=shipped, runs=(suite,), command=evaluate, output=("--output",)
         )
     run = load_run_config(path, overrides)
-    train = ("rlad", "run" if run.offline is None else "offline", str(CONFIG_FILE))
+    train = ("rlad", "run", str(CONFIG_FILE))
     return Workload(
         name=kubernetes_name(run.name), settings=shipped, runs=(run,), command=train, output=("--run-dir", "--resume")
     )

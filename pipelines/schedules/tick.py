@@ -18,8 +18,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.run.directory import RunDirectory
 from pipelines.run.registration import register_run
 from pipelines.run.result import RunResult, finished_result
@@ -198,10 +196,9 @@ def _retry_or_fail(work: TickExecution, error: Exception) -> None:
 
 def _run(work: TickExecution) -> None:
     config = work.directory.config(work.run_id)
-    command = "run" if yaml.safe_load(config.read_text())["offline"] is None else "offline"
     address = ["--address", work.config.address] if work.config.address else []
     run_dir = str(work.directory.run(work.run_id))
-    work.execute([command, str(config), "--run-dir", run_dir, "--resume", *address])
+    work.execute(["run", str(config), "--run-dir", run_dir, "--resume", *address])
 
 
 def _read_result(work: TickExecution) -> RunResult:

@@ -18,12 +18,12 @@ from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierR
 from actors.pool.routing import Router, queue_capacity
 from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
-from pipelines.simulation.virtual_time import run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig
 from rlad.contracts import Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
+from rlad.testing.virtual_time import run_in_virtual_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""One local Ray for all tests of a file: each gives back what it takes."""
+"""One local Ray for all tests of a file; each test releases the resources that it reserves."""
 
 from __future__ import annotations
 

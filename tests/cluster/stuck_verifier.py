@@ -1,4 +1,7 @@
-"""A verifier that gets stuck. In a module of its own because the verifiers' processes import it, and should import nothing heavy."""
+"""Verifier that hangs.
+
+It has its own module because the verifier processes import it and must not import anything heavy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from rlad.verifiers import Verdict
 
 @dataclass(frozen=True)
 class StuckVerifier:
-    """Never ends on responses that begin with F, and notes its process where the answer says; others are correct."""
+    """Verifier that never returns for responses that begin with F; all others are correct.
+
+    Before it hangs, it writes its process id to the file that the answer names.
+    """
 
     def verify(self, response_text: str, answer: str) -> Verdict:
         if response_text.startswith("F"):
@@ -24,7 +30,7 @@ class StuckVerifier:
 
 @dataclass(frozen=True)
 class StuckVerifierConfig:
-    """Its settings, of the form that `build_verifier` takes."""
+    """Settings of `StuckVerifier`, as `build_verifier` expects them."""
 
     def build(self) -> StuckVerifier:
         return StuckVerifier()

@@ -1,4 +1,4 @@
-"""A run that is told to end by SIGTERM, as by a stopped job or a pod taken away, has the time that it needs to take its pools down."""
+"""Tests of SIGTERM, as sent to a stopped job or an evicted pod: the run has time to shut down its pools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Its cleaning up takes longer than the three seconds after which Ray's own handler aborts.
+# The clean-up takes longer than the three seconds after which Ray's own signal handler aborts.
 PROGRAM = """
 import asyncio
 from pipelines.cli import main as cli
@@ -33,7 +33,7 @@ cli.main()
 """
 
 
-def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
+def test_run_has_time_to_shut_down_its_pools_after_sigterm() -> None:
     command = [sys.executable, "-c", PROGRAM, "work-on-a-cluster"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
@@ -42,7 +42,5 @@ def test_sigterm_leaves_a_run_the_time_to_take_its_pools_down() -> None:
         stdout, stderr = process.communicate(timeout=120)
     assert stdout == "pools are down\n"
     assert process.returncode == 128 + signal.SIGTERM
-    assert stderr.endswith(
-        "interrupted: checkpoints are kept; continue with the same command and --resume\n"
-    )
+    assert stderr.endswith("interrupted: checkpoints are kept; continue with the same command and --resume\n")
     assert "SIGTERM received" not in stderr

@@ -1,4 +1,4 @@
-"""Groups go to their task's reward model or to the verifiers, on a local Ray."""
+"""Tests of routing groups to their task's reward model or to the verifiers, on a local Ray."""
 
 from __future__ import annotations
 
@@ -15,30 +15,16 @@ from actors.engines.hf_engine.reward_model import RewardModelEngine
 from actors.verifier.reward_pool import VerdictPools
 from pipelines.training.deadlines import together
 from rlad.config import VerifierPoolConfig
-from rlad.contracts import FinishReason, Outcome, RolloutGroup
+from rlad.contracts import Outcome, RolloutGroup
 from rlad.errors import EngineError, PoolExhaustedError
+from rlad.testing import make_group
 from rlad.verifiers import KnightsKnavesVerifierConfig, RewardModelVerifierConfig
 
 
-def make_group(tokenizer_path: Path, texts: list[str], *, task: str, truncated: int | None = None) -> RolloutGroup:
-    ids = [AutoTokenizer.from_pretrained(tokenizer_path)(text)["input_ids"] for text in texts]
-    offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])]).astype(np.int64)
-    return RolloutGroup(
-        uid="d:0:0",
-        attempt=1,
-        prompt_id="p0",
-        task=task,
-        answer="TF",
-        temperature=1.0,
-        prompt_ids=np.array([3, 4], np.int32),
-        response_ids=np.array([token for each in ids for token in each], np.int32),
-        response_offsets=offsets,
-        behaviour_logprobs=np.zeros(int(offsets[-1]), np.float32),
-        policy_versions=np.zeros(int(offsets[-1]), np.int32),
-        finish_reasons=np.array(
-            [FinishReason.LENGTH if index == truncated else FinishReason.STOP for index in range(len(texts))], np.uint8
-        ),
-    )
+def group_of(tokenizer_path: Path, texts: list[str], *, task: str, truncated: tuple[int, ...] = ()) -> RolloutGroup:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    responses = [tokenizer(text)["input_ids"] for text in texts]
+    return make_group(responses, prompt=[3, 4], uid="d:0:0", attempt=1, task=task, answer="TF", truncated=truncated)
 
 
 @asynccontextmanager
@@ -55,11 +41,11 @@ async def open_pools(student: Path, model: RewardModelVerifierConfig) -> AsyncIt
             await pool.close()
 
 
-async def test_each_task_goes_to_what_judges_it(
+async def test_task_selects_the_reward_model_or_the_verifiers(
     make_model: Callable[..., Path], make_reward_model: Callable[..., Path]
 ) -> None:
     student, texts = make_model(), ["TF=TF$", "TF=FT$", "ab", "TT", ""]
-    groups = {task: make_group(student, texts, task=task, truncated=3) for task in ("puzzle", "style")}
+    groups = {task: group_of(student, texts, task=task, truncated=(3,)) for task in ("puzzle", "style")}
     model = RewardModelVerifierConfig(
         name="reward_model", path=str(make_reward_model()), dtype="float32", transform="sigmoid", cpus_per_worker=0.5
     )
@@ -86,7 +72,7 @@ async def test_each_task_goes_to_what_judges_it(
         "a b",
         "T T",
         "",
-    )  # this tokenizer puts spaces between its tokens
+    )  # the tokenizer decodes with spaces between the tokens
     outcomes = [Outcome.CORRECT if reward >= np.median(expected) else Outcome.WRONG for reward in verdicts.rewards]
     outcomes[3] = Outcome.UNPARSEABLE
     assert list(judged["style"].outcomes) == verdicts.outcomes.tolist() == outcomes
@@ -94,19 +80,19 @@ async def test_each_task_goes_to_what_judges_it(
     assert (stats.num_groups, stats.processes, sum(stats.outcomes.values())) == (2, 2, 10)
 
 
-async def test_group_too_long_for_the_model_is_an_error_of_its_worker(
+async def test_group_that_exceeds_the_context_of_the_reward_model_is_an_error(
     make_model: Callable[..., Path], make_reward_model: Callable[..., Path]
 ) -> None:
     model = RewardModelVerifierConfig(
         name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5
     )
     async with open_pools(make_model(), model) as pools:
-        group = make_group(make_model(), ["T" * 600], task="style")
+        group = group_of(make_model(), ["T" * 600], task="style")
         with pytest.raises(EngineError, match="the context of the reward model is 512"):
             await pools.verify(ray.put(group.to_columns()), task="style", num_tokens=600)
 
 
-async def test_model_with_another_vocabulary_does_not_start(
+async def test_reward_model_with_another_vocabulary_does_not_start(
     make_model: Callable[..., Path], tmp_path: Path, make_reward_model: Callable[..., Path]
 ) -> None:
     from tokenizers import Tokenizer, models

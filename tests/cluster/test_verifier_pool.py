@@ -1,4 +1,4 @@
-"""The verifier pool on a local Ray, with real worker processes that are killed."""
+"""Tests of the verifier pool on a local Ray, with real worker processes that are killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
@@ -18,8 +17,9 @@ from transformers import AutoTokenizer
 
 from actors.verifier.pool import VerifierPool
 from rlad.config import VerifierPoolConfig
-from rlad.contracts import FinishReason, Outcome, RolloutGroup
+from rlad.contracts import Outcome, RolloutGroup
 from rlad.errors import ConfigError, PoolExhaustedError
+from rlad.testing import make_group
 from rlad.verifiers import Verdict, build_verifier
 
 from .stuck_verifier import StuckVerifierConfig
@@ -27,14 +27,14 @@ from .stuck_verifier import StuckVerifierConfig
 COMPACT = build_verifier({"name": "knights_knaves", "form": "compact"})
 
 
-MakeGroup = Callable[..., RolloutGroup]
+GroupOf = Callable[..., RolloutGroup]
 
 
 @pytest.fixture(scope="module")
-def make_group(make_model: Callable[..., Path]) -> MakeGroup:
+def group_of(make_model: Callable[..., Path]) -> GroupOf:
     tokenizer = AutoTokenizer.from_pretrained(make_model())
 
-    def make(
+    def group_of(
         texts: list[str],
         *,
         task: str = "compact",
@@ -42,28 +42,10 @@ def make_group(make_model: Callable[..., Path]) -> MakeGroup:
         truncated: tuple[int, ...] = (),
         uid: str = "d:0:0",
     ) -> RolloutGroup:
-        ids = [tokenizer(text)["input_ids"] for text in texts]
-        offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])]).astype(np.int64)
-        num_tokens = int(offsets[-1])
-        return RolloutGroup(
-            uid=uid,
-            attempt=2,
-            prompt_id="p0",
-            task=task,
-            answer=answer,
-            temperature=1.0,
-            prompt_ids=np.array([3], np.int32),
-            response_ids=np.array([token for each in ids for token in each], np.int32),
-            response_offsets=offsets,
-            behaviour_logprobs=np.zeros(num_tokens, np.float32),
-            policy_versions=np.zeros(num_tokens, np.int32),
-            finish_reasons=np.array(
-                [FinishReason.LENGTH if index in truncated else FinishReason.STOP for index in range(len(texts))],
-                np.uint8,
-            ),
-        )
+        responses = [tokenizer(text)["input_ids"] for text in texts]
+        return make_group(responses, uid=uid, attempt=2, task=task, answer=answer, truncated=truncated)
 
-    return make
+    return group_of
 
 
 def make_pool(
@@ -76,67 +58,66 @@ def make_pool(
     return VerifierPool(config, verifiers, tokenizer_path=str(make_model()), start_timeout_s=60)
 
 
-async def test_groups_are_judged_as_the_verifier_judges_their_texts(
-    make_model: Callable[..., Path], make_group: MakeGroup
-) -> None:
+async def test_pool_gives_the_verdicts_of_the_verifier(make_model: Callable[..., Path], group_of: GroupOf) -> None:
     pool = make_pool(make_model, workers=2, processes=2)
-    # The end-of-sequence token is no part of the text; a response may be empty; a truncated one is not looked at, though it says the answer.
+    # The end-of-sequence token is not part of the text. A response may be empty. A truncated response earns nothing,
+    # even if it contains the answer.
     texts = ["TT:TFxTF=TF$", "TF=FT$", "", "TFTF", "T=TF", "TF=TF$"]
     await pool.start()
     try:
-        groups = [make_group(texts, truncated=(4,), uid=f"d:0:{index}") for index in range(12)]
+        groups = [group_of(texts, truncated=(4,), uid=f"d:0:{index}") for index in range(12)]
         judged = await asyncio.gather(
             *(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens) for group in groups)
         )
-        for group, each in zip(groups, judged, strict=True):
-            verdicts = each.verdicts
+        for group, verified in zip(groups, judged, strict=True):
+            verdicts = verified.verdicts
             assert (verdicts.uid, verdicts.attempt) == (group.uid, 2)
             expected = [COMPACT.verify(text.replace("$", ""), "TF") for text in texts]
             expected[4] = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)
             assert verdicts.rewards.tolist() == [verdict.reward for verdict in expected] == [1, 0, 0, 0, 0, 1]
             assert verdicts.outcomes.tolist() == [verdict.outcome for verdict in expected]
-            assert (each.rewards, each.outcomes) == (
+            assert (verified.rewards, verified.outcomes) == (
                 tuple(verdicts.rewards.tolist()),
                 tuple(verdicts.outcomes.tolist()),
             )
         stats = pool.stats()
         assert (stats.num_groups, stats.processes) == (12, 4)
         assert stats.outcomes == {Outcome.CORRECT: 24, Outcome.WRONG: 12, Outcome.UNPARSEABLE: 36}
-        assert 0 < stats.busy_s == pytest.approx(sum(each.elapsed_s for each in judged))
+        assert 0 < stats.busy_s == pytest.approx(sum(verified.elapsed_s for verified in judged))
     finally:
         await pool.close()
 
 
-async def test_texts_and_answers_come_back_only_when_asked_for(
-    make_model: Callable[..., Path], make_group: MakeGroup
+async def test_texts_and_answers_are_returned_only_on_request(
+    make_model: Callable[..., Path], group_of: GroupOf
 ) -> None:
     pool = make_pool(make_model)
-    # One that the verifier cannot understand, or that did not end, has no answer to vote with.
-    group = make_group(["T=TF$", "F=FT$", "F=FTT$", "TF=TF", "TT"], truncated=(3,))
+    # A response that is unparseable or truncated has no answer for a majority vote.
+    group = group_of(["T=TF$", "F=FT$", "F=FTT$", "TF=TF", "TT"], truncated=(3,))
     await pool.start()
     try:
         ref = ray.put(group.to_columns())
-        silent = await pool.verify(ref, num_tokens=group.num_tokens)
-        asked = await pool.verify(ref, num_tokens=group.num_tokens, with_texts=True)
-        assert (silent.texts, silent.answers) == (None, None)
-        assert asked.answers == ("TF", "FT", None, None, None)
-        assert asked.texts is not None
-        assert [text.replace(" ", "") for text in asked.texts] == ["T=TF", "F=FT", "F=FTT", "TF=TF", "TT"]
-        assert (asked.rewards, asked.outcomes) == (silent.rewards, silent.outcomes)
-        mute = make_group(["T"], task="stuck", answer="/dev/null")
-        assert (await pool.verify(ray.put(mute.to_columns()), num_tokens=1, with_texts=True)).answers is None
+        without_texts = await pool.verify(ref, num_tokens=group.num_tokens)
+        with_texts = await pool.verify(ref, num_tokens=group.num_tokens, with_texts=True)
+        assert (without_texts.texts, without_texts.answers) == (None, None)
+        assert with_texts.answers == ("TF", "FT", None, None, None)
+        assert with_texts.texts is not None
+        assert [text.replace(" ", "") for text in with_texts.texts] == ["T=TF", "F=FT", "F=FTT", "TF=TF", "TT"]
+        assert (with_texts.rewards, with_texts.outcomes) == (without_texts.rewards, without_texts.outcomes)
+        unanswered = group_of(["T"], task="stuck", answer="/dev/null")
+        assert (await pool.verify(ray.put(unanswered.to_columns()), num_tokens=1, with_texts=True)).answers is None
     finally:
         await pool.close()
 
 
-async def test_stuck_verifier_is_a_timeout_and_the_next_responses_are_judged(
-    make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path
+async def test_stuck_verifier_times_out_and_the_next_responses_are_judged(
+    make_model: Callable[..., Path], group_of: GroupOf, tmp_path: Path
 ) -> None:
     pool = make_pool(make_model, timeout_s=0.5)
     note = tmp_path / "pid"
     await pool.start()
     try:
-        group = make_group(["T", "F", "TT"], task="stuck", answer=str(note))
+        group = group_of(["T", "F", "TT"], task="stuck", answer=str(note))
         judged = await pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens)
         assert judged.outcomes == (Outcome.CORRECT, Outcome.TIMEOUT, Outcome.CORRECT)
         assert judged.rewards == (1.0, 0.0, 1.0)
@@ -146,17 +127,17 @@ async def test_stuck_verifier_is_a_timeout_and_the_next_responses_are_judged(
 
 
 async def test_group_of_a_killed_worker_is_judged_by_its_replacement(
-    make_model: Callable[..., Path], make_group: MakeGroup, tmp_path: Path
+    make_model: Callable[..., Path], group_of: GroupOf, tmp_path: Path
 ) -> None:
     pool = make_pool(make_model, timeout_s=3.0)
     note = tmp_path / "pid"
     await pool.start()
     try:
-        group = make_group(["F", "T"], task="stuck", answer=str(note))
+        group = group_of(["F", "T"], task="stuck", answer=str(note))
         verifying = asyncio.create_task(pool.verify(ray.put(group.to_columns()), num_tokens=group.num_tokens))
         stuck = await asyncio.to_thread(read_pid, note)
         note.unlink()
-        os.kill(psutil.Process(stuck).ppid(), signal.SIGKILL)  # the worker: its verifier process is in an endless loop
+        os.kill(psutil.Process(stuck).ppid(), signal.SIGKILL)  # the worker; its verifier process hangs
         judged = await verifying
         assert judged.outcomes == (Outcome.TIMEOUT, Outcome.CORRECT)
         assert int(note.read_text()) != stuck
@@ -165,11 +146,11 @@ async def test_group_of_a_killed_worker_is_judged_by_its_replacement(
         await pool.close()
 
 
-async def test_task_without_a_verifier_is_named(make_model: Callable[..., Path], make_group: MakeGroup) -> None:
+async def test_error_names_the_task_without_a_verifier(make_model: Callable[..., Path], group_of: GroupOf) -> None:
     pool = make_pool(make_model)
     await pool.start()
     try:
-        group = make_group(["T"], task="riddles")
+        group = group_of(["T"], task="riddles")
         with pytest.raises(
             ConfigError, match="task 'riddles', for which the run has no verifier; it has: compact, stuck"
         ):
@@ -178,7 +159,7 @@ async def test_task_without_a_verifier_is_named(make_model: Callable[..., Path],
         await pool.close()
 
 
-async def test_pool_that_cannot_read_its_tokenizer_does_not_start(tmp_path: Path) -> None:
+async def test_pool_without_a_readable_tokenizer_does_not_start(tmp_path: Path) -> None:
     config = VerifierPoolConfig(cpus_per_worker=0.5)
     pool = VerifierPool(config, {}, tokenizer_path=str(tmp_path), start_timeout_s=60)
     with pytest.raises(PoolExhaustedError, match=r"tokenizer\.json does not exist"):
@@ -191,4 +172,4 @@ def read_pid(note: Path) -> int:
         if note.is_file() and (text := note.read_text()):
             return int(text)
         time.sleep(0.02)
-    raise AssertionError("the verifier never began")
+    raise AssertionError("the verifier did not start within 30 s")

@@ -1,4 +1,4 @@
-"""An object store that speaks S3, for what has to work on one."""
+"""S3 object store on loopback, for tests of code that writes to one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _bucket_numbers = itertools.count()
 
 
 class OneAtATime:
-    """Serves one request at a time, so that a conditional write is decided as S3 decides it; moto alone looks first and writes later."""
+    """WSGI middleware that serves one request at a time.
+
+    It makes conditional writes atomic, as in S3. moto alone checks the condition first and writes later, so that two
+    concurrent writes can both succeed.
+    """
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application, self._lock = application, threading.Lock()
@@ -27,7 +31,7 @@ class OneAtATime:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """host:port of a moto server on loopback, with credentials for it in the environment."""
+    """Yield host:port of a moto server on loopback; its credentials are in the environment."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -55,7 +59,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_uri(s3_endpoint: str) -> str:
-    """Address of a folder in an empty bucket."""
+    """Return the URI of a folder in an empty bucket."""
     import boto3
 
     bucket = f"bucket-{next(_bucket_numbers)}"

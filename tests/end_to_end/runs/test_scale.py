@@ -1,4 +1,4 @@
-"""A live run grown, shrunk, hurt and stopped from another process, as a person does it."""
+"""Test of scaling and stopping a live run from another process, with a worker killed in between."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def pool_of(run: RunDirectory) -> dict[str, int]:
 
 
 def pools_of(run: RunDirectory) -> dict[str, int]:
-    """Workers that serve, by pool."""
+    """Return the number of ready workers of each pool."""
     return {name: pool["ready"] for name, pool in status_of(run).items()}
 
 
-def wait_for(claim: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+def wait_for(is_reached: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
+    """Wait for a condition while the run is alive."""
     deadline = time.monotonic() + DEADLINE_S
-    while not claim():
+    while not is_reached():
         assert process.poll() is None, f"the run ended before {what}"
-        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S} s"
+        assert time.monotonic() < deadline, f"expected {what} within {DEADLINE_S} s"
         time.sleep(0.2)
 
 
-def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path: Path) -> None:
+def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing_a_group(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     overrides = [
         "training.steps=2000",
@@ -80,14 +81,14 @@ def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path
             wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with more workers")
 
             victim = next(
-                each
-                for each in psutil.Process(process.pid).children(recursive=True)
-                if "ray::RolloutWorker" in " ".join(each.cmdline())
+                child
+                for child in psutil.Process(process.pid).children(recursive=True)
+                if "ray::RolloutWorker" in " ".join(child.cmdline())
             )
             os.kill(victim.pid, signal.SIGKILL)
-            hurt_at = len(read_json_lines(run.metrics))
+            killed_at = len(read_json_lines(run.metrics))
             wait_for(
-                lambda: len(read_json_lines(run.metrics)) >= hurt_at + 2, process, "steps after a worker was killed"
+                lambda: len(read_json_lines(run.metrics)) >= killed_at + 2, process, "steps after a worker was killed"
             )
 
             assert rlad("scale", run.path, "rollout=1", "verifier=1", "teacher=1").returncode == 0
@@ -114,6 +115,6 @@ def test_a_live_run_is_grown_hurt_shrunk_and_stopped_and_loses_no_group(tmp_path
     counts = json.loads(rlad("ledger", run.path, "--json").stdout)
     assert (counts["lost"], counts["duplicated"]) == (0, 0)
     assert counts["trained_steps"] == len(read_json_lines(run.metrics))
-    told = rlad("status", run.path)
-    assert "not running; continue it with --resume" in told.stdout
+    status = rlad("status", run.path)
+    assert "not running; continue it with --resume" in status.stdout
     assert rlad("scale", run.path, "rollout=2").returncode == 1

@@ -1,4 +1,4 @@
-"""Every benchmark is a command that says what it measures."""
+"""Tests of the benchmarks' command lines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
-# In one process: each alone would import torch and Ray anew.
-HELP_OF_ALL = """
+# All in one process: separate ones would each import torch and Ray.
+ALL_HELP_PAGES = """
 import runpy, sys
 for name in sys.argv[1:]:
     sys.argv = [name, "--help"]
@@ -21,11 +21,11 @@ for name in sys.argv[1:]:
 """
 
 
-def test_every_benchmark_explains_itself() -> None:
+def test_every_benchmark_has_a_help_page_and_writes_json() -> None:
     commands = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "typer.run(main)" in path.read_text())
     assert {"learner", "transport", "weights", "teacher", "step"} <= set(commands)
-    answer = subprocess.run(
-        [sys.executable, "-c", HELP_OF_ALL, *commands],
+    result = subprocess.run(
+        [sys.executable, "-c", ALL_HELP_PAGES, *commands],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -33,7 +33,7 @@ def test_every_benchmark_explains_itself() -> None:
         timeout=240,
         check=False,
     )
-    assert answer.returncode == 0, answer.stderr
+    assert result.returncode == 0, result.stderr
     for name in commands:
-        assert f"{name} ended with 0" in answer.stdout
-    assert answer.stdout.count("--json") == len(commands)
+        assert f"{name} ended with 0" in result.stdout
+    assert result.stdout.count("--json") == len(commands)

@@ -1,4 +1,4 @@
-"""Medians of paired runs, and what is kept of them."""
+"""Tests of paired measurements and of the files that they are written to."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from benchmarks.measure import Paired, Ratio, Result, measure_pairs, show
 from benchmarks.workload import long_tailed_lengths
 
 
-def test_a_ratio_is_the_median_of_the_pairs_own_ratios() -> None:
-    """The machine was slow in the second pair: the ratio of the medians, 30 / 10, would take that for a difference."""
+def test_ratio_is_the_median_of_the_ratios_of_the_pairs() -> None:
+    """The machine was slow during the second pair. The ratio of the medians, 30 / 10, would show a difference."""
     paired = Paired(first_s=(20.0, 300.0, 30.0), second_s=(10.0, 150.0, 10.0))
     assert paired.ratios == [2.0, 2.0, 3.0]
     assert paired.ratio == 2.0
     assert (paired.first_median_s, paired.second_median_s) == (30.0, 10.0)
 
 
-def test_an_even_number_of_pairs_takes_the_middle_two() -> None:
+def test_ratio_of_an_even_number_of_pairs_is_the_mean_of_the_middle_two() -> None:
     assert Paired(first_s=(1.0, 2.0, 3.0, 10.0), second_s=(1.0, 1.0, 1.0, 1.0)).ratio == 2.5
 
 
-def test_runs_alternate_and_warm_ups_do_not_count() -> None:
+def test_runs_alternate_and_warm_ups_are_not_counted() -> None:
     order: list[str] = []
     pairs_done: list[int] = []
 
@@ -50,11 +50,11 @@ def test_runs_alternate_and_warm_ups_do_not_count() -> None:
         (1.4, None, "at most", None),
     ],
 )
-def test_a_target_is_met_on_its_own_side(value: float, target: float | None, side: str, is_met: bool | None) -> None:
+def test_target_is_an_inclusive_bound(value: float, target: float | None, side: str, is_met: bool | None) -> None:
     assert Ratio(name="r", value=value, target=target, side=side, means="").is_met is is_met  # type: ignore[arg-type]
 
 
-def test_what_is_written_begins_with_the_ratios_and_says_where_it_was_measured(tmp_path: Path) -> None:
+def test_result_file_begins_with_the_ratios_and_holds_the_provenance(tmp_path: Path) -> None:
     result = Result(
         benchmark="learner",
         ratios=[
@@ -75,7 +75,7 @@ def test_what_is_written_begins_with_the_ratios_and_says_where_it_was_measured(t
     assert "torch" in written["provenance"]["packages"]
 
 
-def test_long_tailed_lengths_have_their_99th_percentile_at_ten_medians() -> None:
+def test_99th_percentile_of_long_tailed_lengths_is_ten_times_the_median() -> None:
     lengths = sorted(long_tailed_lengths(1000, median=100))
     assert (lengths[499] + lengths[500]) / 2 == pytest.approx(100, rel=0.01)
     assert lengths[989] == pytest.approx(1000, rel=0.05)

@@ -178,5 +178,5 @@ sys.stdin.read()
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "recorded"
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert Ledger(path, read_only=True).counts().states[GroupState.SAMPLED] == 1

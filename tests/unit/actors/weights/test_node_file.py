@@ -72,7 +72,7 @@ def hold_folder(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str
     yield start
     for process in processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_file_is_written_once_for_all_workers_of_a_node(tmp_path: Path) -> None:

@@ -83,8 +83,7 @@ def in_a_process(*arguments: str) -> Ended:
         (("ledger", "{tmp}"), "no ledger at"),
         (("report", "{tmp}"), "no run at"),
         (("pretrain", "chess"), "chess"),
-        (("run", OFFLINE, "--run-dir", "{tmp}/run"), "start it with `rlad offline`"),
-        (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
+        (("offline", OFFLINE, "--run-dir", "{tmp}/run"), "`rlad offline` was removed: use `rlad run`"),
         (
             ("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"),
             "as --max-workers rollout=8; got 'rollout'",

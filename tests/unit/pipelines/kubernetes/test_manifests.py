@@ -99,7 +99,7 @@ def test_the_job_runs_the_configuration_that_was_given(project_config: tuple[str
                 runs[place] = [load_evaluation_suite(path, changes)]
             case _:
                 runs[place] = [load_run_config(path, changes)]
-                assert words[1] == ("run" if runs[place][0].offline is None else "offline")  # type: ignore[union-attr]
+                assert words[1] == "run"
     assert len(runs["there"]) == len(runs["shipped"])
     for there, sent in zip(runs["there"], runs["shipped"], strict=True):
         assert sent.cluster.address == "auto"

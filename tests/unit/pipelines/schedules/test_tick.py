@@ -173,11 +173,11 @@ def test_paused_schedule_runs_only_manually_and_skips_missed_times(site: Site) -
     assert site.tick_at(NIGHT + DAY).run_id == "nightly-20260512T020000Z"
 
 
-def test_offline_run_is_started_with_the_offline_command(site: Site) -> None:
+def test_offline_distillation_is_started_with_the_run_command(site: Site) -> None:
     run = {**site.settings().run, "objective": {"name": "sft"}, "offline": {}}
     site.add(run=run)
     site.tick_at(NIGHT)
-    assert site.launcher.requests[0].arguments[0] == "offline"
+    assert site.launcher.requests[0].arguments[0] == "run"
 
 
 def test_tick_end_is_notified_and_a_failed_notification_is_recorded(site: Site) -> None:

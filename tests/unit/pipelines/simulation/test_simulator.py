@@ -25,10 +25,10 @@ from pipelines.simulation.simulator import (
     stand_in_shard_policy,
 )
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
-from pipelines.simulation.virtual_time import StuckError, run_in_virtual_time
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
 from rlad.config import RunConfig, load_run_config
 from rlad.ledger import GroupState, Ledger
+from rlad.testing.virtual_time import StuckError, run_in_virtual_time
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 SIZES = PoolSizes(rollout=4, teacher=2, verifier=2)
@@ -96,7 +96,7 @@ def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
     async def wait() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(StuckError, match="everything in it waits"):
+    with pytest.raises(StuckError, match="every coroutine waits"):
         run_in_virtual_time(wait())
 
 

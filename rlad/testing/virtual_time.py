@@ -1,4 +1,8 @@
-"""An event loop whose clock jumps to the next thing that happens. Coroutines that sleep for hours run in the time that their bookkeeping takes."""
+"""Event loop with a virtual clock: coroutines that sleep for hours finish in milliseconds.
+
+Whenever every coroutine waits, the clock jumps to the next timer. Only timers advance it: a coroutine that waits for a
+socket, a thread or a process would wait forever and raises `StuckError` instead.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ T = TypeVar("T")
 
 
 class StuckError(RladError):
-    """Every coroutine of a simulation waits for another: nothing will ever happen."""
+    """Deadlock in virtual time: every coroutine waits, and no timer is pending."""
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """Waits for no file. Asked to wait for so many seconds, it moves the clock on by as many instead."""
+    """Selector that never blocks: it advances the clock by the timeout that it was to wait for."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -25,7 +29,7 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise StuckError("the simulation is stuck: everything in it waits for something else")
+            raise StuckError("virtual time is stuck: every coroutine waits, and no timer is pending")
         self.now += max(0.0, timeout)
         return []
 
@@ -43,21 +47,22 @@ class _JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`time()` is virtual: seconds since the loop was made. Nothing but timers may be waited for."""
+    """Event loop whose `time()` is virtual, in seconds since the loop was created."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
 
     def time(self) -> float:
+        """Return the virtual time in seconds."""
         return self._jumping.now
 
 
 def run_in_virtual_time(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a clock that jumps.
+    """Run a coroutine on a virtual clock and return its result.
 
     Raises:
-        StuckError: it waits for something that no timer brings about.
+        StuckError: the coroutine waits for something that no timer causes.
     """
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(coroutine)
