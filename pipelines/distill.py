@@ -2,7 +2,7 @@
 
     prompts -> rollout pool -> (teachers, verifiers) -> broker -> learner -> weights -> rollout pool
 
-With an `offline` section the teacher's verified traces take the place of the rollout pool's groups:
+With an `offline` section the groups come from verified traces of the teacher:
 
     prompts -> teacher -> verifiers -> traces -> broker -> learner -> weights -> rollout pool (for evaluation only)
 

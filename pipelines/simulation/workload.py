@@ -105,7 +105,7 @@ class PoolWork:
 
     @property
     def bound(self) -> float:
-        """Lower bound of any schedule: the time of the pool with the most work, with all others hidden behind it."""
+        """Lower bound of any schedule: the time of the pool with the most work, if all other work is hidden."""
         return max(self.rollout, self.teacher, self.verifier, self.learner, self.longest_response)
 
     @property

@@ -95,7 +95,7 @@ async def generate_traces(run: ResolvedRun, folder: Path, progress: RunProgress)
         try:
             await _generate(run, missing, traces, progress)
         finally:
-            traces.flush()  # keep finished traces, whatever ended the generation
+            traces.flush()  # keep finished traces also after an error
     return traces.finish()
 
 

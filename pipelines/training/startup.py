@@ -28,7 +28,7 @@ from rlad.config import RunConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What serves a run while it trains.
+    """Services of a run while it trains.
 
     Attributes:
         broker: Client of the broker.

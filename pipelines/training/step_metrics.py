@@ -31,7 +31,7 @@ class GroupTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRecord:
-    """What the driver keeps of a group until its step is recorded.
+    """Record of a group, which the driver keeps until its step is recorded.
 
     Attributes:
         summary: Identity and sizes.
@@ -115,7 +115,7 @@ def sampling_metrics(
 
 
 def trace_metrics(groups: Sequence[GroupRecord], times: StepTimes, learner: Mapping[str, float]) -> dict[str, float]:
-    """Compute the metrics of a step whose groups were read from traces. Reading them takes the place of generation.
+    """Compute the metrics of a step whose groups were read from traces. Reading them replaces generation.
 
     The learner's gap to the sampler's log-probabilities is left out: the sampler was the teacher, so the gap is not
     engine noise.

@@ -110,8 +110,7 @@ def require_manifest(folder: Path) -> TraceManifest:
         return manifest
     if any(folder.glob(_PARTS)):
         raise PlanError(
-            f"the traces at {folder} are not complete; resume the run that generates them with "
-            "`rlad run ... --resume`"
+            f"the traces at {folder} are not complete; resume the run that generates them with `rlad run ... --resume`"
         )
     raise PlanError(
         f"no traces at {folder}; expected a folder with {MANIFEST} and {_PARTS}, "

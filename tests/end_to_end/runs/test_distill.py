@@ -1,4 +1,4 @@
-"""The whole run, with every real component, as a person starts it: killed in the middle, continued, and its student loaded."""
+"""A whole run from the command line with every real component: killed, continued, and its student loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[byte
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of the smoke configuration, with dynamic sampling, whose driver was killed between two checkpoints, and then continued to its end."""
+    """A smoke run with dynamic sampling whose driver was killed between two checkpoints and then continued."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "smoke")
     arguments = [
         sys.executable,
@@ -78,7 +78,7 @@ def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: Run
     assert 0 < max(dropped) <= REFILLS
 
 
-def test_the_run_directory_tells_one_history(run: RunDirectory) -> None:
+def test_metrics_and_evaluations_have_no_gaps_or_repetitions(run: RunDirectory) -> None:
     assert [line["step"] for line in read_json_lines(run.metrics)] == list(range(1, STEPS + 1))
     assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 3, STEPS]
     assert "| all | 24 |" in (run.export / "README.md").read_text()
@@ -94,7 +94,7 @@ def test_engine_and_learner_agree_on_log_probabilities_in_every_step(run: RunDir
     assert max(gaps) <= 1e-4
 
 
-def test_the_student_moved_and_loads_with_plain_transformers(run: RunDirectory) -> None:
+def test_the_student_changed_and_loads_with_plain_transformers(run: RunDirectory) -> None:
     from rlad.models.references import resolve_model
 
     student = AutoModelForCausalLM.from_pretrained(run.export)

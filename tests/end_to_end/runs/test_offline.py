@@ -1,4 +1,4 @@
-"""Offline distillation as a person starts it: killed while the teacher writes, killed while the student trains, continued, and its traces used again."""
+"""Offline distillation from the command line: killed during generation and training, continued, its traces reused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.Completed
 
 
 def kill_when(is_time: Callable[[], bool], *arguments: str | Path, timeout_s: float = 300) -> None:
-    """Start `rlad` and kill it, and all its local processes, the moment the claim holds."""
+    """Start `rlad`, and kill it with all its local processes as soon as the condition holds."""
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
     with (
         tempfile.TemporaryFile("w+") as words,
@@ -93,7 +93,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Killed in the middle of the generation, then between two checkpoints of the training, then continued to its end."""
+    """A run killed during generation, then between two checkpoints, then continued to its end."""
     run = RunDirectory(tmp_path_factory.mktemp("runs") / "offline")
     start = ["run", SMOKE, *SETTINGS, "--run-dir", run.path]
     kill_when(lambda: len(list(run.traces.glob("part-*.parquet"))) >= 2, *start)
@@ -111,7 +111,7 @@ def prompts(finished: Finished) -> EncodedPrompts:
     return prepare_prompts(config.prompts, config, str(resolve_model(config.student.path)))
 
 
-def test_what_was_generated_before_the_kill_is_not_generated_again(finished: Finished) -> None:
+def test_traces_from_before_the_kill_are_not_generated_again(finished: Finished) -> None:
     now = parts_of(finished.run)
     assert 2 <= len(finished.parts_at_kill) < len(now)
     assert {name: now[name] for name in finished.parts_at_kill} == finished.parts_at_kill
@@ -135,8 +135,10 @@ def test_every_accepted_trace_is_trained_on_exactly_once_an_epoch(finished: Fini
     assert [trained[uid] for uid in first_epoch] == [1] * len(traces)
 
 
-def test_every_trace_is_the_teacher_s_own_and_right(finished: Finished, prompts: EncodedPrompts) -> None:
-    """Judged and scored afresh: text by the verifier, log-probabilities by an unpacked forward pass of the teacher in float64."""
+def test_every_trace_is_correct_and_has_the_teacher_s_log_probabilities(
+    finished: Finished, prompts: EncodedPrompts
+) -> None:
+    """Checked by the verifier and by an unpacked float64 forward pass of the teacher."""
     config = finished.run.read_config()
     assert config.teacher is not None
     teacher_path = resolve_model(config.teacher.path)
@@ -162,7 +164,7 @@ def test_every_trace_is_the_teacher_s_own_and_right(finished: Finished, prompts:
 
 
 def test_the_first_step_is_that_of_plain_cross_entropy(finished: Finished, prompts: EncodedPrompts) -> None:
-    """Mean over traces of the mean over their tokens, in float64, without packing, ranks or ZeRO: its value and the norm of its gradient."""
+    """Loss and gradient norm against a float64 mean over traces of token means, without packing, ranks or ZeRO."""
     config, traces = finished.run.read_config(), TrainingTraces(finished.run.training_traces)
     student = AutoModelForCausalLM.from_pretrained(
         resolve_model(config.student.path), dtype=torch.float64, attn_implementation="eager"
@@ -185,8 +187,8 @@ def test_the_first_step_is_that_of_plain_cross_entropy(finished: Finished, promp
     assert first["learner/gradient_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
 
-def test_the_student_comes_nearer_to_the_traces(finished: Finished, prompts: EncodedPrompts) -> None:
-    """Measured over all of them with plain transformers: steps differ in their traces, so a step's loss tells little."""
+def test_training_lowers_the_loss_on_all_traces(finished: Finished, prompts: EncodedPrompts) -> None:
+    """Measured over all traces with plain transformers: single steps are not comparable, since their traces differ."""
     traces = TrainingTraces(finished.run.training_traces)
 
     def loss_of(path: Path) -> float:
@@ -203,18 +205,18 @@ def test_the_student_comes_nearer_to_the_traces(finished: Finished, prompts: Enc
     assert loss_of(finished.run.export) < 0.9 * loss_of(resolve_model(finished.run.read_config().student.path))
 
 
-def test_the_run_directory_tells_one_history(finished: Finished) -> None:
+def test_metrics_and_evaluations_have_no_gaps_or_repetitions(finished: Finished) -> None:
     assert [line["step"] for line in read_json_lines(finished.run.metrics)] == list(range(1, STEPS + 1))
     assert [line["step"] for line in read_json_lines(finished.run.evaluations)] == [0, STEPS]
 
 
-def test_the_run_says_what_the_student_was_trained_on(finished: Finished) -> None:
+def test_card_and_report_name_the_traces(finished: Finished) -> None:
     assert "before" in finished.output
     assert "on traces of the teacher `starter:kk-smoke/teacher`" in (finished.run.export / "README.md").read_text()
     assert "Trace length (tokens)" in finished.run.report.read_text()
 
 
-def test_the_traces_serve_another_run_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
+def test_traces_are_reused_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "again")
     reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", "teacher=null", "training.steps=1", "seed=1"]
     result = rlad("run", SMOKE, *reuse, "--run-dir", run.path)

@@ -1,4 +1,4 @@
-"""What a process has to import before it does its work: torch takes seconds of CPU, and only what computes with it has to pay them."""
+"""Commands and actors import only what they use: importing torch takes seconds of CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SMOKE = "configs/smoke_cpu.yaml"
 OF_MODELS_ELSEWHERE = "configs/qwen3_8b_math_30k.yaml"
 BY_HAND = "simulate {smoke} --token-ms 10 --learner-token-ms 0.5 --teacher-token-ms 0.2 --steps 2"
 
-# Each line of its input is a command, all of one process; what it prints of each: the heavy packages that came with it or one before it, and its output.
+# Each line of its input is a command, all of one process; what it prints of each: the heavy packages that came with it
+# or one before it, and its output.
 COMMANDS = """
 import json, shlex, sys
 from typer.testing import CliRunner
@@ -26,7 +27,8 @@ from pipelines.cli.main import app
 told = []
 for line in sys.stdin:
     result = CliRunner().invoke(app, shlex.split(line))
-    told.append([sorted({"torch", "transformers", "vllm", "deepspeed", "ray"} & sys.modules.keys()), result.output + repr(result.exception)])
+    told.append([sorted({"torch", "transformers", "vllm", "deepspeed", "ray"} & sys.modules.keys()), result.output +
+    repr(result.exception)])
 print(json.dumps(told))
 """
 MODULES = """
@@ -46,7 +48,7 @@ def ended_run(tmp_path: Path) -> RunDirectory:
 
 
 def heavy_packages_of(commands: list[tuple[str, str]], tmp_path: Path) -> list[list[str]]:
-    """Of each command, given with a part of what it says."""
+    """Return the heavy packages that each command imported. A command is given with a part of its expected output."""
     environment = {**os.environ, "RLAD_SCHEDULES": f"sqlite:///{tmp_path / 'schedules.sqlite'}", "COLUMNS": "200"}
     words = "".join(f"{command}\n" for command, _ in commands)
     result = subprocess.run(
@@ -66,7 +68,7 @@ def heavy_packages_of(commands: list[tuple[str, str]], tmp_path: Path) -> list[l
     return [heavy for heavy, _ in told]
 
 
-def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor_ray(
+def test_commands_without_cluster_and_model_import_neither_torch_nor_ray(
     ended_run: RunDirectory, tmp_path: Path
 ) -> None:
     commands = [
@@ -85,7 +87,7 @@ def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor
     assert heavy_packages_of(filled, tmp_path) == [[]] * len(commands)
 
 
-def test_commands_that_ask_a_cluster_or_its_machine_import_ray_alone(ended_run: RunDirectory, tmp_path: Path) -> None:
+def test_commands_that_only_ask_a_cluster_import_no_torch(ended_run: RunDirectory, tmp_path: Path) -> None:
     commands = [
         (f"status {ended_run.path}", "not running; continue it with --resume"),
         (f"plan {OF_MODELS_ELSEWHERE} cluster.address=null", "no model at"),
@@ -95,7 +97,7 @@ def test_commands_that_ask_a_cluster_or_its_machine_import_ray_alone(ended_run: 
     assert heavy_packages_of(commands, tmp_path) == [["ray"]] * len(commands)
 
 
-def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() -> None:
+def test_actors_without_computation_and_the_step_pipeline_import_no_torch() -> None:
     modules = [
         "rlad.config",
         "rlad.data.chat",
@@ -123,7 +125,7 @@ def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() 
     assert result.stdout.splitlines() == modules
 
 
-def test_a_mistake_in_the_settings_of_a_run_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
     commands = [
         ("run configs/nowhere.yaml", "no configuration file"),
         (f"run {SMOKE} objective.alhpa=0.3", "did you mean `alpha`"),

@@ -44,7 +44,7 @@ def test_a_shard_is_formed_as_soon_as_its_groups_fill_all_ranks() -> None:
 
 
 @pytest.mark.parametrize("order", ["abcd", "dcba", "bdac"])
-def test_the_update_a_group_belongs_to_does_not_depend_on_when_it_group(order: str) -> None:
+def test_the_update_of_a_group_does_not_depend_on_the_order_of_arrival(order: str) -> None:
     shards = StepShards(0, [["a", "b"], ["c", "d"]], 2, policy())
     for uid in order:
         shards.add(group(uid))
@@ -88,7 +88,7 @@ def test_empty_responses_are_left_out_and_truncated_ones_by_policy() -> None:
 
 
 def test_a_replacement_belongs_to_the_update_of_the_dropped_group() -> None:
-    """Updates a, b and c, d; b's place goes to x, which arrives last: the first update waits for it, the second keeps its own."""
+    """In updates (a, b) and (c, d), x replaces b and arrives last. The first update waits for it."""
     shards = StepShards(0, [["a", "b"], ["c", "d"]], 2, policy())
     for uid in "acd":
         shards.add(group(uid))
@@ -101,7 +101,7 @@ def test_a_replacement_belongs_to_the_update_of_the_dropped_group() -> None:
 
 
 def test_a_mean_over_tokens_waits_for_all_groups_of_an_update_and_counts_their_tokens() -> None:
-    """Also those of a group with equal rewards, which is in no shard; not those of truncated responses where they are masked."""
+    """Tokens of groups with equal rewards count, although in no shard; those of masked responses do not."""
     shards = StepShards(0, [["a", "b"]], 2, replace(policy(token_budget=1, skip_truncated=True), counts_tokens=True))
     shards.add(group("a", lengths=(4, 5), truncated=(False, True)))
     assert shards.shard(0, 0) is None

@@ -1,4 +1,4 @@
-"""Requests for weights that the learner sends: in order, for the version it holds, each with one outcome. And how the broker lets both sides wait."""
+"""Transfer requests are served in order, for the version that the learner holds, each with one outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SENT = TransferOutcome(state="sent", failures={})
 WORKERS = {"rollout-0": "actor 0", "rollout-1": "actor 1"}
 
 
-def test_requests_for_a_version_are_taken_in_the_order_in_which_they_were_made() -> None:
+def test_requests_for_a_version_are_served_in_order() -> None:
     queue = TransferQueue()
     first, second = queue.ask(3, WORKERS), queue.ask(3, {"rollout-2": "actor 2"})
     assert queue.next(3) == TransferRequest(number=first, version=3, workers=WORKERS)
@@ -30,7 +30,7 @@ def test_requests_for_a_version_are_taken_in_the_order_in_which_they_were_made()
 
 
 def test_a_request_waits_for_its_version() -> None:
-    """A learner that was restarted from a checkpoint holds older weights than the driver wants, until it has trained them again."""
+    """A learner that restarts from a checkpoint holds older weights than requested until it has trained again."""
     queue = TransferQueue()
     number = queue.ask(5, WORKERS)
     assert queue.next(3) is None
@@ -40,7 +40,7 @@ def test_a_request_waits_for_its_version() -> None:
     assert request.number == number
 
 
-def test_what_waits_for_older_weights_is_superseded_when_newer_ones_are_asked_for() -> None:
+def test_a_newer_request_supersedes_waiting_requests_for_older_weights() -> None:
     queue = TransferQueue()
     joining = queue.ask(3, {"rollout-2": "actor 2"})
     newer = queue.ask(4, WORKERS)
@@ -49,7 +49,7 @@ def test_what_waits_for_older_weights_is_superseded_when_newer_ones_are_asked_fo
     assert queue.next(3) is None
 
 
-def test_nobody_to_send_to_is_sent_at_once_and_counts_as_asked_for() -> None:
+def test_a_request_without_workers_is_sent_at_once_and_counts_as_requested() -> None:
     queue = TransferQueue()
     assert not queue.is_asked_for(2)
     assert queue.outcome(queue.ask(2, {})) == SENT
@@ -58,9 +58,7 @@ def test_nobody_to_send_to_is_sent_at_once_and_counts_as_asked_for() -> None:
     assert not queue.is_asked_for(3)
 
 
-def test_a_learner_that_is_restarted_while_it_sends_leaves_its_receivers_without_whole_weights_and_the_others_waiting() -> (
-    None
-):
+def test_a_learner_restart_fails_the_transfer_in_progress_and_keeps_the_waiting_ones() -> None:
     queue = TransferQueue()
     sending, waiting = queue.ask(3, WORKERS), queue.ask(3, {"rollout-2": "actor 2"})
     queue.sender_restarted()
@@ -83,7 +81,7 @@ def broker(tmp_path: Path) -> ExperienceBroker:
     return ExperienceBroker(str(tmp_path / "ledger.sqlite"), policy, 2)
 
 
-async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and_all_have_it(
+async def test_the_learner_continues_once_its_version_was_requested_and_sent(
     broker: ExperienceBroker,
 ) -> None:
     delivered = asyncio.create_task(broker.transfer_or_delivered(0))
@@ -95,12 +93,12 @@ async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and
     outcome = asyncio.create_task(broker.wait_transfer(number))
     await asyncio.sleep(0)
     await broker.report_transfer(number, SENT)
-    async with asyncio.timeout(1):  # it is woken, and does not find out when its long poll ends
+    async with asyncio.timeout(1):  # the waiting call is woken at once, not at the end of its long poll
         assert await outcome == SENT
     assert await broker.transfer_or_delivered(0) is True
 
 
-async def test_a_request_comes_before_a_part_and_before_the_end(broker: ExperienceBroker) -> None:
+async def test_a_request_is_served_before_a_shard_and_before_the_end(broker: ExperienceBroker) -> None:
     turn = asyncio.create_task(broker.transfer_or_shard(0, 0, 0))
     await asyncio.sleep(0)
     await broker.open_step(0, [[("a", "prompt")]])

@@ -1,4 +1,4 @@
-"""Real child processes, killed for real."""
+"""Judges with real child processes that are really killed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True)
-class ObedientVerifier:
-    """Does what the response says."""
+class ScriptedVerifier:
+    """Executes the instruction in the response."""
 
     def verify(self, response_text: str, answer: Any) -> Verdict:
         match response_text.split():
@@ -53,7 +53,7 @@ class ObedientVerifier:
 
 
 def build_obedient() -> Mapping[str, Verifier]:
-    return {"obey": ObedientVerifier()}
+    return {"obey": ScriptedVerifier()}
 
 
 def build_none() -> Mapping[str, Verifier]:

@@ -1,4 +1,4 @@
-"""A run that is steered to labelled nodes is refused, before anything starts, where they are missing or too few."""
+"""A run with pool labels is refused before it starts if labelled nodes are missing or too small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rlad.config import RunConfig, load_run_config
 from rlad.errors import PlanError
 
 KK = Path(__file__).parents[4] / "configs" / "qwen3_0.6b_kk_2k.yaml"
-# Exactly what the run asks for: 4 rollout workers, 2 teacher replicas and 2 ranks of a GPU and 4 CPUs, 2 verifiers of 4 CPUs.
+# Exactly what the run asks for: 4 rollout workers, 2 teacher replicas and 2 ranks of a GPU and 4 CPUs, 2 verifiers of 4
+# CPUs.
 NODES = {
     "head": Resources(cpus=0, gpus=0),
     "rollout": Resources(cpus=16, gpus=4),
@@ -21,7 +22,7 @@ NODES = {
 }
 
 
-def test_nodes_that_hold_exactly_the_run_are_enough() -> None:
+def test_nodes_of_exactly_the_required_size_are_accepted() -> None:
     require_labelled_room(load_run_config(KK), NODES)
 
 
@@ -37,7 +38,7 @@ def test_room_on_the_nodes_of_other_pools_does_not_count() -> None:
         require_labelled_room(load_run_config(KK), nodes)
 
 
-def test_an_offline_run_s_teacher_needs_its_own_nodes_too() -> None:
+def test_the_teacher_of_offline_distillation_needs_labelled_nodes_too() -> None:
     offline = {"rollout": {"workers": 2, "gpus_per_worker": 4}}
     config = RunConfig.model_validate(
         {**load_run_config(KK).model_dump(), "objective": {"name": "sft"}, "offline": offline}

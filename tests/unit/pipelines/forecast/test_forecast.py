@@ -126,7 +126,8 @@ def test_an_optimizer_step_is_adam_on_a_share_and_a_ring() -> None:
     # One rank: 28 bytes a parameter at 1 TB/s. Four: a quarter of it, and 3/4 of 4 GB over 100 GB/s.
     assert MACHINE.optimizer_s(10**9, 1, devices=1, offloaded=False) == pytest.approx(0.028)
     assert MACHINE.optimizer_s(10**9, 4, devices=4, offloaded=False) == pytest.approx(0.007 + 0.03)
-    # Sixteen leave the machine: 15/16 of 4 GB over 10 GB/s. Offloaded: 4 bytes a parameter of the share over the host's 10 GB/s.
+    # Sixteen leave the machine: 15/16 of 4 GB over 10 GB/s. Offloaded: 4 bytes a parameter of the share over the host's
+    # 10 GB/s.
     assert MACHINE.optimizer_s(10**9, 16, devices=16, offloaded=True) == pytest.approx(4e9 / 16 / 1e10 + 0.375)
 
 

@@ -1,4 +1,4 @@
-"""Who teaches what is settled, or refused in one sentence, before anything starts."""
+"""Routes from prompts to teachers are resolved or refused before anything starts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_vocabularies(config: RunConfig) -> None:
     require_one_vocabulary(config, student=Path(config.student.path), scoring_models=models)
 
 
-def test_a_prompts_own_teacher_goes_before_its_tasks_route() -> None:
+def test_the_teacher_in_a_prompt_s_metadata_overrides_its_task_s_route() -> None:
     config = run_config(teachers=TWO, teacher_routes={"math": "algebra", "knights_knaves": {"algebra": 1, "logic": 3}})
     records = [
         prompt("m", "math"),
@@ -73,11 +73,11 @@ def test_a_prompts_own_teacher_goes_before_its_tasks_route() -> None:
     ("teachers", "name"),
     [({"teacher": {"path": "/models/t"}}, "teacher"), ({"teachers": {"only": {"path": "/t"}}}, "only")],
 )
-def test_one_teacher_alone_needs_no_routes(teachers: dict[str, Any], name: str) -> None:
+def test_a_single_teacher_needs_no_routes(teachers: dict[str, Any], name: str) -> None:
     assert route_prompts(run_config(**teachers), [prompt("m", "math")]) == {"m": {name: 1.0}}
 
 
-def test_an_objective_without_teacher_routes_nothing_whatever_the_prompts_say() -> None:
+def test_an_objective_without_a_teacher_has_no_routes() -> None:
     assert route_prompts(run_config(objective={"name": "grpo"}), [prompt("m", "math", teacher_id="algebra")]) == {
         "m": {}
     }
@@ -104,12 +104,12 @@ def test_an_objective_without_teacher_routes_nothing_whatever_the_prompts_say() 
         ([prompt("m", "math")], "no prompt uses teacher logic, which would occupy machines without use"),
     ],
 )
-def test_routes_that_lead_nowhere_are_refused(records: list[PromptRecord], message: str) -> None:
+def test_invalid_routes_are_refused(records: list[PromptRecord], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), records)
 
 
-def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_are_wanted() -> None:
+def test_a_mixture_is_refused_if_the_objective_needs_likeliest_tokens() -> None:
     config = run_config(teachers=TWO, teacher_routes={"math": "algebra"}, objective=LIKELIEST)
     mixed = [prompt("m", "math", teacher_id={"algebra": 1, "logic": 1})]
     with pytest.raises(PlanError, match="prompt m mixes several teachers.*give the prompt one teacher"):
@@ -160,12 +160,12 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_contradicting_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         run_config(**settings)
 
 
-def test_every_scoring_model_is_a_pool_and_the_reference_is_the_students_start() -> None:
+def test_every_scoring_model_has_a_pool_and_the_reference_is_the_initial_student() -> None:
     config = run_config(
         teachers={**TWO, "logic": {"path": "/models/l", "replicas": 3, "gpus_per_replica": 2, "cpus_per_replica": 4}}
     )
@@ -198,9 +198,7 @@ def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path
         check_vocabularies(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
 
 
-def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(
-    make_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_full_distributions_of_different_sizes_are_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
     padded = tmp_path / "padded"
     shutil.copytree(make_model(), padded)
     config_file = padded / "config.json"
@@ -212,7 +210,7 @@ def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(
         check_vocabularies(run_config(**models, objective=FULL))
 
 
-def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
+def test_a_teacher_that_only_generates_traces_has_no_scoring_pool() -> None:
     config = load_run_config(Path(__file__).parents[4] / "configs" / "offline_kk_cpu.yaml")
     assert config.teacher is not None
     assert (config.teacher_pools, config.scoring_pools) == ({}, {})
@@ -238,7 +236,7 @@ def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
         ("transformers", 32, {"objective": FULL}, "output layers of teacher and student have 32 and 30 entries"),
     ],
 )
-def test_a_shared_teacher_that_cannot_score_what_the_run_wants_is_refused(
+def test_a_shared_teacher_that_cannot_score_what_the_run_needs_is_refused(
     make_model: Callable[..., Path],
     engine: Literal["vllm", "transformers"],
     vocabulary: int,

@@ -18,7 +18,7 @@ def step(**seconds: float) -> dict[str, Any]:
     return {**{f"time/{name}_s": value for name, value in times.items()}, "time/step_s": whole, "reward/mean": 0.5}
 
 
-def test_three_rollout_workers_that_take_eight_of_ten_seconds_would_take_six_as_four() -> None:
+def test_saving_of_one_more_rollout_worker_by_hand() -> None:
     found = bottleneck(step(generate=8.0, learn=1.5, weights=0.5), WORKERS)
     assert (found.pool, found.share) == ("rollout", pytest.approx(0.8))
     assert found.saving == pytest.approx(0.2)
@@ -34,17 +34,17 @@ def test_three_rollout_workers_that_take_eight_of_ten_seconds_would_take_six_as_
         ({"generate": 1.0, "learn": 1.0, "weights": 4.0}, "weights"),
     ],
 )
-def test_the_pool_is_that_of_the_longest_wait(seconds: dict[str, float], pool: str) -> None:
+def test_the_bottleneck_is_the_pool_with_the_longest_wait(seconds: dict[str, float], pool: str) -> None:
     assert bottleneck(step(**seconds), WORKERS).pool == pool
 
 
-def test_nothing_is_advised_that_saves_next_to_nothing() -> None:
+def test_small_savings_are_not_suggested() -> None:
     found = bottleneck(step(generate=3.0, learn=2.9, weights=2.9), {**WORKERS, "rollout": 63})
     assert found.sentence() == "rollout bounds the step (34%)"
     assert bottleneck(step(weights=2.0), WORKERS).sentence() == "the weight update bounds the step (100%)"
 
 
-def test_a_run_is_judged_by_its_median_step_not_by_one_that_was_slow() -> None:
+def test_the_bottleneck_of_a_run_comes_from_its_median_step() -> None:
     steps = [step(generate=8.0, learn=2.0), step(generate=8.0, learn=2.0), step(generate=8.0, learn=500.0)]
     found = bottleneck_of_run(steps, WORKERS)
     assert found is not None
@@ -52,7 +52,7 @@ def test_a_run_is_judged_by_its_median_step_not_by_one_that_was_slow() -> None:
     assert bottleneck_of_run([], WORKERS) is None
 
 
-def test_sizes_are_those_of_the_configuration() -> None:
+def test_pool_sizes_come_from_the_configuration() -> None:
     config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml")
     sizes = pool_sizes(config)
     assert sizes["rollout"] == config.rollout.workers

@@ -45,7 +45,7 @@ def test_a_run_is_not_continued_with_other_settings(config: RunConfig, tmp_path:
         pass
 
 
-def test_a_directory_with_other_things_in_it_is_left_alone(config: RunConfig, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunDirectoryError, match="holds no run"), RunDirectory(tmp_path).hold(config, resume=True):
         pass
@@ -75,13 +75,13 @@ with RunDirectory({str(tmp_path / "run")!r}).hold(load_run_config({str(SMOKE)!r}
         pass
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert [line["step"] for line in read_json_lines(path)] == [1, 2]
 
 
-def test_a_run_is_continued_under_the_teachers_that_it_began_with(tmp_path: Path) -> None:
+def test_a_continued_run_must_have_the_same_teachers(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.record_teachers({"logic": "a1", "math": "b2"})
     run.record_teachers({"math": "b2", "logic": "a1"})

@@ -1,4 +1,4 @@
-"""The real steps, broker and routing, taken through runs in virtual time."""
+"""The real step pipeline, broker and routing in simulated runs."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
     return simulate(config, **{"lengths": LENGTHS, "speeds": SPEEDS, "sizes": SIZES} | changes)
 
 
-def names_by_step(run: SimulatedRun) -> list[set[str]]:
+def uids_by_step(run: SimulatedRun) -> list[set[str]]:
     return [{group.summary.uid for group in step.groups} for step in run.steps]
 
 
-def test_hours_of_sleep_take_no_time() -> None:
+def test_virtual_hours_take_no_real_time() -> None:
     async def sleep() -> float:
         await asyncio.gather(asyncio.sleep(3600), asyncio.sleep(7200))
         return asyncio.get_running_loop().time()
@@ -66,21 +66,21 @@ def test_hours_of_sleep_take_no_time() -> None:
     assert time.monotonic() - started < 1
 
 
-def test_an_engine_takes_no_time_between_two_responses_however_late_the_event_loop_is() -> None:
+def test_an_engine_has_no_gap_between_two_responses_although_the_event_loop_is_late() -> None:
     async def three_in_two_slots() -> float:
         loop = asyncio.get_running_loop()
         engine = DecodingSlots(replace(SPEEDS, slots=2, token_s=0.04))
         started = loop.time()
-        decoding = asyncio.create_task(engine.decode((10, 2, 10)))  # the third has the second's slot from 0.08 s on
+        decoding = asyncio.create_task(engine.decode((10, 2, 10)))  # the third takes the second's slot after 0.08 s
         await asyncio.sleep(0.01)
-        time.sleep(0.3)  # noqa: ASYNC251 - when the second ends, nobody notices
+        time.sleep(0.3)  # noqa: ASYNC251 - blocks the event loop when the second response ends
         await decoding
         return loop.time() - started
 
-    assert 0.48 <= asyncio.run(three_in_two_slots()) < 0.65  # 0.7 if the third began when somebody noticed
+    assert 0.48 <= asyncio.run(three_in_two_slots()) < 0.65  # 0.7 if the third began when the loop noticed
 
 
-def test_a_slot_is_free_as_soon_as_its_response_is_cancelled() -> None:
+def test_cancelling_a_response_frees_its_slot() -> None:
     async def cancel_one() -> float:
         engine = DecodingSlots(replace(SPEEDS, slots=1, token_s=1.0))
         long = asyncio.create_task(engine.decode((100,)))
@@ -92,7 +92,7 @@ def test_a_slot_is_free_as_soon_as_its_response_is_cancelled() -> None:
     assert run_in_virtual_time(cancel_one()) == pytest.approx(15)
 
 
-def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
+def test_a_deadlocked_simulation_raises() -> None:
     async def wait() -> None:
         await asyncio.Event().wait()
 
@@ -102,17 +102,17 @@ def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("speed", [0.2, 1.0, 5.0])
-def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(staleness: int, speed: float) -> None:
-    """However fast the engines are, and whichever group is finished first."""
+def test_the_step_of_a_group_depends_only_on_the_order_of_prompts(staleness: int, speed: float) -> None:
+    """Neither the speed of the engines nor the order in which groups finish changes it."""
     config = run_config(max_staleness=staleness)
     names = group_uids(config, stand_in_prompts(4 * 24))
     run = simulated(
         config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10))
     )
-    assert names_by_step(run) == [set(names[start : start + 24]) for start in range(0, 8 * 24, 24)]
+    assert uids_by_step(run) == [set(names[start : start + 24]) for start in range(0, 8 * 24, 24)]
 
 
-def test_no_token_is_older_than_the_bound_and_some_are_as_old() -> None:
+def test_token_staleness_reaches_but_never_exceeds_the_bound() -> None:
     for staleness in (0, 1, 3):
         run = simulated(run_config(max_staleness=staleness))
         ages = [step.number - group.summary.oldest_version for step in run.steps for group in step.groups]
@@ -120,7 +120,7 @@ def test_no_token_is_older_than_the_bound_and_some_are_as_old() -> None:
         assert min(ages) >= 0
 
 
-def test_working_ahead_hides_the_tail_of_every_step_and_everything_else_behind_generation() -> None:
+def test_working_ahead_hides_all_other_work_behind_generation() -> None:
     on_policy, ahead = simulated(run_config()), simulated(run_config(steps=60, max_staleness=2))
     assert on_policy.makespan_over_bound > 1.3
     assert ahead.makespan_over_bound <= 1.05
@@ -137,7 +137,7 @@ def test_no_schedule_is_faster_than_the_bound() -> None:
         assert run.makespan_s >= run.work.bound
 
 
-def test_a_teacher_that_is_faster_than_generation_costs_next_to_nothing() -> None:
+def test_a_teacher_faster_than_generation_costs_almost_nothing() -> None:
     config = run_config(max_staleness=2)
 
     def makespan(seed: int, sizes: PoolSizes) -> float:
@@ -145,7 +145,8 @@ def test_a_teacher_that_is_faster_than_generation_costs_next_to_nothing() -> Non
         assert ("teacher" in run.busy) == (run.work.teacher > 0) == (sizes.teacher > 0)
         return run.makespan_s
 
-    # Of one seed neither is always the faster: whichever of two groups that end at once comes first decides who of the others waits.
+    # For a single seed either may be faster: the order of two groups that end at the same time decides which others
+    # wait.
     ratios = [makespan(seed, SIZES) / makespan(seed, replace(SIZES, teacher=0)) for seed in range(5)]
     assert statistics.median(ratios) == pytest.approx(1, abs=0.005)
 
@@ -157,12 +158,12 @@ def test_a_slow_learner_bounds_the_run_and_the_samplers_wait_for_it() -> None:
     assert run.busy["rollout"] < 0.5
 
 
-def test_lost_workers_cost_time_and_no_group() -> None:
+def test_lost_workers_cost_time_but_no_group() -> None:
     config = run_config(max_staleness=1)
     whole, hurt = simulated(config), simulated(config, failures=Failures(mean_between_s=60, restart_s=20))
     assert hurt.lost_workers > 3
     assert hurt.makespan_s > whole.makespan_s
-    assert names_by_step(hurt) == names_by_step(whole)
+    assert uids_by_step(hurt) == uids_by_step(whole)
     assert sum(group.attempts > 1 for step in hurt.steps for group in step.groups) >= hurt.lost_workers / 2
 
 
@@ -183,7 +184,7 @@ class SomeEqual(SimulatedVerifiers):
 
 
 async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) -> None:
-    """Run a driver on a ledger from version `first` until `steps` are trained, then cancel it with all groups in progress."""
+    """Run a driver on a ledger from version `first` until `steps` are trained, then cancel it."""
     broker = ExperienceBroker(str(ledger), stand_in_shard_policy(config), config.rollout.group_size)
     rollout = SimulatedRollout(config, LENGTHS, SPEEDS, SIZES.rollout, None)
     verifiers = SomeEqual(SPEEDS, SIZES.verifier, LENGTHS.group_size)
@@ -204,10 +205,8 @@ async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) 
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains_on_every_prompt_once(
-    staleness: int, tmp_path: Path
-) -> None:
-    """Groups that took a dropped one's place come from behind those of steps that were opened ahead, so what was used is no beginning of the order."""
+def test_a_new_driver_after_steps_opened_ahead_trains_on_every_prompt_once(staleness: int, tmp_path: Path) -> None:
+    """Replacements come after groups of steps opened ahead, so the used uids are no prefix of the order."""
     config = run_config(max_staleness=staleness, max_refills=8, updates_per_step=1)
     ledger = tmp_path / "ledger.sqlite"
     run_in_virtual_time(run_until(config, ledger, first=0, steps=3))
@@ -227,7 +226,7 @@ def test_a_driver_that_died_with_steps_open_ahead_is_followed_by_one_that_trains
 
 
 def test_work_by_hand() -> None:
-    """Two groups of 2 responses: 30 tokens in all, the longest 12."""
+    """Two groups of 2 responses with 30 tokens in total; the longest response has 12."""
     speeds = Speeds(
         token_s=2.0, slots=5, teacher_token_s=0.5, verdict_s=3.0, learner_token_s=0.1, update_s=4.0, weights_s=1.0
     )
@@ -240,7 +239,7 @@ def test_work_by_hand() -> None:
     assert (work.bound, work.bottleneck) == (pytest.approx(24.0), "learner")
 
 
-def test_lengths_have_the_median_and_the_tail_that_were_asked_for() -> None:
+def test_lengths_have_the_given_median_and_tail() -> None:
     lengths = Lengths(median=100, p99_over_median=10, longest=100_000, group_size=8)
     drawn = sorted(length for number in range(2000) for length in lengths.of_group(f"g{number}"))
     assert drawn[len(drawn) // 2] == pytest.approx(100, rel=0.05)

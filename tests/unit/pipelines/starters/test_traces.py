@@ -21,7 +21,8 @@ def _shown(prompt: str) -> str:
 
 def test_working_of_puzzles_solved_by_hand() -> None:
     assert _shown("A:c|B;B:c>a;C:B|b;?") == "ABC:AF|TTBF>FTCT|FT=TTT"
-    # A knight A would say the truth: B is a knave, but says so of a knight; then B, a knave, would lie with "A if and only if B", false as it should be.
+    # A knight A would say the truth: B is a knave, but says so of a knight; then B, a knave, would lie with "A if and
+    # only if B", false as it should be.
     assert _shown("A:b;B:A=B;?") == "AB:AFxAb:ATBT?FF=TF"
     assert _shown("A:~C;B:~c;C:A>b;?") == "ABC:A~TFxABc:A~FTB~TFxAbC:A~TFxAbc:A~FTB~TFCT>TTxaBC:A~TFB~FTCF>FT=FTT"
 

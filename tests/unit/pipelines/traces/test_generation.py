@@ -1,4 +1,4 @@
-"""What of the teacher's responses becomes a trace, where traces say they come from, and what the learner makes of them."""
+"""Selection of traces from the teacher's responses, their provenance, and training on them."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def verified_group(
     return group, VerifierResult(verdicts=verdicts, elapsed_s=0.0)
 
 
-def test_only_correct_responses_become_traces_the_first_so_many(make_model: MakeModel) -> None:
-    """A timeout is no wrong answer, and no trace either."""
+def test_only_the_first_correct_responses_become_traces(make_model: MakeModel) -> None:
+    """A timeout is neither a wrong answer nor a trace."""
     tokenizer = Tokenizer.from_file(str(make_model() / "tokenizer.json"))
     texts = {
         "=F": Outcome.WRONG,
@@ -121,7 +121,7 @@ def test_only_correct_responses_become_traces_the_first_so_many(make_model: Make
     assert [trace.trace_index for trace in everything.traces] == [1, 3, 4]
 
 
-def test_provenance_follows_the_teacher_s_weights_and_the_sampling(make_model: MakeModel) -> None:
+def test_provenance_depends_on_the_teacher_s_weights_and_the_sampling(make_model: MakeModel) -> None:
     student, teacher, other = make_model(seed=0), make_model(seed=1), make_model(seed=2)
     prompts = encoded(student)
     base = provenance_of(resolved(config_of(student, teacher), prompts))
@@ -142,9 +142,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(make_model: MakeModel, tmp_p
         provenance_of(resolved(config_of(make_model(), other), encoded(make_model())))
 
 
-def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not(
-    make_model: MakeModel, tmp_path: Path
-) -> None:
+def test_traces_of_an_earlier_run_are_reused_only_if_they_fit(make_model: MakeModel, tmp_path: Path) -> None:
     student = make_model()
     config, prompts = config_of(student, make_model(seed=1)), encoded(student)
     TraceFolder(tmp_path, provenance_of(resolved(config, prompts)), prompts_per_part=1).finish()
@@ -156,7 +154,7 @@ def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not
 def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    """From the parts to the packed row and its gradient, against `torch.nn.functional.cross_entropy` on one trace at a time."""
+    """Parts, packed row and gradient against `torch.nn.functional.cross_entropy` on one trace at a time."""
     student, tokenizer = make_model(), Tokenizer.from_file(str(make_model() / "tokenizer.json"))
     prompts = encoded(student)
     folder = TraceFolder(

@@ -36,21 +36,21 @@ def after(steps: list[dict[str, float]], size: int, **settings: Any) -> list[int
     return [scaler.target_size(step, {"rollout": size, "learner": 1}, state(size)) for step in steps]
 
 
-def test_three_steps_bound_by_generation_ask_for_one_more_worker_and_then_start_counting_anew() -> None:
+def test_three_steps_bound_by_generation_add_one_worker_and_reset_the_count() -> None:
     assert after([BUSY] * 6, 3) == [None, None, 4, None, None, 4]
 
 
-def test_three_steps_in_which_generation_is_hidden_and_idle_give_one_back() -> None:
+def test_three_steps_with_hidden_idle_generation_remove_one_worker() -> None:
     assert after([HIDDEN] * 3, 4) == [None, None, 3]
 
 
-def test_a_step_that_says_something_else_starts_the_count_anew() -> None:
+def test_a_disagreeing_step_resets_the_count() -> None:
     assert after([BUSY, BUSY, SOME, BUSY, BUSY, BUSY], 3) == [None] * 5 + [4]
     assert after([BUSY, HIDDEN, BUSY, HIDDEN, BUSY, HIDDEN], 3) == [None] * 6
 
 
-def test_workers_that_are_not_idle_enough_stay() -> None:
-    """Four workers idle for 0.3 of the time are 1.2 workers' worth: without one, the other three would have a fifteenth to spare."""
+def test_workers_with_too_little_idle_time_stay() -> None:
+    """Four workers idle for 0.3 of the time have 1.2 workers to spare; three would be idle for 1/15."""
     assert after([{**HIDDEN, "idle/rollout": 0.3}] * 3, 4) == [None] * 3
 
 
@@ -62,13 +62,13 @@ def test_an_idle_pool_stays_while_the_learner_waits_for_its_last_groups() -> Non
     ("steps", "size", "settings"),
     [([BUSY] * 3, 8, {}), ([HIDDEN] * 3, 2, {"min_workers": 2}), ([BUSY] * 3, 3, {"autoscale": False})],
 )
-def test_bounds_are_kept_and_a_pool_that_is_not_asked_to_scale_does_not(
+def test_bounds_are_kept_and_nothing_scales_without_autoscale(
     steps: list[dict[str, float]], size: int, settings: dict[str, Any]
 ) -> None:
     assert after(steps, size, **settings) == [None] * 3
 
 
-def test_nothing_is_decided_by_steps_in_which_the_pool_was_changing() -> None:
+def test_steps_during_a_resize_do_not_count() -> None:
     scaler = RolloutAutoscaler(RolloutConfig(workers=3, autoscale=True, max_workers=8))
     sizes = {"rollout": 3, "learner": 1}
     assert [

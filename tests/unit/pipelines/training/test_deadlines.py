@@ -1,4 +1,4 @@
-"""Every wait ends: with an answer, with the failure of what it depends on, or at its deadline."""
+"""Every wait ends: with a result, with an error, or at its deadline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
-async def test_poll_asks_until_there_is_an_answer() -> None:
+async def test_poll_repeats_until_there_is_a_result() -> None:
     answers = iter([None, None, 7])
 
     async def ask() -> int | None:
@@ -23,7 +23,7 @@ async def test_poll_asks_until_there_is_an_answer() -> None:
     assert await poll(ask, deadline_s=5, waiting_for="it") == 7
 
 
-async def test_poll_gives_up_at_its_deadline_and_names_who_was_waited_for() -> None:
+async def test_poll_raises_at_its_deadline_and_names_what_was_awaited() -> None:
     async def ask() -> None:
         await asyncio.sleep(0.01)
 
@@ -31,12 +31,12 @@ async def test_poll_gives_up_at_its_deadline_and_names_who_was_waited_for() -> N
         await poll(ask, deadline_s=0.05, waiting_for="the learner")
 
 
-async def test_within_gives_up_at_its_deadline() -> None:
+async def test_within_raises_at_its_deadline() -> None:
     with pytest.raises(DeadlineError, match="the broker"):
         await within(never(), deadline_s=0.01, waiting_for="the broker")
 
 
-async def test_work_is_given_up_when_what_it_depends_on_fails() -> None:
+async def test_work_is_cancelled_when_the_watched_coroutine_fails() -> None:
     cancelled = asyncio.Event()
 
     async def work() -> None:
@@ -54,7 +54,7 @@ async def test_work_is_given_up_when_what_it_depends_on_fails() -> None:
     assert cancelled.is_set()
 
 
-async def test_work_goes_on_when_what_it_depends_on_ends_well() -> None:
+async def test_work_continues_when_the_watched_coroutine_returns() -> None:
     async def ends() -> None:
         return
 
@@ -65,7 +65,7 @@ async def test_work_goes_on_when_what_it_depends_on_ends_well() -> None:
     assert await run_unless_failed(work(), watched=ends()) == 3
 
 
-async def test_together_raises_the_failure_itself_and_cancels_the_rest() -> None:
+async def test_together_raises_the_first_error_and_cancels_the_rest() -> None:
     cancelled = asyncio.Event()
 
     async def waits() -> None:
