@@ -1,4 +1,4 @@
-"""`rlad pretrain`: make a recipe's starter models, with progress and the accuracy reached; once, then they come from the cache."""
+"""`rlad pretrain`: train the starter models of a recipe once, with progress output and a table of their accuracy."""
 
 from __future__ import annotations
 
@@ -22,28 +22,35 @@ from pipelines.starters.progress import StarterProgress
 from rlad.config import RunConfig
 from rlad.starters import ROLES, Role, StarterRecord, find_recipe, is_finished, parse_starter, starter_directory
 
-_LINES_A_STAGE = 10
-"""Where nobody watches live, a line each tenth of a stage."""
+_LINES_PER_STAGE = 10
+"""Number of progress lines per stage if the output is not a terminal."""
 
 
 def pretrain(
     recipe_name: str, *, cache_dir: Path | None, force: bool, console: Console, roles: Sequence[Role] = ROLES
 ) -> dict[Role, Path]:
-    """Make the models of a recipe that are not in the cache (all with `force`), and print what they can do.
+    """Train the models of a recipe that are not in the cache, and print a table of their accuracy.
 
     Args:
-        cache_dir: default: `$RLAD_CACHE`, else the user's cache directory.
+        recipe_name: Name of the recipe.
+        cache_dir: Cache directory; default: `$RLAD_CACHE`, else the user's cache directory.
+        force: Train all models again.
+        console: Console for the output.
+        roles: Roles to train.
+
+    Returns:
+        Directory of each model.
 
     Raises:
-        PlanError: no such recipe, or a cache that cannot be written.
-        EngineError: training failed.
+        PlanError: The recipe does not exist, or the cache is not writable.
+        EngineError: Training failed.
     """
     recipe = find_recipe(recipe_name)
     kept = {role for role in roles if not force and is_finished(starter_directory(recipe, role, cache_dir))}
     if missing := [role for role in roles if role not in kept]:
         named = " and ".join(missing)
         console.print(
-            f"making the {named} of recipe [bold]{recipe.name}[/] from generated puzzles, on CPU; it is done once",
+            f"Training the {named} of recipe [bold]{recipe.name}[/] on generated puzzles (CPU, only once)",
             highlight=False,
             soft_wrap=True,
         )
@@ -63,7 +70,7 @@ def ensure_starters_of(config: RunConfig, console: Console) -> None:
 
 
 def ensure_models(paths: Sequence[str], console: Console) -> None:
-    """The same for model paths, of which those that are no starters are left alone."""
+    """Train the starter models among some model paths that are not in the cache. Other paths are ignored."""
     wanted: dict[str, list[Role]] = {}
     for recipe, role in filter(None, map(parse_starter, paths)):
         if not is_finished(starter_directory(recipe, role)):
@@ -73,7 +80,7 @@ def ensure_models(paths: Sequence[str], console: Console) -> None:
 
 
 class PretrainProgress:
-    """A bar a model on a terminal; elsewhere a line each tenth."""
+    """Progress output: a bar per model on a terminal, otherwise a line per tenth of a stage."""
 
     def __init__(self, console: Console, *, title: str) -> None:
         self._console = console
@@ -99,7 +106,7 @@ class PretrainProgress:
         self._live.stop()
 
     def update(self, progress: StarterProgress) -> None:
-        """Show how far one model is."""
+        """Show the progress of one model."""
         key, detail = (progress.role, progress.stage), _detail(progress)
         if self._console.is_terminal:
             if key not in self._tasks:
@@ -108,7 +115,7 @@ class PretrainProgress:
                 )
             self._live.update(self._tasks[key], completed=progress.done, detail=detail)
             return
-        part = progress.done * _LINES_A_STAGE // progress.total
+        part = progress.done * _LINES_PER_STAGE // progress.total
         if part > self._printed.get(key, 0 if progress.done else -1):
             self._printed[key] = part
             line = f"{progress.stage} {self._title}/{progress.role}  {progress.done}/{progress.total}  {detail}"
@@ -122,12 +129,14 @@ def _detail(progress: StarterProgress) -> str:
 
 
 def starters_table(recipe_name: str, records: Mapping[Role, StarterRecord], kept: set[Role]) -> Table:
-    """What the models can do on puzzles they were not trained on: a row for all puzzles and one for each number of people.
+    """Return a table of the models' accuracy on the evaluation split, in total and by number of people.
 
     Args:
-        kept: roles that came from the cache; their figures are those stored when they were made.
+        recipe_name: Name of the recipe.
+        records: Record of each model.
+        kept: Roles whose models were in the cache already.
     """
-    table = Table(title=f"starter models {recipe_name}", title_justify="left")
+    table = Table(title=f"Starter models {recipe_name}", title_justify="left")
     measured = next(iter(records.values())).accuracies
     many = max(measured, key=lambda setting: measured[setting].overall.samples)
     for name in ("model", "size", "people", *measured, f"pass@{measured[many].overall.samples}", "seconds"):
@@ -146,5 +155,5 @@ def starters_table(recipe_name: str, records: Mapping[Role, StarterRecord], kept
             )
             table.add_row(label, size, group or "all", *figures, seconds, style="bold" if group is None else None)
         table.add_section()
-    table.caption = f"{measured[many].overall.prompts} puzzles of the evaluation split, which no model is trained on"
+    table.caption = f"{measured[many].overall.prompts} puzzles of the evaluation split, which is not used in training"
     return table

@@ -1,1 +1,1 @@
-"""Training of the starter models: a tokenizer, a teacher and a weak student made from generated puzzles, on CPU."""
+"""Training of the starter models: a tokenizer, a teacher and a weak student, from generated puzzles, on CPU."""

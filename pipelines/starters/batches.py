@@ -1,4 +1,4 @@
-"""From puzzles to batches of padded token ids."""
+"""Training batches of padded token ids, made from puzzles."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rlad.data.knights_knaves.compact import careless_trace, render_prompt, solu
 from rlad.data.knights_knaves.puzzle import Puzzle
 
 IGNORED = -100
-"""Target of a position without loss (PyTorch's default `ignore_index`)."""
+"""Target of positions without loss (PyTorch's default `ignore_index`)."""
 
 _POOL = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A puzzle with a response to imitate.
+    """Puzzle with a response to imitate.
 
     Attributes:
-        token_ids: prompt and response, end of sequence included.
-        prompt_length: tokens of the prompt.
+        token_ids: Prompt and response, including the end of sequence.
+        prompt_length: Length of the prompt, in tokens.
     """
 
     token_ids: list[int]
@@ -35,11 +35,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Examples side by side, padded on the right, where causal attention never looks back at the padding.
+    """Batch of examples, padded on the right. Causal attention needs no mask for such padding.
 
     Attributes:
         token_ids: int64 [B, T].
-        targets: int64 [B, T], the next token where that is of the response, `IGNORED` elsewhere.
+        targets: int64 [B, T]: the next token if it belongs to the response, otherwise `IGNORED`.
     """
 
     token_ids: torch.Tensor
@@ -47,7 +47,7 @@ class Batch:
 
 
 def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careless"], seed: int) -> list[Example]:
-    """One example a puzzle, its trace correct or a careless reader's."""
+    """Return one example per puzzle, with a correct or a careless trace."""
     rng = random.Random(f"{traces} traces:{seed}")
     examples = []
     for puzzle in puzzles:
@@ -60,9 +60,10 @@ def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careles
 
 
 def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: int) -> Iterator[Batch]:
-    """Batches of at most `tokens_per_step` padded tokens (a longer example alone), epoch after epoch in new orders.
+    """Yield batches of at most `tokens_per_step` padded tokens, endlessly, in a new order for each epoch.
 
-    Within a random pool, examples of like length share a batch: little padding, and which examples meet still changes with every epoch.
+    A longer example has a batch of its own. Batches contain examples of similar length from a random pool, which limits
+    padding and still varies the batches between epochs.
     """
     rng = random.Random(f"batches:{seed}")
     order = list(examples)
@@ -78,7 +79,7 @@ def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: 
 
 def _cut(examples: Sequence[Example], tokens_per_step: int) -> Iterator[list[Example]]:
     batch: list[Example] = []
-    for example in examples:  # in rising length, so each is the longest of its batch so far
+    for example in examples:  # sorted by length, so each is the longest of its batch so far
         if batch and (len(batch) + 1) * len(example.token_ids) > tokens_per_step:
             yield batch
             batch = []

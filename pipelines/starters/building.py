@@ -1,4 +1,4 @@
-"""Making a recipe's models: a process each, into the cache, once."""
+"""Building of a recipe's models in the cache, once, with one training process per model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rlad.errors import DeadlineError, EngineError, PlanError
 from rlad.starters.cache import is_finished, starter_directory, starters_folder
 from rlad.starters.recipes import ROLES, Role, StarterRecipe
 
-# A process that says nothing for so long hangs: a step takes a fraction of a second, importing the libraries at most a minute or so.
+# A process without a progress report for this long hangs. A step takes a fraction of a second, and the imports at
+# most about a minute.
 _SILENCE_TIMEOUT_S = 300.0
 _LOCK_TIMEOUT_S = 3600.0
 _REPORT_INTERVAL_S = 0.25
@@ -30,7 +31,7 @@ _REPORT_INTERVAL_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Failed:
-    """Sent by a process whose training raised."""
+    """Message of a process whose training raised an exception."""
 
     problem: str
 
@@ -50,18 +51,22 @@ def ensure_starters(
     roles: Sequence[Role] = ROLES,
     force: bool = False,
 ) -> dict[Role, Path]:
-    """Directories of the recipe's models; those that are not in the cache are trained first, in parallel, a process of one thread each.
+    """Return the directories of a recipe's models, training those that are not in the cache.
 
-    Of several callers at once, one trains and the others wait for it. A model appears under its name only when it is whole.
+    Models are trained in parallel, each in a process with one thread. With concurrent callers, one trains and the
+    others wait. A model's directory appears atomically.
 
     Args:
-        roles: which of the two are wanted.
-        force: train them again although they are in the cache.
+        recipe: Recipe of the models.
+        cache_dir: Cache directory; default: `$RLAD_CACHE`, else the user's cache directory.
+        progress: Called with progress reports.
+        roles: Roles to build.
+        force: Train again even if the models are in the cache.
 
     Raises:
-        EngineError: training failed, or its process died; the message says of which model and why.
-        PlanError: the cache cannot be written.
-        DeadlineError: another process has been training the same recipe for too long.
+        EngineError: Training failed, or its process died.
+        PlanError: The cache is not writable.
+        DeadlineError: Another process has been training the same recipe for too long.
     """
     directories = {role: starter_directory(recipe, role, cache_dir) for role in roles}
     if not force and all(map(is_finished, directories.values())):
@@ -75,7 +80,7 @@ def ensure_starters(
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold a recipe's lock, which the system frees if this process dies."""
+    """Hold the lock of a recipe. The operating system releases it if this process dies."""
     path = folder / f".{name}.lock"
     lock = FileLock(path)
     try:
@@ -83,11 +88,12 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         lock.acquire(timeout=_LOCK_TIMEOUT_S)
     except Timeout as error:
         raise DeadlineError(
-            f"another process has held {path} for {_LOCK_TIMEOUT_S:.0f} s: see what trains there, and end it"
+            f"timed out after {_LOCK_TIMEOUT_S:.0f} s waiting for the lock {path}, which another training process "
+            "holds. Stop that process and try again"
         ) from error
     except OSError as error:
         raise PlanError(
-            f"starter models cannot be kept in {folder} ({error}): set RLAD_CACHE to a folder that can be written"
+            f"cannot write starter models to {folder}: {error}. Set RLAD_CACHE to a writable directory"
         ) from error
     try:
         yield
@@ -96,12 +102,11 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
 
 
 def _build(recipe: StarterRecipe, directories: dict[Role, Path], progress: OnProgress) -> None:
-    """Train into unfinished directories beside the final ones; rename each as soon as it is whole. The recipe's lock is held."""
+    """Train into temporary directories, and rename each one when it is complete. Requires the lock of the recipe."""
     folder = next(iter(directories.values())).parent
     unfinished = f".unfinished-{recipe.name}-"
-    for left_over in folder.glob(
-        f"{unfinished}*"
-    ):  # of a process that was killed: nobody else works on this recipe while we hold its lock
+    # Left behind by killed processes: the lock excludes running ones.
+    for left_over in folder.glob(f"{unfinished}*"):
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=unfinished, dir=folder) as scratch:
 
@@ -128,17 +133,17 @@ def _start(recipe: StarterRecipe, role: Role, directory: Path) -> _Worker:
         target=_train_in_child, args=(recipe, role, directory, sender), name=f"starter-{role}", daemon=True
     )
     process.start()
-    sender.close()  # the child's copy is now the only one, so its death ends the stream
+    sender.close()  # the child has the only copy now, so its death closes the stream
     return _Worker(role=role, process=process, receiver=receiver)
 
 
 def _watch(
     recipe: StarterRecipe, workers: Sequence[_Worker], progress: OnProgress, finish: Callable[[Role], None]
 ) -> None:
-    """Pass on progress until every process has ended well; `finish` each that has.
+    """Forward progress reports until all processes have succeeded, and call `finish` for each one.
 
     Raises:
-        EngineError: one failed, died, or fell silent.
+        EngineError: A process failed, died, or stopped reporting.
     """
     running = {worker.receiver: worker for worker in workers}
     while running:
@@ -146,7 +151,7 @@ def _watch(
         if not ready:
             silent = ", ".join(f"{recipe.name}/{worker.role}" for worker in running.values())
             raise EngineError(
-                f"training of starter {silent} has said nothing for {_SILENCE_TIMEOUT_S:.0f} s and was ended: try again"
+                f"training of starter {silent} was stopped after {_SILENCE_TIMEOUT_S:.0f} s without progress. Try again"
             )
         for worker in [worker for receiver, worker in running.items() if receiver in ready]:
             name = f"{recipe.name}/{worker.role}"
@@ -156,8 +161,8 @@ def _watch(
                 worker.process.join()
                 if worker.process.exitcode != 0:
                     raise EngineError(
-                        f"the process training starter {name} died with exit code {worker.process.exitcode} (a negative one is the signal "
-                        "that killed it; -9 is often the machine being out of memory): try again"
+                        f"the process training starter {name} died with exit code {worker.process.exitcode}. Negative "
+                        "codes are signals; -9 often means that the machine is out of memory. Try again"
                     ) from None
                 del running[worker.receiver]
                 finish(worker.role)
@@ -169,7 +174,7 @@ def _watch(
 
 def _train_in_child(recipe: StarterRecipe, role: Role, directory: Path, sender: Connection) -> None:
     """Entry point of a training process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it, too, and kills this process
     last_sent = 0.0
 
     def report(update: StarterProgress) -> None:
@@ -179,12 +184,11 @@ def _train_in_child(recipe: StarterRecipe, role: Role, directory: Path, sender: 
             sender.send(update)
 
     try:
-        from pipelines.starters.making import (
-            make_starter,  # here, because the parent needs neither torch nor transformers
-        )
+        # Imported here, because the parent needs neither torch nor transformers.
+        from pipelines.starters.making import make_starter
 
         make_starter(recipe, role, directory, report)
     except BrokenPipeError:
-        return  # the parent is gone, and nobody wants the model
-    except Exception:  # noqa: BLE001 - whatever it is, the parent raises it with the model's name
+        return  # the parent is gone
+    except Exception:  # noqa: BLE001 - the parent raises it with the model's name
         sender.send(_Failed(problem=traceback.format_exc()))

@@ -1,4 +1,4 @@
-"""Making one starter model from nothing: puzzles, training, measuring, a Hugging Face directory."""
+"""Training and evaluation of one starter model, and its export as a Hugging Face model directory."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.starters.cache import StarterRecord
 from rlad.starters.recipes import ROLES, Role, StarterRecipe
 
-# Temperature and responses a puzzle of each measurement; pass@k is reported of the second.
+# Temperature and responses per puzzle of each evaluation. pass@k is reported for the second.
 SETTINGS: Mapping[str, tuple[float, int]] = {"greedy": (0.0, 1), "T=1": (1.0, 8), "T=0.6": (0.6, 2)}
 
 _TRAINING_SEED, _EVALUATION_SEED = 0, 1
 
 
 def training_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
-    """What both roles train on; repeated where there are not so many different ones."""
+    """Return the training puzzles of both roles. Puzzles repeat if there are not enough distinct ones."""
     return generate_puzzles(people=recipe.people, count=recipe.training_puzzles, split="train", seed=_TRAINING_SEED)
 
 
 def evaluation_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
-    """What both roles are measured on; none of them is trained on."""
+    """Return the evaluation puzzles of both roles, disjoint from the training puzzles."""
     return generate_puzzles(
         people=recipe.people, count=recipe.evaluation_puzzles, split="evaluation", seed=_EVALUATION_SEED
     )
 
 
 def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnProgress) -> StarterRecord:
-    """Train and measure a model on one thread, and write it with its tokenizer and record to `directory`, which is made."""
+    """Train and evaluate a model on one thread, and write it to a new `directory` with its tokenizer and record."""
     torch.set_num_threads(1)
-    disable_progress_bar()  # of saving: it would break the caller's own
+    disable_progress_bar()  # the bar of save_pretrained would disturb the caller's
     torch.use_deterministic_algorithms(True)
     start, cpu_start = time.monotonic(), time.process_time()
     own = recipe.of(role)
@@ -101,5 +101,5 @@ def _measure(
 
 
 def _content(recipe: StarterRecipe, role: Role) -> dict[str, Any]:
-    """The recipe without the other role's part."""
+    """Return the content of the recipe without the other role."""
     return {key: value for key, value in asdict(recipe).items() if key == role or key not in ROLES}

@@ -1,4 +1,4 @@
-"""What a process that makes a starter model says while it works."""
+"""Progress reports of starter model training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from rlad.starters.recipes import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StarterProgress:
-    """How far one model is.
+    """Progress of one model.
 
     Attributes:
-        stage: `training` counts optimizer steps, `measuring` responses.
-        loss: of the last step, nats a response token; None before the first step and while measuring.
-        tokens_per_s: mean speed since the start, padding and prompts included.
+        role: Role of the model.
+        stage: `training` counts optimizer steps, `measuring` counts evaluation responses.
+        done: Completed steps or responses.
+        total: Total steps or responses.
+        loss: Loss of the last step, nats per response token; None before the first step and while measuring.
+        tokens_per_s: Mean throughput since the start, including prompts and padding; None while measuring.
     """
 
     role: Role

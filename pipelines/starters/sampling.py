@@ -1,4 +1,4 @@
-"""What a model answers, and how often it is right: a small batched sampler for measuring starters where no engine runs."""
+"""Batched sampling and accuracy of starter models, without an inference engine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _WORTH_SHRINKING = 0.75
 _SYMBOLS = list(VOCABULARY)
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of one layer, with room for tokens to come: appending one does not copy all before it, as transformers' own does."""
+class _PreallocatedLayer(DynamicLayer):
+    """Key-value cache of one layer with spare capacity.
+
+    Appending a token does not copy the cache, unlike in transformers' own layer.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: dict[str, torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -43,17 +46,17 @@ class _RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._rooms.clear()
+        self._buffers.clear()
 
     def _append(self, name: str, held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
         rows, heads, added, size = new.shape
         end = length + added
-        if name not in self._rooms or self._rooms[name].shape[2] < end:
-            self._rooms[name] = new.new_empty(rows, heads, end + _SPARE_TOKENS, size)
+        if name not in self._buffers or self._buffers[name].shape[2] < end:
+            self._buffers[name] = new.new_empty(rows, heads, end + _SPARE_TOKENS, size)
             if length:
-                self._rooms[name][:, :, :length] = held
-        self._rooms[name][:, :, length:end] = new
-        return self._rooms[name][:, :, :end]
+                self._buffers[name][:, :, :length] = held
+        self._buffers[name][:, :, length:end] = new
+        return self._buffers[name][:, :, :end]
 
 
 @torch.inference_mode()
@@ -65,34 +68,42 @@ def sample_responses(
     max_tokens: int,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """One response for each prompt, end of sequence included where it was reached within `max_tokens`.
+    """Sample one response per prompt.
 
-    Prompts are padded on the left. Rows that have ended leave the batch together when they are many enough to be worth the copying.
+    Prompts are padded on the left. Finished rows are removed from the batch once there are enough of them to justify
+    the copy.
 
     Args:
-        temperature: 0 takes the likeliest token.
+        model: The model.
+        prompts: Token ids of each prompt.
+        temperature: Sampling temperature; 0 means greedy.
+        max_tokens: Maximum response length, in tokens.
+        generator: Random number generator.
+
+    Returns:
+        Token ids of each response, including the end of sequence if it was reached.
     """
     longest = max(map(len, prompts))
     token_ids = torch.tensor([[PAD_ID] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     responses: list[list[int]] = [[] for _ in prompts]
-    rows, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
-    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    rows, active = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+    cache = Cache(layer_class_to_replicate=_PreallocatedLayer)
     for _ in range(max_tokens):
         output = model(
             input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )
         chosen = _choose(output.logits[:, -1], temperature, generator)
-        for row, token in zip(rows[going].tolist(), chosen[going].tolist(), strict=True):
+        for row, token in zip(rows[active].tolist(), chosen[active].tolist(), strict=True):
             responses[row].append(token)
-        going &= chosen != END_ID
-        if not going.any():
+        active &= chosen != END_ID
+        if not active.any():
             break
-        if going.sum() <= _WORTH_SHRINKING * len(going):
-            kept = going.nonzero().squeeze(-1)
+        if active.sum() <= _WORTH_SHRINKING * len(active):
+            kept = active.nonzero().squeeze(-1)
             cache.batch_select_indices(kept)
-            rows, chosen, mask, positions, going = rows[kept], chosen[kept], mask[kept], positions[kept], going[kept]
+            rows, chosen, mask, positions, active = rows[kept], chosen[kept], mask[kept], positions[kept], active[kept]
         token_ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(token_ids)], dim=-1)
     return responses
@@ -113,11 +124,15 @@ def measure_accuracy(
     seed: int,
     on_responses: Callable[[int], None],
 ) -> EvaluationSummary:
-    """Accuracy over puzzles, by number of people.
+    """Return the accuracy on puzzles, grouped by number of people.
 
     Args:
-        samples: responses a puzzle.
-        on_responses: called with the number of responses that have just been made.
+        model: The model.
+        puzzles: Puzzles to solve.
+        temperature: Sampling temperature; 0 means greedy.
+        samples: Responses per puzzle.
+        seed: Random seed.
+        on_responses: Called after each batch with its number of responses.
     """
     generator = torch.Generator().manual_seed(seed)
     verifier = build_verifier({"name": "knights_knaves", "form": "compact"})

@@ -1,4 +1,4 @@
-"""The tokenizer of all starter models: one character a token."""
+"""Tokenizer of the starter models: one token per character."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAD, END, UNKNOWN = "<pad>", "$", "!"
 _SPECIAL = (PAD, END, UNKNOWN)
 
 VOCABULARY: dict[str, int] = {symbol: index for index, symbol in enumerate((*_SPECIAL, *ALPHABET))}
-"""Token ids by symbol: the special tokens first, then the alphabet of the compact notation."""
+"""Token ids by symbol: special tokens, then the alphabet of the compact notation."""
 
 PAD_ID, END_ID = VOCABULARY[PAD], VOCABULARY[END]
 
@@ -19,21 +19,22 @@ assert not set(_SPECIAL) & set(ALPHABET)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer over the compact alphabet. It adds nothing to a text and has no chat template: prompts are plain text.
+    """Return a fast tokenizer for the compact alphabet.
 
-    A character outside the alphabet becomes the unknown token `!`.
+    It adds no special tokens and has no chat template, because prompts are plain text. Characters outside the alphabet
+    become the unknown token `!`.
     """
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
-    # Dot leaves out line ends, which would then stick to their neighbour.
+    # A dot would not match line ends, which would then be merged with their neighbor.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()  # no spaces between characters
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text in the alphabet (the end `$` included), as `build_tokenizer` gives them, without its cost a call.
+    """Return the token ids of a text, equal to those of the tokenizer but faster.
 
     Raises:
-        KeyError: a character outside the alphabet.
+        KeyError: The text has a character outside the alphabet (which includes the end `$`).
     """
     return [VOCABULARY[character] for character in text]

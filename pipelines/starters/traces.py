@@ -1,14 +1,15 @@
-"""The response format that starter models learn: the traces of the compact notation with their working shown.
+"""Response format of the starter models: traces of the compact notation with intermediate steps.
 
-A compact trace states a statement's truth under a candidate in one token, which takes two look-ups and a combination at once; tiny models learn
-that slowly. Shown, each token takes one look-up, and training needs a fraction of the steps. `A:c|B;B:c>a;C:B|b;?` gives, for its first candidate,
+A compact trace gives the truth value of a statement under a candidate solution in one token. That requires two look-ups
+and a combination at once, which tiny models learn slowly. With intermediate steps each token requires one look-up, and
+training takes a fraction of the steps. For its first candidate, `A:c|B;B:c>a;C:B|b;?` gives
 
     TTT:TTT             in the compact trace
-    ABC:AF|TTBF>FTCT|FT with the working shown
+    ABC:AF|TTBF>FTCT|FT with intermediate steps
 
-The candidate stands as people in their roles (upper case a knight); then, for each speaker in turn, the speaker, what he says with each person
-replaced by its truth, and, where he says more than that, the value of the whole. If and only if is `?` here, not `=`: `=` comes once in a response,
-before the answer, and verifiers go by it.
+The candidate is written as the people in their roles (upper case for a knight). Then follow, for each speaker: the
+speaker, the statement with each person replaced by its truth value, and the value of the statement if it has several
+parts. "If and only if" is `?` instead of `=`, because verifiers look for `=`, which occurs once, before the answer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ _IFF_IN_PROMPTS, _IFF = "=", "?"
 
 
 def show_working(puzzle: Puzzle, trace: str) -> str:
-    """A compact trace of the puzzle's, correct or careless, with its working shown; same values, same answer.
+    """Expand a compact trace of a puzzle, correct or careless, with intermediate steps.
 
-    A careless trace's value then contradicts the working before it, except for a bare `B is a knight`, whose value is all its working.
+    Values and answer stay the same. In a careless trace the value of a statement therefore contradicts its intermediate
+    steps, except for a bare `B is a knight`, which has none.
     """
     clauses = [clause.split(":")[1].replace(_IFF_IN_PROMPTS, _IFF) for clause in render_prompt(puzzle).split(";")[:-1]]
     steps, answer = trace.split("=")
@@ -41,13 +43,13 @@ def show_working(puzzle: Puzzle, trace: str) -> str:
 
 
 def longest_trace(num_people: int) -> int:
-    """Tokens of the longest response: every candidate, each with every statement of two people; `=`, the answer, the end."""
+    """Return the length of the longest response, in tokens: all candidates with all statements, `=`, answer and end."""
     candidate, statement = num_people + 1, len("AF|TT")
     return int(2**num_people) * (candidate + num_people * statement + 1) + num_people + 1
 
 
 def _split_values(text: str, num_people: int) -> tuple[str, str]:
-    """What follows a candidate's colon, up to its contradiction (`x`, included) or its last value; and the rest."""
+    """Split after a candidate's last value, or after its contradiction `x`. Returns both parts."""
     contradiction = text.find("x")
     end = contradiction + 1 if 0 <= contradiction <= num_people else num_people
     return text[:end], text[end:]

@@ -1,4 +1,4 @@
-"""Supervised training of one starter model, on one thread."""
+"""Supervised training of a starter model on one thread."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from pipelines.starters.batches import IGNORED, Batch, endless_batches, make_examples
 from pipelines.starters.tokenizer import END_ID, PAD_ID, VOCABULARY
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.starters.recipes import HEAD_DIM, ModelShape, RoleRecipe, TrainingPhase
+from rlad.starters.recipes import HEAD_DIM, RoleRecipe, StarterArchitecture, TrainingPhase
 
 MAX_POSITIONS = 1024
-"""More than the longest prompt and trace of 5 people; those of 8 people may need more than a tiny model can follow."""
+"""Context length. It covers the longest prompt and trace with 5 people; more people exceed a tiny model's abilities."""
 
 OnStep = Callable[[int, float, int], None]
-"""Called after each step with its number (from 1, over all phases), its loss in nats a token, and the padded tokens of its batch."""
+"""Callback after each step. Arguments: step (from 1, over all phases), loss in nats per token, padded batch tokens."""
 
 
-def build_model(shape: ModelShape, seed: int) -> Qwen3ForCausalLM:
-    """A model with random weights, float32."""
+def build_model(shape: StarterArchitecture, seed: int) -> Qwen3ForCausalLM:
+    """Return a float32 model with random weights."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(VOCABULARY),
@@ -44,7 +44,7 @@ def build_model(shape: ModelShape, seed: int) -> Qwen3ForCausalLM:
 def train(
     model: Qwen3ForCausalLM, recipe: RoleRecipe, puzzles: Sequence[Puzzle], *, tokens_per_step: int, on_step: OnStep
 ) -> None:
-    """Run the recipe's phases on `model`, in place."""
+    """Train a model in place through all phases of a recipe."""
     model.train()
     step = 0
     for number, phase in enumerate(recipe.phases):
@@ -67,13 +67,17 @@ def train(
 
 
 def training_loss(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
-    """Mean negative log-likelihood of the response tokens, nats."""
+    """Return the mean negative log-likelihood of the response tokens, in nats."""
     logits = model(input_ids=batch.token_ids, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
 
 def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torch.optim.Optimizer]:
-    """Muon on the layers' matrices and AdamW on embeddings, head and norms; AdamW alone where the phase gives Muon no learning rate."""
+    """Return the optimizers of a phase.
+
+    Muon trains the layers' matrices, and AdamW embeddings, head and norms. Without `matrix_learning_rate` AdamW trains
+    all parameters.
+    """
     matrices = (
         [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
         if phase.matrix_learning_rate
@@ -93,9 +97,10 @@ def build_optimizers(model: Qwen3ForCausalLM, phase: TrainingPhase) -> list[torc
 
 
 def share_of_peak(step: int, steps: int) -> float:
-    """Learning rate of a step (from 0), as a share of its peak: constant, then falling linearly over the last quarter.
+    """Return the learning rate of a step (from 0) as a fraction of its peak.
 
-    Puzzles are learned abruptly, at a step that varies with the seed; a rate that falls from the start (a cosine) may be too low by then.
+    The rate is constant and decays linearly over the last quarter. Models learn the puzzles abruptly, at a step that
+    depends on the seed; a rate that decays from the start (cosine) may be too low by then.
     """
     return min(1.0, 4 * (steps - step) / steps)
 

@@ -1,1 +1,1 @@
-"""Model references and how each becomes a local directory."""
+"""Model references and their resolution to local directories."""

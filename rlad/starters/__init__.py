@@ -1,4 +1,4 @@
-"""Starter models: their recipes, and the cache that holds them by content. `pipelines/starters` trains them."""
+"""Starter models: recipes, and the cache of trained models. `pipelines.starters` trains them."""
 
 from rlad.starters.cache import StarterRecord, is_finished, is_missing_starter, parse_starter, starter_directory
 from rlad.starters.recipes import RECIPES, ROLES, Role, StarterRecipe, find_recipe

@@ -1,4 +1,4 @@
-"""Where starter models are kept, by content, and how `starter:RECIPE/ROLE` becomes a directory."""
+"""Cache of starter models. A model's directory is named after the digest of its recipe."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from rlad.starters.recipes import ROLES, Role, StarterRecipe, find_recipe
 
 PREFIX = "starter:"
 RECORD_FILE = "starter.json"
-"""Written last, so a directory that has it is whole."""
+"""Record file of a starter model. It is written last, so a directory with this file is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StarterRecord:
-    """What is known of a finished starter model; kept beside its weights.
+    """Record of a finished starter model, stored with its weights.
 
     Attributes:
-        recipe: the content that made it, this role's part and what both share.
-        num_parameters: counted once.
-        accuracies: by sampling setting, for example `greedy` or `T=1`, on puzzles of the evaluation split.
-        training_tokens: padded tokens trained on, prompts included.
-        train_seconds: wall time of training alone.
-        total_seconds: wall time of training and measuring.
-        cpu_seconds: CPU time of both.
+        name: Name of the model, `RECIPE/ROLE`.
+        recipe: Content of the recipe: the shared settings and those of this role.
+        num_parameters: Number of parameters.
+        accuracies: Accuracy on the evaluation split by sampling setting, for example `greedy` or `T=1`.
+        training_tokens: Number of training tokens, including prompts and padding.
+        train_seconds: Wall time of training.
+        total_seconds: Wall time of training and evaluation.
+        cpu_seconds: CPU time of training and evaluation.
     """
 
     name: str
@@ -44,12 +45,14 @@ class StarterRecord:
     cpu_seconds: float
 
     def write(self, directory: Path) -> None:
+        """Write the record file, which marks the directory as complete."""
         content = {field: getattr(self, field) for field in self.__slots__}
         content["accuracies"] = {setting: summary.as_dict() for setting, summary in self.accuracies.items()}
         (directory / RECORD_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> StarterRecord:
+        """Read the record file of a finished starter model."""
         content = json.loads((directory / RECORD_FILE).read_text())
         content["accuracies"] = {
             setting: EvaluationSummary.from_dict(summary) for setting, summary in content["accuracies"].items()
@@ -58,7 +61,10 @@ class StarterRecord:
 
 
 def starters_folder(cache_dir: Path | None = None) -> Path:
-    """`cache_dir`, else `$RLAD_CACHE`, else the user's cache directory (`~/.cache/rlad`); with the sub-folder of starters."""
+    """Return the directory `starters` inside the cache.
+
+    The cache is `cache_dir`, else `$RLAD_CACHE`, else the user's cache directory (`~/.cache/rlad`).
+    """
     if cache_dir is None:
         configured = os.environ.get("RLAD_CACHE")
         cache_dir = Path(configured) if configured else user_cache_path("rlad", appauthor=False)
@@ -66,20 +72,20 @@ def starters_folder(cache_dir: Path | None = None) -> Path:
 
 
 def starter_directory(recipe: StarterRecipe, role: Role, cache_dir: Path | None = None) -> Path:
-    """Where this role's model is, or would be."""
+    """Return the directory of a role's model, which may not exist yet."""
     return starters_folder(cache_dir) / f"{recipe.name}-{role}-{recipe.digest(role)}"
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a starter's directory is whole."""
+    """Return whether the directory of a starter model is complete."""
     return (directory / RECORD_FILE).is_file()
 
 
 def parse_starter(path: str) -> tuple[StarterRecipe, Role] | None:
-    """The recipe and role that `starter:RECIPE/ROLE` names; None for any other path.
+    """Return the recipe and role of a path `starter:RECIPE/ROLE`, or None for any other path.
 
     Raises:
-        PlanError: no such recipe or role.
+        PlanError: The recipe or role does not exist.
     """
     if not path.startswith(PREFIX):
         return None
@@ -88,14 +94,14 @@ def parse_starter(path: str) -> tuple[StarterRecipe, Role] | None:
     for known in ROLES:
         if role == known:
             return recipe, known
-    raise PlanError(f"a starter model is starter:{name}/teacher or starter:{name}/student, got {path!r}")
+    raise PlanError(f"expected starter:{name}/teacher or starter:{name}/student; got {path!r}")
 
 
 def is_missing_starter(path: str, cache_dir: Path | None = None) -> bool:
-    """Whether `path` names a starter model that is not made yet.
+    """Return whether a path refers to a starter model that has not been made yet.
 
     Raises:
-        PlanError: no such recipe or role.
+        PlanError: The recipe or role does not exist.
     """
     starter = parse_starter(path)
     return starter is not None and not is_finished(starter_directory(*starter, cache_dir))

@@ -1,4 +1,8 @@
-"""What each pair of starter models is made of. A recipe's content names its folder in the cache, so a changed recipe is a new model."""
+"""Recipes of the starter models.
+
+The digest of a recipe is part of the model's directory name in the cache, so a changed recipe gives a new model. Field
+names are part of the digest.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,24 @@ Role = Literal["teacher", "student"]
 ROLES: tuple[Role, Role] = ("teacher", "student")
 
 CODE_REVISION = 1
-"""Raise it when a change of the code, here or in the puzzles, makes other models of the same recipe."""
+"""Revision of the training code. Increment it if a code change, here or in the puzzles, changes the trained models."""
 
 HEAD_DIM = 32
-"""The smallest head size that vLLM's attention on CPU takes."""
+"""Smallest attention head size that vLLM supports on CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """Size of a Qwen3-architecture model. Embeddings are not tied: with a vocabulary this small, tying saves nothing."""
+class StarterArchitecture:
+    """Size of a starter model with the Qwen3 architecture.
+
+    Embeddings are not tied, because tying saves nothing with a small vocabulary.
+
+    Attributes:
+        hidden_size: Size of the hidden states.
+        num_layers: Number of layers.
+        num_heads: Attention heads per layer. Keys and values have as many.
+        feed_forward: Intermediate size of the feed-forward blocks.
+    """
 
     hidden_size: int
     num_layers: int
@@ -36,9 +49,11 @@ class TrainingPhase:
     """Supervised training on one kind of traces.
 
     Attributes:
-        traces: `correct`, or `careless`: those of a reader who mistakes statements for others.
-        matrix_learning_rate: of Muon on the layers' matrices; None trains everything by AdamW.
-        learning_rate: of AdamW on the rest.
+        traces: `correct`, or `careless` for traces with misread statements.
+        steps: Number of training steps.
+        learning_rate: Learning rate of AdamW.
+        matrix_learning_rate: Learning rate of Muon, which trains the layers' matrices; None trains all parameters with
+            AdamW.
     """
 
     traces: Literal["correct", "careless"]
@@ -49,26 +64,36 @@ class TrainingPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleRecipe:
-    """How one of the two models is made."""
+    """Recipe of one of the two models.
 
-    shape: ModelShape
+    Attributes:
+        shape: Size of the model.
+        phases: Training phases, in order.
+        seed: Random seed of initialization, traces and batches.
+    """
+
+    shape: StarterArchitecture
     phases: tuple[TrainingPhase, ...]
     seed: int
 
     @property
     def total_steps(self) -> int:
+        """Number of training steps over all phases."""
         return sum(phase.steps for phase in self.phases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StarterRecipe:
-    """A teacher and a student over one tokenizer.
+    """Recipe of a teacher and a student with the same tokenizer.
 
     Attributes:
-        people: share of puzzles by number of people.
-        training_puzzles: number of different puzzles, all of the train split; more steps than they fill are further epochs.
-        tokens_per_step: padded tokens of a batch, prompts included.
-        evaluation_puzzles: of the evaluation split, on which the finished models are measured.
+        name: Name of the recipe.
+        people: Relative frequency of puzzles by number of people.
+        training_puzzles: Number of distinct training puzzles. They are repeated if the steps need more.
+        tokens_per_step: Tokens per batch, including prompts and padding.
+        evaluation_puzzles: Number of puzzles of the evaluation split to measure the finished models on.
+        teacher: Recipe of the teacher.
+        student: Recipe of the student.
     """
 
     name: str
@@ -80,10 +105,11 @@ class StarterRecipe:
     student: RoleRecipe
 
     def of(self, role: Role) -> RoleRecipe:
+        """Return the recipe of a role."""
         return self.teacher if role == "teacher" else self.student
 
     def digest(self, role: Role) -> str:
-        """16 hex digits that change with whatever changes this role's model, and with nothing of the other's."""
+        """Return a digest (16 hex digits) of everything that determines this role's model."""
         content = asdict(self)
         for other in set(ROLES) - {role}:
             del content[other]
@@ -98,13 +124,14 @@ _KK = StarterRecipe(
     tokens_per_step=1024,
     evaluation_puzzles=300,
     teacher=RoleRecipe(
-        shape=ModelShape(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
+        shape=StarterArchitecture(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
         phases=(TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(
-        shape=ModelShape(hidden_size=96, num_layers=3, num_heads=3, feed_forward=192),
-        # The skill first, then a bad habit: a model merely trained too little lacks the skill that reinforcement could bring out.
+        shape=StarterArchitecture(hidden_size=96, num_layers=3, num_heads=3, feed_forward=192),
+        # First the skill, then a bad habit. An undertrained model would lack the skill that reinforcement learning
+        # brings out.
         phases=(
             TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),
             TrainingPhase(traces="careless", steps=400, learning_rate=1e-3, matrix_learning_rate=None),
@@ -113,7 +140,7 @@ _KK = StarterRecipe(
     ),
 )
 
-# For tests and smoke runs: puzzles of 2 people only, models made in seconds, the student right now and then.
+# For tests and smoke runs: puzzles with 2 people, models trained in seconds, a student that is sometimes correct.
 _KK_SMOKE = StarterRecipe(
     name="kk-smoke",
     people={2: 1.0},
@@ -121,12 +148,12 @@ _KK_SMOKE = StarterRecipe(
     tokens_per_step=1024,
     evaluation_puzzles=32,
     teacher=RoleRecipe(
-        shape=ModelShape(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
+        shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
         phases=(TrainingPhase(traces="correct", steps=90, learning_rate=1e-2, matrix_learning_rate=0.02),),
         seed=0,
     ),
     student=RoleRecipe(
-        shape=ModelShape(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
+        shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
         phases=(
             TrainingPhase(traces="correct", steps=70, learning_rate=1e-2, matrix_learning_rate=0.02),
             TrainingPhase(traces="careless", steps=15, learning_rate=1e-3, matrix_learning_rate=None),
@@ -139,11 +166,11 @@ RECIPES: Mapping[str, StarterRecipe] = {recipe.name: recipe for recipe in (_KK, 
 
 
 def find_recipe(name: str) -> StarterRecipe:
-    """The recipe of this name.
+    """Return the recipe with a name.
 
     Raises:
-        PlanError: there is none.
+        PlanError: There is no such recipe.
     """
     if name not in RECIPES:
-        raise PlanError(f"no starter recipe {name!r}; there are {', '.join(sorted(RECIPES))}")
+        raise PlanError(f"unknown starter recipe {name!r}; expected one of {', '.join(sorted(RECIPES))}")
     return RECIPES[name]

@@ -1,4 +1,4 @@
-"""`rlad pretrain` with the smoke recipe: what it makes, and what a person sees."""
+"""`rlad pretrain` with the smoke recipe: models and output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(cache=cache, directories=directories, printed=_printed(console))
 
 
-def test_models_load_with_plain_transformers_and_share_one_tokenizer(made: Made) -> None:
+def test_models_load_with_transformers_and_share_a_tokenizer(made: Made) -> None:
     vocabularies = []
     for directory in made.directories.values():
         model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
@@ -56,14 +56,14 @@ def test_models_load_with_plain_transformers_and_share_one_tokenizer(made: Made)
     assert vocabularies[0] == vocabularies[1]
 
 
-def test_smoke_models_answer_some_puzzles_right_and_some_wrong(made: Made) -> None:
+def test_smoke_models_solve_some_puzzles_but_not_all(made: Made) -> None:
     for directory in made.directories.values():
         accuracy = StarterRecord.read(directory).accuracies["T=1"].overall
         assert 0.1 < accuracy.mean < 0.95
         assert accuracy.truncated < 0.2
 
 
-def test_progress_is_lines_where_nobody_watches_a_terminal(made: Made) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(made: Made) -> None:
     lines = made.printed.splitlines()
     for role in ROLES:
         training = [line for line in lines if line.startswith(f"training kk-smoke/{role}")]
@@ -74,7 +74,7 @@ def test_progress_is_lines_where_nobody_watches_a_terminal(made: Made) -> None:
     assert "pass@8" in made.printed
 
 
-def test_the_second_time_models_come_from_the_cache_with_the_stored_figures(made: Made) -> None:
+def test_second_call_uses_the_cache_and_prints_the_same_table(made: Made) -> None:
     before = {
         role: (directory / "model.safetensors").stat().st_mtime_ns for role, directory in made.directories.items()
     }
@@ -85,6 +85,6 @@ def test_the_second_time_models_come_from_the_cache_with_the_stored_figures(made
     } == before
     again = _printed(console)
     assert again.count("(cached)") == len(ROLES)
-    assert "training" not in again
+    assert "training kk-smoke" not in again
     table_rows = [line.replace("(cached)", "").split() for line in again.splitlines() if "│" in line]
     assert table_rows == [line.split() for line in made.printed.splitlines() if "│" in line]

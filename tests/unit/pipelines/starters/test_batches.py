@@ -1,4 +1,4 @@
-"""Batches: which tokens are trained on, how much padding they hold, and that no evaluation puzzle is among them."""
+"""Training batches: targets, padding, and separation from the evaluation puzzles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SYMBOLS = list(VOCABULARY)
 
 
 def _rows(batch: Batch) -> list[tuple[int, ...]]:
-    """The examples of a batch without their padding."""
+    """Return the examples of a batch without padding."""
     return [tuple(token for token in row if token != PAD_ID) for row in batch.token_ids.tolist()]
 
 
-def test_only_the_response_and_its_end_are_targets() -> None:
+def test_targets_are_response_tokens_only() -> None:
     prompt, response = "A:b;B:A&B;?", "AB:AFxAb:ATBT&FF=TF$"
     (example,) = make_examples(
         [puzzle_from_statements([("lying", 1), ("and", ("telling-truth", 0), ("telling-truth", 1))])], "correct", seed=0
@@ -31,11 +31,11 @@ def test_only_the_response_and_its_end_are_targets() -> None:
 
     row = batch.token_ids.tolist().index([*encode(prompt + response), PAD_ID, PAD_ID])
     targets = batch.targets[row].tolist()
-    # The last token of the prompt predicts the first of the response; the end predicts nothing.
+    # The last prompt token predicts the first response token; the end has no target.
     assert targets == [IGNORED] * (len(prompt) - 1) + encode(response) + [IGNORED] * 3
 
 
-def test_an_epoch_holds_every_example_once_and_the_next_in_another_order() -> None:
+def test_each_epoch_has_each_example_once_in_a_new_order() -> None:
     examples = make_examples(PUZZLES, "correct", seed=0)
     wanted = sorted(tuple(example.token_ids) for example in examples)
     batches = endless_batches(examples, tokens_per_step=1024, seed=0)
@@ -49,7 +49,7 @@ def test_an_epoch_holds_every_example_once_and_the_next_in_another_order() -> No
     assert epochs[0] != epochs[1]
 
 
-def test_batches_keep_to_their_tokens_and_hold_little_padding() -> None:
+def test_batches_respect_the_token_limit_with_little_padding() -> None:
     batches = list(islice(endless_batches(make_examples(PUZZLES, "correct", seed=0), tokens_per_step=2048, seed=0), 12))
     assert all(batch.token_ids.numel() <= 2048 for batch in batches)
     padding = sum(int((batch.token_ids == PAD_ID).sum()) for batch in batches) / sum(
@@ -58,7 +58,7 @@ def test_batches_keep_to_their_tokens_and_hold_little_padding() -> None:
     assert padding < 0.15
 
 
-def test_an_example_longer_than_a_batch_comes_alone() -> None:
+def test_example_longer_than_the_limit_has_its_own_batch() -> None:
     examples = make_examples(PUZZLES, "correct", seed=0)
     batches = islice(endless_batches(examples, tokens_per_step=30, seed=0), len(examples) // 2)
     assert all(batch.token_ids.numel() <= 30 or len(batch.token_ids) == 1 for batch in batches)
@@ -75,7 +75,7 @@ def test_careless_traces_are_well_formed_and_often_wrong() -> None:
     assert 0.3 < right / len(PUZZLES) < 0.8
 
 
-def test_no_evaluation_puzzle_is_trained_on_in_any_form() -> None:
+def test_evaluation_puzzles_are_not_trained_on() -> None:
     for recipe in RECIPES.values():
         trained, measured = (
             {render_prompt(puzzle) for puzzle in puzzles}

@@ -1,4 +1,4 @@
-"""The cache of starter models: made once, whole or not at all, whatever happens to the processes that make them."""
+"""Building of starter models in the cache: once, atomically, even if processes are killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _shortened(role: RoleRecipe, steps: int) -> RoleRecipe:
 
 
 def _recipe(steps: int) -> StarterRecipe:
-    """The smoke recipe with a few steps only."""
+    """Return the smoke recipe with only a few steps."""
     return replace(
         SMOKE,
         name="test",
@@ -47,7 +47,7 @@ def _visible(cache: Path) -> list[str]:
     return sorted(path.name for path in starters_folder(cache).iterdir() if not path.name.endswith(".lock"))
 
 
-def test_two_callers_at_once_train_once_and_half_written_directories_are_replaced(tmp_path: Path) -> None:
+def test_concurrent_callers_train_once_and_replace_incomplete_directories(tmp_path: Path) -> None:
     recipe = _recipe(steps=2)
     half_written = starter_directory(recipe, "teacher", tmp_path)
     half_written.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_two_callers_at_once_train_once_and_half_written_directories_are_replace
     )
 
 
-def test_a_killed_training_process_is_a_clear_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_killed_training_process_raises_an_error_and_leaves_no_files(tmp_path: Path) -> None:
     def kill(_: StarterProgress) -> None:
         (child,) = _training_processes()
         assert child.pid is not None
@@ -86,7 +86,7 @@ def test_a_killed_training_process_is_a_clear_error_and_leaves_nothing_behind(tm
     assert _visible(tmp_path) == []
 
 
-def test_an_interrupt_ends_the_training_processes_and_frees_the_lock(tmp_path: Path) -> None:
+def test_interrupt_kills_training_processes_and_releases_the_lock(tmp_path: Path) -> None:
     def interrupt(_: StarterProgress) -> None:
         assert _training_processes()
         raise KeyboardInterrupt
@@ -99,25 +99,25 @@ def test_an_interrupt_ends_the_training_processes_and_frees_the_lock(tmp_path: P
         pass
 
 
-def test_an_error_in_training_reaches_the_caller_with_its_reason(tmp_path: Path) -> None:
+def test_training_error_is_raised_in_the_caller(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"training starter test/teacher failed:(.|\n)*distinct puzzles of 2 people"):
         ensure_starters(replace(_recipe(steps=1), evaluation_puzzles=100_000), tmp_path, roles=["teacher"])
     assert _visible(tmp_path) == []
 
 
-def test_a_cache_that_cannot_be_written_is_a_plan_error_that_names_the_variable(tmp_path: Path) -> None:
+def test_unwritable_cache_is_a_plan_error_that_names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PlanError, match="set RLAD_CACHE to a folder that can be written"):
+    with pytest.raises(PlanError, match="Set RLAD_CACHE to a writable directory"):
         ensure_starters(_recipe(steps=1), tmp_path / "file")
 
 
-def test_resolving_makes_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolving_a_missing_starter_names_the_command_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAD_CACHE", str(tmp_path))
     assert is_missing_starter("starter:kk/teacher")
-    with pytest.raises(PlanError, match=r"starter:kk/teacher is not made yet .*run `rlad pretrain kk`"):
+    with pytest.raises(PlanError, match=r"starter:kk/teacher does not exist yet .*run `rlad pretrain kk`"):
         resolve_model("starter:kk/teacher")
     starter_directory(RECIPES["kk"], "teacher").mkdir(parents=True)
-    assert is_missing_starter("starter:kk/teacher")  # a directory without its record is not whole
+    assert is_missing_starter("starter:kk/teacher")  # a directory without its record is incomplete
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
@@ -126,16 +126,16 @@ def test_resolving_makes_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch
     [
         ("starter:kk/judge", "starter:kk/teacher or starter:kk/student"),
         ("starter:kk", "starter:kk/teacher or starter:kk/student"),
-        ("starter:nothing/teacher", "no starter recipe 'nothing'"),
+        ("starter:nothing/teacher", "unknown starter recipe 'nothing'"),
         ("no/such/model", "no model at 'no/such/model'"),
     ],
 )
-def test_paths_that_name_no_model_are_refused(path: str, problem: str) -> None:
+def test_invalid_model_path_is_rejected(path: str, problem: str) -> None:
     with pytest.raises(PlanError, match=problem):
         resolve_model(path)
 
 
-def test_a_model_directory_resolves_to_itself(tmp_path: Path) -> None:
+def test_model_directory_resolves_to_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert resolve_model(str(tmp_path)) == tmp_path
     assert not is_missing_starter(str(tmp_path))

@@ -28,12 +28,12 @@ def test_saved_tokenizer_loads_with_auto_tokenizer_and_round_trips_the_alphabet(
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (END_ID, PAD_ID, len(VOCABULARY))
 
 
-def test_fast_encoding_is_the_tokenizers_own(saved: Path) -> None:
+def test_encode_equals_the_tokenizer(saved: Path) -> None:
     text = "A:b;B:A&c;C:~A;?TTT:FxTTF:FxTFT:TFT=TFT$"
     assert encode(text) == AutoTokenizer.from_pretrained(str(saved))(text)["input_ids"]
 
 
-def test_characters_outside_the_alphabet_become_the_unknown_token_one_by_one(saved: Path) -> None:
+def test_each_character_outside_the_alphabet_becomes_the_unknown_token(saved: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(saved))
     ids = tokenizer("A\n é")["input_ids"]
     assert ids == [VOCABULARY["A"], *[tokenizer.unk_token_id] * 3]

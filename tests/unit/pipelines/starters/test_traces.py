@@ -1,4 +1,4 @@
-"""Traces with their working shown: the same reasoning as the compact trace, one look-up a token."""
+"""Traces with intermediate steps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ def _shown(prompt: str) -> str:
     return show_working(puzzle, solution_trace(puzzle))
 
 
-def test_working_of_puzzles_solved_by_hand() -> None:
+def test_intermediate_steps_of_puzzles_solved_by_hand() -> None:
     assert _shown("A:c|B;B:c>a;C:B|b;?") == "ABC:AF|TTBF>FTCT|FT=TTT"
-    # A knight A would say the truth: B is a knave, but says so of a knight; then B, a knave, would lie with "A if and
-    # only if B", false as it should be.
+    # Candidate AB fails, because the knight A would lie. In candidate Ab, the knave B lies with "A if and only if B".
     assert _shown("A:b;B:A=B;?") == "AB:AFxAb:ATBT?FF=TF"
     assert _shown("A:~C;B:~c;C:A>b;?") == "ABC:A~TFxABc:A~FTB~TFxAbC:A~TFxAbc:A~FTB~TFCT>TTxaBC:A~TFB~FTCF>FT=FTT"
 
 
 def _slow_trace(puzzle: Puzzle) -> str:
-    """The format written out from the statements, without going through the compact trace."""
+    """Return the expected trace, derived from the statements instead of the compact trace."""
     letters = "ABCD"
     symbols = {"and": "&", "or": "|", "->": ">", "<=>": "?"}
     text = ""
@@ -51,13 +50,13 @@ def _slow_trace(puzzle: Puzzle) -> str:
     raise AssertionError("no solution")
 
 
-def test_shown_working_equals_the_format_written_out_from_the_statements() -> None:
+def test_expanded_trace_equals_the_one_derived_from_the_statements() -> None:
     for puzzle in PUZZLES:
         assert show_working(puzzle, solution_trace(puzzle)) == _slow_trace(puzzle)
 
 
 def test_verifiers_read_the_answer_of_correct_and_careless_traces() -> None:
-    """`=` comes once, whatever connectives the puzzle has."""
+    """`=` occurs once, for all connectives."""
     verifier = build_verifier({"name": "knights_knaves", "form": "compact"})
     rng = random.Random(0)
     for puzzle in PUZZLES:
@@ -66,14 +65,14 @@ def test_verifiers_read_the_answer_of_correct_and_careless_traces() -> None:
         assert verifier.verify(show_working(puzzle, careless) + "$", answer) == verifier.verify(careless, answer)
 
 
-def test_responses_fit_the_alphabet_and_the_longest_length() -> None:
+def test_responses_respect_the_alphabet_and_the_maximum_length() -> None:
     rng = random.Random(1)
     for puzzle in PUZZLES:
         for trace in (solution_trace(puzzle), careless_trace(puzzle, rng)):
             assert len(encode(show_working(puzzle, trace) + "$")) <= longest_trace(puzzle.num_people)
 
 
-def test_longest_length_is_that_of_candidates_that_fail_at_their_last_statement() -> None:
+def test_maximum_length_is_reached_if_candidates_fail_at_their_last_statement() -> None:
     for num_people, people in ((2, "AB"), (3, "ABC"), (4, "ABCD")):
         failing = people + ":" + "".join(speaker + "T|TT" for speaker in people) + "x"
         assert longest_trace(num_people) == len(failing * 2**num_people) - 1 + len("=" + "T" * num_people + "$")

@@ -1,4 +1,4 @@
-"""Training and measuring on CPU."""
+"""Training and evaluation of starter models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipelines.starters.training import build_model, build_optimizers, share_of_
 from rlad.data.knights_knaves.compact import render_answer, render_prompt
 from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
-from rlad.starters.recipes import ModelShape, RoleRecipe, TrainingPhase
+from rlad.starters.recipes import RoleRecipe, StarterArchitecture, TrainingPhase
 
-SHAPE = ModelShape(hidden_size=32, num_layers=2, num_heads=2, feed_forward=64)
+SHAPE = StarterArchitecture(hidden_size=32, num_layers=2, num_heads=2, feed_forward=64)
 MUON = TrainingPhase(traces="correct", steps=12, learning_rate=1e-2, matrix_learning_rate=0.02)
 ADAMW = TrainingPhase(traces="careless", steps=3, learning_rate=1e-3, matrix_learning_rate=None)
 PUZZLES = generate_puzzles(people={2: 0.5, 3: 0.5}, count=200, split="train", seed=0)
@@ -34,21 +34,21 @@ def _train(*phases: TrainingPhase) -> tuple[list[float], torch.nn.Module]:
     return losses, model
 
 
-def test_a_few_steps_bring_the_loss_well_below_guessing() -> None:
+def test_few_steps_reduce_the_loss_far_below_guessing() -> None:
     losses, _ = _train(MUON)
     assert len(losses) == MUON.steps
-    assert losses[0] > 3.0  # ln 29 = 3.4: nothing is known yet
+    assert losses[0] > 3.0  # ln 29 = 3.4 is the loss of guessing
     assert losses[-1] < 2.0
 
 
-def test_training_twice_gives_the_same_weights_bit_for_bit() -> None:
+def test_training_is_deterministic() -> None:
     (_, first), (_, second) = _train(MUON, ADAMW), _train(MUON, ADAMW)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_loss_is_the_mean_over_response_tokens_of_each_examples_own() -> None:
-    """Against single unpadded examples: padding and neighbours change nothing."""
+def test_loss_is_the_mean_over_response_tokens() -> None:
+    """Compares a padded batch with single unpadded examples."""
     model = build_model(SHAPE, seed=1)
     examples = make_examples(PUZZLES[:8], "correct", seed=0)
     batch = next(endless_batches(examples, tokens_per_step=10_000, seed=0))
@@ -62,11 +62,11 @@ def test_loss_is_the_mean_over_response_tokens_of_each_examples_own() -> None:
     assert training_loss(model, batch).item() == pytest.approx(total / count, rel=1e-5)
 
 
-def test_learning_rate_keeps_its_peak_for_three_quarters_and_then_falls_linearly() -> None:
+def test_learning_rate_is_constant_and_decays_over_the_last_quarter() -> None:
     assert [share_of_peak(step, 16) for step in (0, 8, 12, 13, 14, 15)] == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
-def test_muon_takes_the_layers_matrices_and_adamw_all_else() -> None:
+def test_muon_trains_matrices_and_adamw_other_parameters() -> None:
     model = build_model(SHAPE, seed=0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_optimizer = {
@@ -83,7 +83,7 @@ def test_muon_takes_the_layers_matrices_and_adamw_all_else() -> None:
 
 
 def _slow_greedy(model: torch.nn.Module, prompt: list[int], max_tokens: int) -> list[int]:
-    """One prompt at a time, without a cache."""
+    """Greedy sampling of one prompt at a time, without a cache."""
     response: list[int] = []
     while len(response) < max_tokens and END_ID not in response:
         response.append(int(model(input_ids=torch.tensor([prompt + response])).logits[0, -1].argmax()))
@@ -98,8 +98,8 @@ def test_batched_greedy_sampling_equals_one_prompt_at_a_time_without_cache() -> 
     assert batched == [_slow_greedy(model, prompt, 25) for prompt in prompts]
 
 
-def test_sampling_follows_the_temperature() -> None:
-    """First tokens of many samples against the model's own distribution at that temperature."""
+def test_sampled_tokens_follow_the_tempered_distribution() -> None:
+    """Compares first tokens of many samples with the model's distribution at that temperature."""
     model = build_model(SHAPE, seed=2)
     prompt = encode(render_prompt(PUZZLES[0]))
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
@@ -111,8 +111,8 @@ def test_sampling_follows_the_temperature() -> None:
         torch.testing.assert_close(frequencies, (logits / temperature).softmax(-1), atol=0.02, rtol=0)
 
 
-def test_measured_accuracy_counts_ended_right_answers_by_number_of_people() -> None:
-    """Greedy, against one prompt at a time and a plain comparison of the text after `=`."""
+def test_accuracy_counts_finished_correct_answers_by_number_of_people() -> None:
+    """Compares greedy accuracy with one prompt at a time and a plain comparison of the text after `=`."""
     puzzles = [puzzle for puzzle in PUZZLES if puzzle.num_people == 2][:16] + [
         puzzle for puzzle in PUZZLES if puzzle.num_people == 3
     ][:4]

@@ -1,4 +1,4 @@
-"""A recipe's digest names its models: it changes with what makes them, and with nothing else."""
+"""Digests of starter recipes: they change exactly with what determines the model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from rlad.starters.recipes import RECIPES, ROLES, find_recipe
 KK = RECIPES["kk"]
 
 
-def test_digest_is_the_same_in_every_process() -> None:
-    program = "from rlad.starters.recipes import RECIPES; print(RECIPES['kk'].digest('teacher'), RECIPES['kk'].digest('student'))"
+def test_digest_is_equal_in_all_processes() -> None:
+    program = """
+from rlad.starters.recipes import RECIPES
+print(RECIPES['kk'].digest('teacher'), RECIPES['kk'].digest('student'))
+"""
     for hash_seed in ("1", "2"):
         result = subprocess.run(
             [sys.executable, "-c", program],
@@ -29,7 +32,7 @@ def test_digest_is_the_same_in_every_process() -> None:
         assert result.stdout.split() == [KK.digest("teacher"), KK.digest("student")]
 
 
-def test_digest_changes_with_what_both_models_share() -> None:
+def test_digest_changes_with_shared_settings() -> None:
     for changed in (
         replace(KK, people={2: 0.1, 3: 0.4, 4: 0.4}),
         replace(KK, training_puzzles=KK.training_puzzles + 1),
@@ -45,11 +48,11 @@ def test_digest_of_one_role_does_not_depend_on_the_other() -> None:
     assert changed.digest("teacher") == KK.digest("teacher")
 
 
-def test_two_roles_trained_alike_still_have_names_of_their_own() -> None:
+def test_digest_differs_between_roles_with_equal_recipes() -> None:
     alike = replace(KK, student=KK.teacher)
     assert alike.digest("student") != alike.digest("teacher")
 
 
-def test_unknown_recipe_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(PlanError, match=r"no starter recipe 'k'; there are kk, kk-smoke"):
+def test_unknown_recipe_is_rejected_with_the_known_names() -> None:
+    with pytest.raises(PlanError, match=r"unknown starter recipe 'k'; expected one of kk, kk-smoke"):
         find_recipe("k")
