@@ -24,7 +24,7 @@ Raises:
 
 
 class WeightTransport(Protocol):
-    """Way of a publication to rollout workers.
+    """Transport of publications to rollout workers.
 
     Attributes:
         name: Value of `weights.transport`. It selects how the engines of the workers load weights.

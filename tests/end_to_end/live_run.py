@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ STALL_TIMEOUT_S = 240.0
 class LiveRun:
     """Process of a run, with the files that show its progress.
 
-    A run makes progress when its log, its metrics, its evaluations or one of `files` grows. A machine under load slows
-    every wait down, but the run still writes to these files.
+    A run makes progress when a file appears, grows or is removed in its directory, or one of `files` grows. On a
+    machine under load every wait takes longer, but the run still writes files: at start-up the ledger, the first
+    checkpoint folder and the cluster's address, and then metrics and the ledger with each step.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class LiveRun:
         """
         self.process = process
         self._directory = directory
-        self._files = (directory.log, directory.metrics, directory.evaluations, *files)
+        self._files = files
         self._stall_timeout_s = stall_timeout_s
 
     def steps(self) -> int:
@@ -64,15 +66,21 @@ class LiveRun:
         return self.process.wait()
 
     def _wait(self, is_met: Callable[[], bool], what: str) -> None:
-        sizes, advanced_at = self._sizes(), time.monotonic()
+        state, advanced_at = self._state(), time.monotonic()
         while not is_met():
-            if (current := self._sizes()) != sizes:
-                sizes, advanced_at = current, time.monotonic()
+            if (current := self._state()) != state:
+                state, advanced_at = current, time.monotonic()
             stalled_s = time.monotonic() - advanced_at
             assert stalled_s < self._stall_timeout_s, (
                 f"no progress for {stalled_s:.0f} s while waiting for {what}; step {self.steps()} is finished"
             )
             time.sleep(0.2)
 
-    def _sizes(self) -> list[int]:
-        return [path.stat().st_size if path.exists() else 0 for path in self._files]
+    def _state(self) -> dict[Path, int]:
+        """Return the size of each file and folder. SQLite's shared memory is left out, because readers write to it."""
+        sizes: dict[Path, int] = {}
+        for path in (*self._files, *self._directory.path.rglob("*")):
+            if not path.name.endswith("-shm"):
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    sizes[path] = path.stat().st_size
+        return sizes
