@@ -1,12 +1,20 @@
-"""What passes between the driver and its pools: plain records, which need neither Ray nor torch to be made and read."""
+"""Records that pass between pools and driver: plain dataclasses, which need neither Ray nor torch.
+
+A group is described by one chain of records, and each stage adds its part to what came before:
+
+    SampleRequest -> GroupSummary -> SampledGroup -> ExperienceGroup (actors/experience/group.py)
+      (driver)       (worker)        (rollout pool)  (driver; for broker and learner)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from rlad.contracts import Array, Verdicts, WeightsManifest
+import numpy as np
+
+from rlad.contracts import Array, RolloutGroup, Verdicts, WeightsManifest
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -14,15 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """One group to sample. Fields as in `RolloutGroup`, and:
+    """Request to sample one group of responses. Fields as in `RolloutGroup`, and:
 
     Attributes:
-        prompt_ids: int32 [P].
-        num_responses: G.
-        max_response_tokens: budget of one response.
-        temperature: 0 is greedy, for evaluation; the group then records temperature 1, at which its log-probabilities are.
-        top_p: below 1 for evaluation only: log-probabilities are then those of the cut distribution.
-        seed: with `uid` it decides the responses, up to rounding in differently composed batches; None takes the engine's own stream.
+        prompt_ids: int32 [P], prompt tokens.
+        num_responses: Number of responses G.
+        max_response_tokens: Token budget of one response.
+        temperature: Sampling temperature. 0 is greedy and for evaluation only; the group then records temperature 1,
+            at which its log-probabilities are taken.
+        top_p: Nucleus sampling. Below 1 for evaluation only: log-probabilities are then those of the cut distribution.
+        seed: Together with `uid` it determines the responses, up to rounding in differently composed batches. None
+            uses the engine's own random stream.
     """
 
     uid: str
@@ -38,43 +48,46 @@ class SampleRequest:
     seed: int | None
 
     @property
-    def num_tokens_at_most(self) -> int:
+    def max_total_tokens(self) -> int:
+        """Upper bound of the group's tokens, prompt included. The cost that routing balances."""
         return len(self.prompt_ids) + self.num_responses * self.max_response_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
-    """What a rollout worker tells the driver of a group, without its tokens: its part of `SampledGroup`."""
-
-    response_lengths: tuple[int, ...]
-    is_truncated: tuple[bool, ...]
-    tokens_by_version: Mapping[int, int]
-    elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledGroup:
-    """A group that was sampled.
+    """The small numbers of a group: all that driver and broker know of its tokens.
 
     Attributes:
-        group_ref: to the columns of the `RolloutGroup`. The driver owns it: it outlives the worker.
-        response_lengths, is_truncated: of each response.
-        prompt_tokens: length of the prompt.
-        tokens_by_version: how many of its tokens each version of the weights sampled.
-        worker: who sampled it.
-        queued_s: waiting for a worker; elapsed_s: in the worker, its engine's queue included.
+        prompt_tokens: Length of the prompt.
+        response_lengths: Tokens of each response.
+        is_truncated: Whether each response reached the token budget.
+        tokens_by_version: Number of response tokens by the policy version that sampled them.
     """
 
     uid: str
     attempt: int
-    group_ref: ObjectRef
+    prompt_tokens: int
     response_lengths: tuple[int, ...]
     is_truncated: tuple[bool, ...]
-    prompt_tokens: int
     tokens_by_version: Mapping[int, int]
-    worker: str
-    queued_s: float
-    elapsed_s: float
+
+    @classmethod
+    def of(cls, group: RolloutGroup) -> Self:
+        """Summarise a group's columns."""
+        versions, counts = np.unique(group.policy_versions, return_counts=True)
+        return cls(
+            uid=group.uid,
+            attempt=group.attempt,
+            prompt_tokens=len(group.prompt_ids),
+            response_lengths=tuple(group.response_lengths.tolist()),
+            is_truncated=tuple(group.is_truncated.tolist()),
+            tokens_by_version=dict(zip(versions.tolist(), counts.tolist(), strict=True)),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens."""
+        return sum(self.response_lengths)
 
     @property
     def num_truncated(self) -> int:
@@ -82,18 +95,33 @@ class SampledGroup:
 
     @property
     def oldest_version(self) -> int:
+        """Oldest policy version among the tokens."""
         return min(self.tokens_by_version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedGroup:
-    """A group's verdicts, as a worker gives them and the driver hands them on: by value, there is nothing of a token in them.
+class SampledGroup:
+    """A sampled group, as the rollout pool returns it.
 
     Attributes:
-        elapsed_s: seconds that a worker spent on it.
-        texts: of each response, decoded, where they were asked for.
-        answers: what each response gives as its answer, None for one without; None altogether where they were not asked for or the task's verifier
-            takes none out of a response.
+        columns: Reference to the columns of the `RolloutGroup`. The driver owns the object, so it outlives the worker.
+        worker: Name of the rollout worker.
+    """
+
+    summary: GroupSummary
+    columns: ObjectRef
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierResult:
+    """Verdicts on one group, as a verifier worker returns them. Passed by value: nothing here grows with tokens.
+
+    Attributes:
+        elapsed_s: Seconds that the worker spent on the group.
+        texts: Decoded responses; None unless they were requested.
+        answers: Answer extracted from each response, None for a response without one. None altogether if they were not
+            requested or the task's verifier extracts no answers.
     """
 
     verdicts: Verdicts
@@ -103,23 +131,23 @@ class JudgedGroup:
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Of each response."""
+        """Verifier reward of each response."""
         return tuple(self.verdicts.rewards.tolist())
 
     @property
     def outcomes(self) -> tuple[int, ...]:
-        """Of each response, `Outcome` values."""
+        """`Outcome` value of each response."""
         return tuple(self.verdicts.outcomes.tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsBucket:
-    """64 MiB of a file of weights, the last one less.
+    """One 64 MiB bucket of a weights file; the last one may be smaller.
 
     Attributes:
-        digest: xxh3 (128 bits) of its bytes.
-        ref: to a list of uint8 arrays that end to end are the bucket, which anyone with the reference can load. Ray drops it when the process that
-            published it ends.
+        digest: xxh3 (128 bits) of the bucket's bytes.
+        ref: Reference to a list of uint8 arrays that form the bucket end to end. Ray drops the object when the process
+            that published it ends.
     """
 
     digest: bytes
@@ -128,12 +156,12 @@ class WeightsBucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublication:
-    """Weights that can be had.
+    """Published weights of one policy version.
 
     Attributes:
-        manifest: version, checksum and size.
-        buckets: that end to end are a safetensors file. Empty where the learner holds the weights and sends them to whom it is told; the checksum is then
-            that of their layout.
+        manifest: Version, checksum and size.
+        buckets: Buckets that form a safetensors file end to end. Empty if the learner keeps the weights and sends them
+            on request; the checksum is then that of their layout.
     """
 
     manifest: WeightsManifest

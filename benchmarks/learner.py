@@ -30,8 +30,9 @@ from pipelines.run.progress import RunProgress
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.contracts import ScoredGroup, TrainingBatch
 from rlad.errors import EngineError
+from rlad.microbatches import plan_microbatches
 from rlad.objectives import Objective, build_objective
-from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch, plan_microbatches
+from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch
 
 RESPONSES, GROUP_SIZE, PROMPT_TOKENS, MEDIAN_TOKENS = 64, 8, 48, 64
 TOKEN_BUDGET = 4096
@@ -60,10 +61,10 @@ class Update:
         Args:
             cut: indices of the sequences of each micro-batch.
         """
-        size = LossNormalizer(num_responses=len(self.sequences))
+        normalizer = LossNormalizer(num_responses=len(self.sequences))
         return [
             build_training_batch(
-                self.groups, [self.sequences[index] for index in indices], size=size, rules=self._rules
+                self.groups, [self.sequences[index] for index in indices], normalizer=normalizer, rules=self._rules
             )
             for indices in cut
         ]

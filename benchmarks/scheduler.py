@@ -28,7 +28,7 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from actors.experience.broker import ExperienceBroker
-from actors.messages import JudgedGroup, SampleRequest
+from actors.messages import SampleRequest, VerifierResult
 from actors.pool.pool import ActorPool
 from actors.rollout.pool import RolloutPool
 from actors.teacher.client import TeacherClient
@@ -45,8 +45,8 @@ from benchmarks.sleeping_actors import (
     StandInVerifier,
     StandInWorker,
 )
-from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
-from pipelines.simulation.simulator import part_policy, simulate
+from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
+from pipelines.simulation.simulator import simulate, stand_in_shard_policy
 from pipelines.simulation.workload import PoolSizes, PoolWork, work_of
 from pipelines.training.deadlines import together
 from rlad.config import RunConfig
@@ -66,8 +66,8 @@ class Judges:
 
     pool: JudgingPool
 
-    async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
-        return await self.pool.verify(group_ref, num_tokens=num_tokens)
+    async def verify(self, columns: Any, *, task: str, num_tokens: int) -> VerifierResult:
+        return await self.pool.verify(columns, num_tokens=num_tokens)
 
 
 def run_config(*, steps: int, prompts_per_step: int, max_staleness: int, has_teacher: bool = True) -> RunConfig:
@@ -172,7 +172,7 @@ class ReadyRun:
         prompts = stand_in_prompts(self.config.training.prompts_per_step * 4, task=self.task)
         teacher = pools.teacher if self.config.needs_teacher else None
         started = time.perf_counter()
-        await drive(self.config, prompts, replace(pools, teacher=teacher), self.broker, clock=time.time)
+        await run_steps(self.config, prompts, replace(pools, teacher=teacher), self.broker, clock=time.time)
         elapsed = time.perf_counter() - started
         await self.learning
         return elapsed
@@ -181,7 +181,9 @@ class ReadyRun:
 async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task: str = "timed") -> ReadyRun:
     """Start a run's broker and learner."""
     ledger = Path(tempfile.mkdtemp(dir=folder)) / "ledger.sqlite"
-    broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(ledger), part_policy(config), GROUP_SIZE)
+    broker = (
+        ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(ledger), stand_in_shard_policy(config), GROUP_SIZE)
+    )
     learning = learners.run.remote(broker, task, config.training.steps)
     await broker.wait_started.remote()
     return ReadyRun(config=config, task=task, broker=broker, learning=learning)
@@ -189,7 +191,7 @@ async def get_ready(config: RunConfig, learners: ActorHandle, folder: str, task:
 
 async def generation_alone(config: RunConfig, pools: StandInPools) -> float:
     """Return the seconds in which the rollout workers sample a run's groups step by step, without other stages."""
-    names = group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+    names = group_uids(config, stand_in_prompts(config.training.prompts_per_step * 4))
     size, started = config.training.prompts_per_step, time.perf_counter()
     for step in range(config.training.steps):
         await together(
@@ -258,8 +260,8 @@ async def measure(console: Console, simulated_s: float) -> Result:
     endless = run_config(steps=200, prompts_per_step=32, max_staleness=3)
     work, groups = _work(AHEAD), empty.training.steps * empty.training.prompts_per_step
 
-    def tell(what: str) -> None:
-        console.print(what, highlight=False, soft_wrap=True)
+    def report(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -269,17 +271,19 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 *(get_ready(empty, learners, folder, "at_once") for _ in range(_TIMES)),
                 *(get_ready(config, learners, folder) for config in (AHEAD, _without_teacher(AHEAD), strict, endless)),
             )
-            tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
+            report(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
             empty_s = [await run.timed(pools) for run in at_once]
-            tell(f"nothing takes time: {groups} groups in {', '.join(f'{seconds:.1f}' for seconds in empty_s)} s")
+            report(f"nothing takes time: {groups} groups in {', '.join(f'{seconds:.1f}' for seconds in empty_s)} s")
             makespan_s = await ahead.timed(pools)
-            tell(f"working ahead: {makespan_s:.1f} s, the bound is {work.bound:.1f} s ({work.bottleneck})")
+            report(f"working ahead: {makespan_s:.1f} s, the bound is {work.bound:.1f} s ({work.bottleneck})")
             grpo_s = await without_teacher.timed(pools)
-            tell(f"the same without a teacher: {grpo_s:.1f} s")
+            report(f"the same without a teacher: {grpo_s:.1f} s")
             alone_s, strict_s = await generation_alone(strict, pools), await on_policy.timed(pools)
-            tell(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
+            report(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
             rates = await rates_while_resized(resized, pools, rollout)
-            tell(f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}")
+            report(
+                f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}"
+            )
     figures: dict[str, Any] = {
         "makespan_s": makespan_s,
         "bound_s": work.bound,
@@ -347,7 +351,7 @@ async def measure(console: Console, simulated_s: float) -> Result:
 
 def _work(config: RunConfig) -> PoolWork:
     groups = [
-        LENGTHS.of_group(name) for name in group_names(config, stand_in_prompts(config.training.prompts_per_step * 4))
+        LENGTHS.of_group(name) for name in group_uids(config, stand_in_prompts(config.training.prompts_per_step * 4))
     ]
     return work_of(groups, SPEEDS, SIZES, updates=config.training.steps)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import ray
 
-from actors.messages import GroupSummary, JudgedGroup, SampleRequest, WeightsPublication
+from actors.messages import GroupSummary, SampleRequest, VerifierResult, WeightsPublication
 from actors.teacher.replica import Receipt
-from pipelines.simulation.simulator import judged
+from pipelines.simulation.simulator import stand_in_result
 from pipelines.simulation.stand_ins import DecodingSlots, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
@@ -60,10 +60,12 @@ class StandInWorker:
         lengths, version = LENGTHS.of_group(request.uid), self._version
         await self._engines[request.task].decode(lengths)
         summary = GroupSummary(
+            uid=request.uid,
+            attempt=request.attempt,
+            prompt_tokens=len(request.prompt_ids),
             response_lengths=lengths,
             is_truncated=(False,) * len(lengths),
             tokens_by_version={version: sum(lengths)},
-            elapsed_s=0.0,
         )
         return summary, StandInGroup(request.task, lengths)
 
@@ -79,9 +81,9 @@ class StandInWorker:
 class StandInVerifier:
     """Verifier that sleeps."""
 
-    def verify(self, group: StandInGroup, with_texts: bool) -> JudgedGroup:
+    def verify(self, group: StandInGroup, with_texts: bool) -> VerifierResult:
         time.sleep(group.speeds.verdict_s)
-        return judged(len(group.lengths), elapsed_s=group.speeds.verdict_s)
+        return stand_in_result(len(group.lengths), elapsed_s=group.speeds.verdict_s)
 
 
 class StandInLearners:

@@ -122,7 +122,7 @@ def scored_groups(
             elapsed_s=np.zeros(len(own), np.float32),
         )
         teacher = TeacherScores(uid=uid, attempt=0, teacher="random", logprobs=_logprobs(rng, tokens, vocabulary))
-        groups[uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher)
+        groups[uid] = ScoredGroup(group=group, verdicts=verdicts, rewards=verdicts.rewards, teacher_scores=teacher)
     return groups
 
 

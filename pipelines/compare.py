@@ -13,7 +13,6 @@ from rich.console import Console
 
 from pipelines.cluster.connection import connected
 from pipelines.distill import distill
-from pipelines.offline import offline
 from pipelines.reports.comparison_report import cost_table, result_table, write_drawings, write_page
 from pipelines.reports.comparison_result import ComparisonResult
 from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
@@ -120,8 +119,7 @@ def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Co
 
 
 def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:
-    pipeline = offline if planned.config.offline is not None else distill
-    pipeline(planned.config, run, resume=run.config.exists(), console=console)
+    distill(planned.config, run, resume=run.config.exists(), console=console)
 
 
 def _share_start(

@@ -1,86 +1,145 @@
-"""The distillation run: the picture in docs/design.md, from top to bottom.
+"""The distillation run: the driver of everything that `rlad run` does, from top to bottom.
 
     prompts -> rollout pool -> (teachers, verifiers) -> broker -> learner -> weights -> rollout pool
 
-This process holds references and small numbers; token data goes from pool to pool through the object store.
+With an `offline` section the teacher's verified traces take the place of the rollout pool's groups:
+
+    prompts -> teacher -> verifiers -> traces -> broker -> learner -> weights -> rollout pool (for evaluation only)
+
+This process holds references and small numbers. Token data passes from pool to pool through the object store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
 
+from ray.actor import ActorHandle
 from rich.console import Console
 
+from pipelines.cluster.connection import connected, labelled_resources
+from pipelines.cluster.resources import require_labelled_room, require_room
+from pipelines.reports.run_report import write_report
+from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.run.directory import RunDirectory
-from pipelines.run.progress import RunProgress
+from pipelines.run.model_card import write_model_card
+from pipelines.run.progress import RunProgress, accuracy_table
 from pipelines.run.result import RunResult, finished_result
-from pipelines.training.group_pipeline import GroupPipeline
-from pipelines.training.prompts import EncodedPrompts, prepare_prompts
-from pipelines.training.run import TrainingRun, complete, prepare_evaluation, require_kind
-from pipelines.training.step_loop import PromptScheduler, SubmitGroup, TrainingSet
-from pipelines.training.teacher_routing import require_one_vocabulary, route_prompts
+from pipelines.traces.groups import TraceGroups, trace_training_set
+from pipelines.traces.preparation import prepare_traces, require_reusable_traces
+from pipelines.training.broker_client import BrokerClient
+from pipelines.training.deadlines import run_unless_failed
+from pipelines.training.evaluation import ScheduledEvaluation
+from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
+from pipelines.training.shutdown import finish_run, stop_after_failure
+from pipelines.training.startup import Services, open_services, start_broker, start_learner
+from pipelines.training.step_loop import run_step_loop
+from pipelines.training.step_pipeline import GroupSource, PromptScheduler, TrainingSet
 from rlad.config import RunConfig
-from rlad.data.records import dataset_fingerprint
-from rlad.models.references import resolve_model
+from rlad.data.training_traces import TrainingTraces
+from rlad.errors import RunDirectoryError
 
 
-def distill(config: RunConfig, run: RunDirectory, *, resume: bool, console: Console) -> RunResult:
-    """Run, or with `resume` continue, a distillation. Blocks until the student is exported.
+def distill(config: RunConfig, directory: RunDirectory, *, resume: bool, console: Console) -> RunResult:
+    """Run a distillation, or continue it with `resume`. Blocks until the student is exported.
 
     Raises:
-        RladError: what went wrong, in one sentence; the run directory holds the last checkpoint.
+        RladError: The run failed. The run directory holds the last checkpoint, and `resume` continues from it.
     """
-    require_kind(config, offline=False)
-    with run.hold(config, resume=resume):
-        student = str(resolve_model(config.student.path))
-        prompts = prepare_prompts(config.prompts, config, student)
-        evaluation_prompts = prepare_evaluation(config, student, prompts)
-        mixtures = route_prompts(config, prompts.records)
-        if finished_result(config, run) is None:
-            require_one_vocabulary(config)
-        return complete(
-            config,
+    with directory.hold(config, resume=resume):
+        result = finished_result(config, directory)
+        if result is not None:
+            console.print(f"[green]✓[/] this run is finished: {config.training.steps} steps", highlight=False)
+        else:
+            result = _train_on_cluster(resolve_run(config, directory), console)
+        write_report(directory)
+        write_model_card(directory, before=result.before, after=result.after)
+        columns = {"before": result.before, "after": result.after}
+        group_by = config.evaluation.group_label
+        console.print(accuracy_table("Accuracy of the student", columns, group_by=group_by))
+        console.print(f"student: {directory.export}\nreport:  {directory.report}", soft_wrap=True, highlight=False)
+        return result
+
+
+def _train_on_cluster(run: ResolvedRun, console: Console) -> RunResult:
+    """Connect to the cluster, check that the run fits, and train."""
+    config = run.config
+    require_reusable_traces(run)
+    with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
+        require_room(config, resources, "the cluster")
+        if config.cluster.pool_labels:
+            require_labelled_room(config, labelled_resources())
+        asyncio.run(_train(run, progress, console))
+    result = finished_result(config, run.directory)
+    if result is None:
+        raise RunDirectoryError(
+            f"{run.directory.path} lacks the evaluations or the export that the run has just written: "
+            "was it changed by another process?"
+        )
+    return result
+
+
+async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> None:
+    """Train the student: broker and learner first, then the pools while the learner loads, then the steps."""
+    traces = await prepare_traces(run, progress, console) if run.config.offline is not None else None
+    training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
+    broker = start_broker(run, group_size=training_set.group_size)
+    learner = start_learner(run, broker)
+    try:
+        await run_unless_failed(_train_with(run, broker, training_set, traces, progress), watched=learner.wait())
+    except BaseException as error:
+        await stop_after_failure(BrokerClient(handle=broker), error)
+        raise
+    finally:
+        await learner.close()
+
+
+async def _train_with(
+    run: ResolvedRun,
+    broker: ActorHandle,
+    training_set: TrainingSet,
+    traces: TrainingTraces | None,
+    progress: RunProgress,
+) -> None:
+    """Open the services, run all steps, and finish the run."""
+    async with open_services(run, broker, progress) as services:
+        scheduler = PromptScheduler(training_set, seed=run.config.seed, used=services.used_uids)
+        source = _group_source(run, services, scheduler, traces)
+        evaluation = ScheduledEvaluation(run, services.pools, services.telemetry, progress)
+        await run_step_loop(
             run,
-            console,
-            lambda progress: _Distillation(config, run, prompts, evaluation_prompts, mixtures, progress).run(),
+            services,
+            training_set,
+            scheduler=scheduler,
+            source=source,
+            evaluation=evaluation,
+            progress=progress,
         )
+        await finish_run(run, services.broker, evaluation, progress)
 
 
-class _Distillation(TrainingRun):
-    """The student's own responses, scored by teachers and judged by verifiers."""
+def _training_set(run: ResolvedRun) -> TrainingSet:
+    """Return the training set of a run that samples the student's own responses: one entry a prompt."""
+    return TrainingSet(
+        fingerprint=run.dataset_fingerprint,
+        prompt_ids=[record.id for record in run.prompts.records],
+        group_size=run.config.rollout.group_size,
+    )
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunDirectory,
-        prompts: EncodedPrompts,
-        evaluation_prompts: EncodedPrompts,
-        mixtures: Mapping[str, Mapping[str, float]],
-        progress: RunProgress,
-    ) -> None:
-        """
-        Args:
-            mixtures: the teachers of every prompt, by its id: their ids and weights.
-        """
-        self._prompts = prompts
-        self._mixtures = mixtures
-        training_set = TrainingSet(
-            fingerprint=dataset_fingerprint(prompts.records),
-            prompt_ids=[record.id for record in prompts.records],
-            group_size=config.rollout.group_size,
-        )
-        super().__init__(config, run, training_set, evaluation_prompts, progress)
 
-    def _group_submitter(self, turns: PromptScheduler) -> SubmitGroup:
-        pools = self._pools
-        return GroupPipeline(
-            self._config,
-            self._prompts,
-            self._mixtures,
-            turns=turns,
-            broker=self._broker,
-            rollout=pools.rollout,
-            verifiers=pools.verifiers,
-            teachers=pools.teachers,
-            reference=pools.reference,
-        ).bring
+def _group_source(
+    run: ResolvedRun, services: Services, scheduler: PromptScheduler, traces: TrainingTraces | None
+) -> GroupSource:
+    """Return the source of the run's groups: traces if there are any, otherwise the student's own responses."""
+    if traces is not None:
+        return TraceGroups(traces, run.prompts, broker=services.broker)
+    pools = services.pools
+    return GroupPipeline(
+        GroupSettings.of(run.config),
+        run.prompts,
+        run.teachers_by_prompt,
+        scheduler=scheduler,
+        broker=services.broker,
+        services=GroupServices(
+            sampler=pools.rollout, verifier=pools.verifiers, teachers=pools.teachers, reference=pools.reference
+        ),
+    )

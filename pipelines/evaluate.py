@@ -11,13 +11,13 @@ from typing import TextIO
 
 from rich.console import Console
 
-from actors.messages import JudgedGroup, SampledGroup
+from actors.messages import SampledGroup, VerifierResult
 from pipelines.cluster.connection import connected
+from pipelines.resolution.prompts import prepare_prompts, require_group_key
 from pipelines.run.directory import write_atomically
 from pipelines.run.progress import RunProgress, evaluation_table
 from pipelines.training.evaluation import OnResponses, evaluate_set
-from pipelines.training.pools import open_pools
-from pipelines.training.prompts import prepare_prompts, require_group_key
+from pipelines.training.pools import open_evaluation_pools
 from rlad.config import EvaluationSuite
 from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
@@ -42,7 +42,7 @@ def evaluate_model(
     """
     if output is not None:
         _make_room(output, suite)
-    student = str(resolve_model(suite.student.path))
+    student = resolve_model(suite.student.path)
     prompts = {name: prepare_prompts(settings.prompts, suite, student) for name, settings in suite.sets.items()}
     for name, settings in suite.sets.items():
         require_group_key(prompts[name], settings)
@@ -51,7 +51,9 @@ def evaluate_model(
     async def run() -> None:
         async with AsyncExitStack() as closing:
             with progress.phase("starting rollout workers and verifiers"):
-                pools = await closing.enter_async_context(open_pools(suite, run_id=f"eval-{os.getpid()}"))
+                rollout, verifiers = await closing.enter_async_context(
+                    open_evaluation_pools(suite, student=student, run_id=f"eval-{os.getpid()}")
+                )
             for name, settings in suite.sets.items():
                 file = (
                     (output / f"responses-{name}.jsonl").open("w", encoding="utf-8")
@@ -63,8 +65,8 @@ def evaluate_model(
                     progress.phase(f"evaluating on {name}", total=len(prompts[name].records)) as phase,
                 ):
                     summaries[name] = await evaluate_set(
-                        pools.rollout,
-                        pools.verifiers,
+                        rollout,
+                        verifiers,
                         prompts[name],
                         settings,
                         suite.rollout,
@@ -94,7 +96,7 @@ def evaluate_model(
 def _writer(file: TextIO) -> OnResponses:
     """Writes a line a response, a prompt at a time."""
 
-    def write(record: PromptRecord, sampled: SampledGroup, judged: JudgedGroup) -> None:
+    def write(record: PromptRecord, sampled: SampledGroup, judged: VerifierResult) -> None:
         assert judged.texts is not None
         for index, text in enumerate(judged.texts):
             line = {
@@ -104,8 +106,8 @@ def _writer(file: TextIO) -> OnResponses:
                 "answer": judged.answers[index] if judged.answers is not None else None,
                 "reward": judged.rewards[index],
                 "outcome": Outcome(judged.outcomes[index]).name.lower(),
-                "tokens": sampled.response_lengths[index],
-                "truncated": sampled.is_truncated[index],
+                "tokens": sampled.summary.response_lengths[index],
+                "truncated": sampled.summary.is_truncated[index],
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

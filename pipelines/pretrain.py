@@ -56,13 +56,10 @@ def pretrain(
     return directories
 
 
-def ensure_starters_of(config: RunConfig, console: Console, *, teacher: bool = True) -> None:
-    """Make the starter models a run names that are not in the cache. Says nothing where there is nothing to make.
-
-    Args:
-        teacher: whether the run's teachers and reference are wanted too.
-    """
-    ensure_models([config.student.path, *(model.path for model in config.scoring_pools.values() if teacher)], console)
+def ensure_starters_of(config: RunConfig, console: Console) -> None:
+    """Make the starter models of a run that are not in the cache yet. Prints nothing if all of them are."""
+    frozen = config.frozen_models if config.needs_teacher else config.scoring_pools
+    ensure_models([config.student.path, *(model.path for model in frozen.values())], console)
 
 
 def ensure_models(paths: Sequence[str], console: Console) -> None:

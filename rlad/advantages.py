@@ -1,4 +1,4 @@
-"""From the rewards of a group to what its responses are trained with: advantages, and which of them the teacher is imitated on."""
+"""Advantages of a group of responses, reward shaping, and the mask of the distillation term."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AdvantageEstimator = Literal["group_std", "group_mean_only", "rloo"]
 ImitationMask = Literal["none", "response", "group"]
 
 SOLVED = 0.5
-"""A reward above this counts as a right answer."""
+"""Threshold of the imitation mask: a response is correct if its reward is above this value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +22,9 @@ class OverlongPenalty:
     """Soft overlong punishment (DAPO, arXiv:2503.14476, Eq. 13).
 
     Attributes:
-        max_tokens: budget of a response.
-        buffer_tokens: the last so many of it are punished, linearly from 0 up to `penalty` at the budget.
-        penalty: taken off the reward of a response that fills the budget.
+        max_tokens: Token budget of a response.
+        buffer_tokens: Size of the interval before the budget, in tokens. The penalty grows linearly within it.
+        penalty: Reward subtracted from a response that uses the whole budget.
     """
 
     max_tokens: int
@@ -35,11 +35,15 @@ class OverlongPenalty:
 def shaped_rewards(
     rewards: npt.ArrayLike, lengths: npt.ArrayLike, overlong: OverlongPenalty | None
 ) -> npt.NDArray[np.float32]:
-    """The rewards that advantages are made of: the verifier's, less what a response's length costs it.
+    """Return the rewards that advantages are computed from: the verifier's rewards minus the overlong penalty.
 
     Args:
-        rewards: [G].
-        lengths: [G], tokens.
+        rewards: Rewards of the verifier, [G].
+        lengths: Response lengths in tokens, [G].
+        overlong: Penalty on long responses; None for no penalty.
+
+    Returns:
+        float32 [G].
     """
     values = np.asarray(rewards, dtype=np.float32)
     if overlong is None:
@@ -49,11 +53,12 @@ def shaped_rewards(
 
 
 def imitated_responses(rewards: npt.ArrayLike, mask: ImitationMask) -> npt.NDArray[np.bool_]:
-    """Which responses have a distillation term (reward-guided masking, arXiv:2506.02208): all (`none`), those that are not right (`response`), or all
-    of a group in which none is right, and else none (`group`).
+    """Return which responses have a distillation term (reward-guided masking, arXiv:2506.02208).
 
     Args:
-        rewards: [G], the verifier's.
+        rewards: Rewards of the verifier, [G].
+        mask: `none` masks nothing, so all responses have the term. With `response`, only incorrect responses have it.
+            With `group`, all responses of a group without a correct response have it, and no response of other groups.
 
     Returns:
         bool [G].
@@ -65,30 +70,33 @@ def imitated_responses(rewards: npt.ArrayLike, mask: ImitationMask) -> npt.NDArr
 
 
 def group_advantages(rewards: npt.ArrayLike, estimator: AdvantageEstimator = "group_std") -> npt.NDArray[np.float32]:
-    """How much better each response is than its group.
+    """Return the advantage of each response over its group.
 
-    - `group_std`: `(r - mean(r)) / std(r)`, population standard deviation (the advantage of arXiv:2602.22495, Eq. 1). No constant is added to the
-      deviation: a group's advantages have mean square 1 whatever the scale of its rewards.
+    - `group_std`: `(r - mean(r)) / std(r)` with the population standard deviation (the advantage in
+      arXiv:2602.22495, Eq. 1). No constant is added to the deviation, so the advantages of a group have mean square 1
+      at any scale of the rewards.
     - `group_mean_only`: `r - mean(r)` (Dr. GRPO, arXiv:2503.20783).
-    - `rloo`: r minus the mean of the other responses, `(r - mean(r)) G / (G - 1)` (arXiv:2402.14740).
+    - `rloo`: `r` minus the mean of the other responses, which is `(r - mean(r)) G / (G - 1)` (arXiv:2402.14740).
 
-    A group with equal rewards, or of one response, has nothing to tell apart: its advantages are exactly 0, never NaN.
+    A group with equal rewards, or with one response, has advantages of exactly 0, never NaN.
 
     Args:
-        rewards: [G], finite.
+        rewards: Finite rewards, [G].
+        estimator: One of the estimators above.
 
     Returns:
         float32 [G].
 
     Raises:
-        ContractError: not one-dimensional, empty, or not finite.
+        ContractError: `rewards` is not one-dimensional, is empty, or holds a non-finite value.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ContractError(
-            f"group_advantages: rewards must be one or more finite numbers in one dimension, got {rewards!r}"
+            f"group_advantages: expected a one-dimensional, non-empty array of finite rewards; got {rewards!r}"
         )
-    # Compared, not computed: the rounded mean of equal rewards can differ from them, and the quotient would be of order 1.
+    # Test for equality explicitly: the rounded mean of equal rewards can differ from them, and dividing by the equally
+    # tiny deviation would give advantages of order 1.
     if values.min() == values.max():
         return np.zeros(values.size, dtype=np.float32)
     deviations = values - values.mean()
@@ -96,7 +104,7 @@ def group_advantages(rewards: npt.ArrayLike, estimator: AdvantageEstimator = "gr
         factor = values.size / (values.size - 1) if estimator == "rloo" else 1.0
         plain: npt.NDArray[np.float32] = (deviations * factor).astype(np.float32)
         return plain
-    # Divided by the largest first, so that squares of tiny or huge rewards neither vanish nor overflow.
+    # Scale by the largest deviation first, so that squares of tiny or huge rewards neither underflow nor overflow.
     deviations /= np.abs(deviations).max()
     advantages: npt.NDArray[np.float32] = (deviations / np.sqrt(np.mean(deviations**2))).astype(np.float32)
     return advantages

@@ -1,13 +1,16 @@
-"""Records that move between the pools, as flat numpy columns.
+"""Records that move between the pools, stored as flat numpy columns.
 
-Shape letters: G responses of a group, N tokens of all its responses together, P tokens of the prompt, K tokens of a teacher's support.
+Shape letters: G responses of a group, T response tokens of the group in total, P prompt tokens, K tokens of a teacher's
+support, S positions of a packed row, M sequences of a packed row.
 
-A record is validated once, at construction, and frozen. `to_columns` gives the plain mapping of arrays and small scalars that the object store (or a file,
-or a wire without pickle) carries; `from_columns` wraps such a mapping again without copying an array. Arrays that come out of Ray's object store are
-read-only views of shared memory: nothing here writes to them.
+A record is validated once, at construction, and frozen. `to_columns` returns a plain mapping of arrays and small
+scalars for the object store, a file, or a wire format without pickle. `from_columns` wraps such a mapping again without
+copying an array. Arrays read from Ray's object store are read-only views of shared memory, so no code here writes to
+them.
 
-A response token costs 16 bytes across all columns: id, behaviour log-probability, policy version and teacher log-probability, 4 each. A frozen
-reference adds 4; a teacher's support of K tokens adds 8 K + 4, and is asked for only where the objective needs it.
+A response token costs 16 bytes: token id, behaviour log-probability, policy version and teacher log-probability, 4
+bytes each. A reference policy adds 4 bytes. A teacher's support adds 8 K + 4 bytes and is requested only if the
+objective needs it.
 """
 
 from __future__ import annotations
@@ -25,18 +28,21 @@ from rlad.errors import ContractError
 Columns = dict[str, Any]
 Array = npt.NDArray[Any]
 TeacherSupport = int | Literal["full"] | None
-"""What an objective wants of a teacher: scores of sampled tokens only (None), those and of so many likeliest tokens, or of the whole vocabulary."""
+"""Teacher scores that an objective needs besides those of the sampled tokens.
+
+None: no others. An integer K: those of the K most likely tokens. `full`: those of the whole vocabulary.
+"""
 
 
 class FinishReason(enum.IntEnum):
-    """Why a response ended: the end-of-sequence token, or the token budget (a truncated response)."""
+    """End of a response: `STOP` at the end-of-sequence token, `LENGTH` at the token budget (a truncated response)."""
 
     STOP = 0
     LENGTH = 1
 
 
 class Outcome(enum.IntEnum):
-    """What a verifier found. A timeout or a verifier's own error is not a wrong answer, so they are kept apart and counted."""
+    """Result of verification. A timeout or an error of the verifier is not a wrong answer and is counted separately."""
 
     CORRECT = 0
     WRONG = 1
@@ -46,29 +52,34 @@ class Outcome(enum.IntEnum):
 
 
 class ColumnarRecord:
-    """Conversion between a record and its columns. Subclasses are frozen dataclasses whose fields are arrays or small scalars."""
+    """Base of records that convert to and from columns.
+
+    Subclasses are frozen dataclasses whose fields are arrays or small scalars.
+    """
 
     __slots__ = ()
 
     def to_columns(self) -> Columns:
-        """The record's fields by name. Arrays are the record's own, not copies."""
+        """Return the fields by name. Arrays are shared with the record, not copied."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> Self:
-        """Wrap columns that `to_columns` gave. Arrays are shared with `columns`.
+        """Return the record of columns that `to_columns` returned. Arrays are shared with `columns`, not copied.
 
         Raises:
-            ContractError: a column is missing, unknown, or contradicts another.
+            ContractError: A column is missing, unknown, or contradicts another.
         """
         expected = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if expected != columns.keys():
             missing, unknown = sorted(expected - columns.keys()), sorted(columns.keys() - expected)
-            raise ContractError(f"{cls.__name__}: columns missing {missing}, unknown {unknown}")
+            raise ContractError(
+                f"{cls.__name__}: expected columns {sorted(expected)}; missing {missing}, unknown {unknown}"
+            )
         return cls(**columns)
 
-    def _require(self, claim: bool, problem: str) -> None:
-        if not claim:
+    def _require(self, condition: bool, problem: str) -> None:
+        if not condition:
             raise ContractError(f"{type(self).__name__} {getattr(self, 'uid', '')}: {problem}")
 
     def _require_array(self, name: str, dtype: type[np.generic], length: int | None = None) -> Array:
@@ -88,18 +99,20 @@ class RolloutGroup(ColumnarRecord):
     """G responses sampled for one prompt.
 
     Attributes:
-        uid: the group's name for ever: `dataset fingerprint:epoch:index`.
-        attempt: 0 for the first try; a later one makes the answers of earlier ones stale.
-        prompt_id: id of the prompt record.
-        task: which verifier judges the responses.
-        answer: what the verifier compares with.
-        temperature: sampling temperature of the behaviour policy.
-        prompt_ids: int32 [P].
-        response_ids: int32 [N], the responses end to end, end-of-sequence token included.
-        response_offsets: int64 [G + 1]; response i is `response_ids[offsets[i]:offsets[i + 1]]`. May be empty.
-        behaviour_logprobs: float32 [N], nats, of each sampled token at `temperature` under the policy that sampled it.
-        policy_versions: int32 [N], version of the weights that sampled each token.
-        finish_reasons: uint8 [G], `FinishReason`.
+        uid: Permanent identifier of the group, `dataset fingerprint:epoch:index`.
+        attempt: Attempt number, from 0. Results of earlier attempts are stale.
+        prompt_id: Id of the prompt record.
+        task: Name of the task, which selects the verifier.
+        answer: Expected answer, in the form that the verifier reads.
+        temperature: Sampling temperature of the behaviour policy.
+        prompt_ids: Prompt tokens, int32 [P].
+        response_ids: Response tokens end to end, end-of-sequence tokens included, int32 [T].
+        response_offsets: Boundaries of the responses, int64 [G + 1]. Response i is
+            `response_ids[offsets[i]:offsets[i + 1]]`; it may be empty.
+        behaviour_logprobs: Log-probability of each sampled token at `temperature` under the policy that sampled it, in
+            nats, float32 [T].
+        policy_versions: Policy version that sampled each token, int32 [T].
+        finish_reasons: `FinishReason` of each response, uint8 [G].
     """
 
     uid: str
@@ -128,50 +141,59 @@ class RolloutGroup(ColumnarRecord):
         num_tokens = int(offsets[-1])
         self._require_array("response_ids", np.int32, num_tokens)
         logprobs = self._require_array("behaviour_logprobs", np.float32, num_tokens)
-        self._require(not np.isnan(logprobs).any(), "behaviour_logprobs holds NaN: the sampling engine is broken")
+        self._require(not np.isnan(logprobs).any(), "behaviour_logprobs holds NaN, so the sampling engine is broken")
         self._require_array("policy_versions", np.int32, num_tokens)
         reasons = self._require_array("finish_reasons", np.uint8, len(offsets) - 1)
-        self._require(bool(np.all(reasons <= FinishReason.LENGTH)), "finish_reasons holds an unknown reason")
+        self._require(
+            bool(np.all(reasons <= FinishReason.LENGTH)),
+            f"finish_reasons must be at most {int(FinishReason.LENGTH)}, got {reasons.max(initial=0)}",
+        )
 
     @property
     def num_responses(self) -> int:
+        """Group size, G."""
         return len(self.response_offsets) - 1
 
     @property
     def num_tokens(self) -> int:
-        """Response tokens, N."""
+        """Number of response tokens of the group, T."""
         return len(self.response_ids)
 
     @property
     def response_lengths(self) -> Array:
-        """int64 [G]."""
+        """Tokens of each response, int64 [G]."""
         return np.diff(self.response_offsets)
 
     @property
     def is_truncated(self) -> Array:
-        """bool [G]: the response hit the token budget."""
+        """True for each response that reached the token budget, bool [G]."""
         is_truncated: Array = self.finish_reasons == FinishReason.LENGTH
         return is_truncated
 
     def response(self, index: int) -> slice:
-        """The tokens of response `index` in every token column."""
+        """Return the slice of response `index` in every token column."""
         return slice(int(self.response_offsets[index]), int(self.response_offsets[index + 1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores(ColumnarRecord):
-    """What a frozen model says about a group: its log-probability of every sampled token and, where asked for, of its own K likeliest tokens there.
+    """Scores of a group by a frozen model, the teacher or the reference policy.
 
-    All log-probabilities are in nats, at the group's temperature. NaN or infinite where the model gave none: masked later, never replaced.
+    A score is the log-probability of a sampled token and, if requested, those of the model's K most likely tokens at
+    the same position. All log-probabilities are in nats, at the group's temperature. A missing score
+    is NaN or infinite; it is masked later and never replaced.
 
     Attributes:
-        uid, attempt: of the group that was scored.
-        teacher: fingerprint of the model's weights and tokenizer.
-        logprobs: float32 [N], of the sampled tokens.
-        support_size: K, the size of the vocabulary where the support is all of it; 0 where only sampled tokens are scored.
-        support_ids: int32 [N * K], for each response token in turn the K likeliest tokens in any order; None where K is 0.
-        support_logprobs: float32 [N * K], theirs; None where K is 0.
-        tail_logprobs: float32 [N], log of the probability outside the support, -inf where nothing is outside; None where K is 0.
+        uid: Uid of the scored group.
+        attempt: Attempt of the scored group.
+        teacher: Fingerprint of the model's weights and tokenizer.
+        logprobs: Log-probabilities of the sampled tokens, float32 [T].
+        support_size: K; the vocabulary size if the support is the whole vocabulary; 0 if only sampled tokens are
+            scored.
+        support_ids: The K most likely tokens at each position, in any order, int32 [T * K]; None if K is 0.
+        support_logprobs: Log-probabilities of `support_ids`, float32 [T * K]; None if K is 0.
+        tail_logprobs: Log of the probability outside the support, -inf if the support is the whole vocabulary, float32
+            [T]; None if K is 0.
     """
 
     uid: str
@@ -190,10 +212,12 @@ class TeacherScores(ColumnarRecord):
             "support_logprobs": self.support_logprobs,
             "tail_logprobs": self.tail_logprobs,
         }
-        given = [name for name, column in columns.items() if column is not None]
+        present = [name for name, column in columns.items() if column is not None]
         self._require(self.support_size >= 0, f"support_size must be at least 0, got {self.support_size}")
-        wanted = list(columns) if self.support_size > 0 else []
-        self._require(given == wanted, f"support_size {self.support_size} goes with the columns {wanted}, got {given}")
+        expected = list(columns) if self.support_size > 0 else []
+        self._require(
+            present == expected, f"support_size {self.support_size} requires the columns {expected}, got {present}"
+        )
         if self.support_size > 0:
             ids = self._require_array("support_ids", np.int32, num_tokens * self.support_size)
             self._require(bool(np.all(ids >= 0)), "support_ids holds a negative token id")
@@ -203,12 +227,14 @@ class TeacherScores(ColumnarRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts(ColumnarRecord):
-    """What the verifier found for each response of a group.
+    """Verdicts on the responses of a group.
 
     Attributes:
-        rewards: float32 [G].
-        outcomes: uint8 [G], `Outcome`.
-        elapsed_s: float32 [G], seconds spent on each response.
+        uid: Uid of the verified group.
+        attempt: Attempt of the verified group.
+        rewards: Reward of each response, float32 [G].
+        outcomes: `Outcome` of each response, uint8 [G].
+        elapsed_s: Verification time of each response in seconds, float32 [G].
     """
 
     uid: str
@@ -221,20 +247,32 @@ class Verdicts(ColumnarRecord):
         rewards = self._require_array("rewards", np.float32)
         self._require(bool(np.isfinite(rewards).all()), "rewards must be finite")
         outcomes = self._require_array("outcomes", np.uint8, len(rewards))
-        self._require(bool(np.all(outcomes <= Outcome.ERROR)), "outcomes holds an unknown outcome")
+        self._require(
+            bool(np.all(outcomes <= Outcome.ERROR)),
+            f"outcomes must be at most {int(Outcome.ERROR)}, got {outcomes.max(initial=0)}",
+        )
         self._require_array("elapsed_s", np.float32, len(rewards))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with its verdicts and, where the objective needs them, the scores of a teacher and of a frozen reference: all the learner wants to know.
+    """Group with its verdicts and scores: all that the learner needs of it.
+
+    Attributes:
+        group: The sampled responses.
+        verdicts: Their verdicts.
+        rewards: float32 [G], shaped rewards: the verifier's, less the overlong penalty. Advantages are computed from
+            these; masks of correct responses use the verifier's.
+        teacher_scores: Scores of the teacher; None if the objective does not use it.
+        reference_scores: Scores of the reference policy; None if the objective does not use it.
 
     Raises:
-        ContractError: the parts are of different groups or attempts, or differ in length.
+        ContractError: The parts belong to different groups or attempts, or differ in length.
     """
 
     group: RolloutGroup
     verdicts: Verdicts
+    rewards: Array
     teacher_scores: TeacherScores | None
     reference_scores: TeacherScores | None = None
 
@@ -244,42 +282,52 @@ class ScoredGroup:
         }
         for part in (self.verdicts, *scores.values()):
             if (part.uid, part.attempt) != (self.group.uid, self.group.attempt):
-                came, want = f"{part.uid} attempt {part.attempt}", f"{self.group.uid} attempt {self.group.attempt}"
-                raise ContractError(f"ScoredGroup: {type(part).__name__} is of {came}, the group is {want}")
-        if len(self.verdicts.rewards) != self.group.num_responses:
-            raise ContractError(
-                f"ScoredGroup {self.group.uid}: {len(self.verdicts.rewards)} rewards for {self.group.num_responses} responses"
-            )
+                raise ContractError(
+                    f"ScoredGroup: {type(part).__name__} belongs to {part.uid} attempt {part.attempt}, "
+                    f"but the group is {self.group.uid} attempt {self.group.attempt}"
+                )
+        for rewards in (self.verdicts.rewards, self.rewards):
+            if len(rewards) != self.group.num_responses:
+                raise ContractError(
+                    f"ScoredGroup {self.group.uid}: expected {self.group.num_responses} rewards, one per response; "
+                    f"got {len(rewards)}"
+                )
         for name, part in scores.items():
             if len(part.logprobs) != self.group.num_tokens:
                 raise ContractError(
-                    f"ScoredGroup {self.group.uid}: {len(part.logprobs)} {name} scores for {self.group.num_tokens} tokens"
+                    f"ScoredGroup {self.group.uid}: expected {self.group.num_tokens} {name} scores, one per token; "
+                    f"got {len(part.logprobs)}"
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch(ColumnarRecord):
-    """One micro-batch as the learner runs it: M whole sequences (prompt and response) packed end to end in one row of S tokens.
+    """Micro-batch of the learner: M sequences (prompt and response) packed end to end in one row of S positions.
 
-    Row position s predicts token `target_ids[s]`; a position that predicts a prompt token, or the first token of the next sequence, has weight 0.
-    The weights carry every normaliser (mean over responses of mean over tokens, counted over the whole optimizer step and all ranks), so the
-    gradient of the summed weighted token losses does not depend on how the batch was cut.
+    Row position s predicts token `target_ids[s]`. A position that predicts a prompt token, or the first token of the
+    next sequence, has weight 0. The weights include every normalizer (for example the mean over responses of the mean
+    over tokens), counted over the whole optimizer step and all ranks. Therefore the gradient of the weighted sum of
+    token losses does not depend on how the batch is cut.
 
     Attributes:
-        token_ids: int64 [S].
-        target_ids: int64 [S].
-        position_ids: int64 [S], restarting at 0 with each sequence.
-        sequence_offsets: int32 [M + 1].
-        behaviour_logprobs: float32 [S], 0 where the weight is 0.
-        teacher_logprobs: float32 [S], 0 where the weight is 0; None without a teacher.
-        advantages: float32 [S].
-        weights: float32 [S].
-        reference_logprobs: float32 [S], 0 where the weight is 0; None without a frozen reference.
-        is_imitated: bool [S], whether a token has a distillation term; None where all have.
-        support_size: K of the teacher's support; 0 without one.
-        support_ids: int64 [S * K]; None without a support, like the two below.
-        teacher_support_logprobs: float32 [S * K], 0 where the weight is 0.
-        teacher_tail_logprobs: float32 [S], 0 where the weight is 0; -inf where the support is the whole vocabulary.
+        token_ids: Input tokens, int64 [S].
+        target_ids: Tokens to predict, int64 [S].
+        position_ids: Positions, restarting at 0 with each sequence, int64 [S].
+        sequence_offsets: Boundaries of the sequences, int32 [M + 1].
+        behaviour_logprobs: Behaviour log-probabilities in nats, 0 where the weight is 0, float32 [S].
+        teacher_logprobs: Teacher log-probabilities in nats, 0 where the weight is 0, float32 [S]; None without a
+            teacher.
+        advantages: Advantages, float32 [S].
+        weights: Loss weights, float32 [S].
+        reference_logprobs: Log-probabilities of the reference policy in nats, 0 where the weight is 0, float32 [S];
+            None without a reference policy.
+        is_imitated: True for tokens with a distillation term, bool [S]; None if all tokens have one.
+        support_size: K; 0 without a teacher's support.
+        support_ids: Tokens of the teacher's support, int64 [S * K]; None without a support.
+        teacher_support_logprobs: Teacher log-probabilities of `support_ids`, 0 where the weight is 0, float32 [S * K];
+            None without a support.
+        teacher_tail_logprobs: Log of the teacher's probability outside the support, 0 where the weight is 0, -inf if
+            the support is the whole vocabulary, float32 [S]; None without a support.
     """
 
     token_ids: Array
@@ -302,8 +350,8 @@ class TrainingBatch(ColumnarRecord):
         self._require(size > 0, "the micro-batch is empty")
         for name in ("target_ids", "position_ids"):
             self._require_array(name, np.int64, size)
-        given = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
-        for name in ("behaviour_logprobs", "advantages", "weights", *given):
+        optional = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
+        for name in ("behaviour_logprobs", "advantages", "weights", *optional):
             self._require(
                 bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite"
             )
@@ -331,17 +379,19 @@ class TrainingBatch(ColumnarRecord):
 
     @property
     def num_sequences(self) -> int:
+        """Number of sequences in the row, M."""
         return len(self.sequence_offsets) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsManifest:
-    """What a set of published weights is: enough to refuse the wrong one.
+    """Identity of a set of published weights, which lets a receiver refuse the wrong set.
 
     Attributes:
-        version: the policy version, a count of trained steps.
-        checksum: hex digest of the bytes that were published; of weights that go straight from GPU to GPU, of their names, types and shapes.
-        num_bytes: their number.
+        version: Policy version, the number of trained steps.
+        checksum: Hex digest of the published bytes. For weights sent from GPU to GPU, hex digest of their names, dtypes
+            and shapes.
+        num_bytes: Size in bytes.
     """
 
     version: int
@@ -351,5 +401,6 @@ class WeightsManifest:
     def __post_init__(self) -> None:
         if self.version < 0 or not self.checksum or self.num_bytes <= 0:
             raise ContractError(
-                f"WeightsManifest: version {self.version}, checksum {self.checksum!r}, {self.num_bytes} bytes"
+                "WeightsManifest: expected version >= 0, a checksum and num_bytes > 0; "
+                f"got version {self.version}, checksum {self.checksum!r}, num_bytes {self.num_bytes}"
             )

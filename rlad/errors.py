@@ -1,124 +1,125 @@
-"""Every error rlad raises on purpose. One root, and each also is the stdlib error a caller would expect.
+"""Errors that rlad raises on purpose.
 
-All of them travel between processes: they hold one message and pickle by it.
+All derive from `RladError` and from the built-in error that a caller would expect. Each holds one message and can be
+pickled, so errors travel between processes.
 """
 
 
 class RladError(Exception):
-    """Root of all errors raised by rlad. The message says what was expected, what came, where, and what to do."""
+    """Base class of all errors raised by rlad. The message says where, what was expected, what came, and what to do."""
 
 
 class ConfigError(RladError, ValueError):
-    """A run's configuration is wrong: an unknown key, a value out of range, settings that contradict each other."""
+    """Invalid run configuration: an unknown key, a value out of range, or contradicting settings."""
 
 
 class PlanError(RladError, ValueError):
-    """A valid configuration that cannot run here: models that do not fit together, too few CPUs or GPUs, no such file."""
+    """Valid configuration that cannot run here: incompatible models, too few CPUs or GPUs, or a missing file."""
 
 
 class ContractError(RladError, ValueError):
-    """A record's columns contradict each other: lengths, dtypes, ranges."""
+    """Columns of a record that contradict each other in length, dtype or range."""
 
 
 class DataError(RladError, ValueError):
-    """A prompt file or puzzle cannot be read."""
+    """Unreadable or malformed prompt file, puzzle, trace file or expected answer."""
 
 
 class RunDirectoryError(RladError, FileExistsError):
-    """A run directory that exists, is missing, or belongs to another configuration."""
+    """Run directory that already exists, is missing, or belongs to another configuration."""
 
 
 class LedgerError(RladError, RuntimeError):
-    """A transition the ledger does not allow, for example committing a group that was never claimed."""
+    """State transition that the ledger does not allow, for example claiming a group that is not scored."""
 
 
 class StaleAttemptError(LedgerError):
-    """A late answer to an attempt that has been replaced. The caller drops it."""
+    """Late result of an attempt that has been replaced. The caller discards the result."""
 
 
 class EngineError(RladError, RuntimeError):
-    """An inference or training engine failed or refused its input."""
+    """Failure of an inference engine, a training engine or the sandbox, or an input that it refuses."""
 
 
 class WeightsMismatchError(EngineError):
-    """Weights that arrived are not those that were sent: wrong checksum or version. A sampler in this state never serves."""
+    """Received weights with a wrong checksum or version. A rollout worker in this state does not serve."""
 
 
 class TeacherScoresError(RladError, RuntimeError):
-    """Too many teacher log-probabilities are missing, NaN or infinite."""
+    """Too many missing, NaN or infinite teacher log-probabilities."""
 
 
 class QuotaError(RladError, RuntimeError):
-    """A client has as many groups under way at a shared teacher as one may have. Nothing is wrong: the same call succeeds later."""
+    """Limit on a client's concurrent groups at a shared teacher reached. The same call succeeds later."""
 
 
 class AccessError(RladError, PermissionError):
-    """A service refuses the caller's token, or there is none."""
+    """Missing or refused access token."""
 
 
 class VocabularyMismatchError(PlanError):
-    """Student and teacher (or a client and a teacher service) do not share one tokenizer."""
+    """Student and teacher, or a client and a teacher service, with different tokenizers."""
 
 
 class NonFiniteGradientError(RladError, FloatingPointError):
-    """More optimizer steps in a row than allowed had NaN or infinite gradients."""
+    """Too many consecutive optimizer steps with NaN or infinite gradients."""
 
 
 class DeadlineError(RladError, TimeoutError):
-    """A remote wait passed its deadline. The message names who was waited for."""
+    """Remote call that missed its deadline. The message names the callee."""
 
 
 class PoolExhaustedError(RladError, RuntimeError):
-    """A pool lost more workers than its restart budget allows."""
+    """Pool that lost more workers than its restart budget allows."""
 
 
 class WorkerLostError(RladError, ConnectionError):
-    """The worker that had the work died or became unreachable. The work may be issued again."""
+    """Worker that died or became unreachable. Its work may be issued again."""
 
 
 class RunStoppedError(RladError, RuntimeError):
-    """The run was told to stop, or has failed elsewhere. The message gives the reason."""
+    """Run that is stopping, on request or after a failure elsewhere. The message states the reason."""
 
 
 class RegistryError(RladError, RuntimeError):
-    """The model registry cannot be reached, refuses what it is given, or holds something it should not."""
+    """Unreachable model registry, refused request, or inconsistent registry content."""
 
 
 class ModelNotFoundError(RegistryError, LookupError):
-    """The registry holds no such model, version or alias."""
+    """Model, version or alias that the registry does not hold."""
 
 
 class AliasConflictError(RegistryError):
-    """An alias is not where the caller thought it was: somebody has moved it meanwhile. The caller looks again before it decides again."""
+    """Alias that another client moved concurrently. The caller reads the alias again before it decides."""
 
 
 class CorruptModelError(RegistryError):
-    """A file of a model is not what was registered: another size or checksum, or missing."""
+    """Model file that is missing or differs in size or checksum from what was registered."""
 
 
 class ClusterError(RladError, ConnectionError):
-    """A Ray cluster does not answer, or does not let us in."""
+    """Ray cluster that does not answer or refuses the connection."""
 
 
 class JobError(RladError, RuntimeError):
-    """A job that cannot be submitted, or that the cluster does not know."""
+    """Job that cannot be submitted, or that the cluster does not know."""
 
 
 class ScheduleError(RladError, RuntimeError):
-    """A schedule that is not there, or a store of schedules that does not answer."""
+    """Missing schedule, or a schedule store that does not answer."""
 
 
 class LeaseHeldError(ScheduleError):
-    """Another ticker works on the schedule."""
+    """Lease on a schedule that another ticker holds."""
 
 
 class LeaseLostError(ScheduleError):
-    """Another ticker has taken the schedule over. Whoever gets this ends what it started and writes nothing more."""
+    """Lease on a schedule that another ticker took over. The loser ends what it started and writes nothing more."""
 
 
 class TickInterruptedError(ScheduleError):
-    """The ticker was told to end. Its run is continued by the next tick."""
+    """Tick that was stopped on request. The next tick continues its run."""
 
 
 class RunFailedError(RladError, RuntimeError):
-    """A run's process ended without its result. The message is the run's own."""
+    """Run process that ended without a result. The message is the run's own."""

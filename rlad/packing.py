@@ -1,12 +1,11 @@
-"""How a step's responses become micro-batches: which of them share a packed row, and what that row holds.
+"""Packed training rows: scored groups become the columns that the learner trains on.
 
-Shape letters: M sequences, P prompt tokens, N tokens of one response, S tokens of a packed row.
+Shape letters: P prompt tokens, T tokens of one response, K tokens of the teacher's support.
+`rlad.microbatches` decides which sequences share a row.
 """
 
 from __future__ import annotations
 
-import bisect
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,105 +13,29 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
+from rlad.advantages import group_advantages, imitated_responses
 from rlad.contracts import ScoredGroup, TeacherScores, TrainingBatch
 from rlad.errors import ContractError
 
-if TYPE_CHECKING:  # with it would come all models of the configuration, which the broker has no use for
+if TYPE_CHECKING:  # The broker imports this module and must not load the configuration models.
     from rlad.config.objectives import ObjectiveSettings
 
 Array = npt.NDArray[Any]
 
 
-def plan_microbatches(lengths: Sequence[int], *, token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """Share sequences out to ranks and micro-batches.
-
-    Every rank gets the same number of micro-batches, since ZeRO's collectives run in lockstep; an empty one means that the rank joins with
-    `dummy_batch`. Their number is that of best-fit decreasing, rounded up to a multiple of `ranks`; within it, tokens are spread evenly, longest
-    sequences first, which spreads the quadratic cost of attention too. Micro-batches that run at the same time are of similar size, the largest come
-    first (a row too large for the memory fails at once), and a rank's total differs from another's by at most `token_budget` or the longest sequence.
-
-    Deterministic; O(M log M) comparisons.
-
-    Args:
-        lengths: tokens of each sequence, at least 1.
-        token_budget: the most tokens of a micro-batch. A longer sequence gets one of its own.
-        ranks: data-parallel ranks.
-
-    Returns:
-        For each rank its micro-batches, each the ascending indices of its sequences. No sequences, no micro-batches.
-
-    Raises:
-        ContractError: an argument below 1.
-    """
-    if token_budget < 1 or ranks < 1 or any(length < 1 for length in lengths):
-        raise ContractError(
-            f"plan_microbatches: token_budget {token_budget}, ranks {ranks} and every length must be at least 1, got {list(lengths)}"
-        )
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    packed = _best_fit(order, lengths, token_budget)
-    num_rows = -(-len(packed) // ranks) * ranks
-    rows = _spread(order, lengths, token_budget, num_rows)
-    if rows is None:
-        rows = packed + [[] for _ in range(num_rows - len(packed))]
-    return _deal(rows, lengths, ranks)
-
-
-def _best_fit(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Each sequence into the fullest row that still holds it."""
-    rows: list[list[int]] = []
-    space: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    for index in order:
-        at = bisect.bisect_left(space, (lengths[index], 0))
-        if at < len(space):
-            free, row = space.pop(at)
-        else:
-            free, row = token_budget, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        bisect.insort(space, (free - lengths[index], row))
-    return rows
-
-
-def _spread(order: Sequence[int], lengths: Sequence[int], token_budget: int, num_rows: int) -> list[list[int]] | None:
-    """Each sequence into the emptiest row. None where that does not fit: the emptiest row had no room."""
-    rows: list[list[int]] = [[] for _ in range(num_rows)]
-    load = [(0, row) for row in range(num_rows)]
-    for index in order:
-        tokens, row = load[0]
-        if tokens > 0 and tokens + lengths[index] > token_budget:
-            return None
-        heapq.heapreplace(load, (tokens + lengths[index], row))
-        rows[row].append(index)
-    return rows
-
-
-def _deal(rows: Sequence[Sequence[int]], lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
-    """Rows of similar size to the ranks at once, the largest of them to the rank with the fewest tokens so far."""
-    loads = {row: sum(lengths[index] for index in members) for row, members in enumerate(rows)}
-    by_size = sorted(loads, key=lambda row: (-loads[row], row))
-    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
-    totals = [0] * ranks
-    for start in range(0, len(by_size), ranks):
-        waiting = sorted(range(ranks), key=lambda rank: (totals[rank], rank))
-        for rank, row in zip(waiting, by_size[start : start + ranks], strict=True):
-            plan[rank].append(sorted(rows[row]))
-            totals[rank] += loads[row]
-    return plan
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCounts:
-    """What went into a micro-batch. Counts of micro-batches and ranks are added.
+    """Contents of a micro-batch. Counts of micro-batches and ranks add up.
 
     Attributes:
-        responses: those asked for, empty and masked ones included.
-        truncated_responses: those of them that hit the token budget.
-        response_tokens: all their tokens.
-        trained_tokens: tokens with a positive weight.
-        missing_teacher_tokens: response tokens without a finite teacher log-probability; 0 where no teacher is used.
-        missing_reference_tokens: the same of the frozen reference.
-        missing_behaviour_tokens: response tokens without a finite behaviour log-probability.
+        responses: Requested responses, including empty and masked ones.
+        truncated_responses: Requested responses that reached the token budget.
+        response_tokens: Tokens of the requested responses.
+        trained_tokens: Tokens with a positive weight.
+        missing_teacher_tokens: Response tokens without a finite teacher log-probability; 0 if no teacher is used.
+        missing_reference_tokens: Response tokens without a finite log-probability of the reference policy; 0 if no
+            reference policy is used.
+        missing_behaviour_tokens: Response tokens without a finite behaviour log-probability.
     """
 
     responses: int = 0
@@ -126,20 +49,21 @@ class BatchCounts:
     def __add__(self, other: BatchCounts) -> BatchCounts:
         return BatchCounts(
             **{
-                name: mine + theirs
-                for name, mine, theirs in zip(self.__slots__, astuple(self), astuple(other), strict=True)
+                name: left + right
+                for name, left, right in zip(self.__slots__, astuple(self), astuple(other), strict=True)
             }
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossNormalizer:
-    """The normaliser of an optimizer step, over all its micro-batches and ranks.
+    """Denominators of the loss of one optimizer step, counted over all its micro-batches and ranks.
 
     Attributes:
-        num_responses: whatever becomes of them; known before they are sampled.
-        num_tokens: of those responses that are trained on or left out for their equal rewards, not of those masked for their length. Known only when
-            all are sampled, so counted only for the aggregation that needs it; else None.
+        num_responses: Number of responses of the step, including empty and masked ones. Known before sampling.
+        num_tokens: Number of response tokens of the step. Tokens of responses that are skipped for their equal rewards
+            count; tokens of responses that are masked as truncated do not. Known only once all responses are sampled,
+            and therefore None unless the aggregation is `token_mean`.
     """
 
     num_responses: int
@@ -148,53 +72,65 @@ class LossNormalizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRules:
-    """How scored groups become training columns.
+    """Rules that turn scored groups into training columns.
 
     Attributes:
-        objective: which columns its loss needs, and how it averages.
-        truncated: whether responses that hit the token budget are trained on.
-        overlong: what a response's length costs it.
+        objective: Settings that decide which columns the loss needs, and how it averages.
+        truncated: `mask` gives responses that reached the token budget weight 0; `keep` trains on them.
     """
 
     objective: ObjectiveSettings
     truncated: Literal["keep", "mask"] = "keep"
-    overlong: OverlongPenalty | None = None
 
-    def token_weight(self, size: LossNormalizer, valid_tokens: int) -> float:
-        """The weight of one token of a response with so many valid ones: `rlad.objectives.aggregation.token_weights`, response by response."""
+    def token_weight(self, normalizer: LossNormalizer, valid_tokens: int) -> float:
+        """Return the weight of each token of a response with `valid_tokens` valid tokens.
+
+        `rlad.objectives.aggregation.token_weights` gives the same weights for padded batches.
+
+        Raises:
+            ContractError: The aggregation is `token_mean`, and the normalizer has no number of tokens.
+        """
         match self.objective.aggregation:
             case "response_mean":
-                return 1 / (size.num_responses * valid_tokens)
+                return 1 / (normalizer.num_responses * valid_tokens)
             case "token_mean":
-                if not size.num_tokens:
+                if not normalizer.num_tokens:
                     raise ContractError(
-                        "build_training_batch: aggregation `token_mean` needs the number of tokens of the whole step"
+                        "build_training_batch: aggregation `token_mean` needs the number of tokens of the whole step; "
+                        f"got normalizer.num_tokens {normalizer.num_tokens}"
                     )
-                return 1 / size.num_tokens
+                return 1 / normalizer.num_tokens
             case "fixed_length":
-                return 1 / (size.num_responses * (self.objective.fixed_length or 1))
+                return 1 / (normalizer.num_responses * (self.objective.fixed_length or 1))
 
 
 def build_training_batch(
-    groups: Mapping[str, ScoredGroup], sequences: Sequence[tuple[str, int]], *, size: LossNormalizer, rules: BatchRules
+    groups: Mapping[str, ScoredGroup],
+    sequences: Sequence[tuple[str, int]],
+    *,
+    normalizer: LossNormalizer,
+    rules: BatchRules,
 ) -> tuple[TrainingBatch, BatchCounts]:
-    """One packed row: prompt and response of each sequence, end to end, with everything the loss needs.
+    """Build one packed row: prompt and response of each sequence end to end, with every column that the loss needs.
 
-    Not valid are tokens that lack a finite log-probability that the objective needs (of the sampler, the teacher, the reference), and with
-    `truncated="mask"` all tokens of a truncated response: their weight is 0. A response without a valid token takes no room in the row; where none is
-    left the row is `dummy_batch`.
+    A token is invalid, with weight 0, if the objective needs a log-probability of it (sampler, teacher or reference
+    policy) that is not finite, or if its response is truncated and `rules.truncated` is `mask`. A response without a
+    valid token is left out of the row. If no response is left, the row is `dummy_batch`.
 
     Args:
-        groups: by uid.
-        sequences: (uid, index of the response) of each.
-        size: of the whole optimizer step.
+        groups: Scored groups by uid.
+        sequences: Pairs (group uid, index of the response in the group).
+        normalizer: Denominators of the whole optimizer step.
+        rules: Objective, truncation and overlong penalty.
 
     Raises:
-        ContractError: an unknown uid or response, a group without scores that are needed, more sequences than `size.num_responses`.
+        ContractError: A uid or response index is unknown, a group lacks scores that the objective needs, or there are
+            more sequences than `normalizer.num_responses`.
     """
-    if len(sequences) > size.num_responses:
+    if len(sequences) > normalizer.num_responses:
         raise ContractError(
-            f"build_training_batch: {len(sequences)} sequences, but num_responses of the whole step is {size.num_responses}"
+            f"build_training_batch: expected at most normalizer.num_responses = {normalizer.num_responses} sequences, "
+            f"the responses of the whole step; got {len(sequences)}"
         )
     trained = {uid: _TrainedGroup(_group(groups, uid), rules) for uid, _ in sequences}
     rows: list[dict[str, Array]] = []
@@ -203,12 +139,13 @@ def build_training_batch(
         group = trained[uid]
         if not 0 <= index < group.scored.group.num_responses:
             raise ContractError(
-                f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses, no number {index}"
+                f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses; "
+                f"got response index {index}"
             )
-        is_valid, found = group.valid_tokens(index)
-        counts += found
+        is_valid, response_counts = group.valid_tokens(index)
+        counts += response_counts
         if is_valid.any():
-            rows.append(group.columns(index, is_valid, rules.token_weight(size, int(is_valid.sum()))))
+            rows.append(group.columns(index, is_valid, rules.token_weight(normalizer, int(is_valid.sum()))))
     support_size = max((group.support_size for group in trained.values()), default=0)
     if not rows:
         return dummy_batch(rules.objective, support_size=support_size), counts
@@ -221,10 +158,14 @@ def build_training_batch(
 
 
 def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> TrainingBatch:
-    """One token of weight 0: what a rank without work runs, so that it joins every collective and adds exactly nothing.
+    """Return a row of one token with weight 0.
+
+    A rank without work runs it, so that the rank joins every collective and adds exactly zero to the gradient.
 
     Args:
-        support_size: 0 where no group says how large the support is; one token then stands for it.
+        objective: Settings that decide which columns the row has.
+        support_size: Size K of the teacher's support. With 0, meaning unknown, an objective that needs a support gets
+            a support of one token.
     """
     ids, values = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     size = (support_size or 1) if objective.teacher_support is not None else 0
@@ -254,30 +195,29 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
 def _group(groups: Mapping[str, ScoredGroup], uid: str) -> ScoredGroup:
     if uid not in groups:
         raise ContractError(
-            f"build_training_batch: a sequence is of group {uid}, which is not among the {len(groups)} groups given"
+            f"build_training_batch: a sequence refers to group {uid}, not among the {len(groups)} groups passed"
         )
     return groups[uid]
 
 
 class _TrainedGroup:
-    """A scored group, with what its responses share: advantages, and the scores that the objective needs."""
+    """A scored group with its advantages and the scores that the objective needs."""
 
     def __init__(self, scored: ScoredGroup, rules: BatchRules) -> None:
         objective, verdicts = rules.objective, scored.verdicts
         self.scored = scored
-        self._objective, self._masks_truncated = objective, rules.truncated == "mask"
-        self._teacher = self._needed("teacher", scored.teacher_scores) if objective.uses_teacher else None
-        self._reference = self._needed("reference", scored.reference_scores) if objective.uses_reference else None
+        self._masks_truncated = rules.truncated == "mask"
+        self._teacher = self._required("teacher", scored.teacher_scores) if objective.uses_teacher else None
+        self._reference = self._required("reference", scored.reference_scores) if objective.uses_reference else None
         self.support_size = 0
         if objective.teacher_support is not None and self._teacher is not None:
             self.support_size = self._teacher.support_size
             if self.support_size == 0:
                 raise ContractError(
                     f"build_training_batch: the teacher scores of group {scored.group.uid} have no support, "
-                    f"but the objective asks for {objective.teacher_support!r}"
+                    f"but the objective needs support {objective.teacher_support!r}"
                 )
-        rewards = shaped_rewards(verdicts.rewards, scored.group.response_lengths, rules.overlong)
-        self._advantages = group_advantages(rewards, objective.advantage_estimator)
+        self._advantages = group_advantages(scored.rewards, objective.advantage_estimator)
         self._is_imitated = (
             None
             if objective.imitation_mask == "none"
@@ -285,7 +225,7 @@ class _TrainedGroup:
         )
 
     def valid_tokens(self, index: int) -> tuple[Array, BatchCounts]:
-        """Boolean [N], the response's tokens to train on, and what was found."""
+        """Return which tokens of a response to train on, bool [T], and the response's counts."""
         group, tokens = self.scored.group, self.scored.group.response(index)
         has_behaviour = np.isfinite(group.behaviour_logprobs[tokens])
         has_teacher, has_reference = (
@@ -305,23 +245,31 @@ class _TrainedGroup:
         )
 
     def columns(self, index: int, is_valid: Array, weight: float) -> dict[str, Array]:
-        """The columns of one sequence, P + N positions. Position P - 1 + t predicts response token t; the last position predicts nothing."""
+        """Return the columns of one sequence, P + T positions.
+
+        Position P - 1 + t predicts response token t. The last position predicts nothing.
+
+        Args:
+            index: Index of the response in the group.
+            is_valid: Tokens to train on, bool [T].
+            weight: Weight of each valid token.
+        """
         group = self.scored.group
         tokens = group.response(index)
         token_ids = np.concatenate([group.prompt_ids, group.response_ids[tokens]]).astype(np.int64)
-        size, first = len(token_ids), len(group.prompt_ids) - 1
+        length, first = len(token_ids), len(group.prompt_ids) - 1
 
         def shifted(values: Array | float) -> Array:
-            column = np.zeros(size, dtype=np.float32)
-            column[first : size - 1] = np.where(is_valid, values, 0)
+            column = np.zeros(length, dtype=np.float32)
+            column[first : length - 1] = np.where(is_valid, values, 0)
             return column
 
         columns = {
             "token_ids": token_ids,
             "target_ids": np.append(token_ids[1:], 0),
-            "position_ids": np.arange(size, dtype=np.int64),
+            "position_ids": np.arange(length, dtype=np.int64),
             "behaviour_logprobs": shifted(group.behaviour_logprobs[tokens]),
-            "advantages": np.full(size, self._advantages[index], dtype=np.float32),
+            "advantages": np.full(length, self._advantages[index], dtype=np.float32),
             "weights": shifted(weight),
         }
         if self._teacher is not None:
@@ -329,37 +277,39 @@ class _TrainedGroup:
         if self._reference is not None:
             columns["reference_logprobs"] = shifted(self._reference.logprobs[tokens])
         if self._is_imitated is not None:
-            columns["is_imitated"] = np.full(size, self._is_imitated[index])
+            columns["is_imitated"] = np.full(length, self._is_imitated[index])
         if self.support_size and self._teacher is not None:
             ids, logprobs, tail = _support_of(self._teacher, tokens)
-            own_ids = np.zeros((size, self.support_size), np.int64)
-            own_logprobs = np.zeros((size, self.support_size), np.float32)
-            own_ids[first : size - 1] = ids
-            own_logprobs[first : size - 1] = np.where(is_valid[:, None], logprobs, 0)
+            row_ids = np.zeros((length, self.support_size), np.int64)
+            row_logprobs = np.zeros((length, self.support_size), np.float32)
+            row_ids[first : length - 1] = ids
+            row_logprobs[first : length - 1] = np.where(is_valid[:, None], logprobs, 0)
             columns |= {
-                "support_ids": own_ids.ravel(),
-                "teacher_support_logprobs": own_logprobs.ravel(),
+                "support_ids": row_ids.ravel(),
+                "teacher_support_logprobs": row_logprobs.ravel(),
                 "teacher_tail_logprobs": shifted(tail),
             }
         return columns
 
     def _is_finite(self, scores: TeacherScores, tokens: slice) -> Array:
+        """Return which tokens have all the scores that the objective needs, bool [T]. A tail of -inf is a score."""
         is_finite: Array = np.isfinite(scores.logprobs[tokens])
         if self.support_size and scores is self._teacher:
             _, logprobs, tail = _support_of(scores, tokens)
             is_finite = is_finite & np.isfinite(logprobs).all(axis=1) & ~np.isnan(tail) & (tail < np.inf)
         return is_finite
 
-    def _needed(self, name: str, scores: TeacherScores | None) -> TeacherScores:
+    def _required(self, name: str, scores: TeacherScores | None) -> TeacherScores:
         if scores is None:
             raise ContractError(
-                f"build_training_batch: group {self.scored.group.uid} has no {name} scores, but the objective uses the {name}"
+                f"build_training_batch: group {self.scored.group.uid} has no {name} scores, "
+                f"but the objective uses the {name}"
             )
         return scores
 
 
 def _support_of(scores: TeacherScores, tokens: slice) -> tuple[Array, Array, Array]:
-    """Ids and log-probabilities [N, K] of a response's tokens, and the tails [N]."""
+    """Return the support of a response: token ids [T, K], log-probabilities [T, K] and tail log-probabilities [T]."""
     ids, logprobs, tail = scores.support_ids, scores.support_logprobs, scores.tail_logprobs
     assert ids is not None
     assert logprobs is not None

@@ -1,6 +1,8 @@
-"""A model's log-probabilities of chosen tokens and of its own likeliest ones, without a [tokens, vocabulary] tensor on the device.
+"""Log-probabilities of selected tokens and of a model's K most likely tokens, in chunks of positions.
 
-Shape letters: S tokens, H hidden size, V vocabulary, K tokens of the support, C tokens of a chunk.
+No [tokens, vocabulary] tensor exists on the device.
+
+Shape letters: S positions, H hidden size, V vocabulary, K tokens of the support, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from rlad.logprobs import token_chunks, wide_product
 
 
 class SupportLogprobs(NamedTuple):
-    """On the CPU; all log-probabilities float32, in nats.
+    """Log-probabilities of targets and supports, on the CPU, float32, in nats.
 
     Attributes:
-        selected: [S], of the chosen tokens.
-        support_ids: int32 [S, K], the K likeliest tokens, likeliest first; in the order of their ids where K is V.
-        support_logprobs: [S, K], theirs.
-        tail_logprobs: [S], log of the probability of all other tokens; -inf where K is V.
+        selected: Log-probabilities of the targets, [S].
+        support_ids: The K most likely tokens, most likely first, int32 [S, K]; in the order of their ids if K is V.
+        support_logprobs: Log-probabilities of `support_ids`, [S, K].
+        tail_logprobs: Log of the probability of all other tokens, [S]; -inf if K is V.
     """
 
     selected: Tensor
@@ -40,30 +42,33 @@ def selected_and_top_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
 ) -> SupportLogprobs:
-    """Of `log softmax(hidden @ weight.T / temperature)`, the targets' entries, the K largest, and the mass of the rest.
+    """Compute the targets' entries of `log softmax(hidden @ weight.T / temperature)`, the K largest, and the tail.
 
-    Logits exist for C tokens at a time, and what is kept of a chunk leaves the device before the next one: memory there is C * V. The tail is summed over
-    the tokens outside the support; 1 minus the mass inside cancels where nearly all of it is there. Half precision as in `selected_logprobs`.
+    Logits exist for C positions at a time, and the results of a chunk leave the device before the next chunk, so device
+    memory is C * V. The tail is summed over the tokens outside the support, because `1 - support mass` cancels where
+    nearly all mass is inside. Half precision is handled as in `selected_logprobs`.
 
     Args:
-        hidden: [S, H], the last hidden states, in the dtype of `weight`.
-        weight: [V, H], the output embedding.
-        target_ids: int64 [S], each within [0, V).
-        support_size: K, within [1, V].
-        temperature: the sampling temperature; logits are divided by it.
-        chunk_tokens: C.
+        hidden: Last hidden states, [S, H], in the dtype of `weight`.
+        weight: Output embedding, [V, H].
+        target_ids: Target tokens, int64 [S], each within [0, V).
+        support_size: Support size K, within [1, V].
+        temperature: Sampling temperature. Logits are divided by it.
+        chunk_tokens: Positions per chunk, C.
 
     Raises:
-        ContractError: a support larger than the vocabulary, a temperature or chunk size that is not positive.
+        ContractError: The support is larger than the vocabulary, or the temperature or chunk size is not positive.
     """
     vocabulary = len(weight)
     if not 1 <= support_size <= vocabulary:
         raise ContractError(
-            f"selected_and_top_logprobs: the support must have 1 to {vocabulary} tokens, the vocabulary's size, got {support_size}"
+            f"selected_and_top_logprobs: support_size must be within 1 and the vocabulary size {vocabulary}, "
+            f"got {support_size}"
         )
     if not temperature > 0 or chunk_tokens < 1:
         raise ContractError(
-            f"selected_and_top_logprobs: temperature and chunk_tokens must be positive, got {temperature} and {chunk_tokens}"
+            f"selected_and_top_logprobs: temperature and chunk_tokens must be positive, "
+            f"got {temperature} and {chunk_tokens}"
         )
     tokens = len(hidden)
     kept = SupportLogprobs(
@@ -78,7 +83,7 @@ def selected_and_top_logprobs(
         if support_size == vocabulary:
             kept.support_ids[chunk] = torch.arange(vocabulary, dtype=torch.int32)
             kept.support_logprobs[chunk] = logprobs.to("cpu", torch.float32)
-            # Nothing is outside; but where the model gave no number there is none either.
+            # No token is outside the support, so the tail is -inf. Where the model returned NaN, the tail is NaN too.
             kept.tail_logprobs[chunk] = torch.where(logprobs.isnan().any(dim=1), torch.nan, -torch.inf).to(
                 "cpu", torch.float32
             )

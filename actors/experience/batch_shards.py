@@ -1,81 +1,31 @@
-"""What the broker hands to the learner's ranks: which responses to train on, and references to their columns."""
+"""Batch shards: how the groups of a step become the learner's work, rank by rank. Pure bookkeeping, without Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from rlad.contracts import Columns, RolloutGroup, ScoredGroup, TeacherScores, Verdicts
+from actors.experience.group import ExperienceGroup
+from rlad.microbatches import plan_microbatches
 from rlad.packing import LossNormalizer
-from rlad.teacher.mixture import mix_teacher_scores
-
-# A `ray.ObjectRef` of a record's columns. Ray's reference type is not subscripted here because it holds a plain mapping of arrays.
-ColumnsRef = Any
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightedScores:
-    """One teacher's scores of a group: a reference to the columns of its `TeacherScores`, and the weight of its probabilities in the mixture of all."""
-
-    weight: float
-    scores: ColumnsRef
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupRefs:
-    """One scored group: references to the columns of its `RolloutGroup` and of the `TeacherScores` that the objective needs, and its verdicts.
-
-    Attributes:
-        verdicts: themselves: a few bytes a response, less than what a reference to them costs everybody who holds it.
-        teacher_scores: of each of its teachers; empty where the objective has none.
-        reference_scores: the frozen reference policy's; None where the objective has none.
-    """
-
-    group: ColumnsRef
-    verdicts: Verdicts
-    teacher_scores: tuple[WeightedScores, ...]
-    reference_scores: ColumnsRef | None = None
-
-    @property
-    def all_refs(self) -> list[ColumnsRef]:
-        """Every reference, in the order in which `scored_group` takes what is behind them."""
-        references = [] if self.reference_scores is None else [self.reference_scores]
-        return [self.group, *(each.scores for each in self.teacher_scores), *references]
-
-    def scored_group(self, columns: Sequence[Columns]) -> ScoredGroup:
-        """The group from the columns behind `all_refs`, with the scores of several teachers mixed into those of one.
-
-        Raises:
-            ContractError: columns that contradict each other.
-        """
-        group, *scores = columns
-        reference = None if self.reference_scores is None else TeacherScores.from_columns(scores.pop())
-        of_teachers = [TeacherScores.from_columns(each) for each in scores]
-        weighted = [(each.weight, found) for each, found in zip(self.teacher_scores, of_teachers, strict=True)]
-        return ScoredGroup(
-            group=RolloutGroup.from_columns(group),
-            verdicts=self.verdicts,
-            teacher_scores=mix_teacher_scores(weighted) if weighted else None,
-            reference_scores=reference,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShard:
-    """A piece of one optimizer update, for one rank.
+    """A portion of one optimizer update, for one rank.
 
-    Every rank gets the same number of micro-batches in a part, because ZeRO reduces gradients in each backward pass and all ranks must take part.
+    Every rank gets the same number of micro-batches in a shard, because ZeRO reduces gradients in each backward pass
+    and all ranks must take part.
 
     Attributes:
-        step: training step.
-        update: optimizer update within the step.
-        index: part within the step, counted over its updates.
-        ends_update: the optimizer steps after this part.
-        ends_step: the last part of the step.
-        size: of the whole update over all ranks: the normaliser.
-        micro_batches: for each micro-batch, its sequences as (group uid, response index); an empty list is a dummy batch.
-        groups: the groups that the micro-batches name.
+        step: Training step.
+        update: Optimizer update within the step.
+        index: Shard number within the step, counted over its updates.
+        ends_update: The optimizer steps after this shard.
+        ends_step: This is the last shard of the step.
+        normalizer: Counts over the whole update and all ranks, by which the loss is normalised.
+        micro_batches: Sequences of each micro-batch as (group uid, response index); an empty list is a dummy batch.
+        groups: Groups that the micro-batches name, by uid.
     """
 
     step: int
@@ -83,6 +33,144 @@ class BatchShard:
     index: int
     ends_update: bool
     ends_step: bool
-    size: LossNormalizer
+    normalizer: LossNormalizer
     micro_batches: list[list[tuple[str, int]]]
-    groups: dict[str, GroupRefs]
+    groups: dict[str, ExperienceGroup]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPolicy:
+    """Rules by which groups become batch shards.
+
+    Attributes:
+        ranks: Data-parallel ranks of the learner.
+        token_budget: Tokens (prompts included) of a rank's micro-batch.
+        skip_equal_rewards: Leave out groups whose rewards are all equal: the objective gives them exactly zero
+            gradient.
+        skip_truncated: Leave out responses that reached the token budget.
+        counts_tokens: The loss is averaged over tokens, whose number is known only when all groups of an update have
+            arrived: form no shard before.
+    """
+
+    ranks: int
+    token_budget: int
+    skip_equal_rewards: bool
+    skip_truncated: bool
+    counts_tokens: bool = False
+
+    def trainable_responses(self, group: ExperienceGroup) -> list[int]:
+        """Indices of the responses that can have a gradient."""
+        if self.skip_equal_rewards and min(group.rewards) == max(group.rewards):
+            return []
+        summary = group.summary
+        return [
+            index
+            for index, length in enumerate(summary.response_lengths)
+            if length > 0 and not (self.skip_truncated and summary.is_truncated[index])
+        ]
+
+    def counted_tokens(self, group: ExperienceGroup) -> int:
+        """Count the response tokens of a mean over tokens: without masked responses, with those of zero gradient."""
+        summary = group.summary
+        return sum(
+            length
+            for length, truncated in zip(summary.response_lengths, summary.is_truncated, strict=True)
+            if not (self.skip_truncated and truncated)
+        )
+
+
+@dataclass(slots=True)
+class _Update:
+    """Groups of one optimizer update, as they arrive and are handed out."""
+
+    uids: list[str]
+    num_responses: int
+    arrived: dict[str, ExperienceGroup] = field(default_factory=dict)
+    handed_out: set[str] = field(default_factory=set)
+    shards: list[list[BatchShard]] = field(default_factory=list)  # by shard, then by rank
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.shards) and self.shards[-1][0].ends_update
+
+
+class StepShards:
+    """Forms the batch shards of one training step from its groups."""
+
+    def __init__(self, step: int, updates: Sequence[Sequence[str]], group_size: int, policy: ShardPolicy) -> None:
+        """
+        Args:
+            step: Number of the step.
+            updates: Group uids of each optimizer update, in prompt order.
+            group_size: Responses of a group.
+            policy: Rules by which shards are formed.
+        """
+        self.step = step
+        self._policy = policy
+        self._updates = [_Update(uids=list(uids), num_responses=len(uids) * group_size) for uids in updates]
+        self._update_of = {uid: update for update in self._updates for uid in update.uids}
+
+    @property
+    def uids(self) -> list[str]:
+        return list(self._update_of)
+
+    def add(self, group: ExperienceGroup) -> None:
+        """Add a group that has arrived."""
+        self._update_of[group.uid].arrived[group.uid] = group
+
+    def replace(self, uid: str, by: str) -> None:
+        """Put another group in the place of one that has not arrived. The update it belongs to stays the same."""
+        update = self._update_of.pop(uid)
+        update.uids[update.uids.index(uid)] = by
+        self._update_of[by] = update
+
+    def shard(self, rank: int, index: int) -> BatchShard | None:
+        """Return shard `index` for `rank`, and form it if enough groups have arrived. None: ask again later."""
+        while len(shards := [shard for update in self._updates for shard in update.shards]) <= index:
+            if not self._form_next():
+                return None
+        return shards[index][rank]
+
+    def _form_next(self) -> bool:
+        """Form a shard of the first incomplete update if its new groups fill all ranks or are its last."""
+        number, update = next(((n, u) for n, u in enumerate(self._updates) if not u.is_complete), (-1, None))
+        if update is None:
+            return False
+        policy = self._policy
+        fresh = [update.arrived[uid] for uid in update.uids if uid in update.arrived and uid not in update.handed_out]
+        is_last = len(update.arrived) == len(update.uids)
+        sequences = [(group, index) for group in fresh for index in policy.trainable_responses(group)]
+        lengths = [group.summary.prompt_tokens + group.summary.response_lengths[index] for group, index in sequences]
+        if not is_last and (policy.counts_tokens or sum(lengths) < policy.ranks * policy.token_budget):
+            return False
+        plan = plan_microbatches(lengths, token_budget=policy.token_budget, ranks=policy.ranks)
+        if is_last and not any(plan) and not any(shard[0].micro_batches for shard in update.shards):
+            # An update without any gradient still needs one backward pass to step on.
+            plan = [[[]] for _ in range(policy.ranks)]
+        update.shards.append([self._shard_of_rank(number, update, is_last, sequences, batches) for batches in plan])
+        update.handed_out.update(group.uid for group in fresh)
+        return True
+
+    def _shard_of_rank(
+        self,
+        number: int,
+        update: _Update,
+        is_last: bool,
+        sequences: list[tuple[ExperienceGroup, int]],
+        batches: list[list[int]],
+    ) -> BatchShard:
+        return BatchShard(
+            step=self.step,
+            update=number,
+            index=sum(len(earlier.shards) for earlier in self._updates),
+            ends_update=is_last,
+            ends_step=is_last and number == len(self._updates) - 1,
+            normalizer=LossNormalizer(num_responses=update.num_responses, num_tokens=self._num_tokens(update)),
+            micro_batches=[[(sequences[index][0].uid, sequences[index][1]) for index in batch] for batch in batches],
+            groups={sequences[index][0].uid: sequences[index][0] for batch in batches for index in batch},
+        )
+
+    def _num_tokens(self, update: _Update) -> int | None:
+        if not self._policy.counts_tokens:
+            return None
+        return sum(self._policy.counted_tokens(group) for group in update.arrived.values())

@@ -1,7 +1,8 @@
-"""Transfers of weights from the learner straight to rollout workers: who asks for one, in which order they are made, and what became of them.
+"""Weight transfers from the learner directly to rollout workers: requests, their order and their outcomes.
 
-The driver asks, for all workers at once when there is a new version, and for one that joins. The learner takes the requests one after the other, when it
-holds the version that is wanted. Pure bookkeeping; the broker lets both sides wait on it.
+The driver requests a transfer to all workers when a new version exists, and one to each worker that joins. The learner
+serves the requests one at a time, while it holds the requested version. Pure bookkeeping; the broker lets both sides
+wait.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequest:
-    """Weights that workers are to be given.
+    """Request to send weights to workers.
 
     Attributes:
-        number: of the request.
-        version: of the weights.
-        workers: by name.
+        number: Number of the request.
+        version: Requested policy version.
+        workers: Receiving workers by name.
     """
 
     number: int
@@ -32,12 +33,12 @@ class TransferRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOutcome:
-    """What became of a request.
+    """Outcome of a request.
 
     Attributes:
-        state: `sent`, whoever is not among the failures has the weights; `not_sent`, whoever is not is as before and may be asked for again;
-            `superseded`, newer weights were asked for before these were sent to anybody.
-        failures: why a worker does not have them, by its name.
+        state: `sent`: every worker without a failure has the weights. `not_sent`: workers without a failure are
+            unchanged and may be requested again. `superseded`: newer weights were requested before these were sent.
+        failures: Reason why a worker lacks the weights, by worker name.
     """
 
     state: Literal["sent", "not_sent", "superseded"]
@@ -45,7 +46,7 @@ class TransferOutcome:
 
 
 class TransferQueue:
-    """The requests of a run."""
+    """Transfer requests of a run."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -55,7 +56,7 @@ class TransferQueue:
         self._newest_asked_for = -1
 
     def ask(self, version: int, workers: Mapping[str, ActorHandle]) -> int:
-        """Ask for a transfer, maybe to nobody. Older versions that nobody sends yet are not wanted any more. Returns the request's number."""
+        """Request a transfer, which supersedes waiting requests for older versions. Return its number."""
         number = next(self._numbers)
         self._newest_asked_for = max(self._newest_asked_for, version)
         for older in [each for each in self._waiting.values() if each.version < version]:
@@ -69,30 +70,31 @@ class TransferQueue:
         return number
 
     def next(self, held: int) -> TransferRequest | None:
-        """The first request for the version that the learner holds. It stays the first until it is finished."""
+        """Return the first request for the version that the learner holds. It stays first until it is finished."""
         return next((each for each in self._waiting.values() if each.version == held), None)
 
     def begin(self, number: int) -> None:
-        """From now on the request's workers may have some of the new weights."""
-        if number in self._waiting:  # else it was superseded meanwhile, and nobody waits for what becomes of it
+        """Record that sending begins: from now on the request's workers may hold a part of the new weights."""
+        if number in self._waiting:  # otherwise it was superseded, and its outcome is not awaited
             self._being_sent = number
 
     def is_asked_for(self, version: int) -> bool:
-        """Whether the driver has got to this version, if only to a later one."""
+        """Return whether the driver has requested this version or a later one."""
         return version <= self._newest_asked_for
 
     def finish(self, number: int, outcome: TransferOutcome) -> None:
-        if self._waiting.pop(number, None) is not None:  # else its end was told before
+        """Record the outcome of a request, unless it has one already."""
+        if self._waiting.pop(number, None) is not None:
             self._outcomes[number] = outcome
         if self._being_sent == number:
             self._being_sent = None
 
     def outcome(self, number: int) -> TransferOutcome | None:
-        """Of a finished request, told once."""
+        """Return the outcome of a finished request, once."""
         return self._outcomes.pop(number, None)
 
     def sender_restarted(self) -> None:
-        """Whoever was being sent weights has some of the old and some of the new. What waits goes on waiting: the learner will hold that version again."""
+        """Fail the request that was being sent: its workers hold a mixture of versions. Waiting requests stay."""
         if self._being_sent is not None:
             reason = "the learner was restarted while it sent the weights"
             workers = self._waiting[self._being_sent].workers

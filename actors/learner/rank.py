@@ -1,4 +1,4 @@
-"""One rank of the learner: claims parts of batches from the broker, trains on them, publishes weights, writes checkpoints."""
+"""One learner rank: claims batch shards from the broker, trains on them, publishes weights and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, step_metrics
-from actors.experience.batch_shards import BatchShard, GroupRefs
+from actors.experience.batch_shards import BatchShard
+from actors.experience.group import ExperienceGroup
 from actors.learner.collectives import answer, together
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
@@ -32,57 +33,52 @@ _PARTIAL = ".partial-"
 
 
 class LearnerRank:
-    """Lives from one start of the ranks to the next."""
+    """One learner rank, from one start of the ranks to the next."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
         self._rank = train.get_context().get_world_rank()
         self._checkpoints = settings.run_dir / CHECKPOINTS
         self._checkpoint_s = self._send_s = 0.0
-        config = settings.config
-        self._rules = BatchRules(
-            objective=config.objective, truncated=config.learner.truncated, overlong=config.overlong_penalty
-        )
-        torch.set_num_threads(config.learner.threads)
+        self._rules = BatchRules(objective=settings.objective, truncated=settings.learner.truncated)
+        torch.set_num_threads(settings.learner.threads)
         transformers.utils.logging.disable_progress_bar()
         self._trainer = together(
             lambda: ZeroTrainer(
-                model_path=settings.model_path,
-                dtype=getattr(torch, config.student.dtype),
-                config=config.learner,
-                objective=build_objective(config.objective),
-                temperature=config.rollout.temperature,
-                total_updates=config.training.steps * config.training.updates_per_step,
-                seed=config.seed,
+                model_path=str(settings.student),
+                dtype=getattr(torch, settings.dtype),
+                config=settings.learner,
+                objective=build_objective(settings.objective),
+                temperature=settings.temperature,
+                total_updates=settings.steps * settings.updates_per_step,
+                seed=settings.seed,
             )
         )
-        self._outlet = open_weight_publisher(config, self._trainer, settings.broker)
+        self._publisher = open_weight_publisher(settings, self._trainer)
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the end; then export, and stay until the driver needs the weights no more.
+        """Train from the newest checkpoint to the last step, export the student, and stay until dismissed.
 
         Raises:
-            AgreedError: on all ranks, what ended the training early.
+            AgreedError: Training ended early, on all ranks.
         """
-        training = self._settings.config.training
+        settings = self._settings
         first = self._restore()
-        self._send_s += self._outlet.publish(first, self._tell_started)
-        for step in range(first, training.steps):
+        self._send_s += self._publisher.publish(first, self._report_started)
+        for step in range(first, settings.steps):
             metrics = self._train(step)
             started = time.monotonic()
-            self._send_s += self._outlet.publish(
-                step + 1, functools.partial(self._tell_finished, metrics=metrics, started=started)
+            self._send_s += self._publisher.publish(
+                step + 1, functools.partial(self._report_finished, metrics=metrics, started=started)
             )
-            if (step + 1) % self._settings.config.checkpoints.every_steps == 0 or step + 1 == training.steps:
+            if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == settings.steps:
                 self._save(step + 1)
-        together(
-            lambda: self._trainer.export(self._settings.run_dir / EXPORT, base_model=self._settings.config.student.path)
-        )
-        together(self._tell_exported)
-        self._outlet.until_dismissed(training.steps)
+        together(lambda: self._trainer.export(settings.run_dir / EXPORT, base_model=settings.student_reference))
+        together(self._report_exported)
+        self._publisher.until_dismissed(settings.steps)
 
     def _restore(self) -> int:
-        """The step to begin with."""
+        """Load the newest checkpoint, if there is one. Return the first step to train."""
         if self._rank == 0:
             for leftover in self._checkpoints.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(leftover)
@@ -93,69 +89,71 @@ class LearnerRank:
             return int(together(lambda: self._trainer.load(Path(directory)))["step"])
 
     def _train(self, step: int) -> dict[str, float]:
-        """One training step, part by part as the broker hands them out."""
+        """Train one step, shard by shard as the broker hands them out. Return its metrics."""
         updates: list[UpdateResult] = []
         wait_s = train_s = 0.0
         index = 0
         while True:
             asked = time.monotonic()
-            spent_s = self._outlet.before_shard(step, index)
-            part, micro_batches = together(functools.partial(self._claim, step, index))
+            spent_s = self._publisher.before_shard(step, index)
+            shard, micro_batches = together(functools.partial(self._claim, step, index))
             claimed = time.monotonic()
             for batch, counts in micro_batches:
                 self._trainer.accumulate(batch, counts)
-            if part.ends_update:
+            if shard.ends_update:
                 updates.append(together(self._trainer.step))
             wait_s += claimed - asked - spent_s
             self._send_s += spent_s
             train_s += time.monotonic() - claimed
             index += 1
-            if part.ends_step:
-                # Both also of the time before this step: of the checkpoint, if there was one, and of the weights that it began with.
+            if shard.ends_step:
+                # `send` and `checkpoint` include the time before this step: sending its weights, and the checkpoint.
                 times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
                 self._send_s = self._checkpoint_s = 0.0
                 return {**step_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
-        """This rank's share of a part, with the data it needs. Waits as long as the broker says that nothing is there yet."""
-        part: BatchShard | None = None
-        while part is None:
-            part = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
-        groups = _fetch(part.groups)
-        return part, [
-            build_training_batch(groups, sequences, size=part.size, rules=self._rules)
-            for sequences in part.micro_batches
+        """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""
+        shard: BatchShard | None = None
+        while shard is None:
+            shard = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
+        groups = _fetch(shard.groups)
+        return shard, [
+            build_training_batch(groups, sequences, normalizer=shard.normalizer, rules=self._rules)
+            for sequences in shard.micro_batches
         ]
 
-    def _tell_started(self, publications: list[Any]) -> None:
+    def _report_started(self, publications: list[Any]) -> None:
         answer(
             self._settings.broker.report_started.remote(publications[0].manifest.version, publications),
             "the broker (report_started)",
         )
 
-    def _tell_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
+    def _report_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
         metrics = {**metrics, "learner/publish_s": time.monotonic() - started}
         answer(
             self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics),
             "the broker (finish_step)",
         )
 
-    def _tell_exported(self) -> None:
+    def _report_exported(self) -> None:
         if self._rank == 0:
             answer(self._settings.broker.report_exported.remote(), "the broker (report_exported)")
 
     def _save(self, steps: int) -> None:
-        """Write the checkpoint of so many trained steps, and let go of the batches it holds once Ray Train knows it.
+        """Write a checkpoint after `steps` trained steps, and release their batch shards once Ray Train has registered
+        it.
 
-        It is written in its place under another name, so that whatever has the right name is whole. `report` returns before Ray Train has registered it, and
-        a rank that died then would be started from the checkpoint before: so the batches are released only behind the registration.
+        The checkpoint is written under a temporary name and renamed, so that a checkpoint with its final name is
+        complete. `train.report` returns before the checkpoint is registered, and a rank that died then would restart
+        from the previous one. The shards are therefore released only after the registration.
         """
         started = time.monotonic()
         partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
         together(lambda: self._trainer.save(partial, {"step": steps}))
         checkpoint = None
         if self._rank == 0:
-            if final.exists():  # whole, but never registered: the ranks died in between
+            if final.exists():  # complete, but not registered before the ranks died
                 shutil.rmtree(final)
             partial.rename(final)
             checkpoint = Checkpoint.from_directory(final)
@@ -171,13 +169,13 @@ class LearnerRank:
         )
         if not any(Path(reported.checkpoint.path) == path for reported in known):
             raise DeadlineError(
-                f"Ray Train has not registered the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
+                f"Ray Train did not register the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
             )
         answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
 
 
-def _fetch(groups: dict[str, GroupRefs]) -> dict[str, ScoredGroup]:
-    """The groups' columns, in one request. Arrays stay views of shared memory, but for a mixture of teachers."""
+def _fetch(groups: dict[str, ExperienceGroup]) -> dict[str, ScoredGroup]:
+    """Fetch the columns of groups in one request. Arrays are views of shared memory, except mixtures of teachers."""
     refs = [ref for each in groups.values() for ref in each.all_refs]
     columns = iter(answer(refs, "the object store") if refs else [])
     return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

@@ -1,32 +1,82 @@
-"""Settings shared by the learner's driver side and its ranks."""
+"""Settings of a learner rank, and the names of what it writes into the run directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
 from ray.actor import ActorHandle
 
-from rlad.config import RunConfig
+from actors.pool.placement import selector_of
+from rlad.config import LearnerConfig, RunConfig
+from rlad.config.objectives import ObjectiveConfig
 
 CHECKPOINTS = "checkpoints"
-
-
 EXPORT = "export"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
-    """What every rank gets.
+    """Settings of every learner rank.
 
     Attributes:
-        config: of the run.
-        model_path: local directory of the student, resolved.
-        run_dir: absolute; on a cluster of several nodes all ranks see it.
-        broker: handle of the `ExperienceBroker`.
+        learner: The `learner` section.
+        objective: The `objective` section.
+        student: Local directory of the student.
+        student_reference: The student as the configuration names it, for the export's metadata.
+        dtype: Data type of the student's weights in the engines.
+        temperature: Sampling temperature, by which the learner scales its logits.
+        steps: Training steps of the run.
+        updates_per_step: Optimizer updates of a step.
+        seed: Seed of the run.
+        checkpoint_every_steps: Steps between two checkpoints.
+        checkpoints_to_keep: Number of checkpoints that are kept.
+        transport: How weight updates travel.
+        engine_processes: Processes of one rollout engine, each of which receives the weights of a transfer.
+        transfer_timeout_s: Deadline of a weight transfer, seconds.
+        label_selector: Labels of the nodes that ranks may run on; empty for any node.
+        run_dir: Absolute path of the run directory; all ranks must see it.
+        broker: Handle of the `ExperienceBroker`.
     """
 
-    config: RunConfig
-    model_path: str
+    learner: LearnerConfig
+    objective: ObjectiveConfig
+    student: Path
+    student_reference: str
+    dtype: str
+    temperature: float
+    steps: int
+    updates_per_step: int
+    seed: int
+    checkpoint_every_steps: int
+    checkpoints_to_keep: int
+    transport: Literal["object_store", "nccl", "ipc", "gloo"]
+    engine_processes: int
+    transfer_timeout_s: float
+    label_selector: dict[str, str]
     run_dir: Path
     broker: ActorHandle
+
+    @classmethod
+    def of(cls, config: RunConfig, *, student: Path, run_dir: Path, broker: ActorHandle) -> Self:
+        """Collect the settings from a run's configuration."""
+        return cls(
+            learner=config.learner,
+            objective=config.objective,
+            student=student.resolve(),
+            student_reference=config.student.path,
+            dtype=config.student.dtype,
+            temperature=config.rollout.temperature,
+            steps=config.training.steps,
+            updates_per_step=config.training.updates_per_step,
+            seed=config.seed,
+            checkpoint_every_steps=config.checkpoints.every_steps,
+            checkpoints_to_keep=config.checkpoints.keep,
+            transport=config.weights.transport,
+            engine_processes=config.rollout.tensor_parallel,
+            transfer_timeout_s=config.cluster.start_timeout_s,
+            label_selector=selector_of(config.cluster, "learner"),
+            run_dir=run_dir.resolve(),
+            broker=broker,
+        )

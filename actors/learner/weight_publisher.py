@@ -19,10 +19,10 @@ from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.weight_source import StudentWeights
 from actors.experience.transfers import TransferOutcome, TransferRequest
 from actors.learner.collectives import answer, decided_by_first, together
+from actors.learner.settings import LearnerSettings
 from actors.messages import WeightsPublication
 from actors.weights.publish import publish
 from actors.weights.receivers import Receivers
-from rlad.config import RunConfig
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
 from rlad.weight_file import layout_checksum
@@ -48,16 +48,16 @@ class WeightPublisher(Protocol):
         """Keep the weights available until the driver needs them no more."""
 
 
-def open_weight_publisher(config: RunConfig, trainer: ZeroTrainer, broker: ActorHandle) -> WeightPublisher:
+def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer) -> WeightPublisher:
     """The learner's end of the configured transport."""
-    if config.weights.transport == "object_store":
-        return ObjectStorePublisher(trainer, broker)
+    if settings.transport == "object_store":
+        return ObjectStorePublisher(trainer, settings.broker)
     return TransferPublisher(
-        config.weights.transport,
+        settings.transport,
         trainer.student_weights(),
-        broker,
-        processes_per_worker=config.rollout.tensor_parallel,
-        timeout_s=config.cluster.start_timeout_s,
+        settings.broker,
+        processes_per_worker=settings.engine_processes,
+        timeout_s=settings.transfer_timeout_s,
     )
 
 
@@ -132,7 +132,7 @@ class TransferPublisher:
         return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
 
     def before_shard(self, step: int, index: int) -> float:
-        return self._serve(step, lambda: self._broker.transfer_or_part.remote(step, step, index))
+        return self._serve(step, lambda: self._broker.transfer_or_shard.remote(step, step, index))
 
     def until_dismissed(self, version: int) -> None:
         self._serve(version, lambda: self._broker.transfer_or_dismissed.remote(version))

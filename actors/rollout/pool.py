@@ -1,4 +1,4 @@
-"""The pool of rollout workers, as the driver sees it."""
+"""The driver's side of the rollout workers."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchEr
 
 __all__ = ["RolloutPool", "SampleRequest", "SampledGroup", "WorkerStats"]
 
-# How long a worker may take to give up a group that is past its deadline, before it counts as lost; and to leave when the pool closes.
+# Deadline for a worker to abort a group that is past its own deadline. A worker that misses it counts as lost.
 _ABORT_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
-# Groups wait in the engine, not in front of the actor: calls that ask for its health or change its weights must get through.
+# Groups queue in the engine, not in front of the actor, so that health checks and weight updates get through.
 _MAX_CALLS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """What a worker has done since the pool started.
+    """Work of one worker since the pool started.
 
     Attributes:
-        busy_s: seconds in which it had at least one group.
-        generated_tokens: of the groups it finished.
+        worker: Name of the worker.
+        busy_s: Seconds during which it had at least one group.
+        generated_tokens: Response tokens of its finished groups.
     """
 
     worker: str
@@ -47,9 +48,10 @@ class WorkerStats:
 
 
 class RolloutPool:
-    """The rollout workers of a run. Lives in the driver's event loop.
+    """Rollout workers of a run. All methods belong to the driver's event loop.
 
-    Strictly on-policy unless told otherwise: weights change only while no group is in flight, so all tokens of a group are of one version.
+    By default strictly on-policy: weights change only while no group is in flight, so all tokens of a group are sampled
+    by one policy version.
     """
 
     def __init__(
@@ -68,16 +70,17 @@ class RolloutPool:
     ) -> None:
         """
         Args:
-            config: of the workers and their engines.
-            model_path: Hugging Face model directory, whose weights are version 0.
-            dtype: of the engines' weights.
-            seed: of the engines' own random streams; each worker's differs.
-            start_timeout_s: deadline of a worker's start, and of a weight update.
-            run_id: names the run's folder in shared memory: one path component, the same in no two runs of a machine.
-            label_selector: of the nodes that the workers may run on; any by default.
-            updates_in_flight: weights may change in the middle of a group, whose further tokens are then of the new ones.
-            transport: of new weights; by default the object store.
-            worker: class of the actors, with the methods of `RolloutWorker`.
+            config: Settings of the workers and their engines.
+            model_path: Hugging Face model directory; its weights are policy version 0.
+            dtype: Data type of the engines' weights.
+            seed: Seed of the engines' random streams; each worker gets its own.
+            start_timeout_s: Deadline of a worker's start and of a weight update, seconds.
+            run_id: Name of the run's folder in shared memory: one path component, unique on the machine.
+            label_selector: Labels of the nodes that workers may run on; any node by default.
+            updates_in_flight: Whether weights may change in the middle of a group. Its later tokens are then sampled by
+                the new version.
+            transport: How weight updates travel; through the object store by default.
+            worker: Actor class with the methods of `RolloutWorker`.
         """
         self._config = config
         self._transport = transport or ObjectStoreTransport()
@@ -118,76 +121,75 @@ class RolloutPool:
         """Start all workers.
 
         Raises:
-            PoolExhaustedError, DeadlineError: which workers did not start, and why.
+            PoolExhaustedError, DeadlineError: Some workers did not start; the message names them and the reasons.
         """
         await self._pool.start()
 
     def state(self) -> PoolState:
+        """Return the number of workers by state."""
         return self._pool.state()
 
     def resize(self, workers: int) -> None:
-        """Grow or shrink the pool while it samples. New workers load the newest weights before they are given work; those that go finish their groups."""
+        """Change the number of workers while the pool samples.
+
+        New workers load the newest weights before they get work. Workers that leave finish their groups first.
+        """
         self._pool.resize(workers)
 
     async def sample(self, request: SampleRequest, *, priority: int = 0) -> SampledGroup:
-        """Sample one group on the worker with the fewest outstanding tokens. Waits for one with room, of those who wait with the lowest priority first.
+        """Sample one group on the worker with the fewest outstanding tokens.
+
+        Args:
+            request: The group to sample.
+            priority: If no worker has room, requests with the lowest value are served first.
 
         Raises:
-            DeadlineError: no worker was ready, or the group took longer than `group_timeout_s` and was taken out of its engine.
-            WorkerLostError: its worker died, or hangs. The group may be issued again, with the next attempt.
-            PoolExhaustedError: no worker is left.
-            EngineError: the request does not fit the engine, or weights are being updated.
+            DeadlineError: No worker was ready, or the group took longer than `group_timeout_s` and was aborted.
+            WorkerLostError: The worker died or hangs. The group may be issued again as its next attempt.
+            PoolExhaustedError: No worker is left.
+            EngineError: The request does not fit the engine, or a weight update is in progress.
         """
         self._require_fits(request)
         if self._is_updating and not self._updates_in_flight:
-            raise EngineError(f"{request.uid}: weights are being updated; sample after update_weights has returned")
-        queued = time.monotonic()
+            raise EngineError(
+                f"{request.uid}: a weight update is in progress; sample after update_weights has returned"
+            )
         self._in_flight += 1
         try:
-            async with self._pool.lease(request.num_tokens_at_most, priority=priority) as worker:
+            async with self._pool.lease(request.max_total_tokens, priority=priority) as worker:
                 name = self._pool.worker_name(worker)
-                queued_s = time.monotonic() - queued
                 clock = self._clocks.setdefault(name, _Clock())
                 with clock.running():
-                    summary, group_ref = await self._sample_on(worker, name, request)
+                    summary, columns = await self._sample_on(worker, name, request)
                 if not self._updates_in_flight and summary.tokens_by_version.keys() != {self._version}:
                     versions = ", ".join(map(str, summary.tokens_by_version))
-                    raise WorkerLostError(
-                        f"it sampled with weights of version {versions}, the newest are {self._version}"
-                    )
-                clock.generated_tokens += sum(summary.response_lengths)
+                    raise WorkerLostError(f"it sampled with policy version {versions}, the newest is {self._version}")
+                clock.generated_tokens += summary.num_tokens
         finally:
             self._in_flight -= 1
-        return SampledGroup(
-            uid=request.uid,
-            attempt=request.attempt,
-            group_ref=group_ref,
-            response_lengths=summary.response_lengths,
-            is_truncated=summary.is_truncated,
-            prompt_tokens=len(request.prompt_ids),
-            tokens_by_version=summary.tokens_by_version,
-            worker=name,
-            queued_s=queued_s,
-            elapsed_s=summary.elapsed_s,
-        )
+        return SampledGroup(summary=summary, columns=columns, worker=name)
 
     async def update_weights(self, publication: WeightsPublication) -> None:
-        """Give every worker new weights. A worker that does not report exactly them is removed and replaced; replacements get them before they serve.
+        """Update the weights of every worker.
+
+        A worker that does not report exactly these weights is removed and replaced. Replacements load them before they
+        get work.
 
         Raises:
-            EngineError: groups are in flight, which this pool does not allow, or another update is.
-            PoolExhaustedError: no worker is left.
+            EngineError: Groups are in flight, which this pool does not allow, or another update is in progress.
+            PoolExhaustedError: No worker is left.
         """
         if (self._in_flight and not self._updates_in_flight) or self._is_updating:
             raise EngineError(
-                f"cannot update weights to version {publication.manifest.version}: {self._in_flight} groups are in flight"
+                f"cannot update weights to version {publication.manifest.version}: "
+                f"{self._in_flight} groups are in flight"
             )
         self._is_updating = True
         self._newest = publication
         try:
-            # Nothing happens between the two: whom the weights are sent to is whom they are waited for.
+            # No await between these two lines: the receiving workers are exactly the awaited ones.
             delivery = self._transport.deliver(publication, self._pool.workers())
-            await self._pool.for_each(lambda worker: self._give_weights(worker, publication, delivery))
+            await self._pool.for_each(lambda worker: self._deliver_or_lose(worker, publication, delivery))
         finally:
             self._is_updating = False
 
@@ -196,24 +198,23 @@ class RolloutPool:
         return self._newest.manifest.version if self._newest else 0
 
     def stats(self) -> tuple[WorkerStats, ...]:
-        """Of every worker that has had a group, lost ones included."""
+        """Return the work of every worker that has had a group, lost workers included."""
         return tuple(
             WorkerStats(worker=name, busy_s=clock.busy_s, generated_tokens=clock.generated_tokens)
             for name, clock in self._clocks.items()
         )
 
     async def close(self) -> None:
-        """End all workers. May be called twice, and after a failed start."""
-        with suppress(
-            RladError
-        ):  # a worker that does not leave is killed next; its folder goes when another run starts on the node
+        """Shut down all workers. May be called twice, and after a failed start."""
+        # A worker that does not close is killed next. Its folder is removed when another run starts on the node.
+        with suppress(RladError):
             await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"))
         await self._pool.close()
 
     def _spawn(self, number: int) -> ActorHandle:
         config = self._config
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        # Two engines with one seed would draw the same numbers.
+        # Engines with equal seeds would draw equal numbers.
         settings = replace(self._settings, seed=self._settings.seed + number)
         worker = ray.remote(self._worker).options(
             **resources, max_concurrency=_MAX_CALLS, label_selector=self._label_selector
@@ -221,7 +222,7 @@ class RolloutPool:
         return worker.remote(settings, self._run_id)
 
     async def _prepare(self, worker: ActorHandle) -> None:
-        """Start a worker's engine and load the newest weights, which may be overtaken by newer ones meanwhile."""
+        """Start a worker's engine and load the newest weights, again if newer ones were published meanwhile."""
         await worker.start.remote()
         given: WeightsPublication | None = None
         while (newest := self._newest) is not None and newest is not given:
@@ -234,7 +235,7 @@ class RolloutPool:
                     raise
             given = newest
 
-    async def _give_weights(self, worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
+    async def _deliver_or_lose(self, worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await _deliver(worker, publication, delivery)
@@ -251,41 +252,42 @@ class RolloutPool:
         self, worker: ActorHandle, name: str, request: SampleRequest
     ) -> tuple[GroupSummary, ObjectRef]:
         timeout_s = self._config.group_timeout_s
-        summary_ref, group_ref = worker.sample.remote(request)
+        summary_ref, columns = worker.sample.remote(request)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                return await summary_ref, group_ref
+                return await summary_ref, columns
         except BaseException as error:
-            # Both parts fail alike. Ray would print the error of the one that nobody looks at.
-            group_ref.future().add_done_callback(lambda part: part.cancelled() or part.exception())
+            # Both objects carry the same error. Retrieve it here too, or Ray prints it as unhandled.
+            columns.future().add_done_callback(lambda future: future.cancelled() or future.exception())
             if isinstance(error, asyncio.CancelledError):
                 ray.cancel(summary_ref)
             if not isinstance(error, TimeoutError) or not deadline.expired():
                 raise
-            await self._take_out(worker, summary_ref)
+            await self._abort(worker, summary_ref)
             raise DeadlineError(
                 f"{request.uid} attempt {request.attempt}: {name} did not finish the group within {timeout_s:g} s"
             ) from error
 
-    async def _take_out(self, worker: ActorHandle, summary_ref: ObjectRef) -> None:
-        """Take a group out of its engine. A worker that cannot do that hangs, and would swallow every group it is given."""
+    async def _abort(self, worker: ActorHandle, summary_ref: ObjectRef) -> None:
+        """Abort a group in its engine. A worker that cannot do so hangs and would lose every further group."""
         ray.cancel(summary_ref)
         with suppress(TaskCancelledError, RayTaskError):
-            await _within(_ABORT_TIMEOUT_S, summary_ref, "give up a group")
-        await _within(_ABORT_TIMEOUT_S, worker.version.remote(), "say which weights it has")
+            await _within(_ABORT_TIMEOUT_S, summary_ref, "abort a group")
+        await _within(_ABORT_TIMEOUT_S, worker.version.remote(), "report its policy version")
 
     def _require_fits(self, request: SampleRequest) -> None:
-        tokens, room = len(request.prompt_ids) + request.max_response_tokens, self._settings.max_sequence_tokens
-        if tokens > room:
+        prompt_tokens, limit = len(request.prompt_ids), self._settings.max_sequence_tokens
+        if prompt_tokens + request.max_response_tokens > limit:
             raise EngineError(
-                f"{request.uid}: a prompt of {len(request.prompt_ids)} tokens with up to {request.max_response_tokens} response tokens does not fit the "
-                f"engines' {room}: raise rollout.max_prompt_tokens or rollout.max_response_tokens"
+                f"{request.uid}: a prompt of {prompt_tokens} tokens with up to {request.max_response_tokens} response "
+                f"tokens exceeds the engines' limit of {limit} tokens: raise rollout.max_prompt_tokens or "
+                "rollout.max_response_tokens"
             )
 
 
 @dataclass(slots=True)
 class _Clock:
-    """Tokens of a worker, and the time in which it had at least one group."""
+    """Generated tokens of a worker, and the time during which it had at least one group."""
 
     generated_tokens: int = 0
     _finished_s: float = 0.0
@@ -312,11 +314,11 @@ class _Clock:
 async def _deliver(worker: ActorHandle, publication: WeightsPublication, delivery: Delivery) -> None:
     reported = await delivery(worker)
     if reported != publication.manifest:
-        raise WeightsMismatchError(f"a worker reports {reported}, it was sent {publication.manifest}")
+        raise WeightsMismatchError(f"expected a worker to report {publication.manifest}, got {reported}")
 
 
 async def _within(timeout_s: float, answer: ObjectRef, what: str) -> Any:
-    """Await a worker's answer; without one in time it counts as lost."""
+    """Await a worker's answer. A worker that does not answer in time counts as lost."""
     try:
         async with asyncio.timeout(timeout_s):
             return await answer

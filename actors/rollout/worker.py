@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 import xxhash
 from ray.exceptions import ObjectLostError
@@ -17,7 +15,7 @@ from ray.exceptions import ObjectLostError
 from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights
-from rlad.contracts import Columns, FinishReason, RolloutGroup, WeightsManifest
+from rlad.contracts import Columns, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 from rlad.weight_file import Bytes
 
@@ -35,10 +33,12 @@ class RolloutWorker:
         self._sampler: VllmSampler
 
     async def start(self) -> int:
-        """Start the engine. A method, not the constructor, so that what fails comes back as an error of ours.
+        """Start the engine.
+
+        This is not done in the constructor, because a method returns its error as it is, and Ray wraps a constructor's.
 
         Returns:
-            The process id of the worker.
+            Process id of the worker.
         """
         apply_environment(self._settings)
         from actors.engines.vllm_engine.sampler import VllmSampler
@@ -50,8 +50,7 @@ class RolloutWorker:
 
     @ray.method(num_returns=2)
     async def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
-        """Sample one group; the two parts become two objects of the caller."""
-        started = time.monotonic()
+        """Sample one group. The summary and the columns become two objects, both owned by the caller."""
         responses = await self._sampler.sample(
             request.prompt_ids,
             request_id=f"{request.uid}#{request.attempt}",
@@ -59,7 +58,8 @@ class RolloutWorker:
             max_response_tokens=request.max_response_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
-            # vLLM seeds response i with seed + i: spread the groups, so that no two of them share a stream.
+            # vLLM seeds response i with seed + i. Hashing the uid spreads the seeds, so that no two groups share a
+            # stream.
             seed=None if request.seed is None else xxhash.xxh32_intdigest(request.uid.encode(), seed=request.seed),
         )
         group = RolloutGroup(
@@ -76,34 +76,24 @@ class RolloutWorker:
             policy_versions=responses.policy_versions,
             finish_reasons=responses.finish_reasons,
         )
-        summary = GroupSummary(
-            response_lengths=tuple(group.response_lengths.tolist()),
-            is_truncated=tuple((group.finish_reasons == FinishReason.LENGTH).tolist()),
-            tokens_by_version=dict(
-                zip(
-                    *(counted.tolist() for counted in np.unique(group.policy_versions, return_counts=True)), strict=True
-                )
-            ),
-            elapsed_s=time.monotonic() - started,
-        )
-        return summary, group.to_columns()
+        return GroupSummary.of(group), group.to_columns()
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner and the workers whom it will send weights; called on all of them at once.
+        """Join the process group in which the learner sends weights. Called on all receiving workers at once.
 
         Raises:
-            EngineError: the others did not come.
+            EngineError: Another member did not join.
         """
         await self._sampler.join_transfer(init_info)
 
     async def receive_weights(self, update_info: dict[str, Any], manifest: WeightsManifest) -> WeightsManifest:
-        """Take the weights that the learner sends to all who joined; called on all of them at once.
+        """Receive the weights that the learner sends to all joined workers. Called on all of them at once.
 
         Returns:
-            What the engine reports to have loaded.
+            Manifest of the weights that the engine has loaded.
 
         Raises:
-            WeightsMismatchError: they are not this model's, or they did not come whole: the engine serves no more.
+            WeightsMismatchError: The weights do not fit the model or are incomplete. The engine cannot serve any more.
         """
         return await self._sampler.update_weights({**update_info, "version": manifest.version}, manifest)
 
@@ -111,11 +101,11 @@ class RolloutWorker:
         """Load published weights.
 
         Returns:
-            What the engine reports to have loaded.
+            Manifest of the weights that the engine has loaded.
 
         Raises:
-            WeightsMismatchError: they are not what was published, or not this model's.
-            EngineError: they are nowhere any more.
+            WeightsMismatchError: The weights differ from the publication or do not fit the model.
+            EngineError: The published objects no longer exist.
         """
         manifest = publication.manifest
         held = await asyncio.to_thread(
@@ -141,25 +131,26 @@ class RolloutWorker:
         return reported
 
     async def version(self) -> int | None:
-        """Version of the weights, asked of the engine's own process: an answer also says that it lives."""
+        """Return the policy version that the engine process holds. An answer also shows that the process is alive."""
         return await self._sampler.version()
 
     async def close(self) -> None:
-        """End the engine and leave the node as it was."""
+        """Shut down the engine and remove the worker's files from the node."""
         await self._sampler.close()
         self._weights.close()
 
 
 def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[Bytes]]:
-    """Buckets out of the object store, mapped and not copied.
+    """Get buckets from the object store, mapped and not copied.
 
     Raises:
-        EngineError: they are nowhere any more.
+        EngineError: The published objects no longer exist.
     """
     try:
         buckets: list[list[Bytes]] = ray.get([publication.buckets[place].ref for place in places])
     except ObjectLostError as error:
         raise EngineError(
-            f"the weights of version {publication.manifest.version} are gone with the process that published them: publish them again"
+            f"weights of version {publication.manifest.version} were lost with the process that published them; "
+            "publish them again"
         ) from error
     return buckets

@@ -11,7 +11,7 @@ from functools import reduce
 from operator import add
 from typing import Any, Protocol
 
-from actors.experience.batch_shards import ColumnsRef
+from actors.experience.group import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher.quota import TeacherStats
 from actors.teacher.replica import Receipt

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from pydantic import SecretStr
 
-from actors.experience.batch_shards import ColumnsRef
+from actors.experience.group import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher.client import CONTROL_TIMEOUT_S, require_same_model
 from actors.teacher.deployment import require_fingerprint, require_tokenizer

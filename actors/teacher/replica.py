@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.engines.scorer import Scorer
-from actors.experience.batch_shards import ColumnsRef
+from actors.experience.group import ColumnsRef
 from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig

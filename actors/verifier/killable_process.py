@@ -1,7 +1,8 @@
-"""Judging responses in a child process that is killed when a response takes too long.
+"""Judges: child processes that run verifiers and are killed when a response exceeds its deadline.
 
-Verifiers run other people's parsers on a model's text: a regular expression may backtrack for hours and hold the interpreter, so nothing less than a
-process that can be killed keeps a deadline. The child imports verifiers and nothing of the cluster or the engines.
+Verifiers run third-party parsers on model output. A regular expression can backtrack for hours while it holds the
+interpreter lock, so only a killable process keeps a deadline. The child imports verifiers, but no cluster or engine
+code.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from rlad.verifiers import GivesAnswer, Verifier
 
 BuildVerifiers = Callable[[], Mapping[str, Verifier]]
 
-# A child that has not even begun a response after this long, beyond the response's own deadline, never will. Importing verifiers takes seconds at most.
+# Time beyond a response's own deadline after which a child that has not begun the response is considered broken.
+# Importing verifiers takes a few seconds at most.
 _CHILD_START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What came of one response.
+    """Result of judging one response.
 
     Attributes:
-        problem: why the outcome is an error, for the log: the kind, then a colon and the details.
+        elapsed_s: Seconds spent on the response.
+        problem: Reason of an error outcome, for the log: its kind, a colon and the details.
     """
 
     reward: float
@@ -43,20 +46,25 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
-    """A response's answer; None where it gives none, or where taking it out failed or took too long: `problem` then says so, for the log."""
+    """Answer extracted from a response.
+
+    Attributes:
+        answer: None if the response gives none, or if the extraction failed or timed out.
+        problem: Reason of a failed extraction, for the log.
+    """
 
     answer: str | None
     problem: str | None = None
 
 
 class Judge:
-    """One child process. Not thread-safe: a judge judges one group at a time."""
+    """One child process. Not thread-safe: a judge takes one group at a time."""
 
     def __init__(self, build_verifiers: BuildVerifiers, *, timeout_s: float) -> None:
         """
         Args:
-            build_verifiers: gives the verifiers by task; called in the child, so it must be importable there.
-            timeout_s: hard deadline of one response, precise to about 0.1 s.
+            build_verifiers: Returns the verifiers by task. Called in the child, so it must be importable there.
+            timeout_s: Hard deadline of one response in seconds, precise to about 0.1 s.
         """
         self._build_verifiers = build_verifiers
         self._timeout_s = timeout_s
@@ -65,18 +73,21 @@ class Judge:
     def judge(self, task: str, texts: Sequence[str], answer: str) -> list[Judgement]:
         """Judge responses to one prompt, in order.
 
-        All are sent at once and each has its own deadline, which runs from the moment the child takes it up. That costs 0.08 ms a response.
+        All responses are sent at once. Each has its own deadline, which starts when the child takes it up. The overhead
+        is 0.08 ms a response.
 
         Raises:
-            EngineError: the child cannot be started, or dies between responses again and again.
+            EngineError: The child cannot be started, or repeatedly dies between responses.
         """
         return self._in_order(task, _judge_in_child, [(task, text, answer) for text in texts])
 
     def answers(self, task: str, texts: Sequence[str]) -> list[Extraction]:
-        """What each response gives as its answer, in order, with deadlines as in `judge`. The task's verifier must be one that `GivesAnswer`.
+        """Extract the answer of each response, in order, with deadlines as in `judge`.
+
+        The task's verifier must implement `GivesAnswer`.
 
         Raises:
-            EngineError: as `judge`.
+            EngineError: As for `judge`.
         """
         found = self._in_order(task, _answer_in_child, [(task, text) for text in texts])
         return [
@@ -85,32 +96,33 @@ class Judge:
         ]
 
     def close(self) -> None:
-        """Kill the child. A later `judge` starts another."""
+        """Kill the child. A later call starts a new one."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
             pool.join()
 
     def _in_order(self, task: str, call: Callable[..., Any], arguments: Sequence[tuple[str, ...]]) -> list[Any]:
-        """The results of calls in the child, which is replaced once where it breaks between two of them; a `Judgement` for a call that it died of."""
+        """Return the results of calls in the child, with a `Judgement` for a call that killed it.
+
+        A child that breaks between two calls is replaced once.
+        """
         results: list[Any] = []
         breaks = 0
         while len(results) < len(arguments):
             try:
                 for future in self._send(call, arguments[len(results) :]):
                     results.append(self._outcome_of(future))
-            except (
-                RuntimeError
-            ) as error:  # pebble's pool broke, which it also does when its child is killed between two responses
+            except RuntimeError as error:  # pebble's pool broke, also when its child is killed between two responses
                 self.close()
                 breaks += 1
                 if breaks > 1:
-                    raise EngineError(f"the verifier process of task {task!r} does not stay up: {error}") from error
+                    raise EngineError(f"the verifier process of task {task!r} keeps dying: {error}") from error
         return results
 
     def _send(self, call: Callable[..., Any], arguments: Sequence[tuple[str, ...]]) -> list[Future[Any]]:
         if self._pool is None:
-            # Spawned, not forked: the parent has threads whose locks a fork would copy in any state.
+            # Spawned, not forked: a fork would copy the locks of the parent's threads in an arbitrary state.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(
                 max_workers=1, initializer=_start_child, initargs=(self._build_verifiers,), context=context
@@ -129,11 +141,11 @@ class Judge:
             )
         except TimeoutError as error:
             if not future.done():
-                raise BrokenProcessPool("its child took up no response") from error
+                raise BrokenProcessPool("its child started no response") from error
             return Judgement(reward=0.0, outcome=Outcome.TIMEOUT, elapsed_s=self._timeout_s)
 
 
-_verifiers: Mapping[str, Verifier] = {}  # of the child
+_verifiers: Mapping[str, Verifier] = {}  # set in the child
 
 
 def _start_child(build_verifiers: BuildVerifiers) -> None:
@@ -165,5 +177,5 @@ def _answer_in_child(task: str, text: str) -> Extraction:
     assert isinstance(verifier, GivesAnswer)
     try:
         return Extraction(answer=verifier.answer_of(text))
-    except BaseException as error:  # noqa: BLE001 - as in judging
+    except BaseException as error:  # noqa: BLE001 - as in `_judge_in_child`
         return Extraction(answer=None, problem=f"{type(error).__name__}: {error}")

@@ -13,8 +13,8 @@ import ray
 from ray.actor import ActorHandle
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
-from actors.experience.batch_shards import ColumnsRef
-from actors.messages import JudgedGroup
+from actors.experience.group import ColumnsRef
+from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
 from actors.verifier.worker import VerifierWorker, build_verifiers
@@ -22,28 +22,25 @@ from rlad.contracts import Outcome
 from rlad.errors import WorkerLostError
 from rlad.verifiers import VerifierConfig
 
-if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
+if TYPE_CHECKING:  # importing it would load all configuration models, which the actor does not use
     from rlad.config import VerifierPoolConfig
 
 _ATTEMPTS = 3
-
-
 MAX_RESTARTS = 3
-
-
-# So many responses of a group may time out, one after the other, before the worker itself counts as hung.
+# Number of responses of a group that may time out in sequence before the worker itself counts as hung.
 _TIMEOUTS_PER_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifierStats:
-    """What the pool has done.
+    """Work of the pool since it started.
 
     Attributes:
-        busy_s: seconds that processes spent on groups; idle is the rest of `processes` times the wall clock.
-        processes: that judge now, over all workers.
-        num_groups: judged.
-        outcomes: responses by outcome.
+        busy_s: Seconds that judge processes spent on groups. Idle time is the rest of `processes` times the elapsed
+            time.
+        processes: Present number of judge processes over all workers.
+        num_groups: Number of judged groups.
+        outcomes: Number of responses by outcome.
     """
 
     busy_s: float
@@ -53,16 +50,16 @@ class VerifierStats:
 
 
 class JudgingPool:
-    """The driver's side of actors that judge groups. All methods belong to one event loop."""
+    """Driver's side of actors that judge groups. All methods belong to one event loop."""
 
     def __init__(self, pool: ActorPool, *, processes_per_worker: int, deadline_s: float, who: str) -> None:
         """
         Args:
-            pool: of workers whose `verify` takes a group's columns. Its capacity is what a worker judges at once, so that a group's deadline counts no time
-                in a worker's queue.
-            processes_per_worker: groups that a worker judges at once.
-            deadline_s: of one group, once a worker has it.
-            who: a worker, in errors.
+            pool: Workers whose `verify` takes a group's columns. The pool's capacity equals the number of groups that a
+                worker judges at once, so that a group's deadline includes no time in a worker's queue.
+            processes_per_worker: Number of groups that a worker judges at once.
+            deadline_s: Deadline of one group in seconds, from the moment a worker has it.
+            who: Name of a worker in error messages.
         """
         self._pool = pool
         self._processes_per_worker = processes_per_worker
@@ -73,70 +70,71 @@ class JudgingPool:
         self._outcomes: Counter[Outcome] = Counter()
 
     async def start(self) -> None:
-        """SubmitGroup up all workers.
+        """Start all workers.
 
         Raises:
-            DeadlineError, PoolExhaustedError: a worker was not up in time, or failed; the message says why.
+            DeadlineError, PoolExhaustedError: A worker was not ready in time or failed; the message gives the reason.
         """
         await self._pool.start()
 
-    async def verify(self, group_ref: ColumnsRef, *, num_tokens: int, with_texts: bool = False) -> JudgedGroup:
-        """Have a group judged.
+    async def verify(self, columns: ColumnsRef, *, num_tokens: int, with_texts: bool = False) -> VerifierResult:
+        """Judge a group on one of the workers.
 
         Args:
-            group_ref: reference to the columns of a `RolloutGroup`.
-            num_tokens: its response tokens.
-            with_texts: also bring back texts and answers. For an evaluation: in training they have no business in the driver.
+            columns: Reference to the columns of a `RolloutGroup`.
+            num_tokens: Response tokens of the group.
+            with_texts: Also return texts and answers. For evaluation only.
 
         Raises:
-            WorkerLostError: workers died, or hung, in every attempt.
-            PoolExhaustedError: no worker is left.
-            ConfigError: the group's task has no verifier.
-            EngineError: a worker failed on the group.
+            WorkerLostError: Workers died or hung in every attempt.
+            PoolExhaustedError: No worker is left.
+            ConfigError: The group's task has no verifier.
+            EngineError: A worker failed on the group.
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True
         )
         with translated(who=self._who):
-            judged: JudgedGroup = await retrying(self._verify_once, group_ref, num_tokens, with_texts)
-        self._busy_s += judged.elapsed_s
+            result: VerifierResult = await retrying(self._verify_once, columns, num_tokens, with_texts)
+        self._busy_s += result.elapsed_s
         self._num_groups += 1
-        self._outcomes.update(Outcome(outcome) for outcome in judged.outcomes)
-        return judged
+        self._outcomes.update(Outcome(outcome) for outcome in result.outcomes)
+        return result
 
     def stats(self) -> VerifierStats:
-        """Since the pool's start."""
+        """Return the work done since the pool started."""
         processes = self._pool.state().ready * self._processes_per_worker
         return VerifierStats(
             busy_s=self._busy_s, processes=processes, num_groups=self._num_groups, outcomes=dict(self._outcomes)
         )
 
     def state(self) -> PoolState:
+        """Return the number of workers by state."""
         return self._pool.state()
 
     def resize(self, workers: int) -> None:
-        """Grow or shrink the pool while it judges; those that go finish their groups."""
+        """Change the number of workers while the pool works. Workers that leave finish their groups first."""
         self._pool.resize(workers)
 
     async def close(self) -> None:
-        """Kill all workers, and their processes with them. May be called twice."""
+        """Kill all workers and their judge processes. May be called twice."""
         await self._pool.close()
 
-    async def _verify_once(self, group_ref: ColumnsRef, num_tokens: int, with_texts: bool) -> JudgedGroup:
-        async with self._pool.lease(1) as worker:  # a group takes one process, whatever its length
+    async def _verify_once(self, columns: ColumnsRef, num_tokens: int, with_texts: bool) -> VerifierResult:
+        async with self._pool.lease(1) as worker:  # a group occupies one process, regardless of its length
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    judged: JudgedGroup = await worker.verify.remote(group_ref, with_texts)
-                return judged
+                    result: VerifierResult = await worker.verify.remote(columns, with_texts)
+                return result
             except TimeoutError as error:
-                # Its own waits all have shorter deadlines. The pool kills and replaces it.
+                # The worker's own deadlines are all shorter, so it hangs. The pool kills and replaces it.
                 raise WorkerLostError(
                     f"it hung: no answer within {self._deadline_s:g} s on a group of {num_tokens} tokens"
                 ) from error
 
 
 class VerifierPool(JudgingPool):
-    """The driver's side of the workers with verifiers. All methods belong to one event loop."""
+    """Driver's side of the verifier workers. All methods belong to one event loop."""
 
     def __init__(
         self,
@@ -149,11 +147,11 @@ class VerifierPool(JudgingPool):
     ) -> None:
         """
         Args:
-            config: size of the pool, and the deadline of one response.
-            verifiers: settings by the prompts' `task`.
-            tokenizer_path: model directory whose `tokenizer.json` decodes the responses.
-            start_timeout_s: deadline of the pool's start, and of a replacement's.
-            label_selector: of the nodes that the workers may run on; any by default.
+            config: Size of the pool, and the deadline of one response.
+            verifiers: Verifier settings by task.
+            tokenizer_path: Model directory whose `tokenizer.json` decodes the responses.
+            start_timeout_s: Deadline of the start of a worker, seconds.
+            label_selector: Labels of the nodes that workers may run on; any node by default.
         """
 
         def spawn(number: int) -> ActorHandle:

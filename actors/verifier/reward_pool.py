@@ -1,4 +1,4 @@
-"""Pools of reward models, and the one place that groups are sent to for their verdicts, whoever gives them."""
+"""Reward-model pools, and `VerdictPools`, which sends each group to the pool that judges its task."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from actors.experience.batch_shards import ColumnsRef
-from actors.messages import JudgedGroup
+from actors.experience.group import ColumnsRef
+from actors.messages import VerifierResult
 from actors.pool.placement import reward_pool_name, selector_of
 from actors.pool.pool import ActorPool
 from actors.verifier.pool import MAX_RESTARTS, JudgingPool, VerifierPool, VerifierStats
-from actors.verifier.worker import load_tokenizer
+from actors.verifier.worker import load_fast_tokenizer
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import VocabularyMismatchError
 from rlad.verifiers import RewardModelVerifierConfig, VerifierConfig, reward_models
 
-if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
+if TYPE_CHECKING:  # importing it would load all configuration models, which the actor does not use
     from rlad.config import ClusterConfig, VerifierPoolConfig
 
 
 class RewardWorker:
-    """An actor with one reward model. It scores one group at a time."""
+    """Actor with one reward model. Scores one group at a time."""
 
     def __init__(self, config: RewardModelVerifierConfig, *, tokenizer_path: str) -> None:
         """
         Raises:
-            EngineError: the model cannot be loaded.
-            VocabularyMismatchError: its tokenizer is not the student's.
-            ConfigError: the student's directory has no `tokenizer.json`.
+            EngineError: The model cannot be loaded.
+            VocabularyMismatchError: Its tokenizer differs from the student's.
+            ConfigError: The student's directory has no `tokenizer.json`.
         """
         from actors.engines.hf_engine.reward_model import RewardModelEngine
         from rlad.data.chat import tokenizer_fingerprint
 
         if tokenizer_fingerprint(config.path) != tokenizer_fingerprint(tokenizer_path):
             raise VocabularyMismatchError(
-                f"the reward model {config.path} has another vocabulary than the student {tokenizer_path}, whose token ids it is to read: "
-                "both must share one tokenizer"
+                f"reward model {config.path} and student {tokenizer_path} have different vocabularies: the reward "
+                "model reads the student's token ids, so both must share one tokenizer"
             )
         self._config = config
-        self._tokenizer = load_tokenizer(tokenizer_path)
+        self._tokenizer = load_fast_tokenizer(tokenizer_path)
         self._engine = RewardModelEngine(config)
 
-    def verify(self, columns: Columns, with_texts: bool = False) -> JudgedGroup:
-        """Score a group. A truncated response is scored as it stands, and its outcome is unparseable.
+    def verify(self, columns: Columns, with_texts: bool = False) -> VerifierResult:
+        """Score a group. A truncated response is scored as it is, with the outcome `UNPARSEABLE`.
 
         Args:
-            columns: of a `RolloutGroup`.
-            with_texts: also give texts back, for an evaluation.
+            columns: Columns of a `RolloutGroup`.
+            with_texts: Also return texts, for evaluation.
 
         Raises:
-            EngineError: a sequence is too long for the model, or its score is not finite.
+            EngineError: A sequence is too long for the model, or its score is not finite.
         """
         start = time.perf_counter()
         group = RolloutGroup.from_columns(columns)
@@ -74,11 +74,11 @@ class RewardWorker:
         if with_texts:
             token_ids = [group.response_ids[group.response(index)].tolist() for index in range(group.num_responses)]
             texts = tuple(self._tokenizer.decode_batch(token_ids, skip_special_tokens=True))
-        return JudgedGroup(verdicts=verdicts, elapsed_s=elapsed_s, texts=texts, answers=None)
+        return VerifierResult(verdicts=verdicts, elapsed_s=elapsed_s, texts=texts, answers=None)
 
 
 class RewardPool(JudgingPool):
-    """The driver's side of one reward model's workers. All methods belong to one event loop."""
+    """Driver's side of the workers of one reward model. All methods belong to one event loop."""
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class RewardPool(JudgingPool):
     ) -> None:
         """
         Args:
-            config: the model, and the pool's size.
-            task: of the groups that it scores; it names the pool.
-            tokenizer_path: the student's model directory.
-            start_timeout_s: deadline of the pool's start, and of a replacement's.
-            label_selector: of the nodes that the workers may run on; any by default.
+            config: The model and the size of the pool.
+            task: Task of the groups that it scores; part of the pool's name.
+            tokenizer_path: The student's model directory.
+            start_timeout_s: Deadline of the start of a worker, seconds.
+            label_selector: Labels of the nodes that workers may run on; any node by default.
         """
 
         def spawn(number: int) -> ActorHandle:
@@ -118,7 +118,10 @@ class RewardPool(JudgingPool):
 
 
 class VerdictPools:
-    """Where groups go for their verdicts: to their task's reward model, or else to the verifiers. All methods belong to one event loop."""
+    """All pools that judge groups: a reward-model pool for each task that has one, and the verifiers for all others.
+
+    All methods belong to one event loop.
+    """
 
     def __init__(
         self,
@@ -131,10 +134,10 @@ class VerdictPools:
     ) -> None:
         """
         Args:
-            config: of the verifiers' pool.
-            verifiers: settings by the prompts' `task`, reward models among them.
-            tokenizer_path, start_timeout_s: as for `VerifierPool`.
-            cluster: says whether each pool has nodes of its own; by default none has.
+            config: Settings of the verifier pool.
+            verifiers: Verifier settings by task, reward models included.
+            tokenizer_path, start_timeout_s: As for `VerifierPool`.
+            cluster: Decides whether each pool has nodes of its own; by default none has.
         """
 
         def selector(pool: str) -> dict[str, str]:
@@ -162,18 +165,18 @@ class VerdictPools:
 
     @property
     def pools(self) -> tuple[JudgingPool, ...]:
-        """All pools, to be started together."""
+        """All pools, to be started at once."""
         return self._verifiers, *self._reward_models.values()
 
     async def verify(
-        self, group_ref: ColumnsRef, *, task: str, num_tokens: int, with_texts: bool = False
-    ) -> JudgedGroup:
-        """Have a group of a task judged. Arguments and errors as for `JudgingPool.verify`."""
+        self, columns: ColumnsRef, *, task: str, num_tokens: int, with_texts: bool = False
+    ) -> VerifierResult:
+        """Judge a group of a task. Arguments and errors as for `JudgingPool.verify`."""
         pool = self._reward_models.get(task, self._verifiers)
-        return await pool.verify(group_ref, num_tokens=num_tokens, with_texts=with_texts)
+        return await pool.verify(columns, num_tokens=num_tokens, with_texts=with_texts)
 
     def stats(self) -> VerifierStats:
-        """Of all pools together, since their start."""
+        """Return the work of all pools since they started."""
         each = [pool.stats() for pool in self.pools]
         return VerifierStats(
             busy_s=sum(stats.busy_s for stats in each),

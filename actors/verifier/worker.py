@@ -1,4 +1,4 @@
-"""The verifier pool: actors that decode the responses of a group and judge each one under a hard deadline."""
+"""Verifier worker: decodes the responses of a group and judges each one under a hard deadline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from actors.messages import JudgedGroup
+from actors.messages import VerifierResult
 from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError
@@ -26,44 +26,48 @@ logger = logging.getLogger(__name__)
 
 
 class VerifierWorker:
-    """An actor with its judges. Takes as many groups at once as it has processes."""
+    """Actor with one or more judges. Takes as many groups at once as it has judge processes."""
 
     def __init__(
         self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float
     ) -> None:
         """
         Raises:
-            ConfigError: a verifier cannot be built, or the model directory has no `tokenizer.json`.
+            ConfigError: A verifier cannot be built, or the model directory has no `tokenizer.json`.
         """
-        # Spawned children import whatever `__main__.__file__` names. Here that is Ray's worker program, and all of Ray with it, for nothing.
+        # Spawned children import the file that `__main__.__file__` names. Here that is Ray's worker program, which
+        # would import all of Ray without need.
         sys.modules["__main__"].__dict__.pop("__file__", None)
-        verifiers = build_verifiers()  # also fails here, with the reason, where children could only die
+        verifiers = build_verifiers()  # reports a faulty verifier here; a child could only die of it
         self._tasks = sorted(verifiers)
         self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
-        self._tokenizer = load_tokenizer(tokenizer_path)
+        self._tokenizer = load_fast_tokenizer(tokenizer_path)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
             self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
         self._logged: set[tuple[str, str]] = set()
 
-    def verify(self, columns: Columns, with_texts: bool = False) -> JudgedGroup:
+    def verify(self, columns: Columns, with_texts: bool = False) -> VerifierResult:
         """Judge a group.
 
-        A truncated response earns 0 as unparseable without being looked at: it did not end, so whatever it holds is no answer.
+        A truncated response gets reward 0 and the outcome `UNPARSEABLE` without being judged: it did not end, so it
+            gives
+        no answer.
 
         Args:
-            columns: of a `RolloutGroup`.
-            with_texts: also give texts and answers back, for an evaluation.
+            columns: Columns of a `RolloutGroup`.
+            with_texts: Also return texts and answers, for evaluation.
 
         Raises:
-            ConfigError: the group's task has no verifier.
-            EngineError: no verifier process stays up.
+            ConfigError: The group's task has no verifier.
+            EngineError: The verifier process keeps dying.
         """
         start = time.perf_counter()
         group = RolloutGroup.from_columns(columns)
         if group.task not in self._tasks:
             raise ConfigError(
-                f"prompt {group.prompt_id!r} is of task {group.task!r}, for which the run has no verifier; it has: {', '.join(self._tasks)}"
+                f"prompt {group.prompt_id!r} has task {group.task!r}, which has no verifier; verifiers exist for: "
+                f"{', '.join(self._tasks)}"
             )
         judgements = [Judgement(reward=0.0, outcome=Outcome.UNPARSEABLE, elapsed_s=0.0)] * group.num_responses
         ended = np.flatnonzero(~group.is_truncated).tolist()
@@ -75,7 +79,7 @@ class VerifierWorker:
                 judgements[index] = judgement
             if with_texts and group.task in self._giving_answers:
                 answers = [Extraction(answer=None)] * group.num_responses
-                # Only what was understood as an answer has a vote.
+                # Only responses that the verifier could parse take part in the majority vote.
                 understood = [
                     place
                     for place, index in enumerate(ended)
@@ -95,7 +99,7 @@ class VerifierWorker:
             outcomes=np.array([each.outcome for each in judgements], np.uint8),
             elapsed_s=np.array([each.elapsed_s for each in judgements], np.float32),
         )
-        return JudgedGroup(
+        return VerifierResult(
             verdicts=verdicts,
             elapsed_s=time.perf_counter() - start,
             texts=tuple(self._decoded(group, range(group.num_responses))) if with_texts else None,
@@ -108,7 +112,7 @@ class VerifierWorker:
         return texts
 
     def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
-        """Each kind of problem once: a broken verifier fails on thousands of responses alike."""
+        """Log each kind of problem once: a broken verifier fails on thousands of responses in the same way."""
         for result in results:
             if result.problem is None:
                 continue
@@ -118,20 +122,21 @@ class VerifierWorker:
                 logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
 
 
-def load_tokenizer(model_path: str) -> Tokenizer:
-    """The tokenizer that decodes responses.
+def load_fast_tokenizer(model_path: str) -> Tokenizer:
+    """Load the tokenizer that decodes responses.
 
     Raises:
-        ConfigError: the model directory has no `tokenizer.json`.
+        ConfigError: The model directory has no `tokenizer.json`.
     """
     path = Path(model_path) / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
-            f"{path} does not exist: save the model's tokenizer in its fast form (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`)"
+            f"{path} does not exist: save the model's fast tokenizer there with "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
         )
     return Tokenizer.from_file(str(path))
 
 
 def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier]:
-    """The verifiers of a run, by task."""
+    """Build the verifiers of a run, by task."""
     return {task: build_verifier(config) for task, config in configs.items()}

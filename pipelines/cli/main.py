@@ -24,7 +24,7 @@ from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
-from rlad.errors import RladError
+from rlad.errors import ConfigError, RladError
 
 app = typer.Typer(
     name="rlad",
@@ -77,39 +77,16 @@ def run(
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run.directory import RunDirectory
-    from pipelines.training.run import require_kind
 
-    require_kind(settings, offline=False)
     console = Console()
     ensure_starters_of(settings, console)
     distill(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
 
 
-@app.command()
-def offline(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where everything of the run goes. [default: runs/NAME]", show_default=False)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on; without it a local one is started.")
-    ] = None,
-) -> None:
-    """Train a student on traces of its teacher that a verifier accepts, as CONFIG says."""
-    from rlad.config import load_run_config
-
-    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
-    from pipelines.offline import offline as distil_offline
-    from pipelines.pretrain import ensure_starters_of
-    from pipelines.run.directory import RunDirectory
-    from pipelines.training.run import require_kind
-
-    require_kind(settings, offline=True)
-    console = Console()
-    ensure_starters_of(settings, console, teacher=settings.needs_teacher)
-    distil_offline(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def offline() -> None:
+    """Removed: `rlad run` runs every configuration, offline distillation included."""
+    raise ConfigError("`rlad offline` was removed: use `rlad run` with the same configuration and options")
 
 
 @app.command()

@@ -36,10 +36,7 @@ class SimulatedSplit:
 
     @property
     def tokens_per_s(self) -> float:
-        return (
-            sum(sum(group.sampled.response_lengths) for step in self.run.steps for group in step.groups)
-            / self.run.makespan_s
-        )
+        return sum(group.summary.num_tokens for step in self.run.steps for group in step.groups) / self.run.makespan_s
 
     @property
     def bound_by(self) -> str:

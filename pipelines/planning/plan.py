@@ -14,8 +14,8 @@ from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
-from pipelines.training.prompts import prepare_prompts, require_disjoint, require_group_key
-from pipelines.training.teacher_routing import require_equal_outputs, route_prompts, vocabulary_mismatch
+from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.teacher_routing import require_equal_outputs, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError

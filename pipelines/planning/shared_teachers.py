@@ -9,7 +9,7 @@ from typing import Literal
 from actors.teacher.client import ask_identity
 from actors.teacher.deployment import find_service, require_fingerprint, require_tokenizer
 from pipelines.cluster.connection import connected
-from pipelines.training.teacher_routing import require_can_score
+from pipelines.resolution.teacher_routing import require_can_score
 from rlad.config import RemoteTeacherConfig, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, DeadlineError, RladError, WorkerLostError
@@ -71,7 +71,6 @@ async def _ask_url(shared: RemoteTeacherConfig) -> TeacherIdentity:
 def _require_fit(pool: str, identity: TeacherIdentity, shared: SharedTeacherConfig, config: RunConfig) -> None:
     require_fingerprint(identity, shared.fingerprint, who=f"{pool} {shared.label}")
     if not is_missing_starter(config.student.path):
-        require_tokenizer(
-            identity, tokenizer_fingerprint(resolve_model(config.student.path)), who=f"{pool} {shared.label}"
-        )
-        require_can_score(pool, identity, config)
+        student = resolve_model(config.student.path)
+        require_tokenizer(identity, tokenizer_fingerprint(student), who=f"{pool} {shared.label}")
+        require_can_score(pool, identity, config, student=student)

@@ -1,4 +1,4 @@
-"""Which pool a step waits for, and what one more of its workers would save: one plain sentence from a step's figures."""
+"""The pool that bounds a step, and the time that one more of its workers would save."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rlad.config import RunConfig
 
-# Below this share of a step nothing is worth a sentence about more workers.
+# Smallest saving, as a share of a step, for which one more worker is suggested.
 _WORTH_SAYING = 0.05
 _WORKERS = {
     "rollout": "rollout worker",
@@ -21,12 +21,12 @@ _WORKERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bottleneck:
-    """What bounds a step.
+    """The pool that bounds a step.
 
     Attributes:
-        pool: that the step waits for most, or `weights` for their update.
-        share: of the step that is spent waiting for it alone, nothing else being left to do.
-        saving: share of the step that one more worker would save, if the work of a pool is divided evenly: an estimate.
+        pool: The pool that the step waits for most, or `weights` for the weight update.
+        share: Share of the step spent waiting for this pool alone.
+        saving: Estimated share of the step that one more worker would save, if a pool's work is divided evenly.
     """
 
     pool: str
@@ -34,6 +34,7 @@ class Bottleneck:
     saving: float
 
     def sentence(self) -> str:
+        """Describe the bottleneck in one sentence."""
         if self.pool == "weights":
             return f"the weight update bounds the step ({self.share:.0%})"
         worker = _WORKERS[self.pool]
@@ -42,7 +43,12 @@ class Bottleneck:
 
 
 def pool_sizes(config: RunConfig, now: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Workers of each stage: as the configuration has them, or as they are `now` by pool. Shared teachers are nobody's here."""
+    """Return the workers of each stage.
+
+    Args:
+        config: Gives the sizes of pools that `now` does not name.
+        now: Present sizes by pool. Shared teachers are not counted, since they serve other runs too.
+    """
     now = now or {}
     teachers = [now.get(pool, model.replicas) for pool, model in config.scoring_pools.items() if pool != "reference"]
     return {
@@ -54,11 +60,11 @@ def pool_sizes(config: RunConfig, now: Mapping[str, int] | None = None) -> dict[
 
 
 def bottleneck(metrics: Mapping[str, float], workers: Mapping[str, int]) -> Bottleneck:
-    """Of one step.
+    """Find the bottleneck of one step.
 
     Args:
-        metrics: of the step; `time/*_s` say how long it waited for each stage with nothing else left to do.
-        workers: of each pool.
+        metrics: Metrics of the step; `time/*_s` give the time that each stage adds to it.
+        workers: Number of workers of each pool.
     """
     step_s = max(metrics["time/step_s"], 1e-9)
     teacher_s = metrics.get("time/teacher_s", 0.0)
@@ -75,7 +81,7 @@ def bottleneck(metrics: Mapping[str, float], workers: Mapping[str, int]) -> Bott
 
 
 def bottleneck_of_run(steps: Sequence[Mapping[str, Any]], workers: Mapping[str, int]) -> Bottleneck | None:
-    """Of a whole run, by the median of each figure over its steps; None before the first."""
+    """Find the bottleneck of a run, from the median of each metric over its steps. None before the first step."""
     if not steps:
         return None
     names = {name for name in steps[-1] if name.startswith("time/")}

@@ -1,4 +1,4 @@
-"""The directory of one run: what is in it, who may write to it, and when it may be continued."""
+"""The run directory: its files, its lock, and the rules for continuing a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rlad.config import RunConfig
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 
-# Settings that may differ when a run is continued: where it runs, not what it computes.
+# Sections that may change when a run is continued: they decide where it runs, not what it computes.
 _MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
 
 
 class RunDirectory:
-    """Paths of a run. Every file name lives here and nowhere else."""
+    """Paths of a run. All its file names are defined here."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser().resolve()
@@ -43,10 +43,12 @@ class RunDirectory:
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
-        """Make the directory, or continue it, and keep every other process out until the block ends.
+        """Create the directory or continue the run in it, and lock it until the block ends.
 
         Raises:
-            RunDirectoryError: it exists and `resume` is off, it is of another configuration, or another process runs in it.
+            RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process
+                holds its lock.
+            ConfigError: The run was started with another configuration.
         """
         if self.config.exists() and not resume:
             raise RunDirectoryError(
@@ -68,33 +70,33 @@ class RunDirectory:
             yield
 
     def read_config(self) -> RunConfig:
-        """The resolved configuration of the run.
+        """Read the resolved configuration of the run.
 
         Raises:
-            RunDirectoryError: there is no run here.
+            RunDirectoryError: The directory holds no run.
         """
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
 
     def record_teachers(self, fingerprints: Mapping[str, str]) -> None:
-        """Write down which models teach, by teacher id; a run that is continued is taught by the same.
+        """Record the fingerprints of the teachers by id. A continued run must have the same teachers.
 
         Raises:
-            ConfigError: it was taught by others before.
+            ConfigError: A fingerprint differs from the recorded one.
         """
         if self.teachers.is_file() and (before := json.loads(self.teachers.read_text())) != fingerprints:
             changed = sorted(
                 name for name in before.keys() | fingerprints.keys() if before.get(name) != fingerprints.get(name)
             )
             raise ConfigError(
-                f"{', '.join(changed)} is another model than when {self.path} was started (fingerprints in {self.teachers}): deploy the former one "
-                "again, or start another run"
+                f"{', '.join(changed)} is another model than when {self.path} was started (fingerprints in "
+                f"{self.teachers}): deploy the former one again, or start another run"
             )
         write_atomically(self.teachers, json.dumps(dict(fingerprints)) + "\n")
 
     def evaluation_at(self, step: int) -> EvaluationSummary | None:
-        """The evaluation recorded after `step` trained steps, if there is one."""
+        """Return the evaluation recorded after `step` trained steps; None if there is none."""
         found = [line for line in read_json_lines(self.evaluations) if line["step"] == step]
         return EvaluationSummary.from_dict(found[-1]) if found else None
 
@@ -103,20 +105,20 @@ class RunDirectory:
         different = [key for key in given if key not in _MAY_CHANGE_ON_RESUME and stored.get(key) != given[key]]
         if different:
             raise ConfigError(
-                f"{self.path} was started with other settings of {', '.join(different)}: a run is continued as it was started "
-                f"(see {self.config}); for other settings choose another --run-dir"
+                f"{self.path} was started with other settings of {', '.join(different)}: a run is continued as it was "
+                f"started (see {self.config}); for other settings choose another --run-dir"
             )
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a crash, never sees half of it."""
+    """Replace a file atomically: neither a reader nor a crash sees a partial file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file; a last line cut by a kill is left out. No file: no lines."""
+    """Read the complete lines of a JSONL file, without a last line that a kill cut short. A missing file has none."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -24,11 +24,12 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
 ---
 # {config.name}
 
-`{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}: {config.training.steps} steps of
-{_diet(config)}, {config.training.updates_per_step} updates a step,
-learning rate {config.learner.optimizer.lr:g}{_adapters(config)}.
+`{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}:
+{config.training.steps} steps of {_diet(config)}, {config.training.updates_per_step} updates a step, learning rate
+{config.learner.optimizer.lr:g}{_adapters(config)}.
 
-Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature {evaluation.temperature:g}, top-p {evaluation.top_p:g}:
+Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature
+{evaluation.temperature:g}, top-p {evaluation.top_p:g}:
 
 | {evaluation.group_label} | prompts | before | after | 95% interval |
 | --- | --- | --- | --- | --- |

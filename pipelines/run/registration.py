@@ -32,7 +32,8 @@ def register_run(
     parent: str | None = None,
     evaluation: EvaluationSummary | None = None,
 ) -> ModelVersion:
-    """Register a finished run's export as the next version of a model; a run that is registered already gives the version it has.
+    """Register a finished run's export as the next version of a model; a run that is registered already gives the
+    version it has.
 
     Args:
         parent: reference of the version that the run's student started from, as `kk-student@3`.

@@ -1,4 +1,4 @@
-"""What a run came to, read from its directory."""
+"""The result of a run, read from its directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlad.evaluation.accuracy import EvaluationSummary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to: the evaluations of the student before and after."""
+    """Evaluations of the student before and after training."""
 
     run: RunDirectory
     before: EvaluationSummary
@@ -20,11 +20,14 @@ class RunResult:
 
 
 def finished_result(config: RunConfig, run: RunDirectory) -> RunResult | None:
-    """The result of a run that has nothing left to do; None otherwise."""
+    """Return the result of a finished run; None if work is left."""
     before, after = (run.evaluation_at(step) for step in (0, config.training.steps))
     return RunResult(run=run, before=before, after=after) if before and after and run.export.is_dir() else None
 
 
 def run_id_of(config: RunConfig, run: RunDirectory) -> str:
-    """Names Ray actors, Serve applications and shared memory: two runs of one name in two directories must not meet."""
+    """Return the name of a run in Ray actors, Serve applications and shared memory.
+
+    It includes a hash of the directory, so that two runs with one name do not collide.
+    """
     return f"{config.name}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:8]}"

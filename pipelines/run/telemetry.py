@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, evaluations.jsonl, TensorBoard, timeline.json."""
+"""Records of a run: metrics.jsonl, evaluations.jsonl, TensorBoard and timeline.json."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
 from rlad.evaluation.accuracy import EvaluationSummary
 
-# The newest events of timeline.json; a run of weeks must not fill the driver's memory with them.
+# Number of newest events that timeline.json keeps, which bounds the driver's memory in long runs.
 _TIMELINE_EVENTS = 200_000
 
 
 class Telemetry:
-    """One run's recorder. Continued from step c, it forgets what was recorded of later steps: the files tell the history that survives."""
+    """Recorder of one run. When a run continues from a checkpoint, records of later steps are removed."""
 
     def __init__(self, run: RunDirectory, *, start_step: int) -> None:
         self._run = run
@@ -30,7 +30,12 @@ class Telemetry:
             self._events.extend(json.loads(run.timeline.read_text())["traceEvents"])
 
     def record_step(self, step: int, metrics: dict[str, float]) -> None:
-        """`step` counts trained steps so far, so the first is 1."""
+        """Record the metrics of a step.
+
+        Args:
+            step: Number of trained steps, so the first is 1.
+            metrics: Metrics named `area/name_unit`.
+        """
         _append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
@@ -47,8 +52,18 @@ class Telemetry:
         self._board.flush()
 
     def add_span(self, pool: str, name: str, start: float, end: float, *, worker: str | None = None) -> None:
-        """An event of `pool`, or of one of its workers, from `start` to `end`, seconds since the epoch. Events of one pool may overlap: they are asynchronous
-        events of the Chrome trace format, which Perfetto lays out in rows."""
+        """Add an event of a pool, or of one of its workers, to the timeline.
+
+        Events of one pool may overlap: they are asynchronous events of the Chrome trace format, which Perfetto lays out
+        in rows.
+
+        Args:
+            pool: Name of the pool.
+            name: Name of the event.
+            start: Begin, seconds since the epoch.
+            end: End, seconds since the epoch.
+            worker: Name of the worker, if one did it.
+        """
         identity = f"{pool}:{name}:{start}"
         for phase, at in (("b", start), ("e", end)):
             self._events.append(
@@ -72,7 +87,7 @@ class Telemetry:
 
 
 def _keep_up_to(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line that a kill cut short."""
+    """Remove the lines of later steps, and a last line that a kill cut short."""
     if path.exists():
         write_atomically(
             path, "".join(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step)

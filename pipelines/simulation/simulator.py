@@ -1,4 +1,4 @@
-"""A run under a clock that jumps: the real steps, the real broker and the real routing, and pools of any size that take time and nothing else."""
+"""Simulation of a run in virtual time: the real step pipeline, broker and routing over pools that only take time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.experience.batch_shards import ColumnsRef
-from actors.experience.broker import ExperienceBroker, ShardPolicy
-from actors.messages import JudgedGroup, SampledGroup, SampleRequest, WeightsPublication
+from actors.experience.batch_shards import ShardPolicy
+from actors.experience.broker import ExperienceBroker
+from actors.experience.group import ColumnsRef
+from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierResult, WeightsPublication
 from actors.pool.routing import Router, queue_capacity
-from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
+from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
-from pipelines.training.step_loop import TrainedStep
+from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig
 from rlad.contracts import Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
@@ -27,11 +28,11 @@ from rlad.testing.virtual_time import run_in_virtual_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
-    """Rollout workers that are lost, each independently of the others.
+    """Losses of rollout workers, each independent of the others.
 
     Attributes:
-        mean_between_s: of one worker's life.
-        restart_s: until its replacement serves.
+        mean_between_s: Mean lifetime of a worker, seconds.
+        restart_s: Time until its replacement serves, seconds.
     """
 
     mean_between_s: float
@@ -40,14 +41,14 @@ class Failures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRun:
-    """What a simulation came to. Seconds are virtual.
+    """Result of a simulation. All times are virtual seconds.
 
     Attributes:
-        makespan_s: from the first group's issue to the last step's weights.
-        work: of each pool, and with it the least time that any schedule needs.
-        busy: by pool, the share of the makespan in which it worked.
-        steps: what became of each.
-        lost_workers: over the run.
+        makespan_s: Time from the first issued group to the last step's weights.
+        work: Work of each pool, which gives the lower bound of any schedule.
+        busy: Share of the makespan during which each pool worked.
+        steps: The trained steps.
+        lost_workers: Number of workers that were lost.
     """
 
     makespan_s: float
@@ -62,7 +63,7 @@ class SimulatedRun:
 
     @property
     def step_s(self) -> float:
-        """Of a step in the middle of the run: the first fills the pipeline and the last empties it."""
+        """Median time of a step. The first step fills the pipeline and the last empties it."""
         times = [step.times.weights_at - step.times.started_at for step in self.steps]
         return float(np.median(times))
 
@@ -70,11 +71,15 @@ class SimulatedRun:
 def simulate(
     config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None = None
 ) -> SimulatedRun:
-    """Take a run through its steps in virtual time.
+    """Simulate a run in virtual time.
 
     Args:
-        config: whose training, rollout, learner and objective settings decide the schedule. Its models and prompts are not looked at.
-        sizes: of the pools, in place of the configuration's.
+        config: Its training, rollout, learner and objective settings determine the schedule. Its models and prompts are
+            not read.
+        lengths: Distribution of the response lengths.
+        speeds: Speeds of the pools.
+        sizes: Sizes of the pools, instead of the configuration's.
+        failures: Losses of rollout workers; none by default.
     """
     with tempfile.TemporaryDirectory(prefix="rlad-simulation-") as folder:
         return run_in_virtual_time(_simulate(config, Path(folder), lengths, speeds, sizes, failures))
@@ -85,7 +90,9 @@ async def _simulate(
 ) -> SimulatedRun:
     loop = asyncio.get_running_loop()
     prompts = stand_in_prompts(config.training.prompts_per_step * 4)
-    broker = InProcess(ExperienceBroker(str(folder / "ledger.sqlite"), part_policy(config), config.rollout.group_size))
+    broker = InProcess(
+        ExperienceBroker(str(folder / "ledger.sqlite"), stand_in_shard_policy(config), config.rollout.group_size)
+    )
     rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures)
     verifiers = SimulatedVerifiers(speeds, sizes.verifier, lengths.group_size)
     teacher = SimulatedTeacher(speeds, sizes.teacher) if sizes.teacher else None
@@ -94,14 +101,14 @@ async def _simulate(
     started_at = loop.time()
     pools = StandInPools(rollout=rollout, verifiers=verifiers, teacher=teacher, update_weights=rollout.update_weights)
     try:
-        steps = await drive(config, prompts, pools, broker, clock=loop.time)
+        steps = await run_steps(config, prompts, pools, broker, clock=loop.time)
     finally:
         rollout.close()
         learning.cancel()
         with suppress(asyncio.CancelledError):
             await learning
     makespan_s = loop.time() - started_at
-    groups = [lengths.of_group(name) for name in group_names(config, prompts)]
+    groups = [lengths.of_group(name) for name in group_uids(config, prompts)]
     return SimulatedRun(
         makespan_s=makespan_s,
         work=work_of(groups, speeds, sizes, updates=config.training.steps * config.training.updates_per_step),
@@ -116,10 +123,10 @@ async def _simulate(
     )
 
 
-def part_policy(config: RunConfig) -> ShardPolicy:
-    """How a run's groups become parts. Stand-ins give every group a right and a wrong response, so that none is left out."""
+def stand_in_shard_policy(config: RunConfig) -> ShardPolicy:
+    """Return the shard policy of a simulated run. Every stand-in group has different rewards, so none is left out."""
     return ShardPolicy(
-        ranks=1,  # the stand-in learner is all ranks at once
+        ranks=1,  # the stand-in learner stands for all ranks
         token_budget=config.learner.micro_batch_tokens * config.learner.ranks,
         skip_equal_rewards=True,
         skip_truncated=False,
@@ -128,7 +135,7 @@ def part_policy(config: RunConfig) -> ShardPolicy:
 
 
 class SimulatedRollout:
-    """A rollout pool: the router of the real one over engines that only take time."""
+    """Rollout pool: the real router over engines that only take time."""
 
     def __init__(
         self, config: RunConfig, lengths: Lengths, speeds: Speeds, workers: int, failures: Failures | None
@@ -150,28 +157,23 @@ class SimulatedRollout:
                 self._lives.append(asyncio.create_task(self._live(f"rollout-{number}", failures)))
 
     async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
-        loop = asyncio.get_running_loop()
-        queued_at = loop.time()
-        name = await self._router.enqueue(request.num_tokens_at_most, priority=priority)
-        began_at, version = loop.time(), self._version
+        name = await self._router.enqueue(request.max_total_tokens, priority=priority)
+        version = self._version
         lengths = self._lengths.of_group(request.uid)
         try:
             await self._decode(name, lengths)
         finally:
-            self._router.release(name, request.num_tokens_at_most)
+            self._router.release(name, request.max_total_tokens)
         self.slot_s += sum(lengths) * self._speeds.token_s
-        return SampledGroup(
+        summary = GroupSummary(
             uid=request.uid,
             attempt=request.attempt,
-            group_ref=None,
+            prompt_tokens=len(request.prompt_ids),
             response_lengths=lengths,
             is_truncated=(False,) * len(lengths),
-            prompt_tokens=len(request.prompt_ids),
             tokens_by_version={version: sum(lengths)},
-            worker=name,
-            queued_s=began_at - queued_at,
-            elapsed_s=loop.time() - began_at,
         )
+        return SampledGroup(summary=summary, columns=None, worker=name)
 
     async def update_weights(self, publication: WeightsPublication) -> None:
         await asyncio.sleep(self._speeds.weights_s)
@@ -207,22 +209,22 @@ class SimulatedRollout:
 
 
 class SimulatedVerifiers:
-    """Verifier processes. The first response of every group is right, the others are wrong."""
+    """Verifier processes. The first response of every group is correct, the others are wrong."""
 
     def __init__(self, speeds: Speeds, processes: int, group_size: int) -> None:
         self._speeds, self._group_size = speeds, group_size
         self._free = asyncio.Semaphore(processes)
         self.busy_s = 0.0
 
-    async def verify(self, group_ref: ColumnsRef, *, task: str, num_tokens: int) -> JudgedGroup:
+    async def verify(self, columns: ColumnsRef, *, task: str, num_tokens: int) -> VerifierResult:
         async with self._free:
             await asyncio.sleep(self._speeds.verdict_s)
         self.busy_s += self._speeds.verdict_s
-        return judged(self._group_size, elapsed_s=self._speeds.verdict_s)
+        return stand_in_result(self._group_size, elapsed_s=self._speeds.verdict_s)
 
 
 class SimulatedTeacher:
-    """Teacher replicas, each of which scores one group after the other."""
+    """Teacher replicas. Each scores one group at a time."""
 
     def __init__(self, speeds: Speeds, replicas: int) -> None:
         self._speeds = speeds
@@ -242,14 +244,14 @@ class SimulatedTeacher:
 
 
 @lru_cache
-def judged(group_size: int, *, elapsed_s: float, num_right: int = 1) -> JudgedGroup:
-    """A stand-in's verdict on a group, whichever it is: the first so many responses are right."""
-    is_right = np.arange(group_size) < num_right
+def stand_in_result(group_size: int, *, elapsed_s: float, num_correct: int = 1) -> VerifierResult:
+    """Return a stand-in's verdicts on any group: the first `num_correct` responses are correct."""
+    is_correct = np.arange(group_size) < num_correct
     verdicts = Verdicts(
         uid="stand-in",
         attempt=0,
-        rewards=is_right.astype(np.float32),
-        outcomes=np.where(is_right, Outcome.CORRECT, Outcome.WRONG).astype(np.uint8),
+        rewards=is_correct.astype(np.float32),
+        outcomes=np.where(is_correct, Outcome.CORRECT, Outcome.WRONG).astype(np.uint8),
         elapsed_s=np.full(group_size, elapsed_s / group_size, np.float32),
     )
-    return JudgedGroup(verdicts=verdicts, elapsed_s=elapsed_s)
+    return VerifierResult(verdicts=verdicts, elapsed_s=elapsed_s)

@@ -1,6 +1,7 @@
-"""What stands in for engines: each takes the time that its work would take, and computes nothing.
+"""Stand-ins for engines. Each takes the time that its work would take, and computes nothing.
 
-They are plain classes. In the simulator they sleep in virtual time; the scheduler benchmark makes Ray actors and a Serve deployment of them.
+They are plain classes. In the simulator they sleep in virtual time; the scheduler benchmark wraps them in Ray actors
+and a Serve deployment.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from rlad.contracts import WeightsManifest
 
 
 class DecodingSlots:
-    """A sampler's engine: so many responses at once, first come, first served.
+    """Decoding slots of a rollout engine, first come, first served.
 
-    A slot goes on with the next response at the moment that the one before it should have ended: an engine does not wait for the event loop to wake up.
+    A slot starts the next response at the time when the one before was due to end, because a real engine does not wait
+    for the driver's event loop.
     """
 
     def __init__(self, speeds: Speeds) -> None:
         self._speeds = speeds
         self._free = asyncio.Semaphore(speeds.slots)
-        self._free_since = [0.0] * speeds.slots  # of the free slots, a heap
+        self._free_since = [0.0] * speeds.slots  # a heap, with an entry for each free slot
 
     async def decode(self, lengths: tuple[int, ...]) -> None:
-        """Return when the longest of the responses is finished."""
+        """Return when the longest response is finished."""
         if self._speeds.token_s == 0:
             return
         asked_at = asyncio.get_running_loop().time()
@@ -41,11 +43,11 @@ class DecodingSlots:
             try:
                 await asyncio.sleep(ends_at - clock())
             finally:
-                heapq.heappush(self._free_since, min(ends_at, clock()))  # sooner, if it was cancelled
+                heapq.heappush(self._free_since, min(ends_at, clock()))  # earlier, if it was cancelled
 
 
 class Server:
-    """One that does its work piece after piece."""
+    """Server that processes one request at a time."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(1)
@@ -56,43 +58,45 @@ class Server:
 
 
 class StandInLearner:
-    """Claims parts from the broker as the learner's ranks do, takes the time of training on them, and publishes weights that are nowhere."""
+    """Claims batch shards as the learner's ranks do, takes the time to train on them, and publishes empty weights."""
 
     def __init__(self, broker: Any, lengths: Lengths, speeds: Speeds) -> None:
         """
         Args:
-            broker: whose methods have a `remote` that can be awaited.
+            broker: Handle of an `ExperienceBroker`, whose methods have an awaitable `remote`.
+            lengths: Distribution of the response lengths.
+            speeds: Speeds of the pools.
         """
         self._broker, self._lengths, self._speeds = broker, lengths, speeds
         self.trained_s = self.waited_s = 0.0
 
     async def run(self, steps: int, first: int = 0) -> None:
-        """Train from the weights of version `first` to those of version `steps`."""
+        """Train from policy version `first` to version `steps`."""
         clock = asyncio.get_running_loop().time
         await self._broker.report_started.remote(first, [publication(first)])
         for step in range(first, steps):
             index, is_done = 0, False
             while not is_done:
                 asked = clock()
-                part = None
-                while part is None:
-                    part = await self._broker.claim.remote(step, 0, index)
+                shard = None
+                while shard is None:
+                    shard = await self._broker.claim.remote(step, 0, index)
                 claimed = clock()
                 tokens = sum(
-                    self._lengths.of_group(uid)[response] for batch in part.micro_batches for uid, response in batch
+                    self._lengths.of_group(uid)[response] for batch in shard.micro_batches for uid, response in batch
                 )
                 await asyncio.sleep(
-                    tokens * self._speeds.learner_token_s + (self._speeds.update_s if part.ends_update else 0.0)
+                    tokens * self._speeds.learner_token_s + (self._speeds.update_s if shard.ends_update else 0.0)
                 )
                 self.waited_s += claimed - asked
                 self.trained_s += clock() - claimed
-                index, is_done = index + 1, part.ends_step
+                index, is_done = index + 1, shard.ends_step
             await self._broker.finish_step.remote(step, [publication(step + 1)], {})
-            await self._broker.commit.remote(step + 1)  # nothing is kept: there is nothing to go back to
+            await self._broker.commit.remote(step + 1)  # no step is kept, since a stand-in never restarts
 
 
 def publication(version: int) -> WeightsPublication:
-    """Weights of a version, as far as the driver can tell."""
+    """Return a publication that the driver accepts as weights of a version."""
     return WeightsPublication(manifest=WeightsManifest(version=version, checksum=f"stand-in-{version}", num_bytes=1))
 
 
@@ -106,7 +110,7 @@ class _Method:
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """An object in this process behind the calls of a Ray actor's handle."""
+    """Gives a local object the calling convention of a Ray actor handle."""
 
     target: Any
 

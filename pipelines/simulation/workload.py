@@ -1,4 +1,4 @@
-"""What a simulated run has to do, and how long each piece of it takes: lengths, speeds, sizes, and the least time that any schedule needs for them."""
+"""Workload of a simulated run: response lengths, speeds, pool sizes, and the lower bound of any schedule."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from functools import lru_cache
 
 import numpy as np
 
-# Of the standard normal distribution.
+# 99th percentile of the standard normal distribution.
 _P99 = 2.3263478740408408
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Response lengths, log-normal: long-tailed, as those of reasoning models are. A group's lengths are decided by its name.
+    """Log-normal response lengths, long-tailed like those of reasoning models. A group's uid determines its lengths.
 
     Attributes:
-        median: tokens.
-        p99_over_median: how long the tail is; 1 makes all alike.
-        longest: tokens at which a response is cut.
-        group_size: responses of a group.
+        median: Median length, tokens.
+        p99_over_median: 99th percentile over the median; 1 makes all lengths equal.
+        longest: Length at which a response is cut, tokens.
+        group_size: Responses of a group.
+        seed: Seed of the lengths.
     """
 
     median: float
@@ -37,16 +38,20 @@ class Lengths:
         return math.log(self.p99_over_median) / _P99
 
     def sentence(self) -> str:
-        return f"{self.median:g} tokens in the median, {self.p99_over_median:g} times that at the 99th percentile, cut at {self.longest}"
+        """Describe the lengths in one sentence."""
+        return (
+            f"median of {self.median:g} tokens, 99th percentile {self.p99_over_median:g} times the median, "
+            f"cut at {self.longest} tokens"
+        )
 
     def of_group(self, uid: str) -> tuple[int, ...]:
-        """Tokens of each response."""
+        """Return the tokens of each response of a group."""
         return _lengths(self, uid)
 
 
 @lru_cache(maxsize=100_000)
 def _lengths(lengths: Lengths, uid: str) -> tuple[int, ...]:
-    # The name without the data set's fingerprint would do; hashed, it seeds a stream of its own whatever the order of calls.
+    # The hashed uid seeds a stream of its own, so the lengths do not depend on the order of calls.
     seed = int.from_bytes(hashlib.blake2b(f"{lengths.seed}:{uid}".encode(), digest_size=8).digest(), "little")
     drawn = lengths.median * np.exp(lengths.sigma * np.random.default_rng(seed).standard_normal(lengths.group_size))
     return tuple(np.clip(np.rint(drawn), 1, lengths.longest).astype(int).tolist())
@@ -54,16 +59,16 @@ def _lengths(lengths: Lengths, uid: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speeds:
-    """Seconds that the pieces of work take.
+    """Durations of the units of work, seconds.
 
     Attributes:
-        token_s: between two tokens of one response, in an engine whose slots are full.
-        slots: responses that one rollout worker decodes at once.
-        teacher_token_s: of one teacher replica, a token; it scores one group after the other.
-        verdict_s: of one verifier process, a group.
-        learner_token_s: of the whole learner, a response token, forward and backward.
-        update_s: the optimizer's step and putting the weights where samplers find them.
-        weights_s: until all samplers have loaded new weights.
+        token_s: Time between two tokens of one response in an engine whose slots are full.
+        slots: Responses that one rollout worker decodes at once.
+        teacher_token_s: Time of one teacher replica for a token. It scores one group at a time.
+        verdict_s: Time of one verifier process for a group.
+        learner_token_s: Time of the whole learner for a response token, forward and backward.
+        update_s: Time of the optimizer step and of publishing the weights.
+        weights_s: Time until all samplers have loaded new weights.
     """
 
     token_s: float
@@ -77,7 +82,7 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSizes:
-    """Workers of each pool. No teacher: the objective uses none."""
+    """Workers of each pool. `teacher` is 0 if the objective uses no teacher."""
 
     rollout: int
     teacher: int
@@ -86,10 +91,10 @@ class PoolSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolWork:
-    """What each pool has to do in a run, in seconds of the whole pool at work: none can be done sooner.
+    """Work of each pool in a run, as the seconds that the whole pool needs for it.
 
     Attributes:
-        longest_response: seconds of the longest response alone.
+        longest_response: Seconds of the longest response alone.
     """
 
     rollout: float
@@ -100,17 +105,17 @@ class PoolWork:
 
     @property
     def bound(self) -> float:
-        """The least time in which any schedule can do it: that of the pool with the most to do, while all others are hidden behind it."""
+        """Lower bound of any schedule: the time of the pool with the most work, with all others hidden behind it."""
         return max(self.rollout, self.teacher, self.verifier, self.learner, self.longest_response)
 
     @property
     def bottleneck(self) -> str:
-        """The pool with the most to do."""
+        """The pool with the most work."""
         return max(("rollout", "teacher", "verifier", "learner"), key=lambda pool: getattr(self, pool))
 
 
 def work_of(groups: Iterable[Sequence[int]], speeds: Speeds, sizes: PoolSizes, *, updates: int) -> PoolWork:
-    """The work of groups with these response lengths, trained on in so many optimizer updates."""
+    """Return the work of groups with the given response lengths, trained on in `updates` optimizer updates."""
     lengths = np.array([sum(group) for group in groups], dtype=float)
     longest = max((max(group) for group in groups), default=0)
     tokens, num_groups = float(lengths.sum()), len(lengths)

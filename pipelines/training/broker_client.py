@@ -1,70 +1,126 @@
-"""A driver's side of the experience broker: every call has a deadline and says who was waited for."""
+"""Driver's client of the experience broker: typed methods, each with a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from actors.experience.broker import StepReport
+from actors.experience.group import ExperienceGroup
 from pipelines.training.deadlines import poll, within
 
 _ANSWER_TIMEOUT_S = 60.0
 
 
 class BrokerClient:
-    """Calls the broker's methods by name. All of it belongs to one event loop.
+    """Typed calls to an `ExperienceBroker`. All methods belong to one event loop.
 
-    What is told while an earlier call is under way travels with the next one: a driver that is busy makes one call for many groups, and one that is not
-    tells at once. Nothing overtakes, and an answer that does not come holds nobody up for longer than its own deadline.
+    Calls made while an earlier call is in progress are sent together in the next one: a busy driver makes one remote
+        call
+    for many groups, an idle one sends at once. The order of calls is kept. A missing answer delays a caller by at most
+    its own deadline.
     """
 
     def __init__(self, handle: Any) -> None:
         """
         Args:
-            handle: of the actor; or anything else whose methods have a `remote` that can be awaited.
+            handle: Actor handle of an `ExperienceBroker`, or any object whose methods have an awaitable `remote`.
         """
         self._handle = handle
-        self._untold: list[tuple[str, tuple[object, ...], asyncio.Future[Any]]] = []
-        self._telling: asyncio.Task[None] | None = None
+        self._queued: list[tuple[str, tuple[object, ...], asyncio.Future[Any]]] = []
+        self._sending: asyncio.Task[None] | None = None
 
-    async def tell(self, method: str, *arguments: object) -> Any:
-        """Call a method that answers at once.
+    async def reopen(self, checkpoint: int) -> list[str]:
+        """Take over the run from `checkpoint`. Return the uids of the groups before it."""
+        return await self._send("reopen", checkpoint)  # type: ignore[no-any-return]
+
+    async def open_step(self, step: int, updates: list[list[tuple[str, str]]]) -> dict[str, int]:
+        """Issue the groups of a step, given as (uid, prompt id) by update. Return the attempt number of each uid."""
+        return await self._send("open_step", step, updates)  # type: ignore[no-any-return]
+
+    async def reissue(self, uid: str) -> int:
+        """Issue a group again. Return its new attempt number."""
+        return await self._send("reissue", uid)  # type: ignore[no-any-return]
+
+    async def refill(self, step: int, dropped: str, attempt: int, uid: str, prompt_id: str) -> int:
+        """Drop a sampled group and issue another one in its place. Return the new group's attempt number."""
+        return await self._send("refill", step, dropped, attempt, uid, prompt_id)  # type: ignore[no-any-return]
+
+    async def record_sampled(self, uid: str, attempt: int) -> None:
+        """Record that a group is sampled."""
+        await self._send("record_sampled", uid, attempt)
+
+    async def add(self, step: int, group: ExperienceGroup) -> None:
+        """Add a sampled and scored group to its step."""
+        await self._send("add", step, group)
+
+    async def counts(self) -> dict[str, int]:
+        """Count the ledger's groups by state."""
+        return await self._send("counts")  # type: ignore[no-any-return]
+
+    async def dismiss(self) -> None:
+        """Let the learner's ranks end: no more published weights will be requested."""
+        await self._send("dismiss")
+
+    async def stop(self, reason: str) -> None:
+        """Make every present and later wait at the broker raise `RunStoppedError`."""
+        await self._send("stop", reason)
+
+    async def wait_started(self, *, deadline_s: float) -> StepReport:
+        """Wait until the learner has started.
 
         Raises:
-            RladError: what the method raised.
-            DeadlineError: no answer in time.
+            DeadlineError: It has not started within `deadline_s`.
+        """
+        return await self._poll("wait_started", deadline_s=deadline_s, waiting_for="the learner to start")  # type: ignore[no-any-return]
+
+    async def wait_finished(self, step: int, *, deadline_s: float) -> StepReport:
+        """Wait until the learner has finished a step.
+
+        Raises:
+            DeadlineError: It has not finished within `deadline_s`.
+        """
+        waiting_for = f"the learner to finish step {step}"
+        return await self._poll("wait_finished", step, deadline_s=deadline_s, waiting_for=waiting_for)  # type: ignore[no-any-return]
+
+    async def wait_exported(self, *, deadline_s: float) -> None:
+        """Wait until the learner has exported the student.
+
+        Raises:
+            DeadlineError: It has not exported within `deadline_s`.
+        """
+        await self._poll("wait_exported", deadline_s=deadline_s, waiting_for="the learner to export the student")
+
+    async def _send(self, method: str, *arguments: object) -> Any:
+        """Queue a call that the broker answers at once, and await its answer.
+
+        Raises:
+            RladError: The error that the method raised.
+            DeadlineError: No answer in time.
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._untold.append((method, arguments, answer))
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell_all())
+        self._queued.append((method, arguments, answer))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_queued())
         return await within(answer, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
 
-    async def poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
-        """Call a method that answers with nothing as long as there is nothing, until it has something.
-
-        Raises:
-            DeadlineError: it had nothing within `deadline_s`.
-        """
+    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
+        """Call a long-polling method until it returns a result."""
         return await poll(lambda: self._call(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        return await within(
-            getattr(self._handle, method).remote(*arguments),
-            deadline_s=_ANSWER_TIMEOUT_S,
-            waiting_for=f"the broker ({method})",
-        )
+        call = getattr(self._handle, method).remote(*arguments)
+        return await within(call, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
 
-    async def _tell_all(self) -> None:
-        while self._untold:
-            told, self._untold = (
-                [each for each in self._untold if not each[2].done()],
-                [],
-            )  # without those whose caller has given up
+    async def _send_queued(self) -> None:
+        while self._queued:
+            # Without calls whose caller has given up.
+            calls, self._queued = [call for call in self._queued if not call[2].done()], []
             try:
-                answers = await self._call("answer", [(method, arguments) for method, arguments, _ in told])
-            except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked gets to know it
-                answers = [error] * len(told)
-            for (*_, future), answer in zip(told, answers, strict=True):
+                answers = await self._call("answer", [(method, arguments) for method, arguments, _ in calls])
+            except Exception as error:  # noqa: BLE001 - any error is passed to every caller
+                answers = [error] * len(calls)
+            for (*_, future), answer in zip(calls, answers, strict=True):
                 if future.done():
                     continue
                 if isinstance(answer, Exception):

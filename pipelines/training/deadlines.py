@@ -1,4 +1,4 @@
-"""Waiting with a deadline and a named owner: no await in a driver goes on for ever."""
+"""Waiting with a deadline: no await of the driver lasts forever, and every error names what was awaited."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 async def poll(ask: Callable[[], Awaitable[T | None]], *, deadline_s: float, waiting_for: str) -> T:
-    """Ask a long-polling method until it answers.
+    """Call a long-polling method until it returns a result.
 
     Raises:
-        DeadlineError: no answer within `deadline_s`.
+        DeadlineError: No result within `deadline_s`.
     """
-    clock = asyncio.get_running_loop().time  # which is virtual in the simulator
+    clock = asyncio.get_running_loop().time  # virtual in the simulator
     deadline = clock() + deadline_s
     while clock() < deadline:
         answer = await within(ask(), deadline_s=deadline - clock() + 30, waiting_for=waiting_for)
@@ -30,10 +30,10 @@ async def within(awaitable: Awaitable[T], *, deadline_s: float, waiting_for: str
     """Await with a deadline.
 
     Raises:
-        DeadlineError: nothing came within `deadline_s`.
+        DeadlineError: No result within `deadline_s`.
     """
     try:
-        async with asyncio.timeout(deadline_s):  # `wait_for` would make a task of it
+        async with asyncio.timeout(deadline_s):  # `wait_for` would create a task
             return await awaitable
     except TimeoutError as error:
         if isinstance(error, DeadlineError):
@@ -41,13 +41,17 @@ async def within(awaitable: Awaitable[T], *, deadline_s: float, waiting_for: str
         raise DeadlineError(f"no answer from {waiting_for} within {deadline_s:g} s") from error
 
 
-async def unless(watched: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, but give up the moment `watched` fails. `watched` may also end quietly before `work` does."""
+async def run_unless_failed(work: Coroutine[Any, Any, T], *, watched: Coroutine[Any, Any, None]) -> T:
+    """Run `work`, and cancel it as soon as `watched` fails. `watched` may also return before `work` does.
+
+    Raises:
+        Exception: The error of `watched`, or of `work`.
+    """
     working, watching = asyncio.create_task(work), asyncio.create_task(watched)
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done() and not working.done():
-            watching.result()  # raises what the watched part failed with
+            watching.result()  # raises the error of `watched`
         return await working
     finally:
         for task in (working, watching):
@@ -56,7 +60,11 @@ async def unless(watched: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Run all at once and return their results in order. The first failure cancels the others and is raised as it is, not in a group."""
+    """Run coroutines concurrently and return their results in order.
+
+    Raises:
+        Exception: The first error, as it is and not in a group. The other coroutines are cancelled.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]

@@ -1,96 +1,146 @@
-"""The way of one group: sampled, then scored by teachers and judged by a verifier side by side, then handed to the broker.
+"""The path of one group: sampled, then scored by teachers and judged by a verifier concurrently, then sent to the
+broker.
 
-Pools are what this file asks of them, whether engines are behind them or stand-ins that sleep.
+The pools are given by protocols: real engines, or stand-ins that only take time.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
-from actors.experience.batch_shards import ColumnsRef, GroupRefs, WeightedScores
-from actors.experience.broker import FinishedGroup
-from actors.messages import JudgedGroup, SampledGroup, SampleRequest
+from actors.experience.group import ColumnsRef, ExperienceGroup, WeightedScores
+from actors.messages import SampledGroup, SampleRequest, VerifierResult
+from pipelines.resolution.prompts import EncodedPrompts
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import together
-from pipelines.training.prompts import EncodedPrompts
-from pipelines.training.step_loop import Clock, OpenStep, PromptScheduler
-from pipelines.training.step_metrics import FollowedGroup
-from rlad.advantages import shaped_rewards
-from rlad.config import RunConfig
+from pipelines.training.step_metrics import GroupRecord, GroupTimes, sampling_metrics
+from pipelines.training.step_pipeline import Clock, OpenStep, PromptScheduler, TrainedStep
+from rlad.advantages import OverlongPenalty, shaped_rewards
+from rlad.config import RolloutConfig, RunConfig
 from rlad.contracts import TeacherSupport
 from rlad.errors import DeadlineError, WorkerLostError
 
 logger = logging.getLogger(__name__)
 
-# A group that fails this often on different workers fails for its own reason: the run ends and says so.
+# A group that fails this often on different workers has a cause of its own: the run ends with its error.
 _ATTEMPTS_PER_GROUP = 4
 
 
-class Samples(Protocol):
+class Sampler(Protocol):
     """Samples groups, as `RolloutPool` does."""
 
     async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup: ...
 
 
-class Judges(Protocol):
+class GroupVerifier(Protocol):
     """Judges groups, as `VerdictPools` does."""
 
-    async def verify(self, group_ref: ColumnsRef, *, task: str, num_tokens: int) -> JudgedGroup: ...
+    async def verify(self, columns: ColumnsRef, *, task: str, num_tokens: int) -> VerifierResult: ...
 
 
-class Scores(Protocol):
+class Scorer(Protocol):
     """Scores groups, as `TeacherClient` does."""
 
     async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupServices:
+    """The pools that a group passes through.
+
+    Attributes:
+        sampler: Samples the responses.
+        verifier: Judges them.
+        teachers: Teachers by id; empty if the objective uses none.
+        reference: The reference policy; None if the objective uses none.
+    """
+
+    sampler: Sampler
+    verifier: GroupVerifier
+    teachers: Mapping[str, Scorer]
+    reference: Scorer | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSettings:
+    """Settings of a group's path.
+
+    Attributes:
+        rollout: The `rollout` section.
+        max_refills: Groups with equal rewards that may be dropped and replaced in a step.
+        max_staleness: Versions that a token may be older than the weights it trains.
+        teacher_support: Teacher scores that the objective requires besides the sampled tokens'.
+        overlong_penalty: Penalty on long responses; None without one.
+    """
+
+    rollout: RolloutConfig
+    max_refills: int
+    max_staleness: int
+    teacher_support: TeacherSupport
+    overlong_penalty: OverlongPenalty | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> GroupSettings:
+        """Collect the settings from a run's configuration."""
+        return cls(
+            rollout=config.rollout,
+            max_refills=config.training.max_refills,
+            max_staleness=config.training.max_staleness,
+            teacher_support=config.objective.teacher_support,
+            overlong_penalty=config.overlong_penalty,
+        )
+
+
 class GroupPipeline:
-    """Brings groups of a distillation to the broker."""
+    """Produces groups of the student's own responses. Implements `GroupSource`."""
 
     def __init__(
         self,
-        config: RunConfig,
+        settings: GroupSettings,
         prompts: EncodedPrompts,
-        mixtures: Mapping[str, Mapping[str, float]],
+        teachers_by_prompt: Mapping[str, Mapping[str, float]],
         *,
-        turns: PromptScheduler,
+        scheduler: PromptScheduler,
         broker: BrokerClient,
-        rollout: Samples,
-        verifiers: Judges,
-        teachers: Mapping[str, Scores],
-        reference: Scores | None,
+        services: GroupServices,
         clock: Clock = time.time,
     ) -> None:
         """
         Args:
-            mixtures: the teachers of every prompt, by its id: their ids and weights.
-            turns: whoever takes the place of a dropped group comes from them.
-            teachers: by id.
+            settings: Settings of a group's path.
+            prompts: Training prompts; an entry of the training set is an index into them.
+            teachers_by_prompt: Teachers of every prompt, by prompt id: teacher ids with their weights.
+            scheduler: Gives out groups that replace dropped ones.
+            broker: Client of the broker.
+            services: The pools.
+            clock: Clock of all recorded times, seconds.
         """
-        self._config, self._prompts, self._mixtures = config, prompts, mixtures
-        self._turns, self._broker, self._clock = turns, broker, clock
-        self._rollout, self._verifiers, self._teachers, self._reference = rollout, verifiers, teachers, reference
+        self._settings, self._prompts, self._teachers_by_prompt = settings, prompts, teachers_by_prompt
+        self._scheduler, self._broker, self._services, self._clock = scheduler, broker, services, clock
 
-    async def bring(self, step: OpenStep, uid: str, attempt: int, record: int) -> FollowedGroup:
-        """SubmitGroup one group of a step to the broker, or others in its place if it is dropped."""
-        followed = await self._follow(step, self._request(uid, attempt, record))
-        while followed.is_dropped:
-            uid, record = self._turns.take()
-            dropped = followed.sampled
-            attempt = await self._broker.tell(
-                "refill", step.number, dropped.uid, dropped.attempt, uid, self._prompts.records[record].id
-            )
-            followed = await self._follow(step, self._request(uid, attempt, record))
-        return followed
+    async def submit_group(self, step: OpenStep, uid: str, attempt: int, entry: int) -> GroupRecord:
+        """Produce a group, or others in its place while they are dropped. See `GroupSource`."""
+        record = await self._produce(step, self._request(uid, attempt, entry))
+        while record.is_dropped:
+            uid, entry = self._scheduler.take()
+            dropped = record.summary
+            prompt_id = self._prompts.records[entry].id
+            attempt = await self._broker.refill(step.number, dropped.uid, dropped.attempt, uid, prompt_id)
+            record = await self._produce(step, self._request(uid, attempt, entry))
+        return record
 
-    async def _follow(self, step: OpenStep, request: SampleRequest) -> FollowedGroup:
-        """Follow one group to the broker. A lost worker costs an attempt, not the run."""
+    def metrics(self, trained: TrainedStep) -> dict[str, float]:
+        """Compute the metrics of a trained step. See `GroupSource`."""
+        return sampling_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)
+
+    async def _produce(self, step: OpenStep, request: SampleRequest) -> GroupRecord:
+        """Produce one group. A lost worker costs an attempt, not the run."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((WorkerLostError, DeadlineError)),
             stop=stop_after_attempt(_ATTEMPTS_PER_GROUP),
@@ -100,110 +150,109 @@ class GroupPipeline:
             with attempt:
                 number = attempt.retry_state.attempt_number
                 if number > 1:
-                    request = replace(request, attempt=await self._broker.tell("reissue", request.uid))
-                return await self._follow_once(step, request, number)
+                    request = replace(request, attempt=await self._broker.reissue(request.uid))
+                return await self._produce_once(step, request, number)
         raise AssertionError("tenacity raises the last error")
 
-    async def _follow_once(self, step: OpenStep, request: SampleRequest, attempts: int) -> FollowedGroup:
+    async def _produce_once(self, step: OpenStep, request: SampleRequest, attempts: int) -> GroupRecord:
         issued_at = self._clock()
-        sampled = await self._rollout.sample(request, priority=step.number)
+        sampled = await self._services.sampler.sample(request, priority=step.number)
         sampled_at = self._clock()
         self._require_fresh(step, sampled)
-        mixture = self._mixtures[request.prompt_id]
+        summary, teachers = sampled.summary, self._teachers_by_prompt[request.prompt_id]
 
-        def followed(*, judged: JudgedGroup, judged_at: float, is_dropped: bool) -> FollowedGroup:
-            return FollowedGroup(
-                sampled=sampled,
-                judged=judged,
-                issued_at=issued_at,
-                sampled_at=sampled_at,
-                judged_at=judged_at,
-                scored_at=self._clock(),
-                attempts=attempts,
-                teachers=() if is_dropped else tuple(mixture),
-                is_dropped=is_dropped,
+        async def verify() -> tuple[VerifierResult, float]:
+            result = await self._services.verifier.verify(
+                sampled.columns, task=request.task, num_tokens=summary.num_tokens
             )
+            return result, self._clock()
 
-        recorded, judging = (
-            self._broker.tell("record_sampled", sampled.uid, sampled.attempt),
-            self._judge(sampled, request.task),
-        )
-        if self._config.training.max_refills:  # a group that is dropped is not worth a teacher's time
-            _, (judged, judged_at) = await together(recorded, judging)
-            if self._is_to_drop(step, sampled, judged):
-                step.dropped.append(followed(judged=judged, judged_at=judged_at, is_dropped=True))
-                return step.dropped[-1]
-            scores = await together(*self._scoring(sampled, mixture))
+        recording = self._broker.record_sampled(summary.uid, summary.attempt)
+        if self._settings.max_refills:  # judge first: a dropped group needs no teacher scores
+            _, (result, verified_at) = await together(recording, verify())
+            rewards = self._shaped_rewards(sampled, result)
+            is_dropped = self._is_droppable(step, rewards)
+            scores = [] if is_dropped else await together(*self._scoring(sampled, teachers))
         else:
-            _, (judged, judged_at), *scores = await together(recorded, judging, *self._scoring(sampled, mixture))
-        finished = FinishedGroup(
-            uid=request.uid,
-            attempt=request.attempt,
-            refs=self._refs(sampled, judged, mixture, scores),
-            prompt_tokens=sampled.prompt_tokens,
-            response_lengths=sampled.response_lengths,
-            is_truncated=sampled.is_truncated,
-            rewards=self._rewards(sampled, judged),
+            _, (result, verified_at), *scores = await together(recording, verify(), *self._scoring(sampled, teachers))
+            rewards, is_dropped = self._shaped_rewards(sampled, result), False
+        if not is_dropped:
+            await self._broker.add(step.number, self._experience(sampled, result, rewards, teachers, scores))
+        record = GroupRecord(
+            summary=summary,
+            verdicts=result.verdicts,
+            worker=sampled.worker,
+            times=GroupTimes(
+                issued_at=issued_at, sampled_at=sampled_at, verified_at=verified_at, scored_at=self._clock()
+            ),
+            attempts=attempts,
+            teachers=() if is_dropped else tuple(teachers),
+            is_dropped=is_dropped,
         )
-        await self._broker.tell("add", step.number, finished)
-        return followed(judged=judged, judged_at=judged_at, is_dropped=False)
+        if is_dropped:
+            step.dropped.append(record)
+        return record
 
     def _require_fresh(self, step: OpenStep, sampled: SampledGroup) -> None:
-        """The bound holds because of when a step is opened. A worker that breaks it has not the weights it should have."""
-        oldest_allowed = step.number - self._config.training.max_staleness
-        if sampled.oldest_version < oldest_allowed:
+        """Refuse tokens beyond the staleness bound. The order of opening steps guarantees it, so a worker that breaks
+        it
+        holds wrong weights."""
+        oldest_allowed = step.number - self._settings.max_staleness
+        if sampled.summary.oldest_version < oldest_allowed:
             raise WorkerLostError(
-                f"{sampled.worker} sampled {sampled.uid} with weights of version {sampled.oldest_version}, step {step.number} takes none older than "
-                f"{oldest_allowed}"
+                f"{sampled.worker} sampled {sampled.summary.uid} with policy version {sampled.summary.oldest_version}, "
+                f"step {step.number} accepts none older than {oldest_allowed}"
             )
 
-    async def _judge(self, sampled: SampledGroup, task: str) -> tuple[JudgedGroup, float]:
-        """The verdict, and when it was there."""
-        judged = await self._verifiers.verify(sampled.group_ref, task=task, num_tokens=sum(sampled.response_lengths))
-        return judged, self._clock()
+    def _is_droppable(self, step: OpenStep, rewards: Sequence[float]) -> bool:
+        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: its rewards are equal."""
+        return min(rewards) == max(rewards) and len(step.dropped) < self._settings.max_refills
 
-    def _is_to_drop(self, step: OpenStep, sampled: SampledGroup, judged: JudgedGroup) -> bool:
-        """Dynamic sampling (DAPO, arXiv:2503.14476): a group with equal rewards is dropped, up to so many a step."""
-        rewards = self._rewards(sampled, judged)
-        return min(rewards) == max(rewards) and len(step.dropped) < self._config.training.max_refills
+    def _shaped_rewards(self, sampled: SampledGroup, result: VerifierResult) -> tuple[float, ...]:
+        lengths = sampled.summary.response_lengths
+        return tuple(shaped_rewards(result.rewards, lengths, self._settings.overlong_penalty).tolist())
 
-    def _rewards(self, sampled: SampledGroup, judged: JudgedGroup) -> tuple[float, ...]:
-        return tuple(shaped_rewards(judged.rewards, sampled.response_lengths, self._config.overlong_penalty).tolist())
-
-    def _scoring(self, sampled: SampledGroup, mixture: Mapping[str, float]) -> list[Coroutine[Any, Any, ColumnsRef]]:
-        """What scores the group: its teachers in their order, each for what the objective needs and nothing more, then the reference if there is one."""
-        num_tokens, support = sum(sampled.response_lengths), self._config.objective.teacher_support
-        teachers = [
-            self._teachers[teacher].score(sampled.group_ref, num_tokens=num_tokens, support=support)
-            for teacher in mixture
+    def _scoring(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> list[Coroutine[Any, Any, ColumnsRef]]:
+        """Return the scoring calls of a group: its teachers in order, then the reference if there is one."""
+        num_tokens, services, support = sampled.summary.num_tokens, self._services, self._settings.teacher_support
+        calls = [
+            services.teachers[teacher].score(sampled.columns, num_tokens=num_tokens, support=support)
+            for teacher in teachers
         ]
-        return (
-            teachers
-            if self._reference is None
-            else [*teachers, self._reference.score(sampled.group_ref, num_tokens=num_tokens)]
+        if services.reference is not None:
+            calls.append(services.reference.score(sampled.columns, num_tokens=num_tokens))
+        return calls
+
+    def _experience(
+        self,
+        sampled: SampledGroup,
+        result: VerifierResult,
+        rewards: tuple[float, ...],
+        teachers: Mapping[str, float],
+        scores: list[ColumnsRef],
+    ) -> ExperienceGroup:
+        """Assemble the group for the broker from its scores, in the order of `_scoring`."""
+        reference_scores = None if self._services.reference is None else scores.pop()
+        return ExperienceGroup(
+            summary=sampled.summary,
+            columns=sampled.columns,
+            verdicts=result.verdicts,
+            rewards=rewards,
+            teacher_scores=tuple(
+                WeightedScores(weight=weight, scores=ref) for weight, ref in zip(teachers.values(), scores, strict=True)
+            ),
+            reference_scores=reference_scores,
         )
 
-    def _refs(
-        self, sampled: SampledGroup, judged: JudgedGroup, mixture: Mapping[str, float], scores: list[ColumnsRef]
-    ) -> GroupRefs:
-        """Of a group with its scores in the order of `_scoring`."""
-        of_reference = None if self._reference is None else scores.pop()
-        of_teachers = tuple(
-            WeightedScores(weight=weight, scores=ref) for weight, ref in zip(mixture.values(), scores, strict=True)
-        )
-        return GroupRefs(
-            group=sampled.group_ref, verdicts=judged.verdicts, teacher_scores=of_teachers, reference_scores=of_reference
-        )
-
-    def _request(self, uid: str, attempt: int, record: int) -> SampleRequest:
-        prompt, rollout = self._prompts.records[record], self._config.rollout
+    def _request(self, uid: str, attempt: int, entry: int) -> SampleRequest:
+        prompt, rollout = self._prompts.records[entry], self._settings.rollout
         return SampleRequest(
             uid=uid,
             attempt=attempt,
             prompt_id=prompt.id,
             task=prompt.task,
             answer=prompt.answer,
-            prompt_ids=self._prompts.token_ids[record],
+            prompt_ids=self._prompts.token_ids[entry],
             num_responses=rollout.group_size,
             max_response_tokens=rollout.max_response_tokens,
             temperature=rollout.temperature,

@@ -1,4 +1,4 @@
-"""The pools that serve a run: rollout workers, teachers, the reference, verifiers. Started together, closed together."""
+"""Pools that serve a run: rollout workers, teachers, the reference and verifiers. Started together, closed together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.pool.placement import HEAD_POOL, selector_of
@@ -16,29 +17,23 @@ from actors.teacher.deployment import TeacherReplicas, attach_teacher, delete_te
 from actors.teacher.remote import attach_remote_teacher
 from actors.verifier.reward_pool import VerdictPools
 from actors.weights.transports import WeightTransport
+from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.resolution.teacher_routing import require_can_score
 from pipelines.training.deadlines import together
-from pipelines.training.teacher_routing import require_can_score
-from rlad.config import (
-    ClusterConfig,
-    EvaluationSuite,
-    RunConfig,
-    ServiceTeacherConfig,
-    SharedTeacherConfig,
-    TeacherConfig,
-)
-from rlad.data.chat import tokenizer_fingerprint
-from rlad.models.references import resolve_model
+from rlad.config import EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """Handles to the running pools.
+    """Handles of the running pools.
 
     Attributes:
-        teachers: by id; empty where the objective uses none.
-        reference: None where the objective uses none.
-        own_teachers: those that the run has deployed, the reference among them, by pool.
-        scalable: pools of the run's own, whose size may change while it lives, by name.
+        rollout: Rollout workers.
+        verifiers: Verifiers and reward models.
+        teachers: Teachers by id; empty if the objective uses none.
+        reference: The reference policy; None if the objective uses none.
+        own_teachers: Teachers that the run has deployed, the reference included, by pool.
+        scalable: The run's own pools, whose size may change during the run, by name.
     """
 
     rollout: RolloutPool
@@ -50,114 +45,128 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(
-    config: RunConfig | EvaluationSuite, *, run_id: str, transport: WeightTransport | None = None
-) -> AsyncIterator[Pools]:
-    """Start every pool at once and close them at the end of the block, whatever happens in it. An evaluation has neither teachers nor a reference.
+async def open_pools(run: ResolvedRun, *, transport: WeightTransport) -> AsyncIterator[Pools]:
+    """Start all pools of a run concurrently, and close them at the end of the block, also after an error.
 
-    Teachers that are there already are joined before anything starts, and left as they are at the end.
+    Shared teachers are joined before any pool starts, and left running at the end.
 
     Args:
-        transport: of new weights to the rollout workers; by default the object store.
+        run: The resolved run.
+        transport: How weight updates travel to the rollout workers.
     """
-    student = str(resolve_model(config.student.path))
-    timeout_s = config.cluster.start_timeout_s
-    rollout = RolloutPool(
+    config = run.config
+    rollout = _rollout_pool(config, student=run.student, run_id=run.run_id, transport=transport)
+    verifiers = _verdict_pools(config, student=run.student)
+    scoring = config.scoring_pools
+    async with AsyncExitStack() as closing:
+        clients: dict[str, Teacher] = {}
+        for name, shared in config.shared_teachers.items():
+            clients[name] = await _join(shared, name, run, closing)
+        closing.push_async_callback(rollout.close)
+        for pool in verifiers.pools:
+            closing.push_async_callback(pool.close)
+        if scoring:
+            closing.push_async_callback(_delete_all, [f"{run.run_id}-{pool}" for pool in scoring])
+        starts: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
+        deployments = [_deploy(pool, run) for pool in scoring]
+        started = await together(*deployments, *starts)
+        own_teachers: dict[str, TeacherClient] = dict(zip(scoring, started[: len(deployments)], strict=True))
+        clients |= own_teachers
+        replicas = {
+            pool: TeacherReplicas(f"{run.run_id}-{pool}", replicas=model.replicas) for pool, model in scoring.items()
+        }
+        for each in replicas.values():
+            closing.callback(each.close)
+        yield Pools(
+            rollout=rollout,
+            verifiers=verifiers,
+            teachers={name: clients[pool] for name, pool in config.teacher_pools.items()},
+            reference=clients.get("reference"),
+            own_teachers=own_teachers,
+            scalable={"rollout": rollout, "verifier": verifiers.pools[0], **replicas},
+        )
+
+
+@asynccontextmanager
+async def open_evaluation_pools(
+    suite: EvaluationSuite, *, student: Path, run_id: str
+) -> AsyncIterator[tuple[RolloutPool, VerdictPools]]:
+    """Start the pools of an evaluation, rollout workers and verifiers, and close them at the end of the block."""
+    rollout = _rollout_pool(suite, student=student, run_id=run_id, transport=None)
+    verifiers = _verdict_pools(suite, student=student)
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(rollout.close)
+        for pool in verifiers.pools:
+            closing.push_async_callback(pool.close)
+        await together(rollout.start(), *(pool.start() for pool in verifiers.pools))
+        yield rollout, verifiers
+
+
+def _rollout_pool(
+    config: RunConfig | EvaluationSuite, *, student: Path, run_id: str, transport: WeightTransport | None
+) -> RolloutPool:
+    return RolloutPool(
         config.rollout,
-        model_path=student,
+        model_path=str(student),
         dtype=config.student.dtype,
         seed=config.seed,
-        start_timeout_s=timeout_s,
+        start_timeout_s=config.cluster.start_timeout_s,
         run_id=run_id,
         label_selector=selector_of(config.cluster, "rollout"),
         updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
         transport=transport,
     )
-    verifiers = VerdictPools(
+
+
+def _verdict_pools(config: RunConfig | EvaluationSuite, *, student: Path) -> VerdictPools:
+    return VerdictPools(
         config.verifier_pool,
         config.verifiers,
-        tokenizer_path=student,
-        start_timeout_s=timeout_s,
+        tokenizer_path=str(student),
+        start_timeout_s=config.cluster.start_timeout_s,
         cluster=config.cluster,
     )
-    async with AsyncExitStack() as closing:
-        clients: dict[str, Teacher] = {}
-        if isinstance(config, RunConfig):
-            for name, shared in config.shared_teachers.items():
-                clients[name] = await _join(shared, name, config, run_id, closing)
-        closing.push_async_callback(rollout.close)
-        for pool in verifiers.pools:
-            closing.push_async_callback(pool.close)
-        starting: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
-        num_ours = len(starting)
-        scoring, teacher_pools = (
-            (config.scoring_pools, config.teacher_pools) if isinstance(config, RunConfig) else ({}, {})
-        )
-        if scoring:
-            closing.push_async_callback(_delete_all, [f"{run_id}-{pool}" for pool in scoring])
-            fingerprint = tokenizer_fingerprint(student)
-            starting += [
-                _deploy(model, name, f"{run_id}-{name}", fingerprint, config.cluster) for name, model in scoring.items()
-            ]
-        started = await together(*starting)
-        clients |= zip(scoring, started[num_ours:], strict=True)
-        teachers = {name: clients[pool] for name, pool in teacher_pools.items()}
-        replicas = {
-            pool: TeacherReplicas(f"{run_id}-{pool}", replicas=model.replicas) for pool, model in scoring.items()
-        }
-        for each in replicas.values():
-            closing.callback(each.close)
-        scalable: dict[str, Scalable] = {"rollout": rollout, "verifier": verifiers.pools[0], **replicas}
-        yield Pools(
-            rollout=rollout,
-            verifiers=verifiers,
-            teachers=teachers,
-            reference=clients.get("reference"),
-            own_teachers=dict(zip(scoring, started[num_ours:], strict=True)),
-            scalable=scalable,
-        )
 
 
-async def _join(
-    shared: SharedTeacherConfig, pool: str, config: RunConfig, run_id: str, closing: AsyncExitStack
-) -> Teacher:
-    """Join a teacher that runs without us.
+async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closing: AsyncExitStack) -> Teacher:
+    """Join a teacher that runs independently of this run.
 
     Raises:
-        RladError: it is not there, or cannot score what the run wants scored.
+        RladError: The teacher does not run, or cannot score what the run needs.
     """
-    fingerprint = tokenizer_fingerprint(str(resolve_model(config.student.path)))
+    cluster, fingerprint = run.config.cluster, run.tokenizer_fingerprint
     client: Teacher
     if isinstance(shared, ServiceTeacherConfig):
         client, identity = await attach_teacher(
-            shared, client=run_id, tokenizer_fingerprint=fingerprint, start_timeout_s=config.cluster.start_timeout_s
+            shared, client=run.run_id, tokenizer_fingerprint=fingerprint, start_timeout_s=cluster.start_timeout_s
         )
     else:
-        selector = selector_of(config.cluster, HEAD_POOL)
         remote, identity = await attach_remote_teacher(
-            shared, client=run_id, tokenizer_fingerprint=fingerprint, label_selector=selector
+            shared,
+            client=run.run_id,
+            tokenizer_fingerprint=fingerprint,
+            label_selector=selector_of(cluster, HEAD_POOL),
         )
         closing.callback(remote.close)
         client = remote
-    require_can_score(pool, identity, config)
+    require_can_score(pool, identity, run.config, student=run.student)
     return client
 
 
-async def _deploy(
-    config: TeacherConfig, pool: str, app_name: str, fingerprint: str, cluster: ClusterConfig
-) -> TeacherClient:
-    local = config.model_copy(update={"path": str(resolve_model(config.path))})
+async def _deploy(pool: str, run: ResolvedRun) -> TeacherClient:
+    """Deploy a frozen model of the run as a Serve application."""
+    local = run.config.scoring_pools[pool].model_copy(update={"path": str(run.frozen_models[pool])})
     return await deploy_teacher(
         local,
-        app_name=app_name,
-        tokenizer_fingerprint=fingerprint,
-        start_timeout_s=cluster.start_timeout_s,
-        label_selector=selector_of(cluster, pool),
+        app_name=f"{run.run_id}-{pool}",
+        tokenizer_fingerprint=run.tokenizer_fingerprint,
+        start_timeout_s=run.config.cluster.start_timeout_s,
+        label_selector=selector_of(run.config.cluster, pool),
     )
 
 
 async def _delete_all(app_names: Iterable[str]) -> None:
-    """All of them at once: one that does not end keeps no other from ending."""
+    """Delete applications concurrently: one that does not end must not delay the others."""
     outcomes = await asyncio.gather(*(delete_teacher(name) for name in app_names), return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):

@@ -1,4 +1,4 @@
-"""One training step's metrics, from the small numbers the driver saw."""
+"""Metrics of a training step, from the small numbers that the driver keeps of its groups."""
 
 from __future__ import annotations
 
@@ -8,25 +8,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.messages import JudgedGroup, SampledGroup
-from rlad.contracts import Outcome
+from actors.messages import GroupSummary
+from rlad.contracts import Outcome, Verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FollowedGroup:
-    """A group on its way through sampling and scoring, with the times (seconds since the epoch) at which it passed, and the ids of its teachers.
+class GroupTimes:
+    """When a group passed its stages, seconds since the epoch.
 
     Attributes:
-        judged_at: when its verdict was there; scored_at: when all its scores were, and the broker had it.
-        is_dropped: its rewards were all equal, and another took its place: it was not scored by teachers, and is not trained on.
+        issued_at: It was issued.
+        sampled_at: Its responses were sampled.
+        verified_at: Its verdicts had arrived.
+        scored_at: All its scores had arrived and the broker had accepted it.
     """
 
-    sampled: SampledGroup
-    judged: JudgedGroup
     issued_at: float
     sampled_at: float
-    judged_at: float
+    verified_at: float
     scored_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecord:
+    """What the driver keeps of a group until its step is recorded.
+
+    Attributes:
+        summary: Identity and sizes.
+        verdicts: The verifier's verdicts.
+        worker: Name of the rollout worker, or `traces` for a group that was read from traces.
+        times: When it passed its stages.
+        attempts: How often it was issued.
+        teachers: Ids of the teachers that scored it.
+        is_dropped: Its rewards were all equal and another group took its place: no teacher scored it, and it is not
+            trained on.
+    """
+
+    summary: GroupSummary
+    verdicts: Verdicts
+    worker: str
+    times: GroupTimes
     attempts: int
     teachers: tuple[str, ...] = ()
     is_dropped: bool = False
@@ -34,34 +55,45 @@ class FollowedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """When the driver turned to a step, when the learner had applied it, and when the samplers held its weights; seconds since the epoch."""
+    """When a step passed its stages, seconds since the epoch.
+
+    Attributes:
+        started_at: The driver began to wait for the step.
+        trained_at: The learner had applied it.
+        weights_at: The samplers had loaded its weights.
+    """
 
     started_at: float
     trained_at: float
     weights_at: float
 
 
-def step_metrics(
-    step: int, groups: Sequence[FollowedGroup], times: StepTimes, learner: Mapping[str, float]
+def sampling_metrics(
+    step: int, groups: Sequence[GroupRecord], times: StepTimes, learner: Mapping[str, float]
 ) -> dict[str, float]:
-    """Metrics named `area/name_unit`. Rewards, outcomes and lengths are over all that was sampled, dropped groups included: they tell of the policy.
+    """Compute the metrics `area/name_unit` of a step whose groups were sampled.
+
+    Rewards, outcomes and lengths cover all sampled groups, dropped ones included: they describe the policy.
 
     Args:
-        step: that trains on weights of this version, to which the staleness of its tokens is counted.
-        groups: all that were sampled for it.
+        step: Number of the step, which trains on weights of this version. Staleness is relative to it.
+        groups: All groups that were sampled for the step.
+        times: When the step passed its stages.
+        learner: The learner's metrics of the step.
     """
-    rewards = [np.asarray(group.judged.rewards) for group in groups]
-    outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.judged.outcomes)
+    rewards = [group.verdicts.rewards for group in groups]
+    outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.verdicts.outcomes.tolist())
     tokens_by_teacher: Counter[str] = Counter()
     tokens_by_age: Counter[int] = Counter()
     for group in groups:
-        tokens_by_teacher.update(dict.fromkeys(group.teachers, sum(group.sampled.response_lengths)))
-        tokens_by_age.update({step - version: tokens for version, tokens in group.sampled.tokens_by_version.items()})
-    lengths = np.concatenate([group.sampled.response_lengths for group in groups])
-    first_issued_at, last_sampled_at = (
-        min(group.issued_at for group in groups),
-        max(group.sampled_at for group in groups),
-    )
+        tokens_by_teacher.update(dict.fromkeys(group.teachers, group.summary.num_tokens))
+        tokens_by_age.update({step - version: tokens for version, tokens in group.summary.tokens_by_version.items()})
+    lengths = np.concatenate([group.summary.response_lengths for group in groups])
+    first_issued_at = min(group.times.issued_at for group in groups)
+    last_sampled_at = max(group.times.sampled_at for group in groups)
+    # The time during which any group was sampled, at most the step's: samplers that work ahead sample several steps at
+    # once.
+    sampling_s = max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9)
     return {
         "reward/mean": float(np.mean(np.concatenate(rewards))),
         "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
@@ -70,10 +102,8 @@ def step_metrics(
         "rollout/response_tokens": float(lengths.sum()),
         "rollout/response_tokens_mean": float(lengths.mean()),
         "rollout/response_tokens_max": float(lengths.max()),
-        "rollout/truncated_fraction": sum(group.sampled.num_truncated for group in groups) / len(lengths),
-        # Over the time in which any of them was sampled, at most the step's: samplers that work ahead sample several steps at once.
-        "rollout/tokens_per_s": float(lengths.sum())
-        / max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9),
+        "rollout/truncated_fraction": sum(group.summary.num_truncated for group in groups) / len(lengths),
+        "rollout/tokens_per_s": float(lengths.sum()) / sampling_s,
         "rollout/staleness_mean": sum(age * tokens for age, tokens in tokens_by_age.items())
         / max(1, tokens_by_age.total()),
         "rollout/staleness_max": float(max(tokens_by_age, default=0)),
@@ -84,18 +114,39 @@ def step_metrics(
     }
 
 
-def exposed_times(groups: Sequence[FollowedGroup], times: StepTimes) -> dict[str, float]:
-    """`time/*_s`, which add up to the step: generation until the last group was sampled, then what of scoring, of learning and of the weight update was
-    left over, that is, not hidden behind the stage before. What was done before the driver turned to the step costs it nothing. `time/teacher_s` is what of
-    the scoring was left when the last verdict was there too."""
-    sampled_at = max(times.started_at, *(group.sampled_at for group in groups))
-    judged_at = max(sampled_at, *(group.judged_at for group in groups))
-    scored_at = max(judged_at, *(group.scored_at for group in groups))
+def trace_metrics(groups: Sequence[GroupRecord], times: StepTimes, learner: Mapping[str, float]) -> dict[str, float]:
+    """Compute the metrics of a step whose groups were read from traces. Reading them takes the place of generation.
+
+    The learner's gap to the sampler's log-probabilities is left out: the sampler was the teacher, so the gap is not
+    engine noise.
+    """
+    lengths = np.concatenate([group.summary.response_lengths for group in groups])
+    exposed = exposed_times(groups, times)
+    return {
+        "traces/response_tokens": float(lengths.sum()),
+        "traces/response_tokens_mean": float(lengths.mean()),
+        "traces/response_tokens_max": float(lengths.max()),
+        "traces/tokens_per_s": float(lengths.sum()) / exposed["time/step_s"],
+        **exposed,
+        **{name: value for name, value in learner.items() if not name.startswith("learner/logprob_gap")},
+    }
+
+
+def exposed_times(groups: Sequence[GroupRecord], times: StepTimes) -> dict[str, float]:
+    """Compute `time/*_s`, the time that each stage adds to the step. They add up to `time/step_s`.
+
+    Generation counts until the last group was sampled. Scoring, learning and the weight update count only the time that
+    is not hidden behind the stage before. Work from before the step started counts nothing. `time/teacher_s` is the
+    part of the scoring time after the last verdict had arrived.
+    """
+    sampled_at = max(times.started_at, *(group.times.sampled_at for group in groups))
+    verified_at = max(sampled_at, *(group.times.verified_at for group in groups))
+    scored_at = max(verified_at, *(group.times.scored_at for group in groups))
     return {
         "time/step_s": times.weights_at - times.started_at,
         "time/generate_s": sampled_at - times.started_at,
         "time/score_s": scored_at - sampled_at,
-        "time/teacher_s": scored_at - judged_at if any(group.teachers for group in groups) else 0.0,
+        "time/teacher_s": scored_at - verified_at if any(group.teachers for group in groups) else 0.0,
         "time/learn_s": max(0.0, times.trained_at - scored_at),
         "time/weights_s": times.weights_at - times.trained_at,
     }

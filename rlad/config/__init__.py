@@ -1,4 +1,7 @@
-"""A run's configuration: pydantic models of its YAML. Unknown keys are refused with the nearest right one."""
+"""Run configuration: pydantic models of the YAML files.
+
+Unknown keys are errors; the message names the closest known key.
+"""
 
 from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
 from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig

@@ -1,4 +1,4 @@
-"""What the pydantic models of all sections share."""
+"""Base class and field types of all configuration models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class ConfigModel(BaseModel):
-    """Frozen, and strict about its keys: a misspelt setting must not train a model for a day."""
+    """Frozen model that rejects unknown keys, so that a misspelled setting fails before training starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def or_null(value: object) -> object:
+    """Return `value` as error messages show it: None is YAML's null."""
+    return "null" if value is None else value

@@ -1,4 +1,4 @@
-"""The configuration of a comparison: one run's settings, and how each method differs from them."""
+"""Configuration of a comparison: the settings of a base run, and the overrides of each method."""
 
 from __future__ import annotations
 
@@ -17,45 +17,51 @@ from rlad.config.run import RunConfig
 from rlad.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
-# What a difference between two methods must not come from: the start, what is measured, and how.
+# Sections that methods must share, so that a difference in accuracy comes from the method alone.
 _MUST_BE_EQUAL = ("student", "evaluation", "verifiers", "cluster")
 
 
 class MethodConfig(ConfigModel):
-    """One method: what it changes in the base."""
+    """A method: overrides of the base run."""
 
     overrides: dict[str, Any] = Field(
-        {}, description="Settings by dotted key, as `training.steps: 12`. A mapping replaces what stood there."
+        {},
+        description="Settings by dotted key, for example `training.steps: 12`. A mapping replaces the base's "
+        "mapping as a whole.",
     )
 
 
 class CompareConfig(ConfigModel):
-    """Several methods over several seeds, from one start."""
+    """Comparison of several methods over several seeds, all starting from the same student."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = Field(
+        description="Name of the comparison. The default directory is `runs/NAME`."
+    )
     base: str | dict[str, Any] = Field(
-        description="A run's YAML file, its path seen from this file; or a run's settings themselves."
+        description="Base run: path of its YAML file, relative to this file, or its settings."
     )
-    overrides: dict[str, Any] = Field({}, description="The same for all methods.")
+    overrides: dict[str, Any] = Field({}, description="Overrides of the base run for all methods, by dotted key.")
     methods: Annotated[dict[Name, MethodConfig], Field(min_length=1)] = Field(
-        description="Methods by a free name, each a set of changes. The first is what the others are compared with."
+        description="Methods by name. The first is the reference that the others are compared with."
     )
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[int] = Field([0], min_length=1, description="Seeds. Each method runs once per seed.")
     margin: Fraction = Field(
-        0.02, description="A difference of accuracy too small to matter: an interval inside it counts as equal."
+        0.02,
+        description="Largest difference in accuracy that does not matter in practice. Two methods are equal if the "
+        "confidence interval of their difference lies within it.",
     )
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+    def _seeds_are_unique(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is named twice: a run repeated is not another observation")
+            raise ValueError(f"seeds must be unique, because a repeated run is no new observation; got {seeds}")
         return seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """One run of a comparison."""
+    """A run of a comparison: one method with one seed."""
 
     method: str
     seed: int
@@ -63,17 +69,18 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of the run and its directory."""
+        """Name of the run and of its directory."""
         return f"{self.method}-seed{self.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A comparison ready to run.
+    """Validated comparison, ready to run.
 
     Attributes:
-        config: as it was read, `base` being the settings themselves.
-        runs: all methods of the first seed, then of the next: one that is cut short compares what it has.
+        config: Configuration, with the base run's settings in `base`.
+        runs: All methods of the first seed, then of the next seed, so that an interrupted comparison has complete
+            seeds.
     """
 
     config: CompareConfig
@@ -87,15 +94,17 @@ def load_comparison(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Comparison:
-    """Read a comparison and validate every run of it.
+    """Read a comparison and validate each of its runs.
 
     Args:
-        overrides: dotted `key=value` settings of every run, which win over the file's.
-        methods: only these, in this order.
-        seeds: instead of the file's.
+        path: YAML file.
+        overrides: Dotted `key=value` settings applied to every run. They take precedence over the file.
+        methods: Methods to run, in this order; default: all.
+        seeds: Seeds to run instead of those in the file.
 
     Raises:
-        ConfigError: what is wrong, and in which method; or methods that do not share student, evaluation, verifiers and cluster.
+        ConfigError: A setting is invalid (the message names the method), or methods differ in student, evaluation,
+            verifiers or cluster.
     """
     path = Path(path)
     config = validated(CompareConfig, read_settings(path), where=str(path))
@@ -124,7 +133,8 @@ def load_comparison(
         different = [run.method for run in runs if getattr(run.config, key) != getattr(runs[0].config, key)]
         if different:
             raise ConfigError(
-                f"{path}: method {different[0]} has another `{key}` than {runs[0].method}: methods that are compared must share it"
+                f"{path}: compared methods must have the same `{key}`; methods {runs[0].method} and {different[0]} "
+                "differ"
             )
     return Comparison(config=config, runs=runs)
 
@@ -133,9 +143,9 @@ def _chosen(methods: Mapping[str, MethodConfig], names: Sequence[str]) -> dict[s
     unknown = [name for name in names if name not in methods]
     if unknown or len(set(names)) < len(names):
         raise ConfigError(
-            f"no method {', '.join(unknown)}: there are {', '.join(methods)}"
+            f"unknown method {', '.join(unknown)}; expected one of {', '.join(methods)}"
             if unknown
-            else f"a method is named twice: {', '.join(names)}"
+            else f"methods must be unique; got {', '.join(names)}"
         )
     return {name: methods[name] for name in names}
 

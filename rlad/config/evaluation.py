@@ -1,4 +1,4 @@
-"""Evaluation sets."""
+"""Configuration of evaluations: the evaluation of a run, and suites for `rlad eval`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator
 
-from rlad.config.base import ConfigModel as ConfigModel
-from rlad.config.base import Fraction, PositiveInt
+from rlad.config.base import ConfigModel, Fraction, PositiveInt
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import RolloutConfig, VerifierPoolConfig
 from rlad.config.shared import ClusterConfig, ModelConfig
@@ -17,52 +16,64 @@ from rlad.verifiers import VerifierConfig
 
 
 class EvaluationConfig(ConfigModel):
-    prompts: PromptSource
-    every_steps: Annotated[int, Field(ge=0)] = Field(10, description="0 evaluates only before and after.")
-    samples: PositiveInt = Field(1, description="Responses a prompt (k of mean@k and pass@k).")
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    top_p: Fraction = 0.95
-    max_response_tokens: PositiveInt | None = Field(None, description="Default: that of the rollouts.")
+    """Evaluation of the student on a fixed set of prompts."""
+
+    prompts: PromptSource = Field(description="Source of the evaluation prompts.")
+    every_steps: Annotated[int, Field(ge=0)] = Field(
+        10, description="Training steps between evaluations; 0 evaluates only before and after training."
+    )
+    samples: PositiveInt = Field(1, description="Responses per prompt (the k of mean@k and pass@k).")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.6, description="Sampling temperature; 0 means greedy.")
+    top_p: Fraction = Field(0.95, description="Nucleus sampling threshold.")
+    max_response_tokens: PositiveInt | None = Field(
+        None, description="Maximum length of a response, in tokens; null means `rollout.max_response_tokens`."
+    )
     group_by: str | list[str] = Field(
         "task",
-        description="Metadata key whose values become the table's rows, for example `people`; or several, each with rows of its own: `[task, people]`.",
+        description="Metadata key whose values become the rows of the result table, for example `people`. A list such "
+        "as `[task, people]` adds rows for each key.",
     )
 
     @field_validator("group_by")
     @classmethod
-    def _keys_differ(cls, group_by: str | list[str]) -> str | list[str]:
+    def _keys_are_unique(cls, group_by: str | list[str]) -> str | list[str]:
         if isinstance(group_by, list) and (not group_by or len(set(group_by)) < len(group_by)):
-            raise ValueError("a list names at least one metadata key, and none twice")
+            raise ValueError("group_by must list at least one metadata key, without duplicates")
         return group_by
 
     @property
     def group_label(self) -> str:
-        """What the rows of the table are, as its heading."""
+        """Column heading for the rows of the result table."""
         return self.group_by if isinstance(self.group_by, str) else ", ".join(self.group_by)
 
 
 class EvaluationSuite(ConfigModel):
-    """What `rlad eval` needs and no more: prompt sets with their sampling, verifiers, engines. All sets are evaluated by the same engines."""
+    """Settings of `rlad eval`: prompt sets with sampling settings, verifiers and engines.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    seed: int = 0
-    student: ModelConfig = Field(description="The model; `rlad eval MODEL` replaces its path.")
-    verifiers: dict[str, VerifierConfig] = Field(description="By the prompts' `task`.")
-    verifier_pool: VerifierPoolConfig = VerifierPoolConfig()
-    rollout: RolloutConfig = RolloutConfig()
+    All sets share the same engines.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)] = Field(
+        description="Name of the suite."
+    )
+    seed: int = Field(0, description="Random seed of sampling.")
+    student: ModelConfig = Field(description="Model to evaluate. `rlad eval MODEL` replaces `student.path`.")
+    verifiers: dict[str, VerifierConfig] = Field(description="Verifiers by the prompts' `task`.")
+    verifier_pool: VerifierPoolConfig = Field(VerifierPoolConfig(), description="Verifier actors.")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="Rollout workers.")
     sets: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)], EvaluationConfig],
         Field(min_length=1),
-    ] = Field(description="Prompt sets by name; `every_steps` means nothing here.")
-    cluster: ClusterConfig = ClusterConfig()
+    ] = Field(description="Prompt sets by name. `every_steps` is ignored.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="Ray cluster.")
 
     def only(self, names: Sequence[str]) -> Self:
-        """The same with these sets alone.
+        """Return a copy restricted to the named sets.
 
         Raises:
-            ConfigError: a name that no set has.
+            ConfigError: The suite has no set of one of the names.
         """
         unknown = [name for name in names if name not in self.sets]
         if unknown:
-            raise ConfigError(f"no evaluation set {', '.join(unknown)}: there are {', '.join(self.sets)}")
+            raise ConfigError(f"no evaluation set {', '.join(unknown)}; the suite has {', '.join(self.sets)}")
         return self.model_copy(update={"sets": {name: self.sets[name] for name in names}})

@@ -1,4 +1,4 @@
-"""The learner: optimizer, checkpoints and weight updates."""
+"""Configuration of the learner: optimizer, checkpoints and weight updates."""
 
 from __future__ import annotations
 
@@ -6,73 +6,100 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlad.config.base import ConfigModel as ConfigModel
-from rlad.config.base import Fraction, PositiveInt, Seconds
+from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 from rlad.config.lora import LoraConfig
 
 
 class OptimizerConfig(ConfigModel):
-    lr: Annotated[float, Field(gt=0)] = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW with gradient clipping and a learning rate schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = Field(1e-6, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="Decay rates of the running averages of the gradient and its square."
+    )
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Term added to the denominator for stability.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay coefficient.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="Optimizer steps over which the learning rate rises from 0."
+        0, description="Optimizer updates over which the learning rate rises linearly from 0."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Decay after the warm-up, down to 0 at the last step."
+        "constant",
+        description="Learning rate schedule after warm-up. `linear` and `cosine` decay to 0 at the last update.",
     )
-    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_gradient_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients are clipped to this global L2 norm."
+    )
 
 
 class LearnerConfig(ConfigModel):
-    """The student's trainer: DeepSpeed ZeRO inside Ray Train."""
+    """The learner: trains the student with DeepSpeed ZeRO inside Ray Train."""
 
-    ranks: PositiveInt = Field(1, description="Data-parallel workers.")
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    optimizer: OptimizerConfig = OptimizerConfig()
+    ranks: PositiveInt = Field(1, description="Number of learner ranks (data parallelism).")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="DeepSpeed ZeRO stage: 1 shards the optimizer state across ranks, 2 also the gradients, 3 also "
+        "the weights; 0 shards nothing.",
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer settings.")
     lora: LoraConfig | None = Field(
-        None, description="Train low-rank adapters instead of all weights; `{}` takes the defaults."
+        None, description="Train LoRA adapters instead of all weights. `{}` uses the defaults; null trains all weights."
     )
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="Tokens (prompts included) a rank packs into one forward and backward pass."
+        16384, description="Maximum number of tokens (prompts included) in one micro-batch of a rank."
     )
-    logprob_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
-    activation_checkpointing: bool = False
-    offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory.")
+    logprob_chunk_tokens: PositiveInt = Field(
+        1024, description="Tokens whose logits are in memory at once. Lower values need less memory."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass, which saves memory and costs time."
+    )
+    offload_optimizer: bool = Field(False, description="Keep the optimizer state in host memory.")
     pi_old: Literal["rollout", "recompute"] = Field(
         "rollout",
-        description="Behaviour log-probabilities from the sampling engine (one forward fewer), or recomputed by the learner before the first update.",
+        description="Source of the behavior policy's log-probabilities: `rollout` takes those of the sampling engine; "
+        "`recompute` takes those of the learner's first forward pass.",
     )
     truncated: Literal["keep", "mask"] = Field(
-        "keep", description="Whether responses that hit the token budget are trained on."
+        "keep",
+        description="Treatment of responses that reach `rollout.max_response_tokens`: `keep` trains on them, `mask` "
+        "excludes them from the loss.",
     )
     max_missing_teacher_fraction: Fraction = Field(
-        0.01, description="Above this share of missing, NaN or infinite teacher scores, the step fails."
+        0.01,
+        description="Maximum fraction of teacher scores in a step that may be missing, NaN or infinite. Above it the "
+        "step fails.",
     )
     max_nonfinite_steps: PositiveInt = Field(
-        3, description="Optimizer steps in a row with NaN or infinite gradients before the run ends."
+        3,
+        description="Number of consecutive optimizer updates with NaN or infinite gradients after which the run fails.",
     )
-    cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
-    threads: PositiveInt = 1
+    cpus_per_rank: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs reserved per learner rank.")
+    gpus_per_rank: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs reserved per learner rank; 0 trains on CPU."
+    )
+    threads: PositiveInt = Field(1, description="Compute threads of a learner rank on CPU.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="Times Ray Train may restart the ranks from the last checkpoint."
+        3, description="Maximum number of times Ray Train restarts the ranks from the last checkpoint."
     )
-    step_timeout_s: Seconds = Field(3600, description="Deadline of one training step after its last group has arrived.")
+    step_timeout_s: Seconds = Field(
+        3600, description="Deadline for one training step after its last group has arrived, in seconds."
+    )
 
 
 class WeightsConfig(ConfigModel):
-    """How new weights get from the learner into the rollout workers' engines."""
+    """Weight updates: how rollout workers receive the learner's new weights."""
 
     transport: Literal["object_store", "nccl", "ipc", "gloo"] = Field(
         "object_store",
-        description="`object_store`: one object, a file a node, checked by its checksum. The others go straight from the learner's memory, by vLLM's weight "
-        "transfer, without a checksum: `nccl` broadcasts from GPU to GPU, `ipc` maps the memory of the one GPU that learner and worker share, `gloo` "
-        "broadcasts between CPUs.",
+        description="`object_store` publishes one object through Ray and writes one file per node, verified by "
+        "checksum. The other transports send from the learner's memory through vLLM's weight transfer, without a "
+        "checksum: `nccl` broadcasts between GPUs, `ipc` maps the memory of a GPU that learner and rollout worker "
+        "share, and `gloo` broadcasts between CPUs.",
     )
 
 
 class CheckpointConfig(ConfigModel):
-    every_steps: PositiveInt = 10
-    keep: PositiveInt = 2
+    """Checkpoints of the learner."""
+
+    every_steps: PositiveInt = Field(10, description="Training steps between checkpoints.")
+    keep: PositiveInt = Field(2, description="Number of most recent checkpoints to keep.")

@@ -1,4 +1,4 @@
-"""Reading a run's YAML, with `key=value` overrides from the command line."""
+"""Loading and validation of configuration files, with `key=value` overrides from the command line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfi
     """Read and validate a run's configuration.
 
     Args:
-        path: a YAML file.
-        overrides: dotted `key=value` settings, later ones winning, for example `learner.zero_stage=3`.
+        path: YAML file.
+        overrides: Dotted `key=value` settings, for example `learner.zero_stage=3`. Later ones take precedence.
 
     Raises:
-        ConfigError: one sentence for each problem: where, what was expected, what came.
+        ConfigError: The configuration is invalid. The message has one line per problem.
     """
     return validated(RunConfig, read_settings(path, overrides), where=str(path))
 
 
 def load_evaluation_suite(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationSuite:
-    """Read what `rlad eval` evaluates on: a file with `sets`, or a run's configuration, whose `evaluation` is then the only set, `evaluation`.
+    """Read and validate an evaluation suite.
+
+    Args:
+        path: YAML file of a suite (it has `sets`) or of a run. A run becomes a suite with one set, `evaluation`.
+        overrides: Dotted `key=value` settings.
 
     Raises:
-        ConfigError: as `load_run_config`.
+        ConfigError: The configuration is invalid. The message has one line per problem.
     """
     settings = read_settings(path, overrides)
     if "sets" in settings:
@@ -55,10 +59,10 @@ def load_evaluation_suite(path: Path | str, overrides: Sequence[str] = ()) -> Ev
 
 
 def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file with overrides merged into it, not validated yet.
+    """Read a YAML file and merge overrides into it, without validation.
 
     Raises:
-        ConfigError: no such file, no YAML, or an override that is not `key=value`.
+        ConfigError: The file does not exist or is not YAML, or an override is not `key=value`.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,22 +70,26 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     malformed = [override for override in overrides if "=" not in override]
     if malformed:
         raise ConfigError(
-            f"an override is key=value, for example training.steps=10; got {', '.join(map(repr, malformed))}"
+            f"expected overrides of the form key=value, for example training.steps=10; got "
+            f"{', '.join(map(repr, malformed))}"
         )
     try:
         merged = OmegaConf.merge(
-            _without_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides))
+            _clear_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides))
         )
         settings = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds a list, a configuration is a mapping of settings")
+        raise ConfigError(f"{path}: expected a mapping of settings; got a list")
     return {str(key): value for key, value in settings.items()}
 
 
-def _without_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
-    """A teacher that overrides give as a shared one (`teacher.service=NAME`) takes the file's place whole: its engine's settings are another's matter."""
+def _clear_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
+    """Clear teacher sections that overrides turn into shared teachers (`teacher.service=NAME`).
+
+    The file's engine settings would be unknown keys of a shared teacher.
+    """
     for override in overrides:
         section, _, key = override.partition("=")[0].rpartition(".")
         if (
@@ -94,10 +102,10 @@ def _without_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
 
 
 def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:
-    """Settings as their model.
+    """Validate settings against a model.
 
     Raises:
-        ConfigError: one sentence for each problem, headed by `where`.
+        ConfigError: The settings are invalid. The message starts with `where` and has one line per problem.
     """
     try:
         return model.model_validate(settings)
@@ -107,25 +115,33 @@ def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
-        # A part in parentheses is the kind of section that was chosen, no key.
-        where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("(")) or "the configuration"
+        # A location part in parentheses is the tag of a union member, not a key.
+        where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("(")) or "configuration"
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(model))}"
         elif problem["type"] == "missing":
-            yield f"{where}: required, but not set"
+            yield f"{where}: required setting is missing"
         else:
-            yield f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {_shortened(problem['input'])})"
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "teacher_kind" and isinstance(problem["input"], dict):
+                message += f"; got {', '.join(map(str, problem['input'])) or 'none of them'}"
+            yield f"{where}: {message}{_received(message, problem['input'])}"
+
+
+def _received(message: str, value: object) -> str:
+    """Return the rejected value in parentheses, unless it is a whole section or the message has it already."""
+    return "" if "; got " in message or isinstance(value, dict | BaseModel) else f" (got {_shortened(value)})"
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
     if key in (known := set(known)):
-        return ": another kind of section has it, not this one"
+        return ", although another kind of this section has it"
     nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean `{nearest[0]}`?" if nearest else ""
 
 
 def _known_keys(model: type[BaseModel]) -> set[str]:
-    """Field names of a model and of every model its fields mention, unions and containers included."""
+    """Return the field names of a model and of all models in its fields, including unions and containers."""
     names: set[str] = set()
     pending: list[Any] = [model]
     seen: set[Any] = set()

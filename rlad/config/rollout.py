@@ -1,4 +1,4 @@
-"""Rollout, trace generation and verifier pools."""
+"""Configuration of the pools that produce responses: rollout workers, trace generation and verifiers."""
 
 from __future__ import annotations
 
@@ -6,113 +6,141 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from rlad.config.base import ConfigModel as ConfigModel
-from rlad.config.base import Fraction, PositiveInt, Seconds
+from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds, or_null
 
 
 class RolloutConfig(ConfigModel):
-    """The pool of vLLM engines that sample from the student."""
+    """Rollout workers: vLLM engines that sample responses from the student."""
 
-    workers: PositiveInt = Field(1, description="With which the run starts; `rlad scale` changes it.")
-    min_workers: PositiveInt = Field(1, description="Below which the pool is not shrunk while the run lives.")
-    max_workers: PositiveInt | None = Field(None, description="Above which it is not grown; none sets no bound.")
+    workers: PositiveInt = Field(
+        1, description="Number of rollout workers at start. `rlad scale` changes it during a run."
+    )
+    min_workers: PositiveInt = Field(1, description="Minimum number of rollout workers.")
+    max_workers: PositiveInt | None = Field(
+        None, description="Maximum number of rollout workers; null means unlimited."
+    )
     autoscale: bool = Field(
         False,
-        description="Add a worker while generation bounds the steps, take one away while generation is hidden and idle; needs `max_workers`.",
+        description="Add a worker while generation limits the step time, and drain one while workers are idle. "
+        "Requires `max_workers`.",
     )
-    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Responses sampled for each prompt.")
-    max_prompt_tokens: PositiveInt = 1024
-    max_response_tokens: PositiveInt = 2048
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Responses sampled per prompt.")
+    max_prompt_tokens: PositiveInt = Field(1024, description="Maximum length of a prompt, in tokens.")
+    max_response_tokens: PositiveInt = Field(2048, description="Maximum length of a response, in tokens.")
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Sampling temperature in training; the learner's logits are scaled alike."
+        1.0, description="Sampling temperature in training. The learner divides its logits by the same value."
     )
-    top_p: float = Field(1.0, description="Must be 1 in training: truncated sampling rescales the likelihood ratio.")
+    top_p: float = Field(
+        1.0, description="Must be 1 in training, because truncated sampling makes the likelihood ratio wrong."
+    )
     top_k: int = Field(0, description="Must be 0 (off) in training, for the same reason.")
-    tensor_parallel: PositiveInt = Field(1, description="GPUs of one engine.")
-    max_sequences: PositiveInt = Field(256, description="Sequences an engine decodes at once.")
-    gpu_memory_fraction: Fraction = Field(0.9, description="Share of a GPU's memory the engine takes.")
-    kv_cache_gib: Annotated[int, Field(ge=1)] = Field(1, description="KV cache of an engine on CPU, in GiB.")
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    tensor_parallel: PositiveInt = Field(1, description="GPUs per engine.")
+    max_sequences: PositiveInt = Field(256, description="Maximum number of sequences an engine decodes at once.")
+    gpu_memory_fraction: Fraction = Field(0.9, description="Fraction of the GPU memory that an engine reserves.")
+    kv_cache_gib: Annotated[int, Field(ge=1)] = Field(
+        1, description="Size of the KV cache of an engine on CPU, in GiB. Ignored on GPUs."
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs reserved per rollout worker.")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs reserved per rollout worker; 0 runs the engine on CPU."
+    )
     threads: PositiveInt = Field(1, description="Compute threads of an engine on CPU.")
-    group_timeout_s: Seconds = Field(600, description="Deadline of one group; past it the group is issued again.")
+    group_timeout_s: Seconds = Field(
+        600, description="Deadline for sampling one group, in seconds. A group that misses it is submitted again."
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="Workers the pool may replace before the run ends."
+        3, description="Maximum number of workers the pool replaces before the run fails."
     )
 
     @model_validator(mode="after")
-    def _bounds_hold(self) -> Self:
+    def _workers_within_bounds(self) -> Self:
         if not self.min_workers <= self.workers <= (self.max_workers or self.workers):
             raise ValueError(
-                f"workers {self.workers} must be between min_workers {self.min_workers} and max_workers {self.max_workers}"
+                "rollout.workers must be between rollout.min_workers and rollout.max_workers; got workers "
+                f"{self.workers}, min_workers {self.min_workers}, max_workers {or_null(self.max_workers)}"
             )
         if self.autoscale and self.max_workers is None:
-            raise ValueError("autoscale needs max_workers: up to how many machines may it ask for?")
+            raise ValueError("rollout.autoscale requires rollout.max_workers; got null")
         return self
 
     @model_validator(mode="after")
-    def _sampling_must_not_truncate(self) -> Self:
+    def _sampling_is_not_truncated(self) -> Self:
         if self.top_p != 1.0 or self.top_k != 0:
             raise ValueError(
-                "top_p below 1 or top_k above 0 in training rollouts rescales pi_old on the kept tokens, so the likelihood ratio is wrong; "
-                "leave them off here (evaluation may use them)"
+                f"rollout.top_p must be 1 and rollout.top_k must be 0; got {self.top_p:g} and {self.top_k}. Truncated "
+                "sampling renormalizes pi_old over the remaining tokens, so the likelihood ratio would be wrong. "
+                "Evaluation may use both settings"
             )
         return self
 
 
 class GeneratorConfig(ConfigModel):
-    """Where the pool of vLLM engines that sample from the teacher differs from `rollout`, which gives every setting left out here."""
+    """Overrides of `rollout` for sampling from the teacher. Null fields inherit the value of `rollout`."""
 
-    workers: PositiveInt | None = None
-    max_response_tokens: PositiveInt | None = None
-    tensor_parallel: PositiveInt | None = Field(None, description="GPUs of one engine.")
-    max_sequences: PositiveInt | None = Field(None, description="Sequences an engine decodes at once.")
-    gpu_memory_fraction: Fraction | None = None
-    kv_cache_gib: Annotated[int, Field(ge=1)] | None = None
-    cpus_per_worker: Annotated[float, Field(gt=0)] | None = None
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    threads: PositiveInt | None = None
-    group_timeout_s: Seconds | None = Field(None, description="Deadline of all traces of one prompt.")
-    max_restarts: Annotated[int, Field(ge=0)] | None = None
+    workers: PositiveInt | None = Field(None, description="Number of rollout workers.")
+    max_response_tokens: PositiveInt | None = Field(None, description="Maximum length of a response, in tokens.")
+    tensor_parallel: PositiveInt | None = Field(None, description="GPUs per engine.")
+    max_sequences: PositiveInt | None = Field(
+        None, description="Maximum number of sequences an engine decodes at once."
+    )
+    gpu_memory_fraction: Fraction | None = Field(
+        None, description="Fraction of the GPU memory that an engine reserves."
+    )
+    kv_cache_gib: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Size of the KV cache of an engine on CPU, in GiB."
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(None, description="CPUs reserved per rollout worker.")
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = Field(None, description="GPUs reserved per rollout worker.")
+    threads: PositiveInt | None = Field(None, description="Compute threads of an engine on CPU.")
+    group_timeout_s: Seconds | None = Field(
+        None, description="Deadline for sampling all traces of one prompt, in seconds."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Maximum number of workers the pool replaces before the run fails."
+    )
 
 
 class OfflineConfig(ConfigModel):
-    """Offline distillation: the teacher's own responses, sampled and verified before the training, which is supervised. Goes with objective `sft`.
+    """Offline distillation: supervised training on verified responses of the teacher (traces).
 
-    A training step takes `training.prompts_per_step` traces, each a group of one response.
+    Requires objective `sft`. Traces are sampled and verified before training starts. A training step takes
+    `training.prompts_per_step` traces, each a group of one response.
     """
 
     traces: str | None = Field(
         None,
-        description="Folder of traces that an earlier run made (its `traces/`): they are trained on, and nothing is generated.",
+        description="Directory with the traces of an earlier run (its `traces/`). Training uses them instead of "
+        "generating new traces; null generates them.",
     )
-    traces_per_prompt: PositiveInt = Field(4, description="Responses the teacher samples for each prompt.")
+    traces_per_prompt: PositiveInt = Field(4, description="Responses sampled from the teacher per prompt.")
     max_accepted_per_prompt: PositiveInt | None = Field(
-        None, description="Take at most so many right ones of a prompt; default: all."
+        None, description="Maximum number of correct responses kept per prompt; null means all."
     )
     max_prompts: PositiveInt | None = Field(
-        None, description="Take only the first so many prompts of `prompts`; default: all."
+        None, description="Number of prompts to use from the start of `prompts`; null means all."
     )
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Sampling temperature of the teacher.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling threshold of the teacher.")
     prompts_per_part: PositiveInt = Field(
         64,
-        description="Prompts whose traces are written together; a kill costs those that wait, a minute's worth at most.",
+        description="Prompts whose traces are written to disk together. If the run is killed, the traces of "
+        "unwritten prompts are lost.",
     )
-    rollout: GeneratorConfig = GeneratorConfig()
+    rollout: GeneratorConfig = Field(GeneratorConfig(), description="Overrides of `rollout` for the teacher's engines.")
 
     def generator_of(self, rollout: RolloutConfig) -> RolloutConfig:
-        """Settings of the teacher's engines, for a run whose student is sampled with `rollout`."""
+        """Return the settings of the teacher's engines: `rollout` with the overrides of this section."""
         return rollout.model_copy(update=self.rollout.model_dump(exclude_none=True))
 
 
 class VerifierPoolConfig(ConfigModel):
-    """Actors that run verifiers in processes which can be killed."""
+    """Actors that run verifiers in killable child processes."""
 
-    workers: PositiveInt = 1
-    processes_per_worker: PositiveInt = 1
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    workers: PositiveInt = Field(1, description="Number of verifier actors.")
+    processes_per_worker: PositiveInt = Field(1, description="Child processes per verifier actor.")
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs reserved per verifier actor.")
     timeout_s: Seconds = Field(
         10,
-        description="Hard deadline of judging one response: past it the process is killed and the outcome is `timeout`.",
+        description="Hard deadline for verifying one response, in seconds. After it the process is killed and the "
+        "outcome is `timeout`.",
     )

@@ -1,4 +1,4 @@
-"""The configuration of a recurring run: a run's settings, when it ticks, where its student comes from and what becomes of the result."""
+"""Configuration of a schedule: a run's settings, its cron expression, the initial student, and promotion."""
 
 from __future__ import annotations
 
@@ -9,103 +9,128 @@ from pydantic import Field, field_validator, model_validator
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 
 ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
-# What the registry takes for a model's and an alias's name.
+# Pattern of model names and aliases in the registry.
 RegistryName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=63)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 TickEvent = Literal["promoted", "kept", "failed", "refused", "missed", "skipped"]
-"""How a tick may end: a run whose student was promoted, or was not; a run that failed; no run, since another one went on, since it was too late, or for
-want of new prompts."""
+"""Outcome of a tick.
+
+- `promoted`, `kept`: the run finished, and its student was or was not promoted.
+- `failed`: the run failed.
+- `refused`: no run, because another run of the schedule is still active.
+- `missed`: no run, because the tick came too late.
+- `skipped`: no run, because no file has new prompts.
+"""
 
 
 class PromptRefresh(ConfigModel):
-    """Training prompts from files that come in over time. They take the place of the run's own `prompts`."""
+    """Training prompts from files that arrive over time. They replace the run's `prompts`."""
 
     pattern: str = Field(
-        description="Path with wildcards, `**` too; relative paths are seen from the schedule's working directory."
+        description="Glob pattern of the files; `**` is supported. Relative to the schedule's `working_dir`."
     )
     use: Literal["all", "new"] = Field(
         "all",
-        description="Train on every file that matches, or only on those that no finished run has seen. A file that changes is new again. "
-        "Without a file to train on the tick is skipped.",
+        description="`all` trains on every matching file, `new` only on files that no finished run has used. A "
+        "modified file counts as new. A tick without files is skipped.",
     )
 
 
 class NotifyConfig(ConfigModel):
-    """Who is told how a tick ended, as JSON: a URL, a command, or both. Neither may fail the tick."""
+    """Notification of tick outcomes as JSON, to a webhook, a command, or both.
+
+    A failed notification does not fail the tick.
+    """
 
     webhook_env: EnvironmentName | None = Field(
-        None, description="Environment variable with the URL, which is secret more often than not."
+        None, description="Environment variable that holds the webhook's URL; null means no webhook."
     )
-    token_env: EnvironmentName | None = Field(None, description="Environment variable with a bearer token for it.")
-    command: list[str] = Field([], description="Command and arguments; the JSON is its standard input. No shell.")
-    events: list[TickEvent] = Field(list(get_args(TickEvent)), description="Which endings are told.")
-    timeout_s: Seconds = Field(10, description="Deadline of one attempt.")
+    token_env: EnvironmentName | None = Field(
+        None, description="Environment variable that holds a bearer token for the webhook; null sends no token."
+    )
+    command: list[str] = Field(
+        [],
+        description="Command and arguments, run without a shell. The JSON is written to its standard input. Empty "
+        "means no command.",
+    )
+    events: list[TickEvent] = Field(list(get_args(TickEvent)), description="Outcomes to send notifications for.")
+    timeout_s: Seconds = Field(10, description="Deadline for one notification, in seconds.")
 
     @model_validator(mode="after")
-    def _token_goes_with_a_url(self) -> Self:
+    def _token_requires_webhook(self) -> Self:
         if self.token_env is not None and self.webhook_env is None:
-            raise ValueError("token_env is for a webhook, but webhook_env is not set")
+            raise ValueError(f"notify.token_env requires notify.webhook_env; got token_env {self.token_env} alone")
         return self
 
 
 class ScheduleConfig(ConfigModel):
-    """What is stored of a schedule. The command has an option for nearly each; `rlad schedule show` prints all."""
+    """A stored schedule. `rlad schedule add` has an option for most settings; `rlad schedule show` prints all."""
 
-    name: ScheduleName
+    name: ScheduleName = Field(description="Name of the schedule.")
     run: dict[str, Any] = Field(
-        description="A run's settings, validated. Its evaluation prompts are frozen when the schedule is added."
+        description="Settings of the run, validated. The evaluation prompts are frozen when the schedule is added."
     )
     cron: str = Field(
-        description="Five cron fields: minute, hour, day of the month, month, day of the week (0 or 7 is Sunday)."
+        description="Cron expression with five fields: minute, hour, day of month, month, day of week (0 or 7 is "
+        "Sunday)."
     )
-    timezone: str = Field("Etc/UTC", description="IANA name; the fields are that place's wall clock.")
-    working_dir: str = Field(description="What relative paths of the run's settings are seen from.")
-    directory: str = Field(description="Where the schedule's runs, prompts, logs and students are.")
+    timezone: str = Field("Etc/UTC", description="IANA time zone of the cron expression.")
+    working_dir: str = Field(description="Directory that relative paths in the run's settings refer to.")
+    directory: str = Field(description="Directory for the schedule's runs, prompts, logs and students.")
     registry: str = Field(description="Model registry: a directory, `s3://...` or `gs://...`.")
-    model: RegistryName = Field(description="Name of the registry's model that the students become versions of.")
+    model: RegistryName = Field(description="Name of the registered model whose versions the students become.")
     start_from: RegistryName | None = Field(
         "production",
-        description="Alias of the version that a run starts from; while there is none, the run's own `student`. None: always that.",
+        description="Alias of the model version that a run starts from. While the alias does not exist, and with null, "
+        "runs start from the run's `student`.",
     )
-    prompts: PromptRefresh | None = None
+    prompts: PromptRefresh | None = Field(
+        None, description="Training prompts from files that arrive over time; null uses the run's `prompts`."
+    )
     vary_seed: bool = Field(
         True,
-        description="Each run takes its prompts in another order: its seed is made of the run's and its scheduled time.",
+        description="Derive each run's seed from the configured seed and the scheduled time, so that the order of "
+        "prompts differs between runs.",
     )
     margin: Fraction = Field(
-        0.0, description="By how much (mean@k) a student has to be better than the one in production to be promoted."
+        0.0,
+        description="Minimum improvement over the production version, in mean@k accuracy, for a student to be "
+        "promoted.",
     )
     keep_versions: PositiveInt = Field(
-        5, description="Versions that stay in the registry, beside those that an alias leads to."
+        5, description="Number of most recent model versions to keep, in addition to versions with an alias."
     )
     address: str | None = Field(
         None,
-        description="Ray cluster of the runs, `auto` or HOST:6379, that the ticker's machine is a node of; none starts a local one for each.",
+        description="Address of the runs' Ray cluster, `auto` or HOST:6379. The scheduler's machine must be a node of "
+        "it; null starts a local cluster for each run.",
     )
     deadline_s: Seconds = Field(
-        86_400, description="A run that has worked so long, over all attempts that its ticker lived to see, is ended."
+        86_400, description="Maximum working time of a run, in seconds, summed over its attempts."
     )
     retries: Annotated[int, Field(ge=0)] = Field(
-        2, description="Times a run that failed or was killed is continued, before it is given up."
+        2, description="Maximum number of times a failed or killed run is resumed."
     )
     retry_wait_s: Annotated[float, Field(ge=0)] = Field(
-        30, description="Pause before the first retry; doubled for each further one."
+        30, description="Pause before the first retry, in seconds. Doubles with each further retry."
     )
-    stop_grace_s: Seconds = Field(60, description="Between the request to end and the kill.")
+    stop_grace_s: Seconds = Field(60, description="Time between the request to stop a run and SIGKILL, in seconds.")
     misfire_grace_s: Seconds = Field(
-        3600, description="A tick that comes later than this is missed. Several that are due at once are one."
+        3600,
+        description="Maximum delay of a tick, in seconds; later ticks are missed. Several due ticks count as one.",
     )
     lease_s: Annotated[float, Field(ge=1)] = Field(
-        60, description="A ticker that has not been heard of for so long has lost its schedule to the next."
+        60, description="Lease of a scheduler on its schedule, in seconds. An expired lease can be taken over."
     )
-    notify: NotifyConfig = NotifyConfig()
+    notify: NotifyConfig = Field(NotifyConfig(), description="Notification of tick outcomes; off by default.")
 
     @field_validator("address")
     @classmethod
-    def _address_can_be_joined(cls, address: str | None) -> str | None:
+    def _address_is_not_a_client_url(cls, address: str | None) -> str | None:
         if address is not None and "://" in address:
             raise ValueError(
-                "a run joins its cluster from the ticker's machine: give `auto` or HOST:6379 of a cluster that this machine is a node of"
+                "expected `auto` or HOST:6379 of a Ray cluster that this machine is a node of, because runs join the "
+                f"cluster from here; got {address}"
             )
         return address

@@ -1,4 +1,4 @@
-"""Sections that runs and evaluations have in common."""
+"""Configuration sections shared by runs and evaluation suites: the model and the Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,29 +6,35 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlad.config.base import ConfigModel as ConfigModel
-from rlad.config.base import PositiveInt, Seconds
+from rlad.config.base import ConfigModel, PositiveInt, Seconds
 
 
 class ModelConfig(ConfigModel):
+    """The student model."""
+
     path: str = Field(
-        description="Hugging Face model directory, or `starter:RECIPE/ROLE` for a model that `rlad pretrain` makes."
+        description="Hugging Face model directory, or `starter:RECIPE/ROLE` for a starter model made by `rlad "
+        "pretrain`."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Precision of the weights in the engines (the learner keeps float32 masters)."
+        "bfloat16", description="Precision of the weights in the engines. The learner keeps float32 master weights."
     )
 
 
 class ClusterConfig(ConfigModel):
+    """The Ray cluster that the run connects to or starts."""
+
     address: str | None = Field(
-        None, description="Ray address, or `auto`; none starts a local one that ends with the run."
+        None,
+        description="Address of a Ray cluster, or `auto`; null starts a local cluster that stops with the run.",
     )
     num_cpus: PositiveInt | None = Field(
-        None, description="CPUs a local cluster claims; default: those of the machine."
+        None, description="CPUs of a local cluster; null means all CPUs of the machine."
     )
-    start_timeout_s: Seconds = Field(300, description="Deadline for every pool to be up.")
+    start_timeout_s: Seconds = Field(300, description="Deadline for all pools to start, in seconds.")
     pool_labels: bool = Field(
         False,
-        description="Place every pool on the nodes whose Ray label `rlad.io/pool` is its name (`rlad plan` prints them), the broker on those of `head`. "
-        "What `rlad deploy render` writes labels its nodes and turns this on.",
+        description="Place each pool only on nodes whose Ray label `rlad.io/pool` equals the pool's name, and the "
+        "broker on nodes labelled `head`. `rlad plan` prints the pool names; `rlad deploy render` labels the nodes "
+        "and turns this setting on.",
     )

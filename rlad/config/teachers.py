@@ -1,4 +1,8 @@
-"""The pydantic models of teachers: one that a run deploys for itself, one that is there already and that several runs share, and the service that this is."""
+"""Configuration of teachers, the reference policy, and shared teacher services.
+
+A run either deploys a teacher itself (`path`), or uses one that other runs share: a service on its own Ray cluster
+(`service`) or a service elsewhere (`url`).
+"""
 
 from __future__ import annotations
 
@@ -8,101 +12,128 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 
-# As Serve and URLs take it.
+# Valid both as a Ray Serve application name and in a URL.
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 TOKEN_VARIABLE = "RLAD_TEACHER_TOKEN"
 
 
 class ScoringConfig(ConfigModel):
-    """A Serve application in which a frozen model scores finished groups."""
+    """Ray Serve application in which a frozen model scores sampled groups."""
 
     path: str | None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="Who runs the forward pass.")
-    replicas: PositiveInt = 1
-    tensor_parallel: PositiveInt = Field(1, description="GPUs of one replica (vllm engine).")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the weights.")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="Inference engine of the forward pass.")
+    replicas: PositiveInt = Field(1, description="Number of replicas.")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs per replica (vllm engine only).")
     max_ongoing_requests: PositiveInt = Field(
-        64, description="Groups a replica holds at once; further ones wait in the caller."
+        64, description="Maximum number of groups in a replica at once. Further groups wait in the caller."
     )
-    token_budget: PositiveInt = Field(8192, description="Tokens of one forward pass (transformers engine).")
+    token_budget: PositiveInt = Field(
+        8192, description="Maximum number of tokens in one forward pass (transformers engine only)."
+    )
     cache_tokens: Annotated[int, Field(ge=0)] = Field(
         1_000_000,
-        description="Token scores a replica remembers, by hash of teacher and tokens; one with a support of K tokens counts as 2 + 2 K. 0 turns it off.",
+        description="Capacity of a replica's score cache, in token scores; 0 turns the cache off. Keys are hashes of "
+        "teacher and tokens. A token with the log-probabilities of its K likeliest tokens counts as 2 + 2 K.",
     )
-    gpu_memory_fraction: Fraction = 0.9
-    kv_cache_gib: Annotated[int, Field(ge=1)] = 1
-    cpus_per_replica: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
-    threads: PositiveInt = 1
-    timeout_s: Seconds = Field(300, description="Deadline of scoring one group.")
-    max_retries: Annotated[int, Field(ge=0)] = 3
+    gpu_memory_fraction: Fraction = Field(0.9, description="Fraction of the GPU memory that a replica reserves.")
+    kv_cache_gib: Annotated[int, Field(ge=1)] = Field(
+        1, description="Size of the KV cache of a vLLM engine on CPU, in GiB. Ignored on GPUs."
+    )
+    cpus_per_replica: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs reserved per replica.")
+    gpus_per_replica: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs reserved per replica; 0 runs the engine on CPU."
+    )
+    threads: PositiveInt = Field(1, description="Compute threads of a replica on CPU.")
+    timeout_s: Seconds = Field(300, description="Deadline for scoring one group, in seconds.")
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        3, description="Maximum number of retries for a group whose replica was lost."
+    )
 
 
 class TeacherConfig(ScoringConfig):
-    """The Serve application that scores finished groups. The run deploys it, and takes it down when it ends."""
+    """A teacher that the run deploys as a Ray Serve application and deletes when it ends."""
 
     path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
 
     @property
     def label(self) -> str:
-        """What a person calls it by."""
+        """Name shown in reports and model cards."""
         return self.path
 
 
 class ReferenceConfig(ScoringConfig):
-    """The frozen reference policy of objectives with a penalty for leaving it: one more application like a teacher's, asked for sampled tokens only."""
+    """The frozen reference policy of objectives with `reference_kl` above 0.
 
-    path: str | None = Field(None, description="As a teacher's; default: the student as it starts.")
+    Deployed like a teacher, but only asked for the log-probabilities of sampled tokens.
+    """
+
+    path: str | None = Field(
+        None, description="Model directory or starter model, as `teacher.path`; null means the initial student."
+    )
 
 
 class _SharedTeacherConfig(ConfigModel):
     fingerprint: str | None = Field(
         None,
-        description="Refuse another model than the one with this fingerprint (`rlad teacher status` prints it); default: take what is there.",
+        description="Expected fingerprint of the teacher's weights, as printed by `rlad teacher status`. The run fails "
+        "if the service has another model; null accepts any.",
     )
-    timeout_s: Seconds = Field(300, description="Deadline of scoring one group, waiting for one's turn included.")
+    timeout_s: Seconds = Field(
+        300, description="Deadline for scoring one group, in seconds, including the time in the service's queue."
+    )
     max_retries: Annotated[int, Field(ge=0)] = Field(
-        3, description="Tries of one group after a replica, or the connection, was lost."
+        3, description="Maximum number of retries for a group after its replica or connection was lost."
     )
 
 
 class ServiceTeacherConfig(_SharedTeacherConfig):
-    """A teacher that `rlad teacher deploy` has put on the run's own Ray cluster. Several runs share it; none deploys or deletes it."""
+    """A teacher service on the run's own Ray cluster, deployed with `rlad teacher deploy`.
 
-    service: ServiceName = Field(description="Its name there.")
+    Runs share the service; no run deploys or deletes it.
+    """
+
+    service: ServiceName = Field(description="Name of the teacher service.")
 
     @property
     def label(self) -> str:
+        """Name shown in reports and model cards."""
         return f"service {self.service}"
 
 
 class RemoteTeacherConfig(_SharedTeacherConfig):
-    """A teacher service outside of the run's cluster, over HTTP. Several runs share it."""
+    """A teacher service outside the run's cluster, reached over HTTP and shared by runs."""
 
     url: str = Field(
         pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$",
-        description="As `rlad teacher status` prints it, for example `https://host/kk-teacher`.",
+        description="Address of the service, as printed by `rlad teacher status`, for example "
+        "`https://host/kk-teacher`.",
     )
     token_env: str = Field(
-        TOKEN_VARIABLE, description="Environment variable that holds the service's token, where `rlad run` is typed."
+        TOKEN_VARIABLE,
+        description="Environment variable that holds the service's bearer token on the machine where `rlad run` "
+        "starts.",
     )
-    token_file: str | None = Field(None, description="File that holds the token, read before the variable is.")
+    token_file: str | None = Field(
+        None, description="File that holds the bearer token. Takes precedence over `token_env`; null means no file."
+    )
 
     @property
     def label(self) -> str:
+        """Name shown in reports and model cards."""
         return self.url
 
 
 SharedTeacherConfig = ServiceTeacherConfig | RemoteTeacherConfig
 
-# In parentheses, so that an error's place can leave out what is no key.
+# Tags are in parentheses, so that error locations can leave them out: they are not keys of the YAML file.
 _KINDS = {"path": "(path)", "service": "(service)", "url": "(url)"}
 
 
 def _kind_of(value: Any) -> str | None:
-    given = [key for key in _KINDS if (key in value if isinstance(value, dict) else hasattr(value, key))]
-    return _KINDS[given[0]] if len(given) == 1 else None
+    present = [key for key in _KINDS if (key in value if isinstance(value, dict) else hasattr(value, key))]
+    return _KINDS[present[0]] if len(present) == 1 else None
 
 
 AnyTeacherConfig = Annotated[
@@ -112,79 +143,99 @@ AnyTeacherConfig = Annotated[
     Discriminator(
         _kind_of,
         custom_error_type="teacher_kind",
-        custom_error_message="a teacher is a model that the run deploys (`path:`), a service on the run's Ray cluster (`service:`), or one elsewhere "
-        "(`url:`): give exactly one of the three",
+        custom_error_message="a teacher requires exactly one of `path` (a model that the run deploys), `service` (a "
+        "service on the run's Ray cluster) and `url` (a service elsewhere)",
     ),
 ]
-"""A teacher as a run names it."""
+"""Teacher section of a run: exactly one of `path`, `service` and `url` selects its kind."""
 
 
 class TeacherHttpConfig(ConfigModel):
-    """HTTP beside the handle. The address is Serve's own, one for all services of a Ray cluster, and taken when Serve starts there."""
+    """HTTP access to a teacher service.
+
+    The address belongs to Ray Serve: all services of a Ray cluster share it, and it is fixed when Serve starts.
+    """
 
     host: str = Field(
-        "127.0.0.1", description="Loopback by default: who opens it to a network puts TLS in front of it."
+        "127.0.0.1", description="Address to listen on. Put TLS in front of the service before exposing it."
     )
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    token_env: str = Field(TOKEN_VARIABLE, description="Environment variable of the Ray nodes that holds the token.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="Port to listen on.")
+    token_env: str = Field(
+        TOKEN_VARIABLE, description="Environment variable that holds the bearer token on the Ray nodes."
+    )
     token_file: str | None = Field(
-        None, description="File, on every node that may hold a gateway, with the token; read before the variable is."
+        None,
+        description="File that holds the bearer token, present on every node that may run a gateway. Takes precedence "
+        "over `token_env`; null means no file.",
     )
-    gateways: PositiveInt = Field(1, description="Processes that answer HTTP and hand groups on to the replicas.")
-    cpus_per_gateway: Annotated[float, Field(ge=0)] = 0.1
-    max_request_mib: PositiveInt = Field(16, description="Larger requests are refused. A token costs 4 bytes.")
+    gateways: PositiveInt = Field(1, description="Number of processes that accept HTTP requests.")
+    cpus_per_gateway: Annotated[float, Field(ge=0)] = Field(0.1, description="CPUs reserved per gateway.")
+    max_request_mib: PositiveInt = Field(
+        16, description="Maximum size of a request, in MiB. A token takes 4 bytes. Larger requests are rejected."
+    )
 
 
 class TeacherServiceConfig(TeacherConfig):
-    """A teacher as a service of its own: what a run's teacher has, bounds between which it scales, and what it grants each client."""
+    """A teacher service: a teacher with autoscaling bounds and a quota per client."""
 
     pool: str | None = Field(
-        None, description="Replicas run on the nodes labelled `rlad.io/pool` with this; without it on any."
+        None, description="Run replicas only on nodes whose Ray label `rlad.io/pool` has this value; null means any."
     )
     max_replicas: PositiveInt | None = Field(
-        None, description="Serve scales between `replicas` and so many by the groups under way; without it: not."
+        None,
+        description="Maximum number of replicas. Ray Serve scales between `replicas` and this by the number of groups "
+        "in flight; null turns autoscaling off.",
     )
     target_groups: PositiveInt | None = Field(
         None,
-        description="Groups under way a replica, on average, above which Serve adds one; default: half of what one client may have.",
+        description="Average number of groups in flight per replica above which Serve adds a replica; null means half "
+        "of the quota of one client.",
     )
     max_groups_per_client: PositiveInt | None = Field(
         None,
-        description="Groups that one client (a run) may have under way in a replica: further ones are refused, and its client tries again until "
-        "`timeout_s`. Default: half of `max_ongoing_requests`, so that no run alone can fill a replica.",
+        description="Quota of one client (a run): maximum number of its groups in flight per replica. Further groups "
+        "are rejected, and the client retries until `timeout_s`. Null means half of `max_ongoing_requests`, so that no "
+        "single run can fill a replica.",
     )
-    drain_s: Seconds = Field(20, description="How long a replica that goes may take over the groups it has.")
+    drain_s: Seconds = Field(
+        20, description="Time that a stopping replica has to finish the groups in flight, in seconds."
+    )
     health_timeout_s: Seconds = Field(
         60,
-        description="A replica that says nothing for so long, three times in a row, is replaced; a dead one at once.",
+        description="Deadline for a health check, in seconds. A replica that fails three checks in a row is replaced; "
+        "a crashed one is replaced immediately.",
     )
     http: TeacherHttpConfig | None = Field(
-        None, description="`{}` opens the service to clients outside of its Ray cluster."
+        None,
+        description="HTTP access for clients outside the Ray cluster. `{}` turns it on with defaults; null turns it "
+        "off.",
     )
 
     @model_validator(mode="after")
-    def _bounds_are_in_order(self) -> Self:
+    def _bounds_are_consistent(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(
-                f"max_replicas {self.max_replicas} is less than replicas {self.replicas}, the least that there are"
+                f"max_replicas must be at least replicas; got max_replicas {self.max_replicas} and replicas "
+                f"{self.replicas}"
             )
         if self.target_groups is not None and self.max_replicas is None:
-            raise ValueError("target_groups says when another replica is added: give max_replicas too")
+            raise ValueError(f"target_groups requires max_replicas; got target_groups {self.target_groups} alone")
         if self.client_quota > self.max_ongoing_requests:
             raise ValueError(
-                f"max_groups_per_client {self.client_quota} is more than max_ongoing_requests {self.max_ongoing_requests}, what all have together"
+                "max_groups_per_client must not exceed max_ongoing_requests; got max_groups_per_client "
+                f"{self.client_quota} and max_ongoing_requests {self.max_ongoing_requests}"
             )
         return self
 
     @property
     def client_quota(self) -> int:
-        """Groups that one client may have under way in a replica."""
-        return (
-            max(1, self.max_ongoing_requests // 2) if self.max_groups_per_client is None else self.max_groups_per_client
-        )
+        """Maximum number of groups of one client in flight per replica."""
+        if self.max_groups_per_client is None:
+            return max(1, self.max_ongoing_requests // 2)
+        return self.max_groups_per_client
 
 
 class TeacherServiceFile(TeacherServiceConfig):
-    """A teacher as a service that several runs share: one that a run has, with bounds between which it scales and what it grants each client."""
+    """A teacher service that runs share: a teacher with autoscaling bounds and a quota per client."""
 
-    name: ServiceName = Field(description="What runs call it by: `teacher: {service: NAME}`.")
+    name: ServiceName = Field(description="Name of the service. Runs refer to it as `teacher: {service: NAME}`.")

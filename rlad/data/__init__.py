@@ -1,1 +1,1 @@
-"""Where prompts come from: generated puzzles, prompt files, chat templates and tokenizer fingerprints."""
+"""Prompt records and their sources, chat templates, training order, and offline traces."""

@@ -1,4 +1,4 @@
-"""From prompt records to token ids, the chat template applied exactly once; and fingerprints that tell tokenizers apart."""
+"""Encoding of prompt records as token ids, and fingerprints of tokenizers and chat templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rlad.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Turn markers of the usual chat templates: in a message's content they mean that a template was applied before, perhaps another model's.
+# Turn markers of common chat templates. In a message's content they show that a template was already applied, possibly
+# that of another model.
 _TEMPLATE_MARKERS = re.compile(
     r"<\|im_start\|>|<\|im_end\|>|<\|start_header_id\|>|<\|eot_id\|>|<\|begin_of_text\|>|<start_of_turn>|<end_of_turn>|\[INST\]|\[/INST\]"
     r"|<\|user\|>|<\|assistant\|>|<\|system\|>|<\|endoftext\|>|<｜User｜>|<｜Assistant｜>"
@@ -28,14 +29,22 @@ _TEMPLATE_MARKERS = re.compile(
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, records: Sequence[PromptRecord], max_tokens: int
 ) -> list[npt.NDArray[np.int32]]:
-    """Token ids of each prompt, int32 [P].
+    """Encode prompts as token ids.
 
-    Messages go through the tokenizer's chat template, with the header of the assistant's turn at the end. Text is taken as it is: no template
-    and no special token is added, so text that needs a start token carries it.
+    Messages go through the tokenizer's chat template once, with the header of the assistant's turn at the end. Text is
+    encoded verbatim, without template or special tokens, so text that needs a start token must contain it.
+
+    Args:
+        tokenizer: Tokenizer of the student.
+        records: Prompts to encode.
+        max_tokens: Maximum tokens of a prompt.
+
+    Returns:
+        Token ids of each prompt, int32 [P].
 
     Raises:
-        DataError: naming the prompt: longer than `max_tokens`, of no tokens, with symbols the tokenizer does not know, of messages where the
-            tokenizer has no chat template, or of messages into which a template is already baked.
+        DataError: A prompt is empty or longer than `max_tokens`, has symbols that the tokenizer does not know, consists
+            of messages although the tokenizer has no chat template, or contains markers of an applied template.
     """
     special_tokens = _special_tokens(tokenizer)
     encoded = []
@@ -43,8 +52,9 @@ def encode_prompts(
         ids = np.asarray(_encode(tokenizer, record, special_tokens), dtype=np.int32)
         if not 0 < len(ids) <= max_tokens:
             raise DataError(
-                f"prompt {record.id!r} has {len(ids)} tokens, allowed are 1 to {max_tokens}: raise max_prompt_tokens or take the prompt out "
-                "(prompts are never shortened: a cut puzzle has another answer)"
+                f"prompt {record.id!r} has {len(ids)} tokens, expected 1 to {max_tokens}; raise max_prompt_tokens or "
+                "remove "
+                "the prompt (prompts are never truncated, because that can change the answer)"
             )
         encoded.append(ids)
     return encoded
@@ -59,7 +69,9 @@ def _encode(tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str])
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
         raise DataError(
-            f"prompt {record.id!r} has symbols that the tokenizer does not know: was it written for another model? It begins {text[:80]!r}"
+            f"prompt {record.id!r} has symbols that the tokenizer does not know; check that it was written for this "
+            "model. "
+            f"It begins {text[:80]!r}"
         )
     return ids
 
@@ -69,20 +81,23 @@ def _apply_template(tokenizer: Any, prompt_id: str, messages: Sequence[Message],
 
     if not tokenizer.chat_template:
         raise DataError(
-            f"prompt {prompt_id!r} is chat messages, but the tokenizer has no chat template: use a model with one, or give prompts as text"
+            f"prompt {prompt_id!r} consists of chat messages, but the tokenizer has no chat template; use a model "
+            "with a "
+            "chat template, or provide the prompts as text"
         )
     for message in messages:
-        baked = _TEMPLATE_MARKERS.search(message["content"])
-        marker = baked[0] if baked else next((token for token in special_tokens if token in message["content"]), None)
+        match = _TEMPLATE_MARKERS.search(message["content"])
+        marker = match[0] if match else next((token for token in special_tokens if token in message["content"]), None)
         if marker:
             raise DataError(
-                f"prompt {prompt_id!r}: a message contains the template marker {marker!r}, so the chat template would be applied twice: "
-                "give the bare content in messages, or the whole as text"
+                f"prompt {prompt_id!r}: a message contains the template marker {marker!r}, so the chat template would "
+                "be "
+                "applied twice; provide bare content in messages, or the complete prompt as text"
             )
     try:
         text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     except (TemplateError, ValueError) as error:
-        raise DataError(f"prompt {prompt_id!r}: the chat template refuses it: {error}") from error
+        raise DataError(f"prompt {prompt_id!r}: the tokenizer's chat template rejects the messages: {error}") from error
     return text
 
 
@@ -92,41 +107,48 @@ def _special_tokens(tokenizer: Any) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> str:
-    """Sixteen hexadecimal digits, equal for tokenizers that share one vocabulary: the same text for every token id, made by the same model.
+    """Return sixteen hexadecimal digits that are equal for tokenizers with the same vocabulary and tokenization model.
 
-    Counts: every token with its id, special and added ones too, and the tokenization model (its kind, merges or scores). Does not count:
-    paths, the chat template, padding, and which token serves as end of sequence (a base model and its chat sibling differ there, and one can
-    teach the other).
+    The fingerprint covers every token with its id, including special and added tokens, and the tokenization model (its
+    type, merges or scores). It does not cover paths, the chat template, padding, or the end-of-sequence token. A base
+    model and its chat model differ in the latter, and one can teach the other.
 
     Args:
-        tokenizer: loaded, or the directory of a model.
+        tokenizer: A loaded tokenizer, or the directory of a model.
 
     Raises:
-        DataError: no tokenizer at that path.
+        DataError: The directory has no tokenizer.
     """
     loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     model: dict[str, Any] = {}
     if loaded.is_fast:
         model = json.loads(loaded.backend_tokenizer.to_str())["model"]
         vocabulary = model.pop("vocab", None)
-        if isinstance(vocabulary, list):  # unigram: scores decide how text is cut
+        if isinstance(vocabulary, list):  # unigram: scores decide the segmentation
             model["scores"] = vocabulary
     return _hexdigest([json.dumps(sorted(loaded.get_vocab().items())), json.dumps(model, sort_keys=True)])
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sixteen hexadecimal digits of the chat template; of an empty one where there is none."""
+    """Return sixteen hexadecimal digits of the chat template. A missing template equals an empty one."""
     template: Any = tokenizer.chat_template
     return _hexdigest([json.dumps(template or "", sort_keys=True)])
 
 
 def load_tokenizer(path: str | Path) -> Any:
+    """Load the tokenizer of a model directory.
+
+    Raises:
+        DataError: The directory has no tokenizer that can be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer can be loaded from {path}: {error}") from error
+        raise DataError(
+            f"no tokenizer can be loaded from {path}; expected a model directory with tokenizer files: {error}"
+        ) from error
 
 
 def _hexdigest(parts: Iterable[str]) -> str:

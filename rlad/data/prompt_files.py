@@ -1,4 +1,7 @@
-"""Prompt files: JSONL or parquet with the columns `id, prompt, task, answer, metadata`, and the parquet files of the K&K set as they are."""
+"""Prompt files: JSONL or parquet with the columns `id, prompt, task, answer, metadata`.
+
+The parquet files of the K&K set are read in their own layout.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,28 @@ _REQUIRED = ("id", "prompt", "task", "answer")
 _COLUMNS = (*_REQUIRED, "metadata")
 
 Row = tuple[str, Any]
-"""Where a row stands, for messages, and its columns."""
+"""Location of a row, for error messages, and its columns."""
 
 
 def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form = "sentences") -> list[PromptRecord]:
-    """Read a .jsonl or .parquet file, or only its first `limit` rows.
+    """Read the prompts of a .jsonl or .parquet file.
 
-    `id` is text or a whole number; `prompt` is text, or a list of `{role, content}`; `task` and `answer` are text; `metadata` is a mapping
-    and may be left out.
-    A parquet file in the K&K set's own layout is read as `read_knights_knaves_set` does, in `form`; other files have none.
+    `id` is text or an integer. `prompt` is text, or a list of `{role, content}`. `task` and `answer` are text.
+    `metadata` is an optional mapping. A parquet file in the layout of the K&K set is read as by
+    `read_knights_knaves_set`.
+
+    Args:
+        path: Path of the file.
+        limit: Maximum number of rows; None reads all.
+        form: Form of the prompts of a K&K set; ignored for other files.
 
     Raises:
-        DataError: a missing file, a row that is wrong (with its line), two equal ids, or no rows at all.
+        DataError: The file is missing or has no rows, a row is invalid (the message names its line), or two ids are
+            equal.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no prompt file at {path}")
+        raise DataError(f"no prompt file at {path}; check the path of the prompt source")
     if path.suffix == ".jsonl":
         return _collect(path, _jsonl_rows(path), _record, limit)
     if path.suffix == ".parquet":
@@ -40,24 +49,26 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form =
         return _collect(
             path, rows, partial(record_of_set_row, form=form) if is_knights_knaves_set(columns) else _record, limit
         )
-    raise DataError(f"a prompt file is .jsonl or .parquet, got {path}")
+    raise DataError(f"a prompt file must be .jsonl or .parquet, got {path}")
 
 
 def read_knights_knaves_set(path: str | Path, form: Form) -> list[PromptRecord]:
     """Read a parquet file of the K&K set (columns `quiz`, `names`, `statements`, `solution`) as prompts in either form.
 
     Raises:
-        DataError: not such a file, or a puzzle whose solution is not unique or not the one the file gives.
+        DataError: The file has other columns, or a puzzle's solution is not unique or differs from the file's.
     """
     path = Path(path)
     columns, rows = _parquet_rows(path)
     if not is_knights_knaves_set(columns):
-        raise DataError(f"{path} has not the columns of the K&K set, but {', '.join(columns)}")
+        raise DataError(
+            f"{path}: expected the columns of the K&K set (quiz, names, statements, solution), got {', '.join(columns)}"
+        )
     return _collect(path, rows, partial(record_of_set_row, form=form), None)
 
 
 def write_prompt_file(records: Sequence[PromptRecord], path: str | Path) -> None:
-    """Write records as JSONL that `read_prompt_file` reads back, for example generated puzzles for another program."""
+    """Write records as a JSONL file that `read_prompt_file` reads back."""
     with Path(path).open("w", encoding="utf-8") as file:
         for record in records:
             row = {name: getattr(record, name) for name in _COLUMNS}
@@ -76,43 +87,44 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> tuple[list[str], Iterable[Row]]:
-    """Column names, and the rows."""
-    import pyarrow.parquet  # a third of a second that JSONL files need not wait for
+    """Return the column names and the rows of a parquet file."""
+    import pyarrow.parquet  # Imported here because the import takes 0.3 s that JSONL files do not need.
 
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not readable parquet: {error}") from error
+        raise DataError(f"{path} is not a readable parquet file: {error}") from error
     return table.column_names, ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
 
 
 def _collect(
     path: Path, rows: Iterable[Row], convert: Callable[[Any], PromptRecord], limit: int | None
 ) -> list[PromptRecord]:
+    """Convert rows to records with distinct ids, and add the row's location to errors."""
     records: dict[str, PromptRecord] = {}
-    for place, row in islice(rows, limit):
+    for location, row in islice(rows, limit):
         try:
             record = convert(row)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+            raise DataError(f"{location}: {error}") from error
         if record.id in records:
-            raise DataError(f"{place}: id {record.id!r} was used before; ids are unique in a file")
+            raise DataError(f"{location}: id {record.id!r} was used before; ids must be unique in a file")
         records[record.id] = record
     if not records:
-        raise DataError(f"{path} holds no prompts")
+        raise DataError(f"{path} holds no prompts; expected at least one row")
     return list(records.values())
 
 
 def _record(row: Any) -> PromptRecord:
     if not isinstance(row, dict):
-        raise DataError(f"expected an object with {', '.join(_COLUMNS)}, got {type(row).__name__}")
+        raise DataError(f"expected an object with the keys {', '.join(_COLUMNS)}, got {type(row).__name__}")
     missing = [name for name in _REQUIRED if row.get(name) is None]
     if missing:
-        raise DataError(f"missing {', '.join(missing)}; a prompt has {', '.join(_COLUMNS)}")
+        raise DataError(f"missing {', '.join(missing)}; a prompt requires {', '.join(_REQUIRED)}")
     unknown = sorted(row.keys() - set(_COLUMNS))
     if unknown:
         raise DataError(
-            f"unknown {', '.join(unknown)}; a prompt has {', '.join(_COLUMNS)}: put anything else into metadata"
+            f"unknown {', '.join(unknown)}; a prompt has {', '.join(_COLUMNS)}; put other values into metadata"
         )
     return PromptRecord(
         id=str(row["id"]) if type(row["id"]) is int else row["id"],

@@ -1,4 +1,4 @@
-"""Prompt records, where they come from, and the seeded order they are trained in."""
+"""Loading of prompts from any prompt source."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def load_prompts(source: PromptSource) -> list[PromptRecord]:
-    """Generate or read the prompts of a source.
+    """Generate or read the prompts of a prompt source.
 
     Raises:
-        DataError: too few distinct puzzles, or a file that cannot be read (naming the file and the line).
-        ConfigError: reasoning-gym is not installed, has no such task, or the task refuses its settings.
+        DataError: The source has too few distinct prompts, or its file is invalid (the message names file and line).
+        ConfigError: reasoning-gym is not installed, has no such task, or the task rejects its settings.
     """
     if source.source == "knights_knaves":
         from rlad.data.knights_knaves.prompts import generate_prompts

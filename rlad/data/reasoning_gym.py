@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym's tasks as prompt records."""
+"""Prompt records of reasoning-gym tasks."""
 
 from __future__ import annotations
 
@@ -16,48 +16,56 @@ from rlad.verifiers.reasoning_gym import create_reasoning_gym_dataset, encode_en
 Split = Literal["train", "evaluation"]
 
 INSTRUCTION = (
-    "Solve the problem the user gives you. Think step by step first, then write only the final answer, in the form the problem asks for, "
-    "between <answer> and </answer>."
+    "Solve the problem the user gives you. Think step by step first, then write only the final answer, "
+    "in the form the problem asks for, between <answer> and </answer>."
 )
 
 EVALUATION_SHARE = 0.25
-"""As for Knights & Knaves: easy settings of a task have few problems, and some tasks take seconds to make one, so evaluation must not be rare."""
+"""Share of the evaluation split.
+
+Large, as for Knights & Knaves, because some tasks have few problems or take seconds per problem.
+"""
 
 _CHUNK = 64
 _STALLED_DRAWS = 2_000
-"""After so many draws without a new problem of the split there are none left, or none that are worth waiting for."""
+"""Number of consecutive draws without a new problem of the split after which generation stops."""
 
 _ORDERED_BY_HASH = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-"""Tasks that draw from sets of text (reasoning-gym 0.1.25), so that a seed gives other problems in every process whose hashes are random."""
+"""Tasks that draw from sets of text (reasoning-gym 0.1.25).
+
+A seed yields other problems in every process with random hashes.
+"""
 
 
 def split_of(question: str) -> Split:
-    """Which split a problem belongs to: a hash of its question decides, whatever the seed and the settings it was made with."""
+    """Return the split of a problem: a function of its question only, not of seed or settings."""
     return "evaluation" if int(question_digest(question), 16) < EVALUATION_SHARE * 2**64 else "train"
 
 
 def question_digest(question: str) -> str:
-    """Sixteen hexadecimal digits that name a problem."""
+    """Return sixteen hexadecimal digits that identify a problem."""
     return hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
 
 
 def generate_problems(
     dataset: str, *, size: int, split: Split, seed: int, settings: Mapping[str, Any]
 ) -> list[PromptRecord]:
-    """`size` different problems of one split.
+    """Generate `size` distinct problems of one split.
 
-    The answer of a record is JSON of what the task's scorer needs (see `rlad.verifiers.reasoning_gym`); its task is the name of the dataset.
+    A record's answer is JSON with the values that the task's scorer needs (see `rlad.verifiers.reasoning_gym`). Its
+    task is the name of the dataset.
 
     Raises:
-        ConfigError: reasoning-gym is not installed, has no such task, or the task refuses the settings.
-        DataError: the task has fewer problems, or makes other ones in every process.
+        ConfigError: reasoning-gym is not installed, has no such task, or the task rejects the settings.
+        DataError: The task has fewer problems, or yields other problems in every process.
     """
     if dataset in _ORDERED_BY_HASH and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise DataError(
-            f"reasoning-gym's task {dataset!r} makes other problems in every process, and a resumed run would not find its own again: "
-            "set PYTHONHASHSEED=0 in the environment of the run"
+            f"reasoning-gym's task {dataset!r} generates other problems in every process, so a resumed run would not "
+            "find "
+            "its problems again; set PYTHONHASHSEED=0 in the environment of the run"
         )
     records: dict[str, PromptRecord] = {}
     stalled = 0
@@ -68,8 +76,9 @@ def generate_problems(
             stalled += 1
             if stalled >= _STALLED_DRAWS:
                 raise DataError(
-                    f"only {len(records)} different problems of reasoning-gym's task {dataset!r} were found in the {split} split, {size} were asked for: "
-                    "ask for fewer, or change its settings"
+                    f"found only {len(records)} distinct problems of reasoning-gym's task {dataset!r} in the {split} "
+                    "split, "
+                    f"expected {size}; lower `size`, or change the task's settings"
                 )
             continue
         stalled = 0
@@ -86,9 +95,9 @@ def generate_problems(
 
 
 def _entries(dataset: str, seed: int, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Entries without end. A dataset of reasoning-gym has a size, so one of another seed follows it."""
+    """Yield entries indefinitely. reasoning-gym datasets have a fixed size, so datasets with further seeds follow."""
     for chunk in itertools.count():
         chunk_seed = random.Random(f"{seed}:{chunk}").getrandbits(31)
-        made = create_reasoning_gym_dataset(dataset, {**settings, "seed": chunk_seed, "size": _CHUNK})
+        entries = create_reasoning_gym_dataset(dataset, {**settings, "seed": chunk_seed, "size": _CHUNK})
         for index in range(_CHUNK):
-            yield made[index]
+            yield entries[index]

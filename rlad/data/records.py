@@ -1,4 +1,4 @@
-"""Prompt records."""
+"""Prompt records and their fingerprint."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlad.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
-
 Message = dict[str, str]
-"""One message of a chat: `role` and `content`."""
+"""Chat message with the keys `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRecord:
-    """One prompt and what judges its responses.
+    """Prompt and expected answer.
 
     Attributes:
-        id: unique in its source.
-        prompt: text taken as it is, or chat messages that the tokenizer's chat template is applied to.
-        task: which verifier judges responses.
-        answer: what that verifier compares with.
-        metadata: anything else, for example what evaluation groups its table by.
+        id: Identifier, unique in its prompt source.
+        prompt: Text, which is encoded verbatim, or chat messages, to which the tokenizer's chat template is applied.
+        task: Name of the task, which selects the verifier.
+        answer: Expected answer, in the form that the verifier reads.
+        metadata: Further values, for example the column by which evaluation groups its table.
 
     Raises:
-        DataError: an empty id or task, an empty prompt, or messages that are not a chat waiting for the assistant.
+        DataError: An id, task, answer or prompt is empty, or the messages do not end before the assistant's turn.
     """
 
     id: str
@@ -43,12 +39,12 @@ class PromptRecord:
         for name in ("id", "task", "answer"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
-                raise DataError(f"{name} must be text that is not empty, got {value!r}")
+                raise DataError(f"{name} must be text and not empty, got {value!r}")
         if not isinstance(self.metadata, dict):
             raise DataError(f"metadata must be a mapping, got {self.metadata!r}")
         if isinstance(self.prompt, str):
             if not self.prompt.strip():
-                raise DataError("the prompt is empty")
+                raise DataError(f"the prompt is empty: {self.prompt!r}; expected text")
         else:
             _check_messages(self.prompt)
 
@@ -62,13 +58,16 @@ def _check_messages(messages: Any) -> None:
             or message.keys() != {"role", "content"}
             or not all(isinstance(part, str) for part in message.values())
         ):
-            raise DataError(f"a message holds `role` and `content`, both text, got {message!r}")
+            raise DataError(f"a message must have exactly `role` and `content`, both text, got {message!r}")
     if messages[-1]["role"] == "assistant":
-        raise DataError("the last message is the assistant's: a prompt ends where the model is to speak")
+        raise DataError(
+            "the last message has role `assistant`; a prompt must end with a message of another role, which the model "
+            "answers"
+        )
 
 
 def dataset_fingerprint(records: Sequence[PromptRecord]) -> str:
-    """Sixteen hexadecimal digits of what is trained on: ids, prompts, tasks and answers, in order. Metadata does not count."""
+    """Return sixteen hexadecimal digits of ids, prompts, tasks and answers, in order. Metadata is not covered."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
         digest.update(

@@ -1,9 +1,9 @@
-"""Traces: a teacher's accepted responses as a folder of parquet files that any later run can train on.
+"""Trace folders: accepted responses of a teacher in parquet files that later runs can train on.
 
-    part-00000.parquet ...   a row an accepted trace; what became of each of its prompts, solved or not, is in the file's own metadata
-    traces.json              written last: the counts, and where the traces come from
+    part-00000.parquet ...   one row per accepted trace; results of each prompt, solved or not, in the file metadata
+    traces.json              counts and provenance; written last
 
-A part appears whole or not at all, and says by itself which prompts are finished, so a generation that was killed goes on behind the last part.
+A part appears atomically and records which prompts are finished, so a killed generation resumes after its last part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlad.contracts import Array, Outcome
+from rlad.contracts import Outcome
+from rlad.data.trace_records import TraceCounts, TracedPrompt, TraceProvenance
 from rlad.errors import DataError, PlanError, RunDirectoryError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ MANIFEST = "traces.json"
 _PARTS = "part-*.parquet"
 _PARTIAL = ".partial-"
 _PROVENANCE_KEY, _PROMPTS_KEY, _SECONDS_KEY = b"rlad.provenance", b"rlad.prompts", b"rlad.seconds"
-# A part is written this long after the one before, even if it has few prompts: so much generation can be lost to a kill.
+# Maximum age of an unwritten part in seconds. A kill loses at most this much generation.
 _PART_SECONDS = 60.0
 
 _SCHEMA = pa.schema(
@@ -55,110 +56,14 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TraceProvenance:
-    """Where traces come from.
-
-    Attributes:
-        teacher: fingerprint of the generating model's weights and tokenizer; `teacher_path` is the name it had in the configuration.
-        tokenizer, template: fingerprints of the vocabulary and of the chat template that was applied to the prompts.
-        dataset: fingerprint of the prompts, those beyond `max_prompts` too.
-        traces_per_prompt, max_accepted_per_prompt, max_prompts: as in `OfflineConfig`.
-        temperature, top_p, max_response_tokens: how the traces were sampled.
-    """
-
-    teacher: str
-    teacher_path: str
-    tokenizer: str
-    template: str
-    dataset: str
-    traces_per_prompt: int
-    max_accepted_per_prompt: int | None
-    max_prompts: int | None
-    temperature: float
-    top_p: float
-    max_response_tokens: int
-
-    def require_fits(self, *, tokenizer: str, template: str, dataset: str, path: Path) -> None:
-        """Refuse traces that do not fit a student and its prompts.
-
-        Raises:
-            PlanError: their token ids would mean something else, or they answer other prompts.
-        """
-        for what, mine, wanted, why in (
-            ("tokenizer", self.tokenizer, tokenizer, "their token ids mean something else to the student"),
-            ("chat template", self.template, template, "they answer prompts that were put in other words"),
-            ("dataset", self.dataset, dataset, "they answer other prompts"),
-        ):
-            if mine != wanted:
-                raise PlanError(
-                    f"the traces at {path} do not fit this run: they are of {what} {mine}, the run has {wanted}, so {why}. "
-                    f"Use the student and the prompts they were made for, or leave offline.traces out to make new ones"
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """One accepted response.
-
-    Attributes:
-        trace_index: its number among the responses to its prompt.
-        response_ids: int32 [N], end-of-sequence token included; `response_text` is what the verifier read.
-        behaviour_logprobs: float32 [N], nats, under the teacher at the sampling settings: with top_p below 1 of the cut distribution.
-    """
-
-    trace_index: int
-    response_ids: Array
-    response_text: str
-    behaviour_logprobs: Array
-    reward: float
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedPrompt:
-    """A prompt whose traces are generated and judged.
-
-    Attributes:
-        position: of the prompt in its data set.
-        traces: those accepted and kept.
-        outcomes: of all its responses, in order.
-        num_tokens: of all its responses.
-    """
-
-    position: int
-    prompt_id: str
-    task: str
-    traces: Sequence[Trace]
-    outcomes: Sequence[Outcome]
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceCounts:
-    """What became of the generated responses.
-
-    Attributes:
-        prompts: that responses were generated for; `unsolved_prompts` of them have no accepted one.
-        generated: responses; `accepted` of them are kept, `surplus` were right but above `max_accepted_per_prompt`.
-        rejected: responses by outcome. A verifier's timeout or error is not a wrong answer, but it is no trace either.
-        tokens: of all responses; `accepted_tokens` of those kept.
-        seconds: of generation and of the engines' starts, added up over all starts.
-    """
-
-    prompts: int
-    unsolved_prompts: int
-    generated: int
-    accepted: int
-    surplus: int
-    rejected: dict[str, int]
-    tokens: int
-    accepted_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceManifest:
-    """`traces.json`: that a folder of traces is complete, and what is in it."""
+    """Content of `traces.json`, which exists only in a complete trace folder.
+
+    Attributes:
+        provenance: Provenance of the traces.
+        counts: Counts over all parts.
+        parts: File names of the parts.
+    """
 
     provenance: TraceProvenance
     counts: TraceCounts
@@ -166,7 +71,7 @@ class TraceManifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """None where the folder is not complete."""
+        """Read the manifest of a folder. Return None if the folder is incomplete."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -178,47 +83,60 @@ class TraceManifest:
         )
 
     def part_paths(self, folder: Path) -> list[Path]:
-        """Raises:
-        DataError: a part is missing.
+        """Return the paths of all parts.
+
+        Raises:
+            DataError: A part is missing.
         """
         paths = [folder / name for name in self.parts]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise DataError(
-                f"the traces at {folder} are not whole: {', '.join(missing)} is missing, though {MANIFEST} names it"
+                f"the traces at {folder} are incomplete: {', '.join(missing)} is missing, but {MANIFEST} lists it; "
+                "restore the "
+                "file, or generate the traces again"
             )
         return paths
 
 
 def require_manifest(folder: Path) -> TraceManifest:
-    """The manifest of traces made elsewhere.
+    """Return the manifest of a folder of existing traces.
 
     Raises:
-        PlanError: there are none, or they are not complete.
+        PlanError: The folder holds no traces, or is incomplete.
     """
     manifest = TraceManifest.read(folder)
     if manifest is not None:
         return manifest
     if any(folder.glob(_PARTS)):
         raise PlanError(
-            f"the traces at {folder} are not complete: continue the run that makes them with `rlad offline ... --resume`"
+            f"the traces at {folder} are not complete; resume the run that generates them with `rlad offline ... "
+            "--resume`"
         )
     raise PlanError(
-        f"no traces at {folder}: expected a folder with {MANIFEST} and {_PARTS}, such as the `traces` of an offline run's directory"
+        f"no traces at {folder}; expected a folder with {MANIFEST} and {_PARTS}, "
+        "such as `traces` in the directory of an offline run"
     )
 
 
 class TraceFolder:
-    """A folder of traces that is being filled. It has one owner."""
+    """Writer of a trace folder. A folder has one writer at a time."""
 
     def __init__(self, path: Path, provenance: TraceProvenance, *, prompts_per_part: int) -> None:
-        """Open or create the folder. What an earlier owner left half-written is removed, and counts as never generated.
+        """Open or create the folder.
+
+        Partial files of an earlier writer are deleted, and their prompts count as unfinished.
+
+        Args:
+            path: Path of the folder.
+            provenance: Provenance of all traces of the folder.
+            prompts_per_part: Number of prompts after which a part is written.
 
         Raises:
-            RunDirectoryError: it holds traces of another provenance.
+            RunDirectoryError: The folder holds traces with another provenance.
         """
         self._path, self._provenance, self._prompts_per_part = path, provenance, prompts_per_part
-        self._waiting: list[TracedPrompt] = []
+        self._pending: list[TracedPrompt] = []
         self._tallies: dict[int, dict[str, Any]] = {}
         self._seconds = 0.0
         self._next_part = 0
@@ -226,32 +144,32 @@ class TraceFolder:
         for leftover in path.glob(f"{_PARTIAL}*"):
             leftover.unlink()
         for part in sorted(path.glob(_PARTS)):
-            self._take_up(part)
+            self._load_part(part)
         self._since = time.monotonic()
 
     @property
     def finished(self) -> set[int]:
-        """Positions of the prompts that need no generation any more."""
-        return {*self._tallies, *(prompt.position for prompt in self._waiting)}
+        """Positions of prompts that need no further generation."""
+        return {*self._tallies, *(prompt.position for prompt in self._pending)}
 
     def add(self, prompt: TracedPrompt) -> None:
-        """Keep a prompt's traces. They are safe once its part is written, which a full part is, or one that has waited long."""
-        self._waiting.append(prompt)
-        if len(self._waiting) >= self._prompts_per_part or time.monotonic() - self._since >= _PART_SECONDS:
+        """Add a prompt's traces. They are durable once their part is written: when it is full or 60 seconds old."""
+        self._pending.append(prompt)
+        if len(self._pending) >= self._prompts_per_part or time.monotonic() - self._since >= _PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting as a part."""
-        if not self._waiting:
+        """Write the pending prompts as a part."""
+        if not self._pending:
             return
         seconds = time.monotonic() - self._since
-        tallies = [_tally(prompt) for prompt in self._waiting]
+        tallies = [_tally(prompt) for prompt in self._pending]
         metadata = {
             _PROVENANCE_KEY: json.dumps(asdict(self._provenance)),
             _PROMPTS_KEY: json.dumps(tallies),
             _SECONDS_KEY: json.dumps(seconds),
         }
-        rows = [row for prompt in self._waiting for row in _rows(prompt, self._provenance)]
+        rows = [row for prompt in self._pending for row in _rows(prompt, self._provenance)]
         table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata))
         name = f"part-{self._next_part:05d}.parquet"
         partial = self._path / f"{_PARTIAL}{name}"
@@ -260,11 +178,11 @@ class TraceFolder:
         partial.replace(self._path / name)
         self._record(tallies, seconds)
         self._next_part += 1
-        self._waiting.clear()
+        self._pending.clear()
         self._since = time.monotonic()
 
     def finish(self) -> TraceManifest:
-        """Write the last part and the manifest: the folder is complete."""
+        """Write the last part and the manifest, which makes the folder complete."""
         self.flush()
         manifest = TraceManifest(
             provenance=self._provenance,
@@ -278,17 +196,18 @@ class TraceFolder:
         return manifest
 
     def counts(self) -> TraceCounts:
-        """Of the parts written so far."""
+        """Return the counts of the parts written so far."""
         return _counts(self._tallies, self._seconds)
 
-    def _take_up(self, part: Path) -> None:
+    def _load_part(self, part: Path) -> None:
+        """Count the prompts of an existing part as finished, or delete the part if it is unreadable."""
         try:
             metadata: Mapping[bytes, bytes] = pq.read_schema(part).metadata or {}
             provenance = TraceProvenance(**json.loads(metadata[_PROVENANCE_KEY]))
             tallies, seconds = json.loads(metadata[_PROMPTS_KEY]), json.loads(metadata[_SECONDS_KEY])
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning(
-                "unreadable part of traces removed, its prompts are generated again path=%s problem=%s", part, error
+                "deleted unreadable trace part, its prompts are generated again path=%s error=%s", part, error
             )
             part.unlink()
             return
@@ -299,8 +218,9 @@ class TraceFolder:
                 if getattr(provenance, field.name) != getattr(self._provenance, field.name)
             ]
             raise RunDirectoryError(
-                f"{part} was made with another {', '.join(changed)}: traces of one folder come from one teacher and one setting; "
-                f"move {self._path} away, or choose another --run-dir"
+                f"{part} was generated with another {', '.join(changed)}; the traces of a folder must have one "
+                "teacher and "
+                f"one configuration. Move {self._path} away, or choose another --run-dir"
             )
         self._record(tallies, seconds)
         self._next_part = int(part.stem.removeprefix("part-")) + 1
@@ -311,6 +231,7 @@ class TraceFolder:
 
 
 def _tally(prompt: TracedPrompt) -> dict[str, Any]:
+    """Return the counts of one prompt, as stored in the metadata of its part."""
     return {
         "position": prompt.position,
         "prompt_id": prompt.prompt_id,
@@ -345,6 +266,7 @@ def _counts(tallies: Mapping[int, dict[str, Any]], seconds: float) -> TraceCount
 
 
 def _rows(prompt: TracedPrompt, provenance: TraceProvenance) -> Iterator[dict[str, Any]]:
+    """Yield one row per trace of a prompt."""
     for trace in prompt.traces:
         yield {
             "prompt_position": prompt.position,
@@ -366,6 +288,6 @@ def _rows(prompt: TracedPrompt, provenance: TraceProvenance) -> Iterator[dict[st
 
 
 def _make_durable(path: Path) -> None:
-    """A rename must not become durable before the content it names."""
+    """Flush a file to disk, so that its rename does not become durable before its content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,7 +1,8 @@
-"""The traces that one run trains on: its own copy, read by memory map, so that any number of them costs no memory.
+"""Training traces: a run's own copy of its traces, read through a memory map.
 
-A copy, because a folder of traces may be moved or made anew between a run's start and its resumption; and in Arrow's own file form, because parquet
-cannot give a single row without decoding its neighbours.
+Any number of traces costs no memory. The run keeps a copy because a trace folder may be moved or regenerated before the
+run resumes. The copy is in the Arrow file format because parquet cannot read a single row without decoding its
+neighbours.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ _OUTCOMES = {outcome.name.lower(): int(outcome) for outcome in Outcome}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingTrace:
-    """One trace, N tokens. The arrays are views of the file.
+    """Trace of T tokens. The arrays are views of the memory map.
 
     Attributes:
-        prompt_position: which prompt of the data set it answers.
-        response_ids: int32 [N].
-        behaviour_logprobs: float32 [N], of the teacher that sampled it.
+        prompt_position: Position of its prompt in the data set.
+        trace_index: Index among the responses to its prompt.
+        response_ids: Response tokens, int32 [T].
+        behaviour_logprobs: Log-probabilities under the teacher that sampled it, in nats, float32 [T].
+        reward: Reward of the verifier.
+        outcome: Outcome of the verifier.
     """
 
     prompt_position: int
@@ -58,11 +62,13 @@ class TrainingTrace:
 def write_training_traces(
     parts: Sequence[Path], target: Path, *, max_prompts: int | None, max_accepted_per_prompt: int | None
 ) -> None:
-    """Copy the traces of `parts` (see `trace_files`) to `target`, which appears whole or not at all. One part is in memory at a time.
+    """Copy traces to `target`, which appears atomically. One part is in memory at a time.
 
     Args:
-        max_prompts: take traces of the first so many prompts of the data set only.
-        max_accepted_per_prompt: take so many of each prompt, those of the lowest index.
+        parts: Parquet files of a trace folder (see `rlad.data.trace_files`).
+        target: Path of the Arrow file.
+        max_prompts: Number of leading prompts of the data set whose traces are copied; None copies all.
+        max_accepted_per_prompt: Maximum traces per prompt, lowest index first; None copies all.
     """
     partial = target.with_name(f".partial-{target.name}")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
@@ -79,7 +85,7 @@ def write_training_traces(
 
 
 def _chosen(positions: Array, indices: Array, *, max_prompts: int | None, max_accepted_per_prompt: int | None) -> Array:
-    """Rows to take, by prompt and index. All traces of a prompt are in one part."""
+    """Return the rows to copy, sorted by prompt and index. All traces of a prompt are in one part."""
     order = np.lexsort((indices, positions))
     positions = positions[order]
     starts = np.searchsorted(positions, positions, side="left")
@@ -102,17 +108,18 @@ def _batch(table: Any) -> Any:
 
 
 class TrainingTraces:
-    """The traces of a run, by prompt and index, however their parts were ordered."""
+    """Traces of a run, sorted by prompt and index, regardless of the order of their parts."""
 
     def __init__(self, path: Path) -> None:
-        """
+        """Open the file that `write_training_traces` wrote.
+
         Raises:
-            DataError: there is no trace in the file.
+            DataError: The file holds no trace.
         """
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [file.get_batch(number) for number in range(file.num_record_batches)]
         if not batches:
-            raise DataError(f"{path} holds no trace")
+            raise DataError(f"{path} holds no trace; expected at least one accepted trace")
         self._tokens = [_Lists(batch.column("response_ids")) for batch in batches]
         self._logprobs = [_Lists(batch.column("behaviour_logprobs")) for batch in batches]
         small = {name: np.concatenate([batch.column(name).to_numpy() for batch in batches]) for name in _SMALL}
@@ -139,13 +146,13 @@ class TrainingTraces:
 
     @property
     def prompt_positions(self) -> Array:
-        """int32, of each trace."""
+        """Position of each trace's prompt in the data set, int32."""
         positions: Array = self._small["prompt_position"]
         return positions
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of which prompts the traces answer, and of their tokens."""
+        """Sixteen hexadecimal digits of the traces' prompt positions, indices and tokens."""
         digest = hashlib.blake2b(digest_size=8)
         for name in ("prompt_position", "trace_index", "digest"):
             digest.update(np.ascontiguousarray(self._small[name]).tobytes())
@@ -153,7 +160,7 @@ class TrainingTraces:
 
 
 class _Lists:
-    """The lists of a column as views of its values."""
+    """Lists of an Arrow column, as views of its values."""
 
     def __init__(self, column: Any) -> None:
         self._values: Array = column.values.to_numpy(zero_copy_only=True)

@@ -1,1 +1,1 @@
-"""Accuracy, comparison and promotion statistics."""
+"""Statistics of evaluations: accuracy, comparison of methods, and promotion decisions."""

@@ -1,6 +1,7 @@
-"""Accuracy of a policy over a set of prompts: mean@k, unbiased pass@k and maj@k, by group, with confidence intervals.
+"""Accuracy of a policy on a set of prompts: mean@k, unbiased pass@k and maj@k, by group, with confidence intervals.
 
-Prompts are the unit that was drawn at random; the k responses to one prompt are not independent. So the interval is that of a mean over prompts.
+Prompts are the independent samples; the k responses to one prompt are not independent of each other. Confidence
+intervals are therefore those of a mean over prompts.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from rlad.errors import ContractError
 
 CONFIDENCE = 0.95
 
-
 _SOLVED = 0.5
-"""A reward above it counts as solved for pass@k and maj@k."""
+"""Rewards above this value count as solved in pass@k and maj@k."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptResult:
-    """What became of one prompt's responses.
+    """Results of all responses to one prompt.
 
     Attributes:
-        groups: rows of the table that the prompt belongs to, beside the row of all.
-        rewards: of each response.
-        response_tokens: of each response.
-        num_truncated: responses that hit the token budget.
-        answers: what each response gave as its answer, for the vote of maj@k; None for a response without one. None altogether where the task's verifier
-            takes no answer out of a response.
+        prompt_id: Id of the prompt.
+        groups: Rows of the result table to which the prompt belongs, in addition to the row of all prompts.
+        rewards: Reward of each response.
+        response_tokens: Length of each response, in tokens.
+        num_truncated: Number of responses that reached the token limit.
+        answers: Answer extracted from each response for maj@k; None for a response without one. None as a whole if the
+            task's verifier does not extract answers.
     """
 
     prompt_id: str
@@ -54,18 +55,19 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """One row of the table.
+    """Row of the result table.
 
     Attributes:
-        prompts: number of prompts.
-        samples: responses a prompt, k.
-        mean: mean@k in [0, 1].
-        low, high: its 95% confidence interval.
-        pass_at_k: share of prompts solved by at least one of k responses.
-        response_tokens: mean length.
-        truncated: share of responses that hit the token budget.
-        pass_at: unbiased pass@j by j, for the powers of two up to k, and k.
-        majority: maj@k; None where a prompt's verifier takes no answer out of a response.
+        prompts: Number of prompts.
+        samples: Responses per prompt, k.
+        mean: mean@k, in [0, 1].
+        low: Lower end of the 95% confidence interval of `mean`.
+        high: Upper end of the interval.
+        pass_at_k: Fraction of prompts solved by at least one of k responses.
+        response_tokens: Mean response length, in tokens.
+        truncated: Fraction of responses that reached the token limit.
+        pass_at: Unbiased pass@j by j, for the powers of two up to k, and for k.
+        majority: maj@k; None if a prompt's verifier does not extract answers.
     """
 
     prompts: int
@@ -81,7 +83,11 @@ class Accuracy:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Accuracy:
-        """Read `asdict`'s mapping, also after JSON, which makes text of the keys, and rows recorded before they had `pass_at` and `majority`."""
+        """Restore a row from the mapping of `asdict`.
+
+        Accepts mappings that went through JSON, which turns keys into strings, and older ones without `pass_at` and
+        `majority`.
+        """
         pass_at = {int(k): Interval(**interval) for k, interval in row.get("pass_at", {}).items()}
         majority = row.get("majority")
         return cls(**{**row, "pass_at": pass_at, "majority": Interval(**majority) if majority else None})
@@ -89,10 +95,12 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSummary:
-    """Accuracy of all prompts together and of each group, in the groups' natural order.
+    """Accuracy of all prompts and of each group.
 
     Attributes:
-        prompts: mean reward by prompt id, which a paired comparison of two policies needs.
+        overall: Accuracy of all prompts.
+        groups: Accuracy by group, in natural order.
+        prompts: Mean reward by prompt id, for paired comparisons of two policies.
     """
 
     overall: Accuracy
@@ -100,10 +108,12 @@ class EvaluationSummary:
     prompts: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the summary as nested mappings, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, summary: dict[str, Any]) -> EvaluationSummary:
+        """Restore a summary from the mapping of `as_dict`, also after JSON."""
         return cls(
             overall=Accuracy.from_dict(summary["overall"]),
             groups={name: Accuracy.from_dict(row) for name, row in summary["groups"].items()},
@@ -112,22 +122,36 @@ class EvaluationSummary:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate of the probability that one of k samples is correct: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv:2107.03374)."""
+    """Return the unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv:2107.03374).
+
+    Args:
+        num_samples: Number of samples, n.
+        num_correct: Number of correct samples, c.
+        k: Number of attempts, at most n.
+    """
     if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
-        raise ContractError(f"pass@{k} of {num_correct} correct in {num_samples} samples is not defined")
+        raise ContractError(
+            f"pass@{k} is not defined for {num_correct} correct of {num_samples} samples: k must be "
+            "between 1 and the number of samples"
+        )
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def ks_up_to(num_samples: int) -> list[int]:
-    """The k of which pass@k is reported: powers of two up to the number of samples, and that number."""
+    """Return the values of k to report pass@k for: powers of two up to the number of samples, and that number."""
     return sorted({2**power for power in range(num_samples.bit_length())} | {num_samples})
 
 
 def majority_vote(answers: Sequence[str | None], rewards: Sequence[float]) -> float:
-    """The chance that a vote among the responses' answers is right; a tie is broken by lot (Wang et al., arXiv:2203.11171).
+    """Return the probability that a majority vote over the responses is correct (Wang et al., arXiv:2203.11171).
 
-    Right answers are equal to the expected one, so to each other, and vote together however they are spelled; wrong ones are one where their text is.
-    A response without an answer does not vote. Without any vote the chance is 0.
+    Ties are broken at random. All correct responses vote together, even if their answers are spelled differently; wrong
+    responses vote together if their answers are equal as text. Responses without an answer do not vote. Without any
+    vote the probability is 0.
+
+    Args:
+        answers: Answer of each response, or None.
+        rewards: Reward of each response; above 0.5 counts as correct.
     """
     votes: Counter[str] = Counter()
     right = 0
@@ -142,8 +166,11 @@ def majority_vote(answers: Sequence[str | None], rewards: Sequence[float]) -> fl
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of values in [0, 1] and its 95% interval (Student's t over prompts; Wilson's where all values are 0 or 1, which stays honest at the ends)."""
-    from scipy import stats  # two thirds of a second that whoever only reads an evaluation need not wait for
+    """Return the mean of values in [0, 1] with the ends of its 95% confidence interval.
+
+    Uses Student's t over prompts, or the Wilson interval if all values are 0 or 1, which does not collapse at the ends.
+    """
+    from scipy import stats  # takes two thirds of a second to import, which code that only reads evaluations avoids
 
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
@@ -159,13 +186,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summarise(results: Sequence[PromptResult]) -> EvaluationSummary:
-    """The table of an evaluation.
+    """Aggregate the results of an evaluation.
 
     Raises:
-        ContractError: no results, or prompts with different numbers of responses.
+        ContractError: There are no results, or prompts have different numbers of responses.
     """
     if not results or len({len(result.rewards) for result in results}) != 1:
-        raise ContractError(f"an evaluation needs prompts with equally many responses; got {len(results)} prompts")
+        raise ContractError(
+            f"an evaluation requires prompts with the same number of responses; got {len(results)} prompts"
+        )
     by_group: defaultdict[str, list[PromptResult]] = defaultdict(list)
     for result in results:
         for group in result.groups:
@@ -204,7 +233,7 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _natural(group: str) -> tuple[str, int, float, str]:
-    """`people 10` comes after `people 9`, `10` after `9`."""
+    """Return a sort key in natural order: `people 10` comes after `people 9`."""
     prefix, _, last = group.rpartition(" ")
     try:
         return (prefix, 0, float(last), group)

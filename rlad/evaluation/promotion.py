@@ -1,7 +1,8 @@
-"""Whether a new version takes the place of the one in production: better by more than a margin, and by more than chance explains.
+"""Promotion decision: a candidate must be better than the production version by a margin, and significantly so.
 
-Both were evaluated on the same frozen prompts, so a prompt is a pair, and the interval is that of the mean over pairs: what makes a prompt hard for both
-cancels out. It tells whether these very students differ on prompts like these, which is the question here; it says nothing about the method that made them.
+Both versions are evaluated on the same frozen prompts, so the confidence interval is that of the mean over pairs, in
+which the difficulty of a prompt cancels out. The interval compares these two students on prompts of this kind. It says
+nothing about the methods that trained them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from rlad.evaluation.comparison import paired_t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionDecision:
-    """What was decided, and on what evidence.
+    """Promotion decision with its evidence.
 
     Attributes:
-        promote: whether the candidate takes the place.
-        reason: in one sentence, for the record.
-        difference: candidate minus incumbent in mean@k, in [-1, 1]; None without an incumbent.
-        interval: its 95% confidence interval; None without an incumbent, or with fewer than two prompts.
+        promote: Whether to promote the candidate.
+        reason: One sentence for the record.
+        difference: mean@k of the candidate minus that of the incumbent, in [-1, 1]; None without an incumbent.
+        interval: 95% confidence interval of `difference`; None without an incumbent, or with fewer than two prompts.
     """
 
     promote: bool
@@ -31,36 +32,40 @@ class PromotionDecision:
 
 
 def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *, margin: float) -> PromotionDecision:
-    """Compare a candidate with what is in production.
+    """Compare a candidate with the version in production.
 
     Args:
-        incumbent: evaluated on the same prompts as the candidate; None where nothing is in production yet.
-        margin: in mean@k, at least 0; the difference has to be larger.
+        candidate: Evaluation of the candidate.
+        incumbent: Evaluation of the production version on the same prompts; None if nothing is in production yet.
+        margin: Difference in mean@k that the candidate must exceed, at least 0.
 
     Raises:
-        ContractError: they were evaluated on different prompts, or not recorded by prompt, so nothing can be said.
+        ContractError: The evaluations have different prompts, or no results by prompt.
     """
     if margin < 0:
         raise ContractError(
-            f"the margin of a promotion is at least 0, got {margin}: with less a worse student would be promoted"
+            f"the promotion margin must be at least 0; got {margin}, which would promote a worse student"
         )
     if incumbent is None:
-        reason = f"nothing is in production yet: {_percent(candidate.overall.mean)} on {candidate.overall.prompts} prompts is where it starts"
+        reason = (
+            f"nothing is in production yet; the first version reaches {_percent(candidate.overall.mean)} on "
+            f"{candidate.overall.prompts} prompts"
+        )
         return PromotionDecision(promote=True, reason=reason, difference=None, interval=None)
     pairs = _pairs(candidate, incumbent)
     if len(pairs) < 2:
-        reason = "one prompt says nothing about another: evaluate on more"
+        reason = "a single prompt gives no confidence interval; evaluate on more prompts"
         return PromotionDecision(promote=False, reason=reason, difference=pairs[0], interval=None)
     difference = sum(pairs) / len(pairs)
     low, high, _ = paired_t(pairs)
     evidence = (
-        f"{_percent(candidate.overall.mean)} against {_percent(incumbent.overall.mean)} on the same {len(pairs)} prompts: {_points(difference)} points, "
-        f"95% interval {_points(low)} to {_points(high)}"
+        f"{_percent(candidate.overall.mean)} against {_percent(incumbent.overall.mean)} on the same {len(pairs)} "
+        f"prompts: {_points(difference)} points, 95% interval {_points(low)} to {_points(high)}"
     )
     if difference <= margin:
         verdict = f"not better by more than the margin of {100 * margin:g} points"
     elif low <= 0:
-        verdict = "better by more than the margin, but chance alone could explain it"
+        verdict = "better by more than the margin, but not significantly"
     else:
         return PromotionDecision(
             promote=True, reason=f"better ({evidence})", difference=difference, interval=(low, high)
@@ -71,13 +76,13 @@ def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *,
 
 
 def _pairs(candidate: EvaluationSummary, incumbent: EvaluationSummary) -> list[float]:
-    """Differences of each prompt's mean reward."""
+    """Return the difference of the mean reward for each prompt."""
     new, old = candidate.prompts, incumbent.prompts
     if not new or new.keys() != old.keys():
         only = len(new.keys() ^ old.keys())
         raise ContractError(
-            f"candidate and incumbent have to be evaluated on the same prompts to be compared: {len(new)} and {len(old)} prompts, {only} of them only on one "
-            f"side. Evaluate the incumbent again on the candidate's prompts (`rlad eval`)"
+            f"candidate and incumbent must be evaluated on the same prompts; got {len(new)} and {len(old)} prompts, "
+            f"{only} of them only on one side. Evaluate the incumbent again on the candidate's prompts (`rlad eval`)"
         )
     return [new[prompt] - old[prompt] for prompt in sorted(new)]
 

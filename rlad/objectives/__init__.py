@@ -1,6 +1,7 @@
 """Training objectives: pure functions of tensors.
 
-An objective is its settings in the union of `rlad.config.objectives`, and one file here with its token losses, which `build.py` names beside them.
+An objective consists of its settings, a member of the union in `rlad.config.objectives`, and one module here that
+computes its token losses. `build.py` maps settings to objectives.
 """
 
 from rlad.advantages import group_advantages

@@ -1,4 +1,4 @@
-"""The way from an objective's settings to the objective."""
+"""Construction of objectives from their settings."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ _ADAPTER: TypeAdapter[ObjectiveSettings] = TypeAdapter(ObjectiveConfig)
 
 
 def build_objective(config: Mapping[str, Any] | ObjectiveSettings) -> Objective[Any]:
-    """The objective a configuration describes, with the paper's defaults for whatever it does not set.
+    """Return the objective that a configuration describes. Unset settings have the paper's defaults.
 
     Args:
-        config: a mapping such as `{"name": "trrd", "alpha": 0.5}`, or one of the configuration models.
+        config: A mapping such as `{"name": "trrd", "alpha": 0.5}`, or one of the settings models.
 
     Raises:
-        ConfigError: an unknown objective, an unknown setting, or a value out of range; one sentence for each.
+        ConfigError: An unknown objective, an unknown setting, or a value out of range. The message has one sentence per
+            problem.
     """
     try:
         validated = _ADAPTER.validate_python(dict(config) if isinstance(config, Mapping) else config)
@@ -53,20 +54,23 @@ def build_objective(config: Mapping[str, Any] | ObjectiveSettings) -> Objective[
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
+    """Yield one sentence per problem."""
     for problem in error.errors():
-        kind, location, came = problem["type"], [str(part) for part in problem["loc"]], problem["input"]
+        kind, location, value = problem["type"], [str(part) for part in problem["loc"]], problem["input"]
         if kind == "union_tag_invalid":
             yield f"unknown objective {problem['ctx']['tag']!r}: expected one of {problem['ctx']['expected_tags']}"
         elif kind == "union_tag_not_found":
-            yield f"an objective needs a `name`, one of {', '.join(repr(name) for name in _settings_by_name())}; got {came!r}"
+            names = ", ".join(repr(name) for name in _settings_by_name())
+            yield f"an objective needs a `name`, one of {names}; got {value!r}"
         elif kind == "extra_forbidden":
             name, key = location[0], location[-1]
             known = _settings_by_name()[name]
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean `{nearest[0]}`?" if nearest else f"it has {', '.join(known)}"
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"expected one of {', '.join(known)}"
             yield f"objective {name!r} has no setting `{key}`; {hint}"
         else:
-            yield f"objective setting {'.'.join(location) or 'name'}: {problem['msg'].removeprefix('Value error, ')} (got {came!r})"
+            setting = ".".join(location) or "name"
+            yield f"objective setting {setting}: {problem['msg'].removeprefix('Value error, ')} (got {value!r})"
 
 
 def _settings_by_name() -> dict[str, list[str]]:

@@ -1,12 +1,13 @@
-"""Estimates of the KL divergence of the student from another model, for one token each. Elementwise, any shape, float32 or float64.
+"""Per-token estimates of the KL divergence of the student from another model.
 
-On tokens sampled from the student, with `d = log pi - log q` (Schulman, "Approximating KL Divergence", 2020):
+All functions are elementwise, for any shape, in float32 or float64. For tokens sampled from the student, with
+`d = log pi - log q` (Schulman, "Approximating KL Divergence", 2020):
 
 | estimator | value | d value / d log pi | expected gradient |
 | --- | --- | --- | --- |
-| k1 | d | 1 | 0, whatever q is: of use as a reward only, where it gives that of KL(pi, q) |
-| k2 | d^2 / 2 | d | that of KL(pi, q), exactly |
-| k3 | exp(-d) - 1 + d | 1 - exp(-d) | that of KL(q, pi) |
+| k1 | d | 1 | 0 for every q; useful only as a reward, where it yields the gradient of KL(pi, q) |
+| k2 | d^2 / 2 | d | the gradient of KL(pi, q), exactly |
+| k3 | exp(-d) - 1 + d | 1 - exp(-d) | the gradient of KL(q, pi) |
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from torch import Tensor
 from rlad.config.objectives import SampledEstimator
 
 _SMALLEST_MASS = 2.0**-24
-"""Half the spacing of float32 below 1: a tail of less mass than this cannot be told from none by `1 - sum`."""
+"""Half the spacing of float32 below 1. `1 - sum` cannot distinguish a tail with less mass from an empty tail."""
 
 
 def sampled_divergence(log_ratio: Tensor, estimator: SampledEstimator, limit: float) -> Tensor:
-    """`k2` or `k3` of the table above.
+    """Return the `k2` or `k3` estimate of each token.
 
     Args:
-        log_ratio: d.
-        limit: `exp(-d)` of k3 is taken at d held within +-limit; beyond it that term has no gradient.
+        log_ratio: `d = log pi - log q` in nats, any shape.
+        estimator: `k2` or `k3`.
+        limit: Bound on `d` in the term `exp(-d)` of k3. Beyond the bound, that term has no gradient.
+
+    Returns:
+        Estimates in nats, in the shape of `log_ratio`.
     """
     if estimator == "k2":
         return 0.5 * log_ratio.square()
@@ -35,18 +40,18 @@ def sampled_divergence(log_ratio: Tensor, estimator: SampledEstimator, limit: fl
 
 
 def support_divergence(policy: Tensor, teacher: Tensor, teacher_tail: Tensor) -> Tensor:
-    """`KL(pi, q)` of the two distributions over K chosen tokens and one bucket for all others.
+    """Return `KL(pi, q)` over K selected tokens and one bucket for all other tokens.
 
-    Exact where the support is the whole vocabulary; else a lower bound of it, the larger the more the support covers. Its gradient is that of the value,
-    whoever sampled the token.
+    The value is exact if the support is the whole vocabulary, and otherwise a lower bound that grows with the coverage
+    of the support. The gradient is that of the value, for any distribution of the sampled tokens.
 
     Args:
-        policy: [..., K], log pi of the support's tokens, with graph.
-        teacher: [..., K], log q.
-        teacher_tail: [...], log of q's mass outside the support; -inf says that the support is the whole vocabulary.
+        policy: Student log-probabilities of the support, [..., K], with graph.
+        teacher: Teacher log-probabilities `log q` of the support, [..., K].
+        teacher_tail: Log of the teacher's mass outside the support, [...]; -inf if the support is the whole vocabulary.
 
     Returns:
-        [...], nats.
+        Divergences in nats, [...].
     """
     inside = (policy.exp() * (policy - teacher)).sum(dim=-1)
     mass = (-torch.expm1(torch.logsumexp(policy, dim=-1).clamp(max=0))).clamp(min=_SMALLEST_MASS)

@@ -1,4 +1,4 @@
-"""The distillation term of `kdrl` and `opd`: the KL divergence of the student from the teacher on the student's own responses, in several estimates."""
+"""Distillation term of `kdrl` and `opd`: estimates of KL(pi, pi_T) on the student's own responses."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from rlad.objectives.tokens import Tokens
 
 
 def imitation_reward(tokens: Tokens) -> Tensor:
-    """`log pi_T - log pi_old` of each token: minus the k1 estimate, as a reward. Constant."""
+    """Return the reward `log pi_T - log pi_old` of each token, which is minus the k1 estimate. It carries no graph."""
     return imitated(tokens, teacher_of(tokens) - tokens.behaviour_logprobs)
 
 
 def imitation_loss(tokens: Tokens, estimator: Estimator) -> Tensor:
-    """The estimate of each token, with graph; 0 where a token is not imitated. Not for `k1_reward`."""
+    """Return the divergence estimate of each token, with graph; 0 for tokens without a distillation term.
+
+    Args:
+        tokens: Tokens in any shape.
+        estimator: Any estimator except `k1_reward`, which is a reward and not a loss.
+    """
     if estimator in ("topk", "full"):
-        ours, theirs, tail = tokens.support_logprobs, tokens.teacher_support_logprobs, tokens.teacher_tail_logprobs
-        assert ours is not None
-        assert theirs is not None
+        policy, teacher = tokens.support_logprobs, tokens.teacher_support_logprobs
+        tail = tokens.teacher_tail_logprobs
+        assert policy is not None
+        assert teacher is not None
         assert tail is not None
-        # An invalid token's support is all 0, no distribution: its value must be 0 and not only masked, so that no gradient comes back through it.
-        return imitated(tokens, support_divergence(ours, theirs, tail))
+        # The support of an invalid token is all 0, which is not a distribution. Its value must be replaced by 0 here,
+        # not only weighted by 0 later, so that no gradient flows through it.
+        return imitated(tokens, support_divergence(policy, teacher, tail))
     assert estimator in ("k2", "k3")
     return imitated(
         tokens,
@@ -37,18 +44,19 @@ def imitation_loss(tokens: Tokens, estimator: Estimator) -> Tensor:
 
 
 def imitated(tokens: Tokens, values: Tensor) -> Tensor:
-    """`values` where a token has a distillation term, 0 elsewhere."""
+    """Return `values` for tokens with a distillation term and 0 for all others."""
     return values.where(tokens.is_valid if tokens.is_imitated is None else tokens.is_imitated, 0)
 
 
 def teacher_of(tokens: Tokens) -> Tensor:
-    assert tokens.teacher_logprobs is not None  # `Needs` asked for it
+    """Return the teacher's log-probabilities, which `Needs` guarantees."""
+    assert tokens.teacher_logprobs is not None
     return tokens.teacher_logprobs
 
 
 @torch.no_grad()
 def imitation_means(tokens: Tokens, divergence: Tensor) -> dict[str, MeanSums]:
-    """Sums behind the mean divergence over imitated tokens, their share, and the log ratio to the teacher."""
+    """Return metric sums: divergence over imitated tokens, their fraction, and the log ratio to the teacher."""
     selection = tokens.is_valid if tokens.is_imitated is None else tokens.is_imitated
     return {
         "objective/teacher_kl": mean_over(divergence, selection),

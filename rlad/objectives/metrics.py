@@ -1,4 +1,4 @@
-"""Metrics that add up across micro-batches and ranks: sums and counts, turned into means at the end."""
+"""Metrics that add up across micro-batches and ranks as sums and counts, and become means at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlad.errors import ContractError
 
 
 class MeanSums(NamedTuple):
-    """A mean not yet taken: the sum over some tokens, and their number. Scalars."""
+    """Numerator and denominator of a mean over tokens: sum and number of tokens, both scalar tensors."""
 
     total: Tensor
     num_tokens: Tensor
@@ -21,15 +21,15 @@ class MeanSums(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MetricSums:
-    """Metrics of any share of a step's tokens.
+    """Metric sums over some of a step's tokens.
 
-    Two of them with the same names add up to those of both shares. The names and their order are fixed by the objective, so ranks can reduce
+    The sums of two disjoint sets of tokens add up. The objective fixes the names and their order, so ranks can reduce
     `to_tensor()` by a sum.
 
     Attributes:
-        mean_names: metrics that are means over tokens.
-        total_names: metrics that are plain counts.
-        values: float64 [2 * means + totals]: the sums, their counts, then the totals.
+        mean_names: Names of metrics that are means over tokens.
+        total_names: Names of metrics that are counts.
+        values: Sums of the means, then their token counts, then the totals, float64 [2 * means + totals].
     """
 
     mean_names: tuple[str, ...]
@@ -38,7 +38,7 @@ class MetricSums:
 
     @classmethod
     def of(cls, *, means: Mapping[str, MeanSums], totals: Mapping[str, Tensor]) -> MetricSums:
-        """From scalars on one device, without waiting for it."""
+        """Build sums from scalars on one device, without synchronizing with it."""
         columns = [
             *(mean.total for mean in means.values()),
             *(mean.num_tokens for mean in means.values()),
@@ -48,33 +48,37 @@ class MetricSums:
         return cls(mean_names=tuple(means), total_names=tuple(totals), values=values)
 
     def add(self, other: MetricSums) -> MetricSums:
-        """The metrics of both shares together.
+        """Return the sums over both sets of tokens.
 
         Raises:
-            ContractError: the two are of different objectives.
+            ContractError: The two belong to different objectives.
         """
         if (self.mean_names, self.total_names) != (other.mean_names, other.total_names):
             raise ContractError(
-                f"MetricSums: cannot add {other.mean_names + other.total_names} to {self.mean_names + self.total_names}: names and order differ"
+                "MetricSums: expected the same names in the same order to add, "
+                f"{self.mean_names + self.total_names}; got {other.mean_names + other.total_names}"
             )
         return self.from_tensor(self.values + other.values)
 
     def to_tensor(self) -> Tensor:
-        """A float64 copy [2 * means + totals], ready for an all-reduce in place."""
+        """Return a copy of `values`, float64 [2 * means + totals], for an in-place all-reduce."""
         return self.values.clone()
 
     def from_tensor(self, values: Tensor) -> MetricSums:
-        """The same metrics with other values, such as the reduced `to_tensor()`.
+        """Return the same metrics with other values, such as the reduced `to_tensor()`.
 
         Raises:
-            ContractError: wrong shape.
+            ContractError: The shape differs from that of `values`.
         """
         if values.shape != self.values.shape:
             raise ContractError(f"MetricSums: expected {len(self.values)} values, got shape {list(values.shape)}")
         return MetricSums(mean_names=self.mean_names, total_names=self.total_names, values=values)
 
     def means(self) -> dict[str, float]:
-        """The metrics by name. Waits for the device. A mean over no token is left out: it has no value, and 0 would be a claim."""
+        """Return the metrics by name. Synchronizes with the device.
+
+        A mean over zero tokens is undefined and therefore omitted.
+        """
         values: list[float] = self.values.tolist()
         size = len(self.mean_names)
         sums, counts, totals = values[:size], values[size : 2 * size], values[2 * size :]
@@ -86,5 +90,5 @@ class MetricSums:
 
 @torch.no_grad()
 def mean_over(values: Tensor, selection: Tensor) -> MeanSums:
-    """Sum (in float64) and number of the selected values."""
+    """Return the float64 sum and the number of the selected values."""
     return MeanSums(values.where(selection, 0).sum(dtype=torch.float64), selection.sum())

@@ -1,6 +1,6 @@
-"""What all objectives share: the loss's normaliser, and the padded and packed forms of one arithmetic.
+"""Base class of objectives: normalization, and a padded and a packed form with the same arithmetic.
 
-Shape letters: B responses, T tokens of the longest, S tokens of a packed row.
+Shape letters: B responses, T tokens of the longest response, S positions of a packed row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ from rlad.objectives.metrics import MeanSums, MetricSums, mean_over
 from rlad.objectives.tokens import Extras, Needs, Tokens, require, require_shape, select_tokens
 
 LOG_RATIO_LIMIT = 20.0
-"""Log ratios are held within +-20 before exp: e^20 = 4.9e8, finite in float32 in every product with an advantage. Such a token is far outside any
-clip range; one still unclipped there (A < 0, ratio above the range) has lost all relation to its sample, and gets no gradient."""
+"""Bound on log ratios before exp. e^20 = 4.9e8 is finite in float32 in every product with an advantage.
+
+A token beyond the bound is far outside any clip range. If it is still unclipped (A < 0, ratio above the range), it gets
+no gradient, because it has no relation to the sampled token any more.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLosses:
-    """An objective's loss of each token (the shape of its `Tokens`; finite where invalid), and the sums its metrics are means of."""
+    """Token losses of an objective, and the sums of its metrics.
+
+    Attributes:
+        losses: Loss of each token, in the shape of its `Tokens`; finite for invalid tokens too.
+        means: Metric sums by name.
+    """
 
     losses: Tensor
     means: Mapping[str, MeanSums]
@@ -35,14 +43,19 @@ class TokenLosses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveOutput:
-    """The loss to minimise (a scalar with graph) and the detached sums behind the metrics."""
+    """Result of an objective.
+
+    Attributes:
+        loss: Loss to minimize, a scalar with graph.
+        sums: Detached metric sums.
+    """
 
     loss: Tensor
     sums: MetricSums
 
     @property
     def metrics(self) -> dict[str, float]:
-        """This batch's metrics alone. Waits for the device; a mean over no token is left out."""
+        """Metrics of this batch. Synchronizes with the device; a mean over zero tokens is omitted."""
         return self.sums.means()
 
 
@@ -51,11 +64,14 @@ _NO_EXTRAS = Extras()
 
 
 class Objective(abc.ABC, Generic[SettingsT]):
-    """A loss over sampled responses, in two forms with one arithmetic.
+    """Loss over sampled responses, in a padded and a packed form with the same arithmetic.
 
-    Log-probabilities are in nats, of the sampled tokens, all at the sampling temperature. Gradient flows to the student's own columns alone. Half
-    precision is computed in float32, float64 stays float64. A token whose behaviour log-probability, or any other that the objective needs, is
-    NaN or infinite counts as masked, in the denominators of `response_mean` too; the metrics count such tokens.
+    All log-probabilities are in nats, of the sampled tokens, at the sampling temperature. Gradient flows only to the
+    student's own columns. Half precision is computed in float32; float64 stays float64. A token is masked if its
+    behaviour log-probability, or another one that the objective needs, is NaN or infinite. Masked tokens also leave the
+    denominators of `response_mean`. Metrics count them.
+
+    Subclasses implement `token_losses`.
     """
 
     def __init__(self, config: SettingsT) -> None:
@@ -67,12 +83,12 @@ class Objective(abc.ABC, Generic[SettingsT]):
             entropy=config.entropy_bonus.is_on,
             support=config.teacher_support is not None,
             imitated=config.imitation_mask != "none",
-            who=f"objective {config.name!r} with {config!r}",
+            owner=f"objective {config.name!r} with {config!r}",
         )
 
     @abc.abstractmethod
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """The loss of each token, before any averaging, without the terms that all objectives share."""
+        """Return the loss of each token, in the shape of `tokens`, without weights, reference KL and entropy bonus."""
 
     def __call__(
         self,
@@ -84,19 +100,21 @@ class Objective(abc.ABC, Generic[SettingsT]):
         mask: Tensor,
         extras: Extras = _NO_EXTRAS,
     ) -> ObjectiveOutput:
-        """The padded form. With the default aggregation, the mean over responses of the mean over their tokens: all B responses count, an empty or
-        fully masked one as 0.
+        """Return the loss of a padded batch.
+
+        With the default aggregation it is the mean over responses of the mean over their tokens. All B responses count;
+        an empty or fully masked response counts as 0.
 
         Args:
-            policy_logprobs: [B, T], with graph.
-            behaviour_logprobs: [B, T].
-            teacher_logprobs: [B, T]; not looked at where the objective uses no teacher.
-            advantages: [B].
-            mask: [B, T], boolean or 0 and 1: the response tokens to train on.
-            extras: what the configured options need beyond these.
+            policy_logprobs: Student log-probabilities, [B, T], with graph.
+            behaviour_logprobs: Behaviour log-probabilities, [B, T].
+            teacher_logprobs: Teacher log-probabilities, [B, T]; ignored if the objective does not use a teacher.
+            advantages: Advantages, [B].
+            mask: Response tokens to train on, bool or 0 and 1, [B, T].
+            extras: Columns that the configured options need in addition.
 
         Raises:
-            ContractError: shapes differ, the mask holds other values, or a needed column is missing.
+            ContractError: Shapes differ, the mask holds values other than 0 and 1, or a required column is missing.
         """
         require(policy_logprobs.ndim == 2, f"policy_logprobs must be [B, T], got shape {list(policy_logprobs.shape)}")
         require_shape("mask", mask, policy_logprobs.shape)
@@ -104,7 +122,7 @@ class Objective(abc.ABC, Generic[SettingsT]):
         if mask.dtype != torch.bool:
             require(
                 bool(((mask == 0) | (mask == 1)).all()),
-                "mask must hold only 0 and 1; weights of other sizes go into the packed form",
+                "mask must hold only 0 and 1; pass other weights to the packed form",
             )
             mask = mask != 0
         tokens, totals = select_tokens(
@@ -135,19 +153,22 @@ class Objective(abc.ABC, Generic[SettingsT]):
         weights: Tensor,
         extras: Extras = _NO_EXTRAS,
     ) -> ObjectiveOutput:
-        """The packed form: the sum of weighted token losses over the positions with a positive weight.
+        """Return the loss of a packed row: the weighted sum of token losses over positions with a positive weight.
 
-        The weights carry the normaliser of the whole optimizer step, so losses of micro-batches and ranks are added, never averaged. A token that
-        turns out non-finite here is dropped from the sum, but its response's weights were computed with it: give it weight 0 beforehand, as
-        `rlad.packing.build_training_batch` does.
+        The weights include the normalizer of the whole optimizer step, so losses of micro-batches and ranks are added,
+        never averaged. A non-finite token found here is dropped from the sum, but the weights of its response were
+        computed with it. Set the weight of such tokens to 0 beforehand, as `rlad.packing.build_training_batch` does.
 
         Args:
-            policy_logprobs: [S], with graph.
-            behaviour_logprobs, teacher_logprobs, advantages, weights: [S].
-            extras: what the configured options need beyond these.
+            policy_logprobs: Student log-probabilities, [S], with graph.
+            behaviour_logprobs: Behaviour log-probabilities, [S].
+            teacher_logprobs: Teacher log-probabilities, [S]; ignored if the objective does not use a teacher.
+            advantages: Advantages, [S].
+            weights: Loss weights, [S].
+            extras: Columns that the configured options need in addition.
 
         Raises:
-            ContractError: shapes differ, or a needed column is missing.
+            ContractError: Shapes differ, or a required column is missing.
         """
         require(policy_logprobs.ndim == 1, f"policy_logprobs must be [S], got shape {list(policy_logprobs.shape)}")
         require_shape("weights", weights, policy_logprobs.shape)
@@ -164,8 +185,9 @@ class Objective(abc.ABC, Generic[SettingsT]):
         return self._output(tokens, totals, weights.detach().to(tokens.policy_logprobs.dtype), extras)
 
     def _output(self, tokens: Tokens, totals: Mapping[str, Tensor], weights: Tensor, extras: Extras) -> ObjectiveOutput:
-        own = self.token_losses(tokens)
-        losses, means = own.losses, dict(own.means)
+        """Add the terms that all objectives share, and sum the weighted token losses."""
+        token_losses = self.token_losses(tokens)
+        losses, means = token_losses.losses, dict(token_losses.means)
         config = self.config
         if tokens.reference_logprobs is not None:
             to_reference = tokens.policy_logprobs - tokens.reference_logprobs
@@ -183,13 +205,19 @@ class Objective(abc.ABC, Generic[SettingsT]):
 
 
 def check_missing_teacher(missing: int, total: int, tolerance: float) -> None:
-    """Fail a step whose teacher scores are too often missing, NaN or infinite. Counts are of the whole step, all ranks together.
+    """Raise an error if too many teacher log-probabilities of a step are missing, NaN or infinite.
+
+    Args:
+        missing: Response tokens without a finite teacher log-probability, counted over the whole step and all ranks.
+        total: Response tokens of the whole step and all ranks.
+        tolerance: Allowed fraction, `learner.max_missing_teacher_fraction`.
 
     Raises:
-        TeacherScoresError: `missing / total` is above `tolerance`.
+        TeacherScoresError: `missing / total` exceeds `tolerance`.
     """
     if total > 0 and missing / total > tolerance:
         raise TeacherScoresError(
-            f"the teacher gave no finite log-probability for {missing} of {total} response tokens ({missing / total:.2%}), more than the "
-            f"{tolerance:.2%} that learner.max_missing_teacher_fraction allows: look at the teacher's log, or raise that limit to train without them"
+            f"the teacher returned no finite log-probability for {missing} of {total} response tokens "
+            f"({missing / total:.2%}), more than learner.max_missing_teacher_fraction allows ({tolerance:.2%}); "
+            "check the teacher's log, or raise the limit to train without those tokens"
         )

@@ -1,4 +1,4 @@
-"""Plain on-policy distillation: the student's own responses, the teacher's opinion of them, no reward."""
+"""Plain on-policy distillation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from rlad.objectives.tokens import Tokens
 
 
 class OpdObjective(Objective[OpdConfig]):
+    """Plain on-policy distillation: KL(pi, pi_T) on the student's own responses, without task reward.
+
+    ```
+    k1_reward:         loss = -min(r R, clip(r, 1 - eps_low, 1 + eps_high) R)
+                       log r = log pi - log pi_old,  R = log pi_T - log pi_old
+    other estimators:  loss = KL(pi, pi_T)
+    ```
+
+    The loss is per token. With `k1_reward` (arXiv:2306.08543), R replaces the advantage. The other estimators are
+    minimized directly (arXiv:2306.13649).
+    """
+
     def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the distillation loss of each token."""
         log_ratio = tokens.policy_logprobs - tokens.behaviour_logprobs
         if self.config.estimator == "k1_reward":
             reward = imitation_reward(tokens)
-            own = surrogate_losses(tokens, log_ratio, self.config, advantages=reward)
-            return TokenLosses(losses=own.losses, means={**own.means, **imitation_means(tokens, -reward)})
+            surrogate = surrogate_losses(tokens, log_ratio, self.config, advantages=reward)
+            return TokenLosses(losses=surrogate.losses, means={**surrogate.means, **imitation_means(tokens, -reward)})
         divergence = imitation_loss(tokens, self.config.estimator)
         means = {**log_ratio_means("behaviour", log_ratio, tokens.is_valid), **imitation_means(tokens, divergence)}
         return TokenLosses(losses=divergence, means=means)

@@ -1,4 +1,7 @@
-"""Likelihood ratios of sampled tokens, and the clipped surrogate over them. Elementwise, any shape, float32 or float64."""
+"""Likelihood ratios of sampled tokens, and their clipped surrogate.
+
+All functions are elementwise, for any shape, in float32 or float64.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,45 @@ from rlad.objectives.tokens import Tokens
 
 
 class ClippedSurrogate(NamedTuple):
-    """`values` to maximise, with graph; `is_clipped`: the clip decides the value, so the token gives no gradient."""
+    """Clipped surrogate of each token.
+
+    Attributes:
+        values: Surrogate to maximize, with graph.
+        is_clipped: True where the clip determines the value, so the token gets no gradient.
+    """
 
     values: Tensor
     is_clipped: Tensor
 
 
 def clamped_teacher_log_ratio(log_ratio: Tensor, limit: float, gradient: TeacherClampGradient) -> Tensor:
-    """`clamp(log pi - log pi_T, -limit, limit)` (arXiv:2602.22495, App. B).
+    """Return `clamp(log pi - log pi_T, -c, c)` (arXiv:2602.22495, App. B).
 
     Args:
-        gradient: outside the limits, `clipped` gives none (the plain clamp of the paper); `straight_through` clamps the value only.
+        log_ratio: `log pi - log pi_T` in nats, any shape.
+        limit: Bound c.
+        gradient: Gradient outside the bounds. `clipped` is the plain clamp of the paper, with gradient 0.
+            `straight_through` clamps only the value, with gradient 1.
     """
     clamped = log_ratio.clamp(-limit, limit)
     if gradient == "clipped":
         return clamped
-    # The second term is exactly 0, so the value is the clamped one to the bit.
+    # The second term is exactly 0, so the value equals the clamped one bit for bit.
     return clamped.detach() + (log_ratio - log_ratio.detach())
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, settings: ClippedSurrogateSettings) -> ClippedSurrogate:
-    """`min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)` (arXiv:2602.22495, Eq. 1 and 5), at least `dual_clip A` where A < 0.
+    """Return `min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)` of each token (arXiv:2602.22495, Eq. 1 and 4).
 
-    Where A is 0, value and gradient are exactly 0 however large the log ratio. Beyond `LOG_RATIO_LIMIT` the value is that at the limit.
+    With `dual_clip`, the value is at least `dual_clip A` for A < 0 (arXiv:1912.09729). For A = 0, value and gradient
+    are exactly 0 at any log ratio. Beyond `LOG_RATIO_LIMIT` the value is that at the limit.
+
+    Args:
+        log_ratio: `log r` in nats, any shape.
+        advantages: A of each token, in the same shape.
+        settings: Clip range and dual clip.
     """
-    # Before exp: behind it, the backward pass would multiply 0 by an infinite ratio.
+    # Mask before exp. Masking after it would multiply 0 by an infinite ratio in the backward pass.
     ratio = bounded_ratio(log_ratio.where(advantages != 0, 0))
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - settings.eps_low, 1 + settings.eps_high) * advantages
@@ -53,10 +70,13 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, settings: ClippedSu
 def surrogate_losses(
     tokens: Tokens, log_ratio: Tensor, settings: ClippedSurrogateSettings, *, advantages: Tensor | None = None
 ) -> TokenLosses:
-    """The clipped surrogate as a loss, corrected for the engine's mismatch where that is on.
+    """Return the negated clipped surrogate as token losses, with the correction of the sampler mismatch if configured.
 
     Args:
-        advantages: of each token, in place of the batch's.
+        tokens: Tokens in any shape.
+        log_ratio: `log r` in nats, in the same shape.
+        settings: Settings of the surrogate.
+        advantages: Advantages that replace `tokens.advantages`; None keeps those.
     """
     surrogate = clipped_surrogate(log_ratio, tokens.advantages if advantages is None else advantages, settings)
     means = _surrogate_means(tokens, log_ratio, surrogate.is_clipped)
@@ -72,10 +92,11 @@ def surrogate_losses(
 
 
 def mismatch_weights(mismatch: Tensor, settings: ClippedSurrogateSettings) -> tuple[Tensor, Tensor]:
-    """What the surrogate is multiplied by, and where the cap decided it.
+    """Return the factors of the surrogate, and where the cap determines them.
 
     Args:
-        mismatch: w, the learner's probability of a token over the engine's, under the same weights.
+        mismatch: w, the learner's probability of a token divided by the sampling engine's, under the same weights.
+        settings: Kind of correction (`truncate` or `mask`) and its cap.
     """
     if settings.mismatch == "truncate":
         return mismatch.clamp(max=settings.mismatch_cap), mismatch > settings.mismatch_cap
@@ -84,13 +105,13 @@ def mismatch_weights(mismatch: Tensor, settings: ClippedSurrogateSettings) -> tu
 
 
 def bounded_ratio(log_ratio: Tensor) -> Tensor:
-    """`exp(log_ratio)`, with the exponent held within +-`LOG_RATIO_LIMIT`."""
+    """Return `exp(log_ratio)` with the exponent clamped to +-`LOG_RATIO_LIMIT`."""
     return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
 @torch.no_grad()
 def log_ratio_means(name: str, log_ratio: Tensor, is_valid: Tensor) -> dict[str, MeanSums]:
-    """Sums behind the mean and the mean magnitude of a log ratio, in nats."""
+    """Return metric sums of the mean and the mean absolute value of a log ratio, in nats."""
     return {
         f"objective/log_ratio_{name}_mean": mean_over(log_ratio, is_valid),
         f"objective/log_ratio_{name}_abs_mean": mean_over(log_ratio.abs(), is_valid),
@@ -99,7 +120,7 @@ def log_ratio_means(name: str, log_ratio: Tensor, is_valid: Tensor) -> dict[str,
 
 @torch.no_grad()
 def _surrogate_means(tokens: Tokens, log_ratio: Tensor, is_clipped: Tensor) -> dict[str, MeanSums]:
-    """Clip fractions, also by sign of the advantage; the ratio; log(pi / pi_old)."""
+    """Return metric sums of clip fractions (also by sign of the advantage), of the ratio, and of log(pi / pi_old)."""
     valid = tokens.is_valid
     positive, negative = valid & (tokens.advantages > 0), valid & (tokens.advantages < 0)
     return {

@@ -1,4 +1,7 @@
-"""The tokens of a batch as an objective sees them, and which of them count."""
+"""Token columns of an objective, and the selection of valid tokens.
+
+Shape letters: B responses, T tokens, S positions of a packed row, K tokens of the teacher's support.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,21 @@ from rlad.errors import ContractError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What only some objectives and options need. Columns have the shape of `policy_logprobs`, [B, T] or [S]; with K more at the end where it says so.
+    """Columns and values that only some objectives and options need.
+
+    Columns have the shape of `policy_logprobs`, [B, T] or [S]; support columns have an additional last dimension K.
 
     Attributes:
-        sampler_logprobs: of the sampling engine, where `behaviour_logprobs` are the learner's own: for the correction of their mismatch.
-        reference_logprobs: of the frozen reference policy.
-        entropies: of the student's distribution at each position, with graph.
-        is_imitated: boolean; False where a token's distillation term is left out.
-        support_logprobs: [..., K], the student's log-probabilities of the teacher's K tokens, with graph.
-        teacher_support_logprobs: [..., K], the teacher's.
-        teacher_tail_logprobs: log of the teacher's mass outside its K tokens; -inf where they are the whole vocabulary.
-        progress: share of the run's updates that are done, in [0, 1]: for coefficients that change.
-        entropy_coefficient: in place of the configured one, where it is adaptive.
+        sampler_logprobs: Log-probabilities of the sampling engine, for the correction of the mismatch if
+            `behaviour_logprobs` are the learner's own.
+        reference_logprobs: Log-probabilities of the reference policy.
+        entropies: Entropies of the student's distribution in nats, with graph.
+        is_imitated: True for tokens with a distillation term, bool.
+        support_logprobs: Student log-probabilities of the teacher's K tokens, [..., K], with graph.
+        teacher_support_logprobs: Teacher log-probabilities of its K tokens, [..., K].
+        teacher_tail_logprobs: Log of the teacher's mass outside its K tokens; -inf if they are the whole vocabulary.
+        progress: Fraction of the run's updates that are done, in [0, 1], for coefficients that change.
+        entropy_coefficient: Adaptive entropy coefficient that replaces the configured one; None keeps that.
     """
 
     sampler_logprobs: Tensor | None = None
@@ -39,10 +45,12 @@ class Extras:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Tokens as an objective's elementwise function sees them: any shape, all of one, in float32 or float64; support columns have K more.
+    """Input of an objective's elementwise loss.
 
-    Every column holds 0 where `is_valid` is false, so what stood there (padding, NaN, infinity) reaches neither loss nor gradient. Only
-    `policy_logprobs`, `entropies` and `support_logprobs` carry a graph. A column that the objective does not need is None.
+    All columns have one shape, in float32 or float64; support columns have an additional last dimension K. Every column
+    holds 0 where `is_valid` is False, so padding, NaN and infinity reach neither loss nor gradient. Only
+    `policy_logprobs`, `entropies` and `support_logprobs` carry a graph. A column that the objective does not need is
+    None. See `Extras` for the optional columns.
     """
 
     policy_logprobs: Tensor
@@ -62,7 +70,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which columns an objective looks at, beside policy, behaviour and advantages."""
+    """Columns that an objective needs besides policy, behaviour and advantages.
+
+    Attributes:
+        owner: Name of the objective in error messages.
+    """
 
     teacher: bool = False
     sampler: bool = False
@@ -70,7 +82,7 @@ class Needs:
     entropy: bool = False
     support: bool = False
     imitated: bool = False
-    who: str = "objective"
+    owner: str = "objective"
 
 
 def select_tokens(
@@ -83,12 +95,22 @@ def select_tokens(
     included: Tensor,
     extras: Extras,
 ) -> tuple[Tokens, dict[str, Tensor]]:
-    """The tokens that count, and how many of the included ones lack a log-probability, by metric name.
+    """Select the valid tokens, and count the included tokens without a log-probability, by metric name.
 
-    A token that lacks one that is needed (NaN or infinite) is not valid. Half precision is computed in float32, float64 stays float64.
+    A token is invalid if a needed log-probability is NaN or infinite. Half precision is computed in float32; float64
+    stays float64.
+
+    Args:
+        needs: Columns that the objective needs.
+        policy: Student log-probabilities, [B, T] or [S], with graph.
+        behaviour: Behaviour log-probabilities, in the same shape.
+        teacher: Teacher log-probabilities, in the same shape; None without a teacher.
+        advantages: Advantages, in the same shape.
+        included: Tokens to train on, bool, in the same shape.
+        extras: Optional columns.
 
     Raises:
-        ContractError: shapes differ, or a needed column is missing.
+        ContractError: Shapes differ, or a needed column is missing.
     """
     require(policy.is_floating_point(), f"policy_logprobs must be floating point, got {policy.dtype}")
     shape, dtype = policy.shape, torch.float64 if policy.dtype == torch.float64 else torch.float32
@@ -102,9 +124,9 @@ def select_tokens(
             is_present[name] = _needed(needs, f"{name}_logprobs", column, shape).isfinite()
     student_support: Tensor | None = None
     if needs.support:
-        student_support, theirs, tail = _support(needs, extras, shape)
+        student_support, teacher_support, tail = _support(needs, extras, shape)
         is_present["teacher"] = (
-            is_present["teacher"] & theirs.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
+            is_present["teacher"] & teacher_support.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
         )
     totals = {f"objective/{name}_missing_tokens": (included & ~present).sum() for name, present in is_present.items()}
     is_valid = included
@@ -148,7 +170,10 @@ def select_tokens(
 
 
 def upcast(column: Tensor, dtype: torch.dtype) -> Tensor:
-    """`column` in `dtype`. A gradient too large for float16 comes back as its largest number: a ratio near the limit overflows it."""
+    """Return `column` in `dtype`.
+
+    For float16 inputs, gradients are clamped to the largest float16 number, which a ratio near the limit exceeds.
+    """
     converted = column.to(dtype)
     if column.dtype == torch.float16 and converted.requires_grad:
         largest = torch.finfo(torch.float16).max
@@ -156,14 +181,17 @@ def upcast(column: Tensor, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def require(claim: bool, problem: str) -> None:
-    if not claim:
+def require(condition: bool, problem: str) -> None:
+    """Raise ContractError with `problem` unless `condition` holds."""
+    if not condition:
         raise ContractError(f"objective: {problem}")
 
 
 def require_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Raise ContractError unless `tensor` has the shape."""
     require(
-        tensor.shape == shape, f"{name} must have shape {list(shape)} to fit policy_logprobs, got {list(tensor.shape)}"
+        tensor.shape == shape,
+        f"{name} must have shape {list(shape)} to match policy_logprobs, got {list(tensor.shape)}",
     )
 
 
@@ -174,18 +202,22 @@ def _checked(name: str, column: Tensor, shape: torch.Size) -> Tensor:
 
 def _needed(needs: Needs, name: str, column: Tensor | None, shape: torch.Size) -> Tensor:
     if column is None:
-        raise ContractError(f"{needs.who} needs {name}, got None")
+        raise ContractError(f"{needs.owner} needs {name}, got None")
     return _checked(name, column, shape)
 
 
 def _support(needs: Needs, extras: Extras, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    ours, theirs, tail = extras.support_logprobs, extras.teacher_support_logprobs, extras.teacher_tail_logprobs
-    if ours is None or theirs is None or tail is None:
-        raise ContractError(
-            f"{needs.who} needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs, got None among them"
-        )
+    columns = {
+        "support_logprobs": extras.support_logprobs,
+        "teacher_support_logprobs": extras.teacher_support_logprobs,
+        "teacher_tail_logprobs": extras.teacher_tail_logprobs,
+    }
+    student, teacher, tail = columns.values()
+    if student is None or teacher is None or tail is None:
+        missing = [name for name, column in columns.items() if column is None]
+        raise ContractError(f"{needs.owner} needs {', '.join(columns)}; got None for {', '.join(missing)}")
     require(
-        ours.shape == theirs.shape and ours.shape[:-1] == shape,
-        f"support columns must be {[*shape, 'K']}, got {ours.shape} and {theirs.shape}",
+        student.shape == teacher.shape and student.shape[:-1] == shape,
+        f"support columns must have shape {[*shape, 'K']}, got {list(student.shape)} and {list(teacher.shape)}",
     )
-    return ours, theirs, _checked("teacher_tail_logprobs", tail, shape)
+    return student, teacher, _checked("teacher_tail_logprobs", tail, shape)

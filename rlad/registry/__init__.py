@@ -1,1 +1,1 @@
-"""The model registry."""
+"""Model registry: versions of trained models, their lineage, and aliases such as `production`."""

@@ -1,6 +1,7 @@
-"""The log of one model's changes: numbered files, each created only if none of its number is there.
+"""Change log of one model: numbered files that are created once and never overwritten.
 
-The newest entry holds the state, so that one small file tells how things stand. A writer that loses the race for a number reads again and decides again.
+Each entry contains the state after its change, so the newest file alone gives the current state. A writer that loses
+the race for a number reads the new state and decides again (compare-and-swap).
 """
 
 from __future__ import annotations
@@ -18,45 +19,51 @@ from rlad.registry.files import in_parallel
 from rlad.registry.store import ModelStore
 from rlad.registry.versions import AliasChange, LineState, LogEntry, Retirement, from_json, to_json
 
-# Each attempt that fails is one in which another writer's change came through.
+# An attempt fails only if another writer's change succeeded.
 _ATTEMPTS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeLog:
-    """Changes of the model `name`."""
+    """Change log of the model `name`."""
 
     store: ModelStore
     name: str
 
     def state(self) -> LineState:
-        """How things stand."""
+        """Return the current state."""
         numbers = numbers_in(self.store, self._directory)
         return self._entry(numbers[-1]).state if numbers else LineState()
 
     def entries(self) -> list[LogEntry]:
-        """All of it, the oldest first."""
+        """Return all entries, oldest first."""
         return in_parallel(self._entry, numbers_in(self.store, self._directory))
 
     def append(self, decide: Callable[[LineState], LogEntry | None]) -> None:
-        """Write the change that `decide` makes of the present state, unless it makes none. It may be asked again, with a newer state.
+        """Append the entry that `decide` returns for the current state.
+
+        Args:
+            decide: Returns the entry to append, or None for no change. Called again with the newer state if another
+                writer was faster.
 
         Raises:
-            RegistryError: too many others are writing.
+            RegistryError: Other writers were faster too many times.
         """
         for _ in range(_ATTEMPTS):
             entry = decide(self.state())
             if entry is None or self.store.create(self._path(entry.state.sequence), to_json(entry)):
                 return
         raise RegistryError(
-            f"{self.name} in {self.store.uri} has changed {_ATTEMPTS} times while one change was to be written; try again later"
+            f"could not write to the change log of {self.name} in {self.store.uri}: other writers were faster "
+            f"{_ATTEMPTS} times. Try again later"
         )
 
     def _entry(self, number: int) -> LogEntry:
         content = self.store.read(self._path(number))
         if content is None:
             raise RegistryError(
-                f"{self._path(number)} was in the registry at {self.store.uri} a moment ago and is not any more: who deletes from it?"
+                f"{self._path(number)} in the registry at {self.store.uri} was deleted while it was read. The files "
+                "of a change log must not be deleted"
             )
         return from_json(LogEntry, content, f"{self._path(number)} in {self.store.uri}")
 
@@ -69,7 +76,7 @@ class ChangeLog:
 
 
 def numbers_in(store: ModelStore, directory: str) -> list[int]:
-    """Numbers of a directory's numbered files, ascending."""
+    """Return the numbers of a directory's files `NUMBER.json`, ascending."""
     stems = [
         entry.name.removesuffix(".json")
         for entry in store.entries(directory)
@@ -81,7 +88,7 @@ def numbers_in(store: ModelStore, directory: str) -> list[int]:
 def alias_moved(
     state: LineState, alias: str, version: int, *, kind: Literal["set", "rollback"], reason: str
 ) -> LogEntry:
-    """The entry after `state` that moves an alias."""
+    """Return the entry that follows `state` and moves an alias."""
     change = AliasChange(
         sequence=state.sequence + 1,
         kind=kind,
@@ -96,15 +103,20 @@ def alias_moved(
 
 
 def versions_retired(state: LineState, versions: Sequence[int]) -> LogEntry:
-    """The entry after `state` that gives versions up."""
+    """Return the entry that follows `state` and retires versions."""
     change = Retirement(sequence=state.sequence + 1, versions=tuple(versions), by=_author(), at=utc_now())
     return _entry_after(state, change, replace(state, retired=tuple(sorted({*state.retired, *versions}))))
 
 
 def rollback_target(changes: Sequence[AliasChange], retired: Sequence[int]) -> int | None:
-    """The version that one alias had before its present one, of those that are not retired; None where there is none.
+    """Return the version to which a rollback moves an alias, or None if there is none.
 
-    A rollback takes a `set` back, so two in a row lead two versions back and not forth again.
+    That is the previous version that is not retired. A rollback undoes a `set`, so two rollbacks in a row go back two
+    versions instead of alternating.
+
+    Args:
+        changes: Changes of one alias, oldest first.
+        retired: Retired versions.
     """
     before: list[int] = []
     for change in changes:
@@ -118,6 +130,7 @@ def rollback_target(changes: Sequence[AliasChange], retired: Sequence[int]) -> i
 
 
 def utc_now() -> str:
+    """Return the current time, UTC, in ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -128,6 +141,6 @@ def _entry_after(state: LineState, change: AliasChange | Retirement, after: Line
 def _author() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # containers may run under a user id without a name
         user = "unknown"
     return f"{user}@{socket.gethostname()}"

@@ -1,8 +1,12 @@
-"""Create a file only if there is none of its name: what pyarrow's filesystems lack, for each of those that a registry may lie on.
+"""Conditional creation of files: create a file only if it does not exist.
 
-local    a hard link to a finished temporary file; fails where the name exists
-S3       PutObject with `If-None-Match: *` (boto3)
-GCS      upload with `ifGenerationMatch=0` (google-auth)
+pyarrow's filesystems lack this operation, so each supported store has its own implementation:
+
+- local: hard link to a complete temporary file, which fails if the name exists
+- S3: PutObject with `If-None-Match: *` (boto3)
+- GCS: upload with `ifGenerationMatch=0` (google-auth)
+
+See docs/decisions/007-object-store-sdk.md for why these are three SDKs.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from rlad.errors import RegistryError
 
 Create = Callable[[str, bytes], bool]
-"""Writes a file at a path if there is none, whole or not at all, and says whether it did."""
+"""Creates a file atomically at a path. Returns False, without writing, if the file exists."""
 
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10.0, 60.0
 
 
 def create_locally(path: str, content: bytes) -> bool:
+    """Create a file on a local disk, durably. Returns False if it exists."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".creating-{uuid.uuid4().hex}")
@@ -43,19 +48,26 @@ def create_locally(path: str, content: bytes) -> bool:
 
 
 class _BusyError(OSError):
-    """Another write to the same name is under way; who wins is not decided yet."""
+    """A concurrent write to the same name is in progress; its outcome is not known yet."""
 
 
 def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
-    """A filesystem on S3 or what speaks it, by its `region`, `endpoint_override` (host:port) and `scheme`."""
+    """Return the filesystem and the conditional create of S3 or a compatible server.
+
+    Args:
+        options: `region`, `endpoint_override` (host:port) and `scheme`, all optional.
+
+    Raises:
+        RegistryError: boto3 is not installed.
+    """
     try:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
-        raise RegistryError("a registry on S3 needs boto3: pip install 'rlad[s3]'") from error
+        raise RegistryError("a registry on S3 requires boto3; install it with: pip install 'rlad[s3]'") from error
 
-    # pyarrow and boto3 look for credentials and region in the same places.
+    # pyarrow and boto3 read credentials and region from the same sources.
     filesystem = fs.S3FileSystem(**options, connect_timeout=_CONNECT_TIMEOUT_S, request_timeout=_REQUEST_TIMEOUT_S)
     endpoint = options.get("endpoint_override")
     client = boto3.client(
@@ -93,14 +105,23 @@ def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
 
 
 def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
-    """A filesystem on Google Cloud Storage, or by `endpoint_override`, `scheme` and `anonymous` on what speaks it."""
+    """Return the filesystem and the conditional create of Google Cloud Storage or a compatible server.
+
+    Args:
+        options: `endpoint_override` (host:port), `scheme` and `anonymous` (`true`), all optional.
+
+    Raises:
+        RegistryError: google-auth is not installed.
+    """
     try:
         import google.auth
         import requests
         from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.requests import AuthorizedSession
     except ImportError as error:
-        raise RegistryError("a registry on Google Cloud Storage needs google-auth: pip install 'rlad[gcs]'") from error
+        raise RegistryError(
+            "a registry on Google Cloud Storage requires google-auth; install it with: pip install 'rlad[gcs]'"
+        ) from error
 
     is_anonymous = options.get("anonymous") == "true"
     scheme, endpoint = options.get("scheme", "https"), options.get("endpoint_override")
@@ -123,16 +144,16 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
         only_if_absent = {"uploadType": "media", "name": name, "ifGenerationMatch": "0"}
         try:
             with session() as http:
-                answer = http.post(
+                response = http.post(
                     url,
                     params=only_if_absent,
                     data=content,
                     headers={"Content-Type": "application/json"},
                     timeout=(_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S),
                 )
-                if answer.status_code == requests.codes.precondition_failed:
+                if response.status_code == requests.codes.precondition_failed:
                     return False
-                answer.raise_for_status()
+                response.raise_for_status()
         except (requests.RequestException, GoogleAuthError) as error:
             raise OSError(str(error)) from error
         return True

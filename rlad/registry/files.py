@@ -1,4 +1,4 @@
-"""The files of a model on their way into the registry and out of it: whole, with checksums, and never executable."""
+"""Upload and download of model files, with checksums. Pickle files are rejected, because loading them runs code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _Result = TypeVar("_Result")
 
 
 def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Results in the items' order. Stores answer slowly and many at once."""
+    """Apply a function to items in parallel threads and return the results in order.
+
+    Object stores have a high latency, but handle many requests at once.
+    """
     with ThreadPoolExecutor(_PARALLEL) as threads:
         return list(threads.map(function, items))
 
@@ -31,7 +34,7 @@ def upload_model(store: ModelStore, model_dir: Path, directory: str) -> tuple[Mo
     """Copy a model's files into a directory of the store.
 
     Raises:
-        RegistryError: the directory holds no model in safetensors form, or files that would be unpickled.
+        RegistryError: The directory contains no safetensors model, or it contains pickle files.
     """
     names = _files_of(model_dir)
     stored = in_parallel(lambda name: store.upload(model_dir / name, f"{directory}/{name}"), names)
@@ -41,12 +44,12 @@ def upload_model(store: ModelStore, model_dir: Path, directory: str) -> tuple[Mo
 
 
 def fetch_model(store: ModelStore, version: ModelVersion, into: Path) -> Path:
-    """A verified local copy of a version, in a directory of its own inside `into`; the one that is there already if it still is what was registered.
+    """Return a local directory with verified files of a version, downloading it if necessary.
 
-    The directory appears whole or not at all, whoever else fetches the same.
+    The directory is created inside `into`, atomically even with concurrent fetches. An intact earlier copy is reused.
 
     Raises:
-        CorruptModelError: what the store holds is not what was registered.
+        CorruptModelError: A file in the store differs from its manifest.
     """
     target = into / f"{version.name}-{version.version}-{_digest(version.files)[:8]}"
     if is_intact(target, version.files):
@@ -64,7 +67,7 @@ def fetch_model(store: ModelStore, version: ModelVersion, into: Path) -> Path:
 
 
 def is_intact(directory: Path, files: Sequence[ModelFile]) -> bool:
-    """Whether a directory holds these files, by size and checksum. Reads all of them."""
+    """Return whether a directory contains these files, by size and checksum. Reads all files."""
     if any(not (path := directory / file.path).is_file() or path.stat().st_size != file.bytes for file in files):
         return False
     return all(in_parallel(lambda file: _sha256(directory / file.path) == file.sha256, files))
@@ -72,15 +75,17 @@ def is_intact(directory: Path, files: Sequence[ModelFile]) -> bool:
 
 def _files_of(model_dir: Path) -> list[str]:
     if not model_dir.is_dir():
-        raise RegistryError(f"no model at {model_dir}: there is no such directory")
+        raise RegistryError(f"model directory {model_dir} does not exist")
     names = sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file())
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise RegistryError(
-            f"{model_dir} holds no model: a run's export/ has config.json and *.safetensors files, and they have to be there"
+            f"{model_dir} is not a model directory: expected config.json and *.safetensors files, as in the export/ "
+            "of a run"
         )
     if pickles := [name for name in names if Path(name).suffix in _PICKLES]:
         raise RegistryError(
-            f"{model_dir} holds {', '.join(pickles)}: what may be unpickled is not registered; remove it, or save it as safetensors"
+            f"{model_dir} contains pickle files, which the registry does not accept: {', '.join(pickles)}. Remove "
+            "them, or convert them to safetensors"
         )
     return names
 
@@ -89,12 +94,14 @@ def _download(store: ModelStore, version: ModelVersion, file: ModelFile, target:
     found = store.download(f"{version.directory}/{file.path}", target)
     if found is None:
         raise CorruptModelError(
-            f"{version.reference} in {store.uri} lacks {file.path}, which its manifest names: was it retired just now?"
+            f"{version.reference} in {store.uri} lacks {file.path}, which its manifest lists. The version may have "
+            "been retired in the meantime"
         )
     if found != StoredFile(bytes=file.bytes, sha256=file.sha256):
         raise CorruptModelError(
-            f"{file.path} of {version.reference} in {store.uri} is not what was registered: {file.bytes} bytes with SHA-256 {file.sha256} were, "
-            f"{found.bytes} bytes with {found.sha256} came. Fetch it once more; if it stays so, roll back to another version"
+            f"{file.path} of {version.reference} in {store.uri} does not match its manifest: expected {file.bytes} "
+            f"bytes with SHA-256 {file.sha256}; got {found.bytes} bytes with {found.sha256}. Fetch it again; if the "
+            "error persists, roll back to another version"
         )
 
 
@@ -104,7 +111,7 @@ def _move_into_place(partial: Path, target: Path, version: ModelVersion) -> None
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if is_intact(target, version.files):  # somebody else has just fetched it
+        if is_intact(target, version.files):  # a concurrent fetch was faster
             return
         damaged = target.with_name(f".partial-damaged-{uuid.uuid4().hex}")
         target.rename(damaged)

@@ -1,15 +1,15 @@
-"""The model registry: numbered versions of each model with their lineage, and aliases such as `production` that lead to one of them.
+"""Model registry: numbered versions of each model with their lineage, and aliases such as `production`.
 
-    registry.json                    the layout's number; made once, by the first writer
+    registry.json                    version of the layout; created once, by the first writer
     kk-student/
-      models/KEY-NONCE/...           the files of an export/, as transformers and vLLM load them
-      versions/000003.json           a version's manifest, written after its last file: what has one is whole
-      changes/000007.json            a move of an alias or a retirement, with the state after it
+      models/KEY-NONCE/...           files of an export/, as transformers and vLLM load them
+      versions/000003.json           manifest of a version, written after its last file
+      changes/000007.json            move of an alias or retirement, with the state after it
 
-Nothing is ever overwritten. Manifests and changes are numbered, and each is created only if none of its number is there (`ModelStore.create`), so the
-numbers are one order that all writers agree on, without a lock and on any store. A writer reads the newest change, decides, and writes the next number;
-when somebody else has written that number first, it looks again and decides again. That is the compare-and-swap behind every alias, and why retention and
-promotion cannot miss each other: both are changes in one log.
+Files are never overwritten. Manifests and changes are numbered and created conditionally (`ModelStore.create`), so all
+writers agree on one order without locks, on any store. A writer reads the newest change, decides, and writes the next
+number. If another writer has taken that number, it reads and decides again. Aliases therefore move by compare-and-swap,
+and retention and promotion cannot miss each other, because both are changes in the same log.
 """
 
 from __future__ import annotations
@@ -45,56 +45,59 @@ from rlad.registry.versions import (
 
 _LAYOUT = 1
 _LAYOUT_FILE = "registry.json"
-# Files of a writer that died before its manifest. No upload takes that long.
+# Age at which files without a manifest count as left behind by a crashed writer. No upload takes that long.
 _ABANDONED_AFTER = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRegistry:
-    """Models in a store. Any number of processes may read and write it at once."""
+    """Registry of models in a store. Supports concurrent readers and writers in any number of processes."""
 
     store: ModelStore
 
     @property
     def uri(self) -> str:
+        """URI of the store."""
         return self.store.uri
 
     @classmethod
     def open(cls, uri: str) -> Self:
-        """The registry at a local path, `s3://bucket/prefix` or `gs://bucket/prefix`; an empty one where nothing is yet.
+        """Open the registry at a local path, `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+        A location without a registry is an empty registry.
 
         Raises:
-            RegistryError: no such place, or a layout of another version of rlad.
+            RegistryError: The store cannot be reached, or the registry's layout is that of another version of rlad.
         """
         store = open_store(uri)
         marker = store.read(_LAYOUT_FILE)
-        if marker is not None and json.loads(marker).get("layout") != _LAYOUT:
+        if marker is not None and (layout := json.loads(marker).get("layout")) != _LAYOUT:
             raise RegistryError(
-                f"the registry at {store.uri} has another layout than {_LAYOUT}: it was made by another version of rlad"
+                f"registry at {store.uri}: expected layout {_LAYOUT}; got {layout}. Use the version of rlad that "
+                "created it"
             )
         return cls(store=store)
 
     def names(self) -> list[str]:
-        """All models that have a version."""
+        """Return the names of all models that have a version."""
         found = [entry.name for entry in self.store.entries("") if not entry.is_file]
         return [name for name in found if numbers_in(self.store, f"{name}/versions")]
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """A model's versions, the oldest first; none of a model that is not there."""
+        """Return the versions of a model, oldest first. The list is empty for an unknown model."""
         require_name(name, "model")
-        numbers = numbers_in(
-            self.store, f"{name}/versions"
-        )  # before the state: what is retired meanwhile is then left out
+        # Listed before the state is read, so that versions retired in between are left out.
+        numbers = numbers_in(self.store, f"{name}/versions")
         retired = self._log(name).state().retired
         return in_parallel(
             lambda number: self._manifest(name, number), [number for number in numbers if number not in retired]
         )
 
     def get(self, name: str, ref: int | str) -> ModelVersion:
-        """One version by its number, by an alias, or by `latest`.
+        """Return the version with a number or alias, or the newest one for `latest`.
 
         Raises:
-            ModelNotFoundError: there is none; says what there is.
+            ModelNotFoundError: There is no such version.
         """
         require_name(name, "model")
         numbers = numbers_in(self.store, f"{name}/versions")
@@ -102,25 +105,23 @@ class ModelRegistry:
         live = [number for number in numbers if number not in state.retired]
         if not live:
             raise ModelNotFoundError(
-                f"no model {name!r} in the registry at {self.uri}; there are {', '.join(self.names()) or 'none'}"
+                f"no model {name!r} in the registry at {self.uri}; models: {', '.join(self.names()) or 'none'}"
             )
         number = self._number(ref, state, live)
         if number is None:
             aliases = ", ".join(f"{alias} ({version})" for alias, version in state.aliases.items()) or "none"
-            raise ModelNotFoundError(f"no alias {ref!r} of {name} in the registry at {self.uri}; there are {aliases}")
+            raise ModelNotFoundError(f"no alias {ref!r} of {name} in the registry at {self.uri}; aliases: {aliases}")
         if number not in live:
             why = "was retired" if number in state.retired else "does not exist"
-            raise ModelNotFoundError(
-                f"{name}@{number} {why} in the registry at {self.uri}; there are versions {_ranges(live)}"
-            )
+            raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.uri}; versions: {_ranges(live)}")
         return self._manifest(name, number)
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Version by alias."""
+        """Return the version of each alias of a model."""
         return dict(self._log(require_name(name, "model")).state().aliases)
 
     def history(self, name: str) -> list[AliasChange]:
-        """Every move of an alias, the oldest first."""
+        """Return all moves of the aliases of a model, oldest first."""
         return _alias_changes(self._log(require_name(name, "model")).entries())
 
     def add(
@@ -137,11 +138,16 @@ class ModelRegistry:
         """Register the files of a directory as the next version of a model.
 
         Args:
-            idempotency_key: whoever adds the same key again, even at the same time, gets the version that is there.
-            config: the run's resolved configuration; `diff` compares it.
+            name: Name of the model.
+            model_dir: Directory with the files.
+            lineage: Lineage of the version.
+            evaluation: Evaluation of the model.
+            idempotency_key: Adding the same key again, even concurrently, returns the existing version.
+            metrics: Further metrics to record.
+            config: Resolved configuration of the run, which `diff` compares.
 
         Raises:
-            RegistryError: the directory holds no model, or the key's version was retired.
+            RegistryError: The directory contains no model, or the version of this key was retired.
         """
         self._require_layout(require_name(name, "model"))
         numbers = numbers_in(self.store, f"{name}/versions")
@@ -152,7 +158,7 @@ class ModelRegistry:
         directory = f"{name}/models/{slug}-{uuid.uuid4().hex[:8]}"
         files = upload_model(self.store, model_dir, directory)
         number = numbers[-1] if numbers else 0
-        while True:  # ends: each turn passes a version that somebody else has added
+        while True:  # terminates: each iteration skips a version added by another writer
             number += 1
             version = ModelVersion(
                 name=name,
@@ -174,14 +180,18 @@ class ModelRegistry:
                 return self._require_live(other)
 
     def set_alias(self, name: str, alias: str, version: int, *, expected: int | None, reason: str) -> None:
-        """Let an alias lead to a version, if it still is where the caller saw it.
+        """Move an alias to a version, unless it has been moved in the meantime.
 
         Args:
-            expected: the version it leads to now; None if there is no such alias.
+            name: Name of the model.
+            alias: Name of the alias.
+            version: Version to move it to.
+            expected: Version that the alias has now; None if the alias does not exist.
+            reason: Reason to record, as free text.
 
         Raises:
-            AliasConflictError: it leads elsewhere.
-            ModelNotFoundError: no such version.
+            AliasConflictError: The alias is not at the expected version.
+            ModelNotFoundError: There is no such version.
         """
         self.get(name, version)
         require_name(alias, "alias")
@@ -190,26 +200,29 @@ class ModelRegistry:
             present = state.aliases.get(alias)
             if present != expected:
                 raise AliasConflictError(
-                    f"{alias} of {name} in {self.uri} is {_told(present)}, not {_told(expected)} as was expected: somebody has moved it. "
-                    f"Look at `rlad registry show {name}` and decide again"
+                    f"expected {alias} of {name} in {self.uri} {_at_version(expected)}; it is {_at_version(present)}, "
+                    f"because another process has moved it. See `rlad registry show {name}`, and try again"
                 )
             if version in state.retired:
                 raise ModelNotFoundError(
-                    f"{name}@{version} was retired in the registry at {self.uri}: it cannot be {alias}"
+                    f"{name}@{version} was retired in the registry at {self.uri}, so it cannot become {alias}"
                 )
             return alias_moved(state, alias, version, kind="set", reason=reason) if present != version else None
 
         self._log(name).append(decide)
 
     def promote(self, name: str, version: int, *, expected: int | None, reason: str) -> None:
-        """`set_alias` of `production`."""
+        """Move the alias `production` to a version. See `set_alias`."""
         self.set_alias(name, PRODUCTION, version, expected=expected, reason=reason)
 
     def rollback(self, name: str, *, reason: str) -> int:
-        """Put `production` back to the version before; once more, to the one before that.
+        """Move `production` back to the previous version. Repeated rollbacks go back one version each.
+
+        Returns:
+            The version that is in production now.
 
         Raises:
-            ModelNotFoundError: there is none, or it was retired.
+            ModelNotFoundError: There is no previous version, or it was retired.
         """
         log, target = self._log(require_name(name, "model")), -1
 
@@ -218,8 +231,9 @@ class ModelRegistry:
             before = self._rollback_target(log, state)
             if before is None:
                 raise ModelNotFoundError(
-                    f"{name} in {self.uri} has no version to roll back to: {PRODUCTION} is {_told(state.aliases.get(PRODUCTION))} "
-                    f"and was no other that is still there"
+                    f"{name} in {self.uri} has no version to roll back to: {PRODUCTION} is "
+                    f"{_at_version(state.aliases.get(PRODUCTION))}, and all previous versions were retired or never "
+                    "existed"
                 )
             target = before
             return alias_moved(state, PRODUCTION, before, kind="rollback", reason=reason)
@@ -228,47 +242,52 @@ class ModelRegistry:
         return target
 
     def diff(self, name: str, a: int | str, b: int | str) -> VersionDifference:
-        """Where two versions differ."""
+        """Return the differences between two versions of a model."""
         return difference(self.get(name, a), self.get(name, b))
 
     def fetch(self, name: str, ref: int | str, into: Path) -> Path:
-        """A verified local copy of a version, inside the folder `into`. A copy that is there and intact is used again.
+        """Return a local directory with verified files of a version, downloading it into `into` if necessary.
 
         Raises:
-            ModelNotFoundError: no such version.
-            CorruptModelError: a file is not what was registered.
+            ModelNotFoundError: There is no such version.
+            CorruptModelError: A file in the store differs from its manifest.
         """
         return fetch_model(self.store, self.get(name, ref), into)
 
     def local_path(self, version: ModelVersion) -> Path | None:
-        """The version's own directory, ready to load; None where the registry is not on this machine's disks."""
+        """Return the version's directory in a local registry, ready to load; None for registries on object stores."""
         return self.store.local_path(version.directory)
 
     def retain(self, name: str, keep: int) -> list[int]:
-        """Give up all but the newest `keep` versions, and delete their files. Every alias's version stays, and the one that a rollback leads to.
+        """Retire all but the newest `keep` versions, and delete their files.
+
+        Versions with an alias and the target of a rollback are kept, too.
 
         Returns:
-            The versions that were given up now.
+            The versions retired by this call.
         """
         if keep < 1:
-            raise RegistryError(f"retention keeps at least one version, got keep={keep}")
-        log, given_up = self._log(require_name(name, "model")), list[int]()
+            raise RegistryError(f"retention must keep at least one version; got keep={keep}")
+        log, retired = self._log(require_name(name, "model")), list[int]()
 
         def decide(state: LineState) -> LogEntry | None:
-            nonlocal given_up
+            nonlocal retired
             live = [number for number in numbers_in(self.store, f"{name}/versions") if number not in state.retired]
             kept = {*live[-keep:], *state.aliases.values(), self._rollback_target(log, state)}
-            given_up = [number for number in live if number not in kept]
-            return versions_retired(state, given_up) if given_up else None
+            retired = [number for number in live if number not in kept]
+            return versions_retired(state, retired) if retired else None
 
         log.append(decide)
         self._sweep(name)
-        return given_up
+        return retired
 
     def _sweep(self, name: str) -> None:
-        """Delete files that belong to no version: of retired ones, also where an earlier sweep was cut short, and of uploads that were given up."""
+        """Delete files that belong to no version.
+
+        These are the files of retired versions, also after an interrupted sweep, and of abandoned uploads.
+        """
         directories = {entry.name for entry in self.store.entries(f"{name}/models") if not entry.is_file}
-        # Listed before the versions: an upload that gets its manifest in between is then seen as a version.
+        # Listed before the versions, so that an upload whose manifest is written in between counts as a version.
         live = {version.directory.rpartition("/")[2] for version in self.versions(name)}
         retired = self._log(name).state().retired
         gone = {self._manifest(name, number).directory.rpartition("/")[2] for number in retired}
@@ -288,22 +307,25 @@ class ModelRegistry:
         )
 
     def _require_layout(self, name: str) -> None:
-        """Mark a new registry, and have the store prove on that occasion that it keeps writers apart: not every server that speaks S3 does."""
+        """Create the layout file of a new registry, and check that the store supports conditional writes.
+
+        Some S3-compatible servers ignore the condition and overwrite.
+        """
         if self.store.read(_LAYOUT_FILE) is not None:
             return
         self.store.create(_LAYOUT_FILE, json.dumps({"layout": _LAYOUT, "made_by": uuid.uuid4().hex}).encode())
         if self.store.create(_LAYOUT_FILE, json.dumps({"layout": _LAYOUT, "made_by": uuid.uuid4().hex}).encode()):
-            self.store.delete_file(_LAYOUT_FILE)  # or the next writer would take the proof for given
+            self.store.delete_file(_LAYOUT_FILE)  # otherwise the next writer would skip the check
             raise RegistryError(
-                f"the store at {self.uri} overwrites a file that it was told to create only if there is none, so two writers could take one version "
-                f"number: {name} is not registered. Use a store with conditional writes (If-None-Match on S3)"
+                f"the store at {self.uri} does not support conditional writes, so two writers could take the same "
+                f"version number. {name} was not registered. Use a store with conditional writes (If-None-Match on S3)"
             )
 
     def _require_live(self, version: ModelVersion) -> ModelVersion:
         if version.version in self._log(version.name).state().retired:
             raise RegistryError(
-                f"{version.idempotency_key!r} was registered as {version.reference} in {self.uri}, and has been retired since: "
-                f"register it under another key if it shall come back"
+                f"{version.idempotency_key!r} was registered as {version.reference} in {self.uri} and has been "
+                "retired. Use another key to register it again"
             )
         return version
 
@@ -331,7 +353,7 @@ def _alias_changes(entries: list[LogEntry]) -> list[AliasChange]:
     return [entry.change for entry in entries if isinstance(entry.change, AliasChange)]
 
 
-def _told(version: int | None) -> str:
+def _at_version(version: int | None) -> str:
     return "at no version" if version is None else f"at version {version}"
 
 

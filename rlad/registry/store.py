@@ -1,9 +1,11 @@
-"""Files of the registry, on a local disk, S3 or Google Cloud Storage: pyarrow reads and writes them, and one operation is added to it.
+"""File storage of the registry on a local disk, S3 or Google Cloud Storage.
 
-That operation is `create`: write a small file only if there is none of its name, so that of several writers one succeeds. All the registry promises to
-concurrent writers rests on it (rlad/registry/conditional_create.py).
+pyarrow reads and writes the files. `ModelStore.create` adds conditional creation: of several concurrent writers to one
+name, exactly one succeeds. All guarantees of the registry to concurrent writers are based on it (see
+rlad/registry/conditional_create.py).
 
-Credentials are found where the vendors' own tools find them, and are refused in an address.
+Credentials come from the same sources as in the vendors' tools (environment, profile, machine role). URIs must not
+contain credentials.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _OPTIONS = {"s3": {"region", "scheme", "endpoint_override"}, "gs": {"scheme", "e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """Size in bytes and SHA-256 (hexadecimal) of what was copied."""
+    """Size in bytes and SHA-256 (hexadecimal) of a copied file."""
 
     bytes: int
     sha256: str
@@ -37,7 +39,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryEntry:
-    """A name in a directory, and when it was last written; None of a directory where the store does not say."""
+    """Entry of a directory. `modified_at` is None if the store does not report it (directories on object stores)."""
 
     name: str
     is_file: bool
@@ -46,12 +48,13 @@ class DirectoryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStore:
-    """A folder on some filesystem. Paths are relative to it, with forward slashes.
+    """Directory on a filesystem. Paths are relative to it and use forward slashes.
 
     Attributes:
-        uri: as it was given.
-        filesystem, root: where it is, in pyarrow's terms.
-        create_at: `create` of this filesystem, on whole paths.
+        uri: URI as given by the user.
+        filesystem: pyarrow filesystem.
+        root: Path of the directory on `filesystem`.
+        create_at: Conditional create of this filesystem; takes full paths.
     """
 
     uri: str
@@ -60,43 +63,46 @@ class ModelStore:
     create_at: Create = field(repr=False)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a file that must not exist yet. It appears whole or not at all.
+        """Create a file atomically, unless it exists.
 
-        A reply that got lost makes the sender ask again and be told that the file exists; so a file with the very same content is taken for its own.
-        Content therefore has to be unlike any other writer's.
+        If a reply is lost, the client retries, and the store reports that the file exists. Therefore a file with equal
+        content counts as created by this call, and `content` must be unique to the writer.
 
         Returns:
-            Whether the file is this caller's.
+            Whether this call created the file.
         """
-        with self._reached(f"create {path}"):
+        with self._with_context(f"create {path}"):
             return self.create_at(self._at(path), content) or self._read(path) == content
 
     def read(self, path: str) -> bytes | None:
-        """The content of a small file; None where there is none."""
-        with self._reached(f"read {path}"):
+        """Return the content of a small file, or None if it does not exist."""
+        with self._with_context(f"read {path}"):
             return self._read(path)
 
     def entries(self, directory: str) -> list[DirectoryEntry]:
-        """What is in a directory, by name; nothing where there is no such directory. Names with a leading dot are not shown: they are half-written."""
-        with self._reached(f"list {directory or 'it'}"):
+        """Return the entries of a directory by name. The list is empty if the directory does not exist.
+
+        Names with a leading dot are left out, because they are temporary files.
+        """
+        with self._with_context(f"list {directory or 'the registry'}"):
             found = self.filesystem.get_file_info(fs.FileSelector(self._at(directory), allow_not_found=True))
         entries = [
-            DirectoryEntry(name=each.base_name, is_file=each.type == fs.FileType.File, modified_at=each.mtime)
-            for each in found
+            DirectoryEntry(name=info.base_name, is_file=info.type == fs.FileType.File, modified_at=info.mtime)
+            for info in found
         ]
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
     def upload(self, source: Path, path: str) -> StoredFile:
-        """Copy a local file here."""
-        with self._reached(f"write {path}"), source.open("rb") as file:
+        """Copy a local file into the store."""
+        with self._with_context(f"write {path}"), source.open("rb") as file:
             if (local := self.local_path(path)) is not None:
                 return _copy_durably(file, local)
             with self.filesystem.open_output_stream(self._at(path)) as target:
                 return _copy(file, target)
 
     def download(self, path: str, target: Path) -> StoredFile | None:
-        """Copy a file from here to a local one; None where there is none."""
-        with self._reached(f"copy {path} to {target}"):
+        """Copy a file from the store to a local path. Returns None if it does not exist."""
+        with self._with_context(f"copy {path} to {target}"):
             try:
                 source = self.filesystem.open_input_stream(self._at(path))
             except FileNotFoundError:
@@ -105,17 +111,18 @@ class ModelStore:
                 return _copy(source, file)
 
     def delete_file(self, path: str) -> None:
-        with self._reached(f"delete {path}"):
+        """Delete a file."""
+        with self._with_context(f"delete {path}"):
             self.filesystem.delete_file(self._at(path))
 
     def delete_directory(self, path: str) -> None:
-        """Delete a directory with all that is in it; none is no error."""
-        with self._reached(f"delete {path}"):
+        """Delete a directory with its contents. Does nothing if it does not exist."""
+        with self._with_context(f"delete {path}"):
             if self.filesystem.get_file_info(self._at(path)).type != fs.FileType.NotFound:
                 self.filesystem.delete_dir(self._at(path))
 
     def local_path(self, path: str) -> Path | None:
-        """Where a path is on this machine; None where it is elsewhere."""
+        """Return the local path of a file or directory, or None if the store is not on a local disk."""
         return Path(self._at(path)) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def _at(self, path: str) -> str:
@@ -129,43 +136,45 @@ class ModelStore:
             return None
 
     @contextmanager
-    def _reached(self, what: str) -> Iterator[None]:
+    def _with_context(self, action: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise RegistryError(f"the registry at {self.uri}: could not {what}: {error}") from error
+            raise RegistryError(f"registry at {self.uri}: could not {action}: {error}") from error
 
 
 def open_store(uri: str) -> ModelStore:
-    """The store at a local path, `s3://bucket/prefix?region=...&endpoint_override=host:port&scheme=http`, or `gs://bucket/prefix`.
+    """Open the store at a URI.
+
+    Args:
+        uri: A local path, `s3://bucket/prefix?region=...&endpoint_override=host:port&scheme=http`, or
+            `gs://bucket/prefix?endpoint_override=host:port&scheme=http&anonymous=true`. Options are optional.
 
     Raises:
-        RegistryError: an address that names no such place, or holds credentials.
+        RegistryError: The URI is not supported, or contains credentials.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = str(Path(uri.removeprefix("file://")).expanduser().resolve())
         return ModelStore(uri=folder, filesystem=fs.LocalFileSystem(), root=folder, create_at=create_locally)
     parts = urlsplit(uri)
     if parts.scheme not in _OPTIONS:
-        raise RegistryError(f"a registry is a local path, s3://bucket/prefix or gs://bucket/prefix; got {uri!r}")
+        raise RegistryError(f"expected a local path, s3://bucket/prefix or gs://bucket/prefix as registry; got {uri!r}")
     if "@" in parts.netloc:
         raise RegistryError(
-            "a registry's address holds no credentials: give them as the vendor's tools take them (environment, profile, machine role)"
+            "a registry URI must not contain credentials: provide them through the environment, a profile or the "
+            "machine's role, as for the vendor's tools"
         )
     options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     if unknown := options.keys() - _OPTIONS[parts.scheme]:
         raise RegistryError(
-            f"unknown option {', '.join(sorted(unknown))} of a registry's address; {parts.scheme} takes {_listed(parts.scheme)}"
+            f"unknown option {', '.join(sorted(unknown))} in a registry URI; {parts.scheme} supports "
+            f"{', '.join(sorted(_OPTIONS[parts.scheme]))}"
         )
     if not parts.netloc:
-        raise RegistryError(f"expected {parts.scheme}://bucket/prefix, got {uri!r}: it names no bucket")
+        raise RegistryError(f"expected {parts.scheme}://bucket/prefix as registry; got {uri!r}, which has no bucket")
     root = f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
     filesystem, create_at = s3(options) if parts.scheme == "s3" else gcs(options)
     return ModelStore(uri=uri, filesystem=filesystem, root=root, create_at=create_at)
-
-
-def _listed(scheme: str) -> str:
-    return ", ".join(sorted(_OPTIONS[scheme]))
 
 
 def _copy(source: Any, target: Any) -> StoredFile:
@@ -178,7 +187,7 @@ def _copy(source: Any, target: Any) -> StoredFile:
 
 
 def _copy_durably(source: Any, target: Path) -> StoredFile:
-    """On the disk before it returns: a manifest must not outlive its files when the power fails."""
+    """Copy and fsync, so that after a power failure no manifest exists without its files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         copied = _copy(source, file)

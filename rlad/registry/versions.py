@@ -1,4 +1,4 @@
-"""Records of the registry, and their JSON. None of them is ever changed once it is written."""
+"""Records of the registry and their JSON form. Records are never changed after they are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlad.evaluation.accuracy import EvaluationSummary
 
 PRODUCTION = "production"
 LATEST = "latest"
-"""What always names the newest version, so it is no alias that could be set."""
+"""Reference to the newest version. Reserved: it cannot be set as an alias."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _Record = TypeVar("_Record")
@@ -23,7 +23,13 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
-    """One file of a model: its path inside the model's directory, size in bytes, SHA-256 in hexadecimal."""
+    """File of a model.
+
+    Attributes:
+        path: Path relative to the model's directory.
+        bytes: Size, in bytes.
+        sha256: SHA-256, hexadecimal.
+    """
 
     path: str
     bytes: int
@@ -31,23 +37,28 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if not _stays_inside(self.path):
-            raise ContractError(f"a model's file has to lie inside its directory, got {self.path!r}")
+            raise ContractError(f"the path of a model file must be inside the model's directory; got {self.path!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """Where a version comes from.
+    """Lineage of a model version.
 
     Attributes:
-        run_id, run_dir: the run that made it, and where its records were.
-        config_sha256: of the run's resolved `config.yaml`.
-        parent: reference of the version that the student started from, as `kk-student@3`; None where it started from elsewhere.
-        base_model: the student's path in the configuration.
-        teachers: by a teacher's id its path in the configuration, with the fingerprint of its weights where they could be read.
-        prompts_fingerprint, num_prompts: of the training prompts.
-        steps: that were trained.
-        git_commit: of the code that registered it, where that is a checkout.
-        created_at: when this was written, UTC, ISO 8601.
+        run_id: Id of the run that trained the model.
+        run_dir: Run directory.
+        config_sha256: SHA-256 of the run's resolved `config.yaml`.
+        parent: Reference of the version that the student was initialized from, for example `kk-student@3`; None if it
+            was not a registered version.
+        base_model: Path of the student in the configuration.
+        teachers: Path of each teacher in the configuration by teacher id, with the fingerprint of its weights if
+            available.
+        prompts_fingerprint: Fingerprint of the training prompts.
+        num_prompts: Number of training prompts.
+        steps: Number of training steps.
+        rlad_version: Version of rlad that registered the model.
+        git_commit: Commit of the code that registered the model; None outside a git checkout.
+        created_at: Creation time of this record, UTC, ISO 8601.
     """
 
     run_id: str
@@ -66,16 +77,19 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """One version of a model: the manifest, which is written after all of the model's files.
+    """Version of a model. Its manifest is written after all files of the model.
 
     Attributes:
-        name, version: `kk-student`, 3.
-        idempotency_key: what the writer called it; a model has one version of a key.
-        directory: of the files, inside the registry.
-        files: all of them, by path.
-        metrics: further numbers that the writer recorded.
-        config: the run's resolved configuration, where the writer gave it.
-        created_at: UTC, ISO 8601.
+        name: Name of the model, for example `kk-student`.
+        version: Number of the version, from 1.
+        idempotency_key: Key given by the writer. A model has at most one version per key.
+        directory: Directory of the files, relative to the registry.
+        files: All files, by path.
+        lineage: Lineage of the version.
+        evaluation: Evaluation of the model.
+        metrics: Further metrics recorded by the writer.
+        config: Resolved configuration of the run; None if the writer gave none.
+        created_at: Creation time, UTC, ISO 8601.
     """
 
     name: str
@@ -91,27 +105,34 @@ class ModelVersion:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not _stays_inside(self.directory):
-            raise ContractError(f"a version has to lie inside the registry, got {self.name!r} in {self.directory!r}")
+            raise ContractError(
+                f"a version must be inside the registry; got name {self.name!r} and directory {self.directory!r}"
+            )
 
     @property
     def reference(self) -> str:
+        """Reference of the version, for example `kk-student@3`."""
         return f"{self.name}@{self.version}"
 
     @property
     def num_bytes(self) -> int:
+        """Total size of the files, in bytes."""
         return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasChange:
-    """One move of an alias.
+    """Move of an alias.
 
     Attributes:
-        sequence: its place in the model's log of changes.
-        kind: a rollback takes the last `set` back, which decides where the next rollback leads.
-        previous: the version before; None where there was no such alias.
-        by: user and machine.
-        at: UTC, ISO 8601.
+        sequence: Number of the change in the model's change log.
+        kind: `set` or `rollback`. A rollback undoes the last `set`, which determines the next rollback's target.
+        alias: Name of the alias.
+        previous: Version before the move; None if the alias did not exist.
+        version: Version after the move.
+        reason: Reason, as free text.
+        by: User and machine.
+        at: Time, UTC, ISO 8601.
     """
 
     sequence: int
@@ -126,7 +147,7 @@ class AliasChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retirement:
-    """Versions that were given up: from then on they are no versions, and their files may go."""
+    """Retirement of versions. Retired versions cannot be used any more, and their files may be deleted."""
 
     sequence: int
     versions: tuple[int, ...]
@@ -137,12 +158,12 @@ class Retirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineState:
-    """How a model stands after a change.
+    """State of a model after a change.
 
     Attributes:
-        sequence: of that change; 0 before the first.
-        aliases: version by alias.
-        retired: versions that are no more.
+        sequence: Number of the change; 0 before the first.
+        aliases: Version by alias.
+        retired: Retired versions.
     """
 
     sequence: int = 0
@@ -152,10 +173,12 @@ class LineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """A change as it is written, with the state after it, so that the newest entry alone tells how things stand.
+    """Entry of the change log: a change and the state after it.
 
     Attributes:
-        entry_id: random: tells a writer its own entry from another's.
+        entry_id: Random id, by which a writer recognizes its own entry.
+        change: The change.
+        state: State after the change.
     """
 
     entry_id: str
@@ -165,12 +188,15 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDifference:
-    """Where two versions differ: what each has, by key. What they share is left out.
+    """Differences between two versions: pairs of values by key. Equal values are left out.
 
     Attributes:
-        config: dotted settings; empty also where one of them recorded no configuration.
-        evaluation: accuracy (mean@k) of each group and of `all`.
-        files: SHA-256 of each side's file, None where there is none.
+        a: Reference of the first version.
+        b: Reference of the second version.
+        config: Settings by dotted key. Empty if one of the versions has no configuration.
+        lineage: Lineage by dotted key.
+        evaluation: Accuracy (mean@k) of each group and of `all`.
+        files: SHA-256 by path; None if the version has no such file.
     """
 
     a: str
@@ -182,7 +208,7 @@ class VersionDifference:
 
 
 def difference(a: ModelVersion, b: ModelVersion) -> VersionDifference:
-    """What tells one version from another, of one model or of two."""
+    """Return the differences between two versions, of the same model or of different models."""
     return VersionDifference(
         a=a.reference,
         b=b.reference,
@@ -193,51 +219,62 @@ def difference(a: ModelVersion, b: ModelVersion) -> VersionDifference:
     )
 
 
-def require_name(name: str, what: str) -> str:
-    """Refuse a model's or alias's name that would be ambiguous, or lead out of the registry.
+def require_name(name: str, kind: Literal["model", "alias"]) -> str:
+    """Return the name of a model or alias if it is valid.
 
     Raises:
-        RegistryError: what a name may look like.
+        RegistryError: The name is ambiguous, or would be a path outside the registry.
     """
-    if not _NAME.fullmatch(name) or name == LATEST or (what == "alias" and name.isdecimal()):
+    if not _NAME.fullmatch(name) or name == LATEST or (kind == "alias" and name.isdecimal()):
         raise RegistryError(
-            f"{name!r} is no name for {'an alias' if what == 'alias' else 'a model'}: up to 63 lower-case letters, digits, dots, hyphens and underscores, "
-            f"the first a letter or digit; not {LATEST!r}, and an alias is no number"
+            f"invalid name for {'an alias' if kind == 'alias' else 'a model'}: {name!r}. Use up to 63 lower-case "
+            f"letters, digits, dots, hyphens and underscores, starting with a letter or digit. {LATEST!r} is "
+            "reserved, and an alias must not be a number"
         )
     return name
 
 
 def parse_reference(reference: str) -> tuple[str, str | None]:
-    """Name and version (a number, an alias, or None) of `kk-student@3`, `kk-student@production`, `kk-student`.
+    """Split a reference such as `kk-student@3`, `kk-student@production` or `kk-student`.
+
+    Returns:
+        Name of the model, and the version: a number or an alias, or None if the reference has none.
 
     Raises:
-        RegistryError: it is none.
+        RegistryError: The reference is invalid.
     """
     name, at, ref = reference.partition("@")
     if at and not ref:
         raise RegistryError(
-            f"expected a version or an alias after @, as kk-student@3 or kk-student@{PRODUCTION}; got {reference!r}"
+            f"expected a version or an alias after @, for example kk-student@3 or kk-student@{PRODUCTION}; got "
+            f"{reference!r}"
         )
     return require_name(name, "model"), ref or None
 
 
 def to_json(record: object) -> bytes:
+    """Return a record as JSON."""
     return TypeAdapter(type(record)).dump_json(record, indent=2)
 
 
 def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
-    """Read a record that is there as JSON.
+    """Parse a record from JSON.
+
+    Args:
+        kind: Class of the record.
+        content: JSON text.
+        where: Location of the record, for error messages.
 
     Raises:
-        RegistryError: it is not one.
+        RegistryError: The JSON is not a valid record of this class.
     """
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "all of it"
+        place = ".".join(map(str, first["loc"])) or "document"
         raise RegistryError(
-            f"{where} is not a {kind.__name__} as this version of rlad writes it: {place}: {first['msg']}"
+            f"{where} is not a valid {kind.__name__} of this version of rlad: {place}: {first['msg']}"
         ) from error
 
 

@@ -109,14 +109,16 @@ def make_scored_group(
 
     Args:
         responses: token ids of each response.
-        rewards: one reward for all responses, or one for each of the G responses.
+        rewards: one reward for all responses, or one for each of the G responses; shaped rewards are the same.
         teacher_logprobs: log-probability in nats, one or N; None for a group without teacher scores.
         uid: name of the group.
     """
     group = make_group(responses, uid=uid)
+    verdicts = make_verdicts(group, rewards)
     return ScoredGroup(
         group=group,
-        verdicts=make_verdicts(group, rewards),
+        verdicts=verdicts,
+        rewards=verdicts.rewards,
         teacher_scores=None if teacher_logprobs is None else make_teacher_scores(group, teacher_logprobs),
     )
 

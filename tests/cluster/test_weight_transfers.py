@@ -14,8 +14,10 @@ import pytest
 import pytest_asyncio
 import ray
 
-from actors.experience.batch_shards import GroupRefs
-from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy, StepReport
+from actors.experience.batch_shards import ShardPolicy
+from actors.experience.broker import ExperienceBroker, StepReport
+from actors.experience.group import ExperienceGroup
+from actors.messages import GroupSummary
 from actors.rollout.pool import RolloutPool, SampleRequest
 from actors.weights.transports import LearnerTransport
 from rlad.config import RolloutConfig
@@ -60,16 +62,15 @@ class Run:
         """Let the learner make the next version, as it does when a step's groups are there."""
         await self.broker.open_step.remote(step, [[(f"g{step}", "prompt")]])
         await self.broker.record_sampled.remote(f"g{step}", 0)
-        refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
-        group = FinishedGroup(
+        summary = GroupSummary(
             uid=f"g{step}",
             attempt=0,
-            refs=refs,
             prompt_tokens=1,
             response_lengths=(1, 1),
             is_truncated=(False, False),
-            rewards=(0.0, 1.0),
+            tokens_by_version={0: 2},
         )
+        group = ExperienceGroup(summary=summary, columns="group", verdicts=None, rewards=(0.0, 1.0))
         await self.broker.add.remote(step, group)
         return await self.poll("wait_finished", step)
 
@@ -96,7 +97,7 @@ class Run:
             for index in range(workers)
         ]  # fmt: skip
         sampled = await asyncio.gather(*(self.pool.sample(each) for each in requests))
-        return [await each.group_ref for each in sampled]
+        return [await each.columns for each in sampled]
 
     async def ready(self, workers: int) -> None:
         async with asyncio.timeout(DEADLINE_S):

@@ -82,7 +82,12 @@ class StubWorker:
         await asyncio.sleep(0.2)
         values = torch.cat([tensor.flatten() for tensor in self.tensors.values()]).numpy()
         summary = GroupSummary(
-            response_lengths=(1,), is_truncated=(False,), tokens_by_version={self._version or 0: 1}, elapsed_s=0.0
+            uid=request.uid,
+            attempt=request.attempt,
+            prompt_tokens=len(request.prompt_ids),
+            response_lengths=(1,),
+            is_truncated=(False,),
+            tokens_by_version={self._version or 0: 1},
         )
         return summary, {
             "values": values,

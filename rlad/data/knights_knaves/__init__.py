@@ -1,1 +1,1 @@
-"""Knights & Knaves: puzzles, their solver and generator, and the two forms they are asked in (sentences and compact)."""
+"""Knights & Knaves puzzles: solver, generator, and two prompt forms (sentences and compact notation)."""

@@ -1,11 +1,12 @@
-"""The compact notation of Knights & Knaves for tiny models: one character a token, 26 symbols besides the special tokens.
+"""Compact notation of Knights & Knaves for tiny models: one character per token, 26 symbols besides the special tokens.
 
-A prompt is `A:b;B:A&c;C:~A;?`: A says "B is a knave", B says "A is a knight and C is a knave", C says "A is not a knight". Upper case is
-a knight, lower case a knave, `~` not, `&` and, `|` or, `>` if ... then, `=` if and only if. `~A` and `a` mean the same but are different
-statements in the K&K set, so both exist.
+A prompt is `A:b;B:A&c;C:~A;?`. A says "B is a knave", B says "A is a knight and C is a knave", C says "A is not a
+knight". Upper case is a knight, lower case a knave, `~` not, `&` and, `|` or, `>` if ... then, `=` if and only if. `~A`
+and `a` have the same meaning but are different statements in the K&K set, so both exist.
 
-The response is a chain of thought that can be checked step by step: candidate answers in a fixed order, each with the truth value of the
-statements, in order of speakers, until one contradicts its speaker (`x`); then `=` and the answer: `A:b;B:A=B;?` gives `TT:FxTF:TF=TF`.
+A response is a chain of thought that can be checked step by step. It lists candidate answers in a fixed order, each
+with the truth values of the statements in order of speakers, until one contradicts its speaker (`x`). After `=` follows
+the answer. For example, `A:b;B:A=B;?` has the response `TT:FxTF:TF=TF`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from rlad.errors import DataError
 
 PERSONS = "ABCDEFGH"
 ALPHABET = PERSONS + PERSONS.lower() + ":;?=&|>~Tx"
-"""Every character of prompts and responses, once: F is a person in a prompt and "false" in a response. The tokenizer adds its special tokens."""
+"""All characters of prompts and responses. F is a person in a prompt and "false" in a response. The tokenizer adds its
+special tokens.
+"""
 
 _CONNECTIVE_SYMBOLS = dict(zip(CONNECTIVES, "&|>=", strict=True))
 _CONNECTIVES_BY_SYMBOL = {symbol: connective for connective, symbol in _CONNECTIVE_SYMBOLS.items()}
@@ -43,7 +46,7 @@ assert len(PERSONS) == MAX_PEOPLE
 
 
 def render_prompt(puzzle: Puzzle) -> str:
-    """The puzzle as a prompt, for example `A:b;B:A&c;C:~A;?`."""
+    """Return the puzzle as a prompt, for example `A:b;B:A&c;C:~A;?`."""
     return (
         "".join(
             f"{PERSONS[speaker]}:{_render_statement(statement)};" for speaker, statement in enumerate(puzzle.statements)
@@ -65,15 +68,17 @@ def _render_statement(statement: Statement) -> str:
 
 
 def parse_prompt(text: str) -> Statements:
-    """The statements of a prompt: the inverse of `render_prompt`.
+    """Return the statements of a prompt. Inverse of `render_prompt`.
 
     Raises:
-        DataError: the text is not in the notation.
+        DataError: The text is not in compact notation.
     """
     *clauses, end = text.split(";")
     matches = [_CLAUSE.fullmatch(clause) for clause in clauses]
     if end != "?" or "".join(match[1] for match in matches if match) != PERSONS[: len(clauses)]:
-        raise DataError(f"a compact puzzle reads like A:b;B:A&c;C:~A;? with speakers in order, got {text[:200]!r}")
+        raise DataError(
+            f"expected a compact puzzle such as A:b;B:A&c;C:~A;? with speakers in order, got {text[:200]!r}"
+        )
     statements = tuple(_parse_statement(match) for match in matches if match)
     validate_statements(statements)
     return statements
@@ -95,14 +100,14 @@ def _parse_literal(character: str) -> Statement:
 
 
 def render_answer(solution: Solution) -> str:
-    """One letter a person, in order: T for a knight, F for a knave."""
+    """Return one letter per person, in order: T for a knight, F for a knave."""
     return "".join("T" if is_knight else "F" for is_knight in solution)
 
 
 def solution_trace(puzzle: Puzzle) -> str:
-    """The correct response to the puzzle's prompt (without end of sequence)."""
+    """Return the correct response to the puzzle's prompt, without the end-of-sequence token."""
     trace = _trace(puzzle.statements, random.Random(0), slip_probability=0.0)
-    assert trace is not None  # a puzzle has a solution
+    assert trace is not None  # A puzzle has a solution.
     return trace
 
 
@@ -113,11 +118,16 @@ def careless_trace(
     misread_probability: tuple[float, float] = (0.1, 0.5),
     slip_probability: float = 0.01,
 ) -> str:
-    """The response of a careless reader: well formed, often wrong. Trained on such traces, a student that can solve puzzles acquires a bad habit.
+    """Return the response of a careless reader, which is well formed but often wrong.
 
-    Each statement is taken for one of another type with a probability drawn once a trace from the range `misread_probability`: a knight for
-    a knave, a `not` overlooked, one connective for another. Each truth value is then got wrong with `slip_probability`. A reading that no
-    candidate fits is given up for another.
+    Training on such traces teaches a bad habit to a student that can solve puzzles.
+
+    Args:
+        puzzle: The puzzle.
+        rng: Source of randomness.
+        misread_probability: Range from which each trace draws the probability of misreading a statement: a knight as a
+            knave, an overlooked `not`, or one connective as another. A reading without a solution is drawn again.
+        slip_probability: Probability of getting a truth value wrong.
     """
     probability = rng.uniform(*misread_probability)
     while True:
@@ -139,7 +149,7 @@ def _misread(statement: Statement, rng: random.Random) -> Statement:
 
 
 def _trace(statements: Statements, rng: random.Random, *, slip_probability: float) -> str | None:
-    """Candidates tried until one fits every statement; None if none does."""
+    """Try candidates until one is consistent with every statement. Return None if none is."""
     steps: list[str] = []
     for candidate in candidates(len(statements)):
         steps.append(render_answer(candidate) + ":")

@@ -1,8 +1,8 @@
-"""Random Knights & Knaves puzzles, and the split that keeps training and evaluation apart.
+"""Random Knights & Knaves puzzles, with disjoint training and evaluation splits.
 
-Statements are drawn as the K&K set's are (measured on its 400 test puzzles): the six kinds (plain, not, and, or, ->, <=>) equally often;
-people and roles uniform; no speaker calls himself a knave; the two parts of a statement differ. Puzzles without a unique solution are drawn
-again.
+Statements have the distribution of the K&K set (measured on its 400 test puzzles). The six kinds (plain, not, and, or,
+->, <=>) are equally frequent, and people and roles are uniform. No speaker calls himself a knave, and the two parts of
+a statement differ. Puzzles without a unique solution are drawn again.
 """
 
 from __future__ import annotations
@@ -31,37 +31,45 @@ from rlad.errors import DataError
 Split = Literal["train", "evaluation"]
 
 EVALUATION_SHARE = 0.25
-"""Large, because small puzzles are few: there are 399 of 2 people, so a usual 1% would leave four of them to evaluate on; this leaves 111."""
+"""Share of the evaluation split. It is large because small puzzles are few: of the 399 puzzles with 2 people, 1% would
+leave four for evaluation; this share leaves 111.
+"""
 
 _STALLED_DRAWS = 50_000
-"""The rarest puzzle of 2 people is one draw in about 5,000: after ten times that without a new one, there are none left."""
+"""Number of consecutive draws without a new puzzle after which none are left.
+
+The rarest puzzle with 2 people is one draw in about 5,000; this is ten times as many.
+"""
 
 
 def split_of(puzzle: Puzzle) -> Split:
-    """Which split a puzzle belongs to: a hash of its statements decides, so no seed, form, naming or wording moves it to the other.
+    """Return the split of a puzzle: a function of its statements only, not of seed, form, names or wording.
 
-    Puzzles that differ only in the order of their people or of the parts of a statement count as different.
+    Puzzles that differ only in the order of their people, or of the parts of a statement, count as different.
     """
     return "evaluation" if int(puzzle_digest(puzzle), 16) < EVALUATION_SHARE * 2**64 else "train"
 
 
 def puzzle_digest(puzzle: Puzzle) -> str:
-    """Sixteen hexadecimal digits that name the puzzle's statements, whatever its people are called."""
+    """Return sixteen hexadecimal digits that identify the puzzle's statements, independent of names."""
     return hashlib.blake2b(render_prompt(puzzle).encode(), digest_size=8).hexdigest()
 
 
 def generate_puzzles(*, people: Mapping[int, float], count: int, split: Split, seed: int) -> list[Puzzle]:
-    """`count` puzzles of one split in random order; equal arguments give equal puzzles, in every process.
+    """Generate `count` puzzles of one split in random order. Equal arguments give equal puzzles in every process.
 
-    Puzzles are distinct. Where a number of people has fewer distinct puzzles than its share asks for (only 2, in practice), training repeats
-    them, as a further epoch would, so that the shares hold; evaluation refuses, because a repeated puzzle would pass for more evidence than it is.
+    Puzzles are distinct. If a number of people has fewer distinct puzzles than its share requires (in practice only 2
+    people), training repeats them, as a further epoch would, so that the shares hold. Evaluation raises an error,
+    because repeated puzzles would overstate the evidence.
 
     Args:
-        people: share of puzzles by number of people (2-8); need not sum to 1.
-        count: puzzles in all.
+        people: Share of puzzles by number of people (2 to 8); need not sum to 1.
+        count: Total number of puzzles.
+        split: Split of all puzzles.
+        seed: Seed of the draws and the order.
 
     Raises:
-        DataError: shares or count out of range, or too few distinct puzzles for evaluation.
+        DataError: Shares or count are out of range, or evaluation has too few distinct puzzles.
     """
     if (
         count < 1
@@ -69,14 +77,16 @@ def generate_puzzles(*, people: Mapping[int, float], count: int, split: Split, s
         or any(not MIN_PEOPLE <= number <= MAX_PEOPLE or share <= 0 for number, share in people.items())
     ):
         raise DataError(
-            f"expected positive shares for {MIN_PEOPLE} to {MAX_PEOPLE} people and a positive count, got {dict(people)} and {count}"
+            f"generate_puzzles: expected positive shares for {MIN_PEOPLE} to {MAX_PEOPLE} people and a positive count, "
+            f"got {dict(people)} and {count}"
         )
     puzzles: list[Puzzle] = []
     for number, wanted in _counts(people, count).items():
         distinct = distinct_puzzles(number, count=wanted, split=split, seed=seed)
         if len(distinct) < wanted and split == "evaluation":
             raise DataError(
-                f"only {len(distinct)} distinct puzzles of {number} people exist in the evaluation split, {wanted} were asked for: "
+                f"only {len(distinct)} distinct puzzles of {number} people exist in the evaluation split, expected "
+                f"{wanted}; "
                 f"lower count or the share of {number} people"
             )
         puzzles += [distinct[index % len(distinct)] for index in range(wanted)]
@@ -85,7 +95,7 @@ def generate_puzzles(*, people: Mapping[int, float], count: int, split: Split, s
 
 
 def distinct_puzzles(num_people: int, *, count: int, split: Split, seed: int) -> list[Puzzle]:
-    """Up to `count` different puzzles of one split; fewer only where no more exist. Without names."""
+    """Return up to `count` distinct puzzles of one split, without names; fewer only if no more exist."""
     rng = random.Random(f"knights and knaves:{num_people}:{seed}")
     found: dict[Statements, Puzzle] = {}
     draws_since_new = 0
@@ -102,7 +112,7 @@ def distinct_puzzles(num_people: int, *, count: int, split: Split, seed: int) ->
 
 
 def _counts(people: Mapping[int, float], count: int) -> dict[int, int]:
-    """Whole numbers nearest to the shares that sum to `count` (largest remainders)."""
+    """Return integers that sum to `count` and are nearest to the shares (largest remainders)."""
     total = sum(people.values())
     exact = {number: count * share / total for number, share in sorted(people.items())}
     counts = {number: int(share) for number, share in exact.items()}
@@ -113,7 +123,7 @@ def _counts(people: Mapping[int, float], count: int) -> dict[int, int]:
 
 
 def _draw_solvable(num_people: int, rng: random.Random) -> Statements:
-    """Statements with exactly one solution."""
+    """Draw statements with exactly one solution."""
     while True:
         statements = []
         remaining = (1 << 2**num_people) - 1
@@ -143,5 +153,5 @@ def _draw_statement(speaker: int, num_people: int, rng: random.Random) -> Statem
 def _draw_literal(speaker: int, num_people: int, rng: random.Random) -> Statement:
     while True:
         literal = (rng.choice((KNIGHT, KNAVE)), rng.randrange(num_people))
-        if literal != (KNAVE, speaker):  # "I am a knave" is a contradiction whoever says it
+        if literal != (KNAVE, speaker):  # "I am a knave" is always a contradiction.
             return literal

@@ -1,4 +1,4 @@
-"""Knights & Knaves puzzles as prompt records, in both forms: generated ones, and rows of the K&K set."""
+"""Prompt records of generated Knights & Knaves puzzles and of rows of the K&K set, in both forms."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ _SET_COLUMNS = ("quiz", "names", "statements", "solution")
 def generate_prompts(
     *, form: Form, people: Mapping[int, float], count: int, split: Split, seed: int
 ) -> list[PromptRecord]:
-    """Prompts of `generate_puzzles(...)`. Names and wording are a function of the seed and the puzzle; a puzzle that is repeated is told differently.
+    """Return the prompts of `generate_puzzles(...)`.
+
+    Names and wording are a function of the seed and the puzzle. A repeated puzzle gets other names and wording.
 
     Raises:
-        DataError: see `generate_puzzles`.
+        DataError: See `generate_puzzles`.
     """
     records = []
-    told: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     for puzzle in generate_puzzles(people=people, count=count, split=split, seed=seed):
         digest = puzzle_digest(puzzle)
-        repeat = told[digest]
-        told[digest] += 1
+        repeat = uses[digest]
+        uses[digest] += 1
         record_id = f"kk{puzzle.num_people}-{digest}" + (f"-{repeat}" if repeat else "")
         quiz = None
         if form == "sentences":
@@ -45,29 +47,33 @@ def generate_prompts(
 
 
 def is_knights_knaves_set(columns: Sequence[str]) -> bool:
-    """Whether these are the columns of the K&K set's parquet files."""
+    """Return True if the columns include those of the K&K set's parquet files."""
     return set(_SET_COLUMNS) <= set(columns)
 
 
 def record_of_set_row(row: Mapping[str, Any], form: Form) -> PromptRecord:
-    """A row of the K&K set as a prompt. Its own `prompt` column is not used: a chat template is baked into it.
+    """Return a row of the K&K set as a prompt.
+
+    The row's own `prompt` column is not used, because it contains an applied chat template.
 
     Raises:
-        DataError: the statements have not the solution that the row gives.
+        DataError: A value is missing, or the statements do not have the row's solution.
     """
     missing = [name for name in _SET_COLUMNS if row[name] is None]
     if missing:
-        raise DataError(f"missing {', '.join(missing)}")
+        raise DataError(f"missing {', '.join(missing)}; a row of the K&K set requires {', '.join(_SET_COLUMNS)}")
     puzzle = puzzle_from_statements(row["statements"], row["names"])
     if list(puzzle.solution) != row["solution"]:
-        raise DataError(f"the file's solution {row['solution']} is not that of its statements, {list(puzzle.solution)}")
+        raise DataError(
+            f"the file's solution {row['solution']} differs from that of its statements, {list(puzzle.solution)}"
+        )
     return _record(
         f"kk{puzzle.num_people}-{puzzle_digest(puzzle)}", puzzle, row["quiz"] if form == "sentences" else None
     )
 
 
 def _record(record_id: str, puzzle: Puzzle, quiz: str | None) -> PromptRecord:
-    """A puzzle asked as this quiz, or in compact notation without one."""
+    """Return a puzzle as a record, in sentences with a quiz and in compact notation without."""
     prompt = compact.render_prompt(puzzle)
     metadata = {"people": puzzle.num_people, "puzzle": prompt, "split": split_of(puzzle)}
     if quiz is None:

@@ -1,7 +1,8 @@
-"""Knights & Knaves: the statement grammar of the K&K set, and a solver that proves a solution unique.
+"""Statement grammar of the K&K set, and a solver that proves that a solution is unique.
 
-Every person is a knight, who tells the truth, or a knave, who lies, and makes one statement: a tuple as in the set's `statements` column,
-`("telling-truth", i)` (person i is a knight), `("lying", i)` (a knave), `("not", literal)`, or `(connective, literal, literal)`.
+Every person is a knight, who tells the truth, or a knave, who lies, and makes one statement. A statement is a tuple as
+in the set's `statements` column: `("telling-truth", i)` (person i is a knight), `("lying", i)` (a knave), `("not",
+literal)`, or `(connective, literal, literal)`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ MIN_PEOPLE, MAX_PEOPLE = 2, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Puzzle:
-    """A puzzle with exactly one solution.
+    """Puzzle with exactly one solution.
 
     Attributes:
-        statements: what each person says, in order of speakers.
+        statements: Statement of each person, in order of speakers.
         solution: True for a knight, in order of speakers.
-        names: of the speakers, where the puzzle is told in sentences.
+        names: Names of the speakers, for the form in sentences.
 
     Raises:
-        DataError: a statement outside the grammar, no solution, several solutions, another solution than the given one, or names that do not fit.
+        DataError: A statement is outside the grammar, the number of solutions is not one, the solution differs from
+            `solution`, or the names are not distinct or not as many as the people.
     """
 
     statements: Statements
@@ -44,43 +46,46 @@ class Puzzle:
         validate_statements(self.statements)
         solutions = solve(self.statements)
         if len(solutions) != 1:
-            raise DataError(f"a puzzle has exactly one solution, this one has {len(solutions)}: {self.statements!r}")
+            raise DataError(
+                f"a puzzle must have exactly one solution, this one has {len(solutions)}: {self.statements!r}"
+            )
         if self.solution != solutions[0]:
-            raise DataError(f"the solution of {self.statements!r} is {solutions[0]}, got {self.solution}")
+            raise DataError(f"the solution of {self.statements!r} must be {solutions[0]}, got {self.solution}")
         if self.names is not None and (
             len(self.names) != len(self.statements) or len(set(self.names)) != len(self.names)
         ):
             raise DataError(
-                f"a puzzle of {len(self.statements)} people needs as many different names, got {self.names}"
+                f"a puzzle of {len(self.statements)} people requires as many distinct names, got {self.names}"
             )
 
     @property
     def num_people(self) -> int:
+        """Number of people."""
         return len(self.statements)
 
 
 def puzzle_from_statements(statements: str | Sequence[Any], names: Sequence[str] | None = None) -> Puzzle:
-    """The puzzle of these statements, its solution proved unique.
+    """Return the puzzle of the statements, after proving that its solution is unique.
 
     Args:
-        statements: nested tuples (or lists, as JSON gives), or their Python literal, as the set's `statements` column holds them.
-        names: of the speakers.
+        statements: Nested tuples (or lists, as in JSON), or their Python literal, as in the set's `statements` column.
+        names: Names of the speakers.
 
     Raises:
-        DataError: unreadable, outside the grammar, or not exactly one solution.
+        DataError: The statements are unreadable, outside the grammar, or do not have exactly one solution.
     """
     if isinstance(statements, str):
         try:
             statements = ast.literal_eval(statements)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise DataError(
-                f"statements are nested tuples written as a Python literal, got {statements[:200]!r}"
+                f"statements must be nested tuples, written as a Python literal, got {statements[:200]!r}"
             ) from error
     as_tuples = _as_tuples(statements)
     validate_statements(as_tuples)
     solutions = solve(as_tuples)
     if len(solutions) != 1:
-        raise DataError(f"a puzzle has exactly one solution, this one has {len(solutions)}: {as_tuples!r}")
+        raise DataError(f"a puzzle must have exactly one solution, this one has {len(solutions)}: {as_tuples!r}")
     return Puzzle(statements=as_tuples, solution=solutions[0], names=None if names is None else tuple(names))
 
 
@@ -89,19 +94,24 @@ def _as_tuples(value: Any) -> Any:
 
 
 def validate_statements(statements: Statements) -> None:
-    """Check statements against the grammar: 2 to 8 people, one connective or negation at most in a statement, as everywhere in the set.
+    """Check statements against the grammar.
+
+    There are 2 to 8 people, and a statement has at most one connective or negation.
 
     Raises:
-        DataError: naming the person whose statement is wrong.
+        DataError: A statement is outside the grammar. The message names its person.
     """
     if not isinstance(statements, tuple) or not MIN_PEOPLE <= len(statements) <= MAX_PEOPLE:
         count = len(statements) if isinstance(statements, tuple) else type(statements).__name__
-        raise DataError(f"a puzzle has one statement for each of {MIN_PEOPLE} to {MAX_PEOPLE} people, got {count}")
+        raise DataError(
+            f"a puzzle must have one statement for each of {MIN_PEOPLE} to {MAX_PEOPLE} people, got {count}"
+        )
     for speaker, statement in enumerate(statements):
         if not _is_statement(statement, len(statements)):
             raise DataError(
-                f"person {speaker}: expected ('telling-truth', i), ('lying', i), ('not', literal), or one of {CONNECTIVES} with two literals, "
-                f"where i is below {len(statements)}; got {statement!r}"
+                f"person {speaker}: expected ('telling-truth', i), ('lying', i), ('not', literal), or one of "
+                f"{CONNECTIVES} "
+                f"with two literals, where i is below {len(statements)}; got {statement!r}"
             )
 
 
@@ -121,13 +131,13 @@ def _is_literal(statement: Any, num_people: int) -> bool:
         isinstance(statement, tuple)
         and len(statement) == 2
         and statement[0] in (KNIGHT, KNAVE)
-        and type(statement[1]) is int  # True and False are ints to isinstance
+        and type(statement[1]) is int  # isinstance would accept True and False
         and 0 <= statement[1] < num_people
     )
 
 
 def evaluate(statement: Statement, assignment: Sequence[bool]) -> bool:
-    """Truth of a statement when `assignment[i]` says whether person i is a knight."""
+    """Return the truth value of a statement if person i is a knight exactly if `assignment[i]` is True."""
     kind, *operands = statement
     if kind == KNIGHT:
         return bool(assignment[operands[0]])
@@ -144,12 +154,12 @@ def evaluate(statement: Statement, assignment: Sequence[bool]) -> bool:
         return not values[0] or values[1]
     if kind == "<=>":
         return values[0] == values[1]
-    raise DataError(f"unknown statement kind {kind!r}; the grammar has {(KNIGHT, KNAVE, NOT, *CONNECTIVES)}")
+    raise DataError(f"unknown statement kind {kind!r}; expected one of {(KNIGHT, KNAVE, NOT, *CONNECTIVES)}")
 
 
 @lru_cache(maxsize=MAX_PEOPLE + 1)
 def candidates(num_people: int) -> tuple[Solution, ...]:
-    """All assignments, all knights first, then counting down in binary with the first person as the highest digit."""
+    """Return all assignments, counting down in binary from all knights; the first person is the highest digit."""
     return tuple(
         tuple(bool(number >> (num_people - 1 - person) & 1) for person in range(num_people))
         for number in reversed(range(2**num_people))
@@ -158,18 +168,25 @@ def candidates(num_people: int) -> tuple[Solution, ...]:
 
 @lru_cache(maxsize=1 << 14)
 def truth_table(statement: Statement, num_people: int) -> int:
-    """Bit k is the truth of the statement under `candidates(num_people)[k]`. There are few different statements, so tables are kept."""
+    """Return the truth table of a statement: bit k is its truth value under `candidates(num_people)[k]`.
+
+    Tables are cached, since there are few distinct statements.
+    """
     return sum(int(evaluate(statement, assignment)) << index for index, assignment in enumerate(candidates(num_people)))
 
 
 def consistency_table(speaker: int, statement: Statement, num_people: int) -> int:
-    """Bit k is set where the speaker's role under candidate k fits the statement: a knight says what is true, a knave what is false."""
+    """Return the candidates that are consistent with a statement, as bits.
+
+    Bit k is set if the speaker's role under candidate k matches the statement: knights make true statements, knaves
+    false ones.
+    """
     everything: int = (1 << 2**num_people) - 1
     return everything & ~(truth_table(statement, num_people) ^ truth_table((KNIGHT, speaker), num_people))
 
 
 def solve(statements: Statements) -> list[Solution]:
-    """Every assignment under which knights' statements are true and knaves' are false, in the order of `candidates`."""
+    """Return all assignments with true statements of knights and false ones of knaves, in the order of `candidates`."""
     num_people = len(statements)
     remaining = (1 << 2**num_people) - 1
     for speaker, statement in enumerate(statements):

@@ -1,4 +1,4 @@
-"""The language of the K&K set: puzzles told in its sentences, read back from them, and asked with its instruction."""
+"""Language of the K&K set: rendering of puzzles as its sentences, parsing, and its instruction."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from rlad.data.knights_knaves.puzzle import (
 )
 from rlad.errors import DataError
 
-# The names of the people in the set.
+# Names of the people in the set.
 # fmt: off
 NAMES = (
-    "Abigail", "Aiden", "Alexander", "Amelia", "Aria", "Aurora", "Ava", "Avery", "Benjamin", "Charlotte", "Chloe", "Daniel", "David",
-    "Elizabeth", "Ella", "Emily", "Emma", "Ethan", "Evelyn", "Grace", "Harper", "Henry", "Isabella", "Jack", "Jackson", "Jacob", "James",
-    "Joseph", "Liam", "Lily", "Logan", "Lucas", "Luke", "Mason", "Matthew", "Mia", "Michael", "Noah", "Oliver", "Olivia", "Owen",
-    "Penelope", "Riley", "Samuel", "Scarlett", "Sebastian", "Sofia", "Sophia", "Victoria", "William", "Zoey",
+    "Abigail", "Aiden", "Alexander", "Amelia", "Aria", "Aurora", "Ava", "Avery", "Benjamin", "Charlotte", "Chloe",
+    "Daniel", "David", "Elizabeth", "Ella", "Emily", "Emma", "Ethan", "Evelyn", "Grace", "Harper", "Henry", "Isabella",
+    "Jack", "Jackson", "Jacob", "James", "Joseph", "Liam", "Lily", "Logan", "Lucas", "Luke", "Mason", "Matthew", "Mia",
+    "Michael", "Noah", "Oliver", "Olivia", "Owen", "Penelope", "Riley", "Samuel", "Scarlett", "Sebastian", "Sofia",
+    "Sophia", "Victoria", "William", "Zoey",
 )
 # fmt: on
 
-# How the set introduces what a person says.
+# Phrases with which the set introduces a person's claim.
 _TELLINGS = (
     "{speaker} said that {claim}.",
     "{speaker} told you that {claim}.",
@@ -52,32 +53,34 @@ _TELLINGS = (
 )
 
 _OPENING = (
-    "A very special island is inhabited only by knights and knaves. Knights always tell the truth, and knaves always lie. "
+    "A very special island is inhabited only by knights and knaves. Knights always tell the truth, and knaves always "
+    "lie. "
     "You meet {count} inhabitants: {names}. "
 )
 _QUESTION = " So who is a knight and who is a knave?"
 _INFIXES = dict(zip(CONNECTIVES, (" and ", " or ", " then ", " if and only if "), strict=True))
 
 INSTRUCTION = (
-    "You are a helpful assistant. The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
-    "The reasoning process and answer are enclosed within <think> </think> and<answer> </answer> tags, respectively, i.e., "
-    "<think> reasoning process here </think><answer> answer here </answer>.  Now the user asks you to solve a logical reasoning problem. "
-    "After thinking, when you finally reach a conclusion, clearly state the identity of each character within <answer> </answer> tags. "
-    "i.e., <answer> (1) Zoey is a knight\n(2) ... </answer>."
+    "You are a helpful assistant. The assistant first thinks about the reasoning process in the mind and then "
+    "provides the user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+    "and<answer> </answer> tags, respectively, i.e., <think> reasoning process here </think>"
+    "<answer> answer here </answer>.  Now the user asks you to solve a logical reasoning problem. "
+    "After thinking, when you finally reach a conclusion, clearly state the identity of each character within "
+    "<answer> </answer> tags. i.e., <answer> (1) Zoey is a knight\n(2) ... </answer>."
 )
-"""The system message of Logic-RL's prompts, which the paper's K&K runs use; word for word, missing space included."""
+"""System message of Logic-RL's prompts, which the paper's K&K runs use. Verbatim, including the missing space."""
 
 
 def with_names(puzzle: Puzzle, rng: random.Random) -> Puzzle:
-    """The puzzle with names of the set drawn for its people."""
+    """Return the puzzle with random names from the set."""
     return replace(puzzle, names=tuple(rng.sample(NAMES, puzzle.num_people)))
 
 
 def render_quiz(puzzle: Puzzle, rng: random.Random) -> str:
-    """The puzzle in the set's sentences; `rng` chooses how each statement is introduced.
+    """Return the puzzle in the set's sentences. `rng` selects the phrase that introduces each claim.
 
     Raises:
-        DataError: the puzzle has no names.
+        DataError: The puzzle has no names.
     """
     names = _names(puzzle)
     listed = ", ".join(names[:-1]) + ", and " + names[-1]
@@ -89,12 +92,12 @@ def render_quiz(puzzle: Puzzle, rng: random.Random) -> str:
 
 
 def render_messages(quiz: str) -> tuple[dict[str, str], ...]:
-    """The quiz as chat messages with the paper's instruction. The chat template is the tokenizer's business."""
+    """Return the quiz as chat messages with the paper's instruction, without a chat template."""
     return ({"role": "system", "content": INSTRUCTION}, {"role": "user", "content": quiz})
 
 
 def render_answer(names: Sequence[str], solution: Solution) -> str:
-    """The answer as the set's `solution_text_format` has it: `(1) Zoey is a knight`, one line a person."""
+    """Return the answer in the set's `solution_text_format`, `(1) Zoey is a knight`, one line per person."""
     people = enumerate(zip(names, solution, strict=True), start=1)
     return "\n".join(
         f"({number}) {name} is a {'knight' if is_knight else 'knave'}" for number, (name, is_knight) in people
@@ -103,7 +106,7 @@ def render_answer(names: Sequence[str], solution: Solution) -> str:
 
 def _names(puzzle: Puzzle) -> tuple[str, ...]:
     if puzzle.names is None:
-        raise DataError("a puzzle told in sentences needs names: give it some with `with_names`")
+        raise DataError("a puzzle in sentences requires names, got None; add them with `with_names`")
     return puzzle.names
 
 
@@ -123,42 +126,43 @@ def _role(kind: str) -> str:
 
 
 def parse_quiz(quiz: str) -> Puzzle:
-    """The puzzle that a quiz in the set's language tells, its solution proved unique.
+    """Return the puzzle of a quiz in the set's language, after proving that its solution is unique.
 
     Raises:
-        DataError: a sentence is not of the language (it is quoted), or the puzzle has not exactly one solution.
+        DataError: A sentence is outside the language (the message quotes it), or the puzzle does not have exactly one
+            solution.
     """
     opening = re.match(_pattern(_OPENING, count=r"(\d+)", names="([^.]+)"), quiz)
     if not opening or not quiz.endswith(_QUESTION):
-        raise DataError(f"a K&K quiz opens with {_OPENING!r} and ends with {_QUESTION!r}, got {quiz[:200]!r}")
+        raise DataError(f"a K&K quiz must open with {_OPENING!r} and end with {_QUESTION!r}, got {quiz[:200]!r}")
     names = re.split(r", and |, ", opening[2])
     if len(names) != int(opening[1]) or len(set(names)) != len(names):
-        raise DataError(f"the quiz announces {opening[1]} inhabitants and names {names}")
-    told = quiz[opening.end() : len(quiz) - len(_QUESTION)] + " "
+        raise DataError(f"the quiz announces {opening[1]} inhabitants; expected as many distinct names, got {names}")
+    remaining = quiz[opening.end() : len(quiz) - len(_QUESTION)] + " "
     statements = []
     for speaker in names:
-        claim, told = _take_claim(told, speaker)
+        claim, remaining = _take_claim(remaining, speaker)
         statements.append(_parse_claim(claim, names))
-    if told:
-        raise DataError(f"expected the question after everyone's statement, got {told[:200]!r}")
+    if remaining:
+        raise DataError(f"expected the question after the last person's statement, got {remaining[:200]!r}")
     return puzzle_from_statements(statements, names)
 
 
 def _pattern(template: str, **groups: str) -> str:
-    """A regular expression of a template, each placeholder replaced by the expression for it."""
+    """Return a regular expression for a template, with an expression for each placeholder."""
     pattern = re.escape(template)
     for name, group in groups.items():
         pattern = pattern.replace(rf"\{{{name}\}}", group)
     return pattern
 
 
-def _take_claim(told: str, speaker: str) -> tuple[str, str]:
-    """What the next speaker claims, and what is told after that."""
+def _take_claim(text: str, speaker: str) -> tuple[str, str]:
+    """Return the next speaker's claim and the remaining text."""
     for telling in _TELLINGS:
-        match = re.match(_pattern(telling, speaker=re.escape(speaker), claim='([^".,]+)') + " ", told)
+        match = re.match(_pattern(telling, speaker=re.escape(speaker), claim='([^".,]+)') + " ", text)
         if match:
-            return match[1], told[match.end() :]
-    raise DataError(f"expected a statement by {speaker} in the language of the K&K set, got {told[:200]!r}")
+            return match[1], text[match.end() :]
+    raise DataError(f"expected a statement by {speaker} in the language of the K&K set, got {text[:200]!r}")
 
 
 def _parse_claim(claim: str, names: Sequence[str]) -> Statement:

@@ -94,9 +94,12 @@ class Plan:
     def batch(self, update: int, sequences: Sequences) -> tuple[TrainingBatch, BatchCounts]:
         whole = [sequence for rank in self.updates[update] for micro_batch in rank for sequence in micro_batch]
         tokens = sum(int(self.groups[uid].group.response_lengths[index]) for uid, index in whole)
-        size = LossNormalizer(num_responses=len(whole), num_tokens=tokens)
+        normalizer = LossNormalizer(num_responses=len(whole), num_tokens=tokens)
         return build_training_batch(
-            self.groups, sequences, size=size, rules=BatchRules(objective=build_objective(self.objective).config)
+            self.groups,
+            sequences,
+            normalizer=normalizer,
+            rules=BatchRules(objective=build_objective(self.objective).config),
         )
 
     def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:

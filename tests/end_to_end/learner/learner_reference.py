@@ -67,7 +67,9 @@ def make_groups(
             teacher="t",
             logprobs=(scores + rng.normal(0, 0.8, len(scores))).astype(np.float32),
         )
-        groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=teacher)
+        groups[group.uid] = ScoredGroup(
+            group=group, verdicts=verdicts, rewards=verdicts.rewards, teacher_scores=teacher
+        )
     return groups
 
 
@@ -204,7 +206,11 @@ def with_supports(
         near = (scored.group.behaviour_logprobs + rng.normal(0, 0.3, size)).astype(np.float32)
         reference = TeacherScores(uid=uid, attempt=0, teacher="r", logprobs=near)
         richer[uid] = ScoredGroup(
-            group=scored.group, verdicts=scored.verdicts, teacher_scores=teacher, reference_scores=reference
+            group=scored.group,
+            verdicts=scored.verdicts,
+            rewards=scored.rewards,
+            teacher_scores=teacher,
+            reference_scores=reference,
         )
     return richer
 

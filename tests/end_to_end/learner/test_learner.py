@@ -22,9 +22,12 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors.experience.batch_shards import GroupRefs, WeightedScores
-from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy, StepReport
+from actors.experience.batch_shards import ShardPolicy
+from actors.experience.broker import ExperienceBroker, StepReport
+from actors.experience.group import ExperienceGroup, WeightedScores
 from actors.learner.group import LearnerGroup
+from actors.learner.settings import LearnerSettings
+from actors.messages import GroupSummary
 from rlad.config import RunConfig
 from rlad.contracts import ScoredGroup
 from rlad.errors import ContractError, RunStoppedError
@@ -92,7 +95,8 @@ class Run:
             skip_truncated=False,
         )
         self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
-        self.learner = LearnerGroup(config, run_dir=run_dir, broker=self.broker, run_id="learner-test")
+        settings = LearnerSettings.of(config, student=Path(config.student.path), run_dir=run_dir, broker=self.broker)
+        self.learner = LearnerGroup(settings, run_id="learner-test")
         self.learner.start()
         self._attempts: dict[str, int] = {}
 
@@ -120,18 +124,15 @@ class Run:
             ray.put({**record.to_columns(), "attempt": attempt}) for record in (scored.group, scores)
         )
         verdicts = replace(scored.verdicts, attempt=attempt)
-        finished = FinishedGroup(
-            uid=uid,
-            attempt=attempt,
-            refs=GroupRefs(
-                group=group_ref, verdicts=verdicts, teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),)
-            ),
-            prompt_tokens=len(scored.group.prompt_ids),
-            response_lengths=tuple(scored.group.response_lengths[:responses].tolist()),
-            is_truncated=tuple(scored.group.is_truncated.tolist()),
-            rewards=tuple(scored.verdicts.rewards.tolist()),
+        whole = GroupSummary.of(scored.group)
+        group = ExperienceGroup(
+            summary=replace(whole, attempt=attempt, response_lengths=whole.response_lengths[:responses]),
+            columns=group_ref,
+            verdicts=verdicts,
+            rewards=tuple(scored.rewards.tolist()),
+            teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),),
         )
-        await self.broker.add.remote(step, finished)
+        await self.broker.add.remote(step, group)
 
     async def train(self, step: int) -> StepReport:
         for uid in await self.open(step):
@@ -345,7 +346,7 @@ async def test_an_error_of_one_rank_ends_the_run_on_all_without_a_restart(
     # Its only response goes to one rank, and its scores are those of another group.
     await run.add(0, first, scores_of=second, responses=1)
     await run.add(0, second)
-    with pytest.raises(ContractError, match="TeacherScores is of g1 attempt 0, the group is g0 attempt 0"):
+    with pytest.raises(ContractError, match="TeacherScores belongs to g1 attempt 0, but the group is g0 attempt 0"):
         await run.end()
     await run.learner.close()
 

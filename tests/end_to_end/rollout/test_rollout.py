@@ -161,7 +161,7 @@ async def test_groups_sampled_at_the_same_time_are_kept_apart(pool: RolloutPool,
 async def test_a_request_longer_than_the_engine_takes_is_refused_with_the_setting_to_raise(pool: RolloutPool) -> None:
     with pytest.raises(
         EngineError,
-        match=r"a prompt of 8 tokens with up to 505 response tokens does not fit the engines' 512: raise rollout\.max",
+        match=r"a prompt of 8 tokens with up to 505 response tokens exceeds the engines' limit of 512 tokens: raise rollout\.max",
     ):
         await pool.sample(request(max_response_tokens=505))
 

@@ -22,8 +22,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run.directory import RunDirectory, read_json_lines
-from pipelines.training.prompts import EncodedPrompts, prepare_prompts
 from rlad.contracts import Outcome
 from rlad.data.order import PromptOrder
 from rlad.data.trace_files import TraceManifest
@@ -95,7 +95,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Killed in the middle of the generation, then between two checkpoints of the training, then continued to its end."""
     run = RunDirectory(tmp_path_factory.mktemp("runs") / "offline")
-    start = ["offline", SMOKE, *SETTINGS, "--run-dir", run.path]
+    start = ["run", SMOKE, *SETTINGS, "--run-dir", run.path]
     kill_when(lambda: len(list(run.traces.glob("part-*.parquet"))) >= 2, *start)
     parts = parts_of(run)
     assert TraceManifest.read(run.traces) is None, "it was killed too late to show anything"
@@ -217,7 +217,7 @@ def test_the_run_says_what_the_student_was_trained_on(finished: Finished) -> Non
 def test_the_traces_serve_another_run_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "again")
     reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", "teacher=null", "training.steps=1", "seed=1"]
-    result = rlad("offline", SMOKE, *reuse, "--run-dir", run.path)
+    result = rlad("run", SMOKE, *reuse, "--run-dir", run.path)
     assert result.returncode == 0, result.stderr
     assert not run.traces.exists()
     assert TrainingTraces(run.training_traces).fingerprint == TrainingTraces(finished.run.training_traces).fingerprint
@@ -226,7 +226,7 @@ def test_the_traces_serve_another_run_without_the_teacher(finished: Finished, tm
 
 def test_traces_of_other_prompts_are_refused_before_anything_starts(finished: Finished, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"offline.traces={finished.run.traces}", "prompts.seed=5", "--run-dir", tmp_path / "other"]
-    result = rlad("offline", SMOKE, *arguments, timeout_s=60)
+    result = rlad("run", SMOKE, *arguments, timeout_s=60)
     assert result.returncode == 1
-    assert "do not fit this run: they are of dataset" in result.stderr
+    assert "do not match this run: expected dataset" in result.stderr
     assert "Traceback" not in result.stderr

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.evaluate import evaluate_model
-from pipelines.training.prompts import EncodedPrompts, require_group_key
+from pipelines.resolution.prompts import EncodedPrompts, require_group_key
 from rlad.config import EvaluationConfig, load_evaluation_suite
 from rlad.data.records import PromptRecord
 from rlad.errors import ConfigError, RunDirectoryError

@@ -111,7 +111,7 @@ def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() 
         "actors.teacher.remote",
         "actors.experience.transfers",
         "actors.weights.transports",
-        "pipelines.training.step_loop",
+        "pipelines.training.step_pipeline",
         "pipelines.training.group_pipeline",
         "pipelines.forecast.simulated",
         "pipelines.jobs.submission",
@@ -126,8 +126,8 @@ def test_actors_that_compute_nothing_and_the_steps_themselves_import_no_torch() 
 def test_a_mistake_in_the_settings_of_a_run_is_told_before_torch_is_imported(tmp_path: Path) -> None:
     commands = [
         ("run configs/nowhere.yaml", "no configuration file"),
-        (f"offline {SMOKE} objective.alhpa=0.3", "did you mean `alpha`"),
-        ("compare configs/ablation_alpha_cpu.yaml --methods alpha-2", "no method alpha-2"),
+        (f"run {SMOKE} objective.alhpa=0.3", "did you mean `alpha`"),
+        ("compare configs/ablation_alpha_cpu.yaml --methods alpha-2", "unknown method alpha-2"),
         (f"eval {tmp_path} --config configs/eval_math.yaml --sets aime", "no evaluation set aime"),
     ]
     assert heavy_packages_of(commands, tmp_path) == [[]] * len(commands)

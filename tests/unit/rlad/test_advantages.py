@@ -37,7 +37,7 @@ def test_equals_the_definition(rewards: list[float]) -> None:
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1 / 3, -7e-11, 1e300])
 @pytest.mark.parametrize("size", [1, 3, 7, 8])
 def test_group_with_equal_rewards_gets_exactly_zero(reward: float, size: int) -> None:
-    """The rounded mean of three times 0.1 is not 0.1: a computed deviation would turn that into advantages of order 1."""
+    """The rounded mean of three times 0.1 is not 0.1, so a computed deviation would give advantages of order 1."""
     assert group_advantages([reward] * size).tolist() == [0.0] * size
 
 
@@ -47,8 +47,8 @@ def test_scale_of_the_rewards_does_not_matter(scale: float) -> None:
 
 
 @pytest.mark.parametrize("rewards", [[], [[1.0, 2.0]], [1.0, math.nan], [1.0, math.inf]])
-def test_anything_but_finite_numbers_is_refused(rewards: list[float]) -> None:
-    with pytest.raises(ContractError, match="finite numbers in one dimension"):
+def test_invalid_rewards_are_refused(rewards: list[float]) -> None:
+    with pytest.raises(ContractError, match="one-dimensional, non-empty array of finite rewards; got"):
         group_advantages(rewards)
 
 
@@ -60,20 +60,20 @@ def test_mean_only_and_leave_one_out_by_hand() -> None:
 
 @pytest.mark.parametrize("estimator", ["group_std", "group_mean_only", "rloo"])
 @pytest.mark.parametrize("rewards", [[1.0], [0.1, 0.1, 0.1]])
-def test_equal_rewards_and_a_group_of_one_have_no_advantage(
+def test_equal_rewards_and_a_single_response_have_zero_advantage(
     estimator: AdvantageEstimator, rewards: list[float]
 ) -> None:
     assert group_advantages(rewards, estimator).tolist() == [0.0] * len(rewards)
 
 
 def test_overlong_punishment_by_hand() -> None:
-    """Budget 100, buffer 20, penalty 0.5: nothing up to 80 tokens, half of it at 90, all of it at 100."""
+    """Budget 100, buffer 20, penalty 0.5: no penalty up to 80 tokens, half of it at 90, all of it at 100."""
     overlong = OverlongPenalty(max_tokens=100, buffer_tokens=20, penalty=0.5)
     assert shaped_rewards([1, 1, 1, 0], [10, 80, 90, 100], overlong).tolist() == [1.0, 1.0, 0.75, -0.5]
     assert shaped_rewards([1, 0], [100, 100], None).tolist() == [1.0, 0.0]
 
 
-def test_which_responses_are_imitated() -> None:
+def test_imitation_mask_by_hand() -> None:
     assert imitated_responses([1, 0, 0.5], "none").tolist() == [True, True, True]
     assert imitated_responses([1, 0, 0.5], "response").tolist() == [False, True, True]
     assert imitated_responses([1, 0, 0.5], "group").tolist() == [False, False, False]

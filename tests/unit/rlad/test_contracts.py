@@ -1,4 +1,4 @@
-"""Scores that contradict themselves or their group are refused where they are made."""
+"""Scores that contradict themselves or their group are refused at construction."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def scored_group(**parts: Any) -> ScoredGroup:
         finish_reasons=np.zeros(2, np.uint8),
     )
     verdicts = Verdicts(uid="g", attempt=0, rewards=floats(2), outcomes=np.zeros(2, np.uint8), elapsed_s=floats(2))
-    return ScoredGroup(**{"group": group, "verdicts": verdicts, "teacher_scores": None, **parts})
+    return ScoredGroup(
+        **{"group": group, "verdicts": verdicts, "rewards": verdicts.rewards, "teacher_scores": None, **parts}
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def scored_group(**parts: Any) -> ScoredGroup:
     [
         (
             {"tail_logprobs": None},
-            r"goes with the columns .*tail_logprobs.*, got \['support_ids', 'support_logprobs'\]",
+            r"requires the columns .*tail_logprobs.*, got \['support_ids', 'support_logprobs'\]",
         ),
         (
             {"support_size": 0},
-            r"support_size 0 goes with the columns \[\], got \['support_ids', 'support_logprobs', 'tail_logprobs'\]",
+            r"support_size 0 requires the columns \[\], got \['support_ids', 'support_logprobs', 'tail_logprobs'\]",
         ),
         ({"support_size": -1}, "support_size must be at least 0, got -1"),
         ({"support_size": 3}, "support_ids must have 9 entries, got 6"),
@@ -69,12 +71,12 @@ def scored_group(**parts: Any) -> ScoredGroup:
         ({"tail_logprobs": floats(6)}, "tail_logprobs must have 3 entries, got 6"),
     ],
 )
-def test_a_support_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_inconsistent_support_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         scores(**support(**changes))
 
 
-def test_scores_travel_as_columns_with_and_without_a_support() -> None:
+def test_scores_round_trip_through_columns_with_and_without_a_support() -> None:
     for sent in (scores(), scores(**support())):
         received = TeacherScores.from_columns(sent.to_columns())
         assert received.support_size == sent.support_size
@@ -82,13 +84,18 @@ def test_scores_travel_as_columns_with_and_without_a_support() -> None:
         assert received.tail_logprobs is sent.tail_logprobs
 
 
-def test_reference_scores_are_held_to_the_group_like_the_teachers() -> None:
+def test_scores_must_match_the_group() -> None:
     assert scored_group().reference_scores is None
     both = scored_group(teacher_scores=scores(**support()), reference_scores=scores())
     assert both.reference_scores is not None
-    with pytest.raises(ContractError, match="2 reference scores for 3 tokens"):
+    with pytest.raises(ContractError, match="expected 3 reference scores, one per token; got 2"):
         scored_group(reference_scores=scores(2))
-    with pytest.raises(ContractError, match="2 teacher scores for 3 tokens"):
+    with pytest.raises(ContractError, match="expected 3 teacher scores, one per token; got 2"):
         scored_group(teacher_scores=scores(2), reference_scores=scores())
-    with pytest.raises(ContractError, match="TeacherScores is of g attempt 1, the group is g attempt 0"):
+    with pytest.raises(ContractError, match="TeacherScores belongs to g attempt 1, but the group is g attempt 0"):
         scored_group(reference_scores=scores(attempt=1))
+
+
+def test_rewards_must_match_the_responses() -> None:
+    with pytest.raises(ContractError, match="expected 2 rewards, one per response; got 3"):
+        scored_group(rewards=floats(3))

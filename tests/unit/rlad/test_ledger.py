@@ -33,7 +33,7 @@ def train(ledger: Ledger, step: int) -> list[str]:
     return list(attempts)
 
 
-def test_a_group_passes_through_every_state(ledger: Ledger) -> None:
+def test_group_passes_through_every_state(ledger: Ledger) -> None:
     train(ledger, 0)
     assert ledger.counts().states[GroupState.CLAIMED] == 2
     ledger.commit(1)
@@ -42,7 +42,7 @@ def test_a_group_passes_through_every_state(ledger: Ledger) -> None:
     assert (counts.trained_steps, counts.lost, counts.duplicated, counts.retried) == (1, 0, 0, 0)
 
 
-def test_a_late_answer_to_a_replaced_attempt_is_stale(ledger: Ledger) -> None:
+def test_late_result_of_a_replaced_attempt_is_stale(ledger: Ledger) -> None:
     (uid, _), *_ = groups(0)
     ledger.issue(0, groups(0))
     assert ledger.reissue(uid) == 1
@@ -52,9 +52,7 @@ def test_a_late_answer_to_a_replaced_attempt_is_stale(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("steps_after_checkpoint", [1, 3])
-def test_training_after_the_checkpoint_is_forgotten_when_the_learner_restarts(
-    ledger: Ledger, steps_after_checkpoint: int
-) -> None:
+def test_rewind_forgets_training_after_the_checkpoint(ledger: Ledger, steps_after_checkpoint: int) -> None:
     train(ledger, 0)
     ledger.commit(1)
     claimed = {step: train(ledger, step) for step in range(1, 1 + steps_after_checkpoint)}
@@ -67,13 +65,13 @@ def test_training_after_the_checkpoint_is_forgotten_when_the_learner_restarts(
     assert (counts.trained_steps, counts.lost, counts.duplicated) == (1 + steps_after_checkpoint, 0, 0)
 
 
-def test_without_the_rewind_the_same_restart_counts_as_duplicated(ledger: Ledger) -> None:
+def test_restart_without_rewind_counts_as_duplicated(ledger: Ledger) -> None:
     uids = train(ledger, 0)
     ledger.record_trained(0, uids)
     assert ledger.counts().duplicated == 2
 
 
-def test_a_group_left_out_of_a_trained_step_counts_as_lost(ledger: Ledger) -> None:
+def test_untrained_group_of_a_trained_step_counts_as_lost(ledger: Ledger) -> None:
     attempts = ledger.issue(0, groups(0))
     for uid in attempts:
         ledger.record_sampled(uid, 0)
@@ -84,7 +82,7 @@ def test_a_group_left_out_of_a_trained_step_counts_as_lost(ledger: Ledger) -> No
     assert ledger.counts().lost == 1
 
 
-def test_reopening_returns_uncommitted_groups_to_be_issued_again_under_a_new_attempt(ledger: Ledger) -> None:
+def test_reopen_returns_uncommitted_groups_for_a_new_attempt(ledger: Ledger) -> None:
     train(ledger, 0)
     ledger.commit(1)
     train(ledger, 1)
@@ -95,14 +93,14 @@ def test_reopening_returns_uncommitted_groups_to_be_issued_again_under_a_new_att
     assert counts.states[GroupState.RETURNED] == 4
     assert counts.trained_steps == 1
     assert ledger.issue(1, groups(1)) == {uid: 1 for uid, _ in groups(1)}
-    ledger.reopen(1)  # and once more: only what was issued since has had another attempt
+    ledger.reopen(1)  # A second reopen increments only attempts issued since the first.
     assert ledger.issue(1, [*groups(1), *groups(2)]) == {
         **{uid: 2 for uid, _ in groups(1)},
         **{uid: 1 for uid, _ in groups(2)},
     }
 
 
-def test_a_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
+def test_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
     (dropped, _), (kept, _) = groups(0)
     attempts = ledger.issue(0, groups(0))
     for uid in attempts:
@@ -125,13 +123,13 @@ def test_a_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: L
         ledger.drop(kept, 0)
 
 
-def test_a_returned_group_may_fall_into_another_step(ledger: Ledger) -> None:
-    """Before the driver died it had refilled a place of step 0; in the new history it is issued for step 1."""
+def test_returned_group_may_be_issued_for_another_step(ledger: Ledger) -> None:
+    """Replacements issued for step 0 before the driver died are issued for step 1 in the new history."""
     ledger.issue(0, groups(0))
     ledger.issue(0, groups(1))
     assert ledger.reopen(0) == []
     train(ledger, 0)
-    assert ledger.counts().lost == 0  # the returned ones are of no step yet
+    assert ledger.counts().lost == 0  # returned groups belong to no step
     train(ledger, 1)
     ledger.commit(2)
     counts = ledger.counts()
@@ -152,18 +150,18 @@ def test_a_returned_group_may_fall_into_another_step(ledger: Ledger) -> None:
         (lambda ledger: ledger.issue(5, groups(0)), "for step 0"),
     ],
 )
-def test_a_transition_out_of_order_is_refused(ledger: Ledger, breach, message: str) -> None:
+def test_transition_out_of_order_is_refused(ledger: Ledger, breach, message: str) -> None:
     ledger.issue(0, groups(0))
     with pytest.raises(LedgerError, match=message):
         breach(ledger)
 
 
-def test_reading_a_ledger_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="no ledger"):
+def test_reading_a_missing_ledger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="no ledger at .*; check that the path is a run directory"):
         Ledger(tmp_path / "nowhere.sqlite", read_only=True)
 
 
-def test_what_was_recorded_survives_a_killed_process(tmp_path: Path) -> None:
+def test_records_survive_a_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     program = f"""
 import sys

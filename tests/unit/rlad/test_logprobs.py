@@ -1,4 +1,4 @@
-"""Selected log-probabilities against the dense computation: values, gradients, memory, and a weight that is away between the passes."""
+"""Selected log-probabilities equal the dense computation; memory is bounded; ZeRO-3 weights are supported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlad.logprobs import selected_logprobs, token_statistics
 def problem(
     tokens: int, *, hidden: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, weight, targets, and the gradient that comes from the loss. Logits of standard deviation about 3."""
+    """Return hidden states, weight, targets and incoming gradient. Logits have a standard deviation of about 3."""
     generator = torch.Generator().manual_seed(tokens)
     states = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
     weight = 3 * hidden**-0.5 * torch.randn(vocabulary, hidden, generator=generator, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_gradient_is_the_finite_difference() -> None:
 
 
 def test_large_logits_stay_finite() -> None:
-    """Logits of +-1e4 in float32: exp of them overflows."""
+    """Logits are +-1e4 in float32, where exp overflows."""
     weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     logprobs = selected_logprobs(hidden, weight, torch.tensor([0, 0]))
@@ -73,8 +73,8 @@ def test_large_logits_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_as_exact_as_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
-    """The values lose nothing; gradients pass through products of the half type, so they keep about its precision."""
+def test_half_precision_is_as_exact_as_float32_of_the_same_numbers(dtype: torch.dtype) -> None:
+    """Values are exact. Gradients pass through half precision products and keep about that precision."""
     hidden, weight, targets, incoming = problem(300, hidden=32, vocabulary=50, dtype=dtype)
     came = values_and_gradients(
         lambda h, w: selected_logprobs(h, w, targets, chunk_tokens=64), hidden, weight, incoming
@@ -89,7 +89,7 @@ def test_half_types_are_as_exact_as_float32_of_the_same_numbers(dtype: torch.dty
 
 
 def test_weight_gradient_is_summed_over_chunks_in_float32() -> None:
-    """4096 equal contributions, one a chunk: a bfloat16 sum stops growing at 256 times the first of them."""
+    """4096 chunks contribute equally. A bfloat16 sum would stop growing at 256 times the first contribution."""
     hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     selected_logprobs(hidden, weight, torch.zeros(4096, dtype=torch.int64), chunk_tokens=1).sum().backward()
@@ -97,7 +97,7 @@ def test_weight_gradient_is_summed_over_chunks_in_float32() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor any operation gave, views aside."""
+    """Record the number of elements of the largest tensor that any operation returned, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ def largest_tensor(tokens: int, *, chunk_tokens: int = 8, is_weight_frozen: bool
 
 
 def test_memory_does_not_grow_with_the_tokens() -> None:
-    """No tensor larger than a chunk's logits, 8 * 100, in forward or backward; 200 tokens' hidden states are as large."""
+    """No tensor is larger than a chunk's logits, 8 * 100, or the hidden states of 200 positions, 200 * 4."""
     assert largest_tensor(8) == largest_tensor(64) == largest_tensor(200) == 800
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made meanwhile held at one time."""
+    """Record the peak number of bytes held by tensors that were allocated in this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,8 +146,11 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("tokens", [16, 64, 256])
 def test_logits_of_one_chunk_exist_at_a_time(tokens: int) -> None:
-    """A chunk's logits are 16 * 1000 float32, 64,000 bytes; weight, its gradient and what is kept of each token come to less than half of that. A second
-    tensor of the logits' size, of this chunk or the one before, would be as much again."""
+    """A second tensor of the size of a chunk's logits exceeds the bound.
+
+    A chunk's logits are 16 * 1000 float32, 64,000 bytes. Weight, its gradient and per-token results take less than half
+    of that.
+    """
     hidden, weight, targets, incoming = problem(tokens, hidden=2, vocabulary=1000, dtype=torch.float32)
     incoming = incoming.float()
     with LiveBytes() as live:
@@ -156,13 +159,16 @@ def test_logits_of_one_chunk_exist_at_a_time(tokens: int) -> None:
 
 
 def test_frozen_weight_costs_no_gradient_buffer() -> None:
-    """A chunk's logits are 2 * 100, the weight's gradient 100 * 4."""
+    """A chunk's logits have 2 * 100 elements, the weight's gradient 100 * 4."""
     assert largest_tensor(20, chunk_tokens=2) == 400
     assert largest_tensor(20, chunk_tokens=2, is_weight_frozen=True) == 200
 
 
-def test_weight_may_be_away_between_the_passes() -> None:
-    """As a parameter partitioned by ZeRO-3: empty after the forward pass, gathered into new memory before the backward pass, never copied by us."""
+def test_weight_may_be_freed_between_the_passes() -> None:
+    """A ZeRO-3 parameter is empty after the forward pass and gathered into new memory before the backward pass.
+
+    The function must not copy it.
+    """
     hidden, weight, targets, incoming = problem(6)
     expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
     parameter = torch.nn.Parameter(weight.detach().clone())
@@ -180,7 +186,7 @@ def test_weight_may_be_away_between_the_passes() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_only_what_is_trained_gets_a_gradient(frozen: str) -> None:
+def test_frozen_input_gets_no_gradient(frozen: str) -> None:
     hidden, weight, targets, incoming = problem(6)
     _, *expected = values_and_gradients(lambda h, w: dense_logprobs(h, w, targets, 1.0), hidden, weight, incoming)
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
@@ -192,7 +198,7 @@ def test_only_what_is_trained_gets_a_gradient(frozen: str) -> None:
     torch.testing.assert_close(trained.grad, gradient)
 
 
-def test_no_token_gives_a_zero_gradient() -> None:
+def test_empty_input_has_a_zero_gradient() -> None:
     """A rank without work still joins the backward pass."""
     hidden, weight, targets, _ = problem(0)
     logprobs = selected_logprobs(hidden, weight, targets)
@@ -207,12 +213,12 @@ def test_no_token_gives_a_zero_gradient() -> None:
         ({"weight": torch.zeros(5, 3)}, r"expected hidden \[S, H\].*got hidden \[2, 4\], weight \[5, 3\]"),
         ({"target_ids": torch.zeros(3, dtype=torch.int64)}, r"target_ids \[3\]"),
         ({"weight": torch.zeros(5, 4, dtype=torch.bfloat16)}, "must share a floating dtype"),
-        ({"target_ids": torch.zeros(2)}, "target_ids be int64"),
+        ({"target_ids": torch.zeros(2)}, "target_ids must be int64"),
         ({"temperature": 0.0}, "temperature and chunk_tokens must be positive"),
         ({"chunk_tokens": 0}, "temperature and chunk_tokens must be positive"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+def test_mismatched_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     arguments = {
         "hidden": torch.zeros(2, 4),
         "weight": torch.zeros(5, 4),
@@ -223,7 +229,7 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
-def test_support_and_entropy_equal_those_of_the_whole_distribution(chunk_tokens: int) -> None:
+def test_support_and_entropy_equal_the_dense_computation(chunk_tokens: int) -> None:
     generator = torch.Generator().manual_seed(4)
     hidden, weight = (
         torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((9, 5), (13, 5))
@@ -243,10 +249,10 @@ def test_support_and_entropy_equal_those_of_the_whole_distribution(chunk_tokens:
         logprobs.gather(1, support),
         -(logprobs.exp() * logprobs).sum(dim=-1),
     )
-    for ours, theirs in zip(came, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (hidden, weight), incoming), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    for actual, value in zip(came, expected, strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12)
+    for actual, value in zip(gradients, torch.autograd.grad(expected, (hidden, weight), incoming), strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-11, atol=1e-12)
 
 
 def test_gradients_of_support_and_entropy_alone_equal_finite_differences() -> None:
@@ -266,7 +272,7 @@ def test_gradients_of_support_and_entropy_alone_equal_finite_differences() -> No
     assert torch.autograd.gradcheck(entropy_only, (hidden, weight))
 
 
-def test_a_support_of_another_shape_is_refused() -> None:
+def test_support_of_another_shape_is_refused() -> None:
     hidden, weight, targets = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ContractError, match=r"expected support_ids int64 \[2, K\], got torch.int64 \[3, 1\]"):
         token_statistics(hidden, weight, targets, support_ids=torch.zeros(3, 1, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Likeliest tokens and the mass beside them, against a whole log-softmax in float64."""
+"""The most likely tokens and the tail equal those of a dense log-softmax in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exact(hidden: Tensor, weight: Tensor, temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("chunk_tokens", [1, 5, 1024])
 @pytest.mark.parametrize("support_size", [1, 4, VOCABULARY - 1, VOCABULARY])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_agrees_with_a_whole_log_softmax(dtype: torch.dtype, support_size: int, chunk_tokens: int) -> None:
+def test_equals_a_dense_log_softmax(dtype: torch.dtype, support_size: int, chunk_tokens: int) -> None:
     hidden, weight, targets = inputs(dtype)
     found = selected_and_top_logprobs(
         hidden, weight, targets, support_size=support_size, temperature=0.6, chunk_tokens=chunk_tokens
@@ -43,8 +43,9 @@ def test_agrees_with_a_whole_log_softmax(dtype: torch.dtype, support_size: int, 
         assert tail == pytest.approx(float(np.logaddexp.reduce(rest)) if len(rest) else -math.inf, abs=1e-5)
 
 
-def test_a_tail_that_cancels_in_one_minus_the_support_is_exact() -> None:
-    # Softmax of (40, 0, 0): outside the first token lie 2 exp(-40), about 8.5e-18; in float32, and in float64, 1 minus the support is 0.
+def test_tail_is_exact_where_one_minus_the_support_cancels() -> None:
+    # Softmax of (40, 0, 0): the mass outside the first token is 2 exp(-40), about 8.5e-18. In float32, and in float64,
+    # 1 minus the support is 0.
     weight = torch.tensor([[40.0], [0.0], [0.0]])
     found = selected_and_top_logprobs(torch.ones(1, 1), weight, torch.tensor([1]), support_size=1)
     assert found.tail_logprobs.item() == pytest.approx(math.log(2) - 40, abs=1e-5)
@@ -52,7 +53,7 @@ def test_a_tail_that_cancels_in_one_minus_the_support_is_exact() -> None:
 
 
 @pytest.mark.parametrize("support_size", [3, VOCABULARY])
-def test_nan_stays_nan_and_in_its_token(support_size: int) -> None:
+def test_nan_stays_in_its_token(support_size: int) -> None:
     hidden, weight, targets = inputs()
     hidden[4] = math.nan
     found = selected_and_top_logprobs(hidden, weight, targets, support_size=support_size)
@@ -64,12 +65,12 @@ def test_nan_stays_nan_and_in_its_token(support_size: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"support_size": 0}, "1 to 37 tokens, the vocabulary's size, got 0"),
-        ({"support_size": 38}, "1 to 37 tokens, the vocabulary's size, got 38"),
+        ({"support_size": 0}, "within 1 and the vocabulary size 37, got 0"),
+        ({"support_size": 38}, "within 1 and the vocabulary size 37, got 38"),
         ({"support_size": 1, "temperature": 0.0}, "must be positive, got 0.0 and 1024"),
         ({"support_size": 1, "chunk_tokens": 0}, "must be positive, got 1.0 and 0"),
     ],
 )
-def test_impossible_arguments_are_refused(settings: dict[str, float], message: str) -> None:
+def test_invalid_arguments_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         selected_and_top_logprobs(*inputs(), **settings)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.experience.batch_shards import GroupRefs
-from actors.experience.broker import ExperienceBroker, FinishedGroup, ShardPolicy
+from actors.experience.batch_shards import ShardPolicy
+from actors.experience.broker import ExperienceBroker
+from actors.experience.group import ExperienceGroup
 from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
+from actors.messages import GroupSummary
 
 SENT = TransferOutcome(state="sent", failures={})
 WORKERS = {"rollout-0": "actor 0", "rollout-1": "actor 1"}
@@ -99,30 +101,29 @@ async def test_the_learner_goes_on_when_the_driver_has_asked_for_its_version_and
 
 
 async def test_a_request_comes_before_a_part_and_before_the_end(broker: ExperienceBroker) -> None:
-    turn = asyncio.create_task(broker.transfer_or_part(0, 0, 0))
+    turn = asyncio.create_task(broker.transfer_or_shard(0, 0, 0))
     await asyncio.sleep(0)
     await broker.open_step(0, [[("a", "prompt")]])
     await broker.record_sampled("a", 0)
     await asyncio.sleep(0)
     assert not turn.done()
-    refs = GroupRefs(group="group", verdicts=None, teacher_scores=())
-    group = FinishedGroup(
+    summary = GroupSummary(
         uid="a",
         attempt=0,
-        refs=refs,
         prompt_tokens=5,
         response_lengths=(9, 9),
         is_truncated=(False, False),
-        rewards=(0.0, 1.0),
+        tokens_by_version={0: 18},
     )
+    group = ExperienceGroup(summary=summary, columns="group", verdicts=None, rewards=(0.0, 1.0))
     await broker.add(0, group)
     async with asyncio.timeout(1):
         assert await turn is True
     number = await broker.ask_transfer(0, WORKERS)
     await broker.dismiss()
     request = TransferRequest(number=number, version=0, workers=WORKERS)
-    assert await broker.transfer_or_part(0, 0, 0) == request
+    assert await broker.transfer_or_shard(0, 0, 0) == request
     assert await broker.transfer_or_dismissed(0) == request
     await broker.report_transfer(number, SENT)
-    assert await broker.transfer_or_part(0, 0, 0) is True
+    assert await broker.transfer_or_shard(0, 0, 0) is True
     assert await broker.transfer_or_dismissed(0) is True

@@ -147,7 +147,7 @@ def test_child_imports_neither_engines_nor_the_cluster(judge: Judge) -> None:
 
 def test_child_that_cannot_start_is_a_clear_error() -> None:
     judge = Judge(build_none, timeout_s=TIMEOUT_S)
-    with pytest.raises(EngineError, match="does not stay up"):
+    with pytest.raises(EngineError, match="keeps dying"):
         judge.judge("obey", ["yes"], "yes")
     judge.close()
     judge.close()

@@ -71,7 +71,7 @@ def in_a_process(*arguments: str) -> Ended:
         (("simulate", SMOKE), "Give --device for runs on GPUs, or as measured --token-ms"),
         (
             ("compare", "configs/ablation_alpha_cpu.yaml", "--methods", "alpha-2"),
-            "no method alpha-2: there are grpo, alpha-0.1",
+            "unknown method alpha-2; expected one of grpo, alpha-0.1",
         ),
         (("compare", SMOKE), "base: required"),
         (("eval", "{tmp}", "--config", "configs/eval_math.yaml", "--sets", "aime"), "no evaluation set aime"),

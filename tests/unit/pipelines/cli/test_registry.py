@@ -188,12 +188,12 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
 def test_what_is_typed_wrong_is_told(run: RunDirectory, uri: str) -> None:
     rlad("add", "kk-student", run.path)
     for arguments, error, message in (
-        (("list", "math"), ModelNotFoundError, "no model 'math' in the registry at .*; there are kk-student"),
+        (("list", "math"), ModelNotFoundError, "no model 'math' in the registry at .*; models: kk-student"),
         (("show", "kk-student@"), RegistryError, "a version or an alias after @"),
         (("show", "kk-student@production"), ModelNotFoundError, "no alias 'production'"),
         (("promote", "kk-student@1", "--expected", "3"), AliasConflictError, "is at no version, not at version 3"),
         (("rollback", "kk-student"), ModelNotFoundError, "no version to roll back to"),
-        (("fetch", "../kk@1"), RegistryError, "is no name for a model"),
+        (("fetch", "../kk@1"), RegistryError, "invalid name for a model"),
         (("list", "--registry", "ftp://host/registry"), RegistryError, "a registry is a local path"),
     ):
         with pytest.raises(error, match=message):

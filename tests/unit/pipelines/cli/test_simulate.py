@@ -180,7 +180,7 @@ def test_the_table_names_the_fastest_split_and_what_was_assumed(models: list[str
     )
     assert result.exit_code == 0, result.output
     assert "fastest: rollout.workers=" in result.stdout
-    assert "512 tokens in the median, 10 times that at the 99th percentile, cut at 2048" in result.stdout
+    assert "median of 512 tokens, 99th percentile 10 times the median, cut at 2048 tokens" in result.stdout
     assert "cost a step" in result.stdout
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from actors.experience.broker import ExperienceBroker
-from actors.messages import JudgedGroup
-from pipelines.simulation.harness import StandInPools, drive, group_names, stand_in_prompts
+from actors.messages import VerifierResult
+from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
 from pipelines.simulation.simulator import (
     Failures,
     SimulatedRollout,
     SimulatedRun,
     SimulatedTeacher,
     SimulatedVerifiers,
-    judged,
-    part_policy,
     simulate,
+    stand_in_result,
+    stand_in_shard_policy,
 )
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
@@ -53,7 +53,7 @@ def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
 
 
 def names_by_step(run: SimulatedRun) -> list[set[str]]:
-    return [{group.sampled.uid for group in step.groups} for step in run.steps]
+    return [{group.summary.uid for group in step.groups} for step in run.steps]
 
 
 def test_hours_of_sleep_take_no_time() -> None:
@@ -105,7 +105,7 @@ def test_a_simulation_in_which_all_wait_for_each_other_says_so() -> None:
 def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(staleness: int, speed: float) -> None:
     """However fast the engines are, and whichever group is finished first."""
     config = run_config(max_staleness=staleness)
-    names = group_names(config, stand_in_prompts(4 * 24))
+    names = group_uids(config, stand_in_prompts(4 * 24))
     run = simulated(
         config, speeds=replace(SPEEDS, token_s=speed * SPEEDS.token_s), lengths=replace(LENGTHS, seed=int(speed * 10))
     )
@@ -115,7 +115,7 @@ def test_which_step_a_group_is_of_depends_on_the_order_of_prompts_alone(stalenes
 def test_no_token_is_older_than_the_bound_and_some_are_as_old() -> None:
     for staleness in (0, 1, 3):
         run = simulated(run_config(max_staleness=staleness))
-        ages = [step.number - group.sampled.oldest_version for step in run.steps for group in step.groups]
+        ages = [step.number - group.summary.oldest_version for step in run.steps for group in step.groups]
         assert max(ages) == staleness
         assert min(ages) >= 0
 
@@ -167,20 +167,24 @@ def test_lost_workers_cost_time_and_no_group() -> None:
 
 
 class SomeEqual(SimulatedVerifiers):
-    """Verifiers to whom every fifth group that they see is right throughout: it has nothing to teach."""
+    """Verifiers that find every fifth group correct throughout, so that it carries no training signal."""
 
     seen = 0
 
-    async def verify(self, group_ref: Any, *, task: str, num_tokens: int) -> JudgedGroup:
-        verdict = await super().verify(group_ref, task=task, num_tokens=num_tokens)
+    async def verify(self, columns: Any, *, task: str, num_tokens: int) -> VerifierResult:
+        verdict = await super().verify(columns, task=task, num_tokens=num_tokens)
         self.seen += 1
         group_size = len(verdict.rewards)
-        return judged(group_size, elapsed_s=verdict.elapsed_s, num_right=group_size) if self.seen % 5 == 0 else verdict
+        return (
+            stand_in_result(group_size, elapsed_s=verdict.elapsed_s, num_correct=group_size)
+            if self.seen % 5 == 0
+            else verdict
+        )
 
 
 async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) -> None:
-    """A driver of its own on a ledger: from version `first` until `steps` are trained, then it is gone with all it had under way."""
-    broker = ExperienceBroker(str(ledger), part_policy(config), config.rollout.group_size)
+    """Run a driver on a ledger from version `first` until `steps` are trained, then cancel it with all groups in progress."""
+    broker = ExperienceBroker(str(ledger), stand_in_shard_policy(config), config.rollout.group_size)
     rollout = SimulatedRollout(config, LENGTHS, SPEEDS, SIZES.rollout, None)
     verifiers = SomeEqual(SPEEDS, SIZES.verifier, LENGTHS.group_size)
     pools = StandInPools(
@@ -189,7 +193,7 @@ async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) 
     learning = asyncio.create_task(StandInLearner(InProcess(broker), LENGTHS, SPEEDS).run(config.training.steps, first))
     prompts = stand_in_prompts(1000)
     driving = asyncio.create_task(
-        drive(config, prompts, pools, InProcess(broker), clock=asyncio.get_running_loop().time)
+        run_steps(config, prompts, pools, InProcess(broker), clock=asyncio.get_running_loop().time)
     )
     while not driving.done() and (await broker.counts())["trained_steps"] < steps:
         await asyncio.sleep(0.5)

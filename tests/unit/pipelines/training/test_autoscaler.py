@@ -33,7 +33,7 @@ def state(size: int, **changes: Any) -> PoolState:
 
 def after(steps: list[dict[str, float]], size: int, **settings: Any) -> list[int | None]:
     scaler = RolloutAutoscaler(RolloutConfig(workers=size, **{"autoscale": True, "max_workers": 8, **settings}))
-    return [scaler.wanted(step, {"rollout": size, "learner": 1}, state(size)) for step in steps]
+    return [scaler.target_size(step, {"rollout": size, "learner": 1}, state(size)) for step in steps]
 
 
 def test_three_steps_bound_by_generation_ask_for_one_more_worker_and_then_start_counting_anew() -> None:
@@ -72,6 +72,6 @@ def test_nothing_is_decided_by_steps_in_which_the_pool_was_changing() -> None:
     scaler = RolloutAutoscaler(RolloutConfig(workers=3, autoscale=True, max_workers=8))
     sizes = {"rollout": 3, "learner": 1}
     assert [
-        scaler.wanted(BUSY, sizes, each)
+        scaler.target_size(BUSY, sizes, each)
         for each in (state(3), state(3), state(4, ready=3, starting=1), state(4), state(4))
     ] == [None] * 5

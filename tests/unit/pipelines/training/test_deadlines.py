@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pipelines.training.deadlines import poll, together, unless, within
+from pipelines.training.deadlines import poll, run_unless_failed, together, within
 from rlad.errors import DeadlineError, WorkerLostError
 
 
@@ -50,7 +50,7 @@ async def test_work_is_given_up_when_what_it_depends_on_fails() -> None:
         raise WorkerLostError("the learner is gone")
 
     with pytest.raises(WorkerLostError):
-        await unless(fails(), work())
+        await run_unless_failed(work(), watched=fails())
     assert cancelled.is_set()
 
 
@@ -62,7 +62,7 @@ async def test_work_goes_on_when_what_it_depends_on_ends_well() -> None:
         await asyncio.sleep(0.01)
         return 3
 
-    assert await unless(ends(), work()) == 3
+    assert await run_unless_failed(work(), watched=ends()) == 3
 
 
 async def test_together_raises_the_failure_itself_and_cancels_the_rest() -> None:

@@ -1,4 +1,4 @@
-"""A teacher is a model the run deploys, a service on its cluster, or one elsewhere: exactly one, and an error names the others."""
+"""Teacher sections: exactly one of `path`, `service` and `url`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
         ("teacher.replicas=1", TeacherConfig),
     ],
 )
-def test_one_override_makes_a_run_s_teacher_a_shared_one_and_it_is_written_down_as_such(
-    override: str, kind: type
-) -> None:
+def test_override_replaces_teacher_section_and_survives_serialization(override: str, kind: type) -> None:
     config = load_run_config(SMOKE, [override, "teacher.timeout_s=20"])
     assert type(config.teacher) is kind
     assert config.teacher is not None
@@ -40,7 +38,7 @@ def test_one_override_makes_a_run_s_teacher_a_shared_one_and_it_is_written_down_
     assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
-def test_a_shared_teacher_takes_nothing_of_the_run_s_machines() -> None:
+def test_shared_teachers_are_not_deployed_by_the_run() -> None:
     both = {
         "own": {"path": "starter:kk-smoke/teacher"},
         "there": {"service": "kk"},
@@ -65,10 +63,13 @@ def test_a_shared_teacher_takes_nothing_of_the_run_s_machines() -> None:
     [
         (
             ["teacher.path=/a", "teacher.service=kk"],
-            r"teacher: a teacher is .*\(`path:`\), .*\(`service:`\), .*\(`url:`\): give exactly one",
+            r"teacher: a teacher requires exactly one of `path` .*, `service` .* and `url` .*; got path, service",
         ),
-        (["teacher.service=kk", "teacher.url=https://h/k"], "give exactly one of the three"),
-        (["teacher.service=kk", "teacher.replicas=2"], "teacher.replicas: unknown key: another kind of section has it"),
+        (["teacher.service=kk", "teacher.url=https://h/k"], "requires exactly one of"),
+        (
+            ["teacher.service=kk", "teacher.replicas=2"],
+            "teacher.replicas: unknown key, although another kind of this section has it",
+        ),
         (["teacher.service=kk", "teacher.fingerprnt=2"], "teacher.fingerprnt: unknown key; did you mean `fingerprint`"),
         (["teacher.service=a/b"], "teacher.service: String should match pattern"),
         (["teacher.url=ftp://host/kk"], "teacher.url: String should match pattern"),
@@ -76,14 +77,14 @@ def test_a_shared_teacher_takes_nothing_of_the_run_s_machines() -> None:
         (["teacher.url=https://host/kk?token=secret"], "teacher.url: String should match pattern"),
     ],
 )
-def test_a_teacher_that_is_none_or_two_is_refused(overrides: list[str], message: str) -> None:
+def test_invalid_teacher_section_is_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_run_config(SMOKE, overrides)
 
 
-def test_an_offline_run_s_teacher_has_to_be_its_own() -> None:
+def test_offline_run_requires_teacher_path() -> None:
     offline = SMOKE.with_name("offline_kk_cpu.yaml")
-    with pytest.raises(ConfigError, match="a shared one only scores: give the teacher's `path:`"):
+    with pytest.raises(ConfigError, match="a shared teacher only scores; got service kk. Set teacher.path"):
         load_run_config(offline, ["teacher.service=kk"])
 
 
@@ -91,19 +92,19 @@ def test_an_offline_run_s_teacher_has_to_be_its_own() -> None:
     ("settings", "quota"),
     [({}, 32), ({"max_ongoing_requests": 1}, 1), ({"max_groups_per_client": 5}, 5), ({"max_ongoing_requests": 7}, 3)],
 )
-def test_no_client_alone_fills_a_replica_unless_told_so(settings: dict[str, Any], quota: int) -> None:
+def test_client_quota_defaults_to_half_a_replica(settings: dict[str, Any], quota: int) -> None:
     assert TeacherServiceConfig(path="/t", **settings).client_quota == quota
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"replicas": 3, "max_replicas": 2}, "max_replicas 2 is less than replicas 3"),
-        ({"target_groups": 3}, "give max_replicas too"),
-        ({"max_groups_per_client": 65}, "max_groups_per_client 65 is more than max_ongoing_requests 64"),
+        ({"replicas": 3, "max_replicas": 2}, "got max_replicas 2 and replicas 3"),
+        ({"target_groups": 3}, "target_groups requires max_replicas; got target_groups 3 alone"),
+        ({"max_groups_per_client": 65}, "got max_groups_per_client 65 and max_ongoing_requests 64"),
         ({"http": {"port": 0}}, "greater than or equal to 1"),
     ],
 )
-def test_a_service_s_bounds_are_in_order(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_service_bounds_are_rejected(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TeacherServiceConfig(path="/t", **settings)

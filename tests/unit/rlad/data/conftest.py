@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def knights_knaves_files(shared_data: Path) -> list[Path]:
-    """The K&K set's own files: 100 puzzles each of 3 to 6 people."""
+    """Files of the K&K set: 100 puzzles each with 3 to 6 people."""
     return [shared_data / "knights_knaves" / f"{people}ppl_test.parquet" for people in (3, 4, 5, 6)]
 
 

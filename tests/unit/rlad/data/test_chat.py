@@ -1,4 +1,4 @@
-"""The chat template is applied once, and tokenizers are told apart by what their ids mean."""
+"""The chat template is applied exactly once; fingerprints distinguish tokenizers by the meaning of their ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
 CHATML = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% "
+    "endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
@@ -25,7 +26,10 @@ LETTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 
 
 def make_tokenizer(*, letters: list[str] = LETTERS, eos: str = "<|im_end|>", template: str | None = CHATML) -> Any:
-    """One character a token; adds a start token by itself when asked to add special tokens, as Llama's tokenizers do."""
+    """Return a tokenizer with one character per token.
+
+    If special tokens are requested, it adds a start token, like Llama's.
+    """
     vocabulary = [*SPECIAL, "?unknown?", *letters]
     backend = Tokenizer(
         models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="?unknown?")
@@ -50,7 +54,7 @@ def chat(content: str) -> PromptRecord:
 
 def test_messages_are_templated_once_with_one_start_token_and_the_assistants_header() -> None:
     tokenizer = make_tokenizer()
-    assert tokenizer("x")["input_ids"][0] == 1  # it would add a second start token by itself
+    assert tokenizer("x")["input_ids"][0] == 1  # the tokenizer itself would add a second start token
     (ids,) = encode_prompts(tokenizer, [chat("1+1?")], max_tokens=200)
     assert ids.dtype == np.int32
     expected = "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
@@ -59,7 +63,7 @@ def test_messages_are_templated_once_with_one_start_token_and_the_assistants_hea
     assert list(ids).count(2) == 3
 
 
-def test_text_is_taken_as_it_is() -> None:
+def test_text_is_encoded_verbatim() -> None:
     tokenizer = make_tokenizer()
     plain, templated = encode_prompts(tokenizer, [record("1+1="), record("<|im_start|>user\nhi", "p2")], max_tokens=20)
     first_letter = len(SPECIAL) + 1
@@ -69,12 +73,12 @@ def test_text_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("marker", ["<|im_start|>", "[INST]", "<|start_header_id|>", "<pad>", "<s>"])
-def test_messages_with_a_template_baked_in_are_refused(marker: str) -> None:
+def test_messages_with_an_applied_template_are_refused(marker: str) -> None:
     with pytest.raises(DataError, match=r"'p1'.*applied twice"):
         encode_prompts(make_tokenizer(), [chat(f"{marker}user\n1+1?")], max_tokens=200)
 
 
-def test_baked_prompts_of_the_real_set_are_refused_and_its_quizzes_are_not(
+def test_templated_prompts_of_the_real_set_are_refused_and_its_quizzes_are_accepted(
     real_rows: list[dict[str, Any]], knights_knaves_files: list[Path]
 ) -> None:
     from rlad.config import PromptFile
@@ -89,30 +93,32 @@ def test_baked_prompts_of_the_real_set_are_refused_and_its_quizzes_are_not(
         assert tokenizer.decode(ids) == "<s>" + baked
 
 
-def test_messages_need_a_chat_template() -> None:
-    with pytest.raises(DataError, match="'p1' is chat messages, but the tokenizer has no chat template"):
+def test_messages_require_a_chat_template() -> None:
+    with pytest.raises(DataError, match="'p1' consists of chat messages, but the tokenizer has no chat template"):
         encode_prompts(make_tokenizer(template=None), [chat("1+1?")], max_tokens=200)
 
 
-def test_what_the_template_refuses_is_reported_with_the_prompt() -> None:
+def test_error_of_the_chat_template_names_the_prompt() -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
-    with pytest.raises(DataError, match="'p1': the chat template refuses it: no system role here"):
+    with pytest.raises(
+        DataError, match="'p1': the tokenizer's chat template rejects the messages: no system role here"
+    ):
         encode_prompts(make_tokenizer(template=template), [chat("1+1?")], max_tokens=200)
 
 
-def test_prompt_at_the_limit_passes_and_one_token_more_is_refused_by_name() -> None:
+def test_prompt_at_the_limit_is_accepted_and_a_longer_one_refused_by_name() -> None:
     tokenizer = make_tokenizer()
     assert len(encode_prompts(tokenizer, [record("12345")], max_tokens=5)[0]) == 5
-    with pytest.raises(DataError, match="'long' has 6 tokens, allowed are 1 to 5"):
+    with pytest.raises(DataError, match="'long' has 6 tokens, expected 1 to 5"):
         encode_prompts(tokenizer, [record("12345"), record("123456", "long")], max_tokens=5)
 
 
-def test_symbols_the_tokenizer_does_not_know_are_refused() -> None:
+def test_unknown_symbols_are_refused() -> None:
     with pytest.raises(DataError, match="'p1' has symbols that the tokenizer does not know"):
         encode_prompts(make_tokenizer(letters=list("AB")), [record("A:b;?")], max_tokens=200)
 
 
-def test_fingerprint_survives_other_paths_templates_and_end_tokens(tmp_path: Path) -> None:
+def test_fingerprint_ignores_paths_templates_and_end_tokens(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(tmp_path / "student")
     shutil.copytree(tmp_path / "student", tmp_path / "renamed" / "teacher")
@@ -135,7 +141,7 @@ def test_fingerprint_changes_when_two_ids_are_swapped_or_one_is_added() -> None:
     assert len(fingerprints) == 4
 
 
-def test_fingerprint_tells_merges_apart() -> None:
+def test_fingerprint_covers_merges() -> None:
     def byte_pairs(merges: list[tuple[str, str]]) -> Any:
         vocabulary = {token: index for index, token in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, merges)))
@@ -145,18 +151,18 @@ def test_fingerprint_tells_merges_apart() -> None:
     assert tokenizer_fingerprint(one) != tokenizer_fingerprint(other)
 
 
-def test_fingerprint_of_a_saved_tiny_model_equals_its_twins(make_model: Any) -> None:
+def test_fingerprint_of_a_saved_tiny_model_equals_that_of_its_copy(make_model: Any) -> None:
     assert tokenizer_fingerprint(make_model(seed=0)) == tokenizer_fingerprint(
         AutoTokenizer.from_pretrained(make_model(seed=1))
     )
 
 
-def test_fingerprint_of_a_missing_path_is_a_clear_error(tmp_path: Path) -> None:
+def test_fingerprint_of_a_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tokenizer can be loaded from"):
         tokenizer_fingerprint(tmp_path / "nothing")
 
 
-def test_template_fingerprint_follows_the_template_alone() -> None:
+def test_template_fingerprint_depends_only_on_the_template() -> None:
     assert template_fingerprint(make_tokenizer()) == template_fingerprint(make_tokenizer(letters=list("AB")))
     assert (
         len({template_fingerprint(make_tokenizer(template=template)) for template in (CHATML, CHATML + " ", None)}) == 3

@@ -1,4 +1,4 @@
-"""Generated puzzles: distribution, determinism, and splits that cannot overlap."""
+"""Generated puzzles: distribution, determinism, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_shares_and_count_are_met_exactly() -> None:
     assert len(set(puzzles)) == 997
 
 
-def test_puzzles_come_in_random_order_of_sizes() -> None:
+def test_puzzle_sizes_are_in_random_order() -> None:
     sizes = [puzzle.num_people for puzzle in generate_puzzles(people={3: 1, 4: 1}, count=200, split="train", seed=0)]
     assert 60 < sum(left != right for left, right in pairwise(sizes)) < 140
 
@@ -37,7 +37,8 @@ def test_puzzles_come_in_random_order_of_sizes() -> None:
 def test_equal_arguments_give_equal_puzzles_in_another_process() -> None:
     arguments = "people={2: 0.2, 5: 0.8}, count=40, split='evaluation', seed=11"
     program = (
-        "from rlad.data.knights_knaves.compact import render_prompt\nfrom rlad.data.knights_knaves.generate import generate_puzzles\n"
+        "from rlad.data.knights_knaves.compact import render_prompt\nfrom rlad.data.knights_knaves.generate import "
+        "generate_puzzles\n"
         f"print('\\n'.join(map(render_prompt, generate_puzzles({arguments}))))"
     )
     printed = subprocess.run(
@@ -54,7 +55,7 @@ def test_equal_arguments_give_equal_puzzles_in_another_process() -> None:
     ]
 
 
-def test_training_and_evaluation_share_no_puzzle_whatever_the_seeds() -> None:
+def test_training_and_evaluation_share_no_puzzle_for_any_seeds() -> None:
     train = {
         puzzle.statements
         for seed in range(3)
@@ -73,12 +74,12 @@ def test_split_depends_on_the_statements_alone() -> None:
         assert split_of(replace(puzzle, names=("Mia", "Zoey", "Liam", "Noah"))) == "evaluation"
 
 
-def test_there_are_399_puzzles_of_two_people_and_enough_of_them_to_evaluate_on() -> None:
+def test_two_people_have_399_puzzles_of_which_111_are_for_evaluation() -> None:
     train = distinct_puzzles(2, count=10_000, split="train", seed=0)
     evaluation = distinct_puzzles(2, count=10_000, split="evaluation", seed=5)
     assert len(train) + len(evaluation) == 399
     assert len(evaluation) == 111
-    # Independently: all 3 + 3 + 4 * 3 * 2 = 30 statements a speaker can draw, in all pairs.
+    # Independent count: all pairs of the 3 + 3 + 4 * 3 * 2 = 30 statements that a speaker can draw.
     kinds = ["{0}", "~{0}", *("{0}" + symbol + "{1}" for symbol in "&|>=")]
 
     def claims(own_knave: str) -> set[str]:
@@ -102,12 +103,12 @@ def test_there_are_399_puzzles_of_two_people_and_enough_of_them_to_evaluate_on()
     assert solvable == 399
 
 
-def test_training_repeats_small_puzzles_to_keep_the_shares_and_evaluation_refuses() -> None:
+def test_training_repeats_small_puzzles_and_evaluation_refuses_to() -> None:
     train = generate_puzzles(people={2: 1, 4: 1}, count=2000, split="train", seed=0)
     repeats = Counter(puzzle.statements for puzzle in train if puzzle.num_people == 2)
     assert sum(repeats.values()) == 1000
     assert len(repeats) == 288
-    assert set(repeats.values()) == {3, 4}  # evenly: 1000 = 288 * 3 + 136
+    assert set(repeats.values()) == {3, 4}  # even repetition: 1000 = 288 * 3 + 136
     with pytest.raises(DataError, match="only 111 distinct puzzles of 2 people"):
         generate_puzzles(people={2: 1, 4: 1}, count=2000, split="evaluation", seed=0)
 
@@ -118,7 +119,7 @@ def test_shares_out_of_range_are_refused(people: dict[int, float], count: int) -
         generate_puzzles(people=people, count=count, split="train", seed=0)
 
 
-def test_distribution_is_that_of_the_set(real_rows: list[dict[str, Any]]) -> None:
+def test_distribution_equals_that_of_the_set(real_rows: list[dict[str, Any]]) -> None:
     def features(puzzles: list[Any]) -> dict[str, float]:
         statements = [(speaker, statement) for puzzle in puzzles for speaker, statement in enumerate(puzzle.statements)]
         compound = [(speaker, parts) for speaker, (kind, *parts) in statements if len(parts) == 2]
@@ -137,7 +138,7 @@ def test_distribution_is_that_of_the_set(real_rows: list[dict[str, Any]]) -> Non
     ours = features(generate_puzzles(people={3: 1, 4: 1, 5: 1, 6: 1}, count=4000, split="train", seed=0))
     # Three standard errors of a share near 0.2 over the set's 1,800 statements are 0.03.
     assert ours == pytest.approx(real, abs=0.035)
-    for row in real_rows:  # no speaker of the set calls himself a knave, and no statement says one thing twice
+    for row in real_rows:  # No speaker of the set calls himself a knave, and no statement repeats a literal.
         for speaker, (_, *parts) in enumerate(puzzle_from_statements(row["statements"]).statements):
             assert ("lying", speaker) not in parts
             assert len(parts) != 2 or parts[0] != parts[1]

@@ -1,4 +1,4 @@
-"""The grammar, the solver, the compact notation and its traces."""
+"""Statement grammar, solver, compact notation and its traces."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from rlad.data.knights_knaves.puzzle import Puzzle, Statements, candidates, eval
 from rlad.errors import DataError
 
 # A says B is a knave; B says A is a knight and C a knave; C says A is a knight exactly if B is.
-# A knight: B lies, so not (A knight and C knave), so C is a knight; C's claim "A exactly if B" is then false. Contradiction.
-# A knave: B tells the truth, so A is a knight. Contradiction.
+# A knight: B lies, so not (A knight and C knave), so C is a knight; C's claim "A exactly if B" is then false.
+# Contradiction. A knave: B tells the truth, so A is a knight. Contradiction.
 UNSOLVABLE = (
     ("lying", 1),
     ("and", ("telling-truth", 0), ("lying", 2)),
     ("<=>", ("telling-truth", 0), ("telling-truth", 1)),
 )
-# A says B is a knave; B says they are of one kind. A knight: B is a knave and lies, as they differ: fits. A knave: B is a knight, yet they differ: does not.
+# A says B is a knave; B says they are of one kind. A knight: B is a knave and lies, as they differ: fits. A knave: B is
+# a knight, yet they differ: does not.
 TWO_PEOPLE = (("lying", 1), ("<=>", ("telling-truth", 0), ("telling-truth", 1)))
 
 
@@ -45,7 +46,7 @@ def any_statements(min_people: int = 2, max_people: int = 8) -> st.SearchStrateg
 
 
 def slow_solutions(statements: Statements) -> set[tuple[bool, ...]]:
-    """Independent of the package: statements as Python expressions, every assignment tried."""
+    """Solve by brute force over Python expressions, independent of the package."""
 
     def expression(statement: tuple[Any, ...]) -> str:
         kind, *parts = statement
@@ -70,7 +71,7 @@ def slow_solutions(statements: Statements) -> set[tuple[bool, ...]]:
 
 
 @given(any_statements(max_people=6))
-def test_solver_finds_exactly_the_assignments_that_brute_force_finds(statements: Statements) -> None:
+def test_solver_equals_brute_force(statements: Statements) -> None:
     solutions = solve(statements)
     assert set(solutions) == slow_solutions(statements)
     assert len(set(solutions)) == len(solutions)
@@ -92,11 +93,11 @@ def test_truth_tables_of_the_connectives(statement: tuple[Any, ...], truths: lis
     assert [evaluate(statement, roles) for roles in itertools.product([True, False], repeat=2)] == truths
 
 
-def test_candidates_start_with_all_knights_and_count_down() -> None:
+def test_candidates_count_down_from_all_knights() -> None:
     assert candidates(2) == ((True, True), (True, False), (False, True), (False, False))
 
 
-def test_solution_of_every_real_puzzle_is_unique_and_that_of_the_set(real_rows: list[dict[str, Any]]) -> None:
+def test_solution_of_every_real_puzzle_is_unique_and_equals_the_sets(real_rows: list[dict[str, Any]]) -> None:
     for row in real_rows:
         puzzle = puzzle_from_statements(row["statements"], row["names"])
         assert list(puzzle.solution) == row["solution"]
@@ -106,9 +107,9 @@ def test_solution_of_every_real_puzzle_is_unique_and_that_of_the_set(real_rows: 
 def test_puzzle_without_a_unique_solution_is_refused() -> None:
     with pytest.raises(DataError, match="has 0"):
         puzzle_from_statements(UNSOLVABLE)
-    with pytest.raises(DataError, match="has 2"):  # each calls the other a knave: either may be the knight
+    with pytest.raises(DataError, match="has 2"):  # each calls the other a knave, so either can be the knight
         puzzle_from_statements("(('lying', 1), ('lying', 0))")
-    with pytest.raises(DataError, match="the solution of"):
+    with pytest.raises(DataError, match="the solution of .* must be"):
         Puzzle(statements=TWO_PEOPLE, solution=(False, True))
     assert Puzzle(statements=TWO_PEOPLE, solution=(True, False)).num_people == 2
 
@@ -133,14 +134,14 @@ def test_statements_outside_the_grammar_are_refused(statements: str) -> None:
         puzzle_from_statements(statements)
 
 
-def test_statements_may_come_as_json_lists() -> None:
+def test_statements_may_be_json_lists() -> None:
     assert (
         puzzle_from_statements([["lying", 1], ["<=>", ["telling-truth", 0], ["telling-truth", 1]]]).statements
         == TWO_PEOPLE
     )
 
 
-def test_names_must_fit_the_people() -> None:
+def test_names_must_match_the_people() -> None:
     with pytest.raises(DataError, match="names"):
         puzzle_from_statements(TWO_PEOPLE, ["Zoey", "Zoey"])
     with pytest.raises(DataError, match="names"):
@@ -173,7 +174,7 @@ def test_compact_notation_round_trips_the_whole_grammar(statements: Statements) 
     assert compact.parse_prompt(compact.render_prompt(puzzle_from_statements(statements))) == statements
 
 
-def test_alphabet_leaves_room_for_special_tokens_under_32_symbols() -> None:
+def test_alphabet_and_special_tokens_fit_into_32_symbols() -> None:
     assert len(set(compact.ALPHABET)) == len(compact.ALPHABET) == 26
 
 
@@ -187,11 +188,12 @@ def test_text_outside_the_notation_is_refused(text: str) -> None:
 
 
 def test_trace_tries_candidates_in_order_and_stops_each_at_its_first_contradiction() -> None:
-    # TT: A, a knight, says B is a knave: false, contradiction. TF: true as it should be; B, a knave, says both are of one kind: false as it should be.
+    # TT: A, a knight, says B is a knave: false, contradiction. TF: true as it should be; B, a knave, says both are of
+    # one kind: false as it should be.
     assert compact.solution_trace(puzzle_from_statements(TWO_PEOPLE)) == "TT:FxTF:TF=TF"
     # A says C is a knight; B says A is a knave; C says A and B are knights.
-    # TTT: A true, B false x; TTF: A false x; TFT: A true, B false as a knave's, C false x; TFF: A false x; FTT: A true for a knave x;
-    # FTF: A false, B true, C false: all fit.
+    # TTT: A true, B false x; TTF: A false x; TFT: A true, B false as a knave's, C false x; TFF: A false x; FTT: A true
+    # for a knave x; FTF: A false, B true, C false: all fit.
     puzzle = puzzle_from_statements(compact.parse_prompt("A:C;B:a;C:A&B;?"))
     assert compact.solution_trace(puzzle) == "TTT:TFxTTF:FxTFT:TFFxTFF:FxFTT:TxFTF:FTF=FTF"
 

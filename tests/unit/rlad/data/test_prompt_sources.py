@@ -52,7 +52,7 @@ def test_generated_compact_prompts_carry_their_solution() -> None:
         assert record.metadata == {"people": puzzle.num_people, "puzzle": record.prompt, "split": "train"}
 
 
-def test_both_forms_ask_the_same_puzzles_in_the_same_order() -> None:
+def test_both_forms_have_the_same_puzzles_in_the_same_order() -> None:
     told = load_prompts(puzzles(form="sentences", seed=4))
     compact = load_prompts(puzzles(form="compact", seed=4))
     assert [record.id for record in told] == [record.id for record in compact]
@@ -65,7 +65,7 @@ def test_both_forms_ask_the_same_puzzles_in_the_same_order() -> None:
     assert told == load_prompts(puzzles(form="sentences", seed=4))
 
 
-def test_repeated_puzzles_have_ids_and_wording_of_their_own() -> None:
+def test_repeated_puzzles_have_distinct_ids_and_wording() -> None:
     records = load_prompts(puzzles(people={2: 1}, count=400, form="sentences"))
     assert len({record.id for record in records}) == 400
     assert len({record.metadata["puzzle"] for record in records}) == 288
@@ -81,7 +81,7 @@ def test_jsonl_rows_become_records(tmp_path: Path) -> None:
     )
 
 
-def test_parquet_rows_become_the_same_records_as_jsonl(tmp_path: Path) -> None:
+def test_parquet_and_jsonl_rows_become_the_same_records(tmp_path: Path) -> None:
     rows = [{**CHAT_ROW, "id": "1"}, {**CHAT_ROW, "id": "2", "answer": "3"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "prompts.parquet")
     assert read_prompt_file(tmp_path / "prompts.parquet") == read_prompt_file(
@@ -95,7 +95,7 @@ def test_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
     assert [record.id for record in load_prompts(PromptFile(path=str(path), limit=2))] == ["a", "b"]
 
 
-def test_records_that_were_written_are_read_back_equal(tmp_path: Path) -> None:
+def test_written_records_are_read_back_equal(tmp_path: Path) -> None:
     records = [*load_prompts(puzzles(form="sentences")), *load_prompts(puzzles(people={4: 1}))]
     write_prompt_file(records, tmp_path / "puzzles.jsonl")
     assert read_prompt_file(tmp_path / "puzzles.jsonl") == records
@@ -114,21 +114,21 @@ def test_records_that_were_written_are_read_back_equal(tmp_path: Path) -> None:
         ({**TEXT_ROW, "id": "b", "prompt": ["hello"]}, "`role` and `content`"),
         (
             {**TEXT_ROW, "id": "b", "prompt": [{"role": "assistant", "content": "2"}]},
-            "the last message is the assistant's",
+            "the last message has role `assistant`",
         ),
         ({**TEXT_ROW, "id": "b", "meta": 1}, "unknown meta"),
         ({**TEXT_ROW, "id": "b", "metadata": "x"}, "metadata must be a mapping"),
         (TEXT_ROW, "id 'a' was used before"),
     ],
 )
-def test_wrong_rows_are_refused_with_file_and_line(tmp_path: Path, row: dict[str, Any], complaint: str) -> None:
+def test_invalid_rows_are_refused_with_file_and_line(tmp_path: Path, row: dict[str, Any], complaint: str) -> None:
     path = write_jsonl(tmp_path / "prompts.jsonl", TEXT_ROW, row)
     with pytest.raises(DataError, match=complaint) as refusal:
         read_prompt_file(path)
     assert str(refusal.value).startswith(f"{path}, line 2: ")
 
 
-def test_wrong_parquet_rows_are_refused_with_their_row(tmp_path: Path) -> None:
+def test_invalid_parquet_rows_are_refused_with_their_row(tmp_path: Path) -> None:
     path = tmp_path / "prompts.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([TEXT_ROW, {**TEXT_ROW, "answer": "3"}]), path)
     with pytest.raises(DataError, match="row 2: id 'a' was used before"):
@@ -149,15 +149,15 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         read_prompt_file(empty)
     with pytest.raises(DataError, match=r"bytes.jsonl, line 1: not valid JSON"):
         read_prompt_file(not_utf8)
-    with pytest.raises(DataError, match="not readable parquet"):
+    with pytest.raises(DataError, match="not a readable parquet file"):
         read_prompt_file(parquet)
     with pytest.raises(DataError, match="no prompt file at"):
         read_prompt_file(tmp_path / "missing.jsonl")
-    with pytest.raises(DataError, match=r"is \.jsonl or \.parquet"):
+    with pytest.raises(DataError, match=r"must be \.jsonl or \.parquet"):
         read_prompt_file(Path(__file__))
 
 
-def test_real_set_is_a_prompt_file_as_it_is(knights_knaves_files: list[Path], real_rows: list[dict[str, Any]]) -> None:
+def test_real_set_is_a_valid_prompt_file(knights_knaves_files: list[Path], real_rows: list[dict[str, Any]]) -> None:
     records = [record for path in knights_knaves_files for record in load_prompts(PromptFile(path=str(path)))]
     for record, row in zip(records, real_rows, strict=True):
         assert record.prompt == sentences.render_messages(row["quiz"])
@@ -166,7 +166,7 @@ def test_real_set_is_a_prompt_file_as_it_is(knights_knaves_files: list[Path], re
     assert len({record.id for record in records}) == 400
 
 
-def test_real_set_can_be_asked_in_compact_notation(
+def test_real_set_can_be_read_in_compact_notation(
     knights_knaves_files: list[Path], real_rows: list[dict[str, Any]]
 ) -> None:
     records = [record for path in knights_knaves_files for record in read_knights_knaves_set(path, "compact")]
@@ -182,20 +182,22 @@ def test_set_row_with_another_solution_is_refused(tmp_path: Path, real_rows: lis
         read_prompt_file(tmp_path / "wrong.parquet")
 
 
-def test_other_parquet_is_not_taken_for_the_set(tmp_path: Path) -> None:
+def test_other_parquet_files_are_not_read_as_the_set(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([TEXT_ROW]), tmp_path / "prompts.parquet")
     with pytest.raises(DataError, match="columns of the K&K set"):
         read_knights_knaves_set(tmp_path / "prompts.parquet", "compact")
 
 
-def test_fingerprint_tells_data_sets_apart_but_not_their_metadata() -> None:
+def test_fingerprint_covers_everything_but_metadata() -> None:
     def record(**changes: Any) -> PromptRecord:
         return PromptRecord(**{"id": "a", "prompt": "1+1=", "task": "arithmetic", "answer": "2", **changes})
 
     records = [record(), record(id="b")]
     fingerprint = dataset_fingerprint(records)
     hashed = b'["a", "1+1=", "arithmetic", "2"]\n["b", "1+1=", "arithmetic", "2"]\n'
-    assert fingerprint == hashlib.blake2b(hashed, digest_size=8).hexdigest()  # a resumed run finds its groups by it
+    assert (
+        fingerprint == hashlib.blake2b(hashed, digest_size=8).hexdigest()
+    )  # Pinned: a resumed run finds its groups by this value.
     assert dataset_fingerprint([record(metadata={"level": 3}), record(id="b")]) == fingerprint
     different = [
         [record(id="c"), records[1]],

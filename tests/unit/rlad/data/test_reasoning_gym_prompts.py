@@ -19,7 +19,8 @@ from rlad.errors import ConfigError, DataError
 
 pytest.importorskip(
     "reasoning_gym",
-    reason="reasoning-gym is not installed: `make test` installs it where there is a C compiler, or pip install 'rlad[reasoning-gym]'",
+    reason="reasoning-gym is not installed; `make test` installs it if a C compiler is available, "
+    "or run pip install 'rlad[reasoning-gym]'",
 )
 
 
@@ -31,7 +32,7 @@ def questions(records: list[PromptRecord]) -> set[str]:
     return {record.prompt[1]["content"] for record in records}  # type: ignore[index]
 
 
-def test_problems_are_different_and_ask_for_an_answer_in_tags() -> None:
+def test_problems_are_distinct_and_request_an_answer_in_tags() -> None:
     records = problems()
     assert len(questions(records)) == len({record.id for record in records}) == 150
     assert {record.task for record in records} == {"chain_sum"}
@@ -39,8 +40,13 @@ def test_problems_are_different_and_ask_for_an_answer_in_tags() -> None:
     assert "<answer>" in INSTRUCTION
 
 
-def test_splits_cannot_overlap_whatever_the_seed_and_the_settings() -> None:
-    few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # so few problems that seeds draw the same
+def test_splits_are_disjoint_for_any_seed_and_settings() -> None:
+    few = {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": 1,
+        "max_digits": 1,
+    }  # few problems, so seeds draw the same ones
     first, second = questions(problems(size=60, settings=few)), questions(problems(size=60, seed=7, settings=few))
     assert first & second
     held_out = questions(problems("evaluation", size=15, seed=1, settings=few))
@@ -53,7 +59,8 @@ def test_task_with_too_few_problems_is_refused() -> None:
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     with pytest.raises(
         DataError,
-        match=r"only \d+ different problems of reasoning-gym's task 'chain_sum' were found in the evaluation split, 999 were",
+        match=r"found only \d+ distinct problems of reasoning-gym's task 'chain_sum' in the evaluation split, "
+        "expected 999",
     ):
         problems("evaluation", size=999, settings=few)
 
@@ -69,9 +76,10 @@ def test_settings_reach_the_task() -> None:
         problems(settings={"size": 8})
 
 
-def test_seed_decides_the_problems_in_every_process() -> None:
+def test_seed_determines_the_problems_in_every_process() -> None:
     program = (
-        "from rlad.config import ReasoningGymPrompts\nfrom rlad.data.prompts import load_prompts\nfrom rlad.data.records import dataset_fingerprint\n"
+        "from rlad.config import ReasoningGymPrompts\nfrom rlad.data.prompts import load_prompts\nfrom "
+        "rlad.data.records import dataset_fingerprint\n"
         "print(dataset_fingerprint(load_prompts(ReasoningGymPrompts(dataset='chain_sum', size=150, split='train'))))"
     )
     environment = {
@@ -86,7 +94,7 @@ def test_seed_decides_the_problems_in_every_process() -> None:
     assert elsewhere != dataset_fingerprint(problems(seed=1))
 
 
-def test_task_whose_problems_change_with_the_process_wants_fixed_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_with_hash_dependent_problems_requires_fixed_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(DataError, match="set PYTHONHASHSEED=0"):
         problems(dataset="ransom_note", size=2)

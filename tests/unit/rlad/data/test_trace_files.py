@@ -1,4 +1,4 @@
-"""A folder of traces keeps what is finished through any kill, says where it comes from, and is refused where it does not fit."""
+"""A trace folder survives kills, records its provenance, and is refused if it does not match a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlad.errors import DataError, PlanError, RunDirectoryError
 from .trace_prompts import PROVENANCE, R, T, U, W, prompt
 
 
-def test_every_row_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_every_row_records_its_provenance(tmp_path: Path) -> None:
     folder = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1)
     folder.add(prompt(4, (W, R, R), (1, 2)))
     first, second = pq.read_table(tmp_path / "part-00000.parquet").to_pylist()
@@ -43,7 +43,7 @@ def test_every_row_says_where_it_comes_from(tmp_path: Path) -> None:
     assert first["trace_index"] == 1
 
 
-def test_the_manifest_counts_what_became_of_every_response(tmp_path: Path) -> None:
+def test_manifest_counts_every_response(tmp_path: Path) -> None:
     folder = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=2)
     for one in (prompt(0, (R, R, R), (0, 1)), prompt(1, (W, U, T), ()), prompt(2, (W, R, W), (1,))):
         folder.add(one)
@@ -58,11 +58,11 @@ def test_the_manifest_counts_what_became_of_every_response(tmp_path: Path) -> No
     assert (counts.tokens, counts.accepted_tokens) == (18, 6)
 
 
-def test_finished_prompts_are_known_to_the_next_owner_solved_or_not(tmp_path: Path) -> None:
+def test_next_writer_knows_finished_prompts_solved_or_not(tmp_path: Path) -> None:
     first = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=2)
     first.add(prompt(7, (R, W, W), (0,)))
     first.add(prompt(3, (W, W, W), ()))
-    first.add(prompt(5, (R, R, W), (0, 1)))  # waits for its part, and is lost with its owner
+    first.add(prompt(5, (R, R, W), (0, 1)))  # pending, and therefore lost
     second = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=2)
     assert second.finished == {7, 3}
     second.add(prompt(5, (R, W, W), (0,)))
@@ -73,7 +73,7 @@ def test_finished_prompts_are_known_to_the_next_owner_solved_or_not(tmp_path: Pa
     assert manifest.counts.seconds > 0
 
 
-def test_a_part_that_a_kill_left_half_written_counts_as_never_generated(tmp_path: Path) -> None:
+def test_partially_written_part_is_generated_again(tmp_path: Path) -> None:
     first = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1)
     first.add(prompt(0, (R, W, W), (0,)))
     first.add(prompt(1, (R, W, W), (0,)))
@@ -91,7 +91,7 @@ def test_a_part_that_a_kill_left_half_written_counts_as_never_generated(tmp_path
     ]
 
 
-def test_parts_of_a_killed_process_are_whole(tmp_path: Path) -> None:
+def test_parts_of_a_killed_process_are_complete(tmp_path: Path) -> None:
     program = f"""
 import itertools
 from pathlib import Path
@@ -119,7 +119,7 @@ for position in itertools.count():
     assert finished == set(range(len(finished)))
 
 
-def test_one_folder_holds_traces_of_one_teacher_and_setting(tmp_path: Path) -> None:
+def test_folder_with_another_provenance_is_refused(tmp_path: Path) -> None:
     TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1).add(prompt(0, (R, W, W), (0,)))
     other = dataclasses.replace(PROVENANCE, teacher="u" * 32, temperature=1.0)
     with pytest.raises(RunDirectoryError, match="another teacher, temperature"):
@@ -129,19 +129,19 @@ def test_one_folder_holds_traces_of_one_teacher_and_setting(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changed", "named"), [("tokenizer", "tokenizer"), ("template", "chat template"), ("dataset", "dataset")]
 )
-def test_traces_that_do_not_fit_a_run_are_refused(changed: str, named: str) -> None:
+def test_traces_that_do_not_match_a_run_are_refused(changed: str, named: str) -> None:
     fitting = {"tokenizer": PROVENANCE.tokenizer, "template": PROVENANCE.template, "dataset": PROVENANCE.dataset}
     PROVENANCE.require_fits(**fitting, path=Path("traces"))
-    with pytest.raises(PlanError, match=f"of {named} {getattr(PROVENANCE, changed)}, the run has {'f' * 16}"):
+    with pytest.raises(PlanError, match=f"expected {named} {'f' * 16}, got {getattr(PROVENANCE, changed)}"):
         PROVENANCE.require_fits(**{**fitting, changed: "f" * 16}, path=Path("traces"))
 
 
-def test_traces_that_are_not_there_or_not_complete_are_refused(tmp_path: Path) -> None:
+def test_missing_or_incomplete_traces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no traces at"):
         require_manifest(tmp_path / "nowhere")
     folder = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1)
     folder.add(prompt(0, (R, W, W), (0,)))
-    with pytest.raises(PlanError, match="not complete: continue the run"):
+    with pytest.raises(PlanError, match="not complete; resume the run"):
         require_manifest(tmp_path)
     folder.finish()
     assert json.loads((tmp_path / MANIFEST).read_text())["counts"]["accepted"] == 1

@@ -1,4 +1,4 @@
-"""A run trains on its own copy of the traces, in an order that does not depend on the order in which they were made."""
+"""A run trains on its own copy of the traces, in an order independent of their generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rlad.contracts import Outcome
-from rlad.data.trace_files import TracedPrompt, TraceFolder
+from rlad.data.trace_files import TraceFolder
+from rlad.data.trace_records import TracedPrompt
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import DataError
 
@@ -41,7 +42,7 @@ def names(traces: TrainingTraces) -> list[tuple[int, int]]:
     return [(traces[index].prompt_position, traces[index].trace_index) for index in range(len(traces))]
 
 
-def test_each_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_traces_round_trip(tmp_path: Path) -> None:
     traces = training_traces(tmp_path, [C, UNSOLVED, A, B], per_part=3)
     assert names(traces) == [(0, 0), (0, 2), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert traces.prompt_positions.tolist() == [0, 0, 1, 1, 2, 2, 2]
@@ -52,7 +53,7 @@ def test_each_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert (trace.reward, trace.outcome) == (1.0, Outcome.CORRECT)
 
 
-def test_the_order_in_which_prompts_finished_does_not_matter(tmp_path: Path) -> None:
+def test_order_does_not_depend_on_the_order_of_generation(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     first = training_traces(tmp_path / "first", [A, B, C], per_part=2)
@@ -61,7 +62,7 @@ def test_the_order_in_which_prompts_finished_does_not_matter(tmp_path: Path) -> 
     assert first.fingerprint == second.fingerprint
 
 
-def test_the_fingerprint_tells_other_tokens_apart(tmp_path: Path) -> None:
+def test_fingerprint_covers_tokens(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
     changed = prompt(1, (W, R, R), (1, 2))
@@ -71,11 +72,11 @@ def test_the_fingerprint_tells_other_tokens_apart(tmp_path: Path) -> None:
     assert one.fingerprint != other.fingerprint
 
 
-def test_fewer_prompts_and_traces_than_there_are_can_be_taken(tmp_path: Path) -> None:
+def test_prompts_and_traces_per_prompt_can_be_limited(tmp_path: Path) -> None:
     traces = training_traces(tmp_path, [C, B, A], per_part=2, max_prompts=2, max_accepted=1)
     assert names(traces) == [(0, 0), (1, 1)]
 
 
-def test_a_file_without_a_trace_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no trace"):
         training_traces(tmp_path, [UNSOLVED])

@@ -1,11 +1,11 @@
-"""Traces whose tokens say which prompt and response they are of."""
+"""Traces whose tokens encode their prompt and response."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from rlad.contracts import Outcome
-from rlad.data.trace_files import Trace, TracedPrompt, TraceProvenance
+from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 
 PROVENANCE = TraceProvenance(
     teacher="t" * 32,
@@ -24,7 +24,7 @@ R, W, U, T = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.TIMEOU
 
 
 def prompt(position: int, outcomes: tuple[Outcome, ...], kept: tuple[int, ...]) -> TracedPrompt:
-    """Response i of prompt p has the tokens p, i and, as its log-probabilities, -p and -i."""
+    """Return a traced prompt. Response i of prompt p has tokens p, i and log-probabilities -p, -i."""
     return TracedPrompt(
         position=position,
         prompt_id=f"prompt-{position}",

@@ -39,18 +39,18 @@ def result(
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 1, 1), (5, 2, 3), (6, 3, 2), (4, 4, 4), (8, 1, 8)])
-def test_pass_at_k_is_the_share_of_k_subsets_with_a_correct_sample(n: int, c: int, k: int) -> None:
+def test_pass_at_k_is_the_fraction_of_k_subsets_with_a_correct_sample(n: int, c: int, k: int) -> None:
     samples = [1] * c + [0] * (n - c)
     subsets = list(combinations(samples, k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(any(subset) for subset in subsets) / len(subsets))
 
 
-def test_pass_at_more_samples_than_there_are_is_refused() -> None:
+def test_pass_at_k_with_k_above_the_number_of_samples_is_rejected() -> None:
     with pytest.raises(ContractError, match="not defined"):
         pass_at_k(4, 1, 5)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_has_its_nominal_coverage() -> None:
     generator = np.random.default_rng(0)
     difficulties = generator.beta(2, 2, size=(400, 60))  # prompts differ in difficulty; four samples each
     covered = 0
@@ -60,7 +60,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.92 <= covered / 400 <= 0.98
 
 
-def test_all_solved_does_not_claim_certainty() -> None:
+def test_interval_of_all_solved_prompts_is_not_degenerate() -> None:
     mean, low, high = mean_interval([1.0] * 20)
     assert (mean, high) == (1.0, pytest.approx(1.0))
     assert 0.8 < low < 0.9
@@ -84,7 +84,7 @@ def test_summary_by_group_in_natural_order() -> None:
     assert EvaluationSummary.from_dict(json.loads(json.dumps(summary.as_dict()))) == summary
 
 
-def test_rows_recorded_before_there_were_more_columns_are_read() -> None:
+def test_older_rows_without_all_columns_can_be_read() -> None:
     row = {
         "prompts": 4,
         "samples": 2,
@@ -104,7 +104,7 @@ def test_rows_recorded_before_there_were_more_columns_are_read() -> None:
     )
 
 
-def test_a_prompt_counts_in_every_group_that_it_belongs_to() -> None:
+def test_prompt_counts_in_each_of_its_groups() -> None:
     summary = summarise(
         [
             result("a", "task kk", "people 10", rewards=(1,)),
@@ -121,14 +121,15 @@ def test_a_prompt_counts_in_every_group_that_it_belongs_to() -> None:
     assert list(summary.groups) == ["people 9", "people 10", "task kk", "task math"]
 
 
-def test_pass_at_several_k_is_the_mean_of_the_prompts_estimates() -> None:
+def test_pass_at_several_k_is_the_mean_over_prompts() -> None:
     assert [ks_up_to(samples) for samples in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
-    # Of 4 samples 1 is right: 1/4, and 3 of the 6 pairs. Of 4 samples 2 are right: 1/2, and 5 of the 6 pairs.
+    # 1 of 4 samples is correct: 1/4, and 3 of 6 pairs. 2 of 4 samples are correct: 1/2, and 5 of 6 pairs.
     overall = summarise([result("a", rewards=(1, 0, 0, 0)), result("b", rewards=(1, 1, 0, 0))]).overall
     assert {k: interval.mean for k, interval in overall.pass_at.items()} == pytest.approx(
         {1: 3 / 8, 2: (1 / 2 + 5 / 6) / 2, 4: 1.0}
     )
-    # 0.25 and 0.5: standard error 0.125, and Student's t with one degree of freedom is 12.706: the interval reaches both ends.
+    # 0.25 and 0.5 have a standard error of 0.125. Student's t with one degree of freedom is 12.706, so the interval
+    # reaches both ends.
     assert (overall.pass_at[1].low, overall.pass_at[1].high) == (0.0, 1.0)
 
 
@@ -140,7 +141,7 @@ def test_pass_at_several_k_is_the_mean_of_the_prompts_estimates() -> None:
         (("a", "b"), (1, 0), 1 / 2),
         (("a", "b", "c"), (1, 0, 0), 1 / 3),
         (("a", "b", "b", "c", "c", "a"), (1, 0, 0, 0, 0, 1), 1 / 3),
-        (("1/2", "0.5", "b"), (1, 1, 0), 1.0),  # two spellings of the right answer
+        (("1/2", "0.5", "b"), (1, 1, 0), 1.0),  # two spellings of the correct answer
         ((None, None, "a"), (0, 0, 1), 1.0),  # responses without an answer do not vote
         ((None, None), (0, 0), 0.0),
     ],
@@ -149,7 +150,7 @@ def test_majority_vote_by_hand(answers: tuple[str | None, ...], rewards: tuple[f
     assert majority_vote(answers, rewards) == pytest.approx(chance)
 
 
-def test_majority_is_reported_where_every_prompt_has_answers() -> None:
+def test_majority_vote_is_reported_if_all_prompts_have_answers() -> None:
     voting = [
         result("a", "kk", rewards=(1, 1, 0), answers=("x", "x", "y")),
         result("b", "kk", rewards=(1, 0, 0), answers=("x", "y", "y")),
@@ -161,6 +162,6 @@ def test_majority_is_reported_where_every_prompt_has_answers() -> None:
     assert summary.groups["kk"].majority.mean == 0.5
 
 
-def test_an_evaluation_without_prompts_is_refused() -> None:
+def test_evaluation_without_prompts_is_rejected() -> None:
     with pytest.raises(ContractError, match="got 0 prompts"):
         summarise([])

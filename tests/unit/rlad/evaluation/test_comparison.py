@@ -1,4 +1,4 @@
-"""Spreads, costs and significance of a comparison, by hand-computed values, and how often chance is taken for a finding."""
+"""Spreads, costs and significance of a comparison, with expected values computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlad.evaluation.comparison import (
 
 
 def evaluation(rewards: Sequence[float], *, first_prompt: int = 0) -> EvaluationSummary:
-    """One response a prompt; the first half of the prompts are of 2 people, the others of 3."""
+    """Evaluation with one response per prompt; the first half of the prompts has 2 people, the others 3."""
     return summarise(
         [
             PromptResult(
@@ -56,7 +56,7 @@ def run(
     return RunRecord(method=method, seed=seed, steps=steps, evaluations=evaluations, uses_teacher=teacher)
 
 
-def test_the_table_holds_mean_and_standard_deviation_over_seeds() -> None:
+def test_table_has_mean_and_standard_deviation_over_seeds() -> None:
     table = accuracy_spreads(
         [
             run("a", 0, [1, 1, 1, 0]),
@@ -73,7 +73,7 @@ def test_the_table_holds_mean_and_standard_deviation_over_seeds() -> None:
     assert accuracy_spreads([run("a", 0, [1, 0])])["a"]["all"].sd is None
 
 
-def test_curves_have_the_steps_that_every_seed_has() -> None:
+def test_curves_contain_steps_common_to_all_seeds() -> None:
     short = RunRecord(
         method="a",
         seed=1,
@@ -89,7 +89,7 @@ def test_curves_have_the_steps_that_every_seed_has() -> None:
     assert metric_curves(runs, "nowhere") == {}
 
 
-def test_costs_are_means_over_seeds_of_a_run_s_steps() -> None:
+def test_costs_are_means_over_seeds() -> None:
     table = costs([run("trrd", 0, [1, 0], teacher=True), run("trrd", 2, [1, 0], teacher=True), run("grpo", 0, [1, 0])])
     assert (table["trrd"].step_s, table["trrd"].exposed_scoring_s, table["trrd"].training_s) == pytest.approx(
         (3.0, 0.5, 6.0)
@@ -107,7 +107,8 @@ def test_costs_are_means_over_seeds_of_a_run_s_steps() -> None:
 
 
 def test_paired_t_by_hand() -> None:
-    # Mean 0.2, standard deviation 0.1, standard error 0.1 / sqrt(3) = 0.057735; t of 2 degrees of freedom at 97.5% is 4.302653.
+    # Mean 0.2, standard deviation 0.1, standard error 0.1 / sqrt(3) = 0.057735. t with 2 degrees of freedom at
+    # 97.5% is 4.302653.
     low, high, p_value = paired_t([0.1, 0.2, 0.3])
     assert (low, high) == pytest.approx((0.2 - 0.248413, 0.2 + 0.248413), abs=1e-6)
     # t = 2 sqrt(3) = 3.4641; with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2).
@@ -116,10 +117,10 @@ def test_paired_t_by_hand() -> None:
 
 
 def test_sign_permutation_by_hand() -> None:
-    assert sign_permutation([0.5, 0.5, 0.5, 0.5]) == pytest.approx(2 / 16)  # only all signs alike reach the sum
-    # Of the 8 sign patterns of 3, 1, 1 the sums reach at least 3 in absolute value in 6: all but those of 3 - 1 - 1 and its mirror.
+    assert sign_permutation([0.5, 0.5, 0.5, 0.5]) == pytest.approx(2 / 16)  # only equal signs reach the sum
+    # The sums of 6 of the 8 sign patterns of 3, 1, 1 are at least 3 in absolute value: all except +-(3 - 1 - 1).
     assert sign_permutation([3, 1, -1]) == pytest.approx(6 / 8)
-    assert sign_permutation([0, 0.5, 0, 0.5]) == pytest.approx(2 / 4)  # equal prompts say nothing
+    assert sign_permutation([0, 0.5, 0, 0.5]) == pytest.approx(2 / 4)  # prompts without a difference are ignored
     assert sign_permutation([0, 0]) == 1.0
 
 
@@ -129,7 +130,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_a_clear_difference_is_found_and_its_direction() -> None:
+def test_clear_difference_is_found_with_its_direction() -> None:
     reference = [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
     better = [[1, 1, 1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1, 0, 1, 0]]
     first, other = (
@@ -144,7 +145,7 @@ def test_a_clear_difference_is_found_and_its_direction() -> None:
     assert (mirrored.verdict, mirrored.difference) == ("worse", pytest.approx(-0.8))
 
 
-def test_seeds_that_disagree_are_noise_and_it_is_said_plainly() -> None:
+def test_disagreeing_seeds_are_within_the_noise() -> None:
     first = [run("grpo", seed, [0, 0, 0, 0, 1, 1, 1, 1]) for seed in range(3)]
     other = [
         run("trrd", seed, row)
@@ -161,8 +162,8 @@ def test_seeds_that_disagree_are_noise_and_it_is_said_plainly() -> None:
     )
 
 
-def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() -> None:
-    # Of 20 prompts 10, 11 and 10 more are solved: t = (31 / 60) / (1 / 60) = 31, p = 0.00104. Nothing of the others differs.
+def test_difference_not_significant_after_correction_is_within_the_noise() -> None:
+    # 10, 11 and 10 more of 20 prompts are solved: t = (31 / 60) / (1 / 60) = 31, p = 0.00104. The others are equal.
     prompts = 20
     first = [run("grpo", seed, [0] * prompts) for seed in range(3)]
     other = [run("trrd", seed, [1] * (10 + seed % 2) + [0] * (10 - seed % 2)) for seed in range(3)]
@@ -175,10 +176,10 @@ def test_a_finding_that_does_not_survive_the_number_of_comparisons_is_noise() ->
         pytest.approx(51 * max(alone.p_seeds or 0, alone.p_prompts)),
     )
     assert "corrected for 51 comparisons" in among.sentence()
-    assert among.sentence().endswith("The interval alone leaves 0 out; more seeds would settle it.")
+    assert among.sentence().endswith("The interval alone excludes 0; more seeds would help.")
 
 
-def test_a_p_value_is_never_told_as_zero() -> None:
+def test_p_value_is_never_printed_as_zero() -> None:
     assert [p_text(p_value) for p_value in (1.0, 0.0214, 0.001, 0.0002)] == [
         "p = 1.000",
         "p = 0.021",
@@ -187,21 +188,21 @@ def test_a_p_value_is_never_told_as_zero() -> None:
     ]
 
 
-def test_one_seed_ranks_nothing() -> None:
+def test_one_seed_cannot_rank_methods() -> None:
     (found,) = differences([run("grpo", 0, [0] * 10), run("trrd", 0, [1] * 10)], margin=0.01)
     assert (found.verdict, found.low, found.p_seeds) == ("one seed", None, None)
     assert found.p_prompts == pytest.approx(2 / 2**10)
-    assert "one seed says nothing about another, so the methods cannot be ranked" in found.sentence()
+    assert "a single seed cannot rank the methods" in found.sentence()
 
 
-def test_an_interval_within_the_margin_is_equality() -> None:
+def test_interval_within_the_margin_means_equal() -> None:
     first = [run("grpo", seed, [1, 0, 1, 0]) for seed in range(3)]
     other = [run("trrd", seed, [0, 1, 1, 0]) for seed in range(3)]
     (found,) = differences([*first, *other], margin=0.01)
     assert (found.verdict, found.difference) == ("equal", 0.0)
 
 
-def test_runs_on_different_prompts_are_no_pairs() -> None:
+def test_runs_on_different_prompts_cannot_be_paired() -> None:
     other = RunRecord(
         method="trrd", seed=0, steps=[], evaluations={0: evaluation([1, 0], first_prompt=7)}, uses_teacher=True
     )
@@ -211,7 +212,7 @@ def test_runs_on_different_prompts_are_no_pairs() -> None:
         differences([run("grpo", 0, [1, 0]), run("trrd", 1, [1, 0])], margin=0.01)
 
 
-def test_methods_that_are_alike_are_seldom_called_different() -> None:
+def test_false_positive_rate_of_equal_methods_is_bounded() -> None:
     generator = np.random.default_rng(0)
     findings = 0
     for _ in range(150):

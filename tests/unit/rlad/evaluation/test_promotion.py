@@ -1,4 +1,4 @@
-"""A candidate is promoted if it is better by more than the margin and by more than chance."""
+"""Promotion requires an improvement above the margin that is significant."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlad.evaluation.promotion import decide
 
 
 def evaluation(rewards: Sequence[float], *, first: int = 0) -> EvaluationSummary:
-    """One response to each prompt."""
+    """Evaluation with one response per prompt."""
     return summarise(
         [
             PromptResult(
                 prompt_id=f"p{first + index}",
-                groups=("all of it",),
+                groups=("all prompts",),
                 rewards=(reward,),
                 response_tokens=(3,),
                 num_truncated=0,
@@ -27,8 +27,8 @@ def evaluation(rewards: Sequence[float], *, first: int = 0) -> EvaluationSummary
     )
 
 
-def test_a_clearly_better_candidate_is_promoted() -> None:
-    # 8 of 16 pairs are +1: mean 1/2, sd sqrt(16/15 * 1/4) = 0.5164, t(0.975, 15) = 2.1314, so 0.5 -+ 2.1314 * 0.5164 / 4.
+def test_clearly_better_candidate_is_promoted() -> None:
+    # 8 of 16 pairs are +1: mean 1/2, sd sqrt(16/15 * 1/4) = 0.5164, t(0.975, 15) = 2.1314: 0.5 +- 2.1314 * 0.5164 / 4.
     decision = decide(evaluation([1.0] * 16), evaluation([1.0, 0.0] * 8), margin=0.25)
     assert decision.promote
     assert decision.difference == 0.5
@@ -36,56 +36,57 @@ def test_a_clearly_better_candidate_is_promoted() -> None:
     assert "100.0% against 50.0% on the same 16 prompts: +50.0 points, 95% interval +22.5 to +77.5" in decision.reason
 
 
-def test_a_difference_of_just_the_margin_is_not_enough() -> None:
+def test_difference_equal_to_the_margin_is_not_enough() -> None:
     decision = decide(evaluation([1.0] * 16), evaluation([1.0, 0.0] * 8), margin=0.5)
     assert not decision.promote
     assert "not better by more than the margin of 50 points" in decision.reason
 
 
-def test_a_difference_that_chance_explains_is_not_enough() -> None:
-    # Three prompts won and one lost of 16: mean 2/16, squares sum to 4, variance (4 - 16/64) / 15 = 0.25, error 0.125, t(0.975, 15) = 2.1314.
+def test_insignificant_difference_is_not_enough() -> None:
+    # 3 of 16 prompts won, 1 lost: mean 2/16, sum of squares 4, variance (4 - 16/64) / 15 = 0.25, standard error 0.125,
+    # t(0.975, 15) = 2.1314.
     candidate, incumbent = [1.0] * 3 + [0.0] + [1.0] * 12, [0.0] * 3 + [1.0] + [1.0] * 12
     decision = decide(evaluation(candidate), evaluation(incumbent), margin=0.0)
     assert not decision.promote
     assert decision.difference == 0.125
     assert decision.interval == pytest.approx((0.125 - 2.1314 * 0.125, 0.125 + 2.1314 * 0.125), abs=1e-4)
-    assert "chance alone could explain it" in decision.reason
+    assert "better by more than the margin, but not significantly" in decision.reason
 
 
-def test_pairs_find_what_two_separate_intervals_would_hide() -> None:
-    # Prompts differ widely in difficulty; the candidate is a little better on every one of them.
+def test_pairing_finds_differences_that_separate_intervals_miss() -> None:
+    # Prompts differ widely in difficulty, and the candidate is slightly better on each of them.
     incumbent = evaluation([index / 20 for index in range(16)])
     candidate = evaluation([index / 20 + (0.04 if index % 2 else 0.06) for index in range(16)])
     assert candidate.overall.low < incumbent.overall.high
     assert decide(candidate, incumbent, margin=0.02).promote
 
 
-def test_a_worse_candidate_is_not_promoted() -> None:
+def test_worse_candidate_is_not_promoted() -> None:
     decision = decide(evaluation([0.0] * 16), evaluation([1.0] * 16), margin=0.0)
     assert not decision.promote
     assert decision.difference == -1.0
 
 
-def test_the_same_answers_are_no_reason_to_promote() -> None:
+def test_equal_candidate_is_not_promoted() -> None:
     decision = decide(evaluation([1.0, 0.0]), evaluation([1.0, 0.0]), margin=0.0)
     assert not decision.promote
     assert decision.interval == (0.0, 0.0)
 
 
-def test_the_first_version_is_promoted_for_want_of_another() -> None:
+def test_first_version_is_promoted() -> None:
     decision = decide(evaluation([0.0, 1.0]), None, margin=0.5)
     assert decision.promote
     assert (decision.difference, decision.interval) == (None, None)
     assert "nothing is in production yet" in decision.reason
 
 
-def test_one_prompt_decides_nothing() -> None:
+def test_single_prompt_does_not_promote() -> None:
     decision = decide(evaluation([1.0]), evaluation([0.0]), margin=0.0)
     assert not decision.promote
     assert decision.interval is None
 
 
-def test_other_prompts_are_not_compared() -> None:
+def test_evaluations_on_different_prompts_are_rejected() -> None:
     with pytest.raises(ContractError, match="2 and 2 prompts, 2 of them only on one side"):
         decide(evaluation([1.0, 1.0], first=1), evaluation([0.0, 0.0]), margin=0.0)
     unrecorded = EvaluationSummary.from_dict({**evaluation([1.0]).as_dict(), "prompts": {}})
@@ -93,6 +94,6 @@ def test_other_prompts_are_not_compared() -> None:
         decide(unrecorded, unrecorded, margin=0.0)
 
 
-def test_a_negative_margin_is_refused() -> None:
+def test_negative_margin_is_rejected() -> None:
     with pytest.raises(ContractError, match="worse student"):
         decide(evaluation([1.0, 1.0]), evaluation([0.0, 0.0]), margin=-0.1)

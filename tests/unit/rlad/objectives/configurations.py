@@ -1,4 +1,4 @@
-"""One configuration of every objective, estimator and option: what holds for all is tested on all."""
+"""One configuration per objective, estimator and option, for tests of common properties."""
 
 from __future__ import annotations
 

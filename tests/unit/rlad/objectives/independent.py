@@ -1,4 +1,7 @@
-"""Every objective once more, written from the papers one token at a time over float64 scalars: what gradients are compared with. Shares no code with rlad."""
+"""Independent implementation of every objective, for comparison of gradients.
+
+Written from the papers, one token at a time over float64 scalars. Shares no code with rlad.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Token:
-    """What is known of one token; the student's own numbers carry a graph."""
+    """Values of one token. The student's own values carry a graph."""
 
     def __init__(self, batch: Padded, student: dict[str, Tensor], i: int, t: int) -> None:
         extras = batch.extras
@@ -51,7 +54,7 @@ class Token:
 
 
 def loss(config: dict[str, Any], batch: Padded, student: dict[str, Tensor]) -> Tensor:
-    """The loss to minimise.
+    """Return the loss to minimize.
 
     Args:
         student: `policy` and `entropies` [B, T], `support` [B, T, K].
@@ -136,7 +139,7 @@ def sampled(log_ratio: Tensor, estimator: str) -> Tensor:
 
 
 def divergence(s: dict[str, Any], token: Token) -> Tensor:
-    """KL(pi, pi_T): from the sampled token, or over the support and one bucket for the rest."""
+    """Return KL(pi, pi_T), from the sampled token or over the support and one bucket for all other tokens."""
     if s["estimator"] in ("k2", "k3"):
         return sampled(token.policy - token.teacher, s["estimator"])
     value = torch.zeros((), dtype=torch.float64)

@@ -1,5 +1,7 @@
-"""Losses and gradients of the clipped objectives, one token at a time in Python floats: written from the paper's formulas, sharing no code with rlad.
-And the ragged batches that all objectives are tested on."""
+"""Slow reference of the clipped objectives, and the ragged batches that the tests use.
+
+Computes losses and gradients one token at a time in Python floats, from the paper's formulas. Shares no code with rlad.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
-    """A padded batch in float64: B responses, T tokens."""
+    """Padded batch in float64: B responses, T tokens."""
 
     policy: Tensor
     behaviour: Tensor
@@ -52,7 +54,10 @@ class Padded:
 
 
 def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> Padded:
-    """Responses of these lengths; log ratios of standard deviation `spread`, so that every side of clip and clamp occurs; with all that options need."""
+    """Return responses of the requested lengths with all columns that options need.
+
+    Log ratios have standard deviation `spread`, so that both sides of the clip and of the clamp occur.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max([*lengths, 1]))
 
@@ -87,7 +92,7 @@ def ragged_batch(lengths: Sequence[int], seed: int, *, spread: float = 0.6) -> P
 def token_value_and_slope(
     policy: float, behaviour: float, teacher: float, advantage: float, settings: Settings
 ) -> tuple[float, float]:
-    """The surrogate of one token (to maximise) and its derivative in `policy`."""
+    """Return the surrogate of one token (to maximize) and its derivative in `policy`."""
     gap = policy - teacher
     is_clamped = abs(gap) > settings.clamp
     log_ratio = settings.alpha * (policy - behaviour) + (1 - settings.alpha) * max(
@@ -103,7 +108,7 @@ def token_value_and_slope(
 
 
 def slow_loss_and_gradient(batch: Padded, settings: Settings) -> tuple[float, Tensor]:
-    """The loss, and its gradient [B, T]."""
+    """Return the loss and its gradient, [B, T]."""
     num_responses, size = batch.policy.shape
     loss, gradient = 0.0, torch.zeros(num_responses, size, dtype=torch.float64)
     for i in range(num_responses):

@@ -12,7 +12,7 @@ from rlad.objectives.divergence import SampledEstimator, sampled_divergence, sup
 
 
 def distributions(seed: int, size: int = 7) -> tuple[Tensor, Tensor]:
-    """Logits of pi, with graph, and log q."""
+    """Return logits of pi, with graph, and log q."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True), torch.randn(
         size, generator=generator, dtype=torch.float64
@@ -33,10 +33,11 @@ def test_values_by_hand(log_ratio: float, k2: float, k3: float) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("estimator", "is_reverse"), [("k2", True), ("k3", False)])
-def test_expected_gradient_over_the_policys_own_samples(
-    estimator: SampledEstimator, is_reverse: bool, seed: int
-) -> None:
-    """Summed over the vocabulary with the policy's probabilities held fixed: k2 has the gradient of KL(pi, q), k3 that of KL(q, pi)."""
+def test_expected_gradient_over_samples_of_the_policy(estimator: SampledEstimator, is_reverse: bool, seed: int) -> None:
+    """k2 has the gradient of KL(pi, q), k3 that of KL(q, pi).
+
+    The expectation is a sum over the vocabulary with the policy's probabilities held fixed.
+    """
     logits, q = distributions(seed)
     pi = logits.log_softmax(0)
     expected_value = (pi.detach().exp() * sampled_divergence(pi - q, estimator, 20)).sum()
@@ -47,7 +48,7 @@ def test_expected_gradient_over_the_policys_own_samples(
 
 
 def test_k1_as_a_loss_would_ignore_the_teacher() -> None:
-    """Why it is refused: the expected gradient of log pi - log q is 0 whatever q is."""
+    """The expected gradient of log pi - log q is 0 for every q, which is why k1 is refused as a loss."""
     logits, q = distributions(0)
     pi = logits.log_softmax(0)
     (found,) = torch.autograd.grad((pi.detach().exp() * (pi - q)).sum(), logits)
@@ -55,14 +56,14 @@ def test_k1_as_a_loss_would_ignore_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_far_apart_is_finite(estimator: SampledEstimator) -> None:
+def test_estimates_of_distant_distributions_are_finite(estimator: SampledEstimator) -> None:
     log_ratio = torch.tensor([-200.0, 200.0], requires_grad=True)
     sampled_divergence(log_ratio, estimator, 20).sum().backward()
     assert log_ratio.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_over_the_whole_vocabulary_it_is_the_divergence(seed: int) -> None:
+def test_support_of_the_whole_vocabulary_gives_the_exact_divergence(seed: int) -> None:
     logits, q = distributions(seed)
     pi, tail = logits.log_softmax(0), torch.tensor(-math.inf, dtype=torch.float64)
     (found,) = torch.autograd.grad(support_divergence(pi, q, tail), logits)
@@ -72,8 +73,8 @@ def test_over_the_whole_vocabulary_it_is_the_divergence(seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_over_part_of_it_the_rest_is_one_bucket(size: int) -> None:
-    """By hand: the divergence of the two coarser distributions. It grows with the support, and never exceeds the whole."""
+def test_tokens_outside_the_support_form_one_bucket(size: int) -> None:
+    """The value is that of the coarser distributions; it grows with the support up to the exact divergence."""
     logits, q = distributions(3)
     pi = logits.log_softmax(0)
     chosen = q.topk(size).indices
@@ -91,8 +92,8 @@ def test_over_part_of_it_the_rest_is_one_bucket(size: int) -> None:
     assert gradient.abs().max().item() > 1e-3
 
 
-def test_a_tail_too_small_to_see_pulls_neither_to_infinity_nor_to_nothing() -> None:
-    """float32: all of pi and q is in the support up to rounding."""
+def test_negligible_tail_has_a_finite_value_and_gradient() -> None:
+    """In float32, all mass of pi and q is inside the support up to rounding."""
     logits = torch.tensor([0.0, -40.0, -41.0], requires_grad=True)
     pi = logits.log_softmax(0)
     q = torch.tensor([0.0, -60.0])

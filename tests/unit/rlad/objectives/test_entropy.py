@@ -1,4 +1,4 @@
-"""The entropy bonus: its sign, and the coefficient that is steered towards a target."""
+"""Entropy bonus: its sign, and the adaptive coefficient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from rlad.objectives import EntropyBonus, EntropyController, Extras, build_objective
 
 
-def test_the_bonus_pulls_entropy_up_by_its_coefficient() -> None:
-    """Two tokens in one response: d loss / d entropy = -coefficient / 2 each, whatever the advantage."""
+def test_bonus_increases_entropy_in_proportion_to_its_coefficient() -> None:
+    """Two tokens in one response: d loss / d entropy = -coefficient / 2 each, for every advantage."""
     entropies = torch.tensor([[0.3, 1.1]], dtype=torch.float64, requires_grad=True)
     logprobs, objective = (
         torch.zeros(1, 2, dtype=torch.float64),
@@ -28,7 +28,7 @@ def test_the_bonus_pulls_entropy_up_by_its_coefficient() -> None:
     assert output.metrics["objective/entropy"] == pytest.approx(0.7)
 
 
-def test_a_given_coefficient_takes_the_configured_ones_place() -> None:
+def test_adaptive_coefficient_replaces_the_configured_one() -> None:
     logprobs = torch.zeros(1, 1)
     output = build_objective({"name": "grpo", "entropy_bonus": {"target": 0.5}})(
         policy_logprobs=logprobs,
@@ -40,8 +40,12 @@ def test_a_given_coefficient_takes_the_configured_ones_place() -> None:
     assert output.loss.item() == pytest.approx(-0.3)
 
 
-def test_an_adaptive_coefficient_rises_below_the_target_falls_above_it_and_is_off_there() -> None:
-    """Target 1, delta 0.1, from 0.1: entropies 0.5, 0.5 raise it to 0.3; 2 lowers it to 0.2 and turns it off; 0.9 turns it on again, at 0.3."""
+def test_adaptive_coefficient_rises_below_the_target_and_is_zero_above_it() -> None:
+    """Target 1, delta 0.1, start 0.1.
+
+    Two entropies of 0.5 raise the level to 0.3. An entropy of 2 lowers it to 0.2 and disables the bonus. An entropy of
+    0.9 enables it again at 0.3.
+    """
     controller = EntropyController(EntropyBonus(coefficient=0.1, target=1.0, delta=0.1))
     seen = [controller.coefficient]
     for entropy in (0.5, 0.5, 2.0, 0.9):
@@ -50,7 +54,7 @@ def test_an_adaptive_coefficient_rises_below_the_target_falls_above_it_and_is_of
     assert seen == pytest.approx([0.1, 0.2, 0.3, 0.0, 0.3])
 
 
-def test_it_never_falls_below_zero() -> None:
+def test_adaptive_coefficient_is_never_negative() -> None:
     controller = EntropyController(EntropyBonus(target=1.0, delta=0.1))
     for _ in range(3):
         controller.observe(5.0)
@@ -59,13 +63,13 @@ def test_it_never_falls_below_zero() -> None:
     assert controller.coefficient == pytest.approx(0.1)
 
 
-def test_a_constant_coefficient_stays_whatever_is_observed() -> None:
+def test_constant_coefficient_ignores_observed_entropies() -> None:
     controller = EntropyController(EntropyBonus(coefficient=0.1))
     controller.observe(0.0)
     assert controller.coefficient == 0.1
 
 
-def test_a_restored_controller_goes_on_where_it_was() -> None:
+def test_restored_controller_continues_from_its_state() -> None:
     first, second = (EntropyController(EntropyBonus(target=1.0, delta=0.1)) for _ in range(2))
     first.observe(0.5)
     first.observe(3.0)

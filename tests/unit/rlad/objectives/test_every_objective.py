@@ -1,4 +1,4 @@
-"""Every objective, estimator and option against an independent float64 implementation, its autograd and finite differences."""
+"""Every objective, estimator and option equals an independent float64 implementation and finite differences."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_loss_and_gradient_equal_an_independent_implementation(
 @every_objective
 def test_gradient_equals_finite_differences(config: dict[str, Any]) -> None:
     if config.get("teacher_clamp_gradient") == "straight_through":
-        pytest.skip("its gradient is not that of its value, on purpose: the independent implementation checks it")
+        pytest.skip(
+            "the gradient intentionally differs from that of the value; the independent implementation covers it"
+        )
     batch = ragged_batch([4, 1, 0, 3], seed=5)
     gradient = gradient_of(config, batch)
     step = 1e-6
@@ -82,7 +84,7 @@ def test_gradient_equals_finite_differences(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("config", [config for config in EVERY_CONFIG if config["name"] in ("kdrl", "opd")], ids=str)
-def test_the_gradient_of_an_imitating_objective_depends_on_the_teacher(config: dict[str, Any]) -> None:
+def test_gradient_of_a_distilling_objective_depends_on_the_teacher(config: dict[str, Any]) -> None:
     batch = ragged_batch([4, 3], seed=1)
     everything = replace(batch, extras=replace(batch.extras, is_imitated=torch.ones_like(batch.mask)))
     other = ragged_batch([4, 3], seed=2)

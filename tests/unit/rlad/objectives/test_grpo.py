@@ -1,4 +1,4 @@
-"""GRPO against hand-computed values and the slow implementation."""
+"""GRPO equals hand-computed values and the slow reference."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_loss_and_gradient_equal_the_slow_implementation(lengths: list[int], see
     [
         (0.0, 2.0, 2.0, 2.0),
         (0.2, 1.0, math.exp(0.2), math.exp(0.2)),
-        (0.3, 1.0, 1.28, 0.0),  # e^0.3 = 1.35 is above the range, and a gain: clipped
-        (0.3, -1.0, -math.exp(0.3), -math.exp(0.3)),  # above the range, and a loss: kept
-        (-0.3, 1.0, math.exp(-0.3), math.exp(-0.3)),  # e^-0.3 = 0.74 is below the range, and a loss: kept
+        (0.3, 1.0, 1.28, 0.0),  # e^0.3 = 1.35 is above the range with A > 0: clipped
+        (0.3, -1.0, -math.exp(0.3), -math.exp(0.3)),  # above the range with A < 0: not clipped
+        (-0.3, 1.0, math.exp(-0.3), math.exp(-0.3)),  # e^-0.3 = 0.74 is below the range with A > 0: not clipped
         (-0.3, -1.0, -0.8, 0.0),
         (0.3, 0.0, 0.0, 0.0),
     ],
@@ -51,7 +51,7 @@ def test_one_token_by_hand(log_ratio: float, advantage: float, value: float, slo
 
 
 def test_mean_over_responses_of_means_over_tokens() -> None:
-    """At r = 1 a token's loss is -A: ((-3) + (-1) * (4 tokens / 4)) / 2, whatever the lengths."""
+    """At r = 1 a token's loss is -A: ((-3) + (-1) * (4 tokens / 4)) / 2, for any lengths."""
     batch_mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
     logprobs = torch.zeros(2, 4, requires_grad=True)
     output = build_objective({"name": "grpo"})(
@@ -65,7 +65,7 @@ def test_mean_over_responses_of_means_over_tokens() -> None:
     assert logprobs.grad.tolist() == [[-1.5, 0, 0, 0], [-0.125, -0.125, -0.125, -0.125]]
 
 
-def test_no_gradient_reaches_the_behaviour_policy_or_the_advantages() -> None:
+def test_behaviour_policy_and_advantages_get_no_gradient() -> None:
     batch = ragged_batch([3, 2], seed=0)
     behaviour, advantages = batch.behaviour.clone().requires_grad_(), batch.advantages.clone().requires_grad_()
     policy = batch.policy.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""KDRL, plain on-policy distillation and supervised fine-tuning by hand; the options of the clipped surrogate by hand."""
+"""KDRL, on-policy distillation, fine-tuning and the options of the clipped surrogate equal hand-computed values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def one_token(
     advantage: float = 0.0,
     **extras: Any,
 ) -> tuple[float, float, ObjectiveOutput]:
-    """Loss, its derivative in log pi, and the output."""
+    """Return the loss, its derivative in log pi, and the output."""
     column = torch.tensor([[policy]], dtype=torch.float64, requires_grad=True)
     output = build_objective(config)(
         policy_logprobs=column,
@@ -54,18 +54,18 @@ def test_kdrl_is_grpo_plus_the_weighted_divergence() -> None:
     assert (loss, slope) == pytest.approx((-2 * math.exp(0.1) + 0.09, -2 * math.exp(0.1) + 0.3))
 
 
-def test_kdrl_pulls_although_all_rewards_are_equal() -> None:
+def test_kdrl_has_a_gradient_although_all_rewards_are_equal() -> None:
     _, slope, _ = one_token({"name": "kdrl", "beta": 0.5}, policy=-0.9, teacher=-1.5, advantage=0.0)
     assert slope == pytest.approx(0.3)
 
 
-def test_kdrl_with_no_weight_is_grpo() -> None:
+def test_kdrl_with_beta_zero_is_grpo() -> None:
     kdrl = one_token({"name": "kdrl", "beta": 0.0}, policy=-0.9, teacher=-1.5, advantage=2.0)
     grpo = one_token({"name": "grpo"}, policy=-0.9, advantage=2.0)
     assert kdrl[:2] == grpo[:2]
 
 
-def test_a_masked_response_has_no_distillation_term() -> None:
+def test_masked_response_has_no_distillation_term() -> None:
     config = {"name": "kdrl", "beta": 0.5, "imitate": "response"}
     _, slope, output = one_token(config, policy=-0.9, teacher=-1.5, is_imitated=torch.zeros(1, 1, dtype=torch.bool))
     assert slope == 0
@@ -85,7 +85,7 @@ def test_a_masked_response_has_no_distillation_term() -> None:
         ({"beta_end": 0.0, "beta_schedule": "cosine"}, 1 / 3, 0.3),  # (1 - cos 60) / 2 = 1/4
     ],
 )
-def test_the_coefficient_goes_from_beta_to_beta_end(settings: dict[str, Any], progress: float, beta: float) -> None:
+def test_coefficient_changes_from_beta_to_beta_end(settings: dict[str, Any], progress: float, beta: float) -> None:
     assert KdrlConfig(beta=0.4, **settings).beta_at(progress) == pytest.approx(beta)
     _, slope, _ = one_token({"name": "kdrl", "beta": 0.4, **settings}, policy=-0.9, teacher=-1.5, progress=progress)
     assert slope == pytest.approx(0.6 * beta)
@@ -97,14 +97,14 @@ def test_sft_is_the_negative_log_likelihood() -> None:
     assert output.metrics["objective/negative_log_likelihood"] == pytest.approx(0.9)
 
 
-def test_dual_clip_bounds_a_bad_tokens_loss() -> None:
-    """A = -1 and ratio e^2 = 7.4: loss at most 3, without gradient; at ratio e^1 = 2.7 nothing changes."""
+def test_dual_clip_bounds_the_loss_for_negative_advantages() -> None:
+    """A = -1: at ratio e^2 = 7.4 the loss is 3 without gradient; at ratio e^1 = 2.7 it is unchanged."""
     config = {"name": "grpo", "dual_clip": 3.0}
     assert one_token(config, policy=1.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((3.0, 0.0))
     assert one_token(config, policy=0.0, behaviour=-1.0, advantage=-1.0)[:2] == pytest.approx((math.e, math.e))
     assert one_token(config, policy=1.0, behaviour=-1.0, advantage=1.0)[:2] == pytest.approx(
         (-1.28, 0.0)
-    )  # a good one is clipped as ever
+    )  # A > 0 is clipped as without dual clip
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_reference_divergence_by_hand() -> None:
         ({"name": "kdrl", "imitate": "group"}, "needs is_imitated, got None"),
         (
             {"name": "opd", "estimator": "full"},
-            "needs support_logprobs, teacher_support_logprobs and teacher_tail_logprobs",
+            "needs support_logprobs, teacher_support_logprobs, teacher_tail_logprobs; got None for support_logprobs, ",
         ),
     ],
 )
-def test_a_column_that_an_option_needs_is_asked_for_by_name(config: dict[str, Any], missing: str) -> None:
+def test_error_names_the_missing_column(config: dict[str, Any], missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
         one_token(config, policy=-1.0)

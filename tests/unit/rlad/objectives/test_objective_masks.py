@@ -1,4 +1,4 @@
-"""Which tokens count: padding, empty and one-token responses, missing log-probabilities, zero advantages, half types, ratios beyond all bounds."""
+"""Masking: padding, empty and one-token responses, missing log-probabilities, half precision, extreme ratios."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 def run(config: dict[str, Any], batch: Padded) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Loss, its gradient with respect to all that the student says of a token, [B, T], and metrics."""
+    """Return the loss, its gradient with respect to all student columns, [B, T], and metrics."""
     student = {
         "policy": batch.policy,
         "entropies": batch.extras.entropies,
@@ -72,7 +72,7 @@ def garbage_in_extras(batch: Padded, where: Tensor, seed: int, garbage: list[flo
 @every_objective
 @quick
 @given(lengths=RAGGED, seed=SEEDS)
-def test_what_stands_in_padding_changes_nothing(config: dict[str, Any], lengths: list[int], seed: int) -> None:
+def test_padding_content_has_no_effect(config: dict[str, Any], lengths: list[int], seed: int) -> None:
     batch = ragged_batch(lengths, seed)
     columns = {
         name: with_garbage(getattr(batch, name), ~batch.mask, seed + i, GARBAGE)
@@ -91,7 +91,7 @@ def test_what_stands_in_padding_changes_nothing(config: dict[str, Any], lengths:
 
 @every_objective
 def test_empty_responses_count_as_zero(config: dict[str, Any]) -> None:
-    """Two responses of which one is empty: half the loss of the other alone, but for a mean over tokens."""
+    """Two responses, one empty: half the loss of the other alone, except for a mean over tokens."""
     both = ragged_batch([0, 3], seed=2)
     extras = {each.name: getattr(both.extras, each.name) for each in fields(both.extras)}
     of_second = replace(
@@ -104,7 +104,7 @@ def test_empty_responses_count_as_zero(config: dict[str, Any]) -> None:
     )
     loss, gradient, _ = run(config, both)
     loss_alone, gradient_alone, _ = run(config, alone)
-    share = 1 if config.get("aggregation") == "token_mean" else 2  # an empty response has no token to count
+    share = 1 if config.get("aggregation") == "token_mean" else 2  # an empty response adds no token
     assert loss.item() == pytest.approx(loss_alone.item() / share, rel=1e-12)
     torch.testing.assert_close(gradient[1:], gradient_alone / share, rtol=1e-12, atol=0)
     assert (gradient[0] == 0).all()
@@ -127,7 +127,7 @@ def test_batch_without_any_token_has_zero_loss_and_gradient(config: dict[str, An
 @pytest.mark.parametrize("column", ["behaviour", "teacher"])
 @quick
 @given(lengths=RAGGED, seed=SEEDS)
-def test_a_token_without_a_log_probability_is_as_good_as_masked(
+def test_token_without_a_log_probability_equals_a_masked_token(
     config: dict[str, Any], column: str, lengths: list[int], seed: int
 ) -> None:
     batch = ragged_batch(lengths, seed)
@@ -139,7 +139,7 @@ def test_a_token_without_a_log_probability_is_as_good_as_masked(
     expected_loss, expected_gradient, _ = run(config, replace(batch, mask=batch.mask & ~missing) if is_used else batch)
     if (
         config.get("aggregation") == "token_mean" and is_used
-    ):  # its normaliser is counted before anything is known to be missing
+    ):  # the denominator is counted before missing values are known
         share = (batch.mask & ~missing).sum().double().clamp(min=1) / batch.mask.sum().clamp(min=1)
         torch.testing.assert_close(loss, expected_loss * share, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(gradient, expected_gradient * share, rtol=1e-12, atol=1e-15)
@@ -156,7 +156,7 @@ def test_a_token_without_a_log_probability_is_as_good_as_masked(
 def test_zero_advantage_gives_exactly_zero_gradient(
     config: dict[str, Any], lengths: list[int], seed: int, huge: float
 ) -> None:
-    """Whatever the teacher says, and however far the policies are apart."""
+    """Holds for any teacher and any distance between the policies."""
     drawn = ragged_batch(lengths, seed)
     columns = {name: (huge * (getattr(drawn, name))).float() for name in ("policy", "behaviour", "teacher")}
     policy = with_garbage(columns["policy"], drawn.policy > drawn.behaviour, seed, [-math.inf])
@@ -183,11 +183,11 @@ def test_no_ratio_overflows(config: dict[str, Any], dtype: torch.dtype, gap: flo
     assert math.isfinite(loss.item())
     assert gradient.isfinite().all()
     assert all(math.isfinite(value) for value in metrics.values())
-    assert gradient[0] == 0  # a good token already far up is clipped
-    assert gradient[3] == 0  # a bad token already far down is clipped
+    assert gradient[0] == 0  # A > 0, ratio far above the range: clipped
+    assert gradient[3] == 0  # A < 0, ratio far below the range: clipped
 
 
-def test_beyond_the_limit_the_ratio_stays_and_gives_no_gradient() -> None:
+def test_ratio_beyond_the_limit_is_constant_without_gradient() -> None:
     """A < 0 is unclipped above the range: the loss is e^20 for every log ratio from 20 on."""
     policy = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     behaviour = torch.tensor([[-19.0, -21.0, -300.0]], dtype=torch.float64)
@@ -201,7 +201,7 @@ def test_beyond_the_limit_the_ratio_stays_and_gives_no_gradient() -> None:
 
 @clipped_objectives
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(config: dict[str, Any], dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(config: dict[str, Any], dtype: torch.dtype) -> None:
     exact = ragged_batch([9, 4, 1, 6], seed=7, spread=0.3)
     half = {name: getattr(exact, name).to(dtype) for name in ("policy", "behaviour", "teacher", "advantages")}
     loss, gradient, _ = run(config, replace(exact, **half))
@@ -214,8 +214,8 @@ def test_half_types_are_computed_in_float32(config: dict[str, Any], dtype: torch
     assert torch.equal(gradient, float32_gradient.to(dtype))
 
 
-def test_a_broken_policy_is_not_hidden() -> None:
-    """A NaN in the student's own log-probabilities must reach the gradient check of the learner."""
+def test_nan_policy_logprob_is_not_masked() -> None:
+    """NaN in the student's own log-probabilities must reach the gradient check of the learner."""
     batch = ragged_batch([3], seed=0)
     policy = batch.policy.clone()
     policy[0, 1] = math.nan
@@ -231,7 +231,7 @@ def test_packed_form_equals_the_padded_form(config: dict[str, Any], lengths: lis
     loss, gradient, metrics = run(config, batch)
     responses = torch.arange(len(lengths))[:, None].expand_as(batch.mask)[batch.mask]
     sizes = torch.tensor(lengths, dtype=torch.float64)
-    # Every token is followed by one of weight 0 that holds garbage, as prompt positions may.
+    # Every token is followed by a token of weight 0 with garbage, which prompt positions may hold.
     columns = {name: getattr(batch, name)[batch.mask] for name in ("policy", "behaviour", "teacher")} | {
         "advantages": batch.advantages[responses]
     }
@@ -269,14 +269,14 @@ def test_packed_form_equals_the_padded_form(config: dict[str, Any], lengths: lis
 
 
 class OnePerToken(Objective[TrrdConfig]):
-    """A loss of 1 for every token, valid or not, that keeps what it was given to see."""
+    """Objective with loss 1 for every token, valid or not, that records its input."""
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         self.seen = tokens
         return TokenLosses(losses=tokens.policy_logprobs + 1, means={})
 
 
-def test_an_objective_sees_only_zeros_where_a_token_is_not_valid_and_its_loss_there_does_not_count() -> None:
+def test_invalid_tokens_are_zero_and_their_loss_does_not_count() -> None:
     objective = OnePerToken(TrrdConfig())
     zero, nan = 0.0, math.nan
     loss = objective.packed(
@@ -307,7 +307,7 @@ def test_an_objective_sees_only_zeros_where_a_token_is_not_valid_and_its_loss_th
         ({"policy_logprobs": torch.zeros(2, 3, dtype=torch.int64)}, "must be floating point, got torch.int64"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+def test_mismatched_padded_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     zeros = torch.zeros(2, 3)
     arguments = {
         "policy_logprobs": zeros,
@@ -320,7 +320,7 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
         build_objective({"name": "trrd"})(**(arguments | change))
 
 
-def test_packed_arguments_that_do_not_fit_are_refused() -> None:
+def test_mismatched_packed_arguments_are_refused() -> None:
     row = {
         name: torch.zeros(3)
         for name in ("policy_logprobs", "behaviour_logprobs", "teacher_logprobs", "advantages", "weights")

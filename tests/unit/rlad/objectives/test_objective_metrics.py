@@ -1,4 +1,4 @@
-"""The metrics' values, and that they add up across micro-batches and ranks."""
+"""Values of the metrics, and their addition across micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlad.objectives import MetricSums, ObjectiveOutput, build_objective
 
 
 def packed_output(config: dict[str, object], rows: list[tuple[float, float, float, float]]) -> ObjectiveOutput:
-    """Rows of (log pi / pi_old, log pi / pi_T, advantage, weight)."""
+    """Return the output for rows of (log pi / pi_old, log pi / pi_T, advantage, weight)."""
     to_behaviour, to_teacher, advantages, weights = torch.tensor(rows, dtype=torch.float64).T
     policy = torch.full_like(weights, -2.0, requires_grad=True)
     return build_objective(config).packed(
@@ -23,10 +23,10 @@ def packed_output(config: dict[str, object], rows: list[tuple[float, float, floa
 
 
 ROWS = [
-    (0.3, 1.5, 1.0, 0.1),  # log r 0.65: clipped, and the teacher's ratio clamped
+    (0.3, 1.5, 1.0, 0.1),  # log r 0.65: clipped, teacher log ratio clamped
     (-0.1, 0.1, 1.0, 0.2),
     (-0.2, -0.4, -2.0, 0.3),  # log r -0.3: clipped
-    (0.4, -2.0, -2.0, 0.1),  # log r -0.3, for the clamp: clipped
+    (0.4, -2.0, -2.0, 0.1),  # log r -0.3 because of the clamp: clipped
     (0.0, 0.2, -2.0, 0.1),
     (0.2, 0.0, 0.0, 0.1),  # advantage 0: counts in the means over all tokens
     (9.0, 9.0, 1.0, 0.0),  # weight 0: counts nowhere
@@ -54,22 +54,22 @@ def test_values_by_hand() -> None:
     )
 
 
-def test_objectives_without_a_teacher_say_nothing_about_one() -> None:
+def test_objective_without_a_teacher_has_no_teacher_metrics() -> None:
     for config in ({"name": "grpo"}, {"name": "trrd", "alpha": 1.0}):
         assert not [name for name in packed_output(config, ROWS).metrics if "teacher" in name]
 
 
 @pytest.mark.parametrize("cut", range(len(ROWS) + 1))
-def test_sums_of_shares_give_the_metrics_of_the_whole(cut: int) -> None:
+def test_sums_of_parts_give_the_metrics_of_the_whole(cut: int) -> None:
     whole = packed_output({"name": "trrd"}, ROWS)
-    # As the learner does it: add micro-batches, reduce one flat tensor over ranks, put it back.
+    # The learner adds micro-batches and reduces one flat tensor over ranks.
     shares = [packed_output({"name": "trrd"}, [*rows, ROWS[-1]]).sums for rows in (ROWS[:cut], ROWS[cut:])]
     reduced = shares[0].to_tensor() + shares[1].to_tensor()
     assert shares[0].from_tensor(reduced).means() == pytest.approx(whole.metrics, rel=1e-12)
     assert shares[0].add(shares[1]).means() == pytest.approx(whole.metrics, rel=1e-12)
 
 
-def test_mean_over_no_token_is_left_out() -> None:
+def test_mean_over_zero_tokens_is_omitted() -> None:
     metrics = packed_output({"name": "trrd"}, ROWS[:2]).metrics
     assert "objective/clip_fraction_positive" in metrics
     assert "objective/clip_fraction_negative" not in metrics
@@ -87,7 +87,7 @@ def test_sums_carry_no_graph_and_their_tensor_is_a_copy() -> None:
 
 def test_sums_of_different_objectives_do_not_add() -> None:
     trrd, grpo = (packed_output({"name": name}, ROWS).sums for name in ("trrd", "grpo"))
-    with pytest.raises(ContractError, match="names and order differ"):
+    with pytest.raises(ContractError, match="expected the same names in the same order to add"):
         trrd.add(grpo)
     with pytest.raises(ContractError, match="expected 20 values"):
         trrd.from_tensor(grpo.to_tensor())

@@ -1,4 +1,7 @@
-"""Our GRPO against the released TRL's, on the same tensors: its own `_compute_loss`, run on a trainer that consists of the settings it reads."""
+"""GRPO equals the released TRL's `_compute_loss` on the same tensors.
+
+The TRL trainer is a stand-in with only the settings that the method reads.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def trl_loss(
     delta: float | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """The loss of TRL's GRPOTrainer on log-probabilities that stand in for its forward pass."""
+    """Return the loss of TRL's GRPOTrainer, with log-probabilities that replace its forward pass."""
     mask = batch.mask.to(policy.dtype)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (policy, torch.zeros_like(policy), None),

@@ -1,4 +1,4 @@
-"""TRRD against hand-computed values, an independent slow implementation, and the properties the method promises."""
+"""TRRD equals hand-computed values and a slow reference, and has the properties of the method."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loss_and_gradient(config: dict[str, Any], batch: Padded, *, with_teacher: bo
 
 
 def one_token(*, to_behaviour: float, teacher_gap: float, advantage: float, **config: Any) -> tuple[float, float]:
-    """Loss and gradient of one token with the given log(pi / pi_old) and log(pi_T / pi_old)."""
+    """Return loss and gradient of one token, from log(pi / pi_old) and log(pi_T / pi_old)."""
     behaviour = torch.tensor([[-3.0]], dtype=torch.float64)
     batch = Padded(
         policy=behaviour + to_behaviour,
@@ -145,7 +145,7 @@ def test_teacher_equal_to_the_behaviour_policy_gives_grpo_within_the_clamp(
     ],
 )
 def test_teacher_moves_the_clip_point(advantage: float, alpha: float, teacher_gap: float, clip_point: float) -> None:
-    """Found by bisection on where the gradient vanishes, in log(pi / pi_old); the figures are the method's, to three places."""
+    """Bisection finds the log(pi / pi_old) at which the gradient vanishes; expected values to three decimals."""
     trains, clipped = (-2.0, 2.0) if advantage > 0 else (2.0, -2.0)
     while abs(trains - clipped) > 1e-9:
         middle = (trains + clipped) / 2
@@ -154,8 +154,8 @@ def test_teacher_moves_the_clip_point(advantage: float, alpha: float, teacher_ga
     assert round(trains, 3) == clip_point
 
 
-def test_token_the_teacher_likes_cannot_be_pushed_down_far() -> None:
-    """At pi = pi_old with A < 0, GRPO pushes the token down; a teacher that likes it by half a nat stops that at once."""
+def test_token_that_the_teacher_prefers_is_hardly_pushed_down() -> None:
+    """At pi = pi_old with A < 0, GRPO has a gradient; a teacher that prefers the token by half a nat clips it."""
     assert one_token(to_behaviour=0.0, teacher_gap=0.5, advantage=-1.0, alpha=1.0)[1] == pytest.approx(1.0)
     assert one_token(to_behaviour=0.0, teacher_gap=0.5, advantage=-1.0, alpha=0.5)[1] == 0.0
 
@@ -164,7 +164,7 @@ def test_token_the_teacher_likes_cannot_be_pushed_down_far() -> None:
     ("advantage", "teacher_gap", "clips_below"),
     [(1.0, -5.0, 1 - math.log(1.28)), (-1.0, 5.0, 1 + math.log(0.8))],  # 0.753 and 0.777
 )
-def test_the_anchor_alone_clips_only_below_a_certain_alpha(
+def test_tokens_are_clipped_at_the_behaviour_policy_only_below_a_threshold_of_alpha(
     advantage: float, teacher_gap: float, clips_below: float
 ) -> None:
     _, just_below = one_token(to_behaviour=0.0, teacher_gap=teacher_gap, advantage=advantage, alpha=clips_below - 1e-6)
@@ -175,7 +175,10 @@ def test_the_anchor_alone_clips_only_below_a_certain_alpha(
 
 @pytest.mark.parametrize("teacher_gap", [1.6, -1.6])
 def test_clamp_gradient_outside_the_clamp(teacher_gap: float) -> None:
-    """Values are equal; d log r / d log pi is alpha for the plain clamp and 1 for straight-through. A < 0 or A > 0, whichever is not clipped."""
+    """Values are equal; d log r / d log pi is alpha for the plain clamp and 1 for straight-through.
+
+    The sign of A is chosen so that the token is not clipped.
+    """
     advantage = 1.0 if teacher_gap > 0 else -1.0
     log_ratio = 0.3 * 0.1 + 0.7 * (-1.0 if teacher_gap > 0 else 1.0)
     value = -advantage * math.exp(log_ratio)
@@ -185,15 +188,15 @@ def test_clamp_gradient_outside_the_clamp(teacher_gap: float) -> None:
     assert one_token(**token, teacher_clamp_gradient="straight_through") == pytest.approx((value, value))
 
 
-def test_clamp_gradient_inside_the_clamp_is_one_either_way() -> None:
+def test_gradient_inside_the_clamp_is_one_for_both_options() -> None:
     token = {"to_behaviour": 0.1, "teacher_gap": 0.6, "advantage": 1.0, "alpha": 0.3}
     expected = -math.exp(0.3 * 0.1 + 0.7 * -0.5)
     for clamp_gradient in ("clipped", "straight_through"):
         assert one_token(**token, teacher_clamp_gradient=clamp_gradient) == pytest.approx((expected, expected))
 
 
-def test_straight_through_value_is_the_clamped_value_to_the_bit() -> None:
-    """With c = 0.3, where `x + (clamp(x) - x)` is rounded."""
+def test_straight_through_value_equals_the_clamped_value_bit_for_bit() -> None:
+    """Uses c = 0.3, where `x + (clamp(x) - x)` would be rounded."""
     batch = ragged_batch([9] * 100, seed=5, spread=30.0)
     log_ratio = (batch.policy - batch.teacher).float()
     values = clamped_teacher_log_ratio(log_ratio, 0.3, "straight_through")
@@ -203,7 +206,7 @@ def test_straight_through_value_is_the_clamped_value_to_the_bit() -> None:
 
 @quick
 @given(RAGGED, SEEDS, ALPHAS, GRADIENTS)
-def test_teacher_never_flips_the_sign_of_an_update(
+def test_teacher_never_flips_the_sign_of_a_single_tokens_update(
     lengths: list[int], seed: int, alpha: float, clamp_gradient: str
 ) -> None:
     batch = ragged_batch(lengths, seed, spread=2.0)
@@ -212,7 +215,7 @@ def test_teacher_never_flips_the_sign_of_an_update(
 
 
 def test_ratio_is_not_one_at_the_behaviour_policy() -> None:
-    """alpha 0.5, teacher gaps of -1 and +1: r = e^0.5 and e^-0.5, so one of the two tokens is clipped in the very first step."""
+    """alpha 0.5, teacher gaps -1 and +1: r = e^0.5 and e^-0.5, so one of the tokens is clipped in the first step."""
     behaviour = torch.zeros(1, 2, dtype=torch.float64)
     teacher = torch.tensor([[-1.0, 1.0]], dtype=torch.float64)
     advantages = torch.ones(1, dtype=torch.float64)

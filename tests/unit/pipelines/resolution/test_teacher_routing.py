@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from pipelines.cluster.resources import demand_by_pool
-from pipelines.training.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
+from pipelines.resolution.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
 from rlad.config import RunConfig, load_run_config
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
@@ -44,6 +44,11 @@ def run_config(**settings: Any) -> RunConfig:
 
 def prompt(name: str, task: str, **metadata: Any) -> PromptRecord:
     return PromptRecord(id=name, prompt="?", task=task, answer="1", metadata=metadata)
+
+
+def check_vocabularies(config: RunConfig) -> None:
+    models = {pool: Path(model.path) for pool, model in config.scoring_pools.items()}
+    require_one_vocabulary(config, student=Path(config.student.path), scoring_models=models)
 
 
 def test_a_prompts_own_teacher_goes_before_its_tasks_route() -> None:
@@ -87,16 +92,16 @@ def test_an_objective_without_teacher_routes_nothing_whatever_the_prompts_say() 
         ),
         (
             [prompt("m", "math", teacher_id="physics")],
-            "prompt m names the unknown teacher physics: there are algebra, logic",
+            "prompt m names the unknown teacher physics: known are algebra, logic",
         ),
         ([prompt("m", "math", teacher_id={"logic": 1, "physics": 1})], "prompt m names the unknown teacher physics"),
         (
             [prompt("m", "math", teacher_id={"logic": 0})],
-            "prompt m: metadata `teacher_id` is a teacher's id, or a mapping of ids to positive weights",
+            "prompt m: metadata `teacher_id` must be a teacher's id or a mapping of ids to positive weights",
         ),
         ([prompt("m", "math", teacher_id=7)], "got 7"),
         ([prompt("m", "math", teacher_id={})], "got {}"),
-        ([prompt("m", "math")], "no prompt is for teacher logic, which would hold machines for nothing"),
+        ([prompt("m", "math")], "no prompt uses teacher logic, which would occupy machines without use"),
     ],
 )
 def test_routes_that_lead_nowhere_are_refused(records: list[PromptRecord], message: str) -> None:
@@ -107,7 +112,7 @@ def test_routes_that_lead_nowhere_are_refused(records: list[PromptRecord], messa
 def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_are_wanted() -> None:
     config = run_config(teachers=TWO, teacher_routes={"math": "algebra"}, objective=LIKELIEST)
     mixed = [prompt("m", "math", teacher_id={"algebra": 1, "logic": 1})]
-    with pytest.raises(PlanError, match="prompt m mixes several teachers.*give it one teacher"):
+    with pytest.raises(PlanError, match="prompt m mixes several teachers.*give the prompt one teacher"):
         route_prompts(config, mixed)
     assert route_prompts(run_config(teachers=TWO, teacher_routes={"math": "algebra"}), mixed) == {
         "m": {"algebra": 1.0, "logic": 1.0}
@@ -117,38 +122,38 @@ def test_a_prompt_that_mixes_teachers_is_refused_where_their_likeliest_tokens_ar
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "objective 'trrd' needs a teacher"),
-        ({"teacher": {"path": "/t"}, "teachers": TWO}, "one teacher is given as `teacher:`, several as `teachers:`"),
-        ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher: remove the `teachers:` section"),
+        ({}, "objective 'trrd' requires a teacher"),
+        ({"teacher": {"path": "/t"}, "teachers": TWO}, "`teacher` and `teachers` exclude each other"),
+        ({"objective": {"name": "grpo"}, "teachers": TWO}, "uses no teacher; got a `teachers` section"),
         (
             {"objective": {"name": "grpo"}, "teacher_routes": {"math": "a"}},
-            "uses no teacher: remove the `teacher_routes:` section",
+            "uses no teacher; got a `teacher_routes` section",
         ),
         (
             {"teachers": TWO, "teacher_routes": {"math": "physics"}},
-            "teacher_routes.math names the unknown teacher physics: there are algebra, logic",
+            "teacher_routes.math: unknown teacher physics; expected one of algebra, logic",
         ),
         (
             {"teachers": TWO, "teacher_routes": {"chess": "logic"}},
-            "teacher_routes has a route for task chess, which has no verifier",
+            "teacher_routes.chess: task chess has no verifier",
         ),
         ({"teachers": TWO, "teacher_routes": {"math": {"logic": -1}}}, "greater than 0"),
         ({"teachers": TWO, "teacher_routes": {"math": {}}}, "at least 1 item"),
         ({"teachers": {"a/b": {"path": "/t"}}}, "should match pattern"),
         (
             {"teachers": TWO, "teacher_routes": {"math": {"logic": 1, "algebra": 1}}, "objective": LIKELIEST},
-            "route the task to one teacher",
+            "Route the task to one teacher",
         ),
         (
             {"teachers": TWO, "rollout": {"temperature": 0.8}},
-            "set rollout.temperature to 1, or teachers.algebra.engine to transformers",
+            "Set rollout.temperature to 1, or teachers.algebra.engine to transformers",
         ),
         (
             {"teacher": {"path": "/t"}, "objective": FULL},
-            "full vocabulary, which the vllm engine does not give: set teacher.engine",
+            "full vocabulary, which teacher.engine 'vllm' does not return. Set teacher.engine",
         ),
-        ({"objective": WITH_REFERENCE}, "needs a frozen reference policy: add a `reference:` section"),
-        ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference: remove the `reference:` section"),
+        ({"objective": WITH_REFERENCE}, "requires a `reference` section; got null"),
+        ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference policy; got a `reference` section"),
         (
             {"objective": WITH_REFERENCE, "reference": {}, "rollout": {"temperature": 0.8}},
             "or reference.engine to transformers",
@@ -186,11 +191,11 @@ def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path
     tokenizer.save_pretrained(other)
     alike, unlike = {"path": str(make_model(seed=1))}, {"path": str(other)}
     base = {"student": {"path": str(student)}}
-    require_one_vocabulary(run_config(**base, teachers={"a": alike, "b": alike}))
+    check_vocabularies(run_config(**base, teachers={"a": alike, "b": alike}))
     with pytest.raises(VocabularyMismatchError, match="student and teacher-b have different vocabularies"):
-        require_one_vocabulary(run_config(**base, teachers={"a": alike, "b": unlike}))
+        check_vocabularies(run_config(**base, teachers={"a": alike, "b": unlike}))
     with pytest.raises(VocabularyMismatchError, match="student and reference have different vocabularies"):
-        require_one_vocabulary(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
+        check_vocabularies(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
 
 
 def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(
@@ -201,10 +206,10 @@ def test_output_layers_of_different_sizes_have_no_common_full_vocabulary(
     config_file = padded / "config.json"
     config_file.write_text(config_file.read_text().replace('"vocab_size": 30', '"vocab_size": 32'))
     models = {"student": {"path": str(make_model())}, "teacher": {"path": str(padded), "engine": "transformers"}}
-    require_one_vocabulary(run_config(**models))
-    require_one_vocabulary(run_config(**models, objective=LIKELIEST))
+    check_vocabularies(run_config(**models))
+    check_vocabularies(run_config(**models, objective=LIKELIEST))
     with pytest.raises(PlanError, match="output layers of teacher and student have 32 and 30 entries"):
-        require_one_vocabulary(run_config(**models, objective=FULL))
+        check_vocabularies(run_config(**models, objective=FULL))
 
 
 def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
@@ -223,7 +228,12 @@ def test_a_teacher_that_only_writes_traces_is_no_scoring_pool() -> None:
         ("transformers", 30, {"rollout": {"temperature": 0.7}}, None),
         ("vllm", 30, {"rollout": {"temperature": 0.7}}, "the teacher's vllm engine scores at temperature 1 only"),
         ("vllm", 30, {"objective": LIKELIEST}, None),
-        ("vllm", 30, {"objective": FULL}, "wants the teacher's full vocabulary, which the vllm engine does not give"),
+        (
+            "vllm",
+            30,
+            {"objective": FULL},
+            "requires the teacher's full vocabulary, which the vllm engine does not give",
+        ),
         ("transformers", 30, {"objective": FULL}, None),
         ("transformers", 32, {"objective": FULL}, "output layers of teacher and student have 32 and 30 entries"),
     ],
@@ -235,12 +245,13 @@ def test_a_shared_teacher_that_cannot_score_what_the_run_wants_is_refused(
     settings: dict[str, Any],
     problem: str | None,
 ) -> None:
-    config = run_config(teacher={"service": "kk"}, student={"path": str(make_model())}, **settings)
+    student = make_model()
+    config = run_config(teacher={"service": "kk"}, student={"path": str(student)}, **settings)
     identity = TeacherIdentity(
         teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0
     )
     if problem is None:
-        require_can_score("teacher", identity, config)
+        require_can_score("teacher", identity, config, student=student)
     else:
         with pytest.raises(PlanError, match=problem):
-            require_can_score("teacher", identity, config)
+            require_can_score("teacher", identity, config, student=student)

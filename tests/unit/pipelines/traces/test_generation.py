@@ -12,14 +12,17 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.messages import JudgedGroup
-from pipelines.offline import group_of
-from pipelines.trace_generation import provenance_of, reused_traces, traced_prompt
-from pipelines.training.prompts import EncodedPrompts
-from rlad.config import RunConfig, load_run_config
+from actors.messages import VerifierResult
+from pipelines.resolution.prompts import EncodedPrompts
+from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.run.directory import RunDirectory
+from pipelines.traces.generation import provenance_of, traced_prompt
+from pipelines.traces.groups import group_of
+from pipelines.traces.preparation import reused_traces
+from rlad.config import RunConfig, TeacherConfig, load_run_config
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, Verdicts
-from rlad.data.chat import encode_prompts
-from rlad.data.records import PromptRecord
+from rlad.data.chat import encode_prompts, tokenizer_fingerprint
+from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
@@ -28,7 +31,7 @@ from rlad.packing import BatchRules, LossNormalizer, build_training_batch
 
 MakeModel = Callable[..., Path]
 
-OFFLINE = Path(__file__).parents[3] / "configs" / "offline_kk_cpu.yaml"
+OFFLINE = Path(__file__).parents[4] / "configs" / "offline_kk_cpu.yaml"
 RECORDS = [
     PromptRecord(id=f"p{number}", prompt=text, task="knights_knaves", answer="T")
     for number, text in enumerate(("A:b;", "B:aa;", "C:c;?"))
@@ -43,9 +46,27 @@ def encoded(model: Path, records: list[PromptRecord] = RECORDS) -> EncodedPrompt
     return EncodedPrompts(records=records, token_ids=encode_prompts(AutoTokenizer.from_pretrained(model), records, 16))
 
 
-def judged_group(
+def resolved(config: RunConfig, prompts: EncodedPrompts) -> ResolvedRun:
+    """A resolved run with these prompts, for offline distillation from `config.teacher`."""
+    student = Path(config.student.path)
+    assert isinstance(config.teacher, TeacherConfig)
+    return ResolvedRun(
+        config=config,
+        directory=RunDirectory("unused"),
+        run_id="unused",
+        student=student,
+        tokenizer_fingerprint=tokenizer_fingerprint(student),
+        frozen_models={"teacher": Path(config.teacher.path)},
+        prompts=prompts,
+        dataset_fingerprint=dataset_fingerprint(prompts.records),
+        evaluation_prompts=prompts,
+        teachers_by_prompt={},
+    )
+
+
+def verified_group(
     tokenizer: Tokenizer, prompts: EncodedPrompts, position: int, texts: dict[str, Outcome]
-) -> tuple[RolloutGroup, JudgedGroup]:
+) -> tuple[RolloutGroup, VerifierResult]:
     responses = [tokenizer.encode(f"{text}$").ids for text in texts]
     offsets = np.cumsum([0, *map(len, responses)]).astype(np.int64)
     record = prompts.records[position]
@@ -71,7 +92,7 @@ def judged_group(
         outcomes=outcomes,
         elapsed_s=np.zeros(len(texts), np.float32),
     )
-    return group, JudgedGroup(verdicts=verdicts, elapsed_s=0.0)
+    return group, VerifierResult(verdicts=verdicts, elapsed_s=0.0)
 
 
 def test_only_correct_responses_become_traces_the_first_so_many(make_model: MakeModel) -> None:
@@ -84,7 +105,7 @@ def test_only_correct_responses_become_traces_the_first_so_many(make_model: Make
         "bb=T": Outcome.CORRECT,
         "c=T": Outcome.CORRECT,
     }
-    group, judged = judged_group(tokenizer, encoded(make_model()), 1, texts)
+    group, judged = verified_group(tokenizer, encoded(make_model()), 1, texts)
     traced = traced_prompt(group, judged, tokenizer, position=1, max_accepted=2)
     assert [(trace.trace_index, trace.response_text.replace(" ", "")) for trace in traced.traces] == [
         (1, "a=T"),
@@ -103,14 +124,13 @@ def test_only_correct_responses_become_traces_the_first_so_many(make_model: Make
 def test_provenance_follows_the_teacher_s_weights_and_the_sampling(make_model: MakeModel) -> None:
     student, teacher, other = make_model(seed=0), make_model(seed=1), make_model(seed=2)
     prompts = encoded(student)
-    base = provenance_of(config_of(student, teacher), prompts)
-    assert provenance_of(config_of(student, teacher), prompts) == base
-    assert provenance_of(config_of(student, other), prompts).teacher != base.teacher
-    hotter = provenance_of(
-        config_of(student, teacher, "offline.temperature=1.2", "offline.rollout.max_response_tokens=77"), prompts
-    )
+    base = provenance_of(resolved(config_of(student, teacher), prompts))
+    assert provenance_of(resolved(config_of(student, teacher), prompts)) == base
+    assert provenance_of(resolved(config_of(student, other), prompts)).teacher != base.teacher
+    overrides = ("offline.temperature=1.2", "offline.rollout.max_response_tokens=77")
+    hotter = provenance_of(resolved(config_of(student, teacher, *overrides), prompts))
     assert (hotter.teacher, hotter.temperature, hotter.max_response_tokens) == (base.teacher, 1.2, 77)
-    assert provenance_of(config_of(student, teacher), encoded(student, RECORDS[:2])).dataset != base.dataset
+    assert provenance_of(resolved(config_of(student, teacher), encoded(student, RECORDS[:2]))).dataset != base.dataset
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
@@ -119,7 +139,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(make_model: MakeModel, tmp_p
     path = other / "tokenizer.json"
     path.write_text(path.read_text().replace('"A":', '"Z":'))
     with pytest.raises(VocabularyMismatchError, match="must share one tokenizer"):
-        provenance_of(config_of(make_model(), other), encoded(make_model()))
+        provenance_of(resolved(config_of(make_model(), other), encoded(make_model())))
 
 
 def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not(
@@ -127,10 +147,10 @@ def test_traces_of_an_earlier_run_are_taken_where_they_fit_and_refused_where_not
 ) -> None:
     student = make_model()
     config, prompts = config_of(student, make_model(seed=1)), encoded(student)
-    TraceFolder(tmp_path, provenance_of(config, prompts), prompts_per_part=1).finish()
-    assert reused_traces(config, prompts, tmp_path).counts.prompts == 0
-    with pytest.raises(PlanError, match="do not fit this run: they are of dataset"):
-        reused_traces(config, encoded(student, RECORDS[:2]), tmp_path)
+    TraceFolder(tmp_path, provenance_of(resolved(config, prompts)), prompts_per_part=1).finish()
+    assert reused_traces(resolved(config, prompts), tmp_path).counts.prompts == 0
+    with pytest.raises(PlanError, match="do not match this run: expected dataset"):
+        reused_traces(resolved(config, encoded(student, RECORDS[:2])), tmp_path)
 
 
 def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
@@ -140,14 +160,16 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     student, tokenizer = make_model(), Tokenizer.from_file(str(make_model() / "tokenizer.json"))
     prompts = encoded(student)
     folder = TraceFolder(
-        tmp_path / "traces", provenance_of(config_of(student, make_model(seed=1)), prompts), prompts_per_part=2
+        tmp_path / "traces",
+        provenance_of(resolved(config_of(student, make_model(seed=1)), prompts)),
+        prompts_per_part=2,
     )
     for position, texts in enumerate(
         ({"a=T": Outcome.CORRECT}, {"bb>h=T": Outcome.CORRECT, "=F": Outcome.WRONG}, {"=T": Outcome.CORRECT})
     ):
         folder.add(
             traced_prompt(
-                *judged_group(tokenizer, prompts, position, texts), tokenizer, position=position, max_accepted=None
+                *verified_group(tokenizer, prompts, position, texts), tokenizer, position=position, max_accepted=None
             )
         )
     write_training_traces(
@@ -160,12 +182,12 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     groups = {}
     for index in range(len(traces)):
         group, verdicts = group_of(traces[index], prompts, uid=f"g{index}", attempt=0)
-        groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, teacher_scores=None)
+        groups[group.uid] = ScoredGroup(group=group, verdicts=verdicts, rewards=verdicts.rewards, teacher_scores=None)
     assert len(groups) == 3
     batch, counts = build_training_batch(
         groups,
         [(uid, 0) for uid in groups],
-        size=LossNormalizer(num_responses=3, num_tokens=None),
+        normalizer=LossNormalizer(num_responses=3, num_tokens=None),
         rules=BatchRules(objective=SftConfig()),
     )
     assert counts.trained_tokens == 4 + 7 + 3

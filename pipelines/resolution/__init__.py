@@ -1,0 +1,1 @@
+"""Resolution of a run: everything that is determined once, before anything starts."""

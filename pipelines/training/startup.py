@@ -1,0 +1,112 @@
+"""Start-up of a run on a connected cluster: broker, learner, pools and controller, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.controller import start_controller
+from actors.experience.batch_shards import ShardPolicy
+from actors.experience.broker import ExperienceBroker, StepReport
+from actors.learner.group import LearnerGroup
+from actors.learner.settings import LearnerSettings
+from actors.pool.placement import HEAD_POOL, selector_of
+from actors.weights.transports import weight_transport
+from pipelines.cluster.live_run import record_cluster
+from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.run.progress import RunProgress
+from pipelines.run.telemetry import Telemetry
+from pipelines.training.broker_client import BrokerClient
+from pipelines.training.control import RunControl, scaling_bounds
+from pipelines.training.pools import Pools, open_pools
+from rlad.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What serves a run while it trains.
+
+    Attributes:
+        broker: Client of the broker.
+        pools: The pools.
+        control: Handles requests to scale or stop the run.
+        telemetry: Records metrics, evaluations and the timeline.
+        started: The learner's report on its start.
+        used_uids: Uids of the groups that the learner's checkpoint contains.
+    """
+
+    broker: BrokerClient
+    pools: Pools
+    control: RunControl
+    telemetry: Telemetry
+    started: StepReport
+    used_uids: list[str]
+
+
+def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
+    """Start the broker. It writes the ledger and holds the references to all groups.
+
+    On a labelled cluster it stays with the driver, on the head node, which an autoscaler never removes.
+    """
+    broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(run.config.cluster, HEAD_POOL))
+    return broker.remote(str(run.directory.ledger), shard_policy(run.config), group_size)
+
+
+def shard_policy(config: RunConfig) -> ShardPolicy:
+    """Return the rules by which a run's groups become batch shards."""
+    return ShardPolicy(
+        ranks=config.learner.ranks,
+        token_budget=config.learner.micro_batch_tokens,
+        skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
+        skip_truncated=config.learner.truncated == "mask",
+        counts_tokens=config.objective.aggregation == "token_mean",
+    )
+
+
+def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
+    """Start the learner's ranks. They report to the broker when they are ready."""
+    settings = LearnerSettings.of(run.config, student=run.student, run_dir=run.directory.path, broker=broker)
+    learner = LearnerGroup(settings, run_id=run.run_id)
+    learner.start()
+    return learner
+
+
+@asynccontextmanager
+async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProgress) -> AsyncIterator[Services]:
+    """Start pools and controller, and wait for the learner. Everything is closed at the end of the block.
+
+    Raises:
+        RladError: A pool or the learner did not start, or a teacher differs from the one that the run started with.
+    """
+    config, client = run.config, BrokerClient(handle=broker)
+    transport = weight_transport(config.weights.transport, broker)
+    async with AsyncExitStack() as closing:
+        teachers = "teachers, " if config.scoring_pools else ""
+        with progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
+            pools = await closing.enter_async_context(open_pools(run, transport=transport))
+            run.directory.record_teachers({name: each.teacher for name, each in pools.teachers.items()})
+            started = await client.wait_started(deadline_s=config.cluster.start_timeout_s)
+        controller = start_controller(
+            run.run_id, scaling_bounds(config, pools), label_selector=selector_of(config.cluster, HEAD_POOL)
+        )
+        closing.callback(ray.kill, controller)
+        record_cluster(run.directory, run.run_id)
+        closing.callback(run.directory.cluster.unlink, missing_ok=True)
+        control = RunControl(config, pools, controller, trained_steps=started.version)
+        control.start()
+        closing.callback(control.close)
+        used_uids = await client.reopen(started.version)
+        telemetry = Telemetry(run.directory, start_step=started.version)
+        closing.callback(telemetry.close)
+        yield Services(
+            broker=client,
+            pools=pools,
+            control=control,
+            telemetry=telemetry,
+            started=started,
+            used_uids=used_uids,
+        )

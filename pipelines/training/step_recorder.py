@@ -1,0 +1,76 @@
+"""Records a trained step: metrics, timeline, progress, and the autoscaler's decision."""
+
+from __future__ import annotations
+
+import logging
+
+from pipelines.run.progress import RunProgress
+from pipelines.run.telemetry import Telemetry
+from pipelines.training.autoscaler import RolloutAutoscaler
+from pipelines.training.control import RunControl
+from pipelines.training.pools import Pools
+from pipelines.training.step_pipeline import GroupSource, TrainedStep
+from pipelines.training.utilization import UtilizationMeter
+from rlad.config import RolloutConfig
+
+logger = logging.getLogger(__name__)
+
+
+class StepRecorder:
+    """Records trained steps of a run, and resizes the rollout pool as the autoscaler decides."""
+
+    def __init__(
+        self,
+        rollout: RolloutConfig,
+        pools: Pools,
+        *,
+        telemetry: Telemetry,
+        control: RunControl,
+        progress: RunProgress,
+        source: GroupSource,
+    ) -> None:
+        """
+        Args:
+            rollout: The `rollout` section, with the autoscaler's settings.
+            pools: The pools, whose utilization is measured.
+            telemetry: Records metrics and timeline.
+            control: Gets the run's present state.
+            progress: Shows the step.
+            source: Computes the metrics of a step's groups.
+        """
+        self._pools, self._telemetry, self._control, self._progress = pools, telemetry, control, progress
+        self._source = source
+        self._utilization = UtilizationMeter(pools)
+        self._autoscaler = RolloutAutoscaler(rollout)
+
+    async def record(self, trained: TrainedStep, *, accuracy: float | None) -> None:
+        """Record a step.
+
+        Args:
+            trained: The step.
+            accuracy: Accuracy of the last evaluation, for the progress line.
+        """
+        metrics = self._source.metrics(trained) | await self._utilization.idle_shares(trained.report.metrics)
+        self._telemetry.record_step(trained.number + 1, metrics)
+        self._add_spans(trained)
+        self._control.record_step(trained.number + 1, metrics)
+        sizes = self._control.pool_sizes()
+        size = self._autoscaler.target_size(metrics, sizes, self._pools.rollout.state())
+        if size is not None:
+            logger.info("autoscale=rollout workers=%d step=%d", size, trained.number)
+            self._pools.rollout.resize(size)
+            sizes = self._control.pool_sizes()
+        self._progress.step(trained.number + 1, metrics, accuracy, sizes)
+
+    def _add_spans(self, trained: TrainedStep) -> None:
+        """Add the step's stages to the timeline."""
+        telemetry, times = self._telemetry, trained.times
+        for group in trained.groups:
+            uid, passed = group.summary.uid, group.times
+            telemetry.add_span("rollout", uid, passed.issued_at, passed.sampled_at, worker=group.worker)
+            telemetry.add_span("verifier", uid, passed.sampled_at, passed.verified_at)
+            if group.teachers:
+                telemetry.add_span("teacher", uid, passed.sampled_at, passed.scored_at)
+        last_scored_at = max(times.started_at, *(group.times.scored_at for group in trained.groups))
+        telemetry.add_span("learner (exposed)", f"step {trained.number}", last_scored_at, times.trained_at)
+        telemetry.add_span("weights", f"version {trained.number + 1}", times.trained_at, times.weights_at)
