@@ -260,8 +260,8 @@ async def measure(console: Console, simulated_s: float) -> Result:
     endless = run_config(steps=200, prompts_per_step=32, max_staleness=3)
     work, groups = _work(AHEAD), empty.training.steps * empty.training.prompts_per_step
 
-    def tell(what: str) -> None:
-        console.print(what, highlight=False, soft_wrap=True)
+    def report(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -271,17 +271,19 @@ async def measure(console: Console, simulated_s: float) -> Result:
                 *(get_ready(empty, learners, folder, "at_once") for _ in range(_TIMES)),
                 *(get_ready(config, learners, folder) for config in (AHEAD, _without_teacher(AHEAD), strict, endless)),
             )
-            tell(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
+            report(f"stand-ins are up ({time.perf_counter() - started:.0f} s)")
             empty_s = [await run.timed(pools) for run in at_once]
-            tell(f"nothing takes time: {groups} groups in {', '.join(f'{seconds:.1f}' for seconds in empty_s)} s")
+            report(f"nothing takes time: {groups} groups in {', '.join(f'{seconds:.1f}' for seconds in empty_s)} s")
             makespan_s = await ahead.timed(pools)
-            tell(f"working ahead: {makespan_s:.1f} s, the bound is {work.bound:.1f} s ({work.bottleneck})")
+            report(f"working ahead: {makespan_s:.1f} s, the bound is {work.bound:.1f} s ({work.bottleneck})")
             grpo_s = await without_teacher.timed(pools)
-            tell(f"the same without a teacher: {grpo_s:.1f} s")
+            report(f"the same without a teacher: {grpo_s:.1f} s")
             alone_s, strict_s = await generation_alone(strict, pools), await on_policy.timed(pools)
-            tell(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
+            report(f"strictly on-policy: {strict_s:.2f} s, generation alone {alone_s:.2f} s")
             rates = await rates_while_resized(resized, pools, rollout)
-            tell(f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}")
+            report(
+                f"tokens a second with 1, 3 and 1 workers: {rates[1][0]:,.0f}, {rates[3][0]:,.0f}, {rates[1][1]:,.0f}"
+            )
     figures: dict[str, Any] = {
         "makespan_s": makespan_s,
         "bound_s": work.bound,

@@ -109,7 +109,7 @@ def make_scored_group(
 
     Args:
         responses: token ids of each response.
-        rewards: one reward for all responses, or one for each of the G responses.
+        rewards: one reward for all responses, or one for each of the G responses; shaped rewards are the same.
         teacher_logprobs: log-probability in nats, one or N; None for a group without teacher scores.
         uid: name of the group.
     """
