@@ -74,7 +74,7 @@ def test_commands_that_ask_no_cluster_and_read_no_model_import_neither_torch_nor
         ("registry list --registry {tmp}/registry", "no models in the registry"),
         ("schedule add nightly {smoke} --cron '0 2 * * *'", ""),
         ("schedule list", ""),
-        (BY_HAND, "over bound"),
+        (BY_HAND, "x lower"),
         ("deploy render {elsewhere} --out {tmp}/manifests", "rayjob.yaml"),
         ("report {run}", "nothing to report yet"),
     ]
