@@ -83,15 +83,17 @@ def evaluate_model(
             evaluation_table(f"{suite.student.path} on {name}", summary, group_by=suite.sets[name].group_label)
         )
     if output is not None:
-        figures = {
-            "model": suite.student.path,
-            "sets": {name: summary.as_dict() for name, summary in summaries.items()},
-        }
-        write_atomically(
-            output / "evaluation.json",
-            json.dumps({**figures, "settings": suite.model_dump(mode="json")}, indent=2) + "\n",
-        )
+        _write_results(output, suite, summaries)
     return summaries
+
+
+def _write_results(output: Path, suite: EvaluationSuite, summaries: dict[str, EvaluationSummary]) -> None:
+    results = {
+        "model": suite.student.path,
+        "sets": {name: summary.as_dict() for name, summary in summaries.items()},
+        "settings": suite.model_dump(mode="json"),
+    }
+    write_atomically(output / "evaluation.json", json.dumps(results, indent=2) + "\n")
 
 
 def _writer(file: TextIO) -> OnResponses:

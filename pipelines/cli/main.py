@@ -273,9 +273,8 @@ def main() -> None:
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
     except SystemExit as end:
-        if isinstance(
-            getattr(end.__context__, "__cause__", None), KeyboardInterrupt
-        ):  # typer turns Ctrl-C into an exit
+        # typer turns Ctrl-C into an exit
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             _exit_interrupted(signal.SIGINT)
         if end.code == signal.SIGTERM:  # Ray's SIGTERM handler exits with this code: a stopped job, a deleted pod
             _exit_interrupted(signal.SIGTERM)

@@ -76,7 +76,7 @@ def test_commands_without_cluster_and_model_import_neither_torch_nor_ray(
         ("registry list --registry {tmp}/registry", "no models in the registry"),
         ("schedule add nightly {smoke} --cron '0 2 * * *'", ""),
         ("schedule list", ""),
-        (BY_HAND, "over bound"),
+        (BY_HAND, "x lower"),
         ("deploy render {elsewhere} --out {tmp}/manifests", "rayjob.yaml"),
         ("report {run}", "nothing to report yet"),
     ]

@@ -1,4 +1,4 @@
-"""The forecast's formulas by hand, on a device with round figures; and the paper's configurations forecast and divided."""
+"""Forecast: formulas computed by hand on a device with round figures, and forecasts of the shipped configurations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROUND = Device(
     host_bytes_s=1e10,
     source="made up",
 )
-ALL_OF_IT = Assumptions(
+FULL_SPEED = Assumptions(
     memory_share=1,
     forward_share=1,
     training_share=1,
@@ -42,7 +42,7 @@ ALL_OF_IT = Assumptions(
     network_gbit=80,
     gpus_per_node=8,
 )
-MACHINE = Machine(device=ROUND, assumptions=ALL_OF_IT)
+MACHINE = Machine(device=ROUND, assumptions=FULL_SPEED)
 SHAPE = ModelShape(
     parameters=10**9,
     hidden=1000,
@@ -99,7 +99,7 @@ def array(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=float)
 
 
-def test_a_forward_pass_is_two_operations_a_parameter_and_token_and_attention() -> None:
+def test_forward_pass_counts_parameters_and_attention() -> None:
     # 3 tokens and 1: 2 * 1e9 * 4 + 2 * 10 layers * 1000 wide * (9 + 1).
     assert forward_flops(SHAPE, array(3, 1)) == 8e9 + 200_000
     assert training_flops(SHAPE, array(3, 1), checkpointing=False) == 3 * (8e9 + 200_000)
@@ -107,38 +107,37 @@ def test_a_forward_pass_is_two_operations_a_parameter_and_token_and_attention() 
     assert training_flops(SHAPE, array(3, 1), checkpointing=False, frozen=True) == 2 * 8e9 + 3 * 200_000
 
 
-def test_decoding_reads_weights_and_cache_or_is_bound_by_operations() -> None:
-    # One sequence: 2 GB of weights and 1000 tokens * 20 kB, at 1 TB/s, beside 1 ms of the engine.
+def test_decoding_is_bound_by_memory_or_operations() -> None:
+    # One sequence: 2 GB of weights and 1000 tokens * 20 kB at 1 TB/s, plus 1 ms of the engine.
     one = engine().decode_s(array(1), array(1000))
     assert one == pytest.approx([2.02e-3 + 1e-3])
-    # 200 sequences without context: 200 * 2e9 operations at 1e14 a second take 4 ms, the weights 2.
+    # 200 sequences without context: 200 * 2e9 operations at 1e14 per second take 4 ms, the weights 2 ms.
     assert engine().decode_s(array(200), array(0)) == pytest.approx([4e-3 + 1e-3])
-    # On two devices half of it, and two sums a layer of half of twice the hidden state: 40 kB a token over 100 GB/s.
+    # Two devices: half of that, and two all-reduces per layer that move the hidden state: 40 kB per token at 100 GB/s.
     pair = engine(devices=2).decode_s(array(200), array(0))
     assert pair == pytest.approx([2e-3 + 1e-3 + 200 * 2 * 10 * 1000 * 2 / 1e11])
 
 
-def test_the_cache_bounds_the_sequences_at_once() -> None:
+def test_cache_bounds_concurrent_sequences() -> None:
     assert engine().slots(array(100, 1000, 3000, 10**6)).tolist() == [64, 64, 21, 1]
 
 
-def test_an_optimizer_step_is_adam_on_a_share_and_a_ring() -> None:
-    # One rank: 28 bytes a parameter at 1 TB/s. Four: a quarter of it, and 3/4 of 4 GB over 100 GB/s.
+def test_optimizer_step_is_adam_on_a_shard_and_a_ring() -> None:
+    # One rank: 28 bytes per parameter at 1 TB/s. Four ranks: a quarter of that, and 3/4 of 4 GB at 100 GB/s.
     assert MACHINE.optimizer_s(10**9, 1, devices=1, offloaded=False) == pytest.approx(0.028)
     assert MACHINE.optimizer_s(10**9, 4, devices=4, offloaded=False) == pytest.approx(0.007 + 0.03)
-    # Sixteen leave the machine: 15/16 of 4 GB over 10 GB/s. Offloaded: 4 bytes a parameter of the share over the host's
-    # 10 GB/s.
+    # Sixteen ranks use the network: 15/16 of 4 GB at 10 GB/s. Offloaded: 4 bytes per parameter of the shard at 10 GB/s.
     assert MACHINE.optimizer_s(10**9, 16, devices=16, offloaded=True) == pytest.approx(4e9 / 16 / 1e10 + 0.375)
 
 
-def test_groups_queue_for_a_pool_in_the_order_they_arrive() -> None:
-    # One every 2 s: the first at 0, the second waits until 2, the third and fourth have come at 9.
+def test_groups_are_served_in_order_of_arrival() -> None:
+    # One every 2 s: the first starts at 0, the second waits until 2, the third and fourth arrive at 9.
     assert served(array(0, 1, 9, 9), 8, 2).tolist() == [2, 4, 11, 13]
-    # Two replicas of 2 s a group: one can begin every second.
+    # Two replicas of 2 s per group: one can start every second.
     assert served(array(0, 0, 0), 3, 2).tolist() == [2, 3, 4]
 
 
-def test_lengths_are_the_quantiles_of_their_distribution() -> None:
+def test_lengths_are_quantiles_of_their_distribution() -> None:
     lengths = Lengths(median=100, p99_over_median=10, longest=1200, group_size=8)
     work = work_of_step(lengths, groups=100, prompt_tokens=50)
     assert len(work.lengths) == 800
@@ -147,8 +146,8 @@ def test_lengths_are_the_quantiles_of_their_distribution() -> None:
     assert work.lengths.max() == 1200
     # Half of the groups have a response above quantile 0.5^(1/8) = 0.917 of all.
     assert np.median(work.longest_of_groups) == pytest.approx(np.quantile(work.lengths, 0.917), rel=0.03)
-    alike = Work(groups=2, prompt_tokens=50, lengths=array(10, 10, 10, 10))
-    assert (alike.mean_context, alike.response_tokens, alike.longest_of_groups.tolist()) == (55, 40, [10, 10])
+    equal = Work(groups=2, prompt_tokens=50, lengths=array(10, 10, 10, 10))
+    assert (equal.mean_context, equal.response_tokens, equal.longest_of_groups.tolist()) == (55, 40, [10, 10])
 
 
 def round_config(student: Path, teacher: Path, **training: int) -> RunConfig:
@@ -171,21 +170,21 @@ def costs(qwen: dict[str, Path]) -> PoolCosts:
 STUDENT, TEACHER = 596_049_920, 8_190_735_360  # parameters of the two shapes
 
 
-def test_a_strictly_on_policy_step_decodes_position_after_position(costs: PoolCosts) -> None:
-    decoding = costs.on_policy(4)  # a group each: 8 sequences
+def test_on_policy_decoding_sums_over_positions(costs: PoolCosts) -> None:
+    decoding = costs.on_policy(4)  # one group per worker: 8 sequences
     kv_bytes = 2 * 28 * 8 * 128 * 2
     read = sum(STUDENT * 2 + 8 * (50 + position) * kv_bytes for position in range(100))
     prefill = (2 * STUDENT * 50 + 2 * 28 * 2048 * 50**2) / 1e14
     assert decoding.seconds == pytest.approx(read / 1e12 + 100 * 1e-3 + prefill)
     assert decoding.sequences == 8
-    # Three workers: one has two groups, and it is waited for. Eight are no faster than four.
+    # With three workers, one has two groups and is the slowest. Eight are no faster than four.
     assert costs.on_policy(3).seconds == pytest.approx(costs.on_policy(2).seconds)
     assert costs.on_policy(8).seconds == decoding.seconds
 
 
-def test_working_ahead_fills_the_engines_as_far_as_the_staleness_lets_them(costs: PoolCosts) -> None:
+def test_working_ahead_fills_engines_up_to_the_staleness(costs: PoolCosts) -> None:
     decoding = costs.ahead(4, staleness=1)
-    # All alike: two steps' 64 responses are open on 4 workers, 16 each, with 50 + 100 / 2 tokens on average.
+    # Equal lengths: 64 responses of two steps are in flight on 4 workers, 16 each, with 50 + 100 / 2 tokens on average.
     token_s = (STUDENT * 2 + 16 * 100 * 2 * 28 * 8 * 128 * 2) / 1e12 + 1e-3
     assert decoding.sequences == 16
     assert decoding.token_s == pytest.approx(token_s)
@@ -194,7 +193,7 @@ def test_working_ahead_fills_the_engines_as_far_as_the_staleness_lets_them(costs
     assert decoding.longest_s == pytest.approx(100 * token_s)
 
 
-def test_a_teacher_scores_prompts_and_responses_and_more_replicas_share_the_groups(costs: PoolCosts) -> None:
+def test_teacher_scores_prompts_with_responses_and_replicas_share_groups(costs: PoolCosts) -> None:
     whole = (2 * TEACHER * 32 * 150 + 2 * 36 * 4096 * 32 * 150**2) / 1e14
     assert costs.scoring("teacher", 1).seconds == pytest.approx(whole)
     assert costs.scoring("teacher", 2).seconds == pytest.approx(whole / 2)
@@ -202,8 +201,8 @@ def test_a_teacher_scores_prompts_and_responses_and_more_replicas_share_the_grou
     assert costs.scoring("teacher", 9).group_s == pytest.approx(whole / 4)
 
 
-def test_the_learner_s_last_part_is_a_micro_batch_or_an_update(costs: PoolCosts) -> None:
-    whole = 4 * (2 * STUDENT * 32 * 150 + 2 * 28 * 2048 * 32 * 150**2) / 1e14  # activations are made again
+def test_last_part_of_learning_is_a_micro_batch_or_an_update(costs: PoolCosts) -> None:
+    whole = 4 * (2 * STUDENT * 32 * 150 + 2 * 28 * 2048 * 32 * 150**2) / 1e14  # activations are recomputed
     learning = costs.learning(2)
     assert learning.seconds == pytest.approx(whole / 2)
     assert learning.last_part_s == pytest.approx(whole / 2)  # 4,800 tokens are less than 2 x 65,536
@@ -213,7 +212,7 @@ def test_the_learner_s_last_part_is_a_micro_batch_or_an_update(costs: PoolCosts)
     assert PoolCosts(config, MACHINE, costs.work).learning(2).last_part_s == pytest.approx(whole / 2 * 1200 / 4800)
 
 
-def test_adapters_cost_the_learner_no_gradient_of_frozen_weights_and_a_small_optimizer_step(costs: PoolCosts) -> None:
+def test_adapters_save_gradients_of_frozen_weights_and_optimizer_time(costs: PoolCosts) -> None:
     config = costs.config.model_copy(
         update={"learner": costs.config.learner.model_copy(update={"lora": LoraConfig(rank=16)})}
     )
@@ -230,17 +229,17 @@ def test_adapters_cost_the_learner_no_gradient_of_frozen_weights_and_a_small_opt
     assert learning.update_s == pytest.approx(MACHINE.optimizer_s(trained, 2, devices=2, offloaded=False))
 
 
-def test_weights_go_down_over_the_network_where_there_is_more_than_one_machine_and_up(costs: PoolCosts) -> None:
+def test_weight_update_uses_the_network_beyond_one_node(costs: PoolCosts) -> None:
     assert costs.weights_s(8) == pytest.approx(2 * STUDENT * 2 / 1e10)
-    assert costs.weights_s(9) == pytest.approx(3 * STUDENT * 2 / 1e10)  # the network too has 10 GB/s
+    assert costs.weights_s(9) == pytest.approx(3 * STUDENT * 2 / 1e10)  # the network also has 10 GB/s
 
 
-def test_an_on_policy_step_ends_with_the_last_group_s_way(costs: PoolCosts) -> None:
-    """All responses are alike, so all groups are there at once: nothing hides behind sampling."""
+def test_on_policy_step_ends_after_the_last_group(costs: PoolCosts) -> None:
+    """All responses have the same length, so all groups complete at once and sampling hides nothing."""
     sizes = sizes_of(costs.config)
     found = step_time(costs, sizes, staleness=0)
     decoding, scoring, learning = costs.on_policy(4), costs.scoring("teacher", 2), costs.learning(2)
-    # Two replicas score the four groups, one beginning every half of a group's time: 2.5 times that in all.
+    # Two replicas score four groups. One starts every half of a group's time, so the last ends after 2.5 times that.
     last_scored = max(decoding.seconds + 2.5 * scoring.group_s, decoding.seconds + 8 * 0.01)
     assert found.seconds == pytest.approx(last_scored + learning.seconds + learning.update_s + costs.weights_s(8))
     assert found.exposed_s == pytest.approx(found.seconds - decoding.seconds)
@@ -248,14 +247,14 @@ def test_an_on_policy_step_ends_with_the_last_group_s_way(costs: PoolCosts) -> N
     assert found.busy["verifier"] == pytest.approx(0.08)
 
 
-def test_a_step_that_works_ahead_lasts_as_long_as_the_pool_with_the_most_to_do(costs: PoolCosts) -> None:
+def test_step_that_works_ahead_is_bound_by_the_slowest_pool(costs: PoolCosts) -> None:
     found = step_time(costs, sizes_of(costs.config), staleness=3)
     assert (found.bound_by, found.seconds) == ("teacher", costs.scoring("teacher", 2).seconds)
     many = Sizes(rollout=4, scorers={"teacher": 4}, learner=64)
     assert step_time(costs, many, staleness=1).bound_by == LONGEST_RESPONSE
 
 
-def test_cost_is_that_of_all_devices_whether_they_work_or_not() -> None:
+def test_cost_counts_idle_devices() -> None:
     assert cost_of_step(90, 8, price_per_hour=2.5) == pytest.approx(0.5)
 
 
@@ -267,7 +266,7 @@ def test_cost_is_that_of_all_devices_whether_they_work_or_not() -> None:
         ("qwen3_8b_math_30k", "8B", "32B", "h200", 1),
     ],
 )
-def test_the_paper_s_configurations_are_forecast_and_no_other_split_beats_the_advice(
+def test_no_neighbouring_split_is_faster_than_the_advice(
     qwen: dict[str, Path], name: str, student: str, teacher: str, device: str, staleness: int
 ) -> None:
     overrides = [
@@ -292,13 +291,13 @@ def test_the_paper_s_configurations_are_forecast_and_no_other_split_beats_the_ad
     assert f"cost: {found.configured.seconds / 3600 * found.devices * 2:,.2f} per step" in text
 
 
-def test_splits_keep_to_the_devices_and_to_the_learner_s_memory(qwen: dict[str, Path]) -> None:
+def test_splits_respect_devices_and_learner_memory(qwen: dict[str, Path]) -> None:
     config = load_run_config(
         CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}"]
     )
     costs, _ = pool_costs(config, "h100", median_tokens=2000, tail=5, prompt_tokens=256, assume=None)
     ranked = splits(costs, 16, staleness=0)
-    # 16 bytes of 8.2 billion parameters are 122 GiB, and each rank has 11 more: one of 80 GiB does not do, two do.
+    # 16 bytes of 8.2 billion parameters are 122 GiB, and each rank needs 11 more: two ranks of 80 GiB suffice.
     assert min(split.sizes.learner for split in ranked) == 2
     assert all(
         split.sizes.rollout + 2 * split.sizes.scorers["teacher"] + split.sizes.learner in (15, 16) for split in ranked
@@ -313,7 +312,7 @@ def test_splits_keep_to_the_devices_and_to_the_learner_s_memory(qwen: dict[str, 
     assert splits(costs, 4, staleness=0) == []
 
 
-def test_runs_without_figures_are_refused_with_the_reason(qwen: dict[str, Path]) -> None:
+def test_runs_that_cannot_be_forecast_are_refused(qwen: dict[str, Path]) -> None:
     smoke = load_run_config(CONFIGS / "smoke_cpu.yaml", [])
     with pytest.raises(PlanError, match="these pools run on CPU: rollout, teacher, learner"):
         pool_costs(smoke, "h100", median_tokens=None, tail=10, prompt_tokens=None, assume=None)
@@ -334,16 +333,16 @@ def test_runs_without_figures_are_refused_with_the_reason(qwen: dict[str, Path])
         ("engine_ms=nan", "out of range; got nan"),
     ],
 )
-def test_an_impossible_assumption_is_refused(given: str, message: str) -> None:
+def test_invalid_assumption_is_refused(given: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         assumptions_from([given])
 
 
-def test_assumptions_can_be_given() -> None:
+def test_assumptions_can_be_overridden() -> None:
     assert assumptions_from(["training_share=0.3", "engine_ms=0"]) == Assumptions(training_share=0.3, engine_ms=0)
 
 
-def test_lengths_beyond_the_budget_are_refused() -> None:
+def test_lengths_above_the_maximum_are_refused() -> None:
     rollout = RolloutConfig(max_response_tokens=1000)
     assert assumed_lengths(rollout, median=None, tail=4).median == 250
     with pytest.raises(ConfigError, match=r"from 1 to rollout.max_response_tokens \(1000\); got 1001"):
@@ -352,7 +351,7 @@ def test_lengths_beyond_the_budget_are_refused() -> None:
         assumed_lengths(rollout, median=100, tail=0.5)
 
 
-def test_every_device_names_its_source_and_is_faster_than_the_one_before() -> None:
+def test_devices_name_their_source_and_are_ordered_by_speed() -> None:
     known = list(DEVICES.values())
     assert all(device.source.startswith("NVIDIA") and "data sheet" in device.source for device in known)
     assert [device.memory_bytes_s for device in known] == sorted(device.memory_bytes_s for device in known)
