@@ -138,11 +138,6 @@ def build_training_batch(
     counts = BatchCounts()
     for uid, index in sequences:
         group = trained[uid]
-        if not 0 <= index < group.scored.group.num_responses:
-            raise ContractError(
-                f"build_training_batch: group {uid} has {group.scored.group.num_responses} responses; "
-                f"got response index {index}"
-            )
         is_valid, response_counts = group.valid_tokens(index)
         counts += response_counts
         if is_valid.any():
@@ -226,8 +221,18 @@ class _TrainedGroup:
         )
 
     def valid_tokens(self, index: int) -> tuple[Array, BatchCounts]:
-        """Return which tokens of a response to train on, bool [T], and the response's counts."""
-        group, tokens = self.scored.group, self.scored.group.response(index)
+        """Return which tokens of a response to train on, bool [T], and the response's counts.
+
+        Raises:
+            ContractError: The group has no response `index`.
+        """
+        group = self.scored.group
+        if not 0 <= index < group.num_responses:
+            raise ContractError(
+                f"build_training_batch: group {group.uid} has {group.num_responses} responses; "
+                f"got response index {index}"
+            )
+        tokens = group.response(index)
         has_behaviour = np.isfinite(group.behaviour_logprobs[tokens])
         has_teacher, has_reference = (
             np.ones_like(has_behaviour) if scores is None else self._is_finite(scores, tokens)

@@ -59,18 +59,8 @@ def selected_and_top_logprobs(
     Raises:
         ContractError: The support is larger than the vocabulary, or the temperature or chunk size is not positive.
     """
-    vocabulary = len(weight)
-    if not 1 <= support_size <= vocabulary:
-        raise ContractError(
-            f"selected_and_top_logprobs: support_size must be within 1 and the vocabulary size {vocabulary}, "
-            f"got {support_size}"
-        )
-    if not temperature > 0 or chunk_tokens < 1:
-        raise ContractError(
-            f"selected_and_top_logprobs: temperature and chunk_tokens must be positive, "
-            f"got {temperature} and {chunk_tokens}"
-        )
-    tokens = len(hidden)
+    _check(len(weight), support_size, temperature, chunk_tokens)
+    tokens, vocabulary = len(hidden), len(weight)
     kept = SupportLogprobs(
         selected=torch.empty(tokens),
         support_ids=torch.empty((tokens, support_size), dtype=torch.int32),
@@ -95,3 +85,16 @@ def selected_and_top_logprobs(
                 logprobs.scatter_(1, top.indices, -torch.inf).logsumexp(dim=1).to("cpu", torch.float32)
             )
     return kept
+
+
+def _check(vocabulary: int, support_size: int, temperature: float, chunk_tokens: int) -> None:
+    if not 1 <= support_size <= vocabulary:
+        raise ContractError(
+            f"selected_and_top_logprobs: support_size must be within 1 and the vocabulary size {vocabulary}, "
+            f"got {support_size}"
+        )
+    if not temperature > 0 or chunk_tokens < 1:
+        raise ContractError(
+            "selected_and_top_logprobs: temperature and chunk_tokens must be positive, "
+            f"got {temperature} and {chunk_tokens}"
+        )

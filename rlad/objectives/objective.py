@@ -119,12 +119,7 @@ class Objective(abc.ABC, Generic[SettingsT]):
         require(policy_logprobs.ndim == 2, f"policy_logprobs must be [B, T], got shape {list(policy_logprobs.shape)}")
         require_shape("mask", mask, policy_logprobs.shape)
         require_shape("advantages", advantages, policy_logprobs.shape[:1])
-        if mask.dtype != torch.bool:
-            require(
-                bool(((mask == 0) | (mask == 1)).all()),
-                "mask must hold only 0 and 1; pass other weights to the packed form",
-            )
-            mask = mask != 0
+        mask = _as_bool(mask)
         tokens, totals = select_tokens(
             self._needs,
             policy=policy_logprobs,
@@ -202,6 +197,15 @@ class Objective(abc.ABC, Generic[SettingsT]):
             means["objective/entropy"] = mean_over(tokens.entropies, tokens.is_valid)
         loss = (weights.where(tokens.is_valid, 0) * losses).sum()
         return ObjectiveOutput(loss=loss, sums=MetricSums.of(means=means, totals=totals))
+
+
+def _as_bool(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    require(
+        bool(((mask == 0) | (mask == 1)).all()), "mask must hold only 0 and 1; pass other weights to the packed form"
+    )
+    return mask != 0
 
 
 def check_missing_teacher(missing: int, total: int, tolerance: float) -> None:

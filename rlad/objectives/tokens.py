@@ -113,7 +113,31 @@ def select_tokens(
         ContractError: Shapes differ, or a needed column is missing.
     """
     require(policy.is_floating_point(), f"policy_logprobs must be floating point, got {policy.dtype}")
-    shape, dtype = policy.shape, torch.float64 if policy.dtype == torch.float64 else torch.float32
+    is_present = _presence(needs, behaviour=behaviour, teacher=teacher, extras=extras, shape=policy.shape)
+    totals = {f"objective/{name}_missing_tokens": (included & ~present).sum() for name, present in is_present.items()}
+    is_valid = included
+    for present in is_present.values():
+        is_valid = is_valid & present
+    tokens = _masked_tokens(
+        needs,
+        policy=policy,
+        behaviour=behaviour,
+        teacher=teacher,
+        advantages=advantages,
+        is_valid=is_valid,
+        extras=extras,
+    )
+    return tokens, totals
+
+
+def _presence(
+    needs: Needs, *, behaviour: Tensor, teacher: Tensor | None, extras: Extras, shape: torch.Size
+) -> dict[str, Tensor]:
+    """Return where each needed log-probability is finite, bool [B, T] or [S], by name of the model.
+
+    Raises:
+        ContractError: A shape differs from `shape`, or a needed column is missing.
+    """
     is_present = {"behaviour": _checked("behaviour_logprobs", behaviour, shape).isfinite()}
     for name, is_needed, column in (
         ("teacher", needs.teacher, teacher),
@@ -122,51 +146,55 @@ def select_tokens(
     ):
         if is_needed:
             is_present[name] = _needed(needs, f"{name}_logprobs", column, shape).isfinite()
-    student_support: Tensor | None = None
     if needs.support:
-        student_support, teacher_support, tail = _support(needs, extras, shape)
+        support, tail = _teacher_support(needs, extras, shape)
         is_present["teacher"] = (
-            is_present["teacher"] & teacher_support.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
+            is_present["teacher"] & support.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
         )
-    totals = {f"objective/{name}_missing_tokens": (included & ~present).sum() for name, present in is_present.items()}
-    is_valid = included
-    for present in is_present.values():
-        is_valid = is_valid & present
+    return is_present
 
-    def constant(column: Tensor | None, is_needed: bool = True) -> Tensor | None:
-        if column is None or not is_needed:
-            return None
-        return column.detach().to(dtype).where(is_valid if column.ndim == is_valid.ndim else is_valid[..., None], 0)
 
-    policy_logprobs = upcast(policy, dtype).where(is_valid, 0)
-    entropies = (
-        upcast(_needed(needs, "entropies", extras.entropies, shape), dtype).where(is_valid, 0)
-        if needs.entropy
-        else None
-    )
-    imitated = _needed(needs, "is_imitated", extras.is_imitated, shape) & is_valid if needs.imitated else None
-    behaviour_constant, advantages_constant = constant(behaviour), constant(advantages)
-    assert behaviour_constant is not None
-    assert advantages_constant is not None
-    tail_logprobs = extras.teacher_tail_logprobs if needs.support else None
-    tokens = Tokens(
-        policy_logprobs=policy_logprobs,
-        behaviour_logprobs=behaviour_constant,
+def _masked_tokens(
+    needs: Needs,
+    *,
+    policy: Tensor,
+    behaviour: Tensor,
+    teacher: Tensor | None,
+    advantages: Tensor,
+    is_valid: Tensor,
+    extras: Extras,
+) -> Tokens:
+    """Return the needed columns in the dtype of the computation, with 0 for invalid tokens.
+
+    Raises:
+        ContractError: A shape differs, or a needed column is missing.
+    """
+    shape, dtype = policy.shape, torch.float64 if policy.dtype == torch.float64 else torch.float32
+
+    def masked(column: Tensor) -> Tensor:
+        return column.where(is_valid if column.ndim == is_valid.ndim else is_valid[..., None], 0)
+
+    def constant(column: Tensor | None, is_needed: bool) -> Tensor | None:
+        return None if column is None or not is_needed else masked(column.detach().to(dtype))
+
+    entropies = _needed(needs, "entropies", extras.entropies, shape) if needs.entropy else None
+    is_imitated = _needed(needs, "is_imitated", extras.is_imitated, shape) & is_valid if needs.imitated else None
+    support = extras.support_logprobs if needs.support else None
+    return Tokens(
+        policy_logprobs=masked(upcast(policy, dtype)),
+        behaviour_logprobs=masked(behaviour.detach().to(dtype)),
         teacher_logprobs=constant(teacher, needs.teacher),
-        advantages=advantages_constant,
+        advantages=masked(advantages.detach().to(dtype)),
         is_valid=is_valid,
         sampler_logprobs=constant(extras.sampler_logprobs, needs.sampler),
         reference_logprobs=constant(extras.reference_logprobs, needs.reference),
-        entropies=entropies,
-        is_imitated=imitated,
-        support_logprobs=None
-        if student_support is None
-        else upcast(student_support, dtype).where(is_valid[..., None], 0),
+        entropies=None if entropies is None else masked(upcast(entropies, dtype)),
+        is_imitated=is_imitated,
+        support_logprobs=None if support is None else masked(upcast(support, dtype)),
         teacher_support_logprobs=constant(extras.teacher_support_logprobs, needs.support),
-        teacher_tail_logprobs=constant(tail_logprobs),
+        teacher_tail_logprobs=constant(extras.teacher_tail_logprobs, needs.support),
         progress=extras.progress,
     )
-    return tokens, totals
 
 
 def upcast(column: Tensor, dtype: torch.dtype) -> Tensor:
@@ -206,7 +234,8 @@ def _needed(needs: Needs, name: str, column: Tensor | None, shape: torch.Size) -
     return _checked(name, column, shape)
 
 
-def _support(needs: Needs, extras: Extras, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+def _teacher_support(needs: Needs, extras: Extras, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return the teacher's support log-probabilities and tail, after checking all three support columns."""
     columns = {
         "support_logprobs": extras.support_logprobs,
         "teacher_support_logprobs": extras.teacher_support_logprobs,
@@ -220,4 +249,4 @@ def _support(needs: Needs, extras: Extras, shape: torch.Size) -> tuple[Tensor, T
         student.shape == teacher.shape and student.shape[:-1] == shape,
         f"support columns must have shape {[*shape, 'K']}, got {list(student.shape)} and {list(teacher.shape)}",
     )
-    return student, teacher, _checked("teacher_tail_logprobs", tail, shape)
+    return teacher, _checked("teacher_tail_logprobs", tail, shape)

@@ -29,7 +29,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from rlad.errors import EngineError
 
@@ -99,18 +99,7 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
         Path(outside).chmod(0o711)  # The program's own user must reach its directory below.
         inside = Path(outside) / "work"
         inside.mkdir(mode=0o700)
-        spec = {
-            "caller": os.getpid(),
-            "source": source,
-            "asserts": asserts,
-            "token": token,
-            "directory": str(inside),
-            "cpu_s": limits.cpu_s,
-            "memory_bytes": limits.memory_mib * _MIB,
-            "file_bytes": limits.file_mib * _MIB,
-            "processes": limits.processes,
-            "mechanisms": limits.mechanisms,
-        }
+        spec = _spec(source, asserts, token, inside, limits)
         with (
             tempfile.TemporaryFile(dir=outside) as spec_file,
             tempfile.TemporaryFile(dir=outside) as report_file,
@@ -131,19 +120,40 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
                 cwd=inside,
                 start_new_session=True,
             )
-            is_late = False
-            try:
-                process.wait(limits.wall_s)
-            except subprocess.TimeoutExpired:
-                is_late = True
-            finally:
-                _kill_group(process)
+            is_late = _wait(process, limits.wall_s)
             stdout = _contents(stdout_file, limits.file_mib * _MIB).decode("utf-8", "replace")
             stderr = _contents(stderr_file, limits.file_mib * _MIB)[-_STDERR_BYTES:].decode("utf-8", "replace")
             reports = _contents(report_file, _MIB).splitlines()
     return _result(
         reports, token if asserts is not None else None, limits, is_late=is_late, stdout=stdout, stderr=stderr
     )
+
+
+def _spec(source: str, asserts: str | None, token: str, directory: Path, limits: SandboxLimits) -> dict[str, Any]:
+    """Return the specification that `sandbox_child.py` reads."""
+    return {
+        "caller": os.getpid(),
+        "source": source,
+        "asserts": asserts,
+        "token": token,
+        "directory": str(directory),
+        "cpu_s": limits.cpu_s,
+        "memory_bytes": limits.memory_mib * _MIB,
+        "file_bytes": limits.file_mib * _MIB,
+        "processes": limits.processes,
+        "mechanisms": limits.mechanisms,
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], wall_s: float) -> bool:
+    """Wait for the program, then kill its process group. Return True if it exceeded the wall time."""
+    try:
+        process.wait(wall_s)
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        _kill_group(process)
+    return False
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -1,3 +1,5 @@
+"""Verdicts on Knights & Knaves answers in sentences and in compact notation."""
+
 from __future__ import annotations
 
 import subprocess
