@@ -32,7 +32,7 @@ def render(
     image: Annotated[str, typer.Option(help="Container image with rlad.")] = "rlad:0.1.0-gpu",
     namespace: Annotated[
         str | None,
-        typer.Option(help="Namespace of all objects. [default: kubectl's current namespace]", show_default=False),
+        typer.Option(help="Namespace of all objects. Default: kubectl's current namespace.", show_default=False),
     ] = None,
     queue: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def render(
     suspend: Annotated[bool, typer.Option("--suspend", help="Create all objects suspended.")] = False,
     entrypoint: Annotated[
         str | None,
-        typer.Option(help="Command of the jobs. [default: derived from the configuration]", show_default=False),
+        typer.Option(help="Command of the jobs. Default: derived from the configuration.", show_default=False),
     ] = None,
     tick: Annotated[
         str | None,

@@ -98,7 +98,7 @@ def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) 
             label = label_of(pool)
             if label not in by_label:
                 raise PlanError(f"cluster.pool_labels requires a node labelled {POOL_LABEL}={label}: {_LABELLING}")
-            _require_room_for({pool: requested}, by_label[label], f"nodes labelled {POOL_LABEL}={label}")
+            _require_room_for({pool: requested}, by_label[label], f"the node group {POOL_LABEL}={label}")
 
 
 def _require_room_for(demand: dict[str, Resources], available: Resources, where: str) -> None:
@@ -110,5 +110,5 @@ def _require_room_for(demand: dict[str, Resources], available: Resources, where:
             )
             raise PlanError(
                 f"too few {kind.upper().replace('S', 's')}: the pools need {requested:g} ({shares}), "
-                f"available on {where}: {has:g}; use fewer or smaller workers, or a larger cluster"
+                f"{where} has {has:g}; use fewer or smaller workers, or a larger cluster"
             )

@@ -65,7 +65,7 @@ def pools_of_actors() -> dict[str, set[str]]:
 def test_pool_with_too_small_labelled_nodes_is_refused_before_the_start(cluster: Cluster, tmp_path: Path) -> None:
     settings = load_run_config(SMOKE, [*SHORT, "cluster.pool_labels=true", "learner.ranks=20"])
     ensure_starters_of(settings, Console(quiet=True))
-    with pytest.raises(PlanError, match=r"need 10 \(learner 10\), available on nodes labelled rlad.io/pool=learner: 4"):
+    with pytest.raises(PlanError, match=r"need 10 \(learner 10\), the node group rlad.io/pool=learner has 4"):
         distill(settings, RunDirectory(tmp_path / "run"), resume=False, console=Console(quiet=True))
     assert pools_of_actors() == {}
 

@@ -98,7 +98,7 @@ def wait_for(event: str, done: Callable[[], bool], timeout_s: float) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Two schedules of one model: `nightly` after two runs, one of them killed, and `ruin` with a harmful learning rate."""
+    """Two schedules of one model: `nightly` after two runs, one of them killed, and `ruin` with a bad learning rate."""
     site = Site(folder=tmp_path_factory.mktemp("site"), token=secrets.token_hex(32))
     prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
     (site.folder / "prompts").mkdir()

@@ -34,7 +34,7 @@ def test_pool_without_a_labelled_node_is_named(pool: str) -> None:
 
 def test_resources_of_other_pools_do_not_count() -> None:
     nodes = NODES | {"rollout": Resources(cpus=16, gpus=3), "learner": Resources(cpus=8, gpus=8)}
-    with pytest.raises(PlanError, match=r"need 4 \(rollout 4\), available on nodes labelled rlad.io/pool=rollout: 3"):
+    with pytest.raises(PlanError, match=r"need 4 \(rollout 4\), the node group rlad.io/pool=rollout has 3"):
         require_labelled_room(load_run_config(KK), nodes)
 
 
@@ -43,6 +43,6 @@ def test_generating_teacher_of_an_offline_run_needs_labelled_nodes() -> None:
     config = RunConfig.model_validate(
         {**load_run_config(KK).model_dump(), "objective": {"name": "sft"}, "offline": offline}
     )
-    with pytest.raises(PlanError, match=r"need 8 \(teacher 8\), available on nodes labelled rlad.io/pool=teacher: 2"):
+    with pytest.raises(PlanError, match=r"need 8 \(teacher 8\), the node group rlad.io/pool=teacher has 2"):
         require_labelled_room(config, NODES)
     require_labelled_room(config, NODES | {"teacher": Resources(cpus=8, gpus=8)})

@@ -91,7 +91,7 @@ def test_every_pool_has_a_worker_group_with_room_for_its_workers(project_config:
     name, files = project_config
     found = manifests(files)
     runs = (
-        [each.config for each in load_comparison(ROOT / "configs" / name).runs]
+        [planned.config for planned in load_comparison(ROOT / "configs" / name).runs]
         if "compare" in name or "ablation" in name
         else None
     )
@@ -131,12 +131,12 @@ def test_configurations_of_the_paper_request_exactly_the_planned_gpus(config: st
 def test_manifests_contain_no_secret_and_do_not_run_as_root(project_config: tuple[str, Rendered]) -> None:
     _, files = project_config
     for name, text in files.files.items():
-        for variable in _found(yaml.safe_load(text), "env"):
-            for each in variable:
+        for variables in _found(yaml.safe_load(text), "env"):
+            for variable in variables:
                 assert not (
-                    any(word in each["name"].lower() for word in ("token", "password", "secret", "key"))
-                    and "value" in each
-                ), (name, each)
+                    any(word in variable["name"].lower() for word in ("token", "password", "secret", "key"))
+                    and "value" in variable
+                ), (name, variable)
         for pod in _pods(yaml.safe_load(text)):
             assert pod["securityContext"]["runAsNonRoot"] is True
             assert all(
@@ -151,8 +151,8 @@ def _found(node: Any, key: str) -> Iterator[Any]:
                 yield value
             yield from _found(value, key)
     elif isinstance(node, list):
-        for each in node:
-            yield from _found(each, key)
+        for item in node:
+            yield from _found(item, key)
 
 
 def _pods(node: Any) -> Iterator[Manifest]:
@@ -287,7 +287,7 @@ def test_serve_config_is_valid_for_ray_serve(tmp_path: Path) -> None:
     schema = ServeDeploySchema.model_validate(config)
     assert [application.name for application in schema.applications] == ["teacher-small", "teacher-large"]
     settings = [TeacherServiceConfig.model_validate(application.args) for application in schema.applications]
-    assert [(each.path, each.replicas, each.max_replicas, each.pool) for each in settings] == [
+    assert [(teacher.path, teacher.replicas, teacher.max_replicas, teacher.pool) for teacher in settings] == [
         ("/mnt/rlad/a", 2, 4, "teacher-small"),
         ("/mnt/rlad/b", 1, None, "teacher-large"),
     ]
