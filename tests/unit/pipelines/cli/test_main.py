@@ -83,15 +83,15 @@ def in_a_process(*arguments: str) -> Ended:
         (("offline", SMOKE, "--run-dir", "{tmp}/run"), "start it with `rlad run`"),
         (
             ("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"),
-            "as --max-workers rollout=8; got 'rollout'",
+            "for example rollout=8; got 'rollout'",
         ),
         (
             ("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"),
-            "no pool rollouts: the pools are rollout, teacher",
+            "unknown pool rollouts: the pools are rollout, teacher",
         ),
         (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
         (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
-        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
+        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere does not exist or is not a directory"),
         (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
         (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
         (("teacher", "deploy", SMOKE), "A teacher service has a file of its own"),
