@@ -1,4 +1,4 @@
-"""`rlad deploy`: what a cluster of Kubernetes needs for a run."""
+"""`rlad deploy`: Kubernetes manifests of a run."""
 
 from __future__ import annotations
 
@@ -25,57 +25,57 @@ def deploy() -> None:
 
 @app.command()
 def render(
-    config: Annotated[Path, typer.Argument(help="A run's, comparison's or evaluation's YAML file.")],
-    out: Annotated[Path, typer.Option(help="Directory for the manifests.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that win over the file: key=value.")] = None,
-    kind: Annotated[Kind, typer.Option(help="What to write.")] = "all",
-    image: Annotated[str, typer.Option(help="Image with rlad in it.")] = "rlad:0.1.0-gpu",
+    config: Annotated[Path, typer.Argument(help="Configuration of a run, comparison or evaluation (YAML).")],
+    out: Annotated[Path, typer.Option(help="Output directory.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that override the file: key=value.")] = None,
+    kind: Annotated[Kind, typer.Option(help="Kind of manifests to render.")] = "all",
+    image: Annotated[str, typer.Option(help="Container image with rlad.")] = "rlad:0.1.0-gpu",
     namespace: Annotated[
-        str | None, typer.Option(help="Namespace of everything. [default: kubectl's]", show_default=False)
+        str | None,
+        typer.Option(help="Namespace of all objects. Default: kubectl's current namespace.", show_default=False),
     ] = None,
     queue: Annotated[
         str | None,
-        typer.Option(help="Kueue's LocalQueue that admits the pods; nothing scales then.", show_default=False),
+        typer.Option(help="Kueue LocalQueue that admits the pods. Disables autoscaling.", show_default=False),
     ] = None,
-    schedule: Annotated[str, typer.Option(help="Cron fields of the recurring kinds.")] = "0 2 * * *",
-    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "Etc/UTC",
-    suspend: Annotated[
-        bool, typer.Option("--suspend", help="Create everything suspended: it starts when told to.")
-    ] = False,
+    schedule: Annotated[str, typer.Option(help="Five cron fields of the recurring kinds.")] = "0 2 * * *",
+    timezone: Annotated[str, typer.Option(help="IANA time zone of the schedule.")] = "Etc/UTC",
+    suspend: Annotated[bool, typer.Option("--suspend", help="Create all objects suspended.")] = False,
     entrypoint: Annotated[
-        str | None, typer.Option(help="What jobs run instead of the configuration's own command.", show_default=False)
+        str | None,
+        typer.Option(help="Command of the jobs. Default: derived from the configuration.", show_default=False),
     ] = None,
     tick: Annotated[
         str | None,
         typer.Option(
             metavar="SCHEDULE",
-            help="Let the recurring kinds tick this schedule of `rlad schedule`.",
+            help="Schedule of `rlad schedule` that the recurring kinds tick, instead of starting a new run each time.",
             show_default=False,
         ),
     ] = None,
     schedules_secret: Annotated[
-        str, typer.Option(help="Secret with the URL of the schedules' database (key url), for --tick.")
+        str, typer.Option(help="Secret with the URL of the schedule database (key url), for --tick.")
     ] = "rlad-schedules",
     max_workers: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="POOL=N", help="Let a pool grow to so many workers; again for another pool.", show_default=False
-        ),
+        typer.Option(metavar="POOL=N", help="Maximum number of workers of a pool; repeatable.", show_default=False),
     ] = None,
     memory: Annotated[
         list[str] | None,
-        typer.Option(metavar="POOL=GIB", help="Memory of a pool's pods; again for another pool.", show_default=False),
+        typer.Option(metavar="POOL=GIB", help="Memory of one pod of a pool, GiB; repeatable.", show_default=False),
     ] = None,
-    gpu_memory_gib: Annotated[float, typer.Option(help="Memory of one GPU.")] = 80.0,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of one machine.", min=1)] = 8,
-    storage_claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that all pods mount.")] = "rlad-storage",
+    gpu_memory_gib: Annotated[float, typer.Option(help="Memory of one GPU, GiB.")] = 80.0,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of one node.", min=1)] = 8,
+    storage_claim: Annotated[
+        str, typer.Option(help="PersistentVolumeClaim (ReadWriteMany) that all pods mount.")
+    ] = "rlad-storage",
     token_secret: Annotated[str, typer.Option(help="Secret with Ray's token (key auth_token).")] = "rlad-ray-token",
-    redis_address: Annotated[str, typer.Option(help="Redis for clusters that stay.")] = "redis:6379",
-    redis_secret: Annotated[str, typer.Option(help="Secret with its password (key password).")] = "rlad-redis",
+    redis_address: Annotated[str, typer.Option(help="Redis for persistent clusters.")] = "redis:6379",
+    redis_secret: Annotated[str, typer.Option(help="Secret with the Redis password (key password).")] = "rlad-redis",
 ) -> None:
-    """Write the manifests that run CONFIG: one group of pods a pool, sized as `rlad plan` says."""
-    from pipelines.kubernetes.manifests import DeploymentOptions
-    from pipelines.kubernetes.render import render as make
+    """Render the manifests of CONFIG: one group of pods per pool, sized by `rlad plan`."""
+    from pipelines.kubernetes.options import DeploymentOptions
+    from pipelines.kubernetes.render import render as render_files
     from pipelines.kubernetes.render import write
     from pipelines.kubernetes.sizing import SizingOptions
 
@@ -100,13 +100,15 @@ def render(
         max_workers=_by_pool(max_workers, "--max-workers"),
         memory_gib=_by_pool(memory, "--memory"),
     )
-    made = make(config, overrides or [], kind=kind, options=options, sizing=sizing, source=config.as_posix())
-    write(made, out)
+    rendered = render_files(
+        config, overrides or [], kind=kind, options=options, sizing=sizing, source=config.as_posix()
+    )
+    write(rendered, out)
     console = Console()
-    console.print(_table(made.groups))
-    for reason in made.left_out:
+    console.print(_table(rendered.groups))
+    for reason in rendered.left_out:
         console.print(f"[yellow]left out[/] {reason}", soft_wrap=True, highlight=False)
-    console.print(f"{out}: {', '.join(sorted(made.files))}", soft_wrap=True, highlight=False)
+    console.print(f"{out}: {', '.join(sorted(rendered.files))}", soft_wrap=True, highlight=False)
 
 
 def _by_pool(texts: list[str] | None, option: str) -> dict[str, int]:
@@ -114,14 +116,16 @@ def _by_pool(texts: list[str] | None, option: str) -> dict[str, int]:
     for text in texts or []:
         pool, _, number = text.partition("=")
         if not number.isdecimal() or int(number) == 0:
-            raise ConfigError(f"{option} takes a pool and a positive whole number, as {option} rollout=8; got {text!r}")
+            raise ConfigError(
+                f"{option} requires POOL=NUMBER with a positive integer, for example rollout=8; got {text!r}"
+            )
         found[pool] = int(number)
     return found
 
 
 def _table(groups: tuple[PodGroup, ...]) -> Table:
     table = Table(title="Pods", title_justify="left")
-    for column in ("pool", "pods", "at most", "workers a pod", "CPUs", "GPUs", "GiB"):
+    for column in ("pool", "pods", "max pods", "workers/pod", "CPUs", "GPUs", "GiB"):
         table.add_column(column, justify="left" if column == "pool" else "right")
     for group in groups:
         memory = f"{group.memory_gib}{' (guess)' if group.is_memory_guessed else ''}"

@@ -26,7 +26,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         help="Ray cluster: http://HOST:8265 (dashboard), HOST:6379 or auto. "
-        "[default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the local cluster]",
+        "Default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the local cluster.",
         show_default=False,
     ),
 ]
@@ -47,7 +47,7 @@ def submit(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Run directory, on storage that all nodes mount. [default: runs/NAME]",
+            help="Run directory, on storage that all nodes mount. Default: runs/NAME.",
             show_default=False,
         ),
     ] = None,
@@ -60,7 +60,7 @@ def submit(
     ] = Path(),
     submission_id: Annotated[
         str | None,
-        typer.Option(help="Job id. [default: derived from the run's name and directory]", show_default=False),
+        typer.Option(help="Job id. Default: derived from the run's name and directory.", show_default=False),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -76,7 +76,7 @@ def submit(
     ] = None,
     py_executable: Annotated[
         str | None,
-        typer.Option(help="Python interpreter on the nodes. [default: python on their PATH]", show_default=False),
+        typer.Option(help="Python interpreter on the nodes. Default: python on their PATH.", show_default=False),
     ] = None,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster.

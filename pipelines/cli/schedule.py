@@ -35,7 +35,7 @@ StoreUrl = Annotated[
         envvar="RLAD_SCHEDULES",
         metavar="URL",
         help="Schedule database: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
-        "[default: a file in the user's data directory]",
+        "Default: a file in the user's data directory.",
         show_default=False,
     ),
 ]
@@ -59,7 +59,10 @@ def add(
     cron: Annotated[str, typer.Option(help="Five cron fields, for example '0 2 * * *' for 02:00 every day.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that override the file: key=value.")] = None,
     timezone: Annotated[
-        str, typer.Option(help="IANA time zone of the cron fields, for example Europe/Berlin.")
+        str,
+        typer.Option(
+            help="IANA time zone of the cron fields. Fixed times that a clock change skips or repeats tick once."
+        ),
     ] = "Etc/UTC",
     registry: Annotated[
         str,
@@ -68,7 +71,7 @@ def add(
         ),
     ] = "registry",
     model: Annotated[
-        str | None, typer.Option(help="Model name in the registry. [default: NAME]", show_default=False)
+        str | None, typer.Option(help="Model name in the registry. Default: NAME.", show_default=False)
     ] = None,
     start_from: Annotated[
         str,
@@ -97,7 +100,7 @@ def add(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster that this machine belongs to, for example auto. [default: a local cluster per run]",
+            help="Ray cluster that this machine belongs to, for example auto. Default: a local cluster per run.",
             show_default=False,
         ),
     ] = None,
@@ -140,7 +143,7 @@ def add(
         ),
     ] = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Directory of the schedule's runs. [default: runs/NAME]", show_default=False)
+        Path | None, typer.Option(help="Directory of the schedule's runs. Default: runs/NAME.", show_default=False)
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Change an existing schedule. Its history is kept.")

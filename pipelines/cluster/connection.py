@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, and asking whether a run fits on it."""
+"""Connection to a Ray cluster: join or start one, and query its resources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlad.errors import PlanError
 
 logger = logging.getLogger(__name__)
 
-# What every worker process needs to stay offline and quiet. Set for a cluster's workers by runtime_env, so they hold on every node.
+# Environment of every worker process, on every node, through Ray's runtime_env.
 WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,39 +30,47 @@ WORKER_ENVIRONMENT = {
 
 
 def labelled_resources() -> dict[str, Resources]:
-    """What the nodes of the connected cluster have, by their `rlad.io/pool` label; nodes without it count nowhere."""
+    """Return the resources of live nodes, summed by their `rlad.io/pool` label. Nodes without the label are ignored."""
     sums: dict[str, Resources] = {}
     for node in ray.nodes():
         pool = node["Labels"].get(POOL_LABEL)
         if node["Alive"] and pool is not None:
-            before, has = sums.get(pool, Resources(cpus=0.0, gpus=0.0)), node["Resources"]
-            sums[pool] = Resources(cpus=before.cpus + has.get("CPU", 0.0), gpus=before.gpus + has.get("GPU", 0.0))
+            total, resources = sums.get(pool, Resources(cpus=0.0, gpus=0.0)), node["Resources"]
+            sums[pool] = Resources(
+                cpus=total.cpus + resources.get("CPU", 0.0), gpus=total.gpus + resources.get("GPU", 0.0)
+            )
     return sums
 
 
 def local_resources(config: ClusterConfig) -> Resources:
-    """What a local cluster would have."""
+    """Return the resources that a local cluster on this machine would have."""
     gpus = ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
     return Resources(cpus=config.num_cpus or psutil.cpu_count() or 1, gpus=gpus)
 
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Resources]:
-    """Join the cluster at `config.address`, or that of the Ray job which this process is (`RAY_ADDRESS`), or start one on this machine that ends with the
-    block. Inside another such block it is that block's cluster, which goes on: several runs then share one start.
+    """Connect to a Ray cluster for the duration of the block.
+
+    The cluster is, in this order: the one of an enclosing block, so that several runs share one start; the one at
+    `config.address`; the one of the Ray job that this process belongs to (`RAY_ADDRESS`); a new local cluster, which
+    ends with the block.
+
+    Yields:
+        The cluster's resources.
 
     Raises:
-        PlanError: no cluster answers at the address.
+        PlanError: No cluster answers at the address.
     """
     if ray.is_initialized():
         yield _total_resources()
         return
-    # In a submitted job Ray takes no variable twice: those that the job was given hold.
-    given = job_runtime_env().get("env_vars") or {}
-    runtime_env = {"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}}
+    # Ray refuses variables that the submitted job already sets. The job's values take precedence.
+    job_variables = job_runtime_env().get("env_vars") or {}
+    runtime_env = {"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in job_variables}}
     try:
         if config.address is None and "RAY_ADDRESS" not in os.environ:
-            # Said outright: without an address Ray would join whatever cluster was started on this machine last.
+            # Explicitly local: without an address Ray would join the cluster that was started last on this machine.
             ray.init(
                 "local",
                 num_cpus=config.num_cpus,
@@ -83,7 +91,10 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
 
 
 def _restore_sigterm() -> None:
-    """Let SIGTERM end the program in order: Ray's handler dumps a stack and aborts the process three seconds later, with its pools half taken down."""
+    """Replace Ray's SIGTERM handler by a clean exit.
+
+    Ray's handler dumps a stack and aborts the process three seconds later, before its pools are shut down.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 

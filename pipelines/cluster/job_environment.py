@@ -1,4 +1,4 @@
-"""What a program has to know of the Ray job that it runs in, if it runs in one."""
+"""Environment of the Ray job that this process belongs to, if any."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from rlad.errors import RunDirectoryError
 
 
 def job_runtime_env() -> dict[str, Any]:
-    """The `runtime_env` that the job was submitted with; empty outside a job."""
+    """Return the `runtime_env` that the job was submitted with; empty outside of a job."""
     config: dict[str, Any] = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     return config.get("runtime_env") or {}
 
 
 def require_lasting(run_dir: Path) -> None:
-    """Refuse a run directory inside what was uploaded with the job: Ray deletes that folder when the job ends, and the other nodes have their own.
+    """Refuse a run directory inside the job's uploaded working directory.
+
+    Ray deletes that directory when the job ends, and every node has its own copy.
 
     Raises:
-        RunDirectoryError: what to give instead.
+        RunDirectoryError: The run directory is inside the working directory of the job.
     """
     if "working_dir" in job_runtime_env() and run_dir.expanduser().resolve().is_relative_to(Path.cwd().resolve()):
         raise RunDirectoryError(
-            f"the run directory {run_dir} is relative, so it would be in the job's working directory and vanish with it: "
-            "give --run-dir as an absolute path on storage that all nodes see"
+            f"run directory {run_dir} is inside the job's working directory, which Ray deletes when the job ends: "
+            "set --run-dir to an absolute path on storage that all nodes mount"
         )

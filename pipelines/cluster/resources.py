@@ -1,4 +1,4 @@
-"""What a run's pools ask of Ray, and whether a cluster has it."""
+"""Resources that a run's pools request from Ray, and checks that a cluster has them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rlad.errors import PlanError
 from rlad.verifiers import reward_models
 
 _LABELLING = (
-    "start nodes with `ray start --labels`, deploy what `rlad deploy render` writes, or turn cluster.pool_labels off"
+    "start nodes with `ray start --labels`, use the manifests of `rlad deploy render`, or set cluster.pool_labels=false"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """CPUs and GPUs, of a demand or of a cluster."""
+    """CPUs and GPUs, requested or available."""
 
     cpus: float
     gpus: float
 
 
 def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of a run asks of Ray while it trains."""
+    """Return the resources of each pool during training."""
     rollout, learner, verifier = config.rollout, config.learner, config.verifier_pool
     return {
         "rollout": Resources(
@@ -41,7 +41,10 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
 
 
 def generation_demand(config: RunConfig) -> dict[str, Resources]:
-    """What each pool of an offline run asks of Ray while the teacher makes traces; they are gone before it trains. Empty for other runs."""
+    """Return the resources of each pool while an offline run generates traces; empty for other runs.
+
+    These pools are removed before the training starts.
+    """
     if config.offline is None or config.offline.traces is not None:
         return {}
     generator, verifier = config.offline.generator_of(config.rollout), config.verifier_pool
@@ -64,44 +67,48 @@ def _reward_demand(config: RunConfig) -> dict[str, Resources]:
 
 
 def require_room(config: RunConfig, available: Resources, where: str) -> None:
-    """Refuse a run that the cluster can never place.
+    """Check that the cluster can place the run.
+
+    Args:
+        config: Run configuration.
+        available: Resources of the cluster.
+        where: Name of the cluster in the error message.
 
     Raises:
-        PlanError: with what each pool asks for and what is there.
+        PlanError: The cluster has too few CPUs or GPUs.
     """
     for demand in (generation_demand(config), demand_by_pool(config)):
         _require_room_for(demand, available, where)
 
 
 def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) -> None:
-    """Refuse a run that `cluster.pool_labels` steers to nodes that are not there, or are too few.
+    """Check that the labelled nodes can place a run with `cluster.pool_labels`.
 
     Args:
-        by_label: what the nodes of each `rlad.io/pool` label have together.
+        config: Run configuration.
+        by_label: Total resources of the nodes by their `rlad.io/pool` label.
 
     Raises:
-        PlanError: naming the pool.
+        PlanError: A label is missing, or its nodes have too few CPUs or GPUs.
     """
     if HEAD_POOL not in by_label:
-        raise PlanError(f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={HEAD_POOL}: {_LABELLING}")
+        raise PlanError(f"cluster.pool_labels requires a node labelled {POOL_LABEL}={HEAD_POOL}: {_LABELLING}")
     for demand in (generation_demand(config), demand_by_pool(config)):
-        for pool, wanted in demand.items():
+        for pool, requested in demand.items():
             label = label_of(pool)
             if label not in by_label:
-                raise PlanError(
-                    f"cluster.pool_labels is on, but no node is labelled {POOL_LABEL}={label}: {_LABELLING}"
-                )
-            _require_room_for({pool: wanted}, by_label[label], f"what is labelled {POOL_LABEL}={label}")
+                raise PlanError(f"cluster.pool_labels requires a node labelled {POOL_LABEL}={label}: {_LABELLING}")
+            _require_room_for({pool: requested}, by_label[label], f"the node group {POOL_LABEL}={label}")
 
 
 def _require_room_for(demand: dict[str, Resources], available: Resources, where: str) -> None:
     for kind in ("cpus", "gpus"):
-        wanted, there = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
-        if wanted > there + 1e-6:
+        requested, has = sum(getattr(pool, kind) for pool in demand.values()), getattr(available, kind)
+        if requested > has + 1e-6:
             shares = ", ".join(
                 f"{name} {getattr(pool, kind):g}" for name, pool in demand.items() if getattr(pool, kind)
             )
             raise PlanError(
-                f"too few {kind.upper().replace('S', 's')} for the placement: the pools need {wanted:g} ({shares}), {where} has {there:g}; "
-                f"take fewer or smaller workers, or a larger cluster"
+                f"too few {kind.upper().replace('S', 's')}: the pools need {requested:g} ({shares}), "
+                f"{where} has {has:g}; use fewer or smaller workers, or a larger cluster"
             )

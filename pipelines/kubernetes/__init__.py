@@ -1,6 +1,6 @@
-"""`rlad deploy render`: what a run needs of Kubernetes, written from the run's own configuration."""
+"""`rlad deploy render`: Kubernetes manifests of a run, derived from its configuration."""
 
 from typing import Literal
 
 Kind = Literal["all", "rayjob", "raycluster", "rayservice", "cronjob", "raycronjob"]
-"""What to render."""
+"""Kind of manifests to render."""

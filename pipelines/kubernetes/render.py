@@ -1,4 +1,4 @@
-"""The files that `rlad deploy render` writes: manifests as YAML, with a note wherever a person has to decide something."""
+"""Files of `rlad deploy render`: manifests as YAML, with a comment at each value that the site must provide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import get_args
 import yaml
 
 from pipelines.kubernetes import Kind, manifests
-from pipelines.kubernetes.manifests import Deployment, DeploymentOptions, Manifest
+from pipelines.kubernetes.options import Deployment, DeploymentOptions
+from pipelines.kubernetes.pods import Manifest
 from pipelines.kubernetes.sizing import PodGroup, SizingOptions, pod_groups
 from pipelines.kubernetes.workload import STORAGE, kubernetes_name, read_workload
 from pipelines.run.directory import write_atomically
@@ -19,11 +20,12 @@ from rlad.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """One file of the folder.
+    """One rendered file.
 
     Attributes:
-        build: makes its content; raises `PlanError` where the workload or the options have no such thing.
-        purpose: what it is for, a line each.
+        name: File name.
+        build: Function that builds the content. It raises `PlanError` if the workload or the options do not support it.
+        purpose: Lines of the file's header comment.
     """
 
     name: str
@@ -32,13 +34,14 @@ class _File:
 
 
 _CONFIG = _File(
-    name="config.yaml", build=manifests.config_map, purpose=("The run's configuration; the head mounts it.",)
+    name="config.yaml", build=manifests.config_map, purpose=("Configuration of the run, mounted in the head.",)
 )
 _SERVE = _File(
     name="serve.yaml",
     build=manifests.serve_config,
     purpose=(
-        "The teachers for `serve deploy` on a Ray cluster with the same labels: what rayservice.yaml carries inside.",
+        "Teachers for `serve deploy` on a Ray cluster with the same labels.",
+        "rayservice.yaml contains the same applications.",
     ),
 )
 _FILES: Mapping[Kind, tuple[_File, ...]] = {
@@ -48,7 +51,8 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
             name="rayjob.yaml",
             build=manifests.ray_job,
             purpose=(
-                "One run with a cluster of its own, which goes when the run has ended. Tried again, it continues from its last checkpoint.",
+                "One run with its own cluster, which is deleted after the run.",
+                "A retry continues from the last checkpoint.",
             ),
         ),
     ),
@@ -58,7 +62,8 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
             name="raycluster.yaml",
             build=manifests.ray_cluster,
             purpose=(
-                "A cluster that stays and holds its machines; runs are submitted to it. Needs a Redis, with which its head may die and come back.",
+                "Persistent cluster that runs are submitted to.",
+                "Requires a Redis, which keeps the head's state over restarts.",
             ),
         ),
     ),
@@ -67,7 +72,7 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
         _File(
             name="rayservice.yaml",
             build=manifests.ray_service,
-            purpose=("The teachers alone, as a service that stays. Needs a Redis.",),
+            purpose=("Persistent service of the teachers only. Requires a Redis.",),
         ),
     ),
     "cronjob": (
@@ -76,8 +81,9 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
             name="cronjob.yaml",
             build=manifests.cron_job,
             purpose=(
-                "Recurring runs on the standing cluster of raycluster.yaml, for Kubernetes without RayCronJob.",
-                "Its pod stays while the run goes on, which is what `Forbid` looks at; should the pod be lost, the lock still keeps runs apart.",
+                "Recurring runs on the persistent cluster of raycluster.yaml, for Kubernetes without RayCronJob.",
+                "The pod lives as long as the run, so `Forbid` prevents overlaps.",
+                "If the pod is lost, the lock prevents them.",
             ),
         ),
     ),
@@ -87,23 +93,25 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
             name="raycronjob.yaml",
             build=manifests.ray_cron_job,
             purpose=(
-                "Recurring runs, each with a cluster of its own. Needs KubeRay's feature gate RayCronJob, which is off by default.",
-                "RayCronJob has no concurrency policy: a run that finds the one before still going ends at once, by the lock.",
+                "Recurring runs, each with its own cluster.",
+                "Requires KubeRay's feature gate RayCronJob, which is off by default.",
+                "RayCronJob has no concurrency policy: the lock ends a run at once if the previous one is active.",
             ),
         ),
     ),
 }
-# What a folder starts when it is applied as a whole; everything else in it is for those who ask for it.
+# Files that are applied with the folder. The others are applied on request only.
 _APPLIED_BY_DEFAULT = ("config.yaml", "rayjob.yaml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """What was made.
+    """Rendered files.
 
     Attributes:
-        files: contents by name.
-        left_out: why a kind was not made, where all were asked for.
+        files: Contents by file name.
+        groups: Pod groups of the deployment.
+        left_out: Reasons for kinds that were not rendered, if all kinds were requested.
     """
 
     files: Mapping[str, str]
@@ -120,45 +128,50 @@ def render(
     sizing: SizingOptions,
     source: str,
 ) -> Rendered:
-    """Make the files of one kind, or of all that the configuration and the options allow.
+    """Render the files of one kind, or of all kinds that the configuration and the options support.
 
     Args:
-        source: the configuration as the files name it.
+        config: Configuration of a run, comparison or evaluation.
+        overrides: Settings that override the configuration.
+        kind: Kind to render, or `all`.
+        options: Settings of the cluster's administrator.
+        sizing: Sizes of nodes and pools.
+        source: Name of the configuration in header comments.
 
     Raises:
-        ConfigError: the configuration is wrong.
-        PlanError: it cannot be deployed so; which option or setting to change.
+        ConfigError: The configuration is invalid.
+        PlanError: The workload cannot be deployed with these options.
     """
     workload = read_workload(config, overrides)
     deployment = Deployment(workload=workload, groups=pod_groups(workload.runs, sizing), options=options)
     files: dict[str, str] = {}
     left_out: list[str] = []
-    for each in get_args(Kind)[1:] if kind == "all" else (kind,):
+    for kind_to_render in get_args(Kind)[1:] if kind == "all" else (kind,):
         try:
-            files |= {file.name: _text(file, deployment, source) for file in _FILES[each]}
+            files |= {file.name: _text(file, deployment, source) for file in _FILES[kind_to_render]}
         except PlanError as error:
             if kind != "all":
                 raise
-            left_out.append(f"{each}: {error}")
+            left_out.append(f"{kind_to_render}: {error}")
     files["kustomization.yaml"] = _kustomization(files, source)
     return Rendered(files=files, groups=deployment.groups, left_out=tuple(left_out))
 
 
 def write(rendered: Rendered, directory: Path) -> None:
-    """Write the files.
+    """Write the files to a directory.
 
     Raises:
         PlanError: `directory` is a file.
     """
     if directory.exists() and not directory.is_dir():
-        raise PlanError(f"{directory} is a file: --out names a directory")
+        raise PlanError(f"--out requires a directory; {directory} is a file")
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in rendered.files.items():
         write_atomically(directory / name, text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Indents lists, writes texts of several lines as they read, and never refers to what it wrote before."""
+    """YAML dumper that indents lists, writes multi-line text as blocks, and uses no aliases."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -176,19 +189,19 @@ _Dumper.add_representer(str, _represent_text)
 
 def _text(file: _File, deployment: Deployment, source: str) -> str:
     body = yaml.dump(file.build(deployment), Dumper=_Dumper, sort_keys=False, width=1000)
-    header = [f"{file.name}, made of {source} by `rlad deploy render`; change that and render again.", *file.purpose]
+    header = [f"{file.name}: rendered from {source} by `rlad deploy render`. Do not edit; render again.", *file.purpose]
     return "".join(f"# {line}\n" for line in header) + "\n".join(_noted(body.splitlines(), deployment)) + "\n"
 
 
 def _noted(lines: Sequence[str], deployment: Deployment) -> list[str]:
-    """Put a note beside the first line that holds each thing which has to exist in the cluster, or was guessed."""
+    """Add comments to the first line of each value that the site must provide, and to guessed memory sizes."""
     options = deployment.options
     notes = {
-        f"image: {options.image}": "build it from deploy/docker and push it where your nodes pull from (--image)",
-        f"claimName: {options.storage_claim}": f"yours: storage that all nodes mount at once (ReadWriteMany), seen as {STORAGE} (--storage-claim)",
-        f"secretName: {options.token_secret}": "yours: a secret with the key auth_token",
-        f"redisAddress: {options.redis_address}": "yours: a Redis that is not in this cluster (--redis-address)",
-        f"name: {options.redis_secret}": "yours: a secret with the key password",
+        f"image: {options.image}": "build it from deploy/docker and push it to your registry (--image)",
+        f"claimName: {options.storage_claim}": f"provide: ReadWriteMany storage for {STORAGE} (--storage-claim)",
+        f"secretName: {options.token_secret}": "provide: secret with the key auth_token",
+        f"redisAddress: {options.redis_address}": "provide: Redis outside of this cluster (--redis-address)",
+        f"name: {options.redis_secret}": "provide: secret with the key password",
     }
     noted = []
     for line in lines:
@@ -196,23 +209,25 @@ def _noted(lines: Sequence[str], deployment: Deployment) -> list[str]:
         noted.append(f"{line}  # {notes.pop(text)}" if text in notes else line)
     guessed = {f"- groupName: {kubernetes_name(group.pool)}" for group in deployment.groups if group.is_memory_guessed}
     return [
-        f"{line}  # its memory is a guess: the model is not here (--memory)" if line.strip() in guessed else line
+        f"{line}  # memory is a guess, since the model is not on this machine (--memory)"
+        if line.strip() in guessed
+        else line
         for line in noted
     ]
 
 
 def _kustomization(files: Mapping[str, str], source: str) -> str:
-    """The folder as something `kubectl apply -k` and a site's own overlay take."""
+    """Build kustomization.yaml, for `kubectl apply -k` and for overlays."""
     resources = [name for name in files if name in _APPLIED_BY_DEFAULT]
     others = [name for name in files if name not in (*_APPLIED_BY_DEFAULT, "serve.yaml")]
     if not resources or (resources == ["config.yaml"] and others):
         resources, others = [*resources, *others], []
     lines = [
-        f"# Made of {source} by `rlad deploy render`.",
+        f"# Rendered from {source} by `rlad deploy render`. Do not edit; render again.",
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
         "resources:",
     ]
     lines += [f"  - {name}" for name in resources]
-    lines += [f"  # - {name}  # applied on purpose only" for name in others]
+    lines += [f"  # - {name}  # not applied by default" for name in others]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""How many pods each pool needs and how large they are: the pools of `rlad plan`, cut into pods."""
+"""Number and size of pods: the pools of `rlad plan`, divided into pods."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from pipelines.planning.pool_plans import PoolPlan, gpu_memory_problems, offload
 from rlad.config import EvaluationSuite, RunConfig
 from rlad.errors import PlanError
 
-# Ray's object store takes 30% of a pod's memory; the rest is what processes may use.
+# Share of a pod's memory for processes. Ray's object store takes the other 30%.
 _PROCESS_SHARE = 0.7
-# Ray's own processes in a pod.
+# Memory of Ray's own processes in a pod.
 _RAY_GIB = 1.0
-# A worker on CPU whose model is not on this machine. A guess, and marked as one.
+# Assumed memory of a CPU worker whose model is not on this machine. Marked as a guess in the output.
 _UNKNOWN_GIB = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodGroup:
-    """The pods of one pool: a worker group of the cluster.
+    """Pods of one pool, a worker group of the cluster.
 
     Attributes:
-        replicas: pods that the run cannot start without.
-        max_replicas: pods up to which the group may be scaled.
-        workers_per_pod: the pool's workers that Ray can place in one pod, never more.
-        cpus, gpus, memory_gib: of one pod.
-        is_memory_guessed: the model is not on this machine, so nothing is known of it.
+        pool: Name of the pool.
+        replicas: Number of pods that the run requires.
+        max_replicas: Maximum number of pods.
+        workers_per_pod: Number of the pool's workers that Ray places in one pod.
+        cpus: CPUs of one pod.
+        gpus: GPUs of one pod.
+        memory_gib: Memory of one pod, GiB.
+        is_memory_guessed: True if the model is not on this machine, so its memory is unknown.
     """
 
     pool: str
@@ -42,13 +45,13 @@ class PodGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizingOptions:
-    """What a run's configuration does not say.
+    """Sizes that a run's configuration does not contain.
 
     Attributes:
-        gpu_memory_gib: of one GPU.
-        gpus_per_node: GPUs of one machine: ranks of the learner share a pod up to that, for their fast links.
-        max_workers: by pool, up to how many workers it may be scaled; by default as many as the run has.
-        memory_gib: by pool, of a pod, in place of what is computed.
+        gpu_memory_gib: Memory of one GPU, GiB.
+        gpus_per_node: GPUs of one node. Learner ranks share a pod up to this number, for fast links between GPUs.
+        max_workers: Maximum number of workers by pool; a pool that is not listed keeps the run's number.
+        memory_gib: Memory of one pod by pool, GiB, instead of the computed one.
     """
 
     gpu_memory_gib: float = 80.0
@@ -58,22 +61,23 @@ class SizingOptions:
 
 
 def pod_groups(runs: Sequence[RunConfig | EvaluationSuite], options: SizingOptions) -> tuple[PodGroup, ...]:
-    """The groups that hold every one of the runs, which take place one after the other.
+    """Compute the pod groups that have room for each of the runs, which are carried out one after the other.
 
     Raises:
-        PlanError: a worker does not fit into its GPUs, or an option names a pool that no run has, or asks for fewer workers than the run has.
+        PlanError: A worker does not fit into its GPUs, an option names an unknown pool, or `max_workers` is lower than
+            the run's number of workers.
     """
     groups: dict[str, PodGroup] = {}
     for run in runs:
         plans = pool_plans(run)
         for problem in gpu_memory_problems(plans, options.gpu_memory_gib):
-            raise PlanError(f"{problem}: give each worker more GPUs, or machines with larger ones (--gpu-memory-gib)")
+            raise PlanError(f"{problem}: use more GPUs per worker, or GPUs with more memory (--gpu-memory-gib)")
         for plan in plans:
             group = _group(plan, run, options)
             groups[plan.pool] = _larger(groups[plan.pool], group) if plan.pool in groups else group
     unknown = [pool for pool in {**options.max_workers, **options.memory_gib} if pool not in groups]
     if unknown:
-        raise PlanError(f"no pool {unknown[0]}: the pools are {', '.join(groups)}")
+        raise PlanError(f"unknown pool {unknown[0]}: the pools are {', '.join(groups)}")
     return tuple(_adjusted(groups.values(), options))
 
 
@@ -81,12 +85,12 @@ def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOpti
     cpus, gpus = plan.resources.cpus / plan.workers, plan.resources.gpus / plan.workers
     if gpus > options.gpus_per_node:
         raise PlanError(
-            f"a {plan.pool} worker needs {gpus:g} GPUs, a machine has {options.gpus_per_node} (--gpus-per-node)"
+            f"a {plan.pool} worker needs {gpus:g} GPUs, a node has {options.gpus_per_node} (--gpus-per-node)"
         )
     if plan.pool == "learner" and gpus >= 1:
         per_pod = _largest_divisor(plan.workers, at_most=int(options.gpus_per_node // gpus))
     else:
-        # Kubernetes and KubeRay count whole CPUs and GPUs, so workers that take less share a pod; Ray would put as many there anyway.
+        # Kubernetes and KubeRay count whole CPUs and GPUs, so workers with fractions share a pod, as Ray places them.
         scarce = gpus or cpus
         per_pod = math.floor(math.ceil(scarce) / scarce + 1e-9)
     filled = min(per_pod, plan.workers)
@@ -105,10 +109,10 @@ def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOpti
 def _memory_gib(
     plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions, workers: int, gpus: float
 ) -> int:
-    """Memory of a pod with so many workers.
+    """Return the memory of a pod with `workers` workers.
 
-    On CPU it is what the plan says, and Ray's share. On GPUs as much as they have: a worker's weights pass through it once on their way there, and
-    what the engines give back is far smaller.
+    CPU: the planned memory plus Ray's share. GPU: the memory of the GPUs, since weights pass through host memory once
+    while loading, and the engines' results are far smaller.
     """
     if plan.pool in options.memory_gib:
         return options.memory_gib[plan.pool]
@@ -119,8 +123,8 @@ def _memory_gib(
         offloaded = offloaded_gib(run)
         if offloaded is None:
             raise PlanError(
-                "learner.offload_optimizer keeps optimizer state in host memory, and the student is not on this machine to say how much: "
-                "give the memory of a pod (--memory learner=GIB)"
+                "learner.offload_optimizer keeps optimizer state in host memory, and its size is unknown because the "
+                "student is not on this machine: set the memory of a pod (--memory learner=GIB)"
             )
         memory += workers * offloaded
     return math.ceil(memory)
@@ -130,29 +134,30 @@ def _largest_divisor(number: int, *, at_most: int) -> int:
     return max(divisor for divisor in range(1, min(number, at_most) + 1) if number % divisor == 0)
 
 
-def _larger(one: PodGroup, other: PodGroup) -> PodGroup:
-    """A group whose pods hold either's workers: as many of the smaller number a pod, in pods of the larger size."""
+def _larger(first: PodGroup, second: PodGroup) -> PodGroup:
+    """Return a group whose pods have room for the workers of both groups: fewer workers per pod, larger pods."""
     return replace(
-        one,
-        replicas=max(one.replicas, other.replicas),  # no pod holds fewer workers than it did
-        max_replicas=max(one.max_replicas, other.max_replicas),
-        workers_per_pod=min(one.workers_per_pod, other.workers_per_pod),
-        cpus=max(one.cpus, other.cpus),
-        gpus=max(one.gpus, other.gpus),
-        memory_gib=max(one.memory_gib, other.memory_gib),
-        is_memory_guessed=one.is_memory_guessed or other.is_memory_guessed,
+        first,
+        replicas=max(first.replicas, second.replicas),  # each pod holds at least as many workers as before
+        max_replicas=max(first.max_replicas, second.max_replicas),
+        workers_per_pod=min(first.workers_per_pod, second.workers_per_pod),
+        cpus=max(first.cpus, second.cpus),
+        gpus=max(first.gpus, second.gpus),
+        memory_gib=max(first.memory_gib, second.memory_gib),
+        is_memory_guessed=first.is_memory_guessed or second.is_memory_guessed,
     )
 
 
 def _adjusted(groups: Iterable[PodGroup], options: SizingOptions) -> Iterator[PodGroup]:
     for group in groups:
-        most = options.max_workers.get(group.pool)
-        if most is None:
+        limit = options.max_workers.get(group.pool)
+        if limit is None:
             yield group
             continue
-        max_replicas = math.ceil(most / group.workers_per_pod)
+        max_replicas = math.ceil(limit / group.workers_per_pod)
         if max_replicas < group.replicas:
             raise PlanError(
-                f"--max-workers {group.pool}={most} is less than the run has: it needs {group.replicas} pods of {group.workers_per_pod} workers"
+                f"--max-workers {group.pool}={limit} is lower than the run's number of workers: "
+                f"it needs {group.replicas} pods of {group.workers_per_pod} workers"
             )
         yield replace(group, max_replicas=max_replicas)

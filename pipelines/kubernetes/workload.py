@@ -1,4 +1,4 @@
-"""What is deployed: a run, a comparison or an evaluation, read from its YAML, as a job with a configuration file of its own."""
+"""Workload of a deployment: a run, comparison or evaluation, read from YAML, as a job with a mounted configuration."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from rlad.config.load import read_settings
 from rlad.errors import ConfigError
 
 STORAGE = PurePosixPath("/mnt/rlad")
-"""Where every pod mounts the shared storage: models, prompts, runs, caches."""
+"""Mount path of the shared storage in every pod: models, prompts, runs and caches."""
 
 CONFIG_FILE = PurePosixPath("/etc/rlad/config.yaml")
-"""The run's configuration in the head's pod."""
+"""Path of the run's configuration in the head's pod."""
 
-# KubeRay makes longer names of these, of pods and services, and refuses what would not fit: a RayCronJob's has to be the shortest.
+# KubeRay derives longer names of pods and services and refuses names that do not fit. RayCronJob has the lowest limit.
 _MAX_NAME_CHARS = 36
-# Settings that name files. What is relative in them is so to where the command is typed, which in a cluster is nowhere.
+# Settings with file paths. Relative paths have no meaning in a cluster and are resolved against the shared storage.
 _PATH_KEYS = ("path", "traces")
-# What the rendered nodes are for.
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
+# Settings that direct the run to the rendered nodes.
 _OVERRIDES = ("cluster.address=auto", "cluster.pool_labels=true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One thing to run.
+    """Run, comparison or evaluation to deploy.
 
     Attributes:
-        name: fit for Kubernetes.
-        settings: of the shipped configuration file, with paths as the pods see them.
-        runs: what takes place in it, one after the other; pools have to hold the largest.
-        command: the words up to the run directory.
-        output: the option that names the run directory, with what else belongs to it.
+        name: Name, valid in Kubernetes.
+        settings: Content of the mounted configuration file, with paths as seen from the pods.
+        runs: Runs of the workload, carried out one after the other. Pools are sized for the largest.
+        command: Words of the command up to the output option.
+        output: Option that names the run directory, followed by further options.
     """
 
     name: str
@@ -50,25 +50,23 @@ class Workload:
     output: tuple[str, ...]
 
     def entrypoint(self, run_dir: str) -> str:
-        """What the job runs. Plain words: they pass through a shell where the job is submitted and another where it runs.
+        """Return the command of the job. It passes through two shells: at the submission and on the head.
 
         Raises:
-            ConfigError: a word that a shell would read otherwise.
+            ConfigError: A word contains characters that a shell interprets.
         """
         option, *further = self.output
         odd = [word for word in self.command if not _PLAIN_WORD.fullmatch(word)]
         if odd:
-            raise ConfigError(
-                f"{odd[0]!r} cannot be a word of a job's command: use letters, digits and any of @%+=:,./_-"
-            )
+            raise ConfigError(f"{odd[0]!r} is not allowed in a job's command: use only letters, digits and @%+=:,./_-")
         return " ".join([*self.command, option, run_dir, *further, *_OVERRIDES])
 
 
 def read_workload(path: Path, overrides: Sequence[str]) -> Workload:
-    """Read a configuration of any kind.
+    """Read the configuration of a run, comparison or evaluation.
 
     Raises:
-        ConfigError: what is wrong with it.
+        ConfigError: The configuration is invalid.
     """
     settings = read_settings(path)
     if "methods" in settings:
@@ -103,18 +101,21 @@ def _comparison(path: Path, overrides: Sequence[str]) -> Workload:
 
 
 def _leaf(override: str) -> tuple[str, Any]:
-    """An override as a comparison's file has it: dotted key and value."""
+    """Parse an override to the form of a comparison's file: dotted key and value."""
     key, _, _ = override.partition("=")
     value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
     if OmegaConf.is_config(value):
         raise ConfigError(
-            f"override {override!r} of a comparison holds several settings: give each by itself, as {key}.NAME=VALUE"
+            f"override {override!r} of a comparison contains several settings: set each separately, as {key}.NAME=VALUE"
         )
     return key, value
 
 
 def kubernetes_name(name: str) -> str:
-    """A run's name as Kubernetes takes it (a DNS label that begins with a letter). One that must be cut keeps apart from others by a hash of itself."""
+    """Convert a name to a DNS label that begins with a letter, as Kubernetes requires.
+
+    A name that is too long is cut, and ends with a hash of the full name so that it stays unique.
+    """
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
     if not label[:1].isalpha():
         label = f"run-{label}"
@@ -126,8 +127,8 @@ def kubernetes_name(name: str) -> str:
 
 def _absolute_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _absolute_paths(each, str(name)) for name, each in value.items()}
+        return {name: _absolute_paths(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
-        return [_absolute_paths(each, key) for each in value]
+        return [_absolute_paths(item, key) for item in value]
     names_file = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str) and not value.startswith("starter:")
-    return str(STORAGE / value) if names_file else value  # an absolute one stays as it is
+    return str(STORAGE / value) if names_file else value  # an absolute path is unchanged

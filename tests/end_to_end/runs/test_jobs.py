@@ -1,4 +1,4 @@
-"""Runs as jobs of a real cluster: two nodes by `ray start`, token authentication on. By `rlad submit` and by plain `ray job submit`."""
+"""Runs as jobs of a real two-node cluster with token authentication, by `rlad submit` and by `ray job submit`."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ DEADLINE_S = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:
-    """
+    """Two-node Ray cluster.
+
     Attributes:
-        address: of its dashboard.
-        environment: of a shell that has the token.
-        stranger: of one that has not.
+        address: Address of the dashboard.
+        environment: Environment variables of a client with the token.
+        without_token: Environment variables of a client without the token.
     """
 
     address: str
     environment: Mapping[str, str]
-    stranger: Mapping[str, str]
+    without_token: Mapping[str, str]
 
-    def submit(self, *arguments: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
+    def submit(self, *arguments: str | Path, without_token: bool = False) -> subprocess.CompletedProcess[str]:
         return self.call(
-            [*RLAD, "submit", SMOKE, *SHORT, "--address", self.address, *map(str, arguments)], stranger=stranger
+            [*RLAD, "submit", SMOKE, *SHORT, "--address", self.address, *map(str, arguments)],
+            without_token=without_token,
         )
 
     def rlad(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.call([*RLAD, *arguments, "--address", self.address])
 
-    def ray_job_submit(self, *words: str | Path, stranger: bool = False) -> subprocess.CompletedProcess[str]:
+    def ray_job_submit(self, *words: str | Path, without_token: bool = False) -> subprocess.CompletedProcess[str]:
         command = [
             RAY,
             "job",
@@ -69,10 +71,10 @@ class RayCluster:
             SMOKE,
             *SHORT,
         ]
-        return self.call([*command, "--address", "auto", *map(str, words)], stranger=stranger)
+        return self.call([*command, "--address", "auto", *map(str, words)], without_token=without_token)
 
-    def call(self, command: list[str], *, stranger: bool = False) -> subprocess.CompletedProcess[str]:
-        environment = dict(self.stranger if stranger else self.environment)
+    def call(self, command: list[str], *, without_token: bool = False) -> subprocess.CompletedProcess[str]:
+        environment = dict(self.without_token if without_token else self.environment)
         return subprocess.run(
             command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=DEADLINE_S, check=False
         )
@@ -80,21 +82,26 @@ class RayCluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    folder = Path(tempfile.mkdtemp(prefix="rlad-"))  # short: Ray's sockets lie in it
+    folder = Path(tempfile.mkdtemp(prefix="rlad-"))  # short: the paths of Ray's sockets have a maximum length
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     (folder / "home").mkdir()
-    stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "PYTEST"))} | {
+    without_token = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_A", "PYTEST"))} | {
         "HOME": str(folder / "home")
     }
-    environment = {**stranger, "HOME": os.environ["HOME"], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # The nodes' own: their python by PATH, and nothing of this project but what comes with a job.
-    own = {
+    environment = {
+        **without_token,
+        "HOME": os.environ["HOME"],
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+    # The nodes have python on their PATH, and of this project only the files that come with a job.
+    node_variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_TMPDIR": str(folder),
         "HF_HUB_OFFLINE": "1",
     }
-    nodes_environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | own
+    nodes_environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | node_variables
     gcs, dashboard, client, *agents = _free_ports(5)
     head = [
         "--head",
@@ -128,9 +135,11 @@ def cluster() -> Iterator[RayCluster]:
         _wait_for(lambda: _nodes_alive(address, token.read_text()) == 1, "the head")
         start([f"--address=127.0.0.1:{gcs}"], cpus=3)
         _wait_for(lambda: _nodes_alive(address, token.read_text()) == 2, "the second node")
-        yield RayCluster(address=address, environment=environment, stranger=stranger)
+        yield RayCluster(address=address, environment=environment, without_token=without_token)
     finally:
-        processes = [each for node in nodes for each in (*psutil.Process(node.pid).children(recursive=True), node)]
+        processes = [
+            process for node in nodes for process in (*psutil.Process(node.pid).children(recursive=True), node)
+        ]
         for process in processes:
             if psutil.pid_exists(process.pid):
                 process.kill()
@@ -142,16 +151,16 @@ def cluster() -> Iterator[RayCluster]:
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [int(free.getsockname()[1]) for free in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for free in sockets:
+            free.close()
 
 
 def _nodes_alive(address: str, token: str) -> int:
-    """As the dashboard tells it to who has the token."""
+    """Return the number of live nodes, as reported by the dashboard."""
     try:
         answer = requests.get(f"{address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=5)
         return sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"]) if answer.ok else 0
@@ -166,41 +175,39 @@ def _wait_for(claim: Callable[[], bool], what: str) -> None:
         time.sleep(0.3)
 
 
-def test_without_the_token_both_ways_are_refused(cluster: RayCluster, tmp_path: Path) -> None:
-    ours = cluster.submit("--run-dir", tmp_path / "run", stranger=True)
-    assert (ours.returncode, ours.stdout) == (1, "")
-    assert ours.stderr.splitlines() == [
-        f"error: the cluster at {cluster.address} refuses us: a token is wanted and none was given; "
-        "give its token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
+def test_submission_without_the_token_is_refused(cluster: RayCluster, tmp_path: Path) -> None:
+    refused = cluster.submit("--run-dir", tmp_path / "run", without_token=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.splitlines() == [
+        f"error: the cluster at {cluster.address} refused the request: the token is missing; "
+        "set the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
     ]
-    plain = cluster.ray_job_submit("--run-dir", tmp_path / "run", stranger=True)
+    plain = cluster.ray_job_submit("--run-dir", tmp_path / "run", without_token=True)
     assert plain.returncode != 0
     assert "Authentication required: Unauthorized: Missing authentication token" in plain.stderr
     listed = cluster.rlad("list", "--json")
-    assert json.loads(listed.stdout) == [], "nothing was started"
+    assert json.loads(listed.stdout) == [], "no job was started"
 
 
-def test_a_failing_run_tells_its_submitter_why(cluster: RayCluster, tmp_path: Path) -> None:
+def test_submitter_of_a_failing_run_gets_the_error(cluster: RayCluster, tmp_path: Path) -> None:
     failed = cluster.submit("student.path=/nowhere", "--run-dir", tmp_path / "run", "--wait")
     assert failed.returncode == 1
-    (told,) = failed.stderr.splitlines()
-    assert told.startswith("error: job smoke-cpu-")
-    assert " failed: no model at '/nowhere': expected a Hugging Face model directory" in told
+    (message,) = failed.stderr.splitlines()
+    assert message.startswith("error: job smoke-cpu-")
+    assert " failed: no model at '/nowhere': expected a Hugging Face model directory" in message
     vanishing = cluster.ray_job_submit("--run-dir", "runs/a")
     assert vanishing.returncode != 0
-    assert (
-        "error: the run directory runs/a is relative, so it would be in the job's working directory" in vanishing.stdout
-    )
+    assert "error: run directory runs/a is inside the job's working directory" in vanishing.stdout
 
 
-def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayCluster, tmp_path: Path) -> None:
+def test_submitted_run_is_found_stopped_and_continued(cluster: RayCluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     settings = ["training.steps=16", "--run-dir", str(run.path)]
     submitted = cluster.submit(*settings)
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.split()[1]
-    assert f"run directory {run.path}: every node has to see it there" in submitted.stdout
-    assert f"job {job_id} does this run already" in cluster.submit(*settings).stdout
+    assert f"run directory {run.path} (must be on storage that all nodes mount)" in submitted.stdout
+    assert f"job {job_id} already runs this" in cluster.submit(*settings).stdout
     _wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, "first steps")
 
     stopped = cluster.rlad("stop", job_id)
@@ -209,8 +216,8 @@ def test_a_submitted_run_is_found_stopped_and_continued_to_its_end(cluster: RayC
     assert "step 2/16" in log
     assert "interrupted: checkpoints are kept" in log
     assert "Traceback" not in log
-    assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are down"
-    assert "\x1b" not in log, "a log is no terminal"
+    assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are shut down"
+    assert "\x1b" not in log, "a log must not contain terminal escapes"
     steps_before = len(read_json_lines(run.metrics))
     assert 2 <= steps_before < 16
 
@@ -238,5 +245,5 @@ def test_plain_ray_job_submit_finishes(cluster: RayCluster, tmp_path: Path) -> N
     assert (run.export / "model.safetensors").is_file()
     assert cluster.call([*RLAD, "status", str(run.path)]).stdout == f"{run.path}: finished, 1 of 1 steps\n"
     assert cluster.rlad("logs", str(run.path)).stdout.rstrip().endswith(f"report:  {run.report}"), (
-        "found by its run directory"
+        "the job must be found by its run directory"
     )

@@ -1,6 +1,6 @@
-"""A whole run, every engine real, on a local cluster of labelled nodes: every pool is on its own, though each worker node could hold them all.
+"""A run with real engines on a local cluster of labelled nodes: every pool is placed on its own node.
 
-The head has no CPU for Ray, as `rlad deploy render` has it.
+Each worker node is large enough for all pools. The head has no CPUs for Ray, as with `rlad deploy render`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.engine
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 POOLS = ("head", "rollout", "teacher", "verifier", "learner")
 SHORT = ["training.steps=1", "evaluation.every_steps=0", "evaluation.prompts.count=4", "checkpoints.every_steps=1"]
-# What each pool's actors are called in Ray.
+# Class name prefix in Ray of each pool's actors.
 CLASSES = {
     "ExperienceBroker": "head",
     "RunController": "head",
@@ -51,7 +51,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def pools_of_actors() -> dict[str, set[str]]:
-    """Labels of the nodes that have had actors of our classes, by class; dead actors included."""
+    """Return the labels of the nodes of all actors, dead ones included, by class name prefix."""
     label = {node["NodeID"]: node["Labels"].get(POOL_LABEL, "none") for node in ray.nodes()}
     found: dict[str, set[str]] = defaultdict(set)
     details: dict[str, Any] = all_actors()
@@ -62,15 +62,15 @@ def pools_of_actors() -> dict[str, set[str]]:
     return found
 
 
-def test_a_pool_without_a_labelled_node_is_refused_before_anything_starts(cluster: Cluster, tmp_path: Path) -> None:
+def test_pool_with_too_small_labelled_nodes_is_refused_before_the_start(cluster: Cluster, tmp_path: Path) -> None:
     settings = load_run_config(SMOKE, [*SHORT, "cluster.pool_labels=true", "learner.ranks=20"])
     ensure_starters_of(settings, Console(quiet=True))
-    with pytest.raises(PlanError, match=r"need 10 \(learner 10\), what is labelled rlad.io/pool=learner has 4"):
+    with pytest.raises(PlanError, match=r"need 10 \(learner 10\), the node group rlad.io/pool=learner has 4"):
         distill(settings, RunDirectory(tmp_path / "run"), resume=False, console=Console(quiet=True))
     assert pools_of_actors() == {}
 
 
-def test_every_pool_runs_on_the_node_that_carries_its_label(cluster: Cluster, tmp_path: Path) -> None:
+def test_every_pool_runs_on_the_node_with_its_label(cluster: Cluster, tmp_path: Path) -> None:
     settings = load_run_config(SMOKE, [*SHORT, "cluster.pool_labels=true"])
     ensure_starters_of(settings, Console(quiet=True))
     distill(settings, RunDirectory(tmp_path / "run"), resume=False, console=Console(quiet=True))

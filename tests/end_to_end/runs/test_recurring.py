@@ -1,4 +1,4 @@
-"""A schedule that ticks for real: a daemon, runs with every engine on one local cluster, a registry; overlapped, killed, continued, and judged."""
+"""Recurring runs with real engines: daemon, overlapping tick, killed ticker, continued run, registry and promotion."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.ledger import Ledger
 from rlad.registry.registry import ModelRegistry
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test waits for the whole story
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test waits for the whole fixture
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 STEPS, LEASE_S = 3, 8
 SHORT = ["evaluation.every_steps=0", "evaluation.samples=4", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
 MODEL = "kk-student"
-# A process of its own, since only processes that begin with the token have it. Ends with its input.
+# Runs in its own process, since Ray reads the token when a process starts. It ends when its standard input is closed.
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -44,7 +44,7 @@ cluster.shutdown()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where the schedules of this test live, and the token of their cluster."""
+    """Directory of the schedules, and the token of their cluster."""
 
     folder: Path
     token: str
@@ -89,39 +89,39 @@ class Site:
         return ModelRegistry.open(str(self.folder / "registry"))
 
 
-def wait_for(what: str, done: Callable[[], bool], timeout_s: float) -> None:
+def wait_for(event: str, done: Callable[[], bool], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        assert time.monotonic() < deadline, f"{event} did not happen within {timeout_s} s"
         time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A schedule that has ticked twice, the second time killed in mid-run, and a schedule of the same model whose learning rate ruins the student."""
+    """Two schedules of one model: `nightly` after two runs, one of them killed, and `ruin` with a bad learning rate."""
     site = Site(folder=tmp_path_factory.mktemp("site"), token=secrets.token_hex(32))
     prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
     (site.folder / "prompts").mkdir()
     write_prompt_file(prompts[:32], site.folder / "prompts" / "monday.jsonl")
-    write_prompt_file(prompts[32:], site.folder / "tuesday.jsonl")  # comes in later
+    write_prompt_file(prompts[32:], site.folder / "tuesday.jsonl")  # added before the second run
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=site.environment
     )
     assert cluster.stdout is not None
     address = next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
     try:
-        tell_the_story(site, address)
+        run_schedules(site, address)
         yield site
     finally:
         cluster.communicate(timeout=60)
 
 
-def tell_the_story(site: Site, address: str) -> None:
+def run_schedules(site: Site, address: str) -> None:
     cluster_and_lease = ["--address", address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
     every_minute = ["--cron", "* * * * *", "--timezone", "Europe/Berlin", "--prompts", "prompts/*.jsonl"]
     added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *cluster_and_lease)
     assert added.returncode == 0, added.stderr
-    with serving(site, look_s=3600):  # so it is cron's clock that ticks
+    with serving(site, look_s=3600):  # only the timer can start the tick
         first_run_by_the_daemon(site)
     (site.folder / "tuesday.jsonl").rename(site.folder / "prompts" / "tuesday.jsonl")
     with serving(site, look_s=1):
@@ -134,7 +134,7 @@ def tell_the_story(site: Site, address: str) -> None:
 
 @contextmanager
 def serving(site: Site, *, look_s: float) -> Iterator[None]:
-    """A daemon, which ends in order with the block."""
+    """Run a daemon for the duration of the block, and stop it cleanly."""
     with (site.folder / "daemon.log").open("ab") as log:
         command = site.command("serve", "--look-s", str(look_s))
         daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=site.folder, env=site.environment)
@@ -148,7 +148,7 @@ def serving(site: Site, *, look_s: float) -> Iterator[None]:
 
 def first_run_by_the_daemon(site: Site) -> None:
     wait_for("the first tick", lambda: bool(site.runs("nightly")), 90)
-    assert site.rlad("pause", "nightly").returncode == 0  # or it would tick every minute
+    assert site.rlad("pause", "nightly").returncode == 0  # otherwise it would tick every minute
     overlapping = site.rlad("run-now", "nightly")
     assert overlapping.returncode == 1
     assert "refused" in overlapping.stdout
@@ -171,20 +171,20 @@ def second_run_killed_and_continued(site: Site) -> None:
         os.kill(ticker.pid, signal.SIGKILL)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert gone
-    assert not alive  # nobody would watch it
+    assert not alive  # a run without its ticker would be unsupervised
     assert len(read_json_lines(run.metrics)) < STEPS
     wait_for("the end of the second run", lambda: site.runs("nightly")[1].status != "running", 400)
 
 
-def told(tick: Tick) -> tuple[RunPlan, RunOutcome]:
+def plan_and_outcome(tick: Tick) -> tuple[RunPlan, RunOutcome]:
     assert tick.plan is not None
     assert tick.outcome is not None, tick.reason
     return tick.plan, tick.outcome
 
 
-def test_the_first_run_is_promoted_by_the_daemon(site: Site) -> None:
+def test_first_run_is_started_and_promoted_by_the_daemon(site: Site) -> None:
     first = site.runs("nightly")[0]
-    plan, outcome = told(first)
+    plan, outcome = plan_and_outcome(first)
     assert (first.kind, first.event, first.attempts) == ("cron", "promoted", 1)
     assert first.scheduled_at % 60 == 0
     assert (plan.parent, outcome.version, outcome.incumbent) == (None, 1, None)
@@ -192,15 +192,15 @@ def test_the_first_run_is_promoted_by_the_daemon(site: Site) -> None:
     assert site.registry.history(MODEL)[0].version == 1
 
 
-def test_an_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
+def test_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
     (refused,) = [tick for tick in site.history("nightly") if tick.kind == "manual" and tick.run_id is None]
     assert refused.event == "refused"
-    assert "another tick of nightly is under way" in str(refused.reason)
+    assert "another tick of nightly is active" in str(refused.reason)
 
 
-def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site: Site) -> None:
+def test_killed_run_is_continued_by_the_daemon_from_the_first_student(site: Site) -> None:
     second = site.runs("nightly")[1]
-    plan, _ = told(second)
+    plan, _ = plan_and_outcome(second)
     assert (second.kind, second.status, second.attempts) == ("manual", "finished", 2)
     assert plan.parent == 1
     run = site.run(second)
@@ -212,8 +212,8 @@ def test_the_killed_run_was_continued_by_the_daemon_from_the_first_student(site:
     assert (counts.lost, counts.duplicated) == (0, 0)
 
 
-def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
-    plans = [told(tick)[0] for tick in site.runs("nightly")]
+def test_new_prompt_files_are_found_and_trained_on_once(site: Site) -> None:
+    plans = [plan_and_outcome(tick)[0] for tick in site.runs("nightly")]
     assert [[Path(file.path).name for file in plan.new_files] for plan in plans] == [
         ["monday.jsonl"],
         ["tuesday.jsonl"],
@@ -221,7 +221,7 @@ def test_new_prompts_are_found_and_seen_once(site: Site) -> None:
     assert [plan.num_prompts for plan in plans] == [32, 64]
 
 
-def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
+def test_all_students_are_evaluated_on_the_frozen_prompts(site: Site) -> None:
     (path,) = (site.folder / "runs" / "nightly").glob("evaluation-*.jsonl")
     frozen = {record.id for record in read_prompt_file(path)}
     versions = site.registry.versions(MODEL)
@@ -229,21 +229,20 @@ def test_all_students_are_measured_on_the_frozen_evaluation(site: Site) -> None:
     assert all(set(version.evaluation.prompts) == frozen for version in versions)
 
 
-def test_a_worse_student_is_not_promoted(site: Site) -> None:
+def test_worse_student_is_not_promoted(site: Site) -> None:
     (ruined,) = site.runs("ruin")
-    plan, outcome = told(ruined)
+    plan, outcome = plan_and_outcome(ruined)
     assert (ruined.event, outcome.version, plan.parent) == ("kept", 3, None)
     assert outcome.difference is not None
     assert outcome.difference < 0
-    assert (
-        outcome.incumbent_source == "its own run"
-    )  # the frozen evaluation is the same, so nothing had to be asked again
+    # The frozen evaluation is the same, so the incumbent need not be evaluated again.
+    assert outcome.incumbent_source == "its own run"
     aliases = site.registry.aliases(MODEL)
     assert aliases["production"] == outcome.incumbent == (2 if site.runs("nightly")[1].event == "promoted" else 1)
     assert aliases["best"] in (1, 2)
 
 
-def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
+def test_lineage_links_the_students(site: Site) -> None:
     versions = site.registry.versions(MODEL)
     assert [version.lineage.parent for version in versions] == [None, f"{MODEL}@1", None]
     for version, tick in zip(versions, [*site.runs("nightly"), *site.runs("ruin")], strict=True):
@@ -253,7 +252,7 @@ def test_the_lineage_leads_from_student_to_student(site: Site) -> None:
     assert [version.lineage.num_prompts for version in versions] == [32, 64, 64]
 
 
-def test_the_command_tells_the_same_history(site: Site) -> None:
+def test_history_command_shows_the_recorded_ticks(site: Site) -> None:
     result = site.rlad("history", "nightly", "--json")
     assert result.returncode == 0, result.stderr
     assert [row["run_id"] for row in json.loads(result.stdout) if row["run_id"]] == [
@@ -265,7 +264,7 @@ def test_the_command_tells_the_same_history(site: Site) -> None:
     assert "2 attempts" in text
 
 
-def test_the_daemons_told_what_they_did(site: Site) -> None:
+def test_daemon_log_has_each_tick_and_no_traceback(site: Site) -> None:
     log = (site.folder / "daemon.log").read_text()
     assert log.count("tick_ended schedule=nightly") == 2
     assert "Traceback" not in log

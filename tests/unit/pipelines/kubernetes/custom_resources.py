@@ -1,4 +1,4 @@
-"""KubeRay's custom resource definitions as JSON schemas, as strict as the API server is with `--validate=strict`."""
+"""KubeRay's custom resource definitions as JSON schemas, as strict as `kubectl --validate=strict`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Schema = dict[str, Any]
 
 
 def _keys_are_unique(_: Any, keys: list[str], items: Any, __: Schema) -> Iterator[ValidationError]:
-    """A list that is a map by some of its items' fields, as environment variables are by name, holds none twice."""
+    """Refuse duplicates in a list with map keys, for example environment variables with the same name."""
     seen = [tuple(item.get(key) for key in keys) for item in items if isinstance(item, dict)]
     for key in {key for key in seen if seen.count(key) > 1}:
-        yield ValidationError(f"{key} is there twice")
+        yield ValidationError(f"{key} is duplicated")
 
 
 _Validator = extend(Draft202012Validator, {"x-kubernetes-list-map-keys": _keys_are_unique})
 
 
 def read_schemas(folder: Path) -> dict[str, Any]:
-    """A validator for each kind of version `ray.io/v1`."""
+    """Return a validator for each kind of version `ray.io/v1`."""
     validators = {}
     for kind, name in FILES.items():
         definition = yaml.load((folder / name).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
+        (version,) = [entry for entry in definition["spec"]["versions"] if entry["name"] == "v1"]
         schema = _strict(version["schema"]["openAPIV3Schema"])
-        # The API server checks these three itself, so definitions leave them open.
+        # The API server checks these three itself, so the definitions do not constrain them.
         schema["properties"] |= {
             "apiVersion": {"const": "ray.io/v1"},
             "kind": {"const": kind},
@@ -52,9 +52,9 @@ def problems(validator: Any, manifest: Any) -> list[str]:
 
 
 def _strict(node: Any) -> Any:
-    """OpenAPI v3 as Kubernetes means it: whole numbers or texts, nulls only where they are allowed, unknown fields refused."""
+    """Convert Kubernetes' OpenAPI v3 to JSON schema: int-or-string, nullable, and unknown fields refused."""
     if isinstance(node, list):
-        return [_strict(each) for each in node]
+        return [_strict(item) for item in node]
     if not isinstance(node, dict):
         return node
     schema = {

@@ -1,4 +1,7 @@
-"""What KubeRay's operator refuses beyond its schemas, written down from its validation (ray-operator/controllers/ray/utils/validation.go, v1.7.0)."""
+"""Rules of KubeRay's operator beyond its schemas.
+
+Source: ray-operator/controllers/ray/utils/validation.go, v1.7.0.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _RAY_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
 
 
 def violations(manifest: Manifest) -> list[str]:
-    """Everything that the operator would refuse of one of its four kinds."""
+    """Return the violations of a manifest of one of the operator's four kinds."""
     kind, spec = manifest["kind"], manifest["spec"]
     found = list(_of_metadata(kind, manifest["metadata"]))
     match kind:
@@ -70,7 +73,7 @@ def _of_cluster(spec: Manifest) -> Iterator[str]:
     for name, group in (("head", head), *((group["groupName"], group) for group in workers)):
         pod, start = group["template"]["spec"], group.get("rayStartParams", {})
         if not _DNS_LABEL.fullmatch(name):
-            yield f"{name}: not fit for a pod's name, of which it becomes a part"
+            yield f"{name}: not valid as part of a pod name"
         if not pod["containers"]:
             yield f"{name}: no container"
         if group.get("resources") and any(start.get(key) for key in _RAY_RESOURCES):

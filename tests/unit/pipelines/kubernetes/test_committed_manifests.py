@@ -1,4 +1,4 @@
-"""deploy/ holds what `rlad deploy render` gives (`make manifests`), and kustomize can build it."""
+"""Committed manifests in deploy/ equal the output of `make manifests`, and kustomize can build them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.kubernetes.manifests import DeploymentOptions
+from pipelines.kubernetes.options import DeploymentOptions
 from pipelines.kubernetes.render import render
 from pipelines.kubernetes.sizing import SizingOptions
 
@@ -27,32 +27,32 @@ def rendered(name: str, gpu_memory_gib: float) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_committed_is_what_render_gives(size: str) -> None:
+def test_committed_manifests_equal_the_rendered_ones(size: str) -> None:
     committed = {path.name: path.read_text() for path in (OVERLAYS / size).iterdir()}
     assert committed == rendered(*SIZES[size]), "run `make manifests`"
 
 
-def test_the_other_8_gpu_setting_takes_the_same_pods() -> None:
-    """So deploy/kuberay has no folder for it: it is the same cluster with another configuration."""
-    one, other = (
+def test_second_8_gpu_configuration_has_the_same_pods() -> None:
+    """deploy/kuberay therefore has one folder for both configurations."""
+    first, second = (
         yaml.safe_load(rendered(name, 80.0)["rayjob.yaml"])
         for name in ("qwen3_0.6b_kk_2k.yaml", "qwen3_1.7b_kk_8k.yaml")
     )
-    assert one["spec"]["rayClusterSpec"]["workerGroupSpecs"] == other["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert first["spec"]["rayClusterSpec"]["workerGroupSpecs"] == second["spec"]["rayClusterSpec"]["workerGroupSpecs"]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_folder_starts_one_run_and_nothing_else(size: str) -> None:
+def test_applying_a_folder_starts_one_run_only(size: str) -> None:
     resources = yaml.safe_load((OVERLAYS / size / "kustomization.yaml").read_text())["resources"]
     kinds = [yaml.safe_load((OVERLAYS / size / name).read_text())["kind"] for name in resources]
     assert kinds == ["ConfigMap", "RayJob"]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_site_s_own_overlay_changes_image_and_namespace(size: str, tmp_path: Path) -> None:
+def test_overlay_of_a_site_changes_image_and_namespace(size: str, tmp_path: Path) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("kubectl, which has kustomize inside, is not installed")
+        pytest.skip("kubectl, which includes kustomize, is not installed")
     shutil.copytree(OVERLAYS / size, tmp_path / "base")
     site = {
         "resources": ["base"],

@@ -1,4 +1,4 @@
-"""Pods hold what `rlad plan` asks for: never fewer workers than a pool has, never more in a pod than it has memory for."""
+"""Pod sizes: room for every worker of a pool, and memory for every worker of a pod."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def groups_of(config: RunConfig, **changes: Any) -> dict[str, PodGroup]:
     return {group.pool: group for group in pod_groups([config], options(**changes))}
 
 
-def most_that_ray_places(group: PodGroup, cpus: float, gpus: float) -> int:
-    """Counts in ten-thousandths, as Ray does."""
+def workers_that_ray_places(group: PodGroup, cpus: float, gpus: float) -> int:
+    """Count in units of 0.0001, as Ray does."""
     capacity = [(group.cpus, cpus), (group.gpus, gpus)]
     return min(round(has * 10_000) // round(takes * 10_000) for has, takes in capacity if takes)
 
@@ -43,14 +43,14 @@ def most_that_ray_places(group: PodGroup, cpus: float, gpus: float) -> int:
     cpus=st.integers(1, 800).map(lambda hundredths: hundredths / 100),
     gpus=st.one_of(st.just(0.0), st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0, 2.0, 4.0, 8.0])),
 )
-def test_every_worker_has_a_place_and_no_pod_takes_more_than_it_has_memory_for(
+def test_every_worker_has_room_and_ray_places_no_more_than_planned(
     pool: str, workers: int, cpus: float, gpus: float
 ) -> None:
     plan = PoolPlan(
         pool=pool, workers=workers, resources=Resources(cpus=workers * cpus, gpus=workers * gpus), worker_gib=2.0
     )
     group = sizing._group(plan, SMOKE, options())
-    assert most_that_ray_places(group, cpus, gpus) == group.workers_per_pod
+    assert workers_that_ray_places(group, cpus, gpus) == group.workers_per_pod
     assert group.replicas * group.workers_per_pod >= workers
     assert (group.replicas - 1) * group.workers_per_pod < workers
     assert group.gpus <= 8
@@ -60,7 +60,7 @@ def test_every_worker_has_a_place_and_no_pod_takes_more_than_it_has_memory_for(
     ("ranks", "per_rank", "pods", "gpus"),
     [(16, 1, 2, 8), (2, 1, 1, 2), (12, 1, 2, 6), (7, 1, 1, 7), (11, 1, 11, 1), (8, 4, 4, 8)],
 )
-def test_ranks_share_pods_evenly_up_to_a_machine_s_gpus(ranks: int, per_rank: int, pods: int, gpus: int) -> None:
+def test_ranks_share_pods_evenly_up_to_the_gpus_of_a_node(ranks: int, per_rank: int, pods: int, gpus: int) -> None:
     config = load_run_config(
         CONFIGS / "qwen3_8b_math_30k.yaml", [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}"]
     )
@@ -68,14 +68,14 @@ def test_ranks_share_pods_evenly_up_to_a_machine_s_gpus(ranks: int, per_rank: in
     assert (learner.replicas, learner.gpus) == (pods, gpus)
 
 
-def test_memory_on_cpu_is_the_plan_s(make_model: Callable[..., Path]) -> None:
+def test_cpu_memory_follows_the_plan(make_model: Callable[..., Path]) -> None:
     model = make_model()
     config = load_run_config(
         CONFIGS / "smoke_cpu.yaml", [f"student.path={model}", f"teacher.path={model}", "rollout.workers=3"]
     )
     plans = {plan.pool: plan for plan in pool_plans(config)}
     groups = groups_of(config)
-    # Half a CPU a worker: two in a pod, whose memory is theirs and 1 GiB of Ray's own, of which Ray keeps 30% for objects.
+    # Half a CPU per worker: two workers per pod. Memory: both workers and 1 GiB for Ray, plus 30% for the object store.
     assert (groups["rollout"].replicas, groups["rollout"].workers_per_pod) == (2, 2)
     assert plans["rollout"].worker_gib is not None
     assert groups["rollout"].memory_gib == math.ceil((2 * plans["rollout"].worker_gib + 1) / 0.7)
@@ -83,14 +83,14 @@ def test_memory_on_cpu_is_the_plan_s(make_model: Callable[..., Path]) -> None:
     assert groups_of(config, memory_gib={"rollout": 5})["rollout"].memory_gib == 5
 
 
-def test_memory_of_a_model_that_is_not_here_is_marked_as_a_guess() -> None:
+def test_memory_of_a_missing_model_is_marked_as_a_guess() -> None:
     groups = groups_of(
         load_run_config(CONFIGS / "smoke_cpu.yaml", ["student.path=/elsewhere", "teacher.path=/elsewhere"])
     )
     assert {pool for pool, group in groups.items() if group.is_memory_guessed} == {"rollout", "teacher", "learner"}
 
 
-def test_memory_beside_gpus_is_as_much_as_they_have() -> None:
+def test_gpu_pods_have_as_much_host_memory_as_gpu_memory() -> None:
     config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml")
     assert {pool: group.memory_gib for pool, group in groups_of(config, gpu_memory_gib=141).items() if group.gpus} == {
         "rollout": 141,
@@ -101,29 +101,29 @@ def test_memory_beside_gpus_is_as_much_as_they_have() -> None:
 
 def test_offloaded_optimizer_state_needs_a_known_student(make_model: Callable[..., Path]) -> None:
     changes = ["learner.offload_optimizer=true", "rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8"]
-    with pytest.raises(PlanError, match="give the memory of a pod"):
+    with pytest.raises(PlanError, match="set the memory of a pod"):
         groups_of(load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", changes))
     unknown = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", changes)
     assert groups_of(unknown, memory_gib={"learner": 300})["learner"].memory_gib == 300
     known = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*changes, f"student.path={make_model()}"])
-    # A model of less than a million parameters: the state of both ranks rounds up to one more GiB.
+    # Fewer than a million parameters: the state of both ranks rounds up to one GiB.
     assert groups_of(known)["learner"].memory_gib == 161
 
 
-def test_a_worker_that_its_gpus_cannot_hold_is_refused(make_model: Callable[..., Path]) -> None:
+def test_worker_that_does_not_fit_into_its_gpus_is_refused(make_model: Callable[..., Path]) -> None:
     config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"student.path={make_model()}"])
     with pytest.raises(PlanError, match="a rollout worker needs about 1 GiB and has 1 GPUs of 0.5 GiB"):
         groups_of(config, gpu_memory_gib=0.5)
-    with pytest.raises(PlanError, match="a machine has 1"):
+    with pytest.raises(PlanError, match="a node has 1"):
         groups_of(load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml"), gpus_per_node=1)
 
 
-def test_groups_hold_every_run_of_several() -> None:
+def test_groups_have_room_for_each_of_several_runs() -> None:
     small, large = (
         load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [f"rollout.workers={number}"]) for number in (2, 6)
     )
-    alone = RunConfig.model_validate({**small.model_dump(), "objective": {"name": "grpo"}, "teacher": None})
-    groups = {group.pool: group for group in pod_groups([alone, small, large], options())}
+    without_teacher = RunConfig.model_validate({**small.model_dump(), "objective": {"name": "grpo"}, "teacher": None})
+    groups = {group.pool: group for group in pod_groups([without_teacher, small, large], options())}
     assert {pool: group.replicas for pool, group in groups.items()} == {
         "rollout": 6,
         "verifier": 2,

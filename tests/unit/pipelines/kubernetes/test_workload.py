@@ -1,4 +1,4 @@
-"""A configuration on its way into a cluster: names that Kubernetes takes, files that the pods see, settings from the command line."""
+"""Workload of a deployment: Kubernetes names, paths as seen from the pods, and overrides."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_names_are_dns_labels(name: str, expected: str) -> None:
     assert kubernetes_name(name) == expected
 
 
-def test_names_that_are_cut_stay_apart() -> None:
-    one, other = (kubernetes_name("a-long-name-of-a-run-that-goes-on-" + end) for end in ("first", "second"))
-    assert one != other
-    assert max(len(one), len(other)) <= 36
+def test_names_that_are_cut_stay_unique() -> None:
+    first, second = (kubernetes_name("a-long-name-of-a-run-that-is-cut-off-" + end) for end in ("first", "second"))
+    assert first != second
+    assert max(len(first), len(second)) <= 36
 
 
-def test_files_are_those_that_the_pods_see() -> None:
+def test_paths_are_resolved_against_the_shared_storage() -> None:
     settings = read_workload(
         CONFIGS / "qwen3_8b_math_30k.yaml", ["student.path=/models/mine", "teacher.path=starter:kk/teacher"]
     ).settings
@@ -42,18 +42,18 @@ def test_files_are_those_that_the_pods_see() -> None:
     assert settings["evaluation"]["prompts"]["path"] == "/mnt/rlad/data/aime24.jsonl"
 
 
-def test_settings_of_the_command_line_win_in_every_method_of_a_comparison() -> None:
+def test_overrides_apply_to_every_method_of_a_comparison() -> None:
     workload = read_workload(CONFIGS / "ablation_alpha_cpu.yaml", ["training.steps=3", "rollout.workers=2"])
     assert all(
         isinstance(run, RunConfig) and (run.training.steps, run.rollout.workers) == (3, 2) for run in workload.runs
     )
     assert all(method["overrides"]["training.steps"] == 3 for method in workload.settings["methods"].values())
     assert workload.settings["methods"]["alpha-0.3"]["overrides"]["objective"] == {"name": "trrd", "alpha": 0.3}
-    with pytest.raises(ConfigError, match="give each by itself, as evaluation.NAME=VALUE"):
+    with pytest.raises(ConfigError, match="set each separately, as evaluation.NAME=VALUE"):
         read_workload(CONFIGS / "ablation_alpha_cpu.yaml", ["evaluation={every_steps: 1}"])
 
 
-def test_a_model_s_name_that_a_shell_would_read_otherwise_is_refused() -> None:
+def test_model_name_with_shell_syntax_is_refused() -> None:
     workload = read_workload(CONFIGS / "eval_math.yaml", ["student.path=$(reboot)"])
-    with pytest.raises(ConfigError, match="cannot be a word"):
+    with pytest.raises(ConfigError, match="is not allowed in a job's command"):
         workload.entrypoint("/mnt/rlad/runs/x")

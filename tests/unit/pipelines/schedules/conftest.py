@@ -1,4 +1,4 @@
-"""A schedule in its own store, a clock that tests set, and fake runs that end at once and write a real run directory."""
+"""A schedule in its own store, a clock that tests set, and fake runs that end at once and write a run directory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ Script = Callable[[RunRequest], RunExit | None]
 
 @dataclass(slots=True)
 class FakeLauncher:
-    """Launcher of fake runs. Each run follows one script; without scripts, a run trains from accuracy `before` to `after`."""
+    """Launcher of fake runs. Each run follows one script; without a script, accuracy rises from `before` to `after`."""
 
     before: float = 0.5
     after: float = 0.6

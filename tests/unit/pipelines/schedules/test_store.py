@@ -1,4 +1,4 @@
-"""Schedule store: round trips, fencing of lost leases, and two racing processes; on SQLite and, if installed, PostgreSQL."""
+"""Schedule store on SQLite and PostgreSQL: round trips, fencing of lost leases, and two racing processes."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_offline_distillation_is_started_with_the_run_command(site: Site) -> Non
 
 
 def test_tick_end_is_notified_and_a_failed_notification_is_recorded(site: Site) -> None:
-    message_file = site.folder / "told.json"
+    message_file = site.folder / "message.json"
     site.add(notify={"command": ["sh", "-c", f"cat > {message_file}"]})
     site.tick_at(NIGHT)
     message = json.loads(message_file.read_text())

@@ -1,0 +1,110 @@
+"""Options of a deployment, and the deployment that manifests are built from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pipelines.kubernetes.sizing import PodGroup
+from pipelines.kubernetes.workload import Workload
+from rlad.errors import PlanError
+
+_CRON = re.compile(r"([0-9A-Za-z*,/?-]+ ){4}[0-9A-Za-z*,/?-]+")
+
+_SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+# Kueue's limit of pod sets per workload. One is the head's and one belongs to the pod that submits a RayJob.
+_MAX_POD_SETS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentOptions:
+    """Settings of the cluster's administrator. Secrets are referenced by name.
+
+    Attributes:
+        image: Container image with rlad, see deploy/docker.
+        namespace: Namespace of all objects; None for kubectl's current one.
+        queue: Kueue LocalQueue that admits the pods; None to start pods as soon as there is room.
+        schedule: Five cron fields of the recurring kinds.
+        timezone: IANA time zone of the schedule.
+        is_suspended: True to create the objects suspended.
+        storage_claim: PersistentVolumeClaim with access mode ReadWriteMany.
+        token_secret: Secret with Ray's token under the key `auth_token`, needed to submit jobs and to join the cluster.
+        redis_address: Address of a Redis outside of the Ray cluster, which keeps the head's state.
+        redis_secret: Secret with the Redis password under the key `password`.
+        entrypoint: Command of the jobs; None for the workload's own command.
+        tick: Schedule that the recurring kinds tick; None to start a new run each time.
+        schedules_secret: Secret with the URL of the schedule database under the key `url`.
+    """
+
+    image: str
+    namespace: str | None = None
+    queue: str | None = None
+    schedule: str = "0 2 * * *"
+    timezone: str = "Etc/UTC"
+    is_suspended: bool = False
+    storage_claim: str = "rlad-storage"
+    token_secret: str = "rlad-ray-token"
+    redis_address: str = "redis:6379"
+    redis_secret: str = "rlad-redis"
+    entrypoint: str | None = None
+    tick: str | None = None
+    schedules_secret: str = "rlad-schedules"
+
+    def __post_init__(self) -> None:
+        """Validate the schedule.
+
+        Raises:
+            PlanError: Kubernetes would refuse the cron fields or the time zone, or `tick` is not a valid name.
+        """
+        if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
+            raise PlanError(f"--tick requires the name of a schedule of `rlad schedule list`; got {self.tick!r}")
+        if not _CRON.fullmatch(self.schedule):
+            raise PlanError(
+                f"--schedule requires five cron fields, for example '0 2 * * *' for 02:00 every day; "
+                f"got {self.schedule!r}"
+            )
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise PlanError(
+                f"unknown time zone {self.timezone!r}: expected an IANA name such as Europe/Berlin"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Input of all manifests.
+
+    Attributes:
+        workload: Run, comparison or evaluation to deploy.
+        groups: Pod groups, one per pool.
+        options: Settings of the cluster's administrator.
+    """
+
+    workload: Workload
+    groups: tuple[PodGroup, ...]
+    options: DeploymentOptions
+
+    def __post_init__(self) -> None:
+        """Validate the groups against Kueue's limits.
+
+        Raises:
+            PlanError: A queue is set, and Kueue cannot admit the groups.
+        """
+        if self.options.queue is None:
+            return
+        if len(self.groups) > _MAX_POD_SETS - 2:
+            raise PlanError(
+                f"--queue requires at most {_MAX_POD_SETS - 2} pools, since Kueue admits no more; "
+                f"the run has {len(self.groups)}: {', '.join(group.pool for group in self.groups)}"
+            )
+        if scaled := [group.pool for group in self.groups if group.max_replicas > group.replicas]:
+            raise PlanError(
+                f"--queue requires pools of fixed size, since Kueue reserves resources at the start: "
+                f"remove --max-workers of pool {scaled[0]}"
+            )
+
+    def entrypoint(self, run_dir: str) -> str:
+        """Return the command of a job that runs in `run_dir`."""
+        return self.options.entrypoint or self.workload.entrypoint(run_dir)
