@@ -100,7 +100,7 @@ class ActorPool:
         if self._closed:
             raise self._closed_error()
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if not failures:
+        if not failures or self._workers.num_active >= self._target:  # a resize may have cancelled surplus starts
             return
         await self.close()
         for failure in failures:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 
+from actors.pool.pool import ActorPool
 from rlad.errors import WorkerLostError
 
 from .echo import Echo, FailingStart, MakePool, call, use_and_kill, wait_until
@@ -172,3 +173,20 @@ async def test_closed_pool_starts_no_workers(make_pool: MakePool) -> None:
     await pool.close()
     pool.resize(3)
     assert (pool.state().ready, pool.state().starting, spawned) == (0, 0, [0])
+
+
+async def test_pool_that_shrinks_during_its_start_starts_with_the_smaller_size() -> None:
+    may_end = asyncio.Event()
+
+    async def prepare(actor: Any) -> None:
+        await actor.prepare.remote()
+        await may_end.wait()
+
+    pool = ActorPool(name="echo", size=2, spawn=Echo.remote, prepare=prepare, max_restarts=0, start_timeout_s=60.0)
+    starting = asyncio.create_task(pool.start())
+    await wait_until(lambda: pool.state().starting == 2, "both workers are starting")
+    pool.resize(1)
+    may_end.set()
+    await starting
+    assert (pool.state().target, pool.state().ready, pool.state().starting) == (1, 1, 0)
+    await pool.close()
