@@ -53,8 +53,7 @@ def encode_prompts(
         if not 0 < len(ids) <= max_tokens:
             raise DataError(
                 f"prompt {record.id!r} has {len(ids)} tokens, expected 1 to {max_tokens}; raise max_prompt_tokens or "
-                "remove "
-                "the prompt (prompts are never truncated, because that can change the answer)"
+                "remove the prompt (prompts are never truncated, because that can change the answer)"
             )
         encoded.append(ids)
     return encoded
@@ -69,9 +68,8 @@ def _encode(tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str])
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
         raise DataError(
-            f"prompt {record.id!r} has symbols that the tokenizer does not know; check that it was written for this "
-            "model. "
-            f"It begins {text[:80]!r}"
+            f"prompt {record.id!r} has symbols that the tokenizer does not know; "
+            f"check that it was written for this model. It begins {text[:80]!r}"
         )
     return ids
 
@@ -81,9 +79,8 @@ def _apply_template(tokenizer: Any, prompt_id: str, messages: Sequence[Message],
 
     if not tokenizer.chat_template:
         raise DataError(
-            f"prompt {prompt_id!r} consists of chat messages, but the tokenizer has no chat template; use a model "
-            "with a "
-            "chat template, or provide the prompts as text"
+            f"prompt {prompt_id!r} consists of chat messages, but the tokenizer has no chat template; "
+            "use a model with a chat template, or provide the prompts as text"
         )
     for message in messages:
         match = _TEMPLATE_MARKERS.search(message["content"])
@@ -91,8 +88,7 @@ def _apply_template(tokenizer: Any, prompt_id: str, messages: Sequence[Message],
         if marker:
             raise DataError(
                 f"prompt {prompt_id!r}: a message contains the template marker {marker!r}, so the chat template would "
-                "be "
-                "applied twice; provide bare content in messages, or the complete prompt as text"
+                "be applied twice; provide bare content in messages, or the complete prompt as text"
             )
     try:
         text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)

@@ -63,9 +63,8 @@ def generate_problems(
     """
     if dataset in _ORDERED_BY_HASH and os.environ.get("PYTHONHASHSEED", "random") == "random":
         raise DataError(
-            f"reasoning-gym's task {dataset!r} generates other problems in every process, so a resumed run would not "
-            "find "
-            "its problems again; set PYTHONHASHSEED=0 in the environment of the run"
+            f"reasoning-gym's task {dataset!r} generates other problems in every process, "
+            "so a resumed run would not find its problems again; set PYTHONHASHSEED=0 in the environment of the run"
         )
     records: dict[str, PromptRecord] = {}
     stalled = 0
@@ -77,8 +76,7 @@ def generate_problems(
             if stalled >= _STALLED_DRAWS:
                 raise DataError(
                     f"found only {len(records)} distinct problems of reasoning-gym's task {dataset!r} in the {split} "
-                    "split, "
-                    f"expected {size}; lower `size`, or change the task's settings"
+                    f"split, expected {size}; lower `size`, or change the task's settings"
                 )
             continue
         stalled = 0

@@ -61,8 +61,8 @@ def _check_messages(messages: Any) -> None:
             raise DataError(f"a message must have exactly `role` and `content`, both text, got {message!r}")
     if messages[-1]["role"] == "assistant":
         raise DataError(
-            "the last message has role `assistant`; a prompt must end with a message of another role, which the model "
-            "answers"
+            "the last message has role `assistant`; a prompt must end with a message of another role, "
+            "which the model answers"
         )
 
 

@@ -31,7 +31,7 @@ MANIFEST = "traces.json"
 _PARTS = "part-*.parquet"
 _PARTIAL = ".partial-"
 _PROVENANCE_KEY, _PROMPTS_KEY, _SECONDS_KEY = b"rlad.provenance", b"rlad.prompts", b"rlad.seconds"
-# Maximum age of an unwritten part in seconds. A kill loses at most this much generation.
+# Age in seconds at which a part is written although it is not full. A kill loses about this much generation.
 _PART_SECONDS = 60.0
 
 _SCHEMA = pa.schema(
@@ -93,8 +93,7 @@ class TraceManifest:
         if missing:
             raise DataError(
                 f"the traces at {folder} are incomplete: {', '.join(missing)} is missing, but {MANIFEST} lists it; "
-                "restore the "
-                "file, or generate the traces again"
+                "restore the file, or generate the traces again"
             )
         return paths
 
@@ -217,9 +216,8 @@ class TraceFolder:
                 if getattr(provenance, field.name) != getattr(self._provenance, field.name)
             ]
             raise RunDirectoryError(
-                f"{part} was generated with another {', '.join(changed)}; the traces of a folder must have one "
-                "teacher and "
-                f"one configuration. Move {self._path} away, or choose another --run-dir"
+                f"{part} was generated with another {', '.join(changed)}; the traces of a folder must have one teacher "
+                f"and one configuration. Move {self._path} away, or choose another --run-dir"
             )
         self._record(tallies, seconds)
         self._next_part = int(part.stem.removeprefix("part-")) + 1

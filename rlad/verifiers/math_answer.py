@@ -84,8 +84,8 @@ class MathAnswerVerifier:
         gold = _parse(answer) if not words and re.search(r"\w", answer) else []
         if not words and not gold:
             raise DataError(
-                f"math_answer: the expected answer {answer!r} cannot be read as mathematics or words; correct the "
-                "prompt record"
+                f"math_answer: the expected answer {answer!r} cannot be read as mathematics or words; "
+                "correct the prompt record"
             )
         final = _final_answer(response_text)
         if final is None:

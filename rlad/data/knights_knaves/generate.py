@@ -85,9 +85,8 @@ def generate_puzzles(*, people: Mapping[int, float], count: int, split: Split, s
         distinct = distinct_puzzles(number, count=wanted, split=split, seed=seed)
         if len(distinct) < wanted and split == "evaluation":
             raise DataError(
-                f"only {len(distinct)} distinct puzzles of {number} people exist in the evaluation split, expected "
-                f"{wanted}; "
-                f"lower count or the share of {number} people"
+                f"only {len(distinct)} distinct puzzles of {number} people exist in the evaluation split, "
+                f"expected {wanted}; lower count or the share of {number} people"
             )
         puzzles += [distinct[index % len(distinct)] for index in range(wanted)]
     random.Random(f"order:{seed}").shuffle(puzzles)

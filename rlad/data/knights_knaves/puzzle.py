@@ -109,9 +109,8 @@ def validate_statements(statements: Statements) -> None:
     for speaker, statement in enumerate(statements):
         if not _is_statement(statement, len(statements)):
             raise DataError(
-                f"person {speaker}: expected ('telling-truth', i), ('lying', i), ('not', literal), or one of "
-                f"{CONNECTIVES} "
-                f"with two literals, where i is below {len(statements)}; got {statement!r}"
+                f"person {speaker}: expected ('telling-truth', i), ('lying', i), ('not', literal), "
+                f"or one of {CONNECTIVES} with two literals, where i is below {len(statements)}; got {statement!r}"
             )
 
 
