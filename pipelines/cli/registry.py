@@ -1,4 +1,4 @@
-"""`rlad registry`: the models that runs have made, and which of them is in production."""
+"""`rlad registry`: list, promote and fetch the models in a registry."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rlad.registry.registry import ModelRegistry
 
-app = typer.Typer(
-    name="registry", help="Models that runs have made: versions, lineage, promotion.", no_args_is_help=True
-)
+app = typer.Typer(name="registry", help="Manage the models in a registry.", no_args_is_help=True)
 
 RegistryUri = Annotated[
     str,
     typer.Option(
         "--registry",
         envvar="RLAD_REGISTRY",
-        help="A local path, s3://bucket/prefix or gs://bucket/prefix.",
+        help="Registry: a local path, s3://bucket/prefix or gs://bucket/prefix.",
         metavar="URI",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="A model's name, for example kk-student.")]
+Name = Annotated[str, typer.Argument(help="Name of the model, for example kk-student.")]
 Reference = Annotated[
-    str, typer.Argument(metavar="NAME@VERSION", help="A version by number or alias, for example kk-student@3.")
+    str, typer.Argument(metavar="NAME@VERSION", help="Version by number or alias, for example kk-student@3.")
 ]
 DEFAULT = "registry"
 
 
 @app.callback()
 def registry() -> None:
-    """Models that runs have made: versions, lineage, promotion."""
+    """Manage the models in a registry: versions, lineage and aliases."""
 
 
 @app.command(name="list")
 def list_models(
-    name: Annotated[str | None, typer.Argument(help="Only this model. [default: all]", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the model; default: all models.", show_default=False)
+    ] = None,
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """List versions with their accuracy, the newest first, and where the aliases are."""
+    """List the versions of each model with aliases and accuracy, newest first."""
     from pipelines.cli.registry_tables import versions_table
     from rlad.errors import ModelNotFoundError
 
@@ -54,9 +54,11 @@ def list_models(
     names = opened.names()
     if name is not None and name not in names:
         raise ModelNotFoundError(
-            f"no model {name!r} in the registry at {opened.uri}; there are {', '.join(names) or 'none'}"
+            f"no model {name!r} in the registry at {opened.uri}; models: {', '.join(names) or 'none'}"
         )
-    models = {each: (opened.versions(each), opened.aliases(each)) for each in ([name] if name is not None else names)}
+    models = {
+        model: (opened.versions(model), opened.aliases(model)) for model in ([name] if name is not None else names)
+    }
     if as_json:
         rows = [
             {
@@ -73,24 +75,22 @@ def list_models(
         ]
         _print_json(rows)
     elif models:
-        for each, (versions, aliases) in models.items():
-            Console().print(versions_table(each, versions, aliases))
+        for model, (versions, aliases) in models.items():
+            Console().print(versions_table(model, versions, aliases))
     else:
-        typer.echo(f"no models in the registry at {opened.uri}: `rlad registry add NAME RUN` adds a finished run's")
+        typer.echo(f"no models in the registry at {opened.uri}; add one with `rlad registry add NAME RUN`")
 
 
 @app.command()
 def show(
     reference: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME[@VERSION]", help="A model or one of its versions; production, or else the newest."
-        ),
+        typer.Argument(metavar="NAME[@VERSION]", help="Version to show; default: production, else the newest."),
     ],
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version: where it comes from, what it reaches, its files, and how the aliases moved."""
+    """Show a version: lineage, files, accuracy, and the history of the model's aliases."""
     from pipelines.cli.registry_tables import history_table, print_version
     from rlad.registry.versions import LATEST, PRODUCTION, parse_reference
 
@@ -119,15 +119,18 @@ def show(
 @app.command()
 def add(
     name: Name,
-    run: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
     parent: Annotated[
         str | None,
-        typer.Option(metavar="NAME@VERSION", help="The version that its student started from.", show_default=False),
+        typer.Option(metavar="NAME@VERSION", help="Version that the student started from.", show_default=False),
     ] = None,
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Add RUN's export as the next version of NAME; a run that is there already is not added again."""
+    """Register the model of a finished run as the next version of NAME.
+
+    A run that is registered already is not added again.
+    """
     from pipelines.run.directory import RunDirectory
     from pipelines.run.registration import register_run
 
@@ -137,27 +140,28 @@ def add(
         _print_json({"reference": version.reference, "created_at": version.created_at})
     else:
         typer.echo(
-            f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on {version.evaluation.overall.prompts} prompts"
+            f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on "
+            f"{version.evaluation.overall.prompts} prompts"
         )
 
 
 @app.command()
 def promote(
     reference: Reference,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "by hand",
-    alias: Annotated[str, typer.Option(help="Which alias to move.")] = "production",
+    reason: Annotated[str, typer.Option(help="Reason, kept in the history.")] = "by hand",
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
     expected: Annotated[
         str | None,
         typer.Option(
             metavar="VERSION",
-            help="Only if the alias is at this version (none: at no version). [default: where it is now]",
+            help="Fail unless the alias is at this version (`none`: unset); default: its current version.",
             show_default=False,
         ),
     ] = None,
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the one in production."""
+    """Move an alias (default: production) to a version."""
     from rlad.registry.versions import LATEST, parse_reference
 
     opened = _open(uri)
@@ -171,11 +175,11 @@ def promote(
 @app.command()
 def rollback(
     name: Name,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "by hand",
+    reason: Annotated[str, typer.Option(help="Reason, kept in the history.")] = "by hand",
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Put production back to the version before; again, to the one before that."""
+    """Move production back to the previous version. Repeat to go back further."""
     from rlad.registry.versions import PRODUCTION
 
     opened = _open(uri)
@@ -187,13 +191,13 @@ def rollback(
 def diff(
     a: Reference,
     b: Annotated[
-        str, typer.Argument(metavar="[NAME@]VERSION", help="Another version, of the same model if no name is given.")
+        str, typer.Argument(metavar="[NAME@]VERSION", help="Version to compare with, by default of the same model.")
     ],
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Show where two versions differ: accuracy, settings, lineage, files."""
-    from pipelines.cli.registry_tables import difference_table
+    """Show the differences between two versions: accuracy, settings, lineage and files."""
+    from pipelines.cli.registry_tables import print_difference
     from rlad.registry.versions import LATEST, difference, parse_reference
 
     opened = _open(uri)
@@ -203,17 +207,20 @@ def diff(
     if as_json:
         _print_json(asdict(found))
     else:
-        Console().print(difference_table(found))
+        print_difference(Console(), found)
 
 
 @app.command()
 def fetch(
     reference: Reference,
-    into: Annotated[Path, typer.Option(help="Folder for the copy.")] = Path("models"),
+    into: Annotated[Path, typer.Option(help="Directory to copy into.")] = Path("models"),
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a version to this machine, verify its checksums, and print its directory, which transformers and vLLM load as it is."""
+    """Download a version, verify its checksums, and print its directory.
+
+    Transformers and vLLM can load the directory.
+    """
     from rlad.registry.versions import LATEST, parse_reference
 
     opened = _open(uri)
@@ -229,16 +236,19 @@ def fetch(
 @app.command()
 def retain(
     name: Name,
-    keep: Annotated[int, typer.Option(help="How many of the newest versions stay.", min=1)],
+    keep: Annotated[int, typer.Option(help="Number of newest versions to keep.", min=1)],
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old versions of NAME; never one that an alias leads to, or that a rollback would."""
-    given_up = _open(uri).retain(name, keep)
+    """Delete old versions of NAME.
+
+    Versions with an alias and the target of a rollback are kept.
+    """
+    retired = _open(uri).retain(name, keep)
     if as_json:
-        _print_json({"retired": given_up})
+        _print_json({"retired": retired})
     else:
-        typer.echo(f"retired: {', '.join(f'{name}@{version}' for version in given_up) or 'none'}")
+        typer.echo(f"retired: {', '.join(f'{name}@{version}' for version in retired) or 'none'}")
 
 
 def _open(uri: str) -> ModelRegistry:
@@ -249,7 +259,7 @@ def _open(uri: str) -> ModelRegistry:
 
 def _version_or_none(text: str) -> int | None:
     if text != "none" and not text.isdecimal():
-        raise typer.BadParameter(f"--expected takes a version's number or none, got {text!r}")
+        raise typer.BadParameter(f"--expected requires a version number or `none`; got {text!r}")
     return None if text == "none" else int(text)
 
 
@@ -257,7 +267,7 @@ def _print_move(name: str, alias: str, previous: int | None, version: int, *, as
     if as_json:
         _print_json({"name": name, "alias": alias, "previous": previous, "version": version})
     elif previous == version:
-        typer.echo(f"{alias} of {name} is at version {version} already")
+        typer.echo(f"{alias} of {name} is already at version {version}")
     else:
         typer.echo(
             f"{alias} of {name}: {f'version {previous}' if previous is not None else 'none'} -> version {version}"

@@ -1,4 +1,4 @@
-"""What `rlad registry` prints."""
+"""Output of `rlad registry`, readable in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.run.progress import evaluation_table
 from rlad.registry.versions import AliasChange, ModelVersion, VersionDifference
 
-_NOTHING = "-"
+_MISSING = "-"
+_SHOWN_SHA256 = 12
+"""Digits of a SHA-256 to print. `--json` has all of them."""
+
+_MAX_ALIAS_WIDTH = 18
 
 
 def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> Table:
-    """A model's versions, the newest first."""
+    """Return a table of a model's versions, newest first."""
     table = Table(title=name, title_justify="left")
     table.add_column("version", justify="right", no_wrap=True)
-    table.add_column("aliases", no_wrap=True)
+    table.add_column("aliases", no_wrap=True, overflow="ellipsis", max_width=_MAX_ALIAS_WIDTH)
     table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column("from", overflow="fold")
+    # Rich narrows only columns without `no_wrap`. The cells of this one are cut instead of wrapped.
+    table.add_column("from")
     table.add_column("added (UTC)", no_wrap=True)
     for version in reversed(versions):
         overall = version.evaluation.overall
@@ -31,80 +37,90 @@ def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping
             str(version.version),
             "\n".join(alias for alias, number in aliases.items() if number == version.version),
             f"{overall.mean:.1%} ({overall.low:.0%}-{overall.high:.0%})",
-            escape(version.lineage.parent or version.lineage.base_model),
+            Text(version.lineage.parent or version.lineage.base_model, no_wrap=True, overflow="ellipsis"),
             _time(version.created_at),
         )
     return table
 
 
 def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[str], path: Path | None) -> None:
-    """One version's lineage, accuracy by group, and files."""
+    """Print the lineage, files and accuracy of a version."""
     lineage = version.lineage
-    facts = Table(title=version.reference, title_justify="left", show_header=False)
-    facts.add_column(style="bold")
-    facts.add_column(overflow="fold")
-    facts.add_row("aliases", ", ".join(aliases) or _NOTHING)
-    facts.add_row("added (UTC)", _time(version.created_at))
-    facts.add_row("run", escape(f"{lineage.run_id} in {lineage.run_dir}"))
-    facts.add_row("started from", escape(lineage.parent or lineage.base_model))
-    for name, teacher in lineage.teachers.items():
-        facts.add_row("teacher" if name == "teacher" else f"teacher {name}", escape(teacher))
-    facts.add_row("trained on", f"{lineage.num_prompts} prompts ({lineage.prompts_fingerprint}), {lineage.steps} steps")
-    facts.add_row(
-        "code", f"rlad {lineage.rlad_version}{f', commit {lineage.git_commit}' if lineage.git_commit else ''}"
-    )
-    facts.add_row("configuration", f"SHA-256 {lineage.config_sha256}")
-    facts.add_row("files", escape(f"{len(version.files)}, {decimal(version.num_bytes)}{f' in {path}' if path else ''}"))
-    console.print(facts)
+    commit = f", commit {lineage.git_commit}" if lineage.git_commit else ""
+    facts = {
+        "aliases": ", ".join(aliases) or _MISSING,
+        "added (UTC)": _time(version.created_at),
+        "run": lineage.run_id,
+        "run directory": lineage.run_dir,
+        "started from": lineage.parent or lineage.base_model,
+        **{_teacher_label(name): teacher for name, teacher in lineage.teachers.items()},
+        "prompts": f"{lineage.num_prompts} (fingerprint {lineage.prompts_fingerprint})",
+        "steps": str(lineage.steps),
+        "code": f"rlad {lineage.rlad_version}{commit}",
+        "configuration": f"SHA-256 {lineage.config_sha256[:_SHOWN_SHA256]}",
+        "files": f"{len(version.files)}, {decimal(version.num_bytes)}",
+    }
+    if path is not None:
+        facts["path"] = str(path)
+    console.print(f"[bold]{escape(version.reference)}[/]")
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        # Not wrapped, so that paths stay in one piece and can be copied.
+        console.print(f"  [bold]{escape(key):{width}}[/]  {escape(value)}", soft_wrap=True, highlight=False)
     console.print(evaluation_table("Accuracy", version.evaluation, group_by="group"))
 
 
 def history_table(history: Sequence[AliasChange]) -> Table:
-    """Moves of aliases, the oldest first."""
+    """Return a table of alias moves, oldest first."""
     table = Table(title="Aliases", title_justify="left")
-    for column in ("when (UTC)", "alias", "from", "to", "who", "why"):
-        table.add_column(column, overflow="fold")
+    table.add_column("when (UTC)", no_wrap=True)
+    table.add_column("alias", no_wrap=True, overflow="ellipsis", max_width=_MAX_ALIAS_WIDTH)
+    table.add_column("change", no_wrap=True)
+    table.add_column("reason")
     for change in history:
-        target = f"{change.version}{' (rollback)' if change.kind == 'rollback' else ''}"
-        table.add_row(
-            _time(change.at), change.alias, _told(change.previous), target, escape(change.by), escape(change.reason)
-        )
+        kind = " (rollback)" if change.kind == "rollback" else ""
+        versions = f"{_text(change.previous)} -> {change.version}{kind}"
+        reason = f"{escape(change.reason)}\n[dim]by {escape(change.by)}[/]"
+        table.add_row(_time(change.at), change.alias, versions, reason)
     return table
 
 
-def difference_table(found: VersionDifference) -> Table:
-    """Where two versions differ, a section a kind."""
-    table = Table(
-        title=f"{found.a} and {found.b}", title_justify="left", caption=None if _rows(found) else "They do not differ."
-    )
-    for column in ("", found.a, found.b):
-        table.add_column(column, overflow="fold")
-    for kind, rows in _rows(found).items():
-        table.add_section()
-        table.add_row(f"[bold]{kind}")
+def print_difference(console: Console, difference: VersionDifference) -> None:
+    """Print the differences between two versions, with one line per value, grouped by kind."""
+    console.print(f"[bold]{escape(difference.a)} -> {escape(difference.b)}[/]")
+    groups = _groups(difference)
+    if not groups:
+        console.print("  no differences", highlight=False)
+    for kind, rows in groups.items():
+        console.print(f"[bold]{kind}[/]")
         for key, (a, b) in rows.items():
-            table.add_row(escape(key), _told(a), _told(b))
-    return table
+            console.print(f"  {escape(key)}: {_text(a)} -> {_text(b)}", soft_wrap=True, highlight=False)
 
 
-def _rows(found: VersionDifference) -> dict[str, dict[str, tuple[Any, Any]]]:
+def _groups(difference: VersionDifference) -> dict[str, dict[str, tuple[Any, Any]]]:
     accuracy = {
-        key: tuple(None if mean is None else f"{mean:.1%}" for mean in pair) for key, pair in found.evaluation.items()
+        key: tuple(None if mean is None else f"{mean:.1%}" for mean in pair)
+        for key, pair in difference.evaluation.items()
     }
     files = {
-        key: tuple(None if sha256 is None else sha256[:12] for sha256 in pair) for key, pair in found.files.items()
+        key: tuple(None if sha256 is None else sha256[:_SHOWN_SHA256] for sha256 in pair)
+        for key, pair in difference.files.items()
     }
-    kinds: dict[str, Mapping[str, Any]] = {
+    groups: dict[str, Mapping[str, Any]] = {
         "accuracy": accuracy,
-        "settings": found.config,
-        "lineage": found.lineage,
+        "settings": difference.config,
+        "lineage": difference.lineage,
         "files (SHA-256)": files,
     }
-    return {kind: dict(rows) for kind, rows in kinds.items() if rows}
+    return {kind: dict(rows) for kind, rows in groups.items() if rows}
 
 
-def _told(value: object) -> str:
-    return _NOTHING if value is None else escape(str(value))
+def _teacher_label(name: str) -> str:
+    return "teacher" if name == "teacher" else f"teacher {name}"
+
+
+def _text(value: object) -> str:
+    return _MISSING if value is None else escape(str(value))
 
 
 def _time(iso: str) -> str:

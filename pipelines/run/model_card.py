@@ -1,4 +1,4 @@
-"""The model card of an exported student: where it comes from, how it was trained, what it reaches."""
+"""Model card of an exported student: base model, training and accuracy."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
         pipeline_tag="text-generation",
         tags=["rlad", "distillation", config.objective.name],
     )
-    evaluation = config.evaluation
+    evaluation, training = config.evaluation, config.training
+    steps, updates = _count(training.steps, "step"), _count(training.updates_per_step, "update")
     text = f"""---
 {metadata.to_yaml()}
 ---
 # {config.name}
 
-`{config.student.path}`, trained by rlad {__version__} with the objective {_objective(config)}{_teacher(config)}:
-{config.training.steps} steps of {_diet(config)}, {config.training.updates_per_step} updates a step, learning rate
+`{config.student.path}`, trained by rlad {__version__} with objective {_objective(config)}{_teacher(config)}: {steps}
+with {_batch(config)} and {updates} per step, learning rate
 {config.learner.optimizer.lr:g}{_adapters(config)}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature
-{evaluation.temperature:g}, top-p {evaluation.top_p:g}:
+{evaluation.temperature:g} and top-p {evaluation.top_p:g}:
 
 | {evaluation.group_label} | prompts | before | after | 95% interval |
 | --- | --- | --- | --- | --- |
 {_rows(before, after)}
 
-The complete settings are in `config.yaml` of the run.
+All settings are in the run's `config.yaml`.
 """
     write_atomically(run.export / "README.md", str(ModelCard(text)))
 
@@ -50,7 +51,8 @@ def _adapters(config: RunConfig) -> str:
     return (
         ""
         if lora is None
-        else f", through LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (added to the weights; alone in `adapter/`)"
+        else f", LoRA adapters of rank {lora.rank} and alpha {lora.alpha} (merged into the weights; separate in "
+        "`adapter/`)"
     )
 
 
@@ -62,16 +64,18 @@ def _teacher(config: RunConfig) -> str:
     return (
         f" on traces of the teacher `{config.teacher.label}`"
         if config.offline is not None
-        else f" under the teacher `{config.teacher.label}`"
+        else f" and teacher `{config.teacher.label}`"
     )
 
 
-def _diet(config: RunConfig) -> str:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _batch(config: RunConfig) -> str:
     size = config.training.prompts_per_step
     return (
-        f"{size} traces"
-        if config.offline is not None
-        else f"{size} prompts with {config.rollout.group_size} responses each"
+        f"{size} traces" if config.offline is not None else f"{size} prompts of {config.rollout.group_size} responses"
     )
 
 

@@ -1,4 +1,4 @@
-"""A finished run becomes a version in the registry: its export with where it comes from and what it reaches."""
+"""Registration of a finished run in the model registry: its export with lineage and evaluation."""
 
 from __future__ import annotations
 
@@ -32,24 +32,29 @@ def register_run(
     parent: str | None = None,
     evaluation: EvaluationSummary | None = None,
 ) -> ModelVersion:
-    """Register a finished run's export as the next version of a model; a run that is registered already gives the
-    version it has.
+    """Register the export of a finished run as the next version of a model.
+
+    A run that is registered already keeps its version.
 
     Args:
-        parent: reference of the version that the run's student started from, as `kk-student@3`.
-        evaluation: on other prompts than the run's own; the run's last one by default.
+        registry: The registry.
+        name: Name of the model.
+        run: Run directory.
+        parent: Reference of the version that the run's student started from, for example `kk-student@3`.
+        evaluation: Evaluation to record; default: the last one of the run.
+
+    Returns:
+        The version of the run.
 
     Raises:
-        RunDirectoryError: no run, or one that is not finished.
-        RegistryError: the registry refuses it.
-        DataError: the run's training prompts cannot be read any more.
+        RunDirectoryError: The run does not exist or is not finished.
+        RegistryError: The registry rejects the model.
+        DataError: The training prompts of the run cannot be read any more.
     """
     config = run.read_config()
     result = finished_result(config, run)
     if result is None:
-        raise RunDirectoryError(
-            f"the run at {run.path} is not finished, so it has nothing to register: continue it with --resume"
-        )
+        raise RunDirectoryError(f"the run at {run.path} is not finished; resume it with --resume before registering it")
     if parent is not None:
         parent_name, ref = parse_reference(parent)
         parent = registry.get(parent_name, ref or "latest").reference
@@ -68,7 +73,7 @@ def register_run(
 
 
 def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> Lineage:
-    """Where a run's student comes from. Reads the training prompts and the teachers' weights."""
+    """Return the lineage of a run's student. Reads the training prompts and the weights of local teachers."""
     prompts = load_prompts(config.prompts)
     return Lineage(
         run_id=run_id_of(config, run),
@@ -77,7 +82,7 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
         parent=parent,
         base_model=config.student.path,
         teachers={
-            name: _identified(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label
+            name: _path_with_fingerprint(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label
             for name, teacher in config.teachers_by_id.items()
         },
         prompts_fingerprint=dataset_fingerprint(prompts),
@@ -89,8 +94,8 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
     )
 
 
-def _identified(model_path: str) -> str:
-    """A model's path and the fingerprint of its weights; the path alone where they are not on this machine."""
+def _path_with_fingerprint(model_path: str) -> str:
+    """Return a model's path with the fingerprint of its weights, or only the path if they are not on this machine."""
     try:
         directory = resolve_model(model_path)
     except PlanError:
@@ -99,12 +104,12 @@ def _identified(model_path: str) -> str:
 
 
 def _git_commit(root: Path) -> str | None:
-    """The commit of a checkout, None where there is none; marked where files differ from it."""
+    """Return the commit of a git checkout, with `-dirty` if files differ from it, or None without a checkout."""
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""`rlad registry`, from a finished run's directory to the version that is served."""
+"""`rlad registry`, from registering a run to fetching and retiring versions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def evaluation(solved: int) -> EvaluationSummary:
 
 
 def finished_run(path: Path, config: RunConfig, *, solved: int, weights: bytes = b"weights") -> RunDirectory:
-    """What a run leaves behind."""
+    """Write the files of a finished run."""
     run = RunDirectory(path)
     with run.hold(config, resume=False):
         pass
@@ -67,14 +67,14 @@ def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The registry of the environment."""
+    """Empty registry, set as the default in the environment."""
     monkeypatch.setenv("RLAD_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("COLUMNS", "200")
     return str(tmp_path / "registry")
 
 
 def rlad(*arguments: object) -> str:
-    """Output of `rlad registry ...`; its error where there is one."""
+    """Run `rlad registry ...` and return its output, or raise its error."""
     result = CliRunner().invoke(app, ["registry", *map(str, arguments)])
     if isinstance(result.exception, RladError):
         raise result.exception
@@ -82,13 +82,11 @@ def rlad(*arguments: object) -> str:
     return result.output
 
 
-def answer(*arguments: object) -> Any:
+def rlad_json(*arguments: object) -> Any:
     return json.loads(rlad(*arguments, "--json"))
 
 
-def test_a_finished_run_is_registered_once_with_where_it_comes_from(
-    config: RunConfig, run: RunDirectory, uri: str
-) -> None:
+def test_finished_run_is_registered_once_with_its_lineage(config: RunConfig, run: RunDirectory, uri: str) -> None:
     registry = ModelRegistry.open(uri)
     version = register_run(registry, "kk-student", run)
     assert register_run(registry, "kk-student", run) == version
@@ -105,20 +103,20 @@ def test_a_finished_run_is_registered_once_with_where_it_comes_from(
     assert [file.path for file in version.files] == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_teacher_at_hand_is_known_by_its_weights(make_model: Any, tmp_path: Path, uri: str) -> None:
+def test_local_teacher_is_recorded_with_its_fingerprint(make_model: Any, tmp_path: Path, uri: str) -> None:
     teachers = {}
     for seed in (0, 1):
         path = make_model(seed=seed)
         run = finished_run(tmp_path / f"run-{seed}", load_run_config(SMOKE, [f"teacher.path={path}"]), solved=6)
-        told = register_run(ModelRegistry.open(uri), "kk-student", run).lineage.teachers["teacher"]
-        assert told.startswith(f"{path} (")
-        teachers[seed] = told.removeprefix(f"{path} ")
+        recorded = register_run(ModelRegistry.open(uri), "kk-student", run).lineage.teachers["teacher"]
+        assert recorded.startswith(f"{path} (")
+        teachers[seed] = recorded.removeprefix(f"{path} ")
     assert teachers[0] != teachers[1]
 
 
-def test_an_unfinished_run_is_not_registered(config: RunConfig, run: RunDirectory, tmp_path: Path, uri: str) -> None:
+def test_unfinished_run_is_not_registered(config: RunConfig, run: RunDirectory, tmp_path: Path, uri: str) -> None:
     run.evaluations.write_text(run.evaluations.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(RunDirectoryError, match=r"is not finished, .* continue it with --resume"):
+    with pytest.raises(RunDirectoryError, match=r"is not finished; resume it with --resume"):
         rlad("add", "kk-student", run.path)
     with pytest.raises(RunDirectoryError, match="no run at"):
         rlad("add", "kk-student", tmp_path / "nowhere")
@@ -129,9 +127,11 @@ def test_an_unfinished_run_is_not_registered(config: RunConfig, run: RunDirector
     assert ModelRegistry.open(uri).names() == []
 
 
-def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp_path: Path, uri: str) -> None:
+def test_life_cycle_of_a_model_on_the_command_line(
+    config: RunConfig, run: RunDirectory, tmp_path: Path, uri: str
+) -> None:
     assert "no models in the registry" in rlad("list")
-    assert answer("add", "kk-student", run.path)["reference"] == "kk-student@1"
+    assert rlad_json("add", "kk-student", run.path)["reference"] == "kk-student@1"
     assert "version 1" in rlad("promote", "kk-student@1", "--reason", "the first")
     tuned = config.model_copy(update={"seed": 9})
     second = finished_run(tmp_path / "second", tuned, solved=9, weights=b"better")
@@ -139,24 +139,24 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
         rlad("add", "kk-student", second.path, "--parent", "kk-student@production")
         == f"kk-student@2 in {uri}: 90.0% on 10 prompts\n"
     )
-    assert answer("promote", "kk-student@2") == {
+    assert rlad_json("promote", "kk-student@2") == {
         "name": "kk-student",
         "alias": "production",
         "previous": 1,
         "version": 2,
     }
-    assert answer("promote", "kk-student@2", "--alias", "best", "--expected", "none")["previous"] is None
+    assert rlad_json("promote", "kk-student@2", "--alias", "best", "--expected", "none")["previous"] is None
 
-    rows = answer("list")
+    rows = rlad_json("list")
     assert [(row["reference"], row["aliases"], row["accuracy"], row["parent"]) for row in rows] == [
         ("kk-student@2", ["production", "best"], 0.9, "kk-student@1"),
         ("kk-student@1", [], 0.6, None),
     ]
     table = rlad("list", "kk-student")
-    for told in ("production", "best", "90.0% (60%-98%)"):
-        assert told in table
+    for text in ("production", "best", "90.0% (60%-98%)"):
+        assert text in table
 
-    shown = answer("show", "kk-student")
+    shown = rlad_json("show", "kk-student")
     assert (shown["reference"], shown["aliases"]) == ("kk-student@2", {"production": 2, "best": 2})
     assert Path(shown["path"], "model.safetensors").read_bytes() == b"better"
     assert [(change["alias"], change["version"], change["reason"]) for change in shown["history"]] == [
@@ -166,15 +166,15 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
     ]
     assert shown["evaluation"]["overall"]["mean"] == 0.9
     page = rlad("show", "kk-student@1")
-    for told in (str(run.path), "/models/teacher-of-another-machine", "60.0%", "the first"):
-        assert told in page
+    for text in (str(run.path), "/models/teacher-of-another-machine", "60.0%", "the first"):
+        assert text in page
 
-    found = answer("diff", "kk-student@1", "2")
+    found = rlad_json("diff", "kk-student@1", "2")
     assert found["config"] == {"seed": [config.seed, 9]}
     assert found["evaluation"]["all"] == [0.6, 0.9]
     assert found["files"].keys() == {"model.safetensors"}
     assert "seed" in rlad("diff", "kk-student@1", "kk-student@best")
-    assert "They do not differ" in rlad("diff", "kk-student@2", "best")
+    assert "no differences" in rlad("diff", "kk-student@2", "best")
 
     copy = Path(rlad("fetch", "kk-student@production", "--into", tmp_path / "models").strip())
     assert (copy / "model.safetensors").read_bytes() == b"better"
@@ -182,35 +182,35 @@ def test_a_model_s_life_as_it_is_typed(config: RunConfig, run: RunDirectory, tmp
         rlad("rollback", "kk-student", "--reason", "users complain")
         == "production of kk-student: version 2 -> version 1\n"
     )
-    assert answer("retain", "kk-student", "--keep", 1) == {"retired": []}
+    assert rlad_json("retain", "kk-student", "--keep", 1) == {"retired": []}
 
 
-def test_what_is_typed_wrong_is_told(run: RunDirectory, uri: str) -> None:
+def test_invalid_arguments_are_reported(run: RunDirectory, uri: str) -> None:
     rlad("add", "kk-student", run.path)
     for arguments, error, message in (
         (("list", "math"), ModelNotFoundError, "no model 'math' in the registry at .*; models: kk-student"),
         (("show", "kk-student@"), RegistryError, "a version or an alias after @"),
         (("show", "kk-student@production"), ModelNotFoundError, "no alias 'production'"),
-        (("promote", "kk-student@1", "--expected", "3"), AliasConflictError, "is at no version, not at version 3"),
+        (("promote", "kk-student@1", "--expected", "3"), AliasConflictError, "at version 3; it is at no version"),
         (("rollback", "kk-student"), ModelNotFoundError, "no version to roll back to"),
         (("fetch", "../kk@1"), RegistryError, "invalid name for a model"),
-        (("list", "--registry", "ftp://host/registry"), RegistryError, "a registry is a local path"),
+        (("list", "--registry", "ftp://host/registry"), RegistryError, "expected a local path"),
     ):
         with pytest.raises(error, match=message):
             rlad(*arguments)
     result = CliRunner().invoke(app, ["registry", "promote", "kk-student@1", "--expected", "three"])
     assert result.exit_code == 2
-    assert "takes a version's number or none" in result.output
+    assert "requires a version number or" in result.output
 
 
-def test_the_same_commands_work_on_an_object_store(
+def test_commands_work_with_a_registry_on_s3(
     run: RunDirectory, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLAD_REGISTRY", s3_uri)
     rlad("add", "kk-student", run.path)
     rlad("promote", "kk-student@1")
-    shown = answer("show", "kk-student")
+    shown = rlad_json("show", "kk-student")
     assert shown["path"] is None
     assert shown["aliases"] == {"production": 1}
-    copy = Path(answer("fetch", "kk-student@production", "--into", tmp_path / "models")["path"])
+    copy = Path(rlad_json("fetch", "kk-student@production", "--into", tmp_path / "models")["path"])
     assert {path.name for path in copy.iterdir()} == {"README.md", "config.json", "model.safetensors"}
