@@ -216,7 +216,7 @@ async def test_full_vocabulary_support(
     with pytest.raises(EngineError, match="not the full vocabulary: use the transformers engine"):
         await score(vllm_teacher, make_group(13), "full")
     for client in (transformers_teacher, vllm_teacher):
-        with pytest.raises(EngineError, match=f"1 to {vocabulary} tokens, the teacher's vocabulary"):
+        with pytest.raises(EngineError, match=f"from 1 to {vocabulary}, the teacher's vocabulary size"):
             await score(client, make_group(13), vocabulary + 1)
     whole = make_group(14)
     scores = await score(vllm_teacher, whole, vocabulary)
