@@ -112,6 +112,13 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
     async def identity() -> TeacherIdentity:
         return await replicas.identity()
 
+    _add_score_route(app, replicas, Depends(require_token), timeout_s=timeout_s, max_request_bytes=max_request_bytes)
+    return app
+
+
+def _add_score_route(
+    app: FastAPI, replicas: Replicas, authorisation: Any, *, timeout_s: float, max_request_bytes: int
+) -> None:
     @app.post(
         "/v1/score",
         summary="Score one group",
@@ -120,7 +127,7 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
         '(null, a number or "full"), `tokenizer`, `client`. '
         "Response: `logprobs` float32 [N] and, with a support of K tokens, `support_ids` int32 [N * K], "
         "`support_logprobs` float32 [N * K], `tail_logprobs` float32 [N].",
-        dependencies=[Depends(require_token)],
+        dependencies=[authorisation],
         response_class=Response,
         responses={200: _BINARY, 413: {"model": Problem}},
         openapi_extra={"requestBody": {"required": True, **_BINARY}},
@@ -141,8 +148,6 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
                 raise
             raise DeadlineError(f"the teacher did not score the group within {timeout_s:g} s") from error
         return Response(scores_to_bytes(scores), media_type=MEDIA_TYPE)
-
-    return app
 
 
 async def _body(request: Request, max_bytes: int) -> bytes | None:

@@ -58,20 +58,7 @@ async def retry_until(
         DeadlineError: No attempt succeeded within `timeout_s`.
         WorkerLostError: Every attempt lost its replica or connection.
     """
-    retry_quota = AsyncRetrying(
-        sleep=sleep,
-        retry=retry_if_exception_type(QuotaError),
-        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
-        reraise=True,
-    )
-    retry_loss = AsyncRetrying(
-        sleep=sleep,
-        retry=retry_if_exception_type(WorkerLostError),
-        stop=stop_after_attempt(max_retries + 1),
-        wait=wait_exponential(max=10),
-        before_sleep=before_sleep_log(logger, logging.WARNING),
-        reraise=True,
-    )
+    retry_quota, retry_loss = _quota_retries(sleep), _loss_retries(sleep, max_retries)
 
     async def attempt() -> T:
         return await call()
@@ -86,3 +73,23 @@ async def retry_until(
         if isinstance(error, DeadlineError):
             raise
         raise DeadlineError(f"{failure} within {timeout_s:g} s") from error
+
+
+def _quota_retries(sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    return AsyncRetrying(
+        sleep=sleep,
+        retry=retry_if_exception_type(QuotaError),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        reraise=True,
+    )
+
+
+def _loss_retries(sleep: Callable[[float], Awaitable[None]], max_retries: int) -> AsyncRetrying:
+    return AsyncRetrying(
+        sleep=sleep,
+        retry=retry_if_exception_type(WorkerLostError),
+        stop=stop_after_attempt(max_retries + 1),
+        wait=wait_exponential(max=10),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
