@@ -60,6 +60,14 @@ def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
     Raises:
         RegistryError: boto3 is not installed.
     """
+    # pyarrow and boto3 read credentials and region from the same sources.
+    filesystem = fs.S3FileSystem(**options, connect_timeout=_CONNECT_TIMEOUT_S, request_timeout=_REQUEST_TIMEOUT_S)
+    endpoint = options.get("endpoint_override")
+    url = f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None
+    return filesystem, _s3_create(filesystem.region, url)
+
+
+def _s3_create(region: str, endpoint_url: str | None) -> Create:
     try:
         import boto3
         from botocore.config import Config
@@ -67,20 +75,13 @@ def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
     except ImportError as error:
         raise RegistryError("a registry on S3 requires boto3; install it with: pip install 'rlad[s3]'") from error
 
-    # pyarrow and boto3 read credentials and region from the same sources.
-    filesystem = fs.S3FileSystem(**options, connect_timeout=_CONNECT_TIMEOUT_S, request_timeout=_REQUEST_TIMEOUT_S)
-    endpoint = options.get("endpoint_override")
-    client = boto3.client(
-        "s3",
-        region_name=filesystem.region,
-        endpoint_url=f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None,
-        config=Config(
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_REQUEST_TIMEOUT_S,
-            retries={"mode": "standard", "max_attempts": 5},
-            s3={"addressing_style": "path"} if endpoint else {},
-        ),
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_REQUEST_TIMEOUT_S,
+        retries={"mode": "standard", "max_attempts": 5},
+        s3={"addressing_style": "path"} if endpoint_url else {},
     )
+    client = boto3.client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
 
     @retry(
         retry=retry_if_exception_type(_BusyError),
@@ -101,7 +102,7 @@ def s3(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
             raise OSError(str(error)) from error
         return True
 
-    return filesystem, create
+    return create
 
 
 def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
@@ -113,6 +114,18 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
     Raises:
         RegistryError: google-auth is not installed.
     """
+    is_anonymous = options.get("anonymous") == "true"
+    scheme, endpoint = options.get("scheme", "https"), options.get("endpoint_override")
+    filesystem = fs.GcsFileSystem(
+        anonymous=is_anonymous,
+        scheme=scheme,
+        endpoint_override=endpoint,
+        retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S),
+    )
+    return filesystem, _gcs_create(f"{scheme}://{endpoint or 'storage.googleapis.com'}", is_anonymous=is_anonymous)
+
+
+def _gcs_create(base_url: str, *, is_anonymous: bool) -> Create:
     try:
         import google.auth
         import requests
@@ -123,15 +136,6 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
             "a registry on Google Cloud Storage requires google-auth; install it with: pip install 'rlad[gcs]'"
         ) from error
 
-    is_anonymous = options.get("anonymous") == "true"
-    scheme, endpoint = options.get("scheme", "https"), options.get("endpoint_override")
-    filesystem = fs.GcsFileSystem(
-        anonymous=is_anonymous,
-        scheme=scheme,
-        endpoint_override=endpoint,
-        retry_time_limit=timedelta(seconds=_REQUEST_TIMEOUT_S),
-    )
-
     def session() -> requests.Session:
         if is_anonymous:
             return requests.Session()
@@ -140,13 +144,11 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
 
     def create(path: str, content: bytes) -> bool:
         bucket, _, name = path.partition("/")
-        url = f"{scheme}://{endpoint or 'storage.googleapis.com'}/upload/storage/v1/b/{bucket}/o"
-        only_if_absent = {"uploadType": "media", "name": name, "ifGenerationMatch": "0"}
         try:
             with session() as http:
                 response = http.post(
-                    url,
-                    params=only_if_absent,
+                    f"{base_url}/upload/storage/v1/b/{bucket}/o",
+                    params={"uploadType": "media", "name": name, "ifGenerationMatch": "0"},
                     data=content,
                     headers={"Content-Type": "application/json"},
                     timeout=(_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S),
@@ -158,4 +160,4 @@ def gcs(options: Mapping[str, str]) -> tuple[fs.FileSystem, Create]:
             raise OSError(str(error)) from error
         return True
 
-    return filesystem, create
+    return create

@@ -18,7 +18,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -157,12 +157,10 @@ class ModelRegistry:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", idempotency_key).strip(".-")[:60]
         directory = f"{name}/models/{slug}-{uuid.uuid4().hex[:8]}"
         files = upload_model(self.store, model_dir, directory)
-        number = numbers[-1] if numbers else 0
-        while True:  # terminates: each iteration skips a version added by another writer
-            number += 1
-            version = ModelVersion(
+        return self._create_manifest(
+            ModelVersion(
                 name=name,
-                version=number,
+                version=numbers[-1] + 1 if numbers else 1,
                 idempotency_key=idempotency_key,
                 directory=directory,
                 files=files,
@@ -172,12 +170,7 @@ class ModelRegistry:
                 config=config,
                 created_at=utc_now(),
             )
-            if self.store.create(_manifest_path(name, number), to_json(version)):
-                return version
-            other = self._manifest(name, number)
-            if other.idempotency_key == idempotency_key:
-                self.store.delete_directory(directory)
-                return self._require_live(other)
+        )
 
     def set_alias(self, name: str, alias: str, version: int, *, expected: int | None, reason: str) -> None:
         """Move an alias to a version, unless it has been moved in the meantime.
@@ -200,8 +193,8 @@ class ModelRegistry:
             present = state.aliases.get(alias)
             if present != expected:
                 raise AliasConflictError(
-                    f"expected {alias} of {name} in {self.uri} {_at_version(expected)}; it is {_at_version(present)}, "
-                    f"because another process has moved it. See `rlad registry show {name}`, and try again"
+                    f"expected {alias} of {name} in {self.uri} {_at_version(expected)}; it is {_at_version(present)}. "
+                    f"Another process may have moved it: see `rlad registry show {name}`, and try again"
                 )
             if version in state.retired:
                 raise ModelNotFoundError(
@@ -328,6 +321,20 @@ class ModelRegistry:
                 "retired. Use another key to register it again"
             )
         return version
+
+    def _create_manifest(self, version: ModelVersion) -> ModelVersion:
+        """Write the manifest of an uploaded version under the first free number, starting with its own.
+
+        Returns the other writer's version, and deletes the upload, if that writer added the same key.
+        """
+        while True:  # terminates: each iteration skips a version added by another writer
+            if self.store.create(_manifest_path(version.name, version.version), to_json(version)):
+                return version
+            other = self._manifest(version.name, version.version)
+            if other.idempotency_key == version.idempotency_key:
+                self.store.delete_directory(version.directory)
+                return self._require_live(other)
+            version = replace(version, version=version.version + 1, created_at=utc_now())
 
     def _manifest(self, name: str, number: int) -> ModelVersion:
         path = _manifest_path(name, number)

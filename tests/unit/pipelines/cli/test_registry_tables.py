@@ -91,7 +91,7 @@ def test_history_keeps_words_and_versions_in_one_piece(console: Console) -> None
         previous=12,
         version=11,
         reason="users report worse answers since yesterday",
-        by="somebody@a-machine",
+        by="user@host",
         at="2026-01-31T02:00:00.000+00:00",
     )
     console.print(history_table([change]))
