@@ -28,6 +28,6 @@ def rendered(renderable: RenderableType) -> str:
 
 
 def cells_of(text: str) -> set[str]:
-    """Return the cells of all rendered table lines. A cell that was wrapped or cut appears in pieces."""
+    """Return the cells of all rendered table lines. A wrapped cell appears as several cells."""
     lines = [line for line in text.splitlines() if line.startswith(("│", "┃"))]
     return {cell.strip() for line in lines for cell in re.split("[│┃]", line) if cell.strip()}
