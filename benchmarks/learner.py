@@ -28,11 +28,12 @@ from benchmarks.workload import TINY as MODEL
 from benchmarks.workload import long_tailed_lengths, scored_groups, write_model
 from pipelines.run.progress import RunProgress
 from rlad.config.learner import LearnerConfig, OptimizerConfig
-from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.contracts import ScoredGroup
 from rlad.errors import EngineError
 from rlad.microbatches import plan_microbatches
 from rlad.objectives import Objective, build_objective
 from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch
+from rlad.training_batch import TrainingBatch
 
 RESPONSES, GROUP_SIZE, PROMPT_TOKENS, MEDIAN_TOKENS = 64, 8, 48, 64
 TOKEN_BUDGET = 4096

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from rlad.config.learner import OptimizerConfig
-from rlad.contracts import TrainingBatch
 from rlad.logprobs import selected_logprobs
 from rlad.objectives import Objective
+from rlad.training_batch import TrainingBatch
 
 
 def padded_microbatches(lengths: Sequence[int], *, token_budget: int, sort: bool) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Records that move between the pools, stored as flat numpy columns.
 
 Shape letters: G responses of a group, T response tokens of the group in total, P prompt tokens, K tokens of a teacher's
-support, S positions of a packed row, M sequences of a packed row.
+support.
 
 A record is validated once, at construction, and frozen. `to_columns` returns a plain mapping of arrays and small
 scalars for the object store, a file, or a wire format without pickle. `from_columns` wraps such a mapping again without
@@ -294,89 +294,6 @@ class ScoredGroup:
                     f"ScoredGroup {self.group.uid}: expected {self.group.num_tokens} {name} scores, one per token; "
                     f"got {len(part.logprobs)}"
                 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingBatch(ColumnarRecord):
-    """Micro-batch of the learner: M sequences (prompt and response) packed end to end in one row of S positions.
-
-    Row position s predicts token `target_ids[s]`. A position that predicts a prompt token, or the first token of the
-    next sequence, has weight 0. The weights include every normalizer (for example the mean over responses of the mean
-    over tokens), counted over the whole optimizer step and all ranks. Therefore the gradient of the weighted sum of
-    token losses does not depend on how the batch is cut.
-
-    Attributes:
-        token_ids: Input tokens, int64 [S].
-        target_ids: Tokens to predict, int64 [S].
-        position_ids: Positions, restarting at 0 with each sequence, int64 [S].
-        sequence_offsets: Boundaries of the sequences, int32 [M + 1].
-        behaviour_logprobs: Behaviour log-probabilities in nats, 0 where the weight is 0, float32 [S].
-        teacher_logprobs: Teacher log-probabilities in nats, 0 where the weight is 0, float32 [S]; None without a
-            teacher.
-        advantages: Advantages, float32 [S].
-        weights: Loss weights, float32 [S].
-        reference_logprobs: Log-probabilities of the reference policy in nats, 0 where the weight is 0, float32 [S];
-            None without a reference policy.
-        is_imitated: True for tokens with a distillation term, bool [S]; None if all tokens have one.
-        support_size: K; 0 without a teacher's support.
-        support_ids: Tokens of the teacher's support, int64 [S * K]; None without a support.
-        teacher_support_logprobs: Teacher log-probabilities of `support_ids`, 0 where the weight is 0, float32 [S * K];
-            None without a support.
-        teacher_tail_logprobs: Log of the teacher's probability outside the support, 0 where the weight is 0, -inf if
-            the support is the whole vocabulary, float32 [S]; None without a support.
-    """
-
-    token_ids: Array
-    target_ids: Array
-    position_ids: Array
-    sequence_offsets: Array
-    behaviour_logprobs: Array
-    teacher_logprobs: Array | None
-    advantages: Array
-    weights: Array
-    reference_logprobs: Array | None = None
-    is_imitated: Array | None = None
-    support_size: int = 0
-    support_ids: Array | None = None
-    teacher_support_logprobs: Array | None = None
-    teacher_tail_logprobs: Array | None = None
-
-    def __post_init__(self) -> None:
-        size = len(self._require_array("token_ids", np.int64))
-        self._require(size > 0, "the micro-batch is empty")
-        for name in ("target_ids", "position_ids"):
-            self._require_array(name, np.int64, size)
-        optional = [name for name in ("teacher_logprobs", "reference_logprobs") if getattr(self, name) is not None]
-        for name in ("behaviour_logprobs", "advantages", "weights", *optional):
-            self._require(
-                bool(np.isfinite(self._require_array(name, np.float32, size)).all()), f"{name} must be finite"
-            )
-        if self.is_imitated is not None:
-            self._require_array("is_imitated", np.bool_, size)
-        if self.support_size:
-            self._require_array("support_ids", np.int64, size * self.support_size)
-            self._require(
-                bool(
-                    np.isfinite(
-                        self._require_array("teacher_support_logprobs", np.float32, size * self.support_size)
-                    ).all()
-                ),
-                "teacher_support_logprobs must be finite",
-            )
-            self._require(
-                not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(),
-                "teacher_tail_logprobs holds NaN",
-            )
-        offsets = self._require_array("sequence_offsets", np.int32)
-        self._require(
-            len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}"
-        )
-        self._require(bool(np.all(np.diff(offsets) > 0)), "a sequence in the row is empty")
-
-    @property
-    def num_sequences(self) -> int:
-        """Number of sequences in the row, M."""
-        return len(self.sequence_offsets) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
-from rlad.contracts import ScoredGroup, TeacherScores, TrainingBatch
+from rlad.contracts import ScoredGroup, TeacherScores
 from rlad.errors import ContractError
+from rlad.training_batch import TrainingBatch
 
 if TYPE_CHECKING:  # The broker imports this module and must not load the configuration models.
     from rlad.config.objectives import ObjectiveSettings

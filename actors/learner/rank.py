@@ -20,10 +20,11 @@ from actors.experience.batch_shards import BatchShard, GroupRefs
 from actors.learner.collectives import answer, together
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
-from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.contracts import ScoredGroup
 from rlad.errors import DeadlineError
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
+from rlad.training_batch import TrainingBatch
 
 MicroBatch = tuple[TrainingBatch, BatchCounts]
 

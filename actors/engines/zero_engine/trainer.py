@@ -24,11 +24,11 @@ from actors.engines.zero_engine.lora import StudentWeight, student_weights
 from actors.engines.zero_engine.policy_model import PolicyModel, load_policy_model
 from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.learner import LearnerConfig
-from rlad.contracts import TrainingBatch
 from rlad.errors import EngineError, NonFiniteGradientError
 from rlad.logprobs import TokenStatistics
 from rlad.objectives import EntropyController, Extras, Objective, check_missing_teacher
 from rlad.packing import BatchCounts
+from rlad.training_batch import TrainingBatch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult
 from rlad.config.learner import LearnerConfig, OptimizerConfig
-from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.contracts import ScoredGroup
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch
+from rlad.training_batch import TrainingBatch
 
 from .learner_reference import OBJECTIVE, Sequences
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlad.advantages import OverlongPenalty, group_advantages, imitated_responses, shaped_rewards
-from rlad.contracts import ScoredGroup, TrainingBatch
+from rlad.contracts import ScoredGroup
 from rlad.microbatches import plan_microbatches
 from rlad.objectives import Extras, Objective, build_objective
 from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch, dummy_batch
+from rlad.training_batch import TrainingBatch
 
 from .scored_groups import SUPPORT, VOCABULARY, every_sequence, scored_group
 
