@@ -1,7 +1,7 @@
 """Records that move between the pools, stored as flat numpy columns.
 
 Shape letters: G responses of a group, T response tokens of the group in total, P prompt tokens, K tokens of a teacher's
-support, S positions of a packed row, M sequences of a packed row.
+support.
 
 A record is validated once, at construction, and frozen. `to_columns` returns a plain mapping of arrays and small
 scalars for the object store, a file, or a wire format without pickle. `from_columns` wraps such a mapping again without

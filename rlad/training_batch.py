@@ -1,4 +1,7 @@
-"""The micro-batch record that the learner trains on."""
+"""Training batch: one micro-batch of the learner as a packed row.
+
+Shape letters: S positions of the row, M sequences of the row, K tokens of the teacher's support.
+"""
 
 from __future__ import annotations
 
