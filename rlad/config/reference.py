@@ -29,9 +29,9 @@ _INTRODUCTION = """\
 A run is configured by one YAML file; see `configs/` for examples. Override any setting on the command line as \
 `key=value`, with dots between section and key: `rlad run FILE learner.zero_stage=3`. Unknown keys are errors.
 
-This page lists all settings by their full key. `required` in the column "Default" marks settings without a default; \
-`null` is YAML's null, the same as leaving the setting out unless noted otherwise. Keys that end in `_s` are in \
-seconds, keys that end in `_gib` or `_mib` in GiB or MiB.
+This page lists all settings by their full key. Settings that are `required` have no default. A default of `null` \
+turns the setting off, or derives it from other settings, as the description says. A default of `{}` is a section with \
+all of its defaults. Keys that end in `_s` are in seconds, keys that end in `_gib` or `_mib` in GiB or MiB.
 
 This page is generated from the code by `make reference`.
 """
@@ -130,8 +130,6 @@ def _page(headings: dict[type[BaseModel], str]) -> _Page:
     page.add_heading(2, "Schedule (`rlad schedule add`)", PromptRefresh, NotifyConfig)
     _add_docstring(page, ScheduleConfig)
     page.add_table(("", ScheduleConfig), ("prompts.", PromptRefresh), ("notify.", NotifyConfig))
-    page.lines.pop()
-    page.lines.append("")
     return page
 
 

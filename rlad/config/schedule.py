@@ -95,8 +95,8 @@ class ScheduleConfig(ConfigModel):
     )
     margin: Fraction = Field(
         0.0,
-        description="Minimum improvement over the production version, in mean@k accuracy, for a student to be "
-        "promoted.",
+        description="Improvement over the production version, in mean@k accuracy, that a student must exceed to "
+        "be promoted. It must also be significant.",
     )
     keep_versions: PositiveInt = Field(
         5, description="Number of most recent model versions to keep, in addition to versions with an alias."
