@@ -74,7 +74,7 @@ class LiveRun:
             assert stalled_s < self._stall_timeout_s, (
                 f"no progress for {stalled_s:.0f} s while waiting for {what}; step {self.steps()} is finished"
             )
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     def _state(self) -> dict[Path, int]:
         """Return the size of each file and folder. SQLite's shared memory is left out, because readers write to it."""

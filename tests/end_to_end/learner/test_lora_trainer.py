@@ -24,7 +24,7 @@ from rlad.errors import EngineError
 from .learner_ranks import PLAIN, SHOW_GRADIENT, Plan, Ranks, shared_out, start_weights
 from .learner_reference import LoraReferenceTrainer, make_groups, relative_error, response_logprobs, sequences_of
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MakeModel = Callable[..., Path]
 

@@ -22,7 +22,7 @@ from rlad.weight_file import layout_checksum, safetensors_parts
 from .learner_ranks import Ranks
 from .learner_reference import OBJECTIVE
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MakeModel = Callable[..., Path]
 

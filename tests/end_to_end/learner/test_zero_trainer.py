@@ -29,7 +29,7 @@ from .learner_reference import (
     with_supports,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MakeModel = Callable[..., Path]
 

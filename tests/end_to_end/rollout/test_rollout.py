@@ -23,7 +23,7 @@ from rlad.errors import DeadlineError, EngineError, PoolExhaustedError, WorkerLo
 
 from .rollout_reference import EOS, PROMPT, endless_prompt, largest_gap, load_policy, request, token_logprobs
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
 
 GROUP_TIMEOUT_S = 8.0
 

@@ -36,7 +36,7 @@ from actors.weights.transfer_client import RayTransferClient
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MANIFEST = WeightsManifest(version=4, checksum="c", num_bytes=10)
 

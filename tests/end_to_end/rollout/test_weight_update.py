@@ -24,7 +24,7 @@ from rlad.errors import WeightsMismatchError
 
 from .rollout_reference import endless_prompt, largest_gap, load_policy, request
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
 
 # Longer than a block of vLLM's prefix cache on CPU (128 tokens), so a second request reuses the first one's cache.
 LONG_PROMPT = (np.arange(200) % 27 + 2).astype(np.int32)

@@ -12,14 +12,14 @@ import pytest
 from pipelines.compare import ComparisonDirectory
 from pipelines.run.directory import RunDirectory, read_json_lines
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 STEPS = 2
 METHODS = ["trrd", "grpo", "sft"]
 
 
-def rlad(*arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+def rlad(*arguments: str | Path, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
@@ -89,7 +89,7 @@ def test_resume_trains_only_missing_runs(compared: tuple[Path, ComparisonDirecto
 
 def test_used_directory_is_refused_without_resume(compared: tuple[Path, ComparisonDirectory, str]) -> None:
     config, directory, _ = compared
-    result = rlad("compare", config, "--run-dir", directory.path, timeout_s=60)
+    result = rlad("compare", config, "--run-dir", directory.path, timeout_s=300)
     assert result.returncode == 1
     assert "--resume" in result.stderr
     assert "Traceback" not in result.stderr

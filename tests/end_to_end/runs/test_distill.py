@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.evaluation.accuracy import EvaluationSummary, majority_vote
 
-pytestmark = pytest.mark.engine
+from ..live_run import LiveRun
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STEPS, REFILLS = 6, 3
 OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
 
 
-def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+def rlad(*arguments: str | Path, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def wait_for_steps(run: RunDirectory, steps: int, process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while len(read_json_lines(run.metrics)) < steps:
-        assert process.poll() is None, f"the run ended before step {steps}"
-        assert time.monotonic() < deadline, f"no step {steps} within {timeout_s} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     with subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        wait_for_steps(directory, 3, process, timeout_s=300)
+        LiveRun(process, directory).wait_for_steps(3)
         os.killpg(process.pid, signal.SIGKILL)
     continued = rlad("run", CONFIGS / "smoke_cpu.yaml", *OVERRIDES, "--run-dir", directory.path, "--resume")
     assert continued.returncode == 0, continued.stderr

@@ -21,14 +21,14 @@ import requests
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))
 RLAD = [sys.executable, "-m", "pipelines"]
 SMOKE = "configs/smoke_cpu.yaml"
 SHORT = ["evaluation.every_steps=0", "evaluation.prompts.count=4", "checkpoints.every_steps=1"]
-DEADLINE_S = 400
+DEADLINE_S = 1200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +30,9 @@ from rlad.models.references import resolve_model
 from rlad.verifiers import build_verifier
 
 from ..learner.learner_reference import response_logprobs
+from ..live_run import LiveRun
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 PROMPTS, STEPS, SIZE, SAMPLES = 64, 8, 8, 4
@@ -49,25 +48,18 @@ SETTINGS = [
 ]
 
 
-def rlad(*arguments: str | Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+def rlad(*arguments: str | Path, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def kill_when(is_time: Callable[[], bool], *arguments: str | Path, timeout_s: float = 300) -> None:
+def kill_when(condition: Callable[[], bool], run: RunDirectory, *arguments: str | Path) -> None:
     """Start `rlad`, and kill it with all its local processes as soon as the condition holds."""
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    with (
-        tempfile.TemporaryFile("w+") as words,
-        subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True) as process,
-    ):
-        deadline = time.monotonic() + timeout_s
-        while not is_time():
-            if process.poll() is not None:
-                words.seek(0)
-                pytest.fail(f"it ended before it was to be killed: {words.read()}")
-            assert time.monotonic() < deadline, f"it was not time to kill it within {timeout_s} s"
-            time.sleep(0.02)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        LiveRun(process, run).wait_for(condition, "the condition for the kill")
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -99,10 +91,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run killed during generation, then between two checkpoints, then continued to its end."""
     run = RunDirectory(tmp_path_factory.mktemp("runs") / "offline")
     start = ["run", SMOKE, *SETTINGS, "--run-dir", run.path]
-    kill_when(lambda: len(list(run.traces.glob("part-*.parquet"))) >= 2, *start)
+    kill_when(lambda: len(list(run.traces.glob("part-*.parquet"))) >= 2, run, *start)
     parts = parts_of(run)
     assert TraceManifest.read(run.traces) is None, "it was killed too late to show anything"
-    kill_when(lambda: len(read_json_lines(run.metrics)) >= 3, *start, "--resume")
+    kill_when(lambda: len(read_json_lines(run.metrics)) >= 3, run, *start, "--resume")
     continued = rlad(*start, "--resume")
     assert continued.returncode == 0, continued.stderr
     return Finished(run=run, parts_at_kill=parts, output=continued.stdout)
@@ -231,7 +223,7 @@ def test_traces_are_reused_without_the_teacher(finished: Finished, tmp_path: Pat
 
 def test_traces_of_other_prompts_are_refused_before_anything_starts(finished: Finished, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"offline.traces={finished.run.traces}", "prompts.seed=5", "--run-dir", tmp_path / "other"]
-    result = rlad("run", SMOKE, *arguments, timeout_s=60)
+    result = rlad("run", SMOKE, *arguments, timeout_s=300)
     assert result.returncode == 1
     assert "do not match this run: expected dataset" in result.stderr
     assert "Traceback" not in result.stderr

@@ -23,7 +23,7 @@ from pipelines.run.directory import RunDirectory
 from rlad.config import load_run_config
 from rlad.errors import PlanError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 POOLS = ("head", "rollout", "teacher", "verifier", "learner")

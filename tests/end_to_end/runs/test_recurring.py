@@ -49,7 +49,7 @@ class Site:
     folder: Path
     token: str
 
-    def rlad(self, *arguments: str | Path, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+    def rlad(self, *arguments: str | Path, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments),
             capture_output=True,

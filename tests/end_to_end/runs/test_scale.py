@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,16 @@ import pytest
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 
-pytestmark = pytest.mark.engine
+from ..live_run import LiveRun
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
-DEADLINE_S = 240
 
 
 def rlad(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def status_of(run: RunDirectory) -> dict[str, dict[str, int]]:
@@ -44,15 +43,6 @@ def pools_of(run: RunDirectory) -> dict[str, int]:
     return {name: pool["ready"] for name, pool in status_of(run).items()}
 
 
-def wait_for(is_reached: Callable[[], bool], process: subprocess.Popen[str], what: str) -> None:
-    """Wait for a condition while the run is alive."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_reached():
-        assert process.poll() is None, f"the run ended before {what}"
-        assert time.monotonic() < deadline, f"expected {what} within {DEADLINE_S} s"
-        time.sleep(0.2)
-
-
 def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing_a_group(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     overrides = [
@@ -65,20 +55,18 @@ def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
+        live = LiveRun(process, run)
         try:
-            wait_for(lambda: len(read_json_lines(run.metrics)) >= 2, process, "first steps")
+            live.wait_for_steps(2)
             refused = rlad("scale", run.path, "learner=4")
             assert refused.returncode == 1
             assert "cannot scale 'learner': this run can scale rollout, verifier, teacher" in refused.stderr
 
             assert rlad("scale", run.path, "rollout=3", "verifier=2", "teacher=2").returncode == 0
-            wait_for(
-                lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2},
-                process,
-                "more workers of each pool",
+            live.wait_for(
+                lambda: pools_of(run) == {"rollout": 3, "verifier": 2, "teacher": 2}, "more workers of each pool"
             )
-            grown_at = len(read_json_lines(run.metrics))
-            wait_for(lambda: len(read_json_lines(run.metrics)) >= grown_at + 3, process, "steps with more workers")
+            live.wait_for_steps(live.steps() + 3)
 
             victim = next(
                 child
@@ -86,26 +74,18 @@ def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing
                 if "ray::RolloutWorker" in " ".join(child.cmdline())
             )
             os.kill(victim.pid, signal.SIGKILL)
-            killed_at = len(read_json_lines(run.metrics))
-            wait_for(
-                lambda: len(read_json_lines(run.metrics)) >= killed_at + 2, process, "steps after a worker was killed"
-            )
+            live.wait_for_steps(live.steps() + 2)
 
             assert rlad("scale", run.path, "rollout=1", "verifier=1", "teacher=1").returncode == 0
-            wait_for(
-                lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, process, "one worker"
+            live.wait_for(
+                lambda: pool_of(run) == {"target": 1, "ready": 1, "starting": 0, "draining": 0}, "one rollout worker"
             )
-            wait_for(
-                lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, process, "one worker of each pool"
+            live.wait_for(
+                lambda: pools_of(run) == {"rollout": 1, "verifier": 1, "teacher": 1}, "one worker of each pool"
             )
-            shrunk_at = len(read_json_lines(run.metrics))
-            wait_for(
-                lambda: len(read_json_lines(run.metrics)) >= shrunk_at + 2,
-                process,
-                "steps with one worker of each pool",
-            )
+            live.wait_for_steps(live.steps() + 2)
             assert rlad("stop", run.path).returncode == 0
-            _, stderr = process.communicate(timeout=120)
+            _, stderr = process.communicate(timeout=600)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

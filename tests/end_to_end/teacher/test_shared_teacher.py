@@ -40,14 +40,14 @@ from rlad.ledger import Ledger
 from rlad.models.references import resolve_model
 from rlad.teacher.http_client import TeacherHttpClient
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 NAME = "kk-shared"
 TOKEN = "0123456789abcdef0123456789abcdef"
 QUOTA = 6
-START_TIMEOUT_S = 120.0
-RUN_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 360.0
+RUN_TIMEOUT_S = 900.0
 STEPS = 15
 SHORT = [
     f"training.steps={STEPS}",

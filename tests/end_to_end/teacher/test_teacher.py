@@ -24,11 +24,11 @@ from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 # The teacher's embedding of this token is NaN, which gives NaN scores without a fault.
 POISON = 28
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 540.0
 
 
 @pytest.fixture(scope="module", autouse=True)
