@@ -71,6 +71,7 @@ def evaluate_model(
                         prompts[name],
                         settings,
                         suite.rollout,
+                        seed=suite.seed,
                         label=name,
                         on_prompt=phase.advance,
                         on_responses=_writer(responses) if responses is not None else None,

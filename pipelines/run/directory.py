@@ -16,6 +16,7 @@ from rlad.config import RunConfig
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 
+_LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
 _MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
 
@@ -45,6 +46,9 @@ class RunDirectory:
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
         """Create the directory or continue the run in it, and lock it until the block ends.
 
+        If the block of a new run fails before it has written anything, such as in a check of its models or prompts, the
+        directory stays free: the corrected command works as typed.
+
         Raises:
             RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process
                 holds its lock.
@@ -54,10 +58,10 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --run-dir"
             )
-        if self.path.exists() and not self.config.exists() and any(self.path.iterdir()):
+        if not self.config.exists() and self._has_files():
             raise RunDirectoryError(f"{self.path} exists, is not empty and holds no run: choose another --run-dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -65,9 +69,15 @@ class RunDirectory:
         with lock:
             if self.config.exists():
                 self._require_same(config)
-            else:
-                write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            yield
+                yield
+                return
+            write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            try:
+                yield
+            except Exception:
+                if not self._has_files():
+                    self.config.unlink()
+                raise
 
     def read_config(self) -> RunConfig:
         """Read the resolved configuration of the run.
@@ -99,6 +109,14 @@ class RunDirectory:
         """Return the evaluation recorded after `step` trained steps; None if there is none."""
         found = [line for line in read_json_lines(self.evaluations) if line["step"] == step]
         return EvaluationSummary.from_dict(found[-1]) if found else None
+
+    def _has_files(self) -> bool:
+        """Return whether the directory holds anything but the configuration, the lock and remains of an early kill."""
+        if not self.path.exists():
+            return False
+        own = {self.config.name, _LOCK}
+        temporary = f".{self.config.name}."
+        return any(path.name not in own and not path.name.startswith(temporary) for path in self.path.iterdir())
 
     def _require_same(self, config: RunConfig) -> None:
         stored, given = self.read_config().model_dump(mode="json"), config.model_dump(mode="json")

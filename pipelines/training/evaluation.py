@@ -52,6 +52,7 @@ class ScheduledEvaluation:
                 prompts,
                 config.evaluation,
                 config.rollout,
+                seed=config.seed,
                 label=f"step-{step}",
                 on_prompt=phase.advance,
             )
@@ -67,6 +68,7 @@ async def evaluate_set(
     settings: EvaluationConfig,
     engines: RolloutConfig,
     *,
+    seed: int,
     label: str,
     on_prompt: Callable[[], None] = lambda: None,
     on_responses: OnResponses | None = None,
@@ -79,6 +81,8 @@ async def evaluate_set(
         prompts: Prompts of the set.
         settings: Settings of the set.
         engines: Settings of the rollout pool.
+        seed: Seed of the responses. Every request has its own stream of random numbers, so the responses do not depend
+            on the order in which requests arrive.
         label: Makes the requests' uids unique, for example `step-10`.
         on_prompt: Called after each prompt, for a progress bar.
         on_responses: Called with each prompt's judged responses, texts included.
@@ -101,7 +105,7 @@ async def evaluate_set(
             max_response_tokens=settings.max_response_tokens or engines.max_response_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            seed=None,
+            seed=seed,
         )
         async with in_flight:
             sampled, verified = await sample_and_judge(rollout, verifiers, request, with_texts=with_texts)

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.config import RunConfig, load_run_config
-from rlad.errors import ConfigError, RunDirectoryError
+from rlad.errors import ConfigError, PlanError, RunDirectoryError
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 
@@ -49,6 +49,48 @@ def test_a_directory_with_other_files_is_refused(config: RunConfig, tmp_path: Pa
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunDirectoryError, match="holds no run"), RunDirectory(tmp_path).hold(config, resume=True):
         pass
+
+
+def test_a_new_run_that_fails_before_it_writes_leaves_the_directory_free(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(PlanError), run.hold(config, resume=False):
+        raise PlanError("an evaluation prompt is also a training prompt")
+    other = load_run_config(SMOKE, ["seed=5"])
+    with run.hold(other, resume=False):
+        assert run.read_config() == other
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_fails_after_it_has_written_keeps_its_configuration(
+    config: RunConfig, tmp_path: Path, resume: bool
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    if resume:
+        with run.hold(config, resume=False):
+            pass
+    with pytest.raises(PlanError), run.hold(config, resume=resume):
+        run.ledger.write_text("started")
+        raise PlanError("the teacher is gone")
+    assert run.read_config() == config
+
+
+def test_a_failed_attempt_to_continue_keeps_the_run(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        pass
+    with pytest.raises(PlanError), run.hold(config, resume=True):
+        raise PlanError("the cluster is too small")
+    assert run.read_config() == config
+
+
+def test_a_start_killed_between_lock_and_configuration_leaves_the_directory_free(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.4711").write_text("half of a config")
+    with run.hold(config, resume=False):
+        assert run.read_config() == config
 
 
 def test_two_processes_do_not_run_in_one_directory(config: RunConfig, tmp_path: Path) -> None:
