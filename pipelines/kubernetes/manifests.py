@@ -73,7 +73,29 @@ def cron_job(deployment: Deployment) -> Manifest:
         if options.tick is not None
         else _exclusive(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
     )
-    container = {
+    pod = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(),
+        "containers": [_submitter(deployment, command)],
+    }
+    spec = {
+        "schedule": options.schedule,
+        "timeZone": options.timezone,
+        "concurrencyPolicy": "Forbid",
+        # A tick that is later than this is skipped, so that it does not overlap the next one.
+        "startingDeadlineSeconds": _KEEP_FINISHED_S,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
+    }
+    return _object("batch/v1", "CronJob", deployment, {"spec": spec | _suspended(options)}, queued=False)
+
+
+def _submitter(deployment: Deployment, command: str) -> Manifest:
+    """Build the container that submits a command to the persistent RayCluster and waits for its end."""
+    options = deployment.options
+    return {
         "name": "submit",
         "image": options.image,
         "command": [
@@ -81,7 +103,7 @@ def cron_job(deployment: Deployment) -> Manifest:
             "job",
             "submit",
             "--address",
-            f"http://{name}-head-svc:8265",
+            f"http://{deployment.workload.name}-head-svc:8265",
             "--submission-id",
             "$(RUN)",
             "--",
@@ -104,23 +126,6 @@ def cron_job(deployment: Deployment) -> Manifest:
         },
         "securityContext": container_security(),
     }
-    pod = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "securityContext": pod_security(),
-        "containers": [container],
-    }
-    spec = {
-        "schedule": options.schedule,
-        "timeZone": options.timezone,
-        "concurrencyPolicy": "Forbid",
-        # A tick that is later than this is skipped, so that it does not overlap the next one.
-        "startingDeadlineSeconds": _KEEP_FINISHED_S,
-        "successfulJobsHistoryLimit": 3,
-        "failedJobsHistoryLimit": 3,
-        "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
-    }
-    return _object("batch/v1", "CronJob", deployment, {"spec": spec | _suspended(options)}, queued=False)
 
 
 def ray_service(deployment: Deployment) -> Manifest:
