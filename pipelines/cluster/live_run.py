@@ -19,7 +19,7 @@ from rich.table import Table
 from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
 from pipelines.run.bottleneck import pool_sizes
 from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
-from pipelines.run.progress import step_line
+from pipelines.run.progress import step_lines
 from rlad.errors import ConfigError, RunDirectoryError
 
 
@@ -93,7 +93,7 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     )
     if state.metrics:
         sizes = pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()})
-        console.print(step_line(state.metrics, None, sizes), soft_wrap=True, highlight=False)
+        console.print("\n".join(step_lines(state.metrics, None, sizes)), highlight=False)
     table = Table()
     for column in ("pool", "target", "ready", "starting", "draining"):
         table.add_column(column, justify="left" if column == "pool" else "right")
