@@ -152,7 +152,7 @@ async def test_error_names_the_task_without_a_verifier(make_model: Callable[...,
     try:
         group = group_of(["T"], task="riddles")
         with pytest.raises(
-            ConfigError, match="task 'riddles', for which the run has no verifier; it has: compact, stuck"
+            ConfigError, match="task 'riddles', which has no verifier; verifiers exist for: compact, stuck"
         ):
             await pool.verify(ray.put(group.to_columns()), num_tokens=1)
     finally:

@@ -112,7 +112,7 @@ def test_each_of_several_teachers_is_checked(qwen: dict[str, Path], tmp_path: Pa
     problems = errors(plan)
     assert len(problems) == 3, problems
     assert "student and teacher-foreign have different vocabularies" in problems[0]
-    assert "no prompt is for teacher foreign" in problems[1]
+    assert "no prompt uses teacher foreign" in problems[1]
     assert "a teacher-large worker needs about 6" in problems[2]
 
 
