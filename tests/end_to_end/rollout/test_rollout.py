@@ -71,7 +71,7 @@ async def pool(cluster: None, model: Path) -> AsyncIterator[RolloutPool]:
 
 async def sample(pool: RolloutPool, **changes: object) -> RolloutGroup:
     sampled = await pool.sample(request(**changes))
-    return RolloutGroup.from_columns(await sampled.group_ref)
+    return RolloutGroup.from_columns(await sampled.columns)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -99,17 +99,17 @@ async def test_untruncated_response_ends_with_the_end_of_sequence_token(pool: Ro
 async def test_summary_has_lengths_and_a_reference_to_the_group(pool: RolloutPool) -> None:
     before = {stats.worker: stats for stats in pool.stats()}
     sampled = await pool.sample(request(uid="set:1:7", attempt=2, num_responses=4))
-    group = RolloutGroup.from_columns(await sampled.group_ref)
-    assert (sampled.uid, sampled.attempt, sampled.prompt_tokens, sampled.tokens_by_version) == (
+    group, summary = RolloutGroup.from_columns(await sampled.columns), sampled.summary
+    assert (summary.uid, summary.attempt, summary.prompt_tokens, summary.tokens_by_version) == (
         "set:1:7",
         2,
         len(PROMPT),
         {0: group.num_tokens},
     )
     assert (group.uid, group.attempt, group.task, group.answer) == ("set:1:7", 2, "knights_knaves", "TF")
-    assert sampled.response_lengths == tuple(group.response_lengths)
-    assert sampled.is_truncated == tuple(group.is_truncated)
-    assert sampled.num_truncated == sum(group.is_truncated)
+    assert summary.response_lengths == tuple(group.response_lengths)
+    assert summary.is_truncated == tuple(group.is_truncated)
+    assert summary.num_truncated == sum(group.is_truncated)
     assert group.policy_versions.tolist() == [0] * group.num_tokens
     after = {stats.worker: stats for stats in pool.stats()}[sampled.worker]
     so_far = before[sampled.worker].generated_tokens if sampled.worker in before else 0
@@ -152,7 +152,7 @@ async def test_concurrent_groups_are_not_mixed_up(pool: RolloutPool, policy) -> 
         *(pool.sample(request(uid=f"g{index}", prompt_ids=prompt)) for index, prompt in enumerate(prompts))
     )
     for index, summary in enumerate(sampled):
-        group = RolloutGroup.from_columns(await summary.group_ref)
+        group = RolloutGroup.from_columns(await summary.columns)
         assert group.uid == f"g{index}"
         assert group.prompt_ids.tolist() == prompts[index].tolist()
         assert largest_gap(policy, group) <= 1e-4
@@ -177,7 +177,7 @@ async def test_weight_update_is_refused_while_a_group_is_in_flight(pool: Rollout
     await asyncio.sleep(0)
     with pytest.raises(EngineError, match="cannot update weights to version 1: 1 groups are in flight"):
         await pool.update_weights(publish(policy.state_dict(), 1))
-    assert (await sampling).oldest_version == 0
+    assert (await sampling).summary.oldest_version == 0
 
 
 async def test_group_past_its_deadline_is_aborted_in_the_engine(pool: RolloutPool, endless) -> None:
@@ -212,13 +212,13 @@ async def test_lost_processes_end_the_worker_and_then_the_pool(pool: RolloutPool
         await sampling
     _, alive = await asyncio.to_thread(psutil.wait_procs, engine, 120)
     assert not alive, "the engine's processes must end with the worker"
-    group = RolloutGroup.from_columns(await kept.group_ref)
+    group = RolloutGroup.from_columns(await kept.columns)
     assert largest_gap(new_policy, group) <= 1e-4, "a sampled group must outlive its worker"
 
     # The replacement has the newest weights.
     sampled = await pool.sample(request())
-    assert (sampled.worker, sampled.oldest_version) == ("rollout-1", 7)
-    group = RolloutGroup.from_columns(await sampled.group_ref)
+    assert (sampled.worker, sampled.summary.oldest_version) == ("rollout-1", 7)
+    group = RolloutGroup.from_columns(await sampled.columns)
     assert largest_gap(new_policy, group) <= 1e-4
     assert largest_gap(policy, group) > 0.1
 

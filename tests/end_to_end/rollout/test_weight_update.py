@@ -94,7 +94,7 @@ async def sample_on_both(pool: RolloutPool, **changes: object) -> list[RolloutGr
     """Sample a group on each of the pool's two workers."""
     sampled = await asyncio.gather(*(pool.sample(request(uid=f"g{index}", **changes)) for index in range(2)))
     assert {summary.worker for summary in sampled} == {"rollout-0", "rollout-1"}
-    return [RolloutGroup.from_columns(await summary.group_ref) for summary in sampled]
+    return [RolloutGroup.from_columns(await summary.columns) for summary in sampled]
 
 
 async def test_tied_weights_are_loaded_by_every_worker_from_one_file(engines: Engines, make_model) -> None:
