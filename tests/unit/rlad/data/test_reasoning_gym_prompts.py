@@ -72,7 +72,7 @@ def test_settings_reach_the_task() -> None:
         problems(settings={"terms": 8})
     with pytest.raises(ConfigError, match="'chain_sum' rejects the settings"):
         problems(settings={"min_terms": 9, "max_terms": 2})
-    with pytest.raises(ValidationError, match="set them beside `settings`"):
+    with pytest.raises(ValidationError, match="`settings` must not contain size"):
         problems(settings={"size": 8})
 
 
