@@ -30,7 +30,7 @@ def prompt_paths(path: str | Path) -> list[Path]:
     if glob.has_magic(str(where)):
         # Path.glob does not accept absolute patterns.
         matches = sorted(map(Path, glob.glob(str(where), recursive=True)))  # noqa: PTH207
-        if files := [match for match in matches if match.is_file()]:
+        if files := [match for match in matches if match.is_file() and match.name not in _NOT_ROWS]:
             return files
         raise DataError(f"no prompt file matches {path}; check the pattern of the prompt source")
     raise DataError(f"no prompt file at {path}; check the path of the prompt source")
