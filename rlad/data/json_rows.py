@@ -65,8 +65,7 @@ def _line_rows(path: Path, encoding: str) -> Iterator[JsonRow]:
         for chunk in file:
             for line in chunk.rstrip(b"\r\n").split(b"\r"):
                 number += 1
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
+                line = line.removeprefix(codecs.BOM_UTF8)  # concatenated files have several
                 if line.strip(b" \t\x1a"):
                     yield "line", number, _parsed_line(path, number, line, encoding)
 
@@ -81,7 +80,11 @@ def _parsed_line(path: Path, number: int, line: bytes, encoding: str) -> Any:
             "with iconv"
         ) from error
     except (ValueError, RecursionError) as error:
-        remedy = "the line may be cut off: fetch the file again, or correct or remove the line"
+        remedy = (
+            "the line is in Python's notation: write it with json.dumps"
+            if line.lstrip().startswith(b"{'")
+            else "the line may be cut off: fetch the file again, or correct or remove the line"
+        )
         raise DataError(f"{path}, line {number}: not valid JSON: {error}; {remedy}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlad.config.prompts import PromptFile
 from rlad.data.knights_knaves.prompts import SET_COLUMNS, Form, is_knights_knaves_set
-from rlad.data.layouts.base import Columns, Layout
+from rlad.data.layouts.base import Columns, Layout, RawPrompt
 from rlad.data.layouts.mapped import MappedLayout
 from rlad.data.layouts.registry import recognise
 from rlad.data.prompt_assembly import assemble, content_digest
@@ -85,7 +85,7 @@ def read_prompts(source: PromptFile) -> PromptReading:
     for location, row, layout in islice(_located_rows(source, reading), source.limit):
         reading.files[-1].rows += 1
         try:
-            record, is_made = assemble(layout.read(row), row, source)
+            record, is_made = assemble(_raw_prompt(layout, row), row, source)
         except DataError as error:
             if source.invalid_rows == "refuse":
                 raise DataError(f"{location}: {error}") from error
@@ -150,6 +150,18 @@ def _located_rows(source: PromptFile, reading: PromptReading) -> Iterator[tuple[
                 layout = _layout(row, source, location)
                 report.layout, report.columns = layout.name, list(map(str, row))
             yield location, row, layout
+
+
+def _raw_prompt(layout: Layout, row: Columns) -> RawPrompt:
+    try:
+        return layout.read(row)
+    except DataError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
+        raise DataError(
+            f"the row does not fit the layout {layout.name} of the file's first row: {type(error).__name__}: {error}; "
+            "correct the row, name the columns with `columns`, or set `invalid_rows: drop`"
+        ) from error
 
 
 def _columns(value: Any, location: Location) -> Columns:

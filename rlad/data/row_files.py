@@ -192,7 +192,7 @@ def _batch_rows(batches: Iterator[Any]) -> Iterator[tuple[str, int, Any]]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+            for row in batch.slice(start, _BATCH_ROWS).to_pylist(maps_as_pydicts="lossy"):
                 number += 1
                 yield "row", number, row
 

@@ -26,7 +26,10 @@ class OwnLayout:
             )
         metadata = parsed(row.get("metadata"))
         if not is_missing(metadata) and not isinstance(metadata, dict):
-            raise DataError(f"metadata must be a mapping, got {metadata!r}")
+            raise DataError(
+                f"metadata must be a mapping, got {metadata!r}; correct it, or leave it out with "
+                "`columns: {metadata: null}`"
+            )
         return RawPrompt(
             prompt=row["prompt"],
             answer=row["answer"],

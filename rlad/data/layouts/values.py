@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import decimal
 import json
@@ -31,13 +32,21 @@ def is_missing(value: Any) -> bool:
 
 
 def parsed(value: Any) -> Any:
-    """Return the value of JSON text that holds a list or mapping. Other values are returned unchanged."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+    """Return the value of JSON text that holds a list or mapping. Other values are returned unchanged.
+
+    Python's notation is parsed too if it holds mappings: pandas writes it into CSV files.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        if not value.lstrip().startswith(("{'", "[{'")):
             return value
-    return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
 
 
 def text_answer(value: Any) -> Any:
@@ -77,7 +86,7 @@ def id_text(value: Any) -> str:
     Raises:
         DataError: It is not text or a whole number.
     """
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(
@@ -90,20 +99,29 @@ def id_text(value: Any) -> str:
 def chat_or_text(value: Any) -> Any:
     """Return a prompt as text or as a list of messages with `role` and `content`.
 
-    JSON text of messages is parsed. `from` and `value`, roles such as `human`, and text parts are converted. Other
-    keys of a message are dropped. Values in no known notation are returned unchanged.
+    JSON text of messages is parsed, and lists by key are transposed. `from` and `value`, roles such as `human`, and
+    text parts are converted. Other keys of a message are dropped. Values in no known notation are returned unchanged.
 
     Raises:
         DataError: A message has tool calls, or a part that is not text.
     """
     if isinstance(value, str):
-        found = parsed(value)
+        found = turns_of(parsed(value))
         if not _is_chat(found):
             return value
         value = found
-    if isinstance(value, dict) and _is_message(value):
-        value = [value]
+    value = turns_of(value)
     return [_message(item) for item in value] if _is_chat(value) else value
+
+
+def turns_of(value: Any) -> Any:
+    """Return one message, or a mapping of keys to lists (the `datasets` library's sequences), as a list of messages."""
+    if not _is_message(value):
+        return value
+    columns = list(value.values())
+    if all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return [value]
 
 
 def _is_message(value: Any) -> bool:

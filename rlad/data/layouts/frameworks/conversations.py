@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlad.data.layouts.base import Columns, RawPrompt, has
-from rlad.data.layouts.values import chat_or_text, is_missing, parsed
+from rlad.data.layouts.values import chat_or_text, is_missing, parsed, turns_of
 from rlad.errors import DataError
 
 _ANSWERS = ("answer", "ground_truth", "label", "solution")
@@ -27,10 +27,10 @@ class ConversationLayout:
     column: str
 
     def matches(self, row: Columns) -> bool:
-        return has(row, self.column) and isinstance(parsed(row[self.column]), list)
+        return has(row, self.column) and isinstance(parsed(row[self.column]), list | dict)
 
     def read(self, row: Columns) -> RawPrompt:
-        turns = parsed(row.get(self.column))
+        turns = turns_of(parsed(row.get(self.column)))
         if not isinstance(turns, list) or not turns:
             raise DataError(f"{self.column} must be a list of messages, got {turns!r}")
         turns, last = list(turns), turns[-1]

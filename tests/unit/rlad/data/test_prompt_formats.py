@@ -68,6 +68,7 @@ TEXTS: list[tuple[str, str]] = [
         "rows.json",
         json.dumps({"columns": list(ROWS[0]), "data": [list(row.values()) for row in ROWS], "index": [0, 1]}),
     ),
+    ("rows.jsonl", "\ufeff" + LINES.replace("\n", "\n\ufeff", 1)),
     ("rows.csv", CSV),
     ("rows.CSV", "\ufeff" + CSV.replace("\n", "\r\n")),
     ("rows.tsv", CSV.replace(",", "\t").replace('""level""\t', '""level"",')),
@@ -120,6 +121,19 @@ def test_values_that_json_cannot_hold_become_text_in_the_metadata(tmp_path: Path
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
     [record] = read_prompt_file(tmp_path / "rows.parquet")
     assert record.metadata == {"when": "2025-01-02T03:04:00", "image": "<3 bytes>"}
+
+
+def test_maps_and_lists_by_key_are_messages(tmp_path: Path) -> None:
+    message = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    schema = pyarrow.schema([("prompt", pyarrow.list_(message)), ("answer", pyarrow.int64())])
+    row = {"prompt": [[("role", "user"), ("content", "1+1?")]], "answer": 2}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row], schema=schema), tmp_path / "maps.parquet")
+    by_key = {"conversations": {"from": ["human", "gpt"], "value": ["1+1?", "2"]}}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([by_key]), tmp_path / "lists.parquet")
+    (tmp_path / "pandas.csv").write_text("prompt,answer\n\"[{'role': 'user', 'content': '1+1?'}]\",2\n")
+    for name in ("maps.parquet", "lists.parquet", "pandas.csv"):
+        [record] = read_prompt_file(tmp_path / name)
+        assert (record.prompt, record.answer) == (({"role": "user", "content": "1+1?"},), "2")
 
 
 def test_other_encodings_are_refused_until_they_are_named(tmp_path: Path) -> None:
@@ -176,6 +190,7 @@ def test_folder_of_several_splits_or_without_data_is_refused(tmp_path: Path) -> 
         ("rows.jsonl.gz", gzip.compress(LINES.encode())[:-12], "not a readable gzip file.*fetch or write it again"),
         ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd", "not a readable zstd file"),
         ("rows.arrow", b"ARROW1\x00\x00abc", "not a readable Arrow file"),
+        ("rows.jsonl", b"{'id': 1}\n", "line 1: not valid JSON.*Python's notation"),
         ("rows.json", ARRAY.encode()[:-20], r"line \d+: not valid JSON.*cut off"),
         ("rows.jsonl", LINES.encode()[:-9], "line 3: not valid JSON.*cut off"),
         ("rows.json", json.dumps({"train": ROWS, "data": ROWS}).encode(), r"several lists of rows \(data, train\)"),

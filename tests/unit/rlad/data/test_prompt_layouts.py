@@ -188,6 +188,7 @@ def test_programs_show_their_starter_code_and_assertions(tmp_path: Path) -> None
         ([{"question": "q", "input_output": '{"inputs": ["1"], "outputs": []}'}], "line 1: missing tests"),
         ([{"nums": [], "target": 3}], "line 1: expected a list of numbers"),
         ([{"question": "q", "choices": ["a", "b"], "answer": 2}], "line 1: the answer 2 is none of the choices A, B"),
+        ([{"question": "q", "options": ["a"], "answer": 0}, {"answer": 1}], "line 2: the row does not fit the layout"),
         ([{"messages": []}], "line 1: messages must be a list"),
         ([{"a": 1, "b": 2}], "line 1: the layout is not known; the columns are: a, b"),
         (["text"], "line 1: expected an object with the keys id, prompt, task, answer"),
