@@ -76,7 +76,10 @@ def _check_messages(messages: Any) -> None:
             or message.keys() != {"role", "content"}
             or not all(isinstance(part, str) for part in message.values())
         ):
-            raise DataError(f"a message must have exactly `role` and `content`, both text, got {message!r}")
+            raise DataError(
+                f"a message must have exactly `role` and `content`, both text, got {message!r}; correct the row, "
+                "or set `invalid_rows: drop`"
+            )
     if messages[-1]["role"] == "assistant":
         raise DataError(
             "the last message has role `assistant`; a prompt must end with a message of another role, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,10 @@ class MappedLayout:
         values: dict[str, Any] = {field: mapped.get(field, getattr(base, field)) for field in _FIELDS}
         metadata = parsed(values["metadata"])
         if not is_missing(metadata) and not isinstance(metadata, Mapping):
-            raise DataError(f"metadata must be a mapping, got {metadata!r}")
+            raise DataError(
+                f"metadata must be a mapping, got {metadata!r}; correct it, or leave it out with "
+                "`columns: {metadata: null}`"
+            )
         return RawPrompt(
             **{**values, "metadata": {} if is_missing(metadata) else metadata},
             task_is_explicit=base.task_is_explicit or mapped.get("task") is not None,
@@ -49,11 +53,12 @@ class MappedLayout:
 
     def _base(self, row: Columns, mapped: Mapping[str, Any]) -> RawPrompt:
         if self.base is not None:
-            try:
+            # The base may refuse a value that a mapped column replaces: it then reads the row with that value.
+            for candidate in (row, {**row, **mapped}):
+                with contextlib.suppress(DataError):
+                    return self.base.read(candidate)
+            if not {"prompt", "answer"} <= mapped.keys():
                 return self.base.read(row)
-            except DataError:
-                if not {"prompt", "answer"} <= mapped.keys():
-                    raise
         return RawPrompt(
             prompt=row.get("prompt"),
             answer=row.get("answer"),

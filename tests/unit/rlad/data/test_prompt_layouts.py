@@ -229,8 +229,12 @@ def test_columns_change_single_fields_of_a_recognised_layout(tmp_path: Path) -> 
     assert len({record.id for record in reading.records}) == 2
     [record] = read(tmp_path, row, columns={"task": "difficulty"}, task="other").records
     assert (record.id, record.task, record.answer) == ("same", "hard", "2")
-    own = {"id": "a", "prompt": "1+1=", "task": "t", "answer": None, "gold": 2}
-    [record] = read(tmp_path, own, columns={"prompt": "prompt", "answer": "gold"}).records
+    own = {"id": "a", "prompt": "1+1=", "task": "t", "answer": None, "gold": 2, "metadata": [1]}
+    [record] = read(tmp_path, own, columns={"answer": "gold", "metadata": None}).records
+    assert (record.prompt, record.answer, record.metadata) == ("1+1=", "2", {})
+    with pytest.raises(DataError, match="line 1: missing answer"):
+        read(tmp_path, own, columns={"task": "gold"})
+    [record] = read(tmp_path, {**own, "metadata": None}, columns={"prompt": "prompt", "answer": "gold"}).records
     assert (record.prompt, record.answer) == (({"role": "user", "content": "1+1="},), "2")
 
 
