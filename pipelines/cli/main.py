@@ -20,10 +20,12 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines.cli import deploy as deploy_cli
 from pipelines.cli import jobs as jobs_cli
 from pipelines.cli import plan as plan_cli
+from pipelines.cli import prompts as prompts_cli
 from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
@@ -44,6 +46,7 @@ app = typer.Typer(
 
 app.add_typer(jobs_cli.app)
 app.add_typer(plan_cli.app)
+app.add_typer(prompts_cli.app)
 app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
@@ -290,7 +293,7 @@ def _exit_interrupted(by: signal.Signals) -> None:
 
 
 def _fail(error: BaseException) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

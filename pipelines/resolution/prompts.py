@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rlad.config import EvaluationConfig, EvaluationSuite, PromptSource, RunConfig
+from rlad.config import EvaluationConfig, EvaluationSuite, PromptFile, PromptSource, RunConfig
 from rlad.data.chat import encode_prompts, load_tokenizer
+from rlad.data.prompt_files import PromptReading, read_prompts
 from rlad.data.prompts import load_prompts
 from rlad.data.records import PromptRecord
-from rlad.errors import ConfigError, PlanError
+from rlad.errors import ConfigError, DataError, PlanError
+
+_LOG = logging.getLogger(__name__)
+_NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +28,12 @@ class EncodedPrompts:
     Attributes:
         records: Prompt records.
         token_ids: int32 [P] of each record, in the same order.
+        too_long: Number of prompts left out because they have too many tokens.
     """
 
     records: list[PromptRecord]
     token_ids: list[np.ndarray]
+    too_long: int = 0
 
 
 def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, student: Path | str) -> EncodedPrompts:
@@ -33,19 +41,84 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
 
     Args:
         source: Where the prompts come from.
-        config: Its verifiers must cover all tasks, and its `rollout.max_prompt_tokens` bounds the prompts.
+        config: Its verifiers must cover all tasks, and its `rollout.max_prompt_tokens` limits the prompts' length.
         student: Directory of the student, whose tokenizer is used.
 
+    Prompts that are too long are left out, and their number is logged.
+
     Raises:
-        DataError: A prompt cannot be read or is too long.
+        DataError: A prompt cannot be read or encoded, or all prompts are too long.
         PlanError: A task has no verifier.
     """
-    records = load_prompts(source)
-    _require_verifiers(records, config.verifiers.keys())
-    tokenizer = load_tokenizer(student)
+    if isinstance(source, PromptFile):
+        reading = read_prompts(source)
+        _log_dropped(source, reading)
+    else:
+        reading = PromptReading(records=load_prompts(source))
+    _require_verifiers(reading.records, config.verifiers.keys())
+    prompts = encode_reading(reading, load_tokenizer(student), config.rollout.max_prompt_tokens)
+    if prompts.too_long:
+        _LOG.warning(
+            "prompts left out: too_long=%d kept=%d rollout.max_prompt_tokens=%d source=%s",
+            prompts.too_long,
+            len(prompts.records),
+            config.rollout.max_prompt_tokens,
+            source.path if isinstance(source, PromptFile) else source.source,
+        )
+    return prompts
+
+
+def encode_reading(reading: PromptReading, tokenizer: Any, max_tokens: int | None) -> EncodedPrompts:
+    """Encode prompts, and leave out those with more than `max_tokens` tokens; None keeps all.
+
+    Raises:
+        DataError: A prompt cannot be encoded (the message names its file and row), or all prompts are too long.
+    """
+    try:
+        encoded = encode_prompts(tokenizer, reading.records, _NO_LIMIT)
+    except DataError as error:
+        raise _with_location(error, reading) from error
+    if max_tokens is None:
+        return EncodedPrompts(records=reading.records, token_ids=encoded)
+    kept = [index for index, ids in enumerate(encoded) if len(ids) <= max_tokens]
+    if not kept:
+        raise DataError(
+            f"all {len(encoded)} prompts have more than {max_tokens} tokens, the shortest {min(map(len, encoded))}; "
+            "raise rollout.max_prompt_tokens (prompts are never truncated, because that can change the answer)"
+        )
     return EncodedPrompts(
-        records=records, token_ids=encode_prompts(tokenizer, records, config.rollout.max_prompt_tokens)
+        records=[reading.records[index] for index in kept],
+        token_ids=[encoded[index] for index in kept],
+        too_long=len(encoded) - len(kept),
     )
+
+
+def _with_location(error: DataError, reading: PromptReading) -> DataError:
+    """Return the error about a prompt with the file and row of that prompt."""
+    text = str(error)
+    for record, location in zip(reading.records, reading.locations, strict=False):
+        if text.startswith(f"prompt {record.id!r}"):
+            remedy = (
+                "; to encode the text as it stands, set `columns: {prompt: prompt.0.content}`"
+                if "template marker" in text
+                else ""
+            )
+            return DataError(f"{location}: {text}{remedy}")
+    return error
+
+
+def _log_dropped(source: PromptFile, reading: PromptReading) -> None:
+    if reading.duplicates_dropped or reading.duplicates_kept or reading.other_answers or reading.invalid:
+        _LOG.warning(
+            "prompts read: kept=%d duplicates_dropped=%d duplicates_kept=%d other_answers=%d invalid_dropped=%d "
+            "source=%s",
+            len(reading.records),
+            reading.duplicates_dropped,
+            reading.duplicates_kept,
+            reading.other_answers,
+            reading.invalid,
+            source.path,
+        )
 
 
 def require_disjoint(training: EncodedPrompts, evaluation: EncodedPrompts) -> None:
@@ -88,5 +161,6 @@ def _require_verifiers(records: list[PromptRecord], tasks: Collection[str]) -> N
     unknown = sorted({record.task for record in records} - set(tasks))
     if unknown:
         raise PlanError(
-            f"no verifier for task {', '.join(unknown)}: the configuration has verifiers for {', '.join(tasks)}"
+            f"no verifier for task {', '.join(unknown)}: the configuration has verifiers for {', '.join(tasks)}; add "
+            "one, or name the task of a prompt file with `task` or `columns: {task: COLUMN}`"
         )

@@ -50,7 +50,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
 
     Raises:
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
-        DataError: A prompt cannot be read or is too long.
+        DataError: A prompt cannot be read or encoded, or all prompts are too long.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
     student = resolve_model(config.student.path)

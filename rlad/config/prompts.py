@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, PositiveInt
 
@@ -30,17 +31,65 @@ class KnightsKnavesPrompts(ConfigModel):
     seed: int = Field(0, description="Random seed of the generator.")
 
 
+PromptColumn = Literal["id", "prompt", "task", "answer", "metadata"]
+
+
 class PromptFile(ConfigModel):
-    """A JSONL or Parquet file with the columns `id, prompt (messages or text), task, answer, metadata`."""
+    """Prompts of data files: JSON Lines, JSON, CSV, Parquet or Arrow, also compressed.
+
+    The layout is recognised by its columns; `rlad prompts FILE` shows how a file is read.
+    """
 
     source: Annotated[Literal["file"], Field(description="Selects this prompt source.")] = "file"
-    path: str = Field(description="Path of a `.jsonl` or `.parquet` file.")
+    path: str = Field(
+        description="A file, a folder of files, or a glob. Endings: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, "
+        "`.parquet`, `.arrow`, each also with `.gz`, `.bz2`, `.xz` or `.zst`."
+    )
+    columns: dict[PromptColumn, str | None] = Field(
+        {},
+        description="Columns of the fields `id`, `prompt`, `task`, `answer` and `metadata`, where the layout is not "
+        "recognised or others are to be used, for example `{prompt: problem, answer: reward_model.ground_truth}`. Dots "
+        "lead into mappings, lists (by number) and JSON text. `{id: null}` makes ids from the content.",
+    )
+    task: str | None = Field(
+        None,
+        min_length=1,
+        description="Task of prompts without a `task` column. Null means that of the layout, for example `math`, else "
+        "`default`.",
+    )
+    chat: bool | None = Field(
+        None,
+        description="Whether a prompt that is text becomes a user message, to which the chat template is applied, or "
+        "is encoded as it stands. Null applies the template except in rlad's own layout and to text that begins with a "
+        "turn of a chat template.",
+    )
+    system_prompt: str | None = Field(
+        None, min_length=1, description="System message of every prompt; replaces that of the file. Null adds none."
+    )
+    prompt_suffix: str = Field("", description="Text appended to the last message of every prompt.")
     form: Literal["sentences", "compact"] = Field(
-        "sentences", description="Text of the puzzles in Parquet files of the K&K data set; other files ignore it."
+        "sentences", description="Text of the puzzles in files of the K&K data set; other files ignore it."
     )
     limit: PositiveInt | None = Field(
-        None, description="Number of prompts to read from the start of the file; null means all."
+        None, description="Number of rows to read from the start of the file; null means all."
     )
+    invalid_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="Whether a row that is not a valid prompt is an error, or is left out and counted."
+    )
+    duplicates: Literal["keep", "drop", "refuse"] | None = Field(
+        None,
+        description="Treatment of rows whose prompt and answer occurred before. They are always counted. Null keeps "
+        "rows that have ids of their own and drops the others.",
+    )
+    encoding: str = Field("utf-8", description="Encoding of text files, for example `gb18030` or `latin-1`.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name
+        except LookupError as error:
+            raise ValueError(f"unknown encoding {encoding!r}; expected a name that Python knows") from error
 
 
 class ReasoningGymPrompts(ConfigModel):

@@ -1,55 +1,117 @@
-"""Prompt files: JSONL or parquet with the columns `id, prompt, task, answer, metadata`.
-
-The parquet files of the K&K set are read in their own layout.
-"""
+"""Prompt files: recognition of the layout, records, duplicates, and a report of how the files were read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlad.data.knights_knaves.prompts import Form, is_knights_knaves_set, record_of_set_row
+from rlad.config.prompts import PromptFile
+from rlad.data.knights_knaves.prompts import SET_COLUMNS, Form, is_knights_knaves_set
+from rlad.data.layouts.base import Columns, Layout, RawPrompt
+from rlad.data.layouts.mapped import MappedLayout
+from rlad.data.layouts.registry import recognise
+from rlad.data.prompt_assembly import assemble, content_digest
+from rlad.data.prompt_paths import prompt_paths
 from rlad.data.records import PromptRecord
+from rlad.data.row_files import Location, RowFile, row_file
 from rlad.errors import DataError
 
-_REQUIRED = ("id", "prompt", "task", "answer")
-_COLUMNS = (*_REQUIRED, "metadata")
+_FIELDS = ("id", "prompt", "task", "answer", "metadata")
+_SHOWN_ERRORS = 5
 
-Row = tuple[str, Any]
-"""Location of a row, for error messages, and its columns."""
+
+@dataclass(slots=True, kw_only=True)
+class FileReport:
+    """One file of a prompt source.
+
+    Attributes:
+        path: Path of the file.
+        format: Format, for example `jsonl`.
+        compression: Compression, or None.
+        layout: Name of the layout.
+        columns: Columns of the first row.
+        rows: Number of rows read.
+    """
+
+    path: str
+    format: str
+    compression: str | None
+    layout: str = ""
+    columns: list[str] = field(default_factory=list)
+    rows: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptReading:
+    """Prompts of a source, and how they were read.
+
+    Attributes:
+        records: Prompt records.
+        locations: Location of each record.
+        files: Files in reading order.
+        made_ids: Number of records whose id was made from their content.
+        duplicates_kept: Number of records whose prompt and answer occurred before.
+        duplicates_dropped: Number of rows left out because their prompt and answer occurred before.
+        other_answers: Number of records whose prompt occurred before with another answer.
+        invalid: Number of rows left out because they are not valid prompts.
+        errors: First messages about such rows.
+    """
+
+    records: list[PromptRecord] = field(default_factory=list)
+    locations: list[Location] = field(default_factory=list)
+    files: list[FileReport] = field(default_factory=list)
+    made_ids: int = 0
+    duplicates_kept: int = 0
+    duplicates_dropped: int = 0
+    other_answers: int = 0
+    invalid: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def read_prompts(source: PromptFile) -> PromptReading:
+    """Read the files of a prompt source.
+
+    Raises:
+        DataError: A file is missing, has no rows or an unknown layout, a row is invalid, or two ids are equal. The
+            message names file and row.
+    """
+    reading = PromptReading()
+    collector = _Collector(source, reading)
+    for location, row, layout in islice(_located_rows(source, reading), source.limit):
+        reading.files[-1].rows += 1
+        try:
+            record, is_made = assemble(_raw_prompt(layout, row), row, source)
+        except DataError as error:
+            if source.invalid_rows == "refuse":
+                raise DataError(f"{location}: {error}") from error
+            reading.invalid += 1
+            if len(reading.errors) < _SHOWN_ERRORS:
+                reading.errors.append(f"{location}: {error}")
+        else:
+            collector.add(location, record, is_made=is_made)
+    if not reading.records:
+        reason = f"; first invalid row: {reading.errors[0]}" if reading.errors else ""
+        raise DataError(f"{source.path} holds no prompts; expected at least one valid row{reason}")
+    return reading
 
 
 def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form = "sentences") -> list[PromptRecord]:
-    """Read the prompts of a .jsonl or .parquet file.
-
-    `id` is text or an integer. `prompt` is text, or a list of `{role, content}`. `task` and `answer` are text.
-    `metadata` is an optional mapping. A parquet file in the layout of the K&K set is read as by
-    `read_knights_knaves_set`.
+    """Read prompts as by `PromptFile(path=path)`.
 
     Args:
-        path: Path of the file.
+        path: A file, a folder or a glob.
         limit: Maximum number of rows; None reads all.
         form: Form of the prompts of a K&K set; ignored for other files.
 
     Raises:
-        DataError: The file is missing or has no rows, a row is invalid (the message names its line), or two ids are
-            equal.
+        DataError: As `read_prompts`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no prompt file at {path}; check the path of the prompt source")
-    if path.suffix == ".jsonl":
-        return _collect(path, _jsonl_rows(path), _record, limit)
-    if path.suffix == ".parquet":
-        columns, rows = _parquet_rows(path)
-        return _collect(
-            path, rows, partial(record_of_set_row, form=form) if is_knights_knaves_set(columns) else _record, limit
-        )
-    raise DataError(f"a prompt file must be .jsonl or .parquet, got {path}")
+    return read_prompts(PromptFile(path=str(path), limit=limit, form=form)).records
 
 
 def read_knights_knaves_set(path: str | Path, form: Form) -> list[PromptRecord]:
@@ -58,78 +120,117 @@ def read_knights_knaves_set(path: str | Path, form: Form) -> list[PromptRecord]:
     Raises:
         DataError: The file has other columns, or a puzzle's solution is not unique or differs from the file's.
     """
-    path = Path(path)
-    columns, rows = _parquet_rows(path)
+    first = next(row_file(Path(path)).rows(), None)
+    columns = list(first[1]) if first else []
     if not is_knights_knaves_set(columns):
         raise DataError(
-            f"{path}: expected the columns of the K&K set (quiz, names, statements, solution), got {', '.join(columns)}"
+            f"{path}: expected the columns of the K&K set ({', '.join(SET_COLUMNS)}), got {', '.join(columns)}"
         )
-    return _collect(path, rows, partial(record_of_set_row, form=form), None)
+    return read_prompt_file(path, form=form)
 
 
 def write_prompt_file(records: Sequence[PromptRecord], path: str | Path) -> None:
     """Write records as a JSONL file that `read_prompt_file` reads back."""
     with Path(path).open("w", encoding="utf-8") as file:
         for record in records:
-            row = {name: getattr(record, name) for name in _COLUMNS}
+            row = {name: getattr(record, name) for name in _FIELDS}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+def _located_rows(source: PromptFile, reading: PromptReading) -> Iterator[tuple[Location, Columns, Layout]]:
+    """Yield rows with their layout, and add a report of each file."""
+    for path in prompt_paths(source.path):
+        file: RowFile = row_file(path)
+        report = FileReport(path=str(path), format=file.format, compression=file.compression)
+        reading.files.append(report)
+        layout: Layout | None = None
+        for location, value in file.rows(source.encoding):
+            row = _columns(value, location)
+            if layout is None:
+                layout = _layout(row, source, location)
+                report.layout, report.columns = layout.name, list(map(str, row))
+            yield location, row, layout
 
 
-def _parquet_rows(path: Path) -> tuple[list[str], Iterable[Row]]:
-    """Return the column names and the rows of a parquet file."""
-    import pyarrow.parquet  # Imported here because the import takes 0.3 s that JSONL files do not need.
-
+def _raw_prompt(layout: Layout, row: Columns) -> RawPrompt:
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from error
-    return table.column_names, ((f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
-
-
-def _collect(
-    path: Path, rows: Iterable[Row], convert: Callable[[Any], PromptRecord], limit: int | None
-) -> list[PromptRecord]:
-    """Convert rows to records with distinct ids, and add the row's location to errors."""
-    records: dict[str, PromptRecord] = {}
-    for location, row in islice(rows, limit):
-        try:
-            record = convert(row)
-        except DataError as error:
-            raise DataError(f"{location}: {error}") from error
-        if record.id in records:
-            raise DataError(f"{location}: id {record.id!r} was used before; ids must be unique in a file")
-        records[record.id] = record
-    if not records:
-        raise DataError(f"{path} holds no prompts; expected at least one row")
-    return list(records.values())
-
-
-def _record(row: Any) -> PromptRecord:
-    if not isinstance(row, dict):
-        raise DataError(f"expected an object with the keys {', '.join(_COLUMNS)}, got {type(row).__name__}")
-    missing = [name for name in _REQUIRED if row.get(name) is None]
-    if missing:
-        raise DataError(f"missing {', '.join(missing)}; a prompt requires {', '.join(_REQUIRED)}")
-    unknown = sorted(row.keys() - set(_COLUMNS))
-    if unknown:
+        return layout.read(row)
+    except DataError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(
-            f"unknown {', '.join(unknown)}; a prompt has {', '.join(_COLUMNS)}; put other values into metadata"
+            f"the row does not fit the layout {layout.name} of the file's first row: {type(error).__name__}: {error}; "
+            "correct the row, name the columns with `columns`, or set `invalid_rows: drop`"
+        ) from error
+
+
+def _columns(value: Any, location: Location) -> Columns:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return {"conversations": value}  # Open-Reasoner-Zero: a row is a list of turns
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{location}: expected an object with the keys {', '.join(_FIELDS)}, or of another known layout, got "
+            f"{type(value).__name__}"
         )
+    return value
+
+
+def _layout(row: Columns, source: PromptFile, location: Location) -> Layout:
+    base = recognise(row, source.form)
+    if source.columns:
+        return MappedLayout(columns={str(name): path for name, path in source.columns.items()}, base=base)
+    if base is None:
+        names = ", ".join(map(str, row)) or "none"
+        example = next(iter(row), "COLUMN")
+        raise DataError(
+            f"{location}: the layout is not known; the columns are: {names}. Name those of the prompt and the answer, "
+            f"for example `columns: {{prompt: {example}, answer: COLUMN}}`"
+        )
+    return base
+
+
+class _Collector:
+    """Adds records to a reading, with unique ids and counted duplicates."""
+
+    def __init__(self, source: PromptFile, reading: PromptReading) -> None:
+        self._source = source
+        self._reading = reading
+        self._ids: dict[str, Location] = {}
+        self._contents: dict[str, Location] = {}
+        self._prompts: set[str] = set()
+        self._uses: Counter[str] = Counter()
+
+    def add(self, location: Location, record: PromptRecord, *, is_made: bool) -> None:
+        prompt, content = content_digest(record.prompt), content_digest(record.prompt, record.answer)
+        first = self._contents.setdefault(content, location)
+        if first is not location:
+            treatment = self._source.duplicates or ("drop" if is_made else "keep")
+            if treatment == "refuse":
+                raise DataError(
+                    f"{location}: prompt and answer are those of {first}; remove one, or set `duplicates: drop`"
+                )
+            if treatment == "drop":
+                self._reading.duplicates_dropped += 1
+                return
+            self._reading.duplicates_kept += 1
+            if is_made:
+                record = _with_id(record, f"{record.id}-{self._uses[content]}")
+        elif prompt in self._prompts:
+            self._reading.other_answers += 1
+        self._uses[content] += 1
+        self._prompts.add(prompt)
+        if (other := self._ids.setdefault(record.id, location)) is not location:
+            remedy = "`duplicates: drop`" if first is not location else "`columns: {id: null}` to make ids"
+            raise DataError(
+                f"{location}: id {record.id!r} was used before, in {other}; ids must be unique in a file: correct one, "
+                f"or set {remedy}"
+            )
+        self._reading.made_ids += is_made
+        self._reading.records.append(record)
+        self._reading.locations.append(location)
+
+
+def _with_id(record: PromptRecord, record_id: str) -> PromptRecord:
     return PromptRecord(
-        id=str(row["id"]) if type(row["id"]) is int else row["id"],
-        prompt=tuple(row["prompt"]) if isinstance(row["prompt"], list) else row["prompt"],
-        task=row["task"],
-        answer=row["answer"],
-        metadata={} if row.get("metadata") is None else row["metadata"],
+        id=record_id, prompt=record.prompt, task=record.task, answer=record.answer, metadata=record.metadata
     )

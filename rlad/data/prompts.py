@@ -29,6 +29,6 @@ def load_prompts(source: PromptSource) -> list[PromptRecord]:
         return generate_problems(
             source.dataset, size=source.size, split=source.split, seed=source.seed, settings=source.settings
         )
-    from rlad.data.prompt_files import read_prompt_file
+    from rlad.data.prompt_files import read_prompts
 
-    return read_prompt_file(source.path, limit=source.limit, form=source.form)
+    return read_prompts(source).records

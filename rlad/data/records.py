@@ -39,30 +39,51 @@ class PromptRecord:
         for name in ("id", "task", "answer"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
-                raise DataError(f"{name} must be text and not empty, got {value!r}")
+                raise DataError(f"{name} must be text and not empty, got {value!r}; correct the value")
         if not isinstance(self.metadata, dict):
             raise DataError(f"metadata must be a mapping, got {self.metadata!r}")
         if isinstance(self.prompt, str):
             if not self.prompt.strip():
-                raise DataError(f"the prompt is empty: {self.prompt!r}; expected text")
+                raise DataError(
+                    f"the prompt is empty: {self.prompt!r}; expected text: correct the row, or set `invalid_rows: drop`"
+                )
         else:
             _check_messages(self.prompt)
+        texts = [self.prompt] if isinstance(self.prompt, str) else [message["content"] for message in self.prompt]
+        for text in (self.id, self.task, self.answer, *texts):
+            _check_encodable(text)
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start + 1} of a text is the lone surrogate {text[error.start]!r}, which is not a "
+            "character; correct the escape in the data, or set `invalid_rows: drop`"
+        ) from error
 
 
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, tuple) or not messages:
-        raise DataError(f"prompt must be text or a list of messages, got {messages!r}")
+        raise DataError(
+            f"prompt must be text or a list of messages, got {messages!r}; correct the row, name another column with "
+            "`columns`, or set `invalid_rows: drop`"
+        )
     for message in messages:
         if (
             not isinstance(message, dict)
             or message.keys() != {"role", "content"}
             or not all(isinstance(part, str) for part in message.values())
         ):
-            raise DataError(f"a message must have exactly `role` and `content`, both text, got {message!r}")
+            raise DataError(
+                f"a message must have exactly `role` and `content`, both text, got {message!r}; correct the row, "
+                "or set `invalid_rows: drop`"
+            )
     if messages[-1]["role"] == "assistant":
         raise DataError(
             "the last message has role `assistant`; a prompt must end with a message of another role, "
-            "which the model answers"
+            "which the model answers: remove the last message, or set `invalid_rows: drop`"
         )
 
 

@@ -17,7 +17,7 @@ Form = Literal["sentences", "compact"]
 
 TASK = "knights_knaves"
 
-_SET_COLUMNS = ("quiz", "names", "statements", "solution")
+SET_COLUMNS = ("quiz", "names", "statements", "solution")
 
 
 def generate_prompts(
@@ -48,7 +48,7 @@ def generate_prompts(
 
 def is_knights_knaves_set(columns: Sequence[str]) -> bool:
     """Return True if the columns include those of the K&K set's parquet files."""
-    return set(_SET_COLUMNS) <= set(columns)
+    return set(SET_COLUMNS) <= set(columns)
 
 
 def record_of_set_row(row: Mapping[str, Any], form: Form) -> PromptRecord:
@@ -59,9 +59,9 @@ def record_of_set_row(row: Mapping[str, Any], form: Form) -> PromptRecord:
     Raises:
         DataError: A value is missing, or the statements do not have the row's solution.
     """
-    missing = [name for name in _SET_COLUMNS if row[name] is None]
+    missing = [name for name in SET_COLUMNS if row[name] is None]
     if missing:
-        raise DataError(f"missing {', '.join(missing)}; a row of the K&K set requires {', '.join(_SET_COLUMNS)}")
+        raise DataError(f"missing {', '.join(missing)}; a row of the K&K set requires {', '.join(SET_COLUMNS)}")
     puzzle = puzzle_from_statements(row["statements"], row["names"])
     if list(puzzle.solution) != row["solution"]:
         raise DataError(

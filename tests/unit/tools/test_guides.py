@@ -40,7 +40,7 @@ def test_paths_in_the_guide_exist(guide: str) -> None:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_reserved_folders_do_not_exist_yet(guide: str) -> None:
     paths = paths_in(guide, reserved=True)
-    assert set(paths) == {"rlad/data/layouts/", "pipelines/monitoring/"}
+    assert set(paths) == {"pipelines/monitoring/"}
     assert [path for path in paths if (ROOT / path).exists()] == []
 
 

@@ -1,0 +1,1 @@
+"""Layouts of training frameworks and of chat data."""

@@ -1,0 +1,48 @@
+"""Layout of rows with one question column and one answer column under common names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlad.data.layouts.base import Columns, RawPrompt
+from rlad.data.layouts.values import is_missing
+
+_QUESTIONS = (
+    *("prompt", "messages", "conversations", "problem", "question", "query", "instruction", "input"),
+    *("problem_text", "question_text", "text"),
+)
+_ANSWERS = (
+    *("answer", "final_answer", "ground_truth", "expected_answer", "reference_answer", "gold_answer", "correct_answer"),
+    *("groundtruth", "gt_answer", "gt", "gold", "label", "target", "solution", "response", "output", "completion"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnswerLayout:
+    """Question and answer under common column names in any capitalisation, for example `Problem` and `Answer`."""
+
+    name: str = "question and answer"
+
+    def matches(self, row: Columns) -> bool:
+        return _find(row, _QUESTIONS) is not None and _find(row, _ANSWERS) is not None
+
+    def read(self, row: Columns) -> RawPrompt:
+        question, answer = _find(row, _QUESTIONS), _find(row, _ANSWERS)
+        identifier = _find(row, ("id",))
+        metadata = row.get("metadata")
+        used = {question, answer, identifier, "task"} | ({"metadata"} if isinstance(metadata, dict) else set())
+        return RawPrompt(
+            prompt=None if question is None else row[question],
+            answer=None if answer is None else row[answer],
+            id=None if identifier is None else row[identifier],
+            task=row.get("task"),
+            used=frozenset(name for name in used if name is not None),
+            metadata=metadata if isinstance(metadata, dict) else {},
+        )
+
+
+def _find(row: Columns, names: tuple[str, ...]) -> str | None:
+    """Return the first column with one of the names, those with a value first."""
+    by_name = {str(column).lower(): column for column in row}
+    present = [by_name[name] for name in names if name in by_name]
+    return next((column for column in present if not is_missing(row[column])), present[0] if present else None)

@@ -1,0 +1,1 @@
+"""Layouts of mathematics data sets."""

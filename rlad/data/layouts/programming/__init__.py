@@ -1,0 +1,1 @@
+"""Layouts of programming data sets, whose answers are tests."""

@@ -1,0 +1,1 @@
+"""Layouts of puzzles and of multiple choice."""
