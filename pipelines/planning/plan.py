@@ -186,6 +186,13 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} training traces"
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount})"
     yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
+    for kind, prompts in (("training", training), ("evaluation", evaluation)):
+        if prompts.too_long:
+            limit = config.rollout.max_prompt_tokens
+            yield Finding(
+                level="warning",
+                text=f"{prompts.too_long} {kind} prompts are left out: longer than rollout.max_prompt_tokens ({limit})",
+            )
 
 
 def _check_verifiers(config: RunConfig) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pipelines.planning.plan import Plan, make_plan
 from pipelines.planning.pool_plans import GIB
 from rlad.config import load_run_config
 
-from .plan_inputs import CONFIGS, errors, prompt_files, write_shape
+from .plan_inputs import BYTES, CONFIGS, errors, prompt_files, write_shape
 
 
 def test_missing_prompt_file_and_missing_verifier_are_named(qwen: dict[str, Path], tmp_path: Path) -> None:
@@ -80,3 +81,19 @@ def test_evaluation_on_training_prompts_is_refused(qwen: dict[str, Path], tmp_pa
     )
     (problem,) = errors(make_plan(config, Resources(cpus=1024, gpus=64), gpu_memory_gib=141))
     assert "4 evaluation prompts are also training prompts" in problem
+
+
+def test_prompts_that_are_too_long_are_counted(qwen: dict[str, Path], tmp_path: Path) -> None:
+    overrides = prompt_files(tmp_path)
+    long = {"id": "long", "prompt": "x" * 5000, "task": "math", "answer": "1"}  # the tests' tokenizer counts bytes
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    settings = [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", *overrides, BYTES]
+    plan = make_plan(
+        load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", settings),
+        Resources(cpus=1024, gpus=64),
+        gpu_memory_gib=141,
+    )
+    assert errors(plan) == []
+    texts = [finding.text for finding in plan.findings if finding.level == "warning"]
+    assert "1 training prompts are left out: longer than rollout.max_prompt_tokens (4096)" in texts
