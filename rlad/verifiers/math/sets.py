@@ -8,7 +8,7 @@ _BUILDER = re.compile(
     r"^(?:[A-Z]\s*=\s*)?\\?\{\s*(?P<variable>[a-zA-Z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*)?(?:\\mid|\\vert|\||:|\\colon)\s*(?P<condition>.+?)\s*\\?\}$"
 )
 _ANY_BUILDER = re.compile(r"^(?:[A-Z]\s*=\s*)?\\?\{.*(?:\\mid|\\vert|\||:|\\colon).*\\?\}$")
-_RELATION = re.compile(r"(\\leq?slant|\\geq?slant|\\leq?|\\geq?|\\neq?|\\lt|\\gt|<=|>=|!=|<|>)(?![A-Za-z])")
+_RELATION = re.compile(r"(\\leq?slant|\\geq?slant|\\leq?|\\geq?|\\neq?|\\lt|\\gt)(?![A-Za-z])|(<=|>=|!=|<|>)")
 _RELATIONS = {
     "<": "<", r"\lt": "<", "<=": "<=", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=", r"\leslant": "<=",
     ">": ">", r"\gt": ">", ">=": ">=", r"\ge": ">=", r"\geq": ">=", r"\geqslant": ">=", r"\geslant": ">=",
@@ -49,7 +49,7 @@ def as_intervals(latex: str) -> str | None:
 
 
 def _interval(inequality: str) -> str | None:
-    pieces = [piece.strip() for piece in _RELATION.split(inequality)]
+    pieces = [piece.strip() for piece in _RELATION.split(inequality) if piece is not None]
     relations = [_RELATIONS.get(piece) for piece in pieces[1::2]]
     terms = pieces[::2]
     if None in relations or "" in terms or any(re.search(r"=|,|\||\\in(?![a-z])|\\text", term) for term in terms):

@@ -10,6 +10,7 @@ from rlad.verifiers import build_verifier
 VERIFIER = build_verifier({"name": "math_answer"})
 
 EQUAL_BOXES = [
+    (r"(1,2)\cup(3,4)", r"1<x<2 \text{ or } 3<x<4"),
     ("120", r"{10 \choose 3}"),
     (r"x = \frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1+\sqrt5}{2}, \frac{-1-\sqrt5}{2}"),
     ("4", r"\text{Area} = 4 \text{ cm}^2"),
