@@ -8,21 +8,23 @@ memory, time and processes.
 from __future__ import annotations
 
 import re
-import time
+import textwrap
 import warnings
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlad.contracts import Outcome
 from rlad.errors import DataError
+from rlad.verifiers.code_test_forms import CodeTests, assumed_imports, outputs_equal, read_tests
 from rlad.verifiers.response_text import after_thinking
-from rlad.verifiers.sandbox import SandboxLimits, run_sandboxed
+from rlad.verifiers.sandbox import SandboxLimits, run_inputs_sandboxed, run_sandboxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _FENCED = re.compile(
-    r"^[ \t]*```[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
+    r"^[ \t]*(?P<fence>```|~~~)[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*(?P=fence)[ \t]*$",
+    re.DOTALL | re.MULTILINE,
 )
 _TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
@@ -31,7 +33,8 @@ class CodeTestsVerifierConfig(BaseModel):
     """Settings of the verifier that runs code.
 
     A prompt's answer is JSON: a list of `{"input": ..., "output": ...}` for programs that read standard input, or
-    `{"asserts": "assert f(1) == 2"}` for programs whose functions are tested.
+    `{"asserts": "assert f(1) == 2"}` for programs whose functions are tested. The forms of APPS, TACO, LiveCodeBench,
+    PRIME, MBPP and HumanEval are read too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,29 +64,12 @@ class CodeTestsVerifierConfig(BaseModel):
         return CodeTestsVerifier(limits=limits)
 
 
-class _InputOutput(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    input: str
-    output: str
-
-
-class _Asserts(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    asserts: Annotated[str, Field(min_length=1)]
-
-
-_TESTS: TypeAdapter[list[_InputOutput] | _Asserts] = TypeAdapter(
-    Annotated[list[_InputOutput], Field(min_length=1)] | _Asserts
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTestsVerifier:
     """Verifier that runs a response's program against tests, in order, until one fails.
 
-    Outputs are compared line by line, ignoring trailing white space of lines and of the output. A program that ends
+    Outputs are compared line by line, ignoring trailing white space of lines and of the output. Expected decimals may
+    differ by 1e-6. Common imports that such data sets assume are added. A program that ends
     with an exception or runs out of memory is wrong. A program that is not Python is unparseable. A program that
     exceeds its wall time or CPU time is a timeout.
 
@@ -104,40 +90,35 @@ class CodeTestsVerifier:
             DataError: `answer` holds no tests.
             EngineError: The sandbox itself failed.
         """
-        try:
-            tests = _TESTS.validate_json(answer)
-        except ValidationError as error:
+        tests = read_tests(answer)
+        if tests is None:
             raise DataError(
                 "code_tests: the answer of a programming task must be JSON such as "
                 '[{"input": "1 2", "output": "3"}] or {"asserts": "assert add(1, 2) == 3"}, '
                 f"got {answer[:200]!r}"
-            ) from error
+            )
         text = after_thinking(response_text)
-        source = None if text is None else _last_program(text)
+        source = None if text is None else _last_program(text.replace("\r\n", "\n"))
         if source is None or not _is_python(source):
             return UNPARSEABLE
-        deadline = time.monotonic() + self.limits.wall_s
-        for test in [tests] if isinstance(tests, _Asserts) else tests:
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
-                return _TIMEOUT
-            verdict = _verdict_of(source, test, self.limits, remaining_s)
-            if verdict != CORRECT:
-                return verdict
-        return CORRECT
+        return _verdict_of(source, tests, self.limits)
 
 
-def _verdict_of(source: str, test: _InputOutput | _Asserts, limits: SandboxLimits, wall_s: float) -> Verdict:
-    limits = replace(limits, wall_s=wall_s)
-    if isinstance(test, _Asserts):
-        result = run_sandboxed(source, limits=limits, asserts=test.asserts)
-        is_correct = result.has_passed
-    else:
-        result = run_sandboxed(source, limits=limits, stdin=test.input)
-        is_correct = result.has_passed and _lines(result.stdout) == _lines(test.output)
-    if result.ended == "timeout":
-        return _TIMEOUT
-    return CORRECT if is_correct else WRONG
+def _verdict_of(source: str, tests: CodeTests, limits: SandboxLimits) -> Verdict:
+    imports = assumed_imports(source)
+    if tests.asserts is not None:
+        result = run_sandboxed(source, limits=limits, asserts=tests.asserts, imports=imports)
+        if result.ended == "timeout":
+            return _TIMEOUT
+        return CORRECT if result.has_passed else WRONG
+    inputs = [text.replace("\r\n", "\n") for text in tests.inputs]
+    results = run_inputs_sandboxed(source, limits=limits, inputs=inputs, imports=imports)
+    for result, expected in zip(results, tests.outputs, strict=False):
+        if result.ended == "timeout":
+            return _TIMEOUT
+        if not result.has_passed or not outputs_equal(result.stdout, expected):
+            return WRONG
+    return CORRECT if len(results) == len(tests.outputs) else WRONG
 
 
 def _last_program(text: str) -> str | None:
@@ -145,7 +126,8 @@ def _last_program(text: str) -> str | None:
     blocks = list(_FENCED.finditer(text))
     python = [block["code"] for block in blocks if block["language"].lower() in ("python", "python3", "py")]
     unmarked = [block["code"] for block in blocks if not block["language"]]
-    return next(reversed(python or unmarked), None)
+    program = next(reversed(python or unmarked), None)
+    return None if program is None else textwrap.dedent(program)
 
 
 def _is_python(source: str) -> bool:
@@ -155,7 +137,3 @@ def _is_python(source: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return False
     return True
-
-
-def _lines(output: str) -> list[str]:
-    return [line.rstrip() for line in output.rstrip().splitlines()]

@@ -1,8 +1,8 @@
 """Countdown verifier: reward 1 for an expression of exactly the puzzle's numbers that equals the target, else 0.
 
 The expression is in the last `<answer>` tags after the thinking and may be an equation (`(3 + 4) * 6 = 42`). Each
-number must be used exactly once. The parsed expression is computed exactly, in rational numbers. Nothing of the
-response is evaluated as code.
+number must be used exactly once. The parsed expression is computed exactly, in rational numbers. LaTeX
+(`\\times`, `\\frac`, a box) and Markdown around it are removed first. Nothing of the response is evaluated as code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from rlad.errors import DataError
-from rlad.verifiers.response_text import after_thinking, last_answer_block
+from rlad.verifiers.response_text import after_thinking, last_answer_block, last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
-_WRITTEN_OTHERWISE = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
+_WRITTEN_OTHERWISE = str.maketrans(
+    {"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "（": "(", "）": ")", "＝": "=", "＋": "+"}
+)
+# LaTeX and Markdown around an expression. A fraction becomes a division of parentheses.
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_DECORATION = re.compile(
+    r"\\(?:left|right|displaystyle|quad|qquad|[,;:! ])(?![A-Za-z])|\\[()\[\]]|\$"
+    r"|`(?:``\w*)?|^\s*\*\*(?=.*\*\*\s*$)|\*\*\s*$"
+)
+_TIMES = re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])[xX](?=[\d(\s])")
+_IMPLICIT_PRODUCT = re.compile(r"(?<=\d)\s*(?=\()|(?<=\))\s*(?=\d)")
+_BRACKETS = str.maketrans("[]{}", "()()")
+_MAX_NESTED_FRACTIONS = 8
 _EXPRESSION = re.compile(r"[\d+\-*/()\s]+")
 # Maximum length of an expression: more than a puzzle needs, but too short to exceed the interpreter's recursion limit.
 _MAX_CHARACTERS = 500
@@ -79,7 +91,7 @@ class CountdownVerifier:
         block = None if text is None else last_answer_block(text)
         if block is None:
             return UNPARSEABLE
-        expression, *results = block.translate(_WRITTEN_OTHERWISE).split("=")
+        expression, *results = _plain(block).split("=")
         tree = _parse(expression)
         if tree is None or len(results) > 1:
             return UNPARSEABLE
@@ -94,6 +106,20 @@ class CountdownVerifier:
             return CORRECT if _value(tree) == puzzle.target else WRONG
         except ZeroDivisionError:
             return WRONG
+
+
+def _plain(block: str) -> str:
+    """Return an expression in LaTeX or Markdown as plain text."""
+    boxed = last_boxed(block)
+    text = (block if boxed is None else boxed).translate(_WRITTEN_OTHERWISE)
+    text = _DECORATION.sub("", text)
+    for _ in range(_MAX_NESTED_FRACTIONS):
+        text, replaced = _FRACTION.subn(r"((\1)/(\2))", text)
+        if not replaced:
+            break
+    text = re.sub(r"\\div(?![A-Za-z])", "/", _TIMES.sub("*", text))
+    text = text.translate(_BRACKETS).strip().removesuffix(".")
+    return _IMPLICIT_PRODUCT.sub("*", text)
 
 
 def _parse(expression: str) -> ast.expr | None:

@@ -14,14 +14,31 @@ from rlad.verifiers.response_text import after_thinking, last_answer_block, last
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _LATEX = re.compile(r"\\(?:text|math)\w*\s*(?=\{)|\\[ ,;!]|[${}*_`]")
-_STATED = re.compile(r"\banswers?\b[^\n.]{0,60}?(?:\b(?:is|are)\b|[:=])\s*(?=(?P<stated>\S[^\n]*))", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\b(?:answers?|(?:correct|right|best|final)\s+(?:option|choice))\b[^\n.]{0,60}?"
+    r"(?:\b(?:is|are|(?:should|must|would|has\s+to)\s+be)\b|[:：=])(?:\s+(?:therefore|thus|hence|then)\b)?"
+    r"|(?:【\s*)?(?:最终|正确|故|最后)?答案(?:\s*】)?\s*(?:应?[是为选]|[:：])?|(?:故|应|因此|所以)选(?:择|项)?)"
+    r"[\s*_:：]*(?=(?P<stated>[^\s*_:：][^\n]*))",
+    re.IGNORECASE,
+)
+# "Option B is correct" and "B is the correct answer".
+_NAMED_CORRECT = re.compile(
+    r"(?:^|[.!?:;,\n]\s*|\b(?i:thus|therefore|so|hence|then|conclude)\s*,?\s*(?:that\s+)?)(?:the\s+)?(?:\b(?i:option|choice|answer)\s+[*_(\[]{0,3}(?P<option>[A-Za-z])[*_)\]]{0,3}"
+    r"|(?<![\w'’])[*_(\[]{0,3}(?P<letter>[A-Z])[*_)\]]{0,3})"
+    r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best)\b"
+)
 _NAMED = r"(?:(?:option|choice|answer)\s+)?"
 # A letter marked as the answer, followed by nothing, or by punctuation and the option's text.
-_MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[).:\-–—]|\s*$|,)")
+_MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[)\].:\-–—．。]|\s*$|,)")
 # In a sentence a bare letter must be a capital: "the answer is a matter of taste".
 _STATED_LETTER = re.compile(
-    rf"(?i:the\s+)?(?i:{_NAMED})(?:\(\s*(?P<bracketed>[A-Za-z])\s*\)|(?P<letter>[A-Z])(?![\w'’]))"
+    rf"(?i:the\s+)?(?i:{_NAMED})(?:[(\[<（]\s*(?P<bracketed>[A-Za-z])\s*[)\]>）]|(?P<letter>[A-Z])(?![A-Za-z0-9_'’]))"
 )
+# Several letters, or a letter that is not an option, are an answer, though not a valid one.
+_LETTER_ONLY = re.compile(
+    r"^\W*(?:(?:option|choice|answer)s?\W+)?[A-Za-z](?:\W+(?:(?:or|and)\W+)?[A-Za-z])*\W*$|^\W*[A-Z]{2,6}\W*$"
+)
+_LATIN = str.maketrans({code: code - 0xFEE0 for code in range(0xFF21, 0xFF5B)} | {0xFF08: "(", 0xFF09: ")"})
 _ANOTHER_LETTER = re.compile(
     r"(?:\b(?:or|and)\b|[,/&])\s*(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\)|[.,;]?\s*$|\s*[,/&]|\s+(?:or|and)\b)",
     re.IGNORECASE,
@@ -45,9 +62,10 @@ class MultipleChoiceVerifierConfig(BaseModel):
 class MultipleChoiceVerifier:
     r"""Verifier of answers such as `<answer>B</answer>`, `\boxed{B}` or "the answer is (B)".
 
-    The answer is the last `<answer>` block, or else the last box, or else the text after the last "the answer is", or
-    else a response that consists of one letter. An answer with two letters, or with a letter that is not an option, is
-    unparseable.
+    The answer is the last box in the last `<answer>` block, or else the block, or else the last box of the response, or
+    else the last statement ("the answer is B", "option B is correct", Chinese statements), or else a response that
+    consists of one letter. A box that holds a value instead of letters is skipped. An answer with two letters, or with
+    a letter that is not an option, is unparseable.
 
     Attributes:
         letters: Letters of the options.
@@ -61,7 +79,7 @@ class MultipleChoiceVerifier:
         Raises:
             DataError: `answer` is not the letter of an option.
         """
-        gold = answer.strip().upper()
+        gold = re.sub(r"^\((\w)\)\.?$|^(\w)[.):]$", r"\1\2", answer.strip()).upper()
         if len(gold) != 1 or gold not in self.letters:
             raise DataError(
                 f"multiple_choice: the answer of a question must be one letter of {self.letters}, got {answer!r}"
@@ -80,18 +98,37 @@ class MultipleChoiceVerifier:
 
 def _chosen(text: str) -> str | None:
     """Return the letter that a response chooses, in upper case; None if it chooses none or several."""
+    text = text.translate(_LATIN)
     block = last_answer_block(text)
     text = text if block is None else block
     boxed = last_boxed(text)
-    marked = boxed if boxed is not None else block
-    if marked is None:
-        statements = [match["stated"] for match in _STATED.finditer(text)]
-        if statements:
-            return _one_letter(_STATED_LETTER, statements[-1])
-        return _one_letter(_MARKED_LETTER, text) if len(text.strip()) <= 4 else None
+    for marked in (boxed, block):
+        letter = None if marked is None else _letter_of_mark(marked)
+        if letter is not None:
+            return letter
+    # A box or a block without a letter holds a value, and the letter follows in words.
+    has_other_letters = any(
+        _LETTER_ONLY.match(_LATEX.sub("", marked)) for marked in (boxed, block) if marked is not None
+    )
+    return None if has_other_letters else _letter_of_statement(text, allows_bare_letter=boxed is None)
+
+
+def _letter_of_mark(marked: str) -> str | None:
     return _one_letter(_MARKED_LETTER, marked) or next(
         (_one_letter(_STATED_LETTER, match["stated"]) for match in _STATED.finditer(marked)), None
     )
+
+
+def _letter_of_statement(text: str, *, allows_bare_letter: bool) -> str | None:
+    """Return the letter of the last statement of the answer."""
+    statements = [(match.start(), match["stated"]) for match in _STATED.finditer(text)]
+    named = [(match.start(), match["option"] or match["letter"]) for match in _NAMED_CORRECT.finditer(text)]
+    if named and (not statements or named[-1][0] > statements[-1][0]):
+        return str(named[-1][1]).upper()
+    if statements:
+        return _one_letter(_STATED_LETTER, statements[-1][1])
+    is_bare = len(_LATEX.sub("", text).strip()) <= 4
+    return _one_letter(_MARKED_LETTER, text) if is_bare and allows_bare_letter else None
 
 
 def _one_letter(pattern: re.Pattern[str], text: str) -> str | None:

@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -82,7 +83,59 @@ class SandboxResult:
     barriers: tuple[str, ...]
 
 
-def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", asserts: str | None = None) -> SandboxResult:
+def run_inputs_sandboxed(
+    source: str, *, limits: SandboxLimits, inputs: Sequence[str], imports: str = ""
+) -> list[SandboxResult]:
+    """Run Python source once for each standard input, in sandboxes that one process forks.
+
+    The interpreter starts once, which is most of the time of a small program. The runs share a Landlock ruleset, but
+    no directory. They end after the first one that does not exit with 0, or at the wall time of all of them together.
+
+    Args:
+        source: The program.
+        limits: Resource limits. The wall time is that of all runs together.
+        inputs: Standard input of each run.
+        imports: Python source of imports that run before the program.
+
+    Returns:
+        The results in order. The last one may be a timeout or a failure; there are fewer than inputs then.
+
+    Raises:
+        EngineError: The sandbox itself failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlad-sandbox-", ignore_cleanup_errors=True) as outside:
+        Path(outside).chmod(0o711)
+        spec = _spec(source, None, "", Path(outside), limits) | {"imports": imports, "inputs": list(inputs)}
+        with tempfile.TemporaryFile(dir=outside) as spec_file, tempfile.TemporaryFile(dir=outside) as results_file:
+            spec_file.write(json.dumps(spec).encode("utf-8", "surrogatepass"))
+            spec_file.seek(0)
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-X", "utf8", str(_CHILD), str(spec_file.fileno()), str(results_file.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(spec_file.fileno(), results_file.fileno()),
+                env={},
+                cwd=outside,
+                start_new_session=True,
+            )
+            is_late = _wait(process, limits.wall_s)
+            lines = _contents(results_file, -1).split(b"\n")
+    results = []
+    for line in lines[:-1]:  # The line after the last line break is incomplete.
+        run = json.loads(line)
+        reports = [report.encode() for report in run["reports"]]
+        results.append(_result(reports, None, limits, is_late=False, stdout=run["stdout"], stderr=run["stderr"]))
+    if is_late and len(results) < len(inputs):
+        results.append(_result([], None, limits, is_late=True, stdout="", stderr=""))
+    elif not results:
+        raise EngineError("the sandbox failed before the program started: no results")
+    return results
+
+
+def run_sandboxed(
+    source: str, *, limits: SandboxLimits, stdin: str = "", asserts: str | None = None, imports: str = ""
+) -> SandboxResult:
     """Run Python source, then the assertions in its namespace.
 
     Args:
@@ -90,6 +143,7 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
         limits: Resource limits.
         stdin: Standard input of the program.
         asserts: Python source that runs after the program; None without assertions.
+        imports: Python source of imports that run before the program.
 
     Raises:
         EngineError: The sandbox itself failed.
@@ -99,7 +153,7 @@ def run_sandboxed(source: str, *, limits: SandboxLimits, stdin: str = "", assert
         Path(outside).chmod(0o711)  # The program's own user must reach its directory below.
         inside = Path(outside) / "work"
         inside.mkdir(mode=0o700)
-        spec = _spec(source, asserts, token, inside, limits)
+        spec = _spec(source, asserts, token, inside, limits) | {"imports": imports}
         with (
             tempfile.TemporaryFile(dir=outside) as spec_file,
             tempfile.TemporaryFile(dir=outside) as report_file,

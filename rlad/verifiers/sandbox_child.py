@@ -70,6 +70,9 @@ _PROCESS_EVENTS = frozenset(
 # As root, every sandbox gets its own user, so that the process limit counts only its own processes.
 _FIRST_UID = 1_900_000_000
 
+# Maximum size of the outputs of all runs of a program together.
+_MAX_OUTPUT_BYTES = 64 << 20
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -83,7 +86,23 @@ def main() -> None:
         return  # The caller died before the parent-death signal was set.
     # By default, numpy would start one thread per core.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    barriers = _new_namespaces() if "namespaces" in spec["mechanisms"] else []
+    if "inputs" in spec:
+        _run_inputs(spec, report_fd)
+    else:
+        _run_and_report(spec, report_fd)
+
+
+def _run_and_report(spec: dict[str, Any], report_fd: int, shared: list[str] | None = None) -> None:
+    """Run the program in an inner process and report how it ended.
+
+    Args:
+        spec: The specification.
+        report_fd: File descriptor of the report.
+        shared: Barriers that this process has already, for several runs of a program.
+    """
+    barriers = list(shared or [])
+    if "namespaces" in spec["mechanisms"]:
+        barriers += _new_process_namespace() if "network_namespace" in barriers else _new_namespaces()
     outer = os.getpid()
     inner = os.fork()
     if inner == 0:
@@ -100,6 +119,54 @@ def main() -> None:
     os.write(report_fd, b"\n" + json.dumps({"end": end}).encode() + b"\n")
 
 
+def _run_inputs(spec: dict[str, Any], results_fd: int) -> None:
+    """Run the program once for each input, each time in a fork of this process, until one fails.
+
+    A program cannot write to the results: it gets only the report of its own run.
+    """
+    total_bytes = 0
+    shared = _new_network_namespace() if "namespaces" in spec["mechanisms"] else []
+    if "landlock" in spec["mechanisms"]:
+        # One ruleset for all runs, since a ruleset in each process namespace delays the end of the run by 0.1 s.
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        shared += _landlock(spec["directory"])
+    for number, text in enumerate(spec["inputs"]):
+        directory = f"{spec['directory']}/{number}"
+        os.mkdir(directory, 0o700)  # noqa: PTH102
+        files = {name: os.memfd_create(name, 0) for name in ("stdin", "stdout", "stderr", "report")}
+        with os.fdopen(files["stdin"], "wb", closefd=False) as file:
+            file.write(text.encode("utf-8", "replace"))
+        os.lseek(files["stdin"], 0, os.SEEK_SET)
+        runner_of = os.getpid()
+        runner = os.fork()
+        if runner == 0:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != runner_of:
+                os._exit(1)
+            os.close(results_fd)
+            for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+                os.dup2(files[name], descriptor)
+                os.close(files[name])
+            _run_and_report({**spec, "directory": directory}, files["report"], shared)
+            return
+        os.waitpid(runner, 0)
+        contents = {}
+        for name, descriptor in files.items():
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            with os.fdopen(descriptor, "rb") as file:
+                contents[name] = file.read(spec["file_bytes"]).decode("utf-8", "replace")
+        total_bytes += len(contents["stdout"])
+        run = {
+            "reports": contents["report"].splitlines(),
+            "stdout": contents["stdout"],
+            "stderr": contents["stderr"][-2000:],
+        }
+        with os.fdopen(results_fd, "ab", closefd=False) as file:
+            file.write(json.dumps(run).encode() + b"\n")
+        if total_bytes > _MAX_OUTPUT_BYTES or '"exit_code": 0' not in contents["report"]:
+            return
+
+
 def _new_namespaces() -> list[str]:
     """Enter namespaces without network, whose processes cannot outlive their first one. Return the active barriers.
 
@@ -111,10 +178,23 @@ def _new_namespaces() -> list[str]:
     return []
 
 
+def _new_network_namespace() -> list[str]:
+    """Enter a network namespace that all runs of a program share. Return the active barriers."""
+    for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
+        if _libc.unshare(flags) == 0:
+            return ["network_namespace", *(["user_namespace"] if flags & _CLONE_NEWUSER else [])]
+    return []
+
+
+def _new_process_namespace() -> list[str]:
+    return ["process_namespace"] if _libc.unshare(_CLONE_NEWPID) == 0 else []
+
+
 def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: list[str]) -> None:
     """Apply all restrictions to this process and run the program in it."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    barriers += _landlock(spec["directory"]) if "landlock" in spec["mechanisms"] else []
+    if "landlock" in spec["mechanisms"] and "landlock_files" not in barriers:
+        barriers += _landlock(spec["directory"])
     if os.geteuid() == 0 and "user_namespace" not in barriers:
         barriers += _drop_root(spec["directory"], can_keep_reading="landlock_files" in barriers)
     else:
@@ -139,7 +219,7 @@ def _become_program(spec: dict[str, Any], report_fd: int, outer: int, barriers: 
     barriers.append("audit_hook")
     os.chdir(spec["directory"])
     os.write(report_fd, json.dumps({"barriers": barriers}).encode() + b"\n")
-    _run(spec["source"], spec["asserts"], spec["token"], report_fd)
+    _run(spec["source"], spec["imports"], spec["asserts"], spec["token"], report_fd)
 
 
 def _landlock(directory: str) -> list[str]:
@@ -232,10 +312,11 @@ def _forbid(events: frozenset[str]) -> None:
     sys.addaudithook(refuse)
 
 
-def _run(source: str, asserts: str | None, token: str, report_fd: int) -> None:
+def _run(source: str, imports: str, asserts: str | None, token: str, report_fd: int) -> None:
     """Run the program as `__main__`, then the assertions, and report the token if they passed."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"], sys.argv = module, ["solution.py"]
+    exec(compile(imports, "imports.py", "exec", dont_inherit=True), module.__dict__)
     exec(compile(source, "solution.py", "exec", dont_inherit=True), module.__dict__)
     if asserts is not None:
         exec(compile(asserts, "tests.py", "exec", dont_inherit=True), module.__dict__)

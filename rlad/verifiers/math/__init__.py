@@ -1,0 +1,1 @@
+"""Parts of the verifier of mathematical answers: extraction, normalization, readings and equivalence."""

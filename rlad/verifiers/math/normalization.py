@@ -1,0 +1,253 @@
+"""Normalization of mathematical answers before they are parsed: Unicode, styling, numbers, units and trailing text."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_FULL_WIDTH: dict[int, int] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_SYMBOLS: dict[int, int | str] = {
+    **_FULL_WIDTH,
+    **{
+        ord(symbol): text
+        for symbol, text in {
+            "−": "-",
+            "–": "-",
+            "—": "-",
+            "‐": "-",
+            "‑": "-",
+            "﹣": "-",
+            "、": ",",
+            "。": ".",
+            "．": ".",
+            "【": "[",
+            "】": "]",
+            "〔": "(",
+            "〕": ")",
+            "∶": ":",
+            "“": '"',
+            "”": '"',
+            "\u00a0": " ",
+            "\u2009": " ",
+            "\u202f": " ",
+            "\u3000": " ",
+            "\u200b": "",
+            "\ufeff": "",
+            "∞": r"\infty ",
+            "∪": r"\cup ",
+            "∩": r"\cap ",
+            "∈": r"\in ",
+            "∅": r"\emptyset ",
+            "ℝ": r"\mathbb{R}",
+            "ℤ": r"\mathbb{Z}",
+            "≤": r"\le ",
+            "⩽": r"\le ",
+            "≥": r"\ge ",
+            "⩾": r"\ge ",
+            "≠": r"\ne ",
+            "≈": r"\approx ",
+            "±": r"\pm ",
+            "×": r"\times ",
+            "·": r"\cdot ",
+            "⋅": r"\cdot ",
+            "∗": "*",
+            "÷": r"\div ",
+            "∴": "",
+            "°": r"^\circ ",
+            "′": "'",
+            "″": "''",
+            "π": r"\pi ",
+            "α": r"\alpha ",
+            "β": r"\beta ",
+            "γ": r"\gamma ",
+            "δ": r"\delta ",
+            "θ": r"\theta ",
+            "λ": r"\lambda ",
+            "μ": r"\mu ",
+            "φ": r"\phi ",
+            "ω": r"\omega ",
+        }.items()
+    },
+}
+_FRACTIONS = {
+    "½": "1/2",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅕": "1/5",
+    "⅖": "2/5",
+    "⅗": "3/5",
+    "⅘": "4/5",
+    "⅙": "1/6",
+    "⅚": "5/6",
+    "⅐": "1/7",
+    "⅛": "1/8",
+    "⅜": "3/8",
+    "⅝": "5/8",
+    "⅞": "7/8",
+    "⅑": "1/9",
+    "⅒": "1/10",
+}
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+_ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+
+_SIZES = re.compile(
+    r"\\(?:displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|normalsize|bf|rm|it|therefore)(?![A-Za-z])"
+)
+_SPACES = re.compile(r"\\(?:hspace|hskip|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}")
+_COLOR = re.compile(r"\\(?:textcolor|color)\s*\{[^{}]*\}")
+_STYLES = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|boxed|fbox|mbox|ensuremath)\s*\{([^{}]*)\}")
+_OPERATOR_NAME = re.compile(r"\\operatorname\*?\s*\{\s*(-?[\d.,]+)\s*\}")
+_UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm)\s*\{\s*([eid])\s*\}")
+_UPRIGHT_FUNCTION = re.compile(
+    r"\\(?:mathrm|text|operatorname)\s*\{\s*(ln|lg|log|sin|cos|tan|cot|sec|csc|exp|max|min|arcsin|arccos|arctan)\s*\}"
+)
+_PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+))")
+_TRAILING = re.compile(r"(?:[\s,;:~。]|(?<!\.)\.|\\[,;:! ]|\\quad|\\qquad|\\\\|(?<!\\)\\$|\*\*)+$")
+_LEADING = re.compile(r"^(?:[\s,;:~=]|\*\*|\\[,;:! ]|\\quad|\\qquad|\\approx(?![A-Za-z]))+")
+
+_E_NOTATION = re.compile(r"(?<![\w\\.^{])([+-]?\d+(?:\.\d+)?|\.\d+)\s?[eE]([+-]?\d+)(?![\w.])")
+_TIMES_POWER = re.compile(
+    r"(?<=\d)\s*(?:\\times|\\cdot|[xX*])\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([+-]?\d+)\s*\}|([+-]?\d+))"
+)
+_RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|overset\{\\text\{-\}\})\s*(?:\{(\d+)\}|(\d))")
+_DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
+_ORDINAL = re.compile(r"^(\d+)\s*(?:\^?\s*\{?\s*(?:\\(?:text|mathrm|textrm)\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}?)$")
+
+_TRIG_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?)\s*[)}]?"
+)
+_TEXT_NAME = re.compile(r"^\\(?:text|mathrm|textbf)\s*\{[^{}]*\}\s*=\s*(?=\S)")
+_TEXT_LEAD = re.compile(r"^\\text\s*\{[^{}\d]*\b(?:is|are|equals|answer)\b:?\s*\}\s*(?=\S)", re.IGNORECASE)
+_DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:mathrm|text)\s*\{\s*[CFK]\s*\}|[CF])?$")
+_VALUE = (
+    r"[+-]?(?:\\?\$)?(?:\d[\d,.]*|\.\d+)(?:\s*/\s*\d+)?(?:\\times 10\^\{[^{}]*\})?"
+    r"|[+-]?\d*\s*\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[+-]?\d*\s*\\sqrt\s*\{[^{}]*\}|[+-]?\d*\s*\\pi"
+)
+_POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?|[23])?"
+_UNIT_NAME = (
+    r"(?:mm|cm|dm|km|m|nm|µm|in|ft|yd|mi|mg|kg|g|lb|lbs|oz|ml|mL|L|l|s|sec|ms|min|h|hr|hrs|Hz|kHz|MHz|GHz|N|kN|J|kJ|W|kW|kWh|V|A|Pa|kPa"
+    r"|mol|K|mph|kph|rpm|USD|EUR|cents?|dollars?|euros?|pounds?|(?:square|sq\.?|cubic|cu\.?)\s+[a-z]+|[a-z]{3,})"
+)
+_BARE_UNIT = re.compile(
+    rf"^(?P<value>{_VALUE})\s*(?P<unit>{_UNIT_NAME}{_POWER}(?:\s*(?:/|\bper\b|\\cdot|\s)\s*{_UNIT_NAME}{_POWER})*)\.?$"
+)
+_CHINESE_UNIT = re.compile(rf"^(?P<value>{_VALUE})\s*[\u4e00-\u9fff]+(?:/[\u4e00-\u9fff]+)?$")
+_NO_UNITS = frozenset(
+    {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "and", "or", "to", "pi", "alpha"}
+    | {"beta", "gamma", "theta", "mod", "base", "from", "plus", "minus", "times"}
+)
+# LaTeX separators of groups of three digits; math-verify handles plain commas.
+_DIGIT_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\\[,;!: ]|\{,\}|~)\d{3})+(?!\d)")
+_INNER_SPACES = re.compile(r"(?:\\[,;:! ]|~|\\quad|\\qquad)+")
+
+
+def fold_unicode(text: str) -> str:
+    """Replace Unicode digits, operators, brackets, fractions, roots and scripts by ASCII or LaTeX."""
+    if text.isascii():
+        return text
+    for symbol, value in _FRACTIONS.items():
+        numerator, denominator = value.split("/")
+        text = text.replace(symbol, rf"\frac{{{numerator}}}{{{denominator}}}")
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+", lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
+    text = text.translate(_SYMBOLS)
+    return _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", text)
+
+
+def clean(latex: str) -> str:
+    """Return an answer without styling, trailing punctuation and units, with its numbers in standard LaTeX."""
+    latex = tidy(latex)
+    latex = _TRIG_DEGREES.sub(lambda term: rf"{term[1]}(\frac{{{term[2]}\pi}}{{180}})", latex)
+    latex = plain_numbers(latex)
+    return _without_unit(latex)
+
+
+def tidy(latex: str) -> str:
+    """Return an answer without styling and trailing punctuation; its words, numbers and units stay."""
+    latex = fold_unicode(latex).strip()
+    latex = re.sub(r"(?<!\\)\$", "", latex)
+    latex = re.sub(r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex)
+    latex = latex.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}").replace(r"\degree", r"^\circ ")
+    latex = _SPACES.sub("", latex)
+    latex = _COLOR.sub("", latex)
+    for _ in range(3):
+        latex, replaced = _STYLES.subn(r"\1", latex)
+        if not replaced:
+            break
+    latex = _LEADING.sub("", latex)
+    latex = _TRAILING.sub("", latex)
+    latex = _OPERATOR_NAME.sub(r"\1", latex)
+    latex = _UPRIGHT_LETTER.sub(r" \1", latex)
+    latex = _UPRIGHT_FUNCTION.sub(r"\\\1 ", latex)
+    latex = _SIZES.sub(" ", latex)
+    latex = latex.replace(r"\#", "")
+    latex = _PLAIN_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", latex)
+    latex = re.sub(r"\s*\*\*\s*(?:\(([^()]*)\)|(-?\w+))", lambda power: f"^{{{power[1] or power[2]}}}", latex)
+    latex = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", latex)
+    latex = re.sub(r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln ", latex)
+    latex = re.sub(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}", latex)
+    latex = re.sub(r"\\varnothing", r"\\emptyset", latex)
+    latex = _TEXT_LEAD.sub("", latex)
+    latex = _TEXT_NAME.sub("", latex)
+    return _whole_braces(latex).strip()
+
+
+def plain_numbers(latex: str) -> str:
+    """Replace e-notation, powers of ten, recurring decimals and ordinals by forms that the parser reads."""
+    latex = _E_NOTATION.sub(lambda number: rf"{number[1]} \times 10^{{{int(number[2])}}}", latex)
+    latex = _TIMES_POWER.sub(lambda power: rf" \times 10^{{{int(power[1] or power[2])}}}", latex)
+    latex = _RECURRING.sub(lambda number: _fraction(number[1], number[2], number[3] or number[4]), latex)
+    latex = _DOTTED.sub(
+        lambda number: _fraction(number[1], number[2], number[3] + (number[4] or "") + (number[5] or "")), latex
+    )
+    return _ORDINAL.sub(r"\1", re.sub(r"^\\text\s*\{\s*(\d+(?:st|nd|rd|th))\s*\}$", r"\1", latex))
+
+
+def _fraction(whole: str, fixed: str, repeated: str) -> str:
+    r"""Return the fraction of a recurring decimal: `0.1\overline{6}` is 1/6."""
+    scale = 10 ** len(fixed)
+    value = Fraction(int((whole or "0") + fixed), scale) + Fraction(int(repeated), scale * (10 ** len(repeated) - 1))
+    if value.denominator == 1:
+        return str(value.numerator)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _without_unit(latex: str) -> str:
+    """Return a value without a unit that is written outside of `\\text`, or after it in Chinese."""
+    plain = re.sub(
+        r"\s+", " ", _INNER_SPACES.sub(" ", _DIGIT_GROUPS.sub(lambda number: re.sub(r"\D", "", number[0]), latex))
+    ).strip()
+    plain = _DEGREES.sub("", plain) if re.match(r"^[+-]?[\d.,]+\s*\^", plain) else plain
+    match = _CHINESE_UNIT.match(re.sub(r"\\text\s*\{\s*([\u4e00-\u9fff]+)\s*\}", r"\1", plain))
+    if match:
+        return match["value"]
+    match = _BARE_UNIT.match(plain)
+    if match and not _NO_UNITS & set(re.findall(r"[a-z]+", match["unit"])):
+        return match["value"]
+    return latex if plain == re.sub(r"\s+", " ", latex).strip() else plain
+
+
+def _whole_braces(latex: str) -> str:
+    """Remove a pair of braces around the whole text."""
+    while latex.startswith("{") and latex.endswith("}"):
+        depth = 0
+        for position, character in enumerate(latex):
+            depth += (character == "{") - (character == "}")
+            if depth == 0 and position < len(latex) - 1:
+                return latex
+        latex = latex[1:-1].strip()
+    return latex
+
+
+def canonical(latex: str) -> str:
+    """Return a text that is equal for answers that differ only in spacing and redundant braces."""
+    latex = re.sub(r"\\(?:text|mathrm|textbf|textrm|mathbf)\s*\{([^{}]*)\}", r"\1", latex)
+    latex = re.sub(r"\\[dtc]frac", r"\\frac", latex)
+    latex = re.sub(r"\\(?:leqslant|leq)(?![A-Za-z])", r"\\le", latex)
+    latex = re.sub(r"\\(?:geqslant|geq)(?![A-Za-z])", r"\\ge", latex)
+    latex = re.sub(r"\\neq(?![A-Za-z])", r"\\ne", latex).replace(r"\mid", "|")
+    latex = re.sub(r"([_^])\{(\w)\}", r"\1\2", latex)
+    return re.sub(r"\s+|\\[,;:! ]|~|\\quad|\\qquad", "", latex)
