@@ -44,6 +44,29 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenRow:
+    """Row of the store that does not validate.
+
+    Attributes:
+        schedule: Name of the schedule that the row belongs to. Other schedules are not affected.
+        table: Table of the row.
+        key: Condition that selects the row.
+        problem: Reason why the row is invalid.
+        remedy: Way to repair or remove the row.
+    """
+
+    schedule: str
+    table: str
+    key: str
+    problem: str
+    remedy: str
+
+    @property
+    def message(self) -> str:
+        return f"invalid row in {self.table} where {self.key}: {self.problem}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDirectory:
     """Paths of a schedule's files. All file names are defined here."""
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +23,7 @@ from platformdirs import user_data_path
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from pipelines.schedules.records import (
+    BrokenRow,
     CronHistory,
     FindDue,
     Lease,
@@ -37,8 +37,8 @@ from pipelines.schedules.records import (
 from pipelines.schedules.rows import (
     SCHEDULES,
     SEEN,
-    TABLES,
     TICKS,
+    open_database,
     read_cron_history,
     read_schedules,
     read_ticks,
@@ -48,8 +48,6 @@ from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
 _URL_ENV = "RLAD_SCHEDULES"
-# SQLite allows one writer at a time; other writers wait up to this long.
-_BUSY_S = 30.0
 
 
 def default_url() -> str:
@@ -74,16 +72,7 @@ class ScheduleStore:
         try:
             parsed = sa.make_url(url)
             self._shown = parsed.render_as_string(hide_password=True)
-            is_sqlite = parsed.get_backend_name() == "sqlite"
-            if is_sqlite and parsed.database:
-                _make_folder(parsed.database)
-            self._engine = sa.create_engine(
-                parsed, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite
-            )
-            try:
-                TABLES.create_all(self._engine)
-            except DBAPIError:
-                TABLES.create_all(self._engine)  # another process created a table at the same time
+            self._engine = open_database(parsed)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise ScheduleError(
                 f"{_URL_ENV} requires a database URL whose driver is installed, for example sqlite:///FILE: {error}"
@@ -130,18 +119,24 @@ class ScheduleStore:
         """Return the schedule with the given name.
 
         Raises:
-            ScheduleError: No schedule has that name.
+            ScheduleError: No schedule has that name, or its row is invalid.
         """
-        for schedule in self.schedules():
-            if schedule.name == name:
-                return schedule
-        known = ", ".join(schedule.name for schedule in self.schedules())
-        raise ScheduleError(f"no schedule {name!r} in {self._shown}; existing schedules: {known or 'none'}")
+        with self._engine.connect() as connection:
+            return self._schedule(connection, name)
 
     def schedules(self) -> list[Schedule]:
-        """Return all schedules, sorted by name."""
+        """Return all schedules whose rows are valid, sorted by name."""
+        return self.read_schedules()[0]
+
+    def read_schedules(self) -> tuple[list[Schedule], list[BrokenRow]]:
+        """Return all schedules, sorted by name: the valid ones, and the rows that are invalid."""
         with self._engine.connect() as connection:
             return read_schedules(connection)
+
+    def broken_rows(self) -> list[BrokenRow]:
+        """Return the invalid rows of all schedules and ticks."""
+        with self._engine.connect() as connection:
+            return [*read_schedules(connection)[1], *read_ticks(connection)[1]]
 
     def pause(self, name: str) -> None:
         """Start no new runs. An active run continues."""
@@ -154,24 +149,41 @@ class ScheduleStore:
     def remove(self, name: str) -> None:
         """Delete a schedule and its history. Run directories and the registry are kept.
 
+        A schedule with an invalid row is deleted regardless of its lease: an active tick stops.
+
         Raises:
             LeaseHeldError: A tick of the schedule is active.
+            ScheduleError: No schedule has that name.
         """
-        schedule, now = self.schedule(name), self._clock()
+        is_named = SCHEDULES.c.name == name
         with self._engine.begin() as connection:
-            free = sa.or_(SCHEDULES.c.lease_expires_at.is_(None), SCHEDULES.c.lease_expires_at < now)
-            if not connection.execute(SCHEDULES.delete().where(SCHEDULES.c.name == name, free)).rowcount:
-                raise LeaseHeldError(
-                    f"a tick of {name} is active ({schedule.lease_owner}): pause the schedule and wait for its end, "
-                    "or stop that process"
-                )
+            free = sa.or_(SCHEDULES.c.lease_expires_at.is_(None), SCHEDULES.c.lease_expires_at < self._clock())
+            if not connection.execute(SCHEDULES.delete().where(is_named, free)).rowcount:
+                if not read_schedules(connection, is_named)[1]:
+                    held = self._schedule(connection, name)
+                    raise LeaseHeldError(
+                        f"a tick of {name} is active ({held.lease_owner}): pause the schedule and wait for its end, "
+                        "or stop that process"
+                    )
+                connection.execute(SCHEDULES.delete().where(is_named))
             connection.execute(TICKS.delete().where(TICKS.c.schedule == name))
             connection.execute(SEEN.delete().where(SEEN.c.schedule == name))
 
     def _change(self, name: str, **values: object) -> None:
-        self.schedule(name)
         with self._engine.begin() as connection:
-            connection.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(**values))
+            if not connection.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(**values)).rowcount:
+                self._schedule(connection, name)
+
+    def _schedule(self, connection: sa.Connection, name: str) -> Schedule:
+        schedules, broken = read_schedules(connection, SCHEDULES.c.name == name)
+        if broken:
+            raise ScheduleError(f"schedule {name} is broken: {broken[0].message}")
+        if not schedules:
+            known = connection.execute(sa.select(SCHEDULES.c.name).order_by(SCHEDULES.c.name)).scalars()
+            raise ScheduleError(
+                f"no schedule {name!r} in {self._shown}; existing schedules: {', '.join(map(str, known)) or 'none'}"
+            )
+        return schedules[0]
 
     # Leases
 
@@ -272,11 +284,8 @@ class ScheduleStore:
             lock = SCHEDULES.update().where(SCHEDULES.c.name == name)
             if not connection.execute(lock.values(lease_token=SCHEDULES.c.lease_token)).rowcount:
                 return None
-            (schedule,), history = (
-                read_schedules(connection, SCHEDULES.c.name == name),
-                read_cron_history(connection, name),
-            )
-            due = find_due(schedule, history)
+            history = read_cron_history(connection, name)
+            due = find_due(self._schedule(connection, name), history)
             if due is None or (due.kind == "cron" and due.scheduled_at <= (history.last_refused or 0.0)):
                 return None
             return self._insert(connection, name, replace(due, run_id=None, status="refused", coalesced=0), reason)
@@ -301,8 +310,8 @@ class ScheduleStore:
         return tick
 
     def history(self, name: str) -> list[Tick]:
-        """Return all ticks of a schedule, oldest first."""
-        return self._ticks(TICKS.c.schedule == name)
+        """Return all ticks of a schedule, oldest first. Invalid rows are left out; `broken_rows` returns them."""
+        return self._ticks(TICKS.c.schedule == name)[0]
 
     def cron_history(self, name: str) -> CronHistory:
         """Return the latest scheduled times of a schedule's cron ticks."""
@@ -310,12 +319,19 @@ class ScheduleStore:
             return read_cron_history(connection, name)
 
     def unfinished(self, name: str) -> list[Tick]:
-        """Return the ticks whose run has not ended. Without a valid lease, their ticker has died."""
-        return self._ticks(TICKS.c.schedule == name, TICKS.c.status == "running")
+        """Return the ticks whose run has not ended. Without a valid lease, their ticker has died.
+
+        Raises:
+            ScheduleError: The row of such a tick is invalid.
+        """
+        ticks, broken = self._ticks(TICKS.c.schedule == name, TICKS.c.status == "running")
+        if broken:
+            raise ScheduleError(f"an unfinished run of {name} cannot be continued: {broken[0].message}")
+        return ticks
 
     def finished(self) -> list[Tick]:
-        """Return the finished ticks of all schedules. Their students are registered."""
-        return self._ticks(TICKS.c.status == "finished")
+        """Return the finished ticks of all schedules, except invalid rows. Their students are registered."""
+        return self._ticks(TICKS.c.status == "finished")[0]
 
     def seen_files(self, name: str) -> set[SeenFile]:
         """Return the prompt files that finished runs of a schedule have trained on."""
@@ -325,8 +341,7 @@ class ScheduleStore:
 
     def _open_due(self, connection: sa.Connection, name: str, find_due: FindDue) -> Tick | None:
         """Insert the tick that is due. The caller's transaction has locked the schedule's row."""
-        (schedule,) = read_schedules(connection, SCHEDULES.c.name == name)
-        due = find_due(schedule, read_cron_history(connection, name))
+        due = find_due(self._schedule(connection, name), read_cron_history(connection, name))
         return None if due is None else self._insert(connection, name, due)
 
     def _insert(self, connection: sa.Connection, name: str, new: NewTick, reason: str | None = None) -> Tick:
@@ -360,10 +375,6 @@ class ScheduleStore:
         connection.execute(TICKS.update().where(TICKS.c.id == inserted.id).values(record=tick_json(inserted)))
         return inserted
 
-    def _ticks(self, *where: sa.ColumnElement[bool]) -> list[Tick]:
+    def _ticks(self, *where: sa.ColumnElement[bool]) -> tuple[list[Tick], list[BrokenRow]]:
         with self._engine.connect() as connection:
             return read_ticks(connection, *where)
-
-
-def _make_folder(database: str) -> None:
-    Path(database).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
