@@ -137,20 +137,29 @@ def due_tick(schedule: Schedule, history: CronHistory, *, kind: TickKind, now: f
 
 
 def _carry_out(work: TickExecution) -> Tick:
-    """Bring a tick to its end from its present state, with the attempts that it has left, and send notifications."""
+    """Bring a tick to its end from its present state, with the attempts that it has left, and send notifications.
+
+    If another process works in the run's directory, such as the run of a frozen ticker, the tick waits for its end.
+    Continuing that run is the same attempt and not a further one.
+    """
     while work.tick.status == "running":
-        if work.tick.attempts > work.config.retries:
-            work.end("failed", work.tick.reason or f"its ticker died in each of {work.tick.attempts} attempts")
-            break
-        work.save(attempts=work.tick.attempts + 1)
+        before, waited = work.tick.attempts, False
         try:
+            waited = work.wait_for_run()
+            if before > work.config.retries and not waited:
+                work.end("failed", work.tick.reason or f"its ticker died in each of {before} attempts")
+                break
+            work.save(attempts=max(before, 1) if waited else before + 1)
             _attempt(work)
         except TickInterruptedError:
-            work.save(attempts=work.tick.attempts - 1)  # a clean stop is not a failed attempt
+            work.save(attempts=before)  # a clean stop is not a failed attempt
             raise
         except LeaseLostError:
             raise
         except (RladError, OSError) as error:
+            if isinstance(error, RunFailedError) and not waited and work.is_run_active():
+                logger.warning("run_is_active schedule=%s run=%s error=%s", work.schedule.name, work.run_id, error)
+                continue  # another process took the directory first
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):
         work.save(notice=failure)
