@@ -186,15 +186,16 @@ def add(
 
 @app.command(name="list")
 def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
-    """List the schedules with their next and last ticks."""
-    from pipelines.cli.schedule_tables import print_schedules, schedule_facts
+    """List the schedules with their next and last ticks, and the invalid rows of the store."""
+    from pipelines.cli.schedule_tables import broken_row_facts, print_schedules, schedule_facts
 
     with _open(store) as opened:
         rows = [(found, opened.history(found.name)) for found in opened.schedules()]
+        broken = opened.broken_rows()
     if as_json:
-        _print_json([schedule_facts(found, history) for found, history in rows])
-    elif rows:
-        print_schedules(Console(), rows)
+        _print_json([*(schedule_facts(found, history) for found, history in rows), *map(broken_row_facts, broken)])
+    elif rows or broken:
+        print_schedules(Console(), rows, broken)
     else:
         typer.echo("no schedules; add one with `rlad schedule add NAME CONFIG --cron '0 2 * * *'`")
 

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from pipelines.cli.entries import Entry, print_entries, print_wrapped
 from pipelines.schedules.cron import next_fire_times, parse_cron
-from pipelines.schedules.records import Schedule, Tick
+from pipelines.schedules.records import BrokenRow, Schedule, Tick
 
 _NOTHING = "-"
+_BROKEN = "broken"
 _NUM_SHOWN = 3
 
 
@@ -25,15 +26,26 @@ def schedule_line(schedule: Schedule) -> str:
     return f"{schedule.name} ticks next at {times[0]}" if times else f"{schedule.name} is paused"
 
 
-def print_schedules(console: Console, rows: Sequence[tuple[Schedule, Sequence[Tick]]]) -> None:
-    """Print all schedules: state, name and next tick of each, then cron fields, model and last tick."""
+def print_schedules(
+    console: Console, rows: Sequence[tuple[Schedule, Sequence[Tick]]], broken: Sequence[BrokenRow] = ()
+) -> None:
+    """Print all schedules: state, name and next tick of each, then cron fields, model and last tick.
+
+    Each invalid row follows, with its schedule, its problem and the remedy.
+    """
     entries = []
     for schedule, history in rows:
         config, facts = schedule.config, schedule_facts(schedule, history)
         details = f"cron {config.cron} ({config.timezone}), model {config.model}, last tick: {_last(history)}"
         cells = (facts["state"], config.name, (facts["next"] or [_NOTHING])[0])
         entries.append(Entry(cells=cells, details=details))
+    entries += [Entry(cells=(_BROKEN, row.schedule, _NOTHING), details=row.message) for row in broken]
     print_entries(console, ("state", "schedule", "next tick"), entries)
+
+
+def broken_row_facts(row: BrokenRow) -> dict[str, Any]:
+    """Return an invalid row as JSON."""
+    return {"name": row.schedule, "state": _BROKEN, "next": [], **asdict(row)}
 
 
 def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any]:

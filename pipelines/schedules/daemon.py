@@ -54,6 +54,7 @@ class ScheduleDaemon:
         self._ticker, self._look_s = ticker, look_s
         self._timers: dict[str, _Timer] = {}
         self._ticks: dict[str, list[Future[None]]] = {}
+        self._problems: dict[str, str] = {}
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="tick")
 
     def serve(self) -> None:
@@ -72,20 +73,42 @@ class ScheduleDaemon:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _look(self) -> None:
-        """Read the store: update the timers, and start ticks that are due or unfinished."""
+        """Read the store: update the timers, and start ticks that are due or unfinished.
+
+        A schedule whose rows are invalid is reported and does not tick. The others are not affected.
+        """
         try:
-            schedules = {schedule.name: schedule for schedule in self._ticker.store.schedules()}
-            for name in list(self._timers):
-                if name not in schedules or schedules[name].is_paused:
-                    del self._timers[name]
-            for schedule in schedules.values():
-                if not schedule.is_paused:
-                    self._update_timer(schedule)
-                if not self._active(schedule.name) and is_waiting(schedule, self._ticker):
-                    self._start(schedule.name)
+            schedules, broken = self._ticker.store.read_schedules()
+            names = {schedule.name for schedule in schedules if not schedule.is_paused}
+            for name in set(self._timers) - names:
+                del self._timers[name]
+            problems = {row.schedule: row.message for row in broken}
+            for schedule in schedules:
+                try:
+                    self._look_at(schedule)
+                except SQLAlchemyError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # must not stop the other schedules
+                    problems[schedule.name] = str(error) or type(error).__name__
+            self._report(problems)
         except (SQLAlchemyError, RladError) as error:
             # Known timers continue; the next look may succeed.
             logger.warning("store_not_read error=%s", error)
+
+    def _look_at(self, schedule: Schedule) -> None:
+        if not schedule.is_paused:
+            self._update_timer(schedule)
+        if not self._active(schedule.name) and is_waiting(schedule, self._ticker):
+            self._start(schedule.name)
+
+    def _report(self, problems: dict[str, str]) -> None:
+        """Log the schedules that do not tick: each when its problem appears, changes or is repaired."""
+        for name, problem in problems.items():
+            if self._problems.get(name) != problem:
+                logger.error("schedule_broken schedule=%s error=%s", name, problem)
+        for name in self._problems.keys() - problems.keys():
+            logger.info("schedule_repaired schedule=%s", name)
+        self._problems = problems
 
     def _update_timer(self, schedule: Schedule) -> None:
         source = (schedule.config.cron, schedule.config.timezone)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from pipelines.run.directory import RunDirectory
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
 from pipelines.schedules.lease import HeldLease
 from pipelines.schedules.records import Schedule, ScheduleDirectory, Tick, TickStatus
 from pipelines.schedules.store import ScheduleStore
 from rlad.config.schedule import ScheduleConfig
-from rlad.errors import DeadlineError, LeaseLostError, RunFailedError, TickInterruptedError
+from rlad.errors import DeadlineError, LeaseLostError, RunDirectoryError, RunFailedError, TickInterruptedError
 
 logger = logging.getLogger(__name__)
 
@@ -101,25 +105,68 @@ class TickExecution:
         if ended.status != 0:
             raise RunFailedError(f"{ended.reason} (log: {request.log})")
 
+    def is_run_active(self) -> bool:
+        """Return True if another process holds the lock of the run's directory."""
+        run = RunDirectory(self.directory.run(self.run_id))
+        if not run.config.is_file():
+            return False
+        try:
+            with run.hold(run.read_config(), resume=True):
+                return False
+        except RunDirectoryError:
+            return True
+        except (OSError, ValueError, yaml.YAMLError):
+            return False  # an invalid directory is reported by the run itself
+
+    def wait_for_run(self) -> bool:
+        """Wait while another process works in the run's directory, and return whether one did.
+
+        A ticker that was frozen (SIGSTOP, a suspended machine) lost its lease, but its run continues. The wait counts
+        towards the schedule's deadline.
+
+        Raises:
+            DeadlineError: The schedule's deadline has passed.
+            LeaseLostError: Another ticker holds the lease.
+            TickInterruptedError: `ticker.stop` was set.
+        """
+        if not self.is_run_active():
+            return False
+        logger.info("waiting_for_run schedule=%s run=%s", self.schedule.name, self.run_id)
+        with self._working_time() as require_continuing:
+            while self.is_run_active():
+                require_continuing(", because another process still works in its directory")
+                self.ticker.stop.wait(_WATCH_S)
+        return True
+
     def _watch(self, running: RunningRun) -> RunExit:
         """Wait for a command, and stop it when it must not continue."""
+        with self._working_time() as require_continuing:
+            try:
+                while (ended := running.wait(_WATCH_S)) is None:
+                    require_continuing()
+            except BaseException:
+                running.stop(self.config.stop_grace_s)
+                raise
+        return ended
+
+    @contextmanager
+    def _working_time(self) -> Iterator[Callable[..., None]]:
+        """Add the duration of the block to the tick's `spent_s`. Yields a check that raises if the tick must stop."""
         spent_s, began = self.tick.spent_s, time.monotonic()
+
+        def require_continuing(cause: str = "") -> None:
+            if self.held.lost.is_set():
+                raise LeaseLostError(f"lost the lease of {self.schedule.name}: another ticker continues {self.run_id}")
+            if self.ticker.stop.is_set():
+                raise TickInterruptedError(
+                    f"interrupted: the next tick of {self.schedule.name} takes over {self.run_id} and "
+                    "continues it from its last checkpoint"
+                )
+            if spent_s + time.monotonic() - began > self.config.deadline_s:
+                raise DeadlineError(f"not finished within deadline_s {self.config.deadline_s:g}{cause}")
+
         try:
-            while (ended := running.wait(_WATCH_S)) is None:
-                if self.held.lost.is_set():
-                    raise LeaseLostError(
-                        f"lost the lease of {self.schedule.name}: stopped {self.run_id}; another ticker continues it"
-                    )
-                if self.ticker.stop.is_set():
-                    raise TickInterruptedError(
-                        f"interrupted: {self.run_id} was stopped; the next tick continues it from its last checkpoint"
-                    )
-                if spent_s + time.monotonic() - began > self.config.deadline_s:
-                    raise DeadlineError(f"not finished within deadline_s {self.config.deadline_s:g}")
-        except BaseException:
-            running.stop(self.config.stop_grace_s)
-            raise
+            yield require_continuing
         finally:
             if not self.held.lost.is_set():
                 self.save(spent_s=spent_s + time.monotonic() - began)
-        return ended

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pipelines.schedules.records import Lease
+from pipelines.schedules.records import CronHistory, FindDue, Lease, NewTick, Schedule, Tick
 from pipelines.schedules.store import ScheduleStore
 from rlad.errors import LeaseHeldError, LeaseLostError
 
@@ -29,11 +29,12 @@ class HeldLease:
 
     Attributes:
         lease: Lease that every write to the store presents.
+        opened: Tick that was opened together with the lease; None if no tick was due.
         lost: Set when another ticker holds the lease, or may hold it because no renewal succeeded for a lease duration.
     """
 
-    def __init__(self, store: ScheduleStore, lease: Lease, lease_s: float) -> None:
-        self.lease = lease
+    def __init__(self, store: ScheduleStore, lease: Lease, lease_s: float, opened: Tick | None = None) -> None:
+        self.lease, self.opened = lease, opened
         self.lost = threading.Event()
         self._store, self._lease_s = store, lease_s
         self._ended = threading.Event()
@@ -80,8 +81,10 @@ class HeldLease:
 
 
 @contextmanager
-def hold_lease(store: ScheduleStore, name: str, lease_s: float, *, stop: threading.Event) -> Iterator[HeldLease]:
-    """Acquire a schedule's lease and renew it for the duration of the block.
+def hold_lease(
+    store: ScheduleStore, name: str, lease_s: float, *, stop: threading.Event, find_due: FindDue | None = None
+) -> Iterator[HeldLease]:
+    """Acquire a schedule's lease, open the tick that is due, and renew the lease for the duration of the block.
 
     If the lease is held, wait until its holder renews it, which proves that the holder is alive, or until it expires.
     The wait is at most one lease duration.
@@ -89,23 +92,29 @@ def hold_lease(store: ScheduleStore, name: str, lease_s: float, *, stop: threadi
     Raises:
         LeaseHeldError: Another live ticker holds the lease, or `stop` was set while waiting.
     """
-    lease = _acquire(store, name, lease_s, stop)
+    lease, opened = _acquire(store, name, lease_s, stop, find_due or _nothing_due)
     try:
-        with HeldLease(store, lease, lease_s) as held:
+        with HeldLease(store, lease, lease_s, opened) as held:
             yield held
     finally:
         store.release(lease)  # after the renewing thread has ended: a late renewal would hold the lease again
 
 
-def _acquire(store: ScheduleStore, name: str, lease_s: float, stop: threading.Event) -> Lease:
+def _acquire(
+    store: ScheduleStore, name: str, lease_s: float, stop: threading.Event, find_due: FindDue
+) -> tuple[Lease, Tick | None]:
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
     seen = store.schedule(name).lease_expires_at
     while True:
         try:
-            return store.acquire(name, owner, lease_s)
+            return store.acquire_and_open(name, owner, lease_s, find_due)
         except LeaseHeldError:
             expires_at = store.schedule(name).lease_expires_at
             if expires_at is not None and expires_at != seen:
                 raise
             if stop.wait(_ACQUIRE_POLL_S):
                 raise
+
+
+def _nothing_due(_schedule: Schedule, _history: CronHistory) -> NewTick | None:
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,29 @@ class Schedule:
     @property
     def directory(self) -> ScheduleDirectory:
         return ScheduleDirectory(path=Path(self.config.directory))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenRow:
+    """Row of the store that does not validate.
+
+    Attributes:
+        schedule: Name of the schedule that the row belongs to. Other schedules are not affected.
+        table: Table of the row.
+        key: Condition that selects the row.
+        problem: Reason why the row is invalid.
+        remedy: Way to repair or remove the row.
+    """
+
+    schedule: str
+    table: str
+    key: str
+    problem: str
+    remedy: str
+
+    @property
+    def message(self) -> str:
+        return f"invalid row in {self.table} where {self.key}: {self.problem}; {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +215,43 @@ class Tick:
         if self.status == "finished":
             return "promoted" if self.outcome is not None and self.outcome.is_promoted else "kept"
         return self.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTick:
+    """Tick to insert.
+
+    Attributes:
+        kind: Trigger of the tick.
+        scheduled_at: Scheduled time.
+        run_id: Run id; None without a run.
+        status: `running`, or a status that ends the tick at once.
+        coalesced: Number of earlier scheduled times that the tick replaces.
+    """
+
+    kind: TickKind
+    scheduled_at: float
+    run_id: str | None
+    status: TickStatus
+    coalesced: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronHistory:
+    """Latest scheduled times of a schedule's cron ticks.
+
+    Attributes:
+        last_opened: Latest time whose tick ran or was recorded as missed; None before the first one. A refused tick
+            does not count, because nothing was run at its time.
+        last_refused: Latest time with a refused tick; None without one.
+    """
+
+    last_opened: float | None
+    last_refused: float | None
+
+
+FindDue = Callable[[Schedule, CronHistory], NewTick | None]
+"""Function that returns the tick that is due, or None. The store calls it while it holds the schedule's row."""
 
 
 def tick_run_id(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:

@@ -4,65 +4,50 @@ Only one ticker at a time works on a schedule: the holder of its lease. A lease 
 and a token, which increases with every holder. A ticker that takes over an expired lease increases the token, and from
 then on writes with an older token fail. Each write first updates the schedule's row *where the token is unchanged*, in
 the same transaction; SQLite and PostgreSQL both lock the row or match none.
+
+The tick that is due is opened in the transaction that acquires the lease, and a refused tick is recorded in one that
+locks the same row. Of several tickers that fire together, exactly one therefore opens the tick, and the others see it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 from platformdirs import user_data_path
-from pydantic import TypeAdapter
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
-from pipelines.schedules.records import Lease, Schedule, SeenFile, Tick, TickKind, TickStatus
-from rlad.config.load import validated
+from pipelines.schedules.records import (
+    BrokenRow,
+    CronHistory,
+    FindDue,
+    Lease,
+    NewTick,
+    Schedule,
+    SeenFile,
+    Tick,
+    TickKind,
+    TickStatus,
+)
+from pipelines.schedules.rows import (
+    SCHEDULES,
+    SEEN,
+    TICKS,
+    open_database,
+    read_cron_history,
+    read_schedules,
+    read_ticks,
+    tick_json,
+)
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
 _URL_ENV = "RLAD_SCHEDULES"
-# SQLite allows one writer at a time; other writers wait up to this long.
-_BUSY_S = 30.0
-
-_TABLES = sa.MetaData()
-_SCHEDULES = sa.Table(
-    "rlad_schedules",
-    _TABLES,
-    sa.Column("name", sa.String(40), primary_key=True),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("evaluation_fingerprint", sa.String(64), nullable=False),
-    sa.Column("is_paused", sa.Boolean, nullable=False),
-    sa.Column("active_since", sa.Float(53), nullable=False),
-    sa.Column("lease_token", sa.BigInteger, nullable=False),
-    sa.Column("lease_owner", sa.String(200)),
-    sa.Column("lease_expires_at", sa.Float(53)),
-)
-_TICKS = sa.Table(
-    "rlad_ticks",
-    _TABLES,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("schedule", sa.String(40), nullable=False, index=True),
-    sa.Column("run_id", sa.String(80), unique=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("scheduled_at", sa.Float(53), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("record", sa.Text, nullable=False),
-)
-_SEEN = sa.Table(
-    "rlad_seen_files",
-    _TABLES,
-    sa.Column("schedule", sa.String(40), primary_key=True),
-    sa.Column("path", sa.String(1024), primary_key=True),
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("run_id", sa.String(80), nullable=False),
-)
-_TICK_JSON = TypeAdapter(Tick)
 
 
 def default_url() -> str:
@@ -87,16 +72,7 @@ class ScheduleStore:
         try:
             parsed = sa.make_url(url)
             self._shown = parsed.render_as_string(hide_password=True)
-            is_sqlite = parsed.get_backend_name() == "sqlite"
-            if is_sqlite and parsed.database:
-                _make_folder(parsed.database)
-            self._engine = sa.create_engine(
-                parsed, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite
-            )
-            try:
-                _TABLES.create_all(self._engine)
-            except DBAPIError:
-                _TABLES.create_all(self._engine)  # another process created a table at the same time
+            self._engine = open_database(parsed)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise ScheduleError(
                 f"{_URL_ENV} requires a database URL whose driver is installed, for example sqlite:///FILE: {error}"
@@ -128,12 +104,12 @@ class ScheduleStore:
             if (
                 replace
                 and connection.execute(
-                    _SCHEDULES.update().where(_SCHEDULES.c.name == config.name).values(**values)
+                    SCHEDULES.update().where(SCHEDULES.c.name == config.name).values(**values)
                 ).rowcount
             ):
                 return
             try:
-                connection.execute(_SCHEDULES.insert().values(name=config.name, **values, **fresh))
+                connection.execute(SCHEDULES.insert().values(name=config.name, **values, **fresh))
             except IntegrityError as error:
                 raise ScheduleError(
                     f"schedule {config.name!r} already exists: change it with --replace, or remove it first"
@@ -143,29 +119,24 @@ class ScheduleStore:
         """Return the schedule with the given name.
 
         Raises:
-            ScheduleError: No schedule has that name.
+            ScheduleError: No schedule has that name, or its row is invalid.
         """
-        for schedule in self.schedules():
-            if schedule.name == name:
-                return schedule
-        known = ", ".join(schedule.name for schedule in self.schedules())
-        raise ScheduleError(f"no schedule {name!r} in {self._shown}; existing schedules: {known or 'none'}")
+        with self._engine.connect() as connection:
+            return self._schedule(connection, name)
 
     def schedules(self) -> list[Schedule]:
-        """Return all schedules, sorted by name."""
+        """Return all schedules whose rows are valid, sorted by name."""
+        return self.read_schedules()[0]
+
+    def read_schedules(self) -> tuple[list[Schedule], list[BrokenRow]]:
+        """Return all schedules, sorted by name: the valid ones, and the rows that are invalid."""
         with self._engine.connect() as connection:
-            rows = connection.execute(_SCHEDULES.select().order_by(_SCHEDULES.c.name)).all()
-        return [
-            Schedule(
-                config=validated(ScheduleConfig, json.loads(row.config), where=f"schedule {row.name}"),
-                evaluation_fingerprint=row.evaluation_fingerprint,
-                is_paused=row.is_paused,
-                active_since=row.active_since,
-                lease_owner=row.lease_owner,
-                lease_expires_at=row.lease_expires_at,
-            )
-            for row in rows
-        ]
+            return read_schedules(connection)
+
+    def broken_rows(self) -> list[BrokenRow]:
+        """Return the invalid rows of all schedules and ticks."""
+        with self._engine.connect() as connection:
+            return [*read_schedules(connection)[1], *read_ticks(connection)[1]]
 
     def pause(self, name: str) -> None:
         """Start no new runs. An active run continues."""
@@ -178,45 +149,71 @@ class ScheduleStore:
     def remove(self, name: str) -> None:
         """Delete a schedule and its history. Run directories and the registry are kept.
 
+        A schedule with an invalid row is deleted regardless of its lease: an active tick stops.
+
         Raises:
             LeaseHeldError: A tick of the schedule is active.
+            ScheduleError: No schedule has that name.
         """
-        schedule, now = self.schedule(name), self._clock()
+        is_named = SCHEDULES.c.name == name
         with self._engine.begin() as connection:
-            free = sa.or_(_SCHEDULES.c.lease_expires_at.is_(None), _SCHEDULES.c.lease_expires_at < now)
-            if not connection.execute(_SCHEDULES.delete().where(_SCHEDULES.c.name == name, free)).rowcount:
-                raise LeaseHeldError(
-                    f"a tick of {name} is active ({schedule.lease_owner}): pause the schedule and wait for its end, "
-                    "or stop that process"
-                )
-            connection.execute(_TICKS.delete().where(_TICKS.c.schedule == name))
-            connection.execute(_SEEN.delete().where(_SEEN.c.schedule == name))
+            free = sa.or_(SCHEDULES.c.lease_expires_at.is_(None), SCHEDULES.c.lease_expires_at < self._clock())
+            if not connection.execute(SCHEDULES.delete().where(is_named, free)).rowcount:
+                if not read_schedules(connection, is_named)[1]:
+                    held = self._schedule(connection, name)
+                    raise LeaseHeldError(
+                        f"a tick of {name} is active ({held.lease_owner}): pause the schedule and wait for its end, "
+                        "or stop that process"
+                    )
+                connection.execute(SCHEDULES.delete().where(is_named))
+            connection.execute(TICKS.delete().where(TICKS.c.schedule == name))
+            connection.execute(SEEN.delete().where(SEEN.c.schedule == name))
 
     def _change(self, name: str, **values: object) -> None:
-        self.schedule(name)
         with self._engine.begin() as connection:
-            connection.execute(_SCHEDULES.update().where(_SCHEDULES.c.name == name).values(**values))
+            if not connection.execute(SCHEDULES.update().where(SCHEDULES.c.name == name).values(**values)).rowcount:
+                self._schedule(connection, name)
+
+    def _schedule(self, connection: sa.Connection, name: str) -> Schedule:
+        schedules, broken = read_schedules(connection, SCHEDULES.c.name == name)
+        if broken:
+            raise ScheduleError(f"schedule {name} is broken: {broken[0].message}")
+        if not schedules:
+            known = connection.execute(sa.select(SCHEDULES.c.name).order_by(SCHEDULES.c.name)).scalars()
+            raise ScheduleError(
+                f"no schedule {name!r} in {self._shown}; existing schedules: {', '.join(map(str, known)) or 'none'}"
+            )
+        return schedules[0]
 
     # Leases
 
     def acquire(self, name: str, owner: str, lease_s: float) -> Lease:
-        """Acquire a schedule's lease if it is free or has expired.
+        """Acquire a schedule's lease without opening a tick. `acquire_and_open` describes the errors."""
+        return self.acquire_and_open(name, owner, lease_s, lambda _schedule, _history: None)[0]
+
+    def acquire_and_open(self, name: str, owner: str, lease_s: float, find_due: FindDue) -> tuple[Lease, Tick | None]:
+        """Acquire a schedule's lease if it is free or has expired, and open the tick that is due.
+
+        Both happen in one transaction: no other ticker can see the lease as held and the time of the tick as not
+        opened. While a tick is unfinished, none is opened: the caller continues it first, and then calls `open_due`.
 
         Raises:
             LeaseHeldError: Another ticker holds the lease.
-            ScheduleError: The schedule does not exist.
+            ScheduleError: The schedule does not exist, or the tick's run already exists.
         """
         now = self._clock()
+        free = sa.or_(SCHEDULES.c.lease_expires_at.is_(None), SCHEDULES.c.lease_expires_at < now)
+        taken = {"lease_token": SCHEDULES.c.lease_token + 1, "lease_owner": owner, "lease_expires_at": now + lease_s}
         with self._engine.begin() as connection:
-            row = connection.execute(_SCHEDULES.select().where(_SCHEDULES.c.name == name)).one_or_none()
-            if row is not None and (row.lease_expires_at is None or row.lease_expires_at < now):
-                taken = _SCHEDULES.update().where(
-                    _SCHEDULES.c.name == name, _SCHEDULES.c.lease_token == row.lease_token
-                )
-                token = row.lease_token + 1
-                values = {"lease_token": token, "lease_owner": owner, "lease_expires_at": now + lease_s}
-                if connection.execute(taken.values(**values)).rowcount:
-                    return Lease(schedule=name, token=token, owner=owner)
+            if connection.execute(SCHEDULES.update().where(SCHEDULES.c.name == name, free).values(taken)).rowcount:
+                token = connection.execute(
+                    sa.select(SCHEDULES.c.lease_token).where(SCHEDULES.c.name == name)
+                ).scalar_one()
+                lease = Lease(schedule=name, token=token, owner=owner)
+                unfinished = sa.select(TICKS.c.id).where(TICKS.c.schedule == name, TICKS.c.status == "running")
+                if connection.execute(unfinished.limit(1)).first() is not None:
+                    return lease, None
+                return lease, self._open_due(connection, name, find_due)
         held = self.schedule(name)
         raise LeaseHeldError(f"another tick of {name} is active ({held.lease_owner})")
 
@@ -228,14 +225,14 @@ class ScheduleStore:
         """
         with self._fenced(lease) as connection:
             connection.execute(
-                _SCHEDULES.update()
-                .where(_SCHEDULES.c.name == lease.schedule)
+                SCHEDULES.update()
+                .where(SCHEDULES.c.name == lease.schedule)
                 .values(lease_expires_at=self._clock() + lease_s)
             )
 
     def release(self, lease: Lease) -> None:
         """Free a lease so that the next ticker need not wait for its expiry. A lost lease is left unchanged."""
-        held = _SCHEDULES.update().where(_SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token)
+        held = SCHEDULES.update().where(SCHEDULES.c.name == lease.schedule, SCHEDULES.c.lease_token == lease.token)
         with self._engine.begin() as connection:
             connection.execute(held.values(lease_owner=None, lease_expires_at=None))
 
@@ -243,9 +240,7 @@ class ScheduleStore:
     def _fenced(self, lease: Lease) -> Iterator[sa.Connection]:
         """Open a transaction that fails if the lease is lost, and locks the schedule's row otherwise."""
         with self._engine.begin() as connection:
-            held = _SCHEDULES.update().where(
-                _SCHEDULES.c.name == lease.schedule, _SCHEDULES.c.lease_token == lease.token
-            )
+            held = SCHEDULES.update().where(SCHEDULES.c.name == lease.schedule, SCHEDULES.c.lease_token == lease.token)
             if not connection.execute(held.values(lease_token=lease.token)).rowcount:
                 raise LeaseLostError(
                     f"{lease.owner} has lost the lease of {lease.schedule} (token {lease.token}) to another ticker"
@@ -265,39 +260,35 @@ class ScheduleStore:
         coalesced: int = 0,
     ) -> Tick:
         """Insert a tick. A tick whose status is not `running` has ended at once."""
-        now = self._clock()
-        ended_at = None if status == "running" else now
+        new = NewTick(kind=kind, scheduled_at=scheduled_at, run_id=run_id, status=status, coalesced=coalesced)
         with self._fenced(lease) as connection:
-            return self._insert(
-                connection,
-                Tick(
-                    schedule=lease.schedule,
-                    kind=kind,
-                    status=status,
-                    scheduled_at=scheduled_at,
-                    run_id=run_id,
-                    coalesced=coalesced,
-                    started_at=now,
-                    ended_at=ended_at,
-                ),
-            )
+            return self._insert(connection, lease.schedule, new)
 
-    def record_refused(self, name: str, *, kind: TickKind, scheduled_at: float, reason: str) -> Tick:
-        """Insert a tick that was refused because another one is active. This is the only write without a lease."""
-        now = self._clock()
-        tick = Tick(
-            schedule=name,
-            kind=kind,
-            status="refused",
-            scheduled_at=scheduled_at,
-            run_id=None,
-            coalesced=0,
-            started_at=now,
-            ended_at=now,
-            reason=reason,
-        )
+    def open_due(self, lease: Lease, find_due: FindDue) -> Tick | None:
+        """Insert the tick that is due, or return None.
+
+        Raises:
+            LeaseLostError: Another ticker holds the lease.
+        """
+        with self._fenced(lease) as connection:
+            return self._open_due(connection, lease.schedule, find_due)
+
+    def record_refused(self, name: str, find_due: FindDue, *, reason: str) -> Tick | None:
+        """Insert a record that the due tick was refused, because another one is active. This requires no lease.
+
+        Returns:
+            The refused tick. None if no tick is due any more, because the active ticker opened it, or if the time of a
+            cron tick already has such a record.
+        """
         with self._engine.begin() as connection:
-            return self._insert(connection, tick)
+            lock = SCHEDULES.update().where(SCHEDULES.c.name == name)
+            if not connection.execute(lock.values(lease_token=SCHEDULES.c.lease_token)).rowcount:
+                return None
+            history = read_cron_history(connection, name)
+            due = find_due(self._schedule(connection, name), history)
+            if due is None or (due.kind == "cron" and due.scheduled_at <= (history.last_refused or 0.0)):
+                return None
+            return self._insert(connection, name, replace(due, run_id=None, status="refused", coalesced=0), reason)
 
     def save(self, lease: Lease, tick: Tick, *, seen: Sequence[SeenFile] = ()) -> Tick:
         """Update a tick, and mark the prompt files `seen` as trained on.
@@ -306,70 +297,84 @@ class ScheduleStore:
             LeaseLostError: The lease is lost; the tick was not written.
         """
         with self._fenced(lease) as connection:
-            values = {"status": tick.status, "record": _TICK_JSON.dump_json(tick).decode()}
-            connection.execute(_TICKS.update().where(_TICKS.c.id == tick.id).values(**values))
+            values = {"status": tick.status, "record": tick_json(tick)}
+            connection.execute(TICKS.update().where(TICKS.c.id == tick.id).values(**values))
             for file in seen:
-                same = (_SEEN.c.schedule == tick.schedule, _SEEN.c.path == file.path, _SEEN.c.sha256 == file.sha256)
-                if connection.execute(_SEEN.select().where(*same)).first() is None:
+                same = (SEEN.c.schedule == tick.schedule, SEEN.c.path == file.path, SEEN.c.sha256 == file.sha256)
+                if connection.execute(SEEN.select().where(*same)).first() is None:
                     connection.execute(
-                        _SEEN.insert().values(
+                        SEEN.insert().values(
                             schedule=tick.schedule, path=file.path, sha256=file.sha256, run_id=tick.run_id
                         )
                     )
         return tick
 
     def history(self, name: str) -> list[Tick]:
-        """Return all ticks of a schedule, oldest first."""
-        return self._ticks(_TICKS.c.schedule == name)
+        """Return all ticks of a schedule, oldest first. Invalid rows are left out; `broken_rows` returns them."""
+        return self._ticks(TICKS.c.schedule == name)[0]
 
-    def last_time(self, name: str) -> float | None:
-        """Return the latest scheduled time of a cron tick, or None before the first one."""
+    def cron_history(self, name: str) -> CronHistory:
+        """Return the latest scheduled times of a schedule's cron ticks."""
         with self._engine.connect() as connection:
-            query = sa.select(sa.func.max(_TICKS.c.scheduled_at)).where(
-                _TICKS.c.schedule == name, _TICKS.c.kind == "cron"
-            )
-            found: float | None = connection.execute(query).scalar()
-            return found
+            return read_cron_history(connection, name)
 
     def unfinished(self, name: str) -> list[Tick]:
-        """Return the ticks whose run has not ended. Without a valid lease, their ticker has died."""
-        return self._ticks(_TICKS.c.schedule == name, _TICKS.c.status == "running")
+        """Return the ticks whose run has not ended. Without a valid lease, their ticker has died.
+
+        Raises:
+            ScheduleError: The row of such a tick is invalid.
+        """
+        ticks, broken = self._ticks(TICKS.c.schedule == name, TICKS.c.status == "running")
+        if broken:
+            raise ScheduleError(f"an unfinished run of {name} cannot be continued: {broken[0].message}")
+        return ticks
 
     def finished(self) -> list[Tick]:
-        """Return the finished ticks of all schedules. Their students are registered."""
-        return self._ticks(_TICKS.c.status == "finished")
+        """Return the finished ticks of all schedules, except invalid rows. Their students are registered."""
+        return self._ticks(TICKS.c.status == "finished")[0]
 
     def seen_files(self, name: str) -> set[SeenFile]:
         """Return the prompt files that finished runs of a schedule have trained on."""
         with self._engine.connect() as connection:
-            rows = connection.execute(_SEEN.select().where(_SEEN.c.schedule == name)).all()
+            rows = connection.execute(SEEN.select().where(SEEN.c.schedule == name)).all()
         return {SeenFile(path=row.path, sha256=row.sha256) for row in rows}
 
-    def _insert(self, connection: sa.Connection, tick: Tick) -> Tick:
+    def _open_due(self, connection: sa.Connection, name: str, find_due: FindDue) -> Tick | None:
+        """Insert the tick that is due. The caller's transaction has locked the schedule's row."""
+        due = find_due(self._schedule(connection, name), read_cron_history(connection, name))
+        return None if due is None else self._insert(connection, name, due)
+
+    def _insert(self, connection: sa.Connection, name: str, new: NewTick, reason: str | None = None) -> Tick:
+        """Insert a tick. A tick whose status is not `running` has ended at once."""
+        now = self._clock()
+        tick = Tick(
+            schedule=name,
+            kind=new.kind,
+            status=new.status,
+            scheduled_at=new.scheduled_at,
+            run_id=new.run_id,
+            coalesced=new.coalesced,
+            started_at=now,
+            ended_at=None if new.status == "running" else now,
+            reason=reason,
+        )
         values = {
-            "schedule": tick.schedule,
-            "run_id": tick.run_id,
-            "kind": tick.kind,
-            "scheduled_at": tick.scheduled_at,
-            "status": tick.status,
+            "schedule": name,
+            "run_id": new.run_id,
+            "kind": new.kind,
+            "scheduled_at": new.scheduled_at,
+            "status": new.status,
             "record": "{}",
         }
         try:
-            key = connection.execute(_TICKS.insert().values(**values)).inserted_primary_key
+            key = connection.execute(TICKS.insert().values(**values)).inserted_primary_key
         except IntegrityError as error:
             raise ScheduleError(f"run {tick.run_id} already exists") from error
         assert key is not None
         inserted = tick.with_id(key[0])
-        connection.execute(
-            _TICKS.update().where(_TICKS.c.id == inserted.id).values(record=_TICK_JSON.dump_json(inserted).decode())
-        )
+        connection.execute(TICKS.update().where(TICKS.c.id == inserted.id).values(record=tick_json(inserted)))
         return inserted
 
-    def _ticks(self, *where: sa.ColumnElement[bool]) -> list[Tick]:
+    def _ticks(self, *where: sa.ColumnElement[bool]) -> tuple[list[Tick], list[BrokenRow]]:
         with self._engine.connect() as connection:
-            rows: Iterable[Any] = connection.execute(_TICKS.select().where(*where).order_by(_TICKS.c.id)).all()
-        return [_TICK_JSON.validate_json(row.record) for row in rows]
-
-
-def _make_folder(database: str) -> None:
-    Path(database).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+            return read_ticks(connection, *where)

@@ -1,7 +1,9 @@
 """One tick of a schedule.
 
-    acquire the lease -> continue unfinished ticks, open the tick that is due -> choose the student, refresh the prompts
-    -> run -> register -> decide on promotion -> notify
+    acquire the lease and open the tick that is due -> choose the student, refresh the prompts -> run -> register
+    -> decide on promotion -> notify
+
+An unfinished tick is continued first; the tick that is due is then opened after it.
 
 The daemon, a CronJob and `rlad schedule run-now` all call `tick`. The process may die after any step: the store holds
 what was decided, each step recognises its own results, and the next tick continues. A ticker that has lost its lease
@@ -23,10 +25,10 @@ from pipelines.run.registration import register_run
 from pipelines.run.result import RunResult, finished_result
 from pipelines.schedules.cron import due, parse_cron
 from pipelines.schedules.execution import Ticker, TickExecution
-from pipelines.schedules.lease import HeldLease, hold_lease
+from pipelines.schedules.lease import hold_lease
 from pipelines.schedules.notify import notify
 from pipelines.schedules.planning import local_copy, plan_run
-from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick, TickKind, tick_run_id
+from pipelines.schedules.records import CronHistory, NewTick, RunOutcome, RunPlan, Schedule, Tick, TickKind, tick_run_id
 from rlad.errors import (
     AliasConflictError,
     ConfigError,
@@ -70,85 +72,94 @@ def tick(name: str, ticker: Ticker, *, kind: TickKind = "cron") -> list[Tick]:
     Raises:
         ScheduleError: The schedule does not exist, the lease was lost, or `ticker.stop` was set.
     """
-    schedule = ticker.store.schedule(name)
+    store, schedule = ticker.store, ticker.store.schedule(name)
+
+    def find_due(current: Schedule, history: CronHistory) -> NewTick | None:
+        return due_tick(current, history, kind=kind, now=ticker.clock())
+
     try:
-        with hold_lease(ticker.store, name, schedule.config.lease_s, stop=ticker.stop) as held:
-            schedule = ticker.store.schedule(name)  # may have changed while this process waited for the lease
-            ended = [
-                _carry_out(TickExecution(ticker, schedule, held, unfinished))
-                for unfinished in ticker.store.unfinished(name)
-            ]
-            opened = _open(ticker, schedule, held, kind)
-            return ended if opened is None else [*ended, _carry_out(TickExecution(ticker, schedule, held, opened))]
+        with hold_lease(store, name, schedule.config.lease_s, stop=ticker.stop, find_due=find_due) as held:
+            schedule = store.schedule(name)  # may have changed while this process waited for the lease
+            ended = [_carry_out(TickExecution(ticker, schedule, held, found)) for found in store.unfinished(name)]
+            opened = held.opened
+            if opened is None:  # a time may have come while the unfinished runs were continued
+                opened = store.open_due(held.lease, find_due)
+            if opened is not None and opened.id not in {tick.id for tick in ended}:
+                ended.append(_carry_out(TickExecution(ticker, schedule, held, opened)))
+            return ended
     except LeaseHeldError as error:
-        return _refuse(ticker, schedule, kind, str(error))
+        refused = store.record_refused(name, find_due, reason=str(error))
+    if refused is None:
+        return []
+    if failure := notify(schedule.config.notify, refused, model=schedule.config.model):
+        logger.warning("notification_failed schedule=%s error=%s", name, failure)
+    return [refused]
 
 
 def is_waiting(schedule: Schedule, ticker: Ticker) -> bool:
     """Return True if a schedule has an unfinished run or a due tick, and no ticker holds its lease."""
-    if schedule.lease_expires_at is not None and schedule.lease_expires_at >= ticker.clock():
+    now, store = ticker.clock(), ticker.store
+    if schedule.lease_expires_at is not None and schedule.lease_expires_at >= now:
         return False
-    return bool(ticker.store.unfinished(schedule.name)) or _due(ticker, schedule, "cron") is not None
+    if store.unfinished(schedule.name):
+        return True
+    return due_tick(schedule, store.cron_history(schedule.name), kind="cron", now=now) is not None
 
 
-def _open(ticker: Ticker, schedule: Schedule, held: HeldLease, kind: TickKind) -> Tick | None:
-    """Insert the tick that is due, or return None."""
-    found = _due(ticker, schedule, kind)
-    if found is None:
-        return None
-    scheduled_at, coalesced, is_late = found
-    return ticker.store.open_tick(
-        held.lease,
-        kind=kind,
-        scheduled_at=scheduled_at,
-        run_id=None if is_late else tick_run_id(schedule.name, scheduled_at, kind=kind),
-        status="missed" if is_late else "running",
-        coalesced=coalesced,
-    )
+def due_tick(schedule: Schedule, history: CronHistory, *, kind: TickKind, now: float) -> NewTick | None:
+    """Return the tick that is due at `now`, or None.
 
-
-def _refuse(ticker: Ticker, schedule: Schedule, kind: TickKind, reason: str) -> list[Tick]:
-    """Record that another tick is active, unless that tick has the same scheduled time."""
-    found = _due(ticker, schedule, kind)
-    if found is None:
-        return []
-    refused = ticker.store.record_refused(schedule.name, kind=kind, scheduled_at=found[0], reason=reason)
-    if failure := notify(schedule.config.notify, refused, model=schedule.config.model):
-        logger.warning("notification_failed schedule=%s error=%s", schedule.name, failure)
-    return [refused]
-
-
-def _due(ticker: Ticker, schedule: Schedule, kind: TickKind) -> tuple[float, int, bool] | None:
-    """Return scheduled time, number of coalesced times, and lateness of the due tick, or None."""
-    now, config = ticker.clock(), schedule.config
+    A time that was refused stays due for the grace period. After it, the refused record stands, and the time is not
+    recorded as missed too.
+    """
+    config = schedule.config
     if kind == "manual":
-        return float(int(now)), 0, False
+        requested_at = float(int(now))
+        run_id = tick_run_id(schedule.name, requested_at, kind=kind)
+        return NewTick(kind=kind, scheduled_at=requested_at, run_id=run_id, status="running")
     if schedule.is_paused:
         return None
     found = due(
         parse_cron(config.cron, config.timezone),
-        after=datetime.fromtimestamp(max(schedule.active_since, ticker.store.last_time(schedule.name) or 0.0), UTC),
+        after=datetime.fromtimestamp(max(schedule.active_since, history.last_opened or 0.0), UTC),
         now=datetime.fromtimestamp(now, UTC),
         grace=timedelta(seconds=config.misfire_grace_s),
     )
-    return None if found is None else (found.scheduled_at.timestamp(), found.coalesced, found.is_late)
+    if found is None:
+        return None
+    scheduled_at, coalesced = found.scheduled_at.timestamp(), found.coalesced
+    if found.is_late:
+        if history.last_refused is not None and scheduled_at <= history.last_refused:
+            return None
+        return NewTick(kind=kind, scheduled_at=scheduled_at, run_id=None, status="missed", coalesced=coalesced)
+    run_id = tick_run_id(schedule.name, scheduled_at, kind=kind)
+    return NewTick(kind=kind, scheduled_at=scheduled_at, run_id=run_id, status="running", coalesced=coalesced)
 
 
 def _carry_out(work: TickExecution) -> Tick:
-    """Bring a tick to its end from its present state, with the attempts that it has left, and send notifications."""
+    """Bring a tick to its end from its present state, with the attempts that it has left, and send notifications.
+
+    If another process works in the run's directory, such as the run of a frozen ticker, the tick waits for its end.
+    Continuing that run is the same attempt and not a further one.
+    """
     while work.tick.status == "running":
-        if work.tick.attempts > work.config.retries:
-            work.end("failed", work.tick.reason or f"its ticker died in each of {work.tick.attempts} attempts")
-            break
-        work.save(attempts=work.tick.attempts + 1)
+        before, waited = work.tick.attempts, False
         try:
+            waited = work.wait_for_run()
+            if before > work.config.retries and not waited:
+                work.end("failed", work.tick.reason or f"its ticker died in each of {before} attempts")
+                break
+            work.save(attempts=max(before, 1) if waited else before + 1)
             _attempt(work)
         except TickInterruptedError:
-            work.save(attempts=work.tick.attempts - 1)  # a clean stop is not a failed attempt
+            work.save(attempts=before)  # a clean stop is not a failed attempt
             raise
         except LeaseLostError:
             raise
         except (RladError, OSError) as error:
+            if isinstance(error, RunFailedError) and not waited and work.is_run_active():
+                logger.warning("run_is_active schedule=%s run=%s error=%s", work.schedule.name, work.run_id, error)
+                continue  # another process took the directory first
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):
         work.save(notice=failure)

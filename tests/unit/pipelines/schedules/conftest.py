@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,3 +191,37 @@ def site(tmp_path: Path) -> Site:
     )
     site.add()
     return site
+
+
+@pytest.fixture(scope="package")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server that only the tests of this package use and that listens on a socket file."""
+    pytest.importorskip("psycopg", reason="the extra `postgres` (psycopg) is not installed")
+    programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
+    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+    if not all(programs.values()) or (user is not None and user not in {entry.pw_name for entry in pwd.getpwall()}):
+        pytest.skip("PostgreSQL's programs or its user are not installed")
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has a maximum length
+        if user is not None:
+            shutil.chown(folder, user)
+        make = [str(programs["initdb"]), "-D", f"{folder}/data", "-U", "rlad", "--auth=trust"]
+        subprocess.run(make, check=True, capture_output=True, timeout=60, user=user, cwd=folder)
+        command = [str(programs["postgres"]), "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses="]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, user=user, cwd=folder) as server:
+            assert server.stderr is not None
+            assert any(b"ready to accept connections" in line for line in server.stderr)
+            try:
+                yield f"postgresql+psycopg://rlad@/postgres?host={folder}"
+            finally:
+                server.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
+                server.communicate(timeout=30)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a store. The PostgreSQL server is shared by all tests of this package."""
+    return (
+        f"sqlite:///{tmp_path / 'schedules.sqlite'}"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres")
+    )

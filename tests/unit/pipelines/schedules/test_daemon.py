@@ -46,7 +46,7 @@ def serving(site: Site, *, clock: Callable[[], float] = time.time, look_s: float
         assert not thread.is_alive()
 
 
-def wait_for(done: Callable[[], bool], timeout_s: float = 30) -> None:
+def wait_for(done: Callable[[], bool], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline

@@ -103,7 +103,7 @@ def test_schedule_is_paused_resumed_replaced_and_removed(rlad: Rlad) -> None:
         (("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--notify-on", "always"), "notify.events"),
         (
             ("add", "nightly", str(SMOKE), "--cron", "0 2 * * *", "--address", "http://head:8265"),
-            "from the ticker's machine",
+            "runs join the cluster from here",
         ),
         (("show", "hourly"), "no schedule 'hourly'"),
         (("run-now", "hourly"), "no schedule 'hourly'"),

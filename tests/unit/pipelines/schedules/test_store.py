@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.schedules.records import SeenFile, Tick
+from pipelines.schedules.records import CronHistory, FindDue, Lease, NewTick, Schedule, SeenFile, Tick, TickKind
 from pipelines.schedules.store import ScheduleStore, default_url
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
 ROUNDS = 10
-ROOT = Path(__file__).parents[4]
 
 
 class Clock:
@@ -35,40 +30,6 @@ class Clock:
 def config(name: str = "nightly", margin: float = 0.0) -> ScheduleConfig:
     places = {"working_dir": "/srv", "directory": "/srv/runs", "registry": "/srv/registry"}
     return ScheduleConfig(name=name, run={"name": "r"}, cron="0 2 * * *", model="kk", margin=margin, **places)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server that only this module uses and that listens on a socket file."""
-    pytest.importorskip("psycopg", reason="the extra `postgres` (psycopg) is not installed")
-    programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    if not all(programs.values()) or (user is not None and user not in {entry.pw_name for entry in pwd.getpwall()}):
-        pytest.skip("PostgreSQL's programs or its user are not installed")
-    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has a maximum length
-        if user is not None:
-            shutil.chown(folder, user)
-        make = [str(programs["initdb"]), "-D", f"{folder}/data", "-U", "rlad", "--auth=trust"]
-        subprocess.run(make, check=True, capture_output=True, timeout=60, user=user, cwd=folder)
-        command = [str(programs["postgres"]), "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses="]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, user=user, cwd=folder) as server:
-            assert server.stderr is not None
-            assert any(b"ready to accept connections" in line for line in server.stderr)
-            try:
-                yield f"postgresql+psycopg://rlad@/postgres?host={folder}"
-            finally:
-                server.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
-                server.communicate(timeout=30)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a store. The PostgreSQL server is shared by the tests of this module."""
-    return (
-        f"sqlite:///{tmp_path / 'schedules.sqlite'}"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres")
-    )
 
 
 @pytest.fixture
@@ -87,7 +48,7 @@ def store(url: str, clock: Clock) -> Iterator[ScheduleStore]:
     store.close()
 
 
-def opened(store: ScheduleStore, clock: Clock, run_id: str = "r1") -> tuple[object, Tick]:
+def opened(store: ScheduleStore, clock: Clock, run_id: str = "r1") -> tuple[Lease, Tick]:
     lease = store.acquire("nightly", "me", 10)
     return lease, store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id=run_id, status="running")
 
@@ -166,11 +127,62 @@ def test_run_id_is_unique(store: ScheduleStore, clock: Clock) -> None:
         store.open_tick(lease, kind="cron", scheduled_at=clock.now, run_id="r1", status="running")
 
 
-def test_ticks_without_a_run_need_no_unique_id(store: ScheduleStore, clock: Clock) -> None:
-    for _ in range(2):
-        store.record_refused("nightly", kind="cron", scheduled_at=clock.now, reason="busy")
-    assert [tick.reason for tick in store.history("nightly")] == ["busy", "busy"]
+def due_at(scheduled_at: float, kind: TickKind = "cron") -> FindDue:
+    """Return a function that finds this time due until its tick was opened."""
+    new = NewTick(kind=kind, scheduled_at=scheduled_at, run_id=f"{kind}-{scheduled_at:.0f}", status="running")
+
+    def find_due(_: Schedule, history: CronHistory) -> NewTick | None:
+        return new if kind == "manual" or (history.last_opened or 0.0) < scheduled_at else None
+
+    return find_due
+
+
+def test_refused_ticks_have_no_run_and_are_recorded_once_per_cron_time(store: ScheduleStore, clock: Clock) -> None:
+    for find_due in (due_at(500.0), due_at(500.0), due_at(600.0), due_at(1.0, "manual"), due_at(1.0, "manual")):
+        store.record_refused("nightly", find_due, reason="busy")
+    history = store.history("nightly")
+    assert [(tick.kind, tick.scheduled_at) for tick in history] == [
+        ("cron", 500.0),
+        ("cron", 600.0),
+        ("manual", 1.0),
+        ("manual", 1.0),
+    ]
+    assert {(tick.status, tick.run_id, tick.reason, tick.ended_at) for tick in history} == {
+        ("refused", None, "busy", clock.now)
+    }
     assert store.unfinished("nightly") == []
+
+
+def test_refused_time_is_still_due_and_an_opened_time_is_not(store: ScheduleStore) -> None:
+    store.record_refused("nightly", due_at(500.0), reason="busy")
+    assert store.cron_history("nightly") == CronHistory(last_opened=None, last_refused=500.0)
+    lease, opened = store.acquire_and_open("nightly", "me", 10, due_at(500.0))
+    assert opened is not None
+    assert (opened.run_id, opened.status) == ("cron-500", "running")
+    assert store.unfinished("nightly") == [opened]
+    assert store.record_refused("nightly", due_at(500.0), reason="busy") is None
+    assert store.open_due(lease, due_at(500.0)) is None
+    assert store.cron_history("nightly") == CronHistory(last_opened=500.0, last_refused=500.0)
+
+
+def test_no_tick_is_opened_with_the_lease_while_another_is_unfinished(store: ScheduleStore, clock: Clock) -> None:
+    lease, tick = opened(store, clock)
+    store.release(lease)
+    lease, found = store.acquire_and_open("nightly", "me", 10, due_at(2000.0))
+    assert found is None
+    store.save(lease, replace(tick, status="finished"))
+    found = store.open_due(lease, due_at(2000.0))
+    assert found is not None
+    assert found.run_id == "cron-2000"
+
+
+def test_lease_is_not_acquired_if_its_tick_cannot_be_opened(store: ScheduleStore, clock: Clock) -> None:
+    lease, tick = opened(store, clock, run_id="cron-2000")
+    store.save(lease, replace(tick, status="finished"))
+    store.release(lease)
+    with pytest.raises(ScheduleError, match="run cron-2000 already exists"):
+        store.acquire_and_open("nightly", "me", 10, due_at(2000.0))
+    assert store.schedule("nightly").lease_owner is None
 
 
 def test_seen_files_are_identified_by_path_and_content(store: ScheduleStore, clock: Clock) -> None:
@@ -215,7 +227,7 @@ print(*tokens)
 
 def test_two_processes_never_hold_the_lease_at_once(store: ScheduleStore, url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", RACER, url, str(tmp_path / "witness"), str(ROUNDS)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     tokens = [[int(token) for token in racer.communicate(timeout=90)[0].split()] for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]

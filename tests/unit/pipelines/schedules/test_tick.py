@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipelines.schedules.launcher import RunExit, RunRequest
+from pipelines.schedules.records import Lease, Tick
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.errors import ScheduleError
 
@@ -147,6 +148,53 @@ def test_overlapping_tick_is_refused_and_recorded(site: Site) -> None:
     assert "another tick of nightly is active" in manual.reason
     assert [tick.event for tick in site.store.history("nightly")] == ["promoted", "refused"]
     assert len(site.launcher.requests) == 1
+
+
+def test_refused_time_runs_when_the_other_ticker_has_ended(site: Site) -> None:
+    lease = site.store.acquire("nightly", "another", 3600)
+    site.clock.now = NIGHT
+    assert refused_by_a_live_ticker(site, lease) == "refused"
+    assert refused_by_a_live_ticker(site, lease) is None  # one record per time
+    site.store.release(lease)
+    assert site.tick_at(NIGHT + 60).run_id == "nightly-20260511T020000Z"
+    assert site.tick() == []
+    assert [tick.event for tick in site.store.history("nightly")] == ["refused", "promoted"]
+
+
+def test_time_refused_until_its_grace_period_ended_is_not_missed_too(site: Site) -> None:
+    lease = site.store.acquire("nightly", "another", 3600)
+    site.clock.now = NIGHT
+    refused_by_a_live_ticker(site, lease)
+    site.store.release(lease)
+    site.clock.now = NIGHT + 2 * 3600
+    assert site.tick() == []
+    assert [tick.event for tick in site.store.history("nightly")] == ["refused"]
+    assert site.tick_at(NIGHT + DAY).event == "promoted"
+
+
+def refused_by_a_live_ticker(site: Site, lease: Lease) -> str | None:
+    """Tick while the holder of the lease renews it, and return the event."""
+    ended: list[Tick] = []
+    thread = threading.Thread(target=lambda: ended.extend(site.tick()))
+    thread.start()
+    while thread.is_alive():
+        site.store.renew(lease, 3600)
+        site.clock.now += 0.001  # so that each renewal changes the expiry
+        thread.join(0.05)
+    return ended[0].event if ended else None
+
+
+def test_time_that_comes_while_an_unfinished_run_is_continued_runs_after_it(site: Site) -> None:
+    lease = site.store.acquire("nightly", "a ticker that died", 1)
+    site.store.open_tick(lease, kind="manual", scheduled_at=NIGHT - 60, run_id="r", status="running")
+    site.clock.now = NIGHT - 30
+
+    def long_run(request: RunRequest) -> RunExit:
+        site.clock.now = NIGHT
+        return site.launcher.finish(request)
+
+    site.launcher.scripts = [long_run]
+    assert [tick.run_id for tick in site.tick()] == ["r", "nightly-20260511T020000Z"]
 
 
 def test_tick_after_the_grace_period_is_missed(site: Site) -> None:

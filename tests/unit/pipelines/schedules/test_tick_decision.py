@@ -55,7 +55,7 @@ def test_insignificant_improvement_is_not_promoted_but_becomes_best(site: Site) 
     close = site.tick_at(NIGHT + DAY, before=0.5, after=0.55)
     assert close.event == "kept"
     assert close.outcome is not None
-    assert "chance" in close.outcome.reason
+    assert "not significantly" in close.outcome.reason
     assert site.registry.aliases("kk") == {"production": 1, "best": 2}
 
 

@@ -1,0 +1,164 @@
+"""Tables of the schedule store, and the conversion between their rows and records.
+
+A row that does not validate concerns its own schedule only: it is returned as a `BrokenRow`, and the others are read.
+Columns are read without SQLAlchemy's conversion of types, which fails for all rows if one value is invalid.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, FiniteFloat, TypeAdapter
+from sqlalchemy.exc import DBAPIError
+
+from pipelines.schedules.cron import parse_cron
+from pipelines.schedules.records import BrokenRow, CronHistory, Schedule, Tick
+from rlad.config.load import validated
+from rlad.config.schedule import ScheduleConfig
+
+TABLES = sa.MetaData()
+SCHEDULES = sa.Table(
+    "rlad_schedules",
+    TABLES,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("config", sa.Text, nullable=False),
+    sa.Column("evaluation_fingerprint", sa.String(64), nullable=False),
+    sa.Column("is_paused", sa.Boolean, nullable=False),
+    sa.Column("active_since", sa.Float(53), nullable=False),
+    sa.Column("lease_token", sa.BigInteger, nullable=False),
+    sa.Column("lease_owner", sa.String(200)),
+    sa.Column("lease_expires_at", sa.Float(53)),
+)
+TICKS = sa.Table(
+    "rlad_ticks",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("schedule", sa.String(40), nullable=False, index=True),
+    sa.Column("run_id", sa.String(80), unique=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("scheduled_at", sa.Float(53), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+)
+SEEN = sa.Table(
+    "rlad_seen_files",
+    TABLES,
+    sa.Column("schedule", sa.String(40), primary_key=True),
+    sa.Column("path", sa.String(1024), primary_key=True),
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("run_id", sa.String(80), nullable=False),
+)
+_TICK_JSON = TypeAdapter(Tick)
+# SQLite allows one writer at a time; other writers wait up to this long.
+_BUSY_S = 30.0
+
+
+def open_database(url: sa.URL) -> sa.Engine:
+    """Connect to a database and create the tables that it lacks."""
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite and url.database:
+        Path(url.database).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite)
+    if is_sqlite:
+        sa.event.listen(engine, "connect", _decode_invalid_text)
+    try:
+        TABLES.create_all(engine)
+    except DBAPIError:
+        TABLES.create_all(engine)  # another process created a table at the same time
+    return engine
+
+
+class _ScheduleColumns(BaseModel):
+    """Columns of a schedule's row, except its name and configuration."""
+
+    evaluation_fingerprint: str
+    is_paused: bool
+    active_since: FiniteFloat
+    lease_token: int
+    lease_owner: str | None
+    lease_expires_at: FiniteFloat | None
+
+
+def read_schedules(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> tuple[list[Schedule], list[BrokenRow]]:
+    """Read the schedules that match the conditions, sorted by name."""
+    schedules, broken = list[Schedule](), list[BrokenRow]()
+    for row in connection.execute(_unconverted(SCHEDULES).where(*where).order_by(SCHEDULES.c.name)):
+        try:
+            schedules.append(_schedule_of(row))
+        except (ValueError, TypeError) as error:
+            name = str(row.name)
+            remedy = f"replace the schedule with `rlad schedule add {name} ... --replace`, or remove it with "
+            remedy += f"`rlad schedule remove {name}`"
+            key = f"name = {name!r}"
+            broken.append(BrokenRow(schedule=name, table=SCHEDULES.name, key=key, problem=_line(error), remedy=remedy))
+    return schedules, broken
+
+
+def read_ticks(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> tuple[list[Tick], list[BrokenRow]]:
+    """Read the ticks that match the conditions, oldest first."""
+    ticks, broken = list[Tick](), list[BrokenRow]()
+    for row in connection.execute(_unconverted(TICKS).where(*where).order_by(TICKS.c.id)):
+        try:
+            ticks.append(_tick_of(row))
+        except (ValueError, TypeError) as error:
+            key = f"id = {row.id}"
+            remedy = f"restore it from a backup, or delete it: DELETE FROM {TICKS.name} WHERE {key}"
+            broken.append(
+                BrokenRow(schedule=str(row.schedule), table=TICKS.name, key=key, problem=_line(error), remedy=remedy)
+            )
+    return ticks, broken
+
+
+def read_cron_history(connection: sa.Connection, name: str) -> CronHistory:
+    """Read the latest scheduled times of a schedule's cron ticks."""
+    is_refused = TICKS.c.status == "refused"
+    opened = sa.func.max(sa.case((~is_refused, TICKS.c.scheduled_at)))
+    refused = sa.func.max(sa.case((is_refused, TICKS.c.scheduled_at)))
+    query = sa.select(opened, refused).where(TICKS.c.schedule == name, TICKS.c.kind == "cron")
+    last_opened, last_refused = connection.execute(query).one()
+    return CronHistory(last_opened=last_opened, last_refused=last_refused)
+
+
+def tick_json(tick: Tick) -> str:
+    """Return the JSON of a tick for the column `record`."""
+    return _TICK_JSON.dump_json(tick).decode()
+
+
+def _decode_invalid_text(connection: Any, _record: object) -> None:
+    """Let a connection of SQLite read text that is not UTF-8. By default, one such value fails the whole query."""
+    connection.text_factory = lambda text: text.decode(errors="backslashreplace")
+
+
+def _unconverted(table: sa.Table) -> Any:
+    return sa.select(*(sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.c))
+
+
+def _schedule_of(row: Any) -> Schedule:
+    columns = validated(_ScheduleColumns, dict(row._mapping), where="columns")
+    config = validated(ScheduleConfig, json.loads(row.config), where="config")
+    if config.name != row.name:
+        raise ValueError(f"config: expected the name {row.name!r}; got {config.name!r}")
+    parse_cron(config.cron, config.timezone)
+    return Schedule(
+        config=config,
+        evaluation_fingerprint=columns.evaluation_fingerprint,
+        is_paused=columns.is_paused,
+        active_since=columns.active_since,
+        lease_owner=columns.lease_owner,
+        lease_expires_at=columns.lease_expires_at,
+    )
+
+
+def _tick_of(row: Any) -> Tick:
+    tick = _TICK_JSON.validate_json(row.record)
+    stored, recorded = (row.id, row.schedule, row.status), (tick.id, tick.schedule, tick.status)
+    if stored != recorded:
+        raise ValueError(f"record: expected id, schedule and status {stored}; got {recorded}")
+    return tick
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
