@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -112,7 +113,7 @@ def _acquire(
             expires_at = store.schedule(name).lease_expires_at
             if expires_at is not None and expires_at != seen:
                 raise
-            if stop.wait(_ACQUIRE_POLL_S):
+            if stop.wait(_ACQUIRE_POLL_S * random.uniform(0.75, 1.25)):
                 raise
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from pipelines.schedules.records import Tick
 from rlad.config.schedule import NotifyConfig
@@ -72,7 +72,7 @@ def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
     for attempt in Retrying(
         retry=retry_if_exception(_is_transient),
         stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_exponential(max=10),
+        wait=wait_exponential_jitter(initial=1, max=10, jitter=1),
         reraise=True,
     ):
         with attempt:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -159,6 +160,7 @@ def _carry_out(work: TickExecution) -> Tick:
         except (RladError, OSError) as error:
             if isinstance(error, RunFailedError) and not waited and work.is_run_active():
                 logger.warning("run_is_active schedule=%s run=%s error=%s", work.schedule.name, work.run_id, error)
+                work.save(reason=str(error))
                 continue  # another process took the directory first
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):
@@ -193,13 +195,21 @@ def _retry_or_fail(work: TickExecution, error: Exception) -> None:
     if isinstance(error, _FINAL_ERRORS) or attempts > work.config.retries:
         work.end("failed", str(error))
         return
-    wait_s = work.config.retry_wait_s * 2 ** (attempts - 1)
+    wait_s = retry_wait_s(work.config.retry_wait_s, attempts)
     logger.warning("attempt_failed run=%s attempt=%d retry_in_s=%g error=%s", work.run_id, attempts, wait_s, error)
     work.save(reason=str(error))
     if work.ticker.stop.wait(wait_s):
         raise TickInterruptedError(
             f"interrupted while {work.run_id} waited for its next attempt; the next tick continues it"
         )
+
+
+def retry_wait_s(first_s: float, attempts: int) -> float:
+    """Return the pause after a failed attempt: doubles with each attempt, and varies at random by up to a quarter.
+
+    Schedules that failed together, for example because the registry did not answer, then do not return together.
+    """
+    return first_s * 2.0 ** (attempts - 1) * random.uniform(0.75, 1.25)
 
 
 # The run

@@ -161,7 +161,7 @@ def test_run_of_a_frozen_ticker_is_taken_over_without_a_further_attempt(
     site: Site, first: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipelines.schedules")
-    site.add(lease_s=2, retries=0, stop_grace_s=1)
+    site.add(lease_s=4, retries=0, stop_grace_s=1)
     url = f"sqlite:///{tmp_path / 'schedules.sqlite'}"
     command = (sys.executable, "-c", RUN, str(tmp_path))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -172,6 +172,10 @@ def test_run_of_a_frozen_ticker_is_taken_over_without_a_further_attempt(
     ticker = Ticker(store=store, launcher=ChildProcess(command=command), clock=lambda: NIGHT)
     try:
         wait_for((tmp_path / "started").exists)
+        # Just after a renewal: a process that is stopped within a transaction would keep SQLite's lock.
+        expires_at = store.schedule("nightly").lease_expires_at
+        wait_for(lambda: store.schedule("nightly").lease_expires_at != expires_at)
+        time.sleep(0.1)
         frozen.send_signal(signal.SIGSTOP)
         with ticking(ticker) as ended:
             wait_for(lambda: "waiting_for_run schedule=nightly" in caplog.text)

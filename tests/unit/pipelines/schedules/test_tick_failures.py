@@ -10,7 +10,7 @@ import pytest
 from pipelines.run.directory import RunDirectory
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import tick_run_id
-from pipelines.schedules.tick import tick
+from pipelines.schedules.tick import retry_wait_s, tick
 from rlad.errors import LeaseLostError, ScheduleError, TickInterruptedError
 
 from .conftest import DAY, NIGHT, Site, failed_exit
@@ -26,6 +26,14 @@ def test_failed_run_is_retried_within_its_budget_and_its_last_error_is_kept(site
     assert (ended.event, ended.attempts) == ("failed", 3)
     assert ended.reason is not None
     assert "status 1: error: out of memory (log: " in ended.reason
+
+
+def test_retry_waits_double_and_vary_at_random() -> None:
+    for attempts, mean_s in ((1, 30.0), (2, 60.0), (3, 120.0)):
+        waits = [retry_wait_s(30.0, attempts) for _ in range(200)]
+        assert 0.75 * mean_s <= min(waits) < 0.9 * mean_s
+        assert 1.1 * mean_s < max(waits) <= 1.25 * mean_s
+    assert retry_wait_s(0.0, 1) == 0.0
 
 
 def test_run_past_its_deadline_is_stopped_without_a_retry(site: Site) -> None:
