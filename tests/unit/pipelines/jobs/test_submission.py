@@ -197,7 +197,7 @@ def test_configuration_outside_the_working_directory_needs_an_absolute_path(proj
 def test_command_depends_on_the_kind_of_configuration(project: Path) -> None:
     directory = read_working_directory(ROOT)
     offline = read_submission(ROOT / "configs" / "offline_kk_cpu.yaml", (), run_dir=None, directory=directory)
-    assert " pipelines offline configs/offline_kk_cpu.yaml " in offline.entrypoint
+    assert " pipelines run configs/offline_kk_cpu.yaml " in offline.entrypoint
     comparison = read_submission(ROOT / "configs" / "compare_kk_cpu.yaml", (), run_dir=None, directory=directory)
     assert " pipelines compare configs/compare_kk_cpu.yaml " in comparison.entrypoint
     with pytest.raises(ConfigError, match="is a configuration of `rlad eval`"):
