@@ -6,7 +6,6 @@ Run as a program, it prints the counts by kind, the differing cases and the time
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from actors.verifier.killable_process import Judge
 from rlad.contracts import Outcome
 from rlad.verifiers import Verifier, build_verifier
 
-_FILE = Path(os.environ.get("RLAD_FIELD_CASES", "/work/shared/data/field/verifier_cases.jsonl"))
+_FILE = Path(__file__).resolve().parents[5] / "shared" / "data" / "field" / "verifier_cases.jsonl"
 _SETTINGS = {
     "math": {"name": "math_answer"},
     "mc": {"name": "multiple_choice"},
@@ -101,7 +100,7 @@ def summary(judged: list[JudgedCase]) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.skipif(not _FILE.exists(), reason=f"{_FILE} is missing; set RLAD_FIELD_CASES to the collection of cases")
+@pytest.mark.skipif(not _FILE.exists(), reason=f"no collection of cases at {_FILE}")
 def test_reported_answers_get_the_expected_outcome() -> None:
     judged = judge_cases(_FILE)
     print(summary(judged))
