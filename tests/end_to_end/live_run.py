@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -79,7 +80,10 @@ class LiveRun:
     def _state(self) -> dict[Path, int]:
         """Return the size of each file and folder. SQLite's shared memory is left out, because readers write to it."""
         sizes: dict[Path, int] = {}
-        for path in (*self._files, *self._directory.path.rglob("*")):
+        paths = list(self._files)
+        for folder, _, names in os.walk(self._directory.path):  # leaves out a folder that is removed meanwhile
+            paths += [Path(folder), *(Path(folder, name) for name in names)]
+        for path in paths:
             if not path.name.endswith("-shm"):
                 with suppress(FileNotFoundError):  # removed meanwhile
                     sizes[path] = path.stat().st_size

@@ -32,7 +32,7 @@ from .rollout_reference import largest_gap, load_policy, request
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
-STEPS = 24
+STEPS = 60
 OVERRIDES = [
     "weights.transport=gloo",
     "learner.ranks=2",
