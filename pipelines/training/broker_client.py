@@ -16,9 +16,8 @@ class BrokerClient:
     """Typed calls to an `ExperienceBroker`. All methods belong to one event loop.
 
     Calls made while an earlier call is in progress are sent together in the next one: a busy driver makes one remote
-        call
-    for many groups, an idle one sends at once. The order of calls is kept. A missing answer delays a caller by at most
-    its own deadline.
+    call for many groups, an idle one sends at once. The order of calls is kept. A missing answer delays a caller by at
+    most its own deadline.
     """
 
     def __init__(self, handle: Any) -> None:
