@@ -185,7 +185,7 @@ async def test_invalid_tokens_vocabularies_bodies_and_names_are_refused(
         with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):
             await other.score(make_group(0))
         unknown = RolloutGroup(**{**make_group(0).to_columns(), "prompt_ids": np.array([1, 99_999], np.int32)})
-        with pytest.raises(EngineError, match="token ids from 1 to 99999, the teacher's vocabulary has ids from 0 to"):
+        with pytest.raises(EngineError, match="token ids from 1 to 99999; the teacher's vocabulary has ids from 0 to"):
             await client.score(unknown)
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
         large, odd = [await http.post(f"{url}/v1/score", content=body) for body in (bytes(2 << 20), b"\x80\x04K\x01.")]

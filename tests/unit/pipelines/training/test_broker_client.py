@@ -51,7 +51,9 @@ def test_every_typed_method_has_the_parameters_of_the_broker_s_method() -> None:
     assert len(methods) >= 12
     for name, method in methods.items():
         ours = [each for each in inspect.signature(method).parameters if each != "deadline_s"]
-        assert ours == list(inspect.signature(getattr(ExperienceBroker, name)).parameters), name
+        theirs = inspect.signature(getattr(ExperienceBroker, name)).parameters
+        # `ray.remote` adds this parameter to the methods of the class itself, for every test that runs later.
+        assert ours == [each for each in theirs if each != "_ray_trace_ctx"], name
 
 
 async def test_every_typed_method_that_does_not_wait_is_batchable(tmp_path: Path) -> None:
