@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from rlad.errors import EngineError, WorkerLostError
 _MAX_SEQUENCES = 256
 # Rounding error of float32 probabilities near 1.
 _SMALLEST_TAIL = float(np.finfo(np.float32).eps)
+# A path, because vLLM imports the class in its own processes.
+_EXTENSION = "actors.engines.vllm_engine.kv_cache.KvCacheExtension"
 
 
 class VllmScorer:
@@ -27,6 +30,10 @@ class VllmScorer:
 
     vLLM computes prompt log-probabilities at temperature 1 only. It generates at least one token per request, which is
     dropped. It converts every log-probability to a Python number, so a support of the full vocabulary is refused.
+
+    The keys and values of a sequence whose scores are NaN stay in the KV cache after it. vLLM's CPU attention
+    multiplies values behind the end of a sequence by a weight of 0, which gives NaN, so a later sequence in the same
+    block gets NaN scores too. A response with NaN scores is therefore scored again, alone, on a KV cache of zeros.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -61,11 +68,14 @@ class VllmScorer:
             enable_prefix_caching=False,
             max_num_batched_tokens=config.token_budget,
             max_logprobs=model.vocabulary,
+            worker_extension_cls=_EXTENSION,
         )
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"vLLM does not start with the model at {config.path}: {error}") from error
+        self._use = _EngineUse()
+        self._cache_holds_nan = False
 
     async def score(
         self,
@@ -94,6 +104,27 @@ class VllmScorer:
         return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
 
     async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
+        async with self._use.shared():
+            scores = await self._run(prompt, response, support)
+        if not np.isnan(scores.logprobs).any():
+            return scores
+        self._cache_holds_nan = True
+        async with self._use.alone():
+            if self._cache_holds_nan:
+                await self._clear_kv_cache()
+            scores = await self._run(prompt, response, support)
+            self._cache_holds_nan = bool(np.isnan(scores.logprobs).any())
+        return scores
+
+    async def _clear_kv_cache(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._engine.collective_rpc("clear_kv_cache")  # of `KvCacheExtension`
+        except EngineDeadError as error:
+            raise WorkerLostError(f"the teacher's vLLM engine has died: {error}") from error
+
+    async def _run(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
         from vllm import SamplingParams, TokensPrompt
         from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
@@ -129,6 +160,43 @@ class VllmScorer:
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+class _EngineUse:
+    """Lets many requests use the engine together, or one request alone, which goes before new ones."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._num_shared = 0
+        self._num_alone = 0  # waiting or running
+        self._one = asyncio.Lock()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._num_alone == 0)
+            self._num_shared += 1
+        try:
+            yield
+        finally:
+            self._num_shared -= 1
+            await self._notify()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        self._num_alone += 1
+        try:
+            async with self._one:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._num_shared == 0)
+                yield
+        finally:
+            self._num_alone -= 1
+            await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
 
 def response_scores(

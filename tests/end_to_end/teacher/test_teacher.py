@@ -235,6 +235,19 @@ async def test_nan_scores_reach_the_caller_and_stay_in_their_sequence(teacher: T
     np.testing.assert_allclose((await score(teacher, clean)).logprobs, plain_logprobs(model, clean), atol=1e-5, rtol=0)
 
 
+async def test_nan_scores_do_not_reach_later_sequences(vllm_teacher: TeacherClient, model: Path) -> None:
+    """Short sequences reuse blocks of the KV cache that hold NaN behind their ends."""
+    clean = make_group(21, lengths=[40] * 16)
+    poisoned = RolloutGroup(**{**clean.to_columns(), "response_ids": np.full_like(clean.response_ids, POISON)})
+    groups = [make_group(seed, lengths=[3, 7, 1, 17] * 4) for seed in range(22, 26)]
+    first, *together = await asyncio.gather(*(score(vllm_teacher, group) for group in (poisoned, *groups)))
+    assert np.isnan(first.logprobs).sum() >= 39 * 16
+    later = [await score(vllm_teacher, make_group(seed, lengths=[2, 9] * 8)) for seed in range(26, 30)]
+    expected = [*groups, *(make_group(seed, lengths=[2, 9] * 8) for seed in range(26, 30))]
+    for group, scores in zip(expected, [*together, *later], strict=True):
+        np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+
+
 async def test_repeated_group_comes_from_the_cache(teacher: TeacherClient) -> None:
     group = make_group(30, lengths=[4, 0, 6])
     first, before = await score(teacher, group), await teacher.stats()
