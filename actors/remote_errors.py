@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ray.exceptions import (
     GetTimeoutError,
-    OwnerDiedError,
+    ObjectLostError,
     RayActorError,
     RayTaskError,
     TaskCancelledError,
@@ -17,8 +17,9 @@ from ray.exceptions import (
 
 from rlad.errors import DeadlineError, EngineError, RladError, WorkerLostError
 
-# Serve cancels the requests that a replica still has when its drain timeout ends: `TaskCancelledError`.
-_LOST = (RayActorError, WorkerCrashedError, OwnerDiedError, TaskCancelledError)
+# Serve cancels the requests that a replica still has when its drain timeout ends: `TaskCancelledError`. Objects end
+# with the node that holds them (`ObjectLostError` and its subclasses); sampling the group again makes new ones.
+_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, TaskCancelledError)
 
 # Maximum length of a reason. The last line of a Ray error continues with a list of common causes.
 _REASON_CHARS = 220
@@ -42,6 +43,8 @@ def as_rlad_error(error: Exception, *, who: str) -> RladError:
         cause = error.cause
         if isinstance(cause, RladError):
             return cause
+        if isinstance(cause, ObjectLostError):  # an argument of the call
+            return WorkerLostError(f"{who} received a lost object: {_first_line(cause)}")
         return EngineError(f"{who} failed: {type(cause).__name__}: {cause}")
     if isinstance(error, RladError):
         return error

@@ -3,7 +3,8 @@
 A group is `issued` to the rollout pool, `sampled`, `scored` (by teacher and verifier), `claimed` by the learner for a
 step, and `committed` once a durable checkpoint contains that step. Step s trains on policy version s and produces
 version s + 1; a checkpoint at step c contains steps 0 .. c - 1. With dynamic sampling, a sampled group whose rewards
-are all equal is `dropped`, and another group replaces it in the step.
+are all equal is `dropped`, and another group replaces it in the step. A group that failed on every attempt is
+`abandoned`: another group replaces it in the same way, and it is never issued again.
 
 Two operations undo progress:
 
@@ -37,6 +38,7 @@ class GroupState(enum.StrEnum):
     CLAIMED = "claimed"
     COMMITTED = "committed"
     DROPPED = "dropped"
+    ABANDONED = "abandoned"
     RETURNED = "returned"
 
 
@@ -179,6 +181,17 @@ class Ledger:
         """
         self._advance(uid, attempt, GroupState.SAMPLED, GroupState.DROPPED)
 
+    def abandon(self, uid: str, attempt: int) -> None:
+        """Give up a group that could not be sampled and scored. It is never issued again, after a `reopen` neither.
+
+        Raises:
+            StaleAttemptError: The attempt was replaced.
+            LedgerError: The group is neither `issued` nor `sampled`.
+        """
+        _, _, state = self._row(uid)
+        before = GroupState.SAMPLED if state == GroupState.SAMPLED else GroupState.ISSUED
+        self._advance(uid, attempt, before, GroupState.ABANDONED)
+
     def record_claimed(self, uids: Iterable[str]) -> None:
         """Record that the learner claimed groups. Claiming again after a restart is allowed.
 
@@ -217,15 +230,15 @@ class Ledger:
         Returned groups are issued again with a new attempt number.
 
         Returns:
-            Uids of the groups that the steps before `checkpoint` consumed, dropped groups included. They need not be
-            the first groups of the prompt order: a replacement of a dropped group can come after groups of a later step
-            that was opened early.
+            Uids of the groups that the steps before `checkpoint` consumed, dropped groups included, and of all
+            abandoned groups. They need not be the first groups of the prompt order: a replacement of a dropped group
+            can come after groups of a later step that was opened early.
         """
         self.rewind(checkpoint)
         self.commit(checkpoint)
         self._connection.execute(
-            "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state != ?",
-            (GroupState.RETURNED, checkpoint, GroupState.RETURNED),
+            "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state NOT IN (?, ?)",
+            (GroupState.RETURNED, checkpoint, GroupState.RETURNED, GroupState.ABANDONED),
         )
         return [
             uid
@@ -242,9 +255,10 @@ class Ledger:
         )
         lost = self._scalar(
             "SELECT COUNT(*) FROM groups "
-            "WHERE step <= (SELECT COALESCE(MAX(step), -1) FROM trained) AND state NOT IN (?, ?) "
+            "WHERE step <= (SELECT COALESCE(MAX(step), -1) FROM trained) AND state NOT IN (?, ?, ?) "
             "AND uid NOT IN (SELECT uid FROM trained)",
             GroupState.DROPPED,
+            GroupState.ABANDONED,
             GroupState.RETURNED,
         )
         states = {state: rows.get(state.value, 0) for state in GroupState}

@@ -72,6 +72,7 @@ class ExperienceBroker:
                 self.open_step,
                 self.reissue,
                 self.refill,
+                self.replace_abandoned,
                 self.record_sampled,
                 self.add,
                 self.dismiss,
@@ -116,9 +117,12 @@ class ExperienceBroker:
     async def refill(self, step: int, dropped: str, attempt: int, uid: str, prompt_id: str) -> int:
         """Drop a sampled group and issue another one in its place. Return the new group's attempt number."""
         self._ledger.drop(dropped, attempt)
-        attempts = self._ledger.issue(step, [(uid, prompt_id)])
-        self._steps[step].replace(dropped, uid)
-        return attempts[uid]
+        return self._replace(step, dropped, uid, prompt_id)
+
+    async def replace_abandoned(self, step: int, abandoned: str, attempt: int, uid: str, prompt_id: str) -> int:
+        """Abandon a group that failed and issue another one in its place. Return the new group's attempt number."""
+        self._ledger.abandon(abandoned, attempt)
+        return self._replace(step, abandoned, uid, prompt_id)
 
     async def record_sampled(self, uid: str, attempt: int) -> None:
         """Record that a group is sampled."""
@@ -246,6 +250,11 @@ class ExperienceBroker:
         async with self._changed:
             self._stopped = reason
             self._changed.notify_all()
+
+    def _replace(self, step: int, replaced: str, uid: str, prompt_id: str) -> int:
+        attempts = self._ledger.issue(step, [(uid, prompt_id)])
+        self._steps[step].replace(replaced, uid)
+        return attempts[uid]
 
     def _drop_old_weights(self) -> None:
         """Drop publications older than the version the driver last requested; each pins a full model copy.

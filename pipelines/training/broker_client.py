@@ -45,6 +45,10 @@ class BrokerClient:
         """Drop a sampled group and issue another one in its place. Return the new group's attempt number."""
         return await self._send("refill", step, dropped, attempt, uid, prompt_id)  # type: ignore[no-any-return]
 
+    async def replace_abandoned(self, step: int, abandoned: str, attempt: int, uid: str, prompt_id: str) -> int:
+        """Abandon a group that failed and issue another one in its place. Return the new group's attempt number."""
+        return await self._send("replace_abandoned", step, abandoned, attempt, uid, prompt_id)  # type: ignore[no-any-return]
+
     async def record_sampled(self, uid: str, attempt: int) -> None:
         """Record that a group is sampled."""
         await self._send("record_sampled", uid, attempt)

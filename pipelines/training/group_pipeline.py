@@ -6,13 +6,14 @@ The pools are given by protocols: real engines, or stand-ins that only take time
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryError, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
 from actors.experience.group import ColumnsRef, ExperienceGroup, WeightedScores
 from actors.messages import SampledGroup, SampleRequest, VerifierResult
@@ -24,12 +25,9 @@ from pipelines.training.step_pipeline import Clock, OpenStep, PromptScheduler, T
 from rlad.advantages import OverlongPenalty, shaped_rewards
 from rlad.config import RolloutConfig, RunConfig
 from rlad.contracts import TeacherSupport
-from rlad.errors import DeadlineError, WorkerLostError
+from rlad.errors import DeadlineError, RladError, WorkerLostError
 
 logger = logging.getLogger(__name__)
-
-# A group that fails this often on different workers has a cause of its own: the run ends with its error.
-_ATTEMPTS_PER_GROUP = 4
 
 
 class Sampler(Protocol):
@@ -97,6 +95,14 @@ class GroupSettings:
         )
 
 
+class _GroupFailedError(Exception):
+    """Group that failed on every attempt, with the request and the error of the last one."""
+
+    def __init__(self, request: SampleRequest, cause: RladError) -> None:
+        super().__init__(str(cause))
+        self.request, self.cause = request, cause
+
+
 class GroupPipeline:
     """Produces groups of the student's own responses. Implements `GroupSource`."""
 
@@ -123,35 +129,76 @@ class GroupPipeline:
         """
         self._settings, self._prompts, self._teachers_by_prompt = settings, prompts, teachers_by_prompt
         self._scheduler, self._broker, self._services, self._clock = scheduler, broker, services, clock
+        self._abandoning = asyncio.Lock()  # the limit holds although groups fail at the same time
 
     async def submit_group(self, step: OpenStep, uid: str, attempt: int, entry: int) -> GroupRecord:
-        """Produce a group, or others in its place while they are dropped. See `GroupSource`."""
-        record = await self._produce(step, self._request(uid, attempt, entry))
-        while record.is_dropped:
+        """Produce a group, or others in its place while they are dropped or abandoned. See `GroupSource`."""
+        request = self._request(uid, attempt, entry)
+        while True:
+            try:
+                record = await self._produce(step, request)
+            except _GroupFailedError as failed:
+                request = await self._in_place_of_abandoned(step, failed)
+                continue
+            if not record.is_dropped:
+                return record
             uid, entry = self._scheduler.take()
-            dropped = record.summary
-            prompt_id = self._prompts.records[entry].id
+            dropped, prompt_id = record.summary, self._prompts.records[entry].id
             attempt = await self._broker.refill(step.number, dropped.uid, dropped.attempt, uid, prompt_id)
-            record = await self._produce(step, self._request(uid, attempt, entry))
-        return record
+            request = self._request(uid, attempt, entry)
+
+    async def _in_place_of_abandoned(self, step: OpenStep, failed: _GroupFailedError) -> SampleRequest:
+        """Abandon a group that failed on every attempt, and return the request of another one.
+
+        Raises:
+            RladError: The error of the last attempt, if the run has abandoned as many groups as it may.
+        """
+        abandoned, limit = failed.request, self._settings.rollout.max_abandoned_groups
+        async with self._abandoning:
+            if (await self._broker.counts())["abandoned"] >= limit:
+                logger.error("The run has abandoned %d groups, its limit (rollout.max_abandoned_groups)", limit)
+                raise failed.cause
+            uid, entry = self._scheduler.take()
+            prompt_id = self._prompts.records[entry].id
+            attempt = await self._broker.replace_abandoned(
+                step.number, abandoned.uid, abandoned.attempt, uid, prompt_id
+            )
+        logger.warning("Abandoned group %s of prompt %s: %s", abandoned.uid, abandoned.prompt_id, failed.cause)
+        step.abandoned.append(abandoned.uid)
+        return self._request(uid, attempt, entry)
 
     def metrics(self, trained: TrainedStep) -> dict[str, float]:
         """Compute the metrics of a trained step. See `GroupSource`."""
-        return sampling_metrics(trained.number, trained.groups, trained.times, trained.report.metrics)
+        return sampling_metrics(
+            trained.number,
+            trained.groups,
+            trained.times,
+            trained.report.metrics,
+            num_abandoned=trained.num_abandoned,
+        )
 
     async def _produce(self, step: OpenStep, request: SampleRequest) -> GroupRecord:
-        """Produce one group. A lost worker costs an attempt, not the run."""
-        async for attempt in AsyncRetrying(
+        """Produce one group. A lost worker costs an attempt, not the run.
+
+        Raises:
+            _GroupFailedError: Every attempt failed.
+        """
+        retrying = AsyncRetrying(
             retry=retry_if_exception_type((WorkerLostError, DeadlineError)),
-            stop=stop_after_attempt(_ATTEMPTS_PER_GROUP),
+            stop=stop_after_attempt(self._settings.rollout.max_group_attempts),
             before_sleep=before_sleep_log(logger, logging.WARNING),
-            reraise=True,
-        ):
-            with attempt:
-                number = attempt.retry_state.attempt_number
-                if number > 1:
-                    request = replace(request, attempt=await self._broker.reissue(request.uid))
-                return await self._produce_once(step, request, number)
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    number = attempt.retry_state.attempt_number
+                    if number > 1:
+                        request = replace(request, attempt=await self._broker.reissue(request.uid))
+                    return await self._produce_once(step, request, number)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            assert isinstance(cause, RladError)
+            raise _GroupFailedError(request, cause) from cause
         raise AssertionError("tenacity raises the last error")
 
     async def _produce_once(self, step: OpenStep, request: SampleRequest, attempts: int) -> GroupRecord:

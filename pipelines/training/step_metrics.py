@@ -69,7 +69,12 @@ class StepTimes:
 
 
 def sampling_metrics(
-    step: int, groups: Sequence[GroupRecord], times: StepTimes, learner: Mapping[str, float]
+    step: int,
+    groups: Sequence[GroupRecord],
+    times: StepTimes,
+    learner: Mapping[str, float],
+    *,
+    num_abandoned: int = 0,
 ) -> dict[str, float]:
     """Compute the metrics `area/name_unit` of a step whose groups were sampled.
 
@@ -80,6 +85,7 @@ def sampling_metrics(
         groups: All groups that were sampled for the step.
         times: When the step passed its stages.
         learner: The learner's metrics of the step.
+        num_abandoned: Number of groups that were abandoned and replaced.
     """
     rewards = [group.verdicts.rewards for group in groups]
     outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.verdicts.outcomes.tolist())
@@ -108,6 +114,7 @@ def sampling_metrics(
         / max(1, tokens_by_age.total()),
         "rollout/staleness_max": float(max(tokens_by_age, default=0)),
         "rollout/dropped_groups": float(sum(group.is_dropped for group in groups)),
+        "rollout/abandoned_groups": float(num_abandoned),
         "rollout/retried_groups": float(sum(group.attempts > 1 for group in groups)),
         **exposed_times(groups, times),
         **learner,

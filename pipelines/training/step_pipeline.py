@@ -80,10 +80,12 @@ class OpenStep:
     Attributes:
         number: Number of the step.
         dropped: Sampled groups that carried no training signal and were replaced by others.
+        abandoned: Uids of groups that failed on every attempt and were replaced by others.
     """
 
     number: int
     dropped: list[GroupRecord] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
 
 
 class GroupSource(Protocol):
@@ -113,12 +115,14 @@ class TrainedStep:
     Attributes:
         number: Number of the step.
         groups: All groups that were sampled for it, dropped ones included.
+        num_abandoned: Number of groups that failed on every attempt and were replaced by others.
         times: When the step passed its stages.
         report: The learner's report.
     """
 
     number: int
     groups: list[GroupRecord]
+    num_abandoned: int
     times: StepTimes
     report: StepReport
 
@@ -194,7 +198,13 @@ class StepPipeline:
         trained_at = self._clock()
         await self._update_weights(report.publications.pop())
         times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=self._clock())
-        return TrainedStep(number=number, groups=[*groups_of_step, *step.dropped], times=times, report=report)
+        return TrainedStep(
+            number=number,
+            groups=[*groups_of_step, *step.dropped],
+            num_abandoned=len(step.abandoned),
+            times=times,
+            report=report,
+        )
 
     async def _open_step(self, number: int) -> tuple[OpenStep, Coroutine[Any, Any, list[GroupRecord]]]:
         """Issue the groups of a step at the broker, cut into updates in prompt order."""

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectFetchTimedOutError,
+    ObjectLostError,
+    ObjectReconstructionFailedError,
+    OwnerDiedError,
+    RayTaskError,
+    TaskCancelledError,
+)
 
 from actors.remote_errors import as_rlad_error, reason_of, translated
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError, WorkerLostError
@@ -37,6 +47,17 @@ def test_other_error_becomes_an_engine_error_that_names_callee_and_cause() -> No
 )
 def test_dead_callee_becomes_worker_lost(lost: Exception) -> None:
     assert type(as_rlad_error(lost, who="teacher 't'")) is WorkerLostError
+
+
+@pytest.mark.parametrize(
+    "kind", [ObjectLostError, ObjectReconstructionFailedError, ObjectFetchTimedOutError, OwnerDiedError]
+)
+def test_object_that_was_lost_with_its_node_becomes_worker_lost(kind: type[ObjectLostError]) -> None:
+    lost = kind("f" * 40, owner_address=b"", call_site="call site")
+    assert type(as_rlad_error(lost, who="teacher 't'")) is WorkerLostError
+    as_argument = as_rlad_error(as_ray_raises(lost), who="teacher 't'")
+    assert type(as_argument) is WorkerLostError
+    assert str(as_argument).startswith("teacher 't' received a lost object")
 
 
 @pytest.mark.parametrize("late", [TimeoutError(), GetTimeoutError("Get timed out")])

@@ -123,6 +123,27 @@ def test_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Led
         ledger.drop(kept, 0)
 
 
+def test_abandoned_group_is_neither_lost_nor_issued_again_even_by_a_new_driver(ledger: Ledger) -> None:
+    (poisonous, _), (sampled, _) = groups(0)
+    ledger.issue(0, groups(0))
+    ledger.record_sampled(sampled, 0)
+    attempt = ledger.reissue(poisonous)
+    with pytest.raises(StaleAttemptError):
+        ledger.abandon(poisonous, 0)
+    ledger.abandon(poisonous, attempt)
+    ledger.abandon(sampled, 0)
+    with pytest.raises(LedgerError, match="expected issued, but it is abandoned"):
+        ledger.abandon(sampled, 0)
+    ledger.issue(0, groups(1))
+    assert sorted(ledger.reopen(0)) == sorted([poisonous, sampled])
+    with pytest.raises(LedgerError, match="cannot be issued"):
+        ledger.issue(0, [(poisonous, "prompt0")])
+    ledger.record_trained(3, [])
+    counts = ledger.counts()
+    assert counts.states[GroupState.ABANDONED] == 2
+    assert counts.lost == 0
+
+
 def test_returned_group_may_be_issued_for_another_step(ledger: Ledger) -> None:
     """Replacements issued for step 0 before the driver died are issued for step 1 in the new history."""
     ledger.issue(0, groups(0))

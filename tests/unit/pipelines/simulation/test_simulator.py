@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.experience.broker import ExperienceBroker
-from actors.messages import VerifierResult
+from actors.messages import SampledGroup, SampleRequest, VerifierResult
 from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
 from pipelines.simulation.simulator import (
     Failures,
@@ -27,6 +29,7 @@ from pipelines.simulation.simulator import (
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
 from pipelines.simulation.workload import Lengths, PoolSizes, Speeds, work_of
 from rlad.config import RunConfig, load_run_config
+from rlad.errors import WorkerLostError
 from rlad.ledger import GroupState, Ledger
 from rlad.testing.virtual_time import StuckError, run_in_virtual_time
 
@@ -46,6 +49,11 @@ def run_config(**training: Any) -> RunConfig:
         SMOKE,
         [*settings, "rollout.group_size=4", "rollout.max_response_tokens=1000", "learner.micro_batch_tokens=8000"],
     )
+
+
+def allowing(config: RunConfig, *, abandoned: int) -> RunConfig:
+    rollout = config.rollout.model_copy(update={"max_abandoned_groups": abandoned})
+    return config.model_copy(update={"rollout": rollout})
 
 
 def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
@@ -183,10 +191,24 @@ class SomeEqual(SimulatedVerifiers):
         )
 
 
-async def run_until(config: RunConfig, ledger: Path, *, first: int, steps: int) -> None:
+class SomePoisonous(SimulatedRollout):
+    """Rollout pool that loses a worker to every group of every 20th prompt."""
+
+    requests: list[str] = []  # noqa: RUF012 - filled by the test that uses it
+
+    async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
+        if int(request.prompt_id.removeprefix("p")) % 20 == 0:
+            self.requests.append(request.uid)
+            raise WorkerLostError(f"worker lost to prompt {request.prompt_id}")
+        return await super().sample(request, priority=priority)
+
+
+async def run_until(
+    config: RunConfig, ledger: Path, *, first: int, steps: int, sampler: type[SimulatedRollout] = SimulatedRollout
+) -> None:
     """Run a driver on a ledger from version `first` until `steps` are trained, then cancel it."""
     broker = ExperienceBroker(str(ledger), stand_in_shard_policy(config), config.rollout.group_size)
-    rollout = SimulatedRollout(config, LENGTHS, SPEEDS, SIZES.rollout, None)
+    rollout = sampler(config, LENGTHS, SPEEDS, SIZES.rollout, None)
     verifiers = SomeEqual(SPEEDS, SIZES.verifier, LENGTHS.group_size)
     pools = StandInPools(
         rollout=rollout, verifiers=verifiers, teacher=SimulatedTeacher(SPEEDS, 2), update_weights=rollout.update_weights
@@ -223,6 +245,38 @@ def test_a_new_driver_after_steps_opened_ahead_trains_on_every_prompt_once(stale
     assert (counts.lost, counts.duplicated) == (0, 0)
     assert counts.states[GroupState.DROPPED] > 10
     assert counts.retried > 0
+
+
+def test_groups_that_lose_every_worker_are_abandoned_and_replaced_once_for_all_drivers(tmp_path: Path) -> None:
+    config = run_config(max_staleness=1, updates_per_step=1)
+    config = allowing(config, abandoned=1000)
+    ledger = tmp_path / "ledger.sqlite"
+    SomePoisonous.requests = []
+    run_in_virtual_time(run_until(config, ledger, first=0, steps=3, sampler=SomePoisonous))
+    with closing(Ledger(ledger, read_only=True)) as book:
+        before = book.counts()
+    assert before.states[GroupState.ABANDONED] > 2
+    run_in_virtual_time(
+        run_until(config, ledger, first=before.trained_steps, steps=config.training.steps, sampler=SomePoisonous)
+    )
+    with closing(Ledger(ledger, read_only=True)) as book:
+        counts = book.counts()
+    assert counts.states[GroupState.COMMITTED] == config.training.steps * config.training.prompts_per_step
+    assert (counts.lost, counts.duplicated) == (0, 0)
+    attempts = Counter(SomePoisonous.requests)
+    assert len(attempts) == counts.states[GroupState.ABANDONED]
+    # A driver that ended in the middle of a group's attempts leaves the rest to the next one.
+    assert sum(number == config.rollout.max_group_attempts for number in attempts.values()) >= len(attempts) - 2
+
+
+def test_one_group_too_many_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    config = run_config(max_staleness=0, updates_per_step=1)
+    config = allowing(config, abandoned=2)
+    ledger = tmp_path / "ledger.sqlite"
+    with pytest.raises(WorkerLostError, match="worker lost to prompt"):
+        run_in_virtual_time(run_until(config, ledger, first=0, steps=config.training.steps, sampler=SomePoisonous))
+    with closing(Ledger(ledger, read_only=True)) as book:
+        assert book.counts().states[GroupState.ABANDONED] == 2
 
 
 def test_work_by_hand() -> None:

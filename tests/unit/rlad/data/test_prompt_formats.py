@@ -187,7 +187,11 @@ def test_folder_of_several_splits_or_without_data_is_refused(tmp_path: Path) -> 
         ("rows.jsonl", b"<!DOCTYPE html><html>", "web page"),
         ("rows.csv", b"PK\x03\x04abc", "zip archive"),
         ("rows.tar.gz", gzip.compress(b"x", mtime=0), "tar archive"),
-        ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "not a readable gzip file.*fetch or write it again"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(LINES.encode(), mtime=0)[:-12],
+            "not a readable gzip file.*fetch or write it again",
+        ),
         ("rows.jsonl.zst", b"\x28\xb5\x2f\xfd", "not a readable zstd file"),
         ("rows.arrow", b"ARROW1\x00\x00abc", "not a readable Arrow file"),
         ("rows.jsonl", b"{'id': 1}\n", "line 1: not valid JSON.*Python's notation"),
