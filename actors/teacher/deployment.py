@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ray import serve
+from ray.actor import ActorHandle
 from ray.serve import Application
 
 from actors.pool.pool import PoolState
@@ -49,6 +50,7 @@ async def deploy_teacher(
     tokenizer_fingerprint: str,
     start_timeout_s: float,
     label_selector: dict[str, str] | None = None,
+    owner: ActorHandle | None = None,
 ) -> TeacherClient:
     """Deploy a teacher for one run and wait until all its replicas run.
 
@@ -58,6 +60,8 @@ async def deploy_teacher(
         tokenizer_fingerprint: Fingerprint of the student's tokenizer.
         start_timeout_s: Deadline in seconds.
         label_selector: Nodes on which the replicas may run; any node by default.
+        owner: Actor of the driver. If it dies, the teacher is deleted; without one the teacher stays until it is
+            deleted.
 
     Raises:
         EngineError: The engine does not start with this model.
@@ -65,7 +69,7 @@ async def deploy_teacher(
         DeadlineError: The replicas did not start in time.
         PlanError: Serve is configured so that results cannot be passed by reference.
     """
-    application = teacher_application(config, label_selector=label_selector or {})
+    application = teacher_application(config, label_selector=label_selector or {}, owner=owner)
     try:
         handle = await deploy_application(
             application, app_name=app_name, start_timeout_s=start_timeout_s, is_scaled_from_outside=True
@@ -158,18 +162,21 @@ async def delete_teacher(app_name: str) -> None:
     await delete_application(app_name, timeout_s=_DRAIN_S + CONTROL_TIMEOUT_S)
 
 
-def teacher_application(config: TeacherConfig, *, label_selector: dict[str, str]) -> Application:
+def teacher_application(
+    config: TeacherConfig, *, label_selector: dict[str, str], owner: ActorHandle | None = None
+) -> Application:
     """Return the Serve application of one run's teacher without deploying it.
 
     Args:
         config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
         label_selector: Nodes on which the replicas may run; empty means any node.
+        owner: Actor of the driver whose death deletes the application; None keeps it.
     """
     options = _replica_options(
         config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S
     )
     deployment = serve.deployment(TeacherServer).options(num_replicas=config.replicas, **options)
-    return deployment.bind(config)
+    return deployment.bind(config, owner=owner)
 
 
 class TeacherReplicas:

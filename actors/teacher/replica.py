@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.actor import ActorHandle
+
 from actors.engines.scorer import Scorer
 from actors.experience.group import ColumnsRef
+from actors.teacher.owner import delete_with_owner
 from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
@@ -35,12 +38,15 @@ class Receipt:
 class TeacherServer:
     """One replica of a teacher."""
 
-    def __init__(self, config: TeacherConfig, *, max_groups_per_client: int | None = None) -> None:
+    def __init__(
+        self, config: TeacherConfig, *, max_groups_per_client: int | None = None, owner: ActorHandle | None = None
+    ) -> None:
         """Fingerprint the model and start its engine.
 
         Args:
             config: Settings of the teacher. `path` is a model directory on this node.
             max_groups_per_client: Maximum number of groups in progress per client; None means unlimited.
+            owner: Actor of the run's driver; the application is deleted when it dies. None: the application stays.
 
         Raises:
             EngineError: The model directory does not exist, or the engine cannot run the model.
@@ -59,6 +65,8 @@ class TeacherServer:
         self._cache = ScoreCache(max_values=config.cache_tokens)
         self._scorer = CachedScorer(_build_scorer(config), teacher=self._identity.teacher, cache=self._cache)
         self._activity = Activity(max_groups_per_client=max_groups_per_client)
+        self._owner = owner
+        self._watching: asyncio.Task[None] | None = None
 
     async def identity(self) -> TeacherIdentity:
         """Return the identity of the teacher."""
@@ -114,6 +122,8 @@ class TeacherServer:
 
     async def check_health(self) -> None:
         """Check the engine. Serve calls this method and replaces the replica if it raises."""
+        if self._owner is not None and self._watching is None:
+            self._watching = asyncio.create_task(delete_with_owner(self._owner))
         await self._scorer.check_health()
 
     def _require_known_tokens(self, group: RolloutGroup) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.actor import ActorHandle
+
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.pool.pool import Scalable
 from actors.rollout.pool import RolloutPool
@@ -45,7 +47,7 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(run: ResolvedRun, *, transport: WeightTransport) -> AsyncIterator[Pools]:
+async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: ActorHandle) -> AsyncIterator[Pools]:
     """Start all pools of a run concurrently, and close them at the end of the block, also after an error.
 
     Shared teachers are joined before any pool starts, and left running at the end.
@@ -53,6 +55,7 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport) -> AsyncIt
     Args:
         run: The resolved run.
         transport: How weight updates travel to the rollout workers.
+        owner: Actor of this driver. If the driver dies, the run's own teachers are deleted.
     """
     config = run.config
     rollout = _rollout_pool(config, student=run.student, run_id=run.run_id, transport=transport)
@@ -68,7 +71,7 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport) -> AsyncIt
         if scoring:
             closing.push_async_callback(_delete_all, [f"{run.run_id}-{pool}" for pool in scoring])
         starts: list[Coroutine[Any, Any, Any]] = [rollout.start(), *(pool.start() for pool in verifiers.pools)]
-        deployments = [_deploy(pool, run) for pool in scoring]
+        deployments = [_deploy(pool, run, owner) for pool in scoring]
         started = await together(*deployments, *starts)
         own_teachers: dict[str, TeacherClient] = dict(zip(scoring, started[: len(deployments)], strict=True))
         clients |= own_teachers
@@ -153,7 +156,7 @@ async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closin
     return client
 
 
-async def _deploy(pool: str, run: ResolvedRun) -> TeacherClient:
+async def _deploy(pool: str, run: ResolvedRun, owner: ActorHandle) -> TeacherClient:
     """Deploy a frozen model of the run as a Serve application."""
     local = run.config.scoring_pools[pool].model_copy(update={"path": str(run.frozen_models[pool])})
     return await deploy_teacher(
@@ -162,6 +165,7 @@ async def _deploy(pool: str, run: ResolvedRun) -> TeacherClient:
         tokenizer_fingerprint=run.tokenizer_fingerprint,
         start_timeout_s=run.config.cluster.start_timeout_s,
         label_selector=selector_of(run.config.cluster, pool),
+        owner=owner,
     )
 
 

@@ -87,7 +87,7 @@ async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProg
     async with AsyncExitStack() as closing:
         teachers = "teachers, " if config.scoring_pools else ""
         with progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
-            pools = await closing.enter_async_context(open_pools(run, transport=transport))
+            pools = await closing.enter_async_context(open_pools(run, transport=transport, owner=broker))
             run.directory.record_teachers({name: each.teacher for name, each in pools.teachers.items()})
             started = await client.wait_started(deadline_s=config.cluster.start_timeout_s)
         controller = start_controller(

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.teacher.client import TeacherClient
 from actors.teacher.deployment import delete_teacher, deploy_teacher
+from actors.teacher.owner import CHECK_PERIOD_S
 from rlad.config import TeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint
@@ -320,6 +321,29 @@ async def test_replica_whose_engine_was_killed_is_replaced(vllm_teacher: Teacher
     engine = await engine_of(vllm_teacher)
     await assert_survives_kill(vllm_teacher, model, engine)
     assert (await engine_of(vllm_teacher)).pid != engine.pid
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Actor of a driver."""
+
+
+async def test_teacher_is_deleted_when_an_actor_of_its_driver_dies(model: Path) -> None:
+    owner, app_name = Owner.remote(), f"owned-{os.getpid()}"
+    config = TeacherConfig(path=str(model), dtype="float32", engine="transformers", cpus_per_replica=0.1)
+    client = await deploy_teacher(
+        config,
+        app_name=app_name,
+        tokenizer_fingerprint=tokenizer_fingerprint(config.path),
+        start_timeout_s=START_TIMEOUT_S,
+        owner=owner,
+    )
+    await asyncio.sleep(CHECK_PERIOD_S + 1)
+    await score(client, make_group(90))
+    ray.kill(owner)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while app_name in serve.status().applications:
+            await asyncio.sleep(0.2)
 
 
 async def test_teacher_that_cannot_serve_is_deleted(model: Path) -> None:
