@@ -6,6 +6,10 @@ LOCK   := requirements/cpu.lock
 PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 
+# Two test processes: most tests with engines wait for processes to start. A file's tests stay together, since they share
+# engines, and files begin in order, so that those with engines come first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke test lint check format reference docs manifests lock clean
 
@@ -39,7 +43,7 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 	@touch $@
 
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP) ## check code style, formatting, types, import layers and language
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ lint: $(STAMP) ## check code style, formatting, types, import layers and languag
 	$(BIN)/python -m tools.check_language
 
 check: lint $(VENV)/.reasoning-gym ## lint, and run the tests that start no engine
-	$(BIN)/python -m pytest -m "not engine" -q
+	$(BIN)/python -m pytest $(PARALLEL) -m "not engine" -q
 
 format: $(STAMP) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
