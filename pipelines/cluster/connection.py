@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import ray
+from tenacity import RetryError, Retrying, before_sleep_log, retry_if_exception, stop_after_attempt
 
 from actors.pool.placement import POOL_LABEL
 from pipelines.cluster.job_environment import job_runtime_env
@@ -20,6 +22,9 @@ from rlad.config import ClusterConfig
 from rlad.errors import PlanError
 
 logger = logging.getLogger(__name__)
+
+# Attempts to start a local cluster.
+_LOCAL_STARTS = 3
 
 # Environment of every worker process, on every node, through Ray's runtime_env.
 WORKER_ENVIRONMENT = {
@@ -60,7 +65,7 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         The cluster's resources.
 
     Raises:
-        PlanError: No cluster answers at the address.
+        PlanError: No cluster answers at the address, or the local one does not start.
     """
     if ray.is_initialized():
         yield _total_resources()
@@ -71,14 +76,7 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
     try:
         if config.address is None and "RAY_ADDRESS" not in os.environ:
             # Explicitly local: without an address Ray would join the cluster that was started last on this machine.
-            ray.init(
-                "local",
-                num_cpus=config.num_cpus,
-                include_dashboard=False,
-                runtime_env=runtime_env,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start_local(config, runtime_env)
         else:
             ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
@@ -88,6 +86,40 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         yield _total_resources()
     finally:
         ray.shutdown()
+
+
+def _is_slow_start(error: BaseException) -> bool:
+    # Ray waits 30 s for its own processes, which cannot be configured, and raises a plain `Exception` after it.
+    return type(error) is Exception and "timed out during startup" in str(error)
+
+
+def _start_local(config: ClusterConfig, runtime_env: dict[str, Any]) -> None:
+    """Start a local cluster. On a loaded machine its processes may start too slowly for Ray, so this is tried again.
+
+    Raises:
+        PlanError: It did not start on any attempt.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(_is_slow_start),
+        stop=stop_after_attempt(_LOCAL_STARTS),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+    )
+    try:
+        for attempt in retrying:
+            with attempt:
+                ray.init(
+                    "local",
+                    num_cpus=config.num_cpus,
+                    include_dashboard=False,
+                    runtime_env=runtime_env,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+    except RetryError as error:
+        raise PlanError(
+            f"a local Ray cluster did not start in {_LOCAL_STARTS} attempts of 30 s: {error.last_attempt.exception()} "
+            "Start again when the machine is less loaded, or name a running cluster in `cluster.address`"
+        ) from error
 
 
 def _restore_sigterm() -> None:

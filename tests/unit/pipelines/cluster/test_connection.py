@@ -1,13 +1,15 @@
-"""A run with pool labels is refused before it starts if labelled nodes are missing or too small."""
+"""Start of a local cluster on a loaded machine, and refusal of a run whose labelled nodes are missing or too small."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import ray
 
+from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources, require_labelled_room
-from rlad.config import RunConfig, load_run_config
+from rlad.config import ClusterConfig, RunConfig, load_run_config
 from rlad.errors import PlanError
 
 KK = Path(__file__).parents[4] / "configs" / "qwen3_0.6b_kk_2k.yaml"
@@ -46,3 +48,44 @@ def test_generating_teacher_of_an_offline_run_needs_labelled_nodes() -> None:
     with pytest.raises(PlanError, match=r"need 8 \(teacher 8\), the node group rlad.io/pool=teacher has 2"):
         require_labelled_room(config, NODES)
     require_labelled_room(config, NODES | {"teacher": Resources(cpus=8, gpus=8)})
+
+
+def start_slowly(monkeypatch: pytest.MonkeyPatch, *, slow_starts: int, error: Exception) -> list[str]:
+    """Make Ray's start fail with `error` for the first `slow_starts` calls. Return a list that receives each call."""
+    starts: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        starts.append(address)
+        if len(starts) <= slow_starts:
+            raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("pipelines.cluster.connection._restore_sigterm", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    return starts
+
+
+SLOW = Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+
+
+def test_local_cluster_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = start_slowly(monkeypatch, slow_starts=2, error=SLOW)
+    with connected(ClusterConfig()) as resources:
+        assert resources.cpus == 3.0
+    assert starts == ["local"] * 3
+
+
+def test_local_cluster_that_never_starts_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = start_slowly(monkeypatch, slow_starts=9, error=SLOW)
+    with pytest.raises(PlanError, match="did not start in 3 attempts.*when the machine is less loaded"):
+        connected(ClusterConfig()).__enter__()
+    assert len(starts) == 3
+
+
+def test_other_faults_of_a_start_are_raised_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = RuntimeError("no space left on device")
+    starts = start_slowly(monkeypatch, slow_starts=9, error=fault)
+    with pytest.raises(RuntimeError, match="no space left"):
+        connected(ClusterConfig()).__enter__()
+    assert len(starts) == 1
