@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, TypeVarTuple
 
-from actors.experience.broker import StepReport
+from actors.experience.broker import ExperienceBroker, StepReport
 from actors.experience.group import ExperienceGroup
 from pipelines.training.deadlines import poll, within
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _ANSWER_TIMEOUT_S = 60.0
 
@@ -31,43 +35,43 @@ class BrokerClient:
 
     async def reopen(self, checkpoint: int) -> list[str]:
         """Take over the run from `checkpoint`. Return the uids of the groups before it."""
-        return await self._send("reopen", checkpoint)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.reopen, checkpoint)
 
     async def open_step(self, step: int, updates: list[list[tuple[str, str]]]) -> dict[str, int]:
         """Issue the groups of a step, given as (uid, prompt id) by update. Return the attempt number of each uid."""
-        return await self._send("open_step", step, updates)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.open_step, step, updates)
 
     async def reissue(self, uid: str) -> int:
         """Issue a group again. Return its new attempt number."""
-        return await self._send("reissue", uid)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.reissue, uid)
 
     async def refill(self, step: int, dropped: str, attempt: int, uid: str, prompt_id: str) -> int:
         """Drop a sampled group and issue another one in its place. Return the new group's attempt number."""
-        return await self._send("refill", step, dropped, attempt, uid, prompt_id)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.refill, step, dropped, attempt, uid, prompt_id)
 
     async def replace_abandoned(self, step: int, abandoned: str, attempt: int, uid: str, prompt_id: str) -> int:
         """Abandon a group that failed and issue another one in its place. Return the new group's attempt number."""
-        return await self._send("replace_abandoned", step, abandoned, attempt, uid, prompt_id)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.replace_abandoned, step, abandoned, attempt, uid, prompt_id)
 
     async def record_sampled(self, uid: str, attempt: int) -> None:
         """Record that a group is sampled."""
-        await self._send("record_sampled", uid, attempt)
+        await self._send(ExperienceBroker.record_sampled, uid, attempt)
 
     async def add(self, step: int, group: ExperienceGroup) -> None:
         """Add a sampled and scored group to its step."""
-        await self._send("add", step, group)
+        await self._send(ExperienceBroker.add, step, group)
 
     async def counts(self) -> dict[str, int]:
         """Count the ledger's groups by state."""
-        return await self._send("counts")  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.counts)
 
     async def dismiss(self) -> None:
         """Let the learner's ranks end: no more published weights will be requested."""
-        await self._send("dismiss")
+        await self._send(ExperienceBroker.dismiss)
 
     async def stop(self, reason: str) -> None:
         """Make every present and later wait at the broker raise `RunStoppedError`."""
-        await self._send("stop", reason)
+        await self._send(ExperienceBroker.stop, reason)
 
     async def wait_started(self, *, deadline_s: float) -> StepReport:
         """Wait until the learner has started.
@@ -75,7 +79,9 @@ class BrokerClient:
         Raises:
             DeadlineError: It has not started within `deadline_s`.
         """
-        return await self._poll("wait_started", deadline_s=deadline_s, waiting_for="the learner to start")  # type: ignore[no-any-return]
+        return await self._poll(
+            ExperienceBroker.wait_started, deadline_s=deadline_s, waiting_for="the learner to start"
+        )
 
     async def wait_finished(self, step: int, *, deadline_s: float) -> StepReport:
         """Wait until the learner has finished a step.
@@ -84,7 +90,7 @@ class BrokerClient:
             DeadlineError: It has not finished within `deadline_s`.
         """
         waiting_for = f"the learner to finish step {step}"
-        return await self._poll("wait_finished", step, deadline_s=deadline_s, waiting_for=waiting_for)  # type: ignore[no-any-return]
+        return await self._poll(ExperienceBroker.wait_finished, step, deadline_s=deadline_s, waiting_for=waiting_for)
 
     async def wait_exported(self, *, deadline_s: float) -> None:
         """Wait until the learner has exported the student.
@@ -92,24 +98,37 @@ class BrokerClient:
         Raises:
             DeadlineError: It has not exported within `deadline_s`.
         """
-        await self._poll("wait_exported", deadline_s=deadline_s, waiting_for="the learner to export the student")
+        await self._poll(
+            ExperienceBroker.wait_exported, deadline_s=deadline_s, waiting_for="the learner to export the student"
+        )
 
-    async def _send(self, method: str, *arguments: object) -> Any:
+    async def _send(self, method: Callable[[ExperienceBroker, *Arguments], Awaitable[T]], *arguments: *Arguments) -> T:
         """Queue a call that the broker answers at once, and await its answer.
 
         Raises:
             RladError: The error that the method raised.
             DeadlineError: No answer in time.
         """
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queued.append((method, arguments, answer))
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        name = method.__name__
+        self._queued.append((name, arguments, answer))
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_queued())
-        return await within(answer, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+        return await within(answer, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({name})")
 
-    async def _poll(self, method: str, *arguments: object, deadline_s: float, waiting_for: str) -> Any:
+    async def _poll(
+        self,
+        method: Callable[[ExperienceBroker, *Arguments], Awaitable[T | None]],
+        *arguments: *Arguments,
+        deadline_s: float,
+        waiting_for: str,
+    ) -> T:
         """Call a long-polling method until it returns a result."""
-        return await poll(lambda: self._call(method, *arguments), deadline_s=deadline_s, waiting_for=waiting_for)
+
+        def ask() -> Awaitable[T | None]:
+            return self._call(method.__name__, *arguments)
+
+        return await poll(ask, deadline_s=deadline_s, waiting_for=waiting_for)
 
     async def _call(self, method: str, *arguments: object) -> Any:
         call = getattr(self._handle, method).remote(*arguments)
