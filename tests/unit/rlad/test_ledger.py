@@ -177,6 +177,30 @@ def test_transition_out_of_order_is_refused(ledger: Ledger, breach, message: str
         breach(ledger)
 
 
+def test_committed_group_cannot_be_claimed(ledger: Ledger) -> None:
+    uids = train(ledger, 0)
+    ledger.record_claimed(uids)  # again, after a restart of the learner
+    ledger.commit(1)
+    with pytest.raises(LedgerError, match="expected scored or claimed, but it is committed"):
+        ledger.record_claimed(uids)
+    assert ledger.counts().states[GroupState.COMMITTED] == 2
+
+
+def test_only_a_group_without_scores_is_issued_again(ledger: Ledger) -> None:
+    (uid, _), *_ = groups(0)
+    ledger.issue(0, groups(0))
+    assert ledger.reissue(uid) == 1
+    ledger.record_sampled(uid, 1)
+    assert ledger.reissue(uid) == 2
+    ledger.record_sampled(uid, 2)
+    ledger.record_scored(uid, 2)
+    for state in ("scored", "claimed"):
+        with pytest.raises(LedgerError, match=f"expected issued or sampled, but it is {state}"):
+            ledger.reissue(uid)
+        ledger.record_claimed([uid])
+    assert ledger.counts().retried == 2
+
+
 def test_reading_a_missing_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no ledger at .*; check that the path is a run directory"):
         Ledger(tmp_path / "nowhere.sqlite", read_only=True)

@@ -202,6 +202,17 @@ def test_interval_within_the_margin_means_equal() -> None:
     assert (found.verdict, found.difference) == ("equal", 0.0)
 
 
+def test_equal_mean_with_a_wide_interval_is_not_equal() -> None:
+    """Seeds differ by +25, 0 and -25 points: the mean is 0, far within the margin, but the interval is not."""
+    first = [run("grpo", seed, [1, 0, 1, 0]) for seed in range(3)]
+    other = [run("trrd", seed, row) for seed, row in enumerate([[1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0]])]
+    (found,) = differences([*first, *other], margin=0.02)
+    assert (found.difference, found.verdict) == (pytest.approx(0.0), "within the noise")
+    assert (found.low, found.high) == pytest.approx((-0.25 * 4.302653 / 3**0.5, 0.25 * 4.302653 / 3**0.5), abs=1e-6)
+    (found,) = differences([*first, *other], margin=0.63)  # the ends are at 0.6210
+    assert found.verdict == "equal"
+
+
 def test_runs_on_different_prompts_cannot_be_paired() -> None:
     other = RunRecord(
         method="trrd", seed=0, steps=[], evaluations={0: evaluation([1, 0], first_prompt=7)}, uses_teacher=True

@@ -77,3 +77,10 @@ def test_restored_controller_continues_from_its_state() -> None:
     assert (second.coefficient, second.level) == (first.coefficient, first.level) == (0.0, 0.0)
     second.observe(0.2)
     assert second.coefficient == pytest.approx(0.1)
+
+
+def test_entropy_exactly_at_the_target_keeps_the_bonus_and_lowers_the_level() -> None:
+    """The bonus is off only above the target, and the level rises only below it (arXiv:2505.22312, section 4)."""
+    controller = EntropyController(EntropyBonus(coefficient=0.3, target=1.0, delta=0.1))
+    controller.observe(1.0)
+    assert (controller.level, controller.coefficient) == pytest.approx((0.2, 0.2))

@@ -7,6 +7,7 @@ import torch
 
 from rlad.errors import ContractError
 from rlad.objectives import MetricSums, ObjectiveOutput, build_objective
+from rlad.objectives.metrics import MeanSums, mean_over
 
 
 def packed_output(config: dict[str, object], rows: list[tuple[float, float, float, float]]) -> ObjectiveOutput:
@@ -96,3 +97,28 @@ def test_sums_of_different_objectives_do_not_add() -> None:
 def test_totals_are_added_and_not_averaged() -> None:
     one, two = (MetricSums.of(means={}, totals={"missing": torch.tensor(count)}) for count in (3, 4))
     assert one.add(two).means() == {"missing": 7.0}
+
+
+def test_sums_are_exact_beyond_the_integers_of_float32() -> None:
+    """float32 holds no 2^24 + 1, neither as a sum of tokens nor as their number."""
+    column = torch.tensor([2.0**24, 1.0, 9.0])
+    found = mean_over(column, torch.tensor([True, True, False]))
+    assert (found.total.item(), found.num_tokens.item()) == (2**24 + 1, 2)
+    many = MeanSums(torch.tensor(2.0**24 + 1, dtype=torch.float64), torch.tensor(2**24 + 1))
+    sums = MetricSums.of(means={"mean": many}, totals={"missing": torch.tensor(2**24 + 1)})
+    assert sums.values.tolist() == [2**24 + 1] * 3
+
+
+def test_dual_clipped_tokens_count_as_clipped() -> None:
+    """A = -1: log ratio 2 is beyond ln 3 and has no gradient, log ratio 1 is not. A = +1: 2 is clipped as usual."""
+    rows = [(2.0, 0.0, -1.0, 0.3), (1.0, 0.0, -1.0, 0.3), (2.0, 0.0, 1.0, 0.3)]
+    metrics = packed_output({"name": "grpo", "dual_clip": 3.0}, rows).metrics
+    assert (metrics["objective/clip_fraction_negative"], metrics["objective/clip_fraction_positive"]) == (0.5, 1.0)
+    assert metrics["objective/clip_fraction"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("config", [{"name": "opd"}, {"name": "kdrl", "estimator": "k1_reward"}], ids=str)
+def test_teacher_divergence_of_the_reward_is_positive_where_the_student_is_likelier(config: dict[str, object]) -> None:
+    """At pi = pi_old, log pi - log pi_T of 0.6 and -0.1 estimate a KL of 0.25."""
+    metrics = packed_output(config, [(0.0, 0.6, 1.0, 0.5), (0.0, -0.1, 1.0, 0.5)]).metrics
+    assert metrics["objective/teacher_kl"] == pytest.approx(0.25)

@@ -78,3 +78,18 @@ def test_step_without_trained_tokens_has_no_gap() -> None:
         .keys()
         .isdisjoint({"learner/logprob_gap_mean", "learner/logprob_gap_max", "objective/ratio_mean"})
     )
+
+
+def test_micro_batches_add_up_but_the_largest_gap_is_a_maximum() -> None:
+    whole = update(loss=0.5, ratio_sum=2.0, tokens=2, gap_sum=0.25, gap_max=0.1875, norm=3.0).totals
+    whole.add(update(loss=0.25, ratio_sum=9.0, tokens=6, gap_sum=0.5, gap_max=0.125, norm=1.0).totals)
+    assert (whole.loss.item(), whole.gap_sum.item(), whole.gap_max.item(), whole.micro_batches) == (
+        0.75,
+        0.75,
+        0.1875,
+        6,
+    )
+    assert whole.counts.trained_tokens == 8
+    assert whole.sums.means() == {"objective/ratio_mean": 11 / 8}
+    whole.add(update(loss=0.0, ratio_sum=0.0, tokens=1, gap_sum=0.0, gap_max=0.5, norm=0.0).totals)
+    assert whole.gap_max.item() == 0.5
