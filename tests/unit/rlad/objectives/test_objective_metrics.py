@@ -48,6 +48,11 @@ def test_values_by_hand() -> None:
             "objective/log_ratio_teacher_mean": (1.5 + 0.1 - 0.4 - 2.0 + 0.2 + 0.0) / 6,
             "objective/log_ratio_teacher_abs_mean": 4.2 / 6,
             "objective/teacher_clamp_fraction": 2 / 6,
+            # (1 - alpha) log(pi_old / pi_T), clamped: 0.5, 0.1 | -0.1, -0.5, 0.1. Limits: ln 1.28 and ln 0.8.
+            "objective/anchor_veto_fraction_positive": 1 / 2,
+            "objective/anchor_veto_fraction_negative": 1 / 3,
+            # Of the three clipped tokens, log(pi / pi_old) alone clips the first (0.3).
+            "objective/anchor_clip_fraction": 2 / 6,
             "objective/behaviour_missing_tokens": 0,
             "objective/teacher_missing_tokens": 0,
         },
@@ -90,7 +95,7 @@ def test_sums_of_different_objectives_do_not_add() -> None:
     trrd, grpo = (packed_output({"name": name}, ROWS).sums for name in ("trrd", "grpo"))
     with pytest.raises(ContractError, match="expected the same names in the same order to add"):
         trrd.add(grpo)
-    with pytest.raises(ContractError, match="expected 20 values"):
+    with pytest.raises(ContractError, match="expected 26 values"):
         trrd.from_tensor(grpo.to_tensor())
 
 
