@@ -60,7 +60,7 @@ def start_ray() -> None:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
 
 
-def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
+def run_config(model_path: Path | str, *, passes: int = 1, **learner: Any) -> RunConfig:
     knights = {"source": "knights_knaves", "people": {2: 1.0}, "count": 4}
     return RunConfig.model_validate(
         {
@@ -78,7 +78,7 @@ def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
                 "optimizer": {"lr": 1e-3, "eps": 1e-3},
                 **learner,
             },
-            "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES},
+            "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES, "passes": passes},
             "evaluation": {"prompts": {**knights, "split": "evaluation"}},
             "checkpoints": {"every_steps": 2, "keep": 1},
         }
@@ -95,6 +95,7 @@ class Run:
             token_budget=config.learner.micro_batch_tokens,
             skip_equal_rewards=True,
             skip_truncated=False,
+            passes=config.training.passes,
         )
         self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
         settings = LearnerSettings.of(config, student=Path(config.student.path), run_dir=run_dir, broker=self.broker)
@@ -278,6 +279,45 @@ async def test_killing_a_rank_in_mid_step_does_not_change_the_weights(
     counts = await run.broker.counts.remote()
     assert (counts["committed"], counts["lost"], counts["duplicated"]) == (STEPS * PROMPTS, 0, 0)
     assert checkpoints(tmp_path) == ["step-000004"]
+
+
+async def test_passes_train_on_the_batch_again_with_the_behaviour_of_sampling_also_after_a_killed_rank(
+    model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path
+) -> None:
+    """Two passes of two updates a step. A rank is killed while a later step lacks groups."""
+    config = run_config(model_path, passes=2)
+    trainer, uids, size = ReferenceTrainer(model_path, config.learner.optimizer), list(groups), PROMPTS // UPDATES
+    expected = [trainer.weights()]
+    for step in range(STEPS):
+        for _ in range(2):
+            for first in (step * PROMPTS, step * PROMPTS + size):
+                trainer.update(groups, sequences_of({uid: groups[uid] for uid in uids[first : first + size]}))
+        expected.append(trainer.weights())
+    run, start = Run(config, tmp_path, groups), start_weights(model_path)
+    await run.start()
+    for step in range(3):
+        report = await run.train(step)
+        assert relative_error(published(report), expected[step + 1], start) <= 2e-5
+    assert report.metrics["learner/updates"] == 2 * UPDATES
+    passes = [report.metrics[f"objective/log_ratio_behaviour_abs_mean_pass_{number}"] for number in (1, 2)]
+    assert passes[0] != passes[1]
+    missing = await run.train_half(3)
+    rank = next(
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    )
+    os.kill(rank.pid, signal.SIGKILL)
+    report = await run.finish(3, missing)
+    assert relative_error(published(report), expected[4], start) <= 2e-5
+    await run.end()
+    counts = await run.broker.counts.remote()
+    assert (counts["committed"], counts["trained_steps"], counts["lost"], counts["duplicated"]) == (
+        STEPS * PROMPTS,
+        STEPS,
+        0,
+        0,
+    )
 
 
 async def test_new_driver_continues_from_the_checkpoint_of_a_killed_one(
