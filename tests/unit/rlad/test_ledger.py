@@ -100,6 +100,15 @@ def test_reopen_returns_uncommitted_groups_for_a_new_attempt(ledger: Ledger) -> 
     }
 
 
+def test_reopen_commits_the_steps_before_the_checkpoint_and_no_later_ones(ledger: Ledger) -> None:
+    """The driver died after the checkpoint was durable and before its steps were committed."""
+    for step in range(3):
+        train(ledger, step)
+    assert ledger.reopen(2) == [uid for step in (0, 1) for uid, _ in groups(step)]
+    states = ledger.counts().states
+    assert (states[GroupState.COMMITTED], states[GroupState.CLAIMED], states[GroupState.RETURNED]) == (4, 0, 2)
+
+
 def test_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
     (dropped, _), (kept, _) = groups(0)
     attempts = ledger.issue(0, groups(0))

@@ -188,6 +188,12 @@ def test_majority_vote_is_reported_if_all_prompts_have_answers() -> None:
     assert summary.overall.majority is summary.groups["code"].majority is None
     assert summary.groups["kk"].majority is not None
     assert summary.groups["kk"].majority.mean == 0.5
+    assert EvaluationSummary.from_dict(json.loads(json.dumps(summary.as_dict()))) == summary
+
+
+def test_majority_vote_requires_a_reward_for_each_answer() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        majority_vote(("a", "b"), (1.0,))
 
 
 def test_evaluation_without_prompts_is_rejected() -> None:

@@ -101,11 +101,11 @@ def test_costs_are_means_over_seeds() -> None:
     silent = RunRecord(
         method="sft",
         seed=0,
-        steps=[{"step": 1, "traces/response_tokens": 7.0}],
+        steps=[{"step": 1, "traces/response_tokens": 7.0}, {"step": 2, "traces/response_tokens": 5.0}],
         evaluations={0: evaluation([0])},
         uses_teacher=False,
     )
-    assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 7.0)
+    assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 12.0)
 
 
 def test_paired_t_by_hand() -> None:

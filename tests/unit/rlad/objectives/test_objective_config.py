@@ -246,3 +246,14 @@ def test_wrong_configuration_is_one_clear_sentence(config: dict[str, Any], sente
         build_objective(config)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_sentences_of_all_problems_name_setting_and_value() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_objective({"name": "grpo", "entropy_bonus": {"max_coefficient": 0.1}, "eps_lo": 0.1, "reference_kl": -1})
+    assert str(error.value) == (
+        "objective setting grpo.reference_kl: Input should be greater than or equal to 0 (got -1); "
+        "objective setting grpo.entropy_bonus: max_coefficient requires target; got max_coefficient 0.1 and target "
+        "null, which keeps the coefficient constant (got {'max_coefficient': 0.1}); "
+        "objective 'grpo' has no setting `eps_lo`; did you mean `eps_low`?"
+    )

@@ -334,6 +334,8 @@ def test_mismatched_packed_arguments_are_refused() -> None:
 def test_missing_teacher_fraction_is_tolerated_up_to_the_limit() -> None:
     check_missing_teacher(0, 0, 0.0)
     check_missing_teacher(0, 100, 0.0)
+    with pytest.raises(TeacherScoresError, match="1 of 1 response tokens"):
+        check_missing_teacher(1, 1, 0.5)
     check_missing_teacher(29, 100, 0.29)
     with pytest.raises(TeacherScoresError, match=r"30 of 100 response tokens \(30.00%\).*29.00%"):
         check_missing_teacher(30, 100, 0.29)
