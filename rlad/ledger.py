@@ -188,7 +188,7 @@ class Ledger:
             StaleAttemptError: The attempt was replaced.
             LedgerError: The group is neither `issued` nor `sampled`.
         """
-        _, _, state = self._row(uid)
+        _, state = self._row(uid)
         before = GroupState.SAMPLED if state == GroupState.SAMPLED else GroupState.ISSUED
         self._advance(uid, attempt, before, GroupState.ABANDONED)
 
