@@ -19,7 +19,8 @@ RewardStudent = Literal["auto", "behaviour", "current"]
 
 ESTIMATOR_DESCRIPTION = (
     "Estimator of KL(pi, pi_T) per token. `k1_reward` adds log pi_T - log pi_old to the advantage (policy gradient). "
-    "`k2` is half the squared log ratio; its gradient is that of the reverse KL. `k3` is the estimator of GRPO. "
+    "`k2` is half the squared log ratio; its expected gradient is that of the reverse KL of a token, at a fixed prefix "
+    "and on-policy. `k3` is the estimator of GRPO. "
     "`topk` sums over the teacher's `top_k` likeliest tokens and one bucket for the rest. `full` sums over the "
     "vocabulary (tiny models only). See `docs/methods.md`."
 )
@@ -116,8 +117,8 @@ class ObjectiveSettings(BaseModel, abc.ABC):
     reference_kl_estimator: Annotated[
         SampledEstimator,
         Field(
-            description="Estimator of KL(pi, pi_ref): `k3` is that of GRPO; the gradient of `k2` is that of the "
-            "reverse KL."
+            description="Estimator of KL(pi, pi_ref): `k3` is that of GRPO; the expected gradient of `k2` is that of "
+            "the reverse KL of a token."
         ),
     ] = "k3"
     entropy_bonus: Annotated[EntropyBonus, Field(description="Entropy bonus; off by default.")] = EntropyBonus()
