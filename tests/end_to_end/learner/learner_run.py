@@ -39,7 +39,7 @@ def start_ray() -> None:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
 
 
-def run_config(model_path: Path | str, *, passes: int = 1, **learner: Any) -> RunConfig:
+def run_config(model_path: Path | str, *, steps: int = STEPS, passes: int = 1, **learner: Any) -> RunConfig:
     knights = {"source": "knights_knaves", "people": {2: 1.0}, "count": 4}
     return RunConfig.model_validate(
         {
@@ -57,7 +57,7 @@ def run_config(model_path: Path | str, *, passes: int = 1, **learner: Any) -> Ru
                 "optimizer": {"lr": 1e-3, "eps": 1e-3},
                 **learner,
             },
-            "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES, "passes": passes},
+            "training": {"steps": steps, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES, "passes": passes},
             "evaluation": {"prompts": {**knights, "split": "evaluation"}},
             "checkpoints": {"every_steps": 2, "keep": 1},
         }
