@@ -19,7 +19,7 @@ from pipelines.run.directory import RunDirectory, read_json_lines, write_atomica
 from rlad.config.comparison import Comparison, PlannedRun
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
-from rlad.evaluation.comparison import RunRecord, accuracy_spreads, costs, differences
+from rlad.evaluation.comparison import RunRecord, accuracy_spreads, areas, costs, differences
 
 
 class ComparisonDirectory:
@@ -66,7 +66,7 @@ def compare(
         write_page(result, drawings, directory.page)
     console.print(result_table(result))
     console.print(cost_table(result))
-    for difference in result.differences:
+    for difference in [*result.differences, *result.area_differences]:
         console.print(difference.sentence(), highlight=False)
     console.print(f"report: {directory.page}", soft_wrap=True, highlight=False)
     return result
@@ -85,6 +85,8 @@ def analyse(comparison: Comparison, directory: ComparisonDirectory) -> Compariso
         accuracy=accuracy_spreads(records),
         costs=costs(records),
         differences=differences(records, margin=comparison.config.margin),
+        areas=areas(records),
+        area_differences=differences(records, margin=comparison.config.margin, measure="area"),
         records=records,
     )
 

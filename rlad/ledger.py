@@ -146,7 +146,7 @@ class Ledger:
         Raises:
             LedgerError: The group is neither `issued` nor `sampled`.
         """
-        _, attempt, state = self._row(uid)
+        attempt, state = self._row(uid)
         if state not in (GroupState.ISSUED, GroupState.SAMPLED):
             raise LedgerError(f"group {uid} cannot be issued again: expected issued or sampled, but it is {state}")
         self._connection.execute(
@@ -188,7 +188,7 @@ class Ledger:
             StaleAttemptError: The attempt was replaced.
             LedgerError: The group is neither `issued` nor `sampled`.
         """
-        _, _, state = self._row(uid)
+        _, state = self._row(uid)
         before = GroupState.SAMPLED if state == GroupState.SAMPLED else GroupState.ISSUED
         self._advance(uid, attempt, before, GroupState.ABANDONED)
 
@@ -201,7 +201,7 @@ class Ledger:
         with self._connection as transaction:
             transaction.execute("BEGIN IMMEDIATE")
             for uid in uids:
-                _, _, state = self._row(uid)
+                _, state = self._row(uid)
                 if state not in (GroupState.SCORED, GroupState.CLAIMED):
                     raise LedgerError(f"group {uid} cannot be claimed: expected scored or claimed, but it is {state}")
                 transaction.execute("UPDATE groups SET state = ? WHERE uid = ?", (GroupState.CLAIMED, uid))
@@ -267,18 +267,18 @@ class Ledger:
         )
 
     def _advance(self, uid: str, attempt: int, before: GroupState, after: GroupState) -> None:
-        _, current, state = self._row(uid)
+        current, state = self._row(uid)
         if attempt != current:
             raise StaleAttemptError(f"group {uid}: attempt {attempt} has been replaced by attempt {current}")
         if state != before:
             raise LedgerError(f"group {uid} cannot become {after}: expected {before}, but it is {state}")
         self._connection.execute("UPDATE groups SET state = ? WHERE uid = ?", (after, uid))
 
-    def _row(self, uid: str) -> tuple[int, int, GroupState]:
-        row = self._connection.execute("SELECT step, attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
+    def _row(self, uid: str) -> tuple[int, GroupState]:
+        row = self._connection.execute("SELECT attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
         if row is None:
             raise LedgerError(f"the ledger has no group {uid}: it was never issued")
-        return row[0], row[1], GroupState(row[2])
+        return row[0], GroupState(row[1])
 
     def _scalar(self, query: str, *values: str) -> int:
         return int(self._connection.execute(query, values).fetchone()[0])

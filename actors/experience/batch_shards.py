@@ -19,7 +19,7 @@ class BatchShard:
 
     Attributes:
         step: Training step.
-        update: Optimizer update within the step.
+        update: Optimizer update within the step, counted over its passes.
         index: Shard number within the step, counted over its updates.
         ends_update: The optimizer steps after this shard.
         ends_step: This is the last shard of the step.
@@ -50,6 +50,7 @@ class ShardPolicy:
         skip_truncated: Leave out responses that reached the token budget.
         counts_tokens: The loss is averaged over tokens, whose number is known only when all groups of an update have
             arrived: form no shard before.
+        passes: Passes over the updates of a step. Each pass repeats them, with the same groups.
     """
 
     ranks: int
@@ -57,6 +58,7 @@ class ShardPolicy:
     skip_equal_rewards: bool
     skip_truncated: bool
     counts_tokens: bool = False
+    passes: int = 1
 
     def trainable_responses(self, group: ExperienceGroup) -> list[int]:
         """Indices of the responses that can have a gradient."""
@@ -101,28 +103,36 @@ class StepShards:
         """
         Args:
             step: Number of the step.
-            updates: Group uids of each optimizer update, in prompt order.
+            updates: Group uids of each optimizer update of a pass, in prompt order.
             group_size: Responses of a group.
             policy: Rules by which shards are formed.
         """
         self.step = step
         self._policy = policy
-        self._updates = [_Update(uids=list(uids), num_responses=len(uids) * group_size) for uids in updates]
-        self._update_of = {uid: update for update in self._updates for uid in update.uids}
+        self._updates = [
+            _Update(uids=list(uids), num_responses=len(uids) * group_size)
+            for _ in range(policy.passes)
+            for uids in updates
+        ]
+        self._updates_of: dict[str, list[_Update]] = {}
+        for update in self._updates:
+            for uid in update.uids:
+                self._updates_of.setdefault(uid, []).append(update)
 
     @property
     def uids(self) -> list[str]:
-        return list(self._update_of)
+        return list(self._updates_of)
 
     def add(self, group: ExperienceGroup) -> None:
         """Add a group that has arrived."""
-        self._update_of[group.uid].arrived[group.uid] = group
+        for update in self._updates_of[group.uid]:
+            update.arrived[group.uid] = group
 
     def replace(self, uid: str, by: str) -> None:
-        """Put another group in the place of one that has not arrived. The update it belongs to stays the same."""
-        update = self._update_of.pop(uid)
-        update.uids[update.uids.index(uid)] = by
-        self._update_of[by] = update
+        """Put another group in the place of one that has not arrived. The updates it belongs to stay the same."""
+        self._updates_of[by] = self._updates_of.pop(uid)
+        for update in self._updates_of[by]:
+            update.uids[update.uids.index(uid)] = by
 
     def shard(self, rank: int, index: int) -> BatchShard | None:
         """Return shard `index` for `rank`, and form it if enough groups have arrived. None: ask again later."""

@@ -111,7 +111,10 @@ class LearnerRank:
                 # `send` and `checkpoint` include the time before this step: sending its weights, and the checkpoint.
                 times = {"wait": wait_s, "train": train_s, "send": self._send_s, "checkpoint": self._checkpoint_s}
                 self._send_s = self._checkpoint_s = 0.0
-                return {**learner_metrics(updates), **{f"learner/{name}_s": seconds for name, seconds in times.items()}}
+                return {
+                    **learner_metrics(updates, passes=self._settings.passes),
+                    **{f"learner/{name}_s": seconds for name, seconds in times.items()},
+                }
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
         """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""

@@ -22,13 +22,14 @@ class LearnerSettings:
 
     Attributes:
         learner: The `learner` section.
-        objective: The `objective` section.
+        objective: The `objective` section, with settings that depend on the run resolved.
         student: Local directory of the student.
         student_reference: The student as the configuration names it, for the export's metadata.
         dtype: Data type of the student's weights in the engines.
         temperature: Sampling temperature, by which the learner scales its logits.
         steps: Training steps of the run.
-        updates_per_step: Optimizer updates of a step.
+        updates_per_step: Optimizer updates of a step, over all passes.
+        passes: Passes over the batch of a step.
         seed: Seed of the run.
         checkpoint_every_steps: Steps between two checkpoints.
         checkpoints_to_keep: Number of checkpoints that are kept.
@@ -48,6 +49,7 @@ class LearnerSettings:
     temperature: float
     steps: int
     updates_per_step: int
+    passes: int
     seed: int
     checkpoint_every_steps: int
     checkpoints_to_keep: int
@@ -63,13 +65,14 @@ class LearnerSettings:
         """Collect the settings from a run's configuration."""
         return cls(
             learner=config.learner,
-            objective=config.objective,
+            objective=config.objective.resolved(max_staleness=config.training.max_staleness),
             student=student.resolve(),
             student_reference=config.student.path,
             dtype=config.student.dtype,
             temperature=config.rollout.temperature,
             steps=config.training.steps,
-            updates_per_step=config.training.updates_per_step,
+            updates_per_step=config.training.total_updates_per_step,
+            passes=config.training.passes,
             seed=config.seed,
             checkpoint_every_steps=config.checkpoints.every_steps,
             checkpoints_to_keep=config.checkpoints.keep,

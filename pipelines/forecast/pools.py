@@ -56,7 +56,7 @@ class Learning:
     """Training by the learner.
 
     Attributes:
-        seconds: Forward and backward pass over all responses of a step.
+        seconds: Forward and backward pass over all responses of a step, for every pass.
         last_part_s: Forward and backward pass of the last micro-batches of an update, which no other work hides.
         update_s: One optimizer step.
     """
@@ -147,17 +147,17 @@ class PoolCosts:
 
     def learning(self, ranks: int) -> Learning:
         """Return the training of a step. Packing divides the tokens evenly among the ranks."""
-        learner, sequences = self.config.learner, self.work.sequences
+        learner, training, sequences = self.config.learner, self.config.training, self.work.sequences
         devices = ranks * learner.gpus_per_rank
         flops = training_flops(
             self.student, sequences, checkpointing=learner.activation_checkpointing, frozen=learner.lora is not None
         )
-        seconds = self.machine.training_s(flops, devices)
-        update = 1 / self.config.training.updates_per_step
+        pass_s = self.machine.training_s(flops, devices)
+        update = 1 / training.updates_per_step
         part = min(update, learner.micro_batch_tokens * ranks / float(sequences.sum()))
         trained = self.student.trained_parameters(learner.lora)
         update_s = self.machine.optimizer_s(trained, ranks, devices=devices, offloaded=learner.offload_optimizer)
-        return Learning(seconds=seconds, last_part_s=seconds * part, update_s=update_s)
+        return Learning(seconds=pass_s * training.passes, last_part_s=pass_s * part, update_s=update_s)
 
     def weights_s(self, devices: float) -> float:
         """Return the seconds of a weight update: learner device to host, host to other nodes, host to engine devices.

@@ -88,7 +88,7 @@ def speeds_of(costs: PoolCosts, sizes: Sizes) -> Speeds:
         slots=decoding.slots,
         teacher_token_s=costs.scoring(slowest, 1).seconds / work.response_tokens if slowest else 0.0,
         verdict_s=costs.verifying().group_s,
-        learner_token_s=learning.seconds / work.response_tokens,
+        learner_token_s=learning.seconds / (config.training.passes * work.response_tokens),
         update_s=learning.update_s,
         weights_s=costs.weights_s(sum(sizes.devices(config).values())),
     )

@@ -93,7 +93,7 @@ def combined(
 ) -> StepTime:
     """Return the duration of a step from the costs of its pools."""
     judging = costs.verifying()
-    updates_s = costs.config.training.updates_per_step * learning.update_s
+    updates_s = costs.config.training.total_updates_per_step * learning.update_s
     busy = {
         "rollout": decoding.seconds + (costs.load_s if staleness else 0.0),
         **{pool: each.seconds for pool, each in scoring.items()},
@@ -105,7 +105,8 @@ def combined(
             costs.config, decoding, [judging, *scoring.values()], learning, busy, after_s=updates_s + weights_s
         )
     last_group_s = max(judging.group_s, *(each.group_s for each in scoring.values()), 0.0)
-    way_s = decoding.longest_s + last_group_s + learning.last_part_s + updates_s + weights_s
+    later_passes_s = (1 - 1 / costs.config.training.passes) * learning.seconds
+    way_s = decoding.longest_s + last_group_s + learning.last_part_s + later_passes_s + updates_s + weights_s
     waits = busy | {LONGEST_RESPONSE: way_s / (staleness + 1)}
     bound_by = max(waits, key=waits.__getitem__)
     return StepTime(seconds=waits[bound_by], busy=busy, bound_by=bound_by, exposed_s=0.0, decoding=decoding)
@@ -144,7 +145,7 @@ def _on_policy(
     learned_s = last_s + learning.seconds
     if config.objective.aggregation != "token_mean":
         # The first update trains while groups arrive. Later updates wait for its last group, so they are exposed.
-        later_updates = 1 - 1 / config.training.updates_per_step
+        later_updates = 1 - 1 / config.training.total_updates_per_step
         in_turn_s = float(served(scored_s, learning.seconds, 0.0)[-1])
         learned_s = max(last_s + learning.last_part_s + later_updates * learning.seconds, in_turn_s)
     waits = {

@@ -17,6 +17,7 @@ from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, ru
 from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
 from pipelines.resolution.teacher_routing import require_equal_outputs, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
+from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.models.references import resolve_model
@@ -88,6 +89,7 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
     pools = list(run_pools(config, student, frozen))
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
+        *_check_objective(config),
         *_check_models(config, student, frozen),
         *_check_shared_teachers(config),
         *_check_prompts(config),
@@ -96,6 +98,29 @@ def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float)
         *_check_memory(config, pools, gpu_memory_gib),
     ]
     return Plan(pools=pools, findings=findings)
+
+
+def _check_objective(config: RunConfig) -> Iterator[Finding]:
+    objective = config.objective
+    if isinstance(objective, TrrdConfig) and objective.can_veto:
+        lowest, highest = objective.veto_thresholds
+        low, high = objective.model_copy(update={"teacher_log_ratio_clamp": "auto"}).clamp_bounds
+        yield Finding(
+            level="warning",
+            text=f"objective.alpha {objective.alpha:g} with teacher_log_ratio_clamp "
+            f"{objective.teacher_log_ratio_clamp:g}: the anchor alone clips tokens at pi = pi_old, where A > 0 if "
+            f"log(pi / pi_T) is above {highest:.2f}, and where A < 0 if it is below {lowest:.2f}. The expected update "
+            "then imitates the teacher, also against the reward. This is the paper's method; for a teacher that is "
+            "not fully trusted, set objective.teacher_log_ratio_clamp to auto "
+            f"({low:.2f} to {high:.2f}). See docs/methods.md",
+        )
+    if config.training.max_refills and objective.name == "kdrl":
+        yield Finding(
+            level="warning",
+            text=f"training.max_refills {config.training.max_refills} drops groups with equal rewards before the "
+            "teacher scores them; in those, objective kdrl would still imitate the teacher, most usefully where no "
+            "response is correct. Set training.max_refills to 0 to keep them",
+        )
 
 
 def _check_models(

@@ -47,14 +47,14 @@ def result_table(result: ComparisonResult) -> Group:
     rows = [
         Row(
             name=name,
-            cells=[_percent(spread) for spread in row.values()],
+            cells=_accuracy_cells(result, name),
             style="dim" if name == "start" else None,
             ends_section=name == "start",
         )
-        for name, row in result.accuracy.items()
+        for name in result.accuracy
     ]
     title = f"Accuracy after training (%), by {result.evaluation.group_label}"
-    return fitted_table(title, ["method", *_headings(result)], rows, caption=_caption(result))
+    return fitted_table(title, ["method", *_accuracy_headings(result)], rows, caption=_caption(result))
 
 
 def cost_table(result: ComparisonResult) -> Group:
@@ -99,13 +99,14 @@ def write_page(result: ComparisonResult, drawings: list[Drawing], path: Path) ->
     page = render_page(
         "compare.html.j2",
         name=result.config.name,
-        columns=_headings(result),
-        accuracy={name: [_percent(spread) for spread in row.values()] for name, row in result.accuracy.items()},
+        columns=_accuracy_headings(result),
+        accuracy={name: _accuracy_cells(result, name) for name in result.accuracy},
         group_by=result.evaluation.group_label,
         caption=_caption(result),
         cost_columns=list(_COSTS),
         costs={name: [text(cost) for text in _COSTS.values()] for name, cost in result.costs.items()},
         differences=result.differences,
+        area_differences=result.area_differences,
         margin=result.config.margin,
         seeds=result.config.seeds,
         methods={name: method.overrides for name, method in result.config.methods.items()},
@@ -233,12 +234,25 @@ def _headings(result: ComparisonResult) -> list[str]:
     return ["average" if column == ALL else column for column in next(iter(result.accuracy.values()))]
 
 
+def _accuracy_headings(result: ComparisonResult) -> list[str]:
+    return [*_headings(result), *(["area"] if result.areas else [])]
+
+
+def _accuracy_cells(result: ComparisonResult, name: str) -> list[str]:
+    """Return the cells of a method: accuracy after training by group, then the area under the learning curve."""
+    area = ([_percent(result.areas[name])] if name in result.areas else ["-"]) if result.areas else []
+    return [*(_percent(spread) for spread in result.accuracy[name].values()), *area]
+
+
 def _caption(result: ComparisonResult) -> str:
     final = result.records[0].final.overall
     seeds = len(result.config.seeds)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    area = "area: mean of the average over the trained steps; " if result.areas else ""
     temperature = f"temperature {result.evaluation.temperature:g}"
-    return f"mean@{final.samples} on {final.prompts} prompts at {temperature}; average: over all prompts; {spread}"
+    return (
+        f"mean@{final.samples} on {final.prompts} prompts at {temperature}; average: over all prompts; {area}{spread}"
+    )
 
 
 def _percent(spread: Spread) -> str:

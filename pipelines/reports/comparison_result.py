@@ -19,7 +19,9 @@ class ComparisonResult:
         evaluation: Evaluation settings, the same in all runs.
         accuracy: Accuracy after training, by method and group. `start` is the student before training.
         costs: Mean cost of a run, by method.
-        differences: Difference of every other method from the first.
+        differences: Difference of every other method from the first, in accuracy after training.
+        areas: Area under the learning curve, by method; empty if no two evaluations are common to all runs.
+        area_differences: Difference of every other method from the first, in that area.
         records: Records of the runs.
     """
 
@@ -28,6 +30,8 @@ class ComparisonResult:
     accuracy: dict[str, dict[str, Spread]]
     costs: dict[str, Cost]
     differences: list[Difference]
+    areas: dict[str, Spread]
+    area_differences: list[Difference]
     records: list[RunRecord]
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,10 +51,10 @@ class ComparisonResult:
                 name: {step: asdict(spread) for step, spread in curve.items()}
                 for name, curve in curves(self.records, ALL).items()
             },
+            "areas": {name: asdict(spread) for name, spread in self.areas.items()},
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
-            "differences": [
-                {**asdict(difference), "sentence": difference.sentence()} for difference in self.differences
-            ],
+            "differences": [_with_sentence(difference) for difference in self.differences],
+            "area_differences": [_with_sentence(difference) for difference in self.area_differences],
             "runs": [
                 {
                     "method": run.method,
@@ -61,3 +65,7 @@ class ComparisonResult:
                 for run in self.records
             ],
         }
+
+
+def _with_sentence(difference: Difference) -> dict[str, Any]:
+    return {**asdict(difference), "sentence": difference.sentence()}

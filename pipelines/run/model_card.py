@@ -19,7 +19,7 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
         tags=["rlad", "distillation", config.objective.name],
     )
     evaluation, training = config.evaluation, config.training
-    steps, updates = _count(training.steps, "step"), _count(training.updates_per_step, "update")
+    steps, updates = _count(training.steps, "step"), _count(training.total_updates_per_step, "update")
     text = f"""---
 {metadata.to_yaml()}
 ---

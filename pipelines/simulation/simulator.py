@@ -111,7 +111,13 @@ async def _simulate(
     groups = [lengths.of_group(name) for name in group_uids(config, prompts)]
     return SimulatedRun(
         makespan_s=makespan_s,
-        work=work_of(groups, speeds, sizes, updates=config.training.steps * config.training.updates_per_step),
+        work=work_of(
+            groups,
+            speeds,
+            sizes,
+            updates=config.training.steps * config.training.total_updates_per_step,
+            passes=config.training.passes,
+        ),
         busy={
             "rollout": rollout.slot_s / (makespan_s * sizes.rollout * speeds.slots),
             **({"teacher": teacher.busy_s / (makespan_s * sizes.teacher)} if teacher is not None else {}),
@@ -131,6 +137,7 @@ def stand_in_shard_policy(config: RunConfig) -> ShardPolicy:
         skip_equal_rewards=True,
         skip_truncated=False,
         counts_tokens=config.objective.aggregation == "token_mean",
+        passes=config.training.passes,
     )
 
 

@@ -114,8 +114,18 @@ class PoolWork:
         return max(("rollout", "teacher", "verifier", "learner"), key=lambda pool: getattr(self, pool))
 
 
-def work_of(groups: Iterable[Sequence[int]], speeds: Speeds, sizes: PoolSizes, *, updates: int) -> PoolWork:
-    """Return the work of groups with the given response lengths, trained on in `updates` optimizer updates."""
+def work_of(
+    groups: Iterable[Sequence[int]], speeds: Speeds, sizes: PoolSizes, *, updates: int, passes: int = 1
+) -> PoolWork:
+    """Return the work of groups with the given response lengths.
+
+    Args:
+        groups: Response lengths of each group, in tokens.
+        speeds: Speeds of the pools.
+        sizes: Workers of the pools.
+        updates: Optimizer updates, over all passes.
+        passes: Number of times that the learner trains on each group.
+    """
     lengths = np.array([sum(group) for group in groups], dtype=float)
     longest = max((max(group) for group in groups), default=0)
     tokens, num_groups = float(lengths.sum()), len(lengths)
@@ -123,6 +133,6 @@ def work_of(groups: Iterable[Sequence[int]], speeds: Speeds, sizes: PoolSizes, *
         rollout=tokens * speeds.token_s / (sizes.rollout * speeds.slots),
         teacher=tokens * speeds.teacher_token_s / sizes.teacher if sizes.teacher else 0.0,
         verifier=num_groups * speeds.verdict_s / sizes.verifier,
-        learner=tokens * speeds.learner_token_s + updates * speeds.update_s,
+        learner=passes * tokens * speeds.learner_token_s + updates * speeds.update_s,
         longest_response=longest * speeds.token_s,
     )

@@ -71,7 +71,7 @@ class GroupSettings:
 
     Attributes:
         rollout: The `rollout` section.
-        max_refills: Groups with equal rewards that may be dropped and replaced in a step.
+        max_refills: Groups with equal verifier rewards that may be dropped and replaced in a step.
         max_staleness: Versions that a token may be older than the weights it trains.
         teacher_support: Teacher scores that the objective requires besides the sampled tokens'.
         overlong_penalty: Penalty on long responses; None without one.
@@ -218,7 +218,7 @@ class GroupPipeline:
         if self._settings.max_refills:  # judge first: a dropped group needs no teacher scores
             _, (result, verified_at) = await together(recording, verify())
             rewards = self._shaped_rewards(sampled, result)
-            is_dropped = self._is_droppable(step, rewards)
+            is_dropped = self._is_droppable(step, result.rewards)
             scores = [] if is_dropped else await together(*self._scoring(sampled, teachers))
         else:
             _, (result, verified_at), *scores = await together(recording, verify(), *self._scoring(sampled, teachers))
@@ -252,7 +252,15 @@ class GroupPipeline:
             )
 
     def _is_droppable(self, step: OpenStep, rewards: Sequence[float]) -> bool:
-        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: its rewards are equal."""
+        """Return whether dynamic sampling drops a group: its responses are equally correct.
+
+        DAPO (arXiv:2503.14476, Eq. 11) decides by correctness, before the overlong penalty. With the penalty, a group
+        of correct responses of different lengths would be kept, and trained on for its lengths alone.
+
+        Args:
+            step: Step of the group.
+            rewards: Rewards of the verifier, without the overlong penalty.
+        """
         return min(rewards) == max(rewards) and len(step.dropped) < self._settings.max_refills
 
     def _shaped_rewards(self, sampled: SampledGroup, result: VerifierResult) -> tuple[float, ...]:

@@ -64,6 +64,7 @@ def shard_policy(config: RunConfig) -> ShardPolicy:
         skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
         skip_truncated=config.learner.truncated == "mask",
         counts_tokens=config.objective.aggregation == "token_mean",
+        passes=config.training.passes,
     )
 
 

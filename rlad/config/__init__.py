@@ -4,12 +4,12 @@ Unknown keys are errors; the message names the closest known key.
 """
 
 from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
-from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig
+from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig, TrainingConfig
 from rlad.config.load import load_evaluation_suite, load_run_config
 from rlad.config.lora import LoraConfig
 from rlad.config.prompts import KnightsKnavesPrompts, PromptFile, PromptSource, ReasoningGymPrompts
 from rlad.config.rollout import GeneratorConfig, OfflineConfig, RolloutConfig, VerifierPoolConfig
-from rlad.config.run import RunConfig, TeacherMix, TrainingConfig
+from rlad.config.run import RunConfig, TeacherMix
 from rlad.config.shared import ClusterConfig, ModelConfig
 from rlad.config.teachers import (
     ReferenceConfig,

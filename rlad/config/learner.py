@@ -1,13 +1,58 @@
-"""Configuration of the learner: optimizer, checkpoints and weight updates."""
+"""Configuration of training: the loop, the learner with its optimizer, weight updates and checkpoints."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 from rlad.config.lora import LoraConfig
+
+
+class TrainingConfig(ConfigModel):
+    """The training loop: number of steps, batch size and staleness."""
+
+    steps: PositiveInt = Field(
+        description="Number of training steps. Each step samples, scores and trains on one batch of prompts."
+    )
+    prompts_per_step: PositiveInt = Field(32, description="Prompts (groups) per training step.")
+    updates_per_step: PositiveInt = Field(
+        1,
+        description="Optimizer updates per step. The groups of the batch are split in prompt order into this many "
+        "equal mini-batches.",
+    )
+    passes: PositiveInt = Field(
+        1,
+        description="Passes over the batch per step, each with `updates_per_step` updates on the same mini-batches. "
+        "pi_old stays the policy that sampled the batch, so the clip range bounds the distance over all passes.",
+    )
+    max_refills: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Dynamic sampling (DAPO): a group whose verifier rewards are all equal is replaced by the group of "
+        "the next prompt, at most this many times per step. Further such groups are kept; 0 turns it off. The overlong "
+        "penalty does not count: a group of correct responses of different lengths is replaced.",
+    )
+    max_staleness: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Maximum age of a sampled token, in policy versions behind the weights that train on it. 0 is "
+        "strictly on-policy. With k > 0, rollout workers run up to k steps ahead of the learner and load new weights "
+        "in the middle of a generation.",
+    )
+
+    @model_validator(mode="after")
+    def _updates_divide_the_batch(self) -> Self:
+        if self.prompts_per_step % self.updates_per_step:
+            raise ValueError(
+                "training.updates_per_step must divide training.prompts_per_step; got updates_per_step "
+                f"{self.updates_per_step} and prompts_per_step {self.prompts_per_step}"
+            )
+        return self
+
+    @property
+    def total_updates_per_step(self) -> int:
+        """Optimizer updates of a step, over all passes."""
+        return self.updates_per_step * self.passes
 
 
 class OptimizerConfig(ConfigModel):

@@ -15,10 +15,12 @@ Aggregation = Literal["response_mean", "token_mean", "fixed_length"]
 SampledEstimator = Literal["k2", "k3"]
 Estimator = Literal["k1_reward", "k2", "k3", "topk", "full"]
 Mismatch = Literal["off", "truncate", "mask"]
+RewardStudent = Literal["auto", "behaviour", "current"]
 
 ESTIMATOR_DESCRIPTION = (
     "Estimator of KL(pi, pi_T) per token. `k1_reward` adds log pi_T - log pi_old to the advantage (policy gradient). "
-    "`k2` is half the squared log ratio; its gradient is that of the reverse KL. `k3` is the estimator of GRPO. "
+    "`k2` is half the squared log ratio; its expected gradient is that of the reverse KL of a token, at a fixed prefix "
+    "and on-policy. `k3` is the estimator of GRPO. "
     "`topk` sums over the teacher's `top_k` likeliest tokens and one bucket for the rest. `full` sums over the "
     "vocabulary (tiny models only). See `docs/methods.md`."
 )
@@ -28,8 +30,8 @@ class EntropyBonus(BaseModel):
     """Entropy bonus: adds `coefficient * entropy` to the maximized objective.
 
     With `target` the coefficient is adaptive (Skywork-OR1, arXiv:2505.22312, section 4). After each update it increases
-    by `delta` if the mean entropy of the trained tokens was below the target, and otherwise decreases by `delta`, but
-    not below 0. The bonus applies only while the entropy is at or below the target.
+    by `delta` if the mean entropy of the trained tokens was below the target, and otherwise decreases by `delta`. It
+    stays within 0 and a cap. The bonus applies only while the entropy is at or below the target.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,11 +53,39 @@ class EntropyBonus(BaseModel):
         ),
     ] = None
     delta: Annotated[float, Field(gt=0, description="Change of the adaptive coefficient per update.")] = 0.005
+    max_coefficient: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="Cap of the adaptive coefficient; null is 50 `delta`, the ratio in the scripts of Skywork-OR1 "
+            "(0.005 and 0.0001). Without a cap, an entropy that stays below the target lets the bonus outgrow the "
+            "objective.",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _cap_bounds_an_adaptive_coefficient(self) -> Self:
+        if self.target is None and self.max_coefficient is not None:
+            raise ValueError(
+                f"max_coefficient requires target; got max_coefficient {self.max_coefficient:g} and target null, which "
+                "keeps the coefficient constant"
+            )
+        if self.target is not None and self.coefficient > self.cap:
+            raise ValueError(
+                f"coefficient must not exceed its cap; got coefficient {self.coefficient:g} and a cap of {self.cap:g}. "
+                "Raise max_coefficient, or start lower"
+            )
+        return self
 
     @property
     def is_on(self) -> bool:
         """Whether the loss has an entropy term."""
         return self.coefficient > 0 or self.target is not None
+
+    @property
+    def cap(self) -> float:
+        """Largest value of the adaptive coefficient."""
+        return 50 * self.delta if self.max_coefficient is None else self.max_coefficient
 
 
 class ObjectiveSettings(BaseModel, abc.ABC):
@@ -87,8 +117,8 @@ class ObjectiveSettings(BaseModel, abc.ABC):
     reference_kl_estimator: Annotated[
         SampledEstimator,
         Field(
-            description="Estimator of KL(pi, pi_ref): `k3` is that of GRPO; the gradient of `k2` is that of the "
-            "reverse KL."
+            description="Estimator of KL(pi, pi_ref): `k3` is that of GRPO; the expected gradient of `k2` is that of "
+            "the reverse KL of a token."
         ),
     ] = "k3"
     entropy_bonus: Annotated[EntropyBonus, Field(description="Entropy bonus; off by default.")] = EntropyBonus()
@@ -112,6 +142,14 @@ class ObjectiveSettings(BaseModel, abc.ABC):
         own = type(self).__annotations__.keys() - {"name"}
         chosen = [name for name in values if getattr(self, name) != defaults[name] or name in own]
         return {name: values[name] for name in chosen if values[name] is not None}
+
+    def resolved(self, *, max_staleness: int) -> Self:
+        """Return the settings with values that depend on the rest of the run filled in.
+
+        Args:
+            max_staleness: Setting `training.max_staleness` of the run.
+        """
+        return self
 
     @property
     @abc.abstractmethod
@@ -195,12 +233,31 @@ class ClippedSurrogateSettings(ObjectiveSettings):
         Field(
             description="Correction of the mismatch between sampling engine and learner, w = pi_old of the learner / "
             "pi_old of the engine. `truncate` weights the surrogate by min(w, cap) (truncated importance sampling); "
-            "`mask` by w if 1/cap <= w <= cap and by 0 otherwise. Requires `learner.pi_old` = `recompute`."
+            "`mask` by w if floor <= w <= cap and by 0 otherwise (IcePop has 0.5 and 5). Requires `learner.pi_old` = "
+            "`recompute`."
         ),
     ] = "off"
     mismatch_cap: Annotated[
         float, Field(gt=1, allow_inf_nan=False, description="Cap of the mismatch correction's weights.")
     ] = 2.0
+    mismatch_floor: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Smallest weight that mismatch `mask` keeps; null is 1 / `mismatch_cap`."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _floor_requires_mask(self) -> Self:
+        if self.mismatch_floor is not None and self.mismatch != "mask":
+            raise ValueError(
+                f"mismatch_floor requires mismatch `mask`; got mismatch `{self.mismatch}` and mismatch_floor "
+                f"{self.mismatch_floor:g}. Choose `mask`, or remove the floor"
+            )
+        return self
+
+    @property
+    def mismatch_bounds(self) -> tuple[float, float]:
+        """Smallest and largest weight that `mask` keeps."""
+        return (1 / self.mismatch_cap if self.mismatch_floor is None else self.mismatch_floor), self.mismatch_cap
 
     @property
     def corrects_mismatch(self) -> bool:
@@ -226,6 +283,16 @@ class ImitationSettings(BaseModel):
         int | None,
         Field(ge=1, description="Number of tokens of the `topk` estimator. Required by it, otherwise null."),
     ] = None
+    reward_student: Annotated[
+        RewardStudent,
+        Field(
+            description="Student in the reward of `k1_reward`. `behaviour`: log pi_T - log pi_old. `current`: "
+            "log pi_T - log pi of the weights that are trained, without gradient; with old samples this is the "
+            "gradient of the reverse KL of the current student (AsyncOPD, arXiv:2606.24143). `auto`: `current` if "
+            "`training.max_staleness` is above 0, else `behaviour`. The other estimators always use the current "
+            "student."
+        ),
+    ] = "auto"
 
     @field_validator("estimator", mode="before")
     @classmethod
@@ -249,3 +316,9 @@ class ImitationSettings(BaseModel):
     @property
     def teacher_support(self) -> TeacherSupport:
         return "full" if self.estimator == "full" else self.top_k
+
+    def resolved(self, *, max_staleness: int) -> Self:
+        """Return the settings with `reward_student` resolved."""
+        if self.reward_student != "auto":
+            return self
+        return self.model_copy(update={"reward_student": "current" if max_staleness else "behaviour"})

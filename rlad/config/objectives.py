@@ -6,9 +6,9 @@ This module does not import torch. The losses are in `rlad.objectives`, one file
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlad.advantages import ImitationMask
 from rlad.config.objective_options import (
@@ -19,6 +19,7 @@ from rlad.config.objective_options import (
     Estimator,
     ImitationSettings,
     ObjectiveSettings,
+    RewardStudent,
     SampledEstimator,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveSettings",
     "OpdConfig",
+    "RewardStudent",
     "SampledEstimator",
     "SftConfig",
     "TeacherClampGradient",
@@ -40,6 +42,19 @@ __all__ = [
 ]
 
 TeacherClampGradient = Literal["clipped", "straight_through"]
+Anchor = Literal["always", "agreeing"]
+
+AUTO_CLAMP_MARGIN = 0.9
+"""Part of the clip range that the anchor may use under clamp `auto`. The rest is left to the update itself."""
+
+
+def _clamp(value: Any) -> Any:
+    """Refuse everything that is neither a positive number nor `auto`, with one message instead of one per type."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if not is_number and value != "auto":
+        raise ValueError("must be a number above 0, or `auto`")
+    return value
+
 
 _SELECTS = "Selects this objective."
 
@@ -49,9 +64,13 @@ class TrrdConfig(ClippedSurrogateSettings):
 
     The surrogate is `min(r A, clip(r) A)` with
     `log r = alpha log(pi / pi_old) + (1 - alpha) clamp(log(pi / pi_T), -c, c)`
-    (arXiv:2602.22495, Eq. 3-5, App. B). The teacher scales an update and moves the point where it is clipped, but
-    never changes its sign. With alpha below 1 the ratio is not 1 at pi = pi_old, so tokens are clipped from the first
-    step, unless `(1 - alpha) c` is within the clip range.
+    (arXiv:2602.22495, Eq. 3-5, App. B). For a single token, the teacher scales the update and moves the point where it
+    is clipped; the sign stays that of A. In expectation it can turn the update. At pi = pi_old the ratio is
+    `(pi_old / pi_T)^(1 - alpha)`, clamped. If `(1 - alpha) c > ln(1 + eps_high)`, a token that the student prefers by
+    more than `ln(1 + eps_high) / (1 - alpha)` has no gradient where A > 0 and the full gradient where A < 0; for tokens
+    that the teacher prefers it is the other way round, from `-ln(1 - eps_low) / (1 - alpha)`. With the defaults, which
+    are the paper's, the expected update therefore imitates the teacher in groups with mixed rewards. With
+    `(1 - alpha) c` below 0.223, nothing is clipped at pi = pi_old: clamp `auto`, or alpha of at least 0.8 with c = 1.
     """
 
     name: Annotated[Literal["trrd"], Field(description=_SELECTS)] = "trrd"
@@ -60,7 +79,14 @@ class TrrdConfig(ClippedSurrogateSettings):
         Field(ge=0, le=1, description="Weight of pi_old in the anchor: 1 is GRPO, 0 anchors at the teacher alone."),
     ] = 0.5
     teacher_log_ratio_clamp: Annotated[
-        float, Field(gt=0, description="Bound c of the log ratio to the teacher, in nats: clamped to [-c, c].")
+        float | Literal["auto"],
+        BeforeValidator(_clamp),
+        Field(
+            description="Bound c > 0 of the log ratio to the teacher, in nats: clamped to [-c, c]; the paper's is 1. "
+            f"`auto` clamps to {AUTO_CLAMP_MARGIN:g} times [ln(1 - eps_low), ln(1 + eps_high)] / (1 - alpha), the "
+            "widest clamp with a margin at which the anchor alone clips no token. Choose it for a teacher that is not "
+            "fully trusted."
+        ),
     ] = 1.0
     teacher_clamp_gradient: Annotated[
         TeacherClampGradient,
@@ -69,10 +95,44 @@ class TrrdConfig(ClippedSurrogateSettings):
             "`straight_through` has 1, so only the value is clamped."
         ),
     ] = "clipped"
+    anchor: Annotated[
+        Anchor,
+        Field(
+            description="Tokens whose ratio has the teacher in it. `always`: all (the paper). `agreeing` "
+            "(experimental): only those where teacher and advantage agree, (log pi_T - log pi_old) A > 0; the others "
+            "have the ratio of GRPO, and no token is clipped at pi = pi_old."
+        ),
+    ] = "always"
 
     @property
     def uses_teacher(self) -> bool:
         return self.alpha < 1
+
+    @property
+    def clamp_bounds(self) -> tuple[float, float]:
+        """Bounds of the log ratio to the teacher, in nats."""
+        if self.teacher_log_ratio_clamp != "auto":
+            return -self.teacher_log_ratio_clamp, self.teacher_log_ratio_clamp
+        if not self.uses_teacher:
+            return -math.inf, math.inf
+        low, high = (AUTO_CLAMP_MARGIN * bound for bound in self.veto_thresholds)
+        return low, high
+
+    @property
+    def veto_thresholds(self) -> tuple[float, float]:
+        """Log ratios `log pi_old - log pi_T` beyond which the anchor alone clips at pi = pi_old, in nats.
+
+        Below the first, tokens with A < 0 have no gradient; above the second, tokens with A > 0.
+        """
+        if not self.uses_teacher:
+            return -math.inf, math.inf
+        return math.log(1 - self.eps_low) / (1 - self.alpha), math.log(1 + self.eps_high) / (1 - self.alpha)
+
+    @property
+    def can_veto(self) -> bool:
+        """Whether the anchor alone can clip a token at pi = pi_old."""
+        (low, high), (lowest, highest) = self.clamp_bounds, self.veto_thresholds
+        return self.uses_teacher and self.anchor == "always" and (low < lowest or high > highest)
 
 
 class GrpoConfig(ClippedSurrogateSettings):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel, PositiveInt, or_null
 from rlad.config.evaluation import EvaluationConfig
-from rlad.config.learner import CheckpointConfig, LearnerConfig, WeightsConfig
+from rlad.config.learner import CheckpointConfig, LearnerConfig, TrainingConfig, WeightsConfig
 from rlad.config.objectives import ObjectiveConfig
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import OfflineConfig, RolloutConfig, VerifierPoolConfig
@@ -45,40 +45,6 @@ class RewardConfig(ConfigModel):
     overlong_penalty: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Reduction of the reward at `rollout.max_response_tokens`."
     )
-
-
-class TrainingConfig(ConfigModel):
-    """The training loop: number of steps, batch size and staleness."""
-
-    steps: PositiveInt = Field(
-        description="Number of training steps. Each step samples, scores and trains on one batch of prompts."
-    )
-    prompts_per_step: PositiveInt = Field(32, description="Prompts (groups) per training step.")
-    updates_per_step: PositiveInt = Field(
-        1,
-        description="Optimizer updates per step. The groups of the batch are split in prompt order into this many "
-        "equal mini-batches.",
-    )
-    max_refills: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Dynamic sampling (DAPO): a group whose rewards are all equal is replaced by the group of the next "
-        "prompt, at most this many times per step. Further such groups are kept; 0 turns it off.",
-    )
-    max_staleness: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Maximum age of a sampled token, in policy versions behind the weights that train on it. 0 is "
-        "strictly on-policy. With k > 0, rollout workers run up to k steps ahead of the learner and load new weights "
-        "in the middle of a generation.",
-    )
-
-    @model_validator(mode="after")
-    def _updates_divide_the_batch(self) -> Self:
-        if self.prompts_per_step % self.updates_per_step:
-            raise ValueError(
-                "training.updates_per_step must divide training.prompts_per_step; got updates_per_step "
-                f"{self.updates_per_step} and prompts_per_step {self.prompts_per_step}"
-            )
-        return self
 
 
 class RunConfig(ConfigModel):
@@ -237,11 +203,11 @@ class RunConfig(ConfigModel):
                 f"objective.mismatch requires learner.pi_old 'recompute'; got {self.learner.pi_old!r}. With pi_old "
                 "from the rollout, the likelihood ratio itself corrects the mismatch"
             )
-        if self.learner.pi_old == "recompute" and self.training.updates_per_step > 1:
+        if self.learner.pi_old == "recompute" and self.training.total_updates_per_step > 1:
             raise ValueError(
-                "learner.pi_old 'recompute' requires training.updates_per_step 1, because it takes pi_old from the "
-                f"first forward pass of a step; got {self.training.updates_per_step}. Use 'rollout' with several "
-                "updates"
+                "learner.pi_old 'recompute' requires one update per step (training.updates_per_step 1 and "
+                "training.passes 1), because it takes pi_old from the first forward pass of a step; got "
+                f"{self.training.updates_per_step} and {self.training.passes}. Use 'rollout' with several updates"
             )
         if self.learner.pi_old == "recompute" and self.training.max_staleness and not self.objective.corrects_mismatch:
             raise ValueError(
@@ -253,6 +219,12 @@ class RunConfig(ConfigModel):
             raise ValueError(
                 f"training.max_refills must be 0 with objective {self.objective.name!r}, which ignores rewards; got "
                 f"{self.training.max_refills}"
+            )
+        if self.training.max_refills and self.objective.imitation_mask == "group":
+            raise ValueError(
+                "training.max_refills must be 0 with objective.imitate 'group': dynamic sampling drops the groups "
+                f"without a correct response, the only ones with a distillation term; got {self.training.max_refills}. "
+                "Set training.max_refills to 0, or objective.imitate to response or none"
             )
         buffer, budget = self.rewards.overlong_buffer_tokens, self.rollout.max_response_tokens
         if buffer is not None and buffer > budget:
@@ -270,12 +242,12 @@ class RunConfig(ConfigModel):
             f"got learner.gpus_per_rank {learner.gpus_per_rank:g} and rollout.gpus_per_worker "
             f"{rollout.gpus_per_worker:g}"
         )
-        if self.training.updates_per_step > 1:
+        if self.training.total_updates_per_step > 1:
             raise ValueError(
-                f"weights.transport {transport!r} requires training.updates_per_step 1; got "
-                f"{self.training.updates_per_step}. It sends the learner's current weights, which have no policy "
-                "version between the updates of a step, and a worker may join at any time. Set "
-                "training.updates_per_step to 1, or use object_store"
+                f"weights.transport {transport!r} requires one update per step (training.updates_per_step 1 and "
+                f"training.passes 1); got {self.training.updates_per_step} and {self.training.passes}. It sends the "
+                "learner's current weights, which have no policy version between the updates of a step, and a worker "
+                "may join at any time. Set training.updates_per_step and training.passes to 1, or use object_store"
             )
         if transport == "nccl" and (learner.gpus_per_rank < 1 or rollout.gpus_per_worker < rollout.tensor_parallel):
             raise ValueError(

@@ -22,6 +22,7 @@ from scipy import stats
 
 from rlad.errors import ContractError
 from rlad.evaluation.accuracy import CONFIDENCE, EvaluationSummary
+from rlad.evaluation.learning_curve import area_under, common_steps, prompt_areas
 
 ALL = "all"
 """Name of the column for all prompts."""
@@ -29,6 +30,8 @@ ALL = "all"
 _PERMUTATIONS = 20_000
 
 Verdict = Literal["better", "worse", "equal", "within the noise", "one seed"]
+Measure = Literal["final", "area"]
+"""Accuracy after training, or its mean over the trained steps (the area under the learning curve)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +98,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Difference in accuracy after training between a method and the first one (the reference), over all prompts.
+    """Difference in accuracy between a method and the first one (the reference), over all prompts.
 
     Attributes:
+        measure: Accuracy that is compared: after training, or its mean over the trained steps.
         method: Name of the method.
         reference: Name of the method that it is compared with.
         difference: Mean over seeds; positive if the method is better than the reference.
@@ -112,6 +116,7 @@ class Difference:
         verdict: Conclusion.
     """
 
+    measure: Measure
     method: str
     reference: str
     difference: float
@@ -127,6 +132,10 @@ class Difference:
 
     def sentence(self) -> str:
         """Return the result as a sentence."""
+        text = self._sentence()
+        return text if self.measure == "final" else f"By the area under the learning curve, {text}"
+
+    def _sentence(self) -> str:
         points = f"{100 * self.difference:+.1f} points"
         if self.low is None or self.high is None:
             significantly = "significantly" if self.p_prompts < 1 - CONFIDENCE else "not significantly"
@@ -201,6 +210,17 @@ def metric_curves(runs: Sequence[RunRecord], metric: str) -> dict[str, dict[int,
     return found
 
 
+def areas(runs: Sequence[RunRecord]) -> dict[str, Spread]:
+    """Return the area under the learning curve over seeds, by method. Empty if no two evaluations are common to all."""
+    steps = common_steps(run.evaluations for run in runs)
+    if len(steps) < 2:
+        return {}
+    return {
+        method: Spread.of([area_under(steps, [run.evaluations[step].overall.mean for step in steps]) for run in own])
+        for method, own in by_method(runs).items()
+    }
+
+
 def costs(runs: Sequence[RunRecord]) -> dict[str, Cost]:
     """Return the cost of each method."""
     return {method: _cost(own) for method, own in by_method(runs).items()}
@@ -214,22 +234,28 @@ def by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return found
 
 
-def differences(runs: Sequence[RunRecord], *, margin: float) -> list[Difference]:
+def differences(runs: Sequence[RunRecord], *, margin: float, measure: Measure = "final") -> list[Difference]:
     """Compare each method with the first one.
 
     Args:
         runs: Runs of all methods and seeds.
         margin: Methods are equal if the interval of their difference lies within +-margin.
+        measure: Accuracy that is compared. `area` uses the steps at which all runs were evaluated.
+
+    Returns:
+        One difference per method except the first; empty for `area` without two common evaluations.
 
     Raises:
         ContractError: Runs were evaluated on different prompts, or a method has no seed in common with the first one.
     """
-    methods = by_method(runs)
-    (reference, first), *others = methods.items()
-    pairs = [_paired(method, own, reference, first) for method, own in others]
+    values = _prompt_values(runs, measure)
+    (reference, first), *others = values.items()
+    pairs = [_paired(method, own, reference, first) for method, own in others if own]
     corrected = holm([max(pair["p_seeds"] or 0.0, pair["p_prompts"]) for pair in pairs])
     return [
-        Difference(**pair, p_value=p_value, comparisons=len(pairs), verdict=_verdict(pair, p_value, margin))
+        Difference(
+            **pair, measure=measure, p_value=p_value, comparisons=len(pairs), verdict=_verdict(pair, p_value, margin)
+        )
         for pair, p_value in zip(pairs, corrected, strict=True)
     ]
 
@@ -277,8 +303,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _paired(method: str, own: Sequence[RunRecord], reference: str, first: Sequence[RunRecord]) -> dict[str, Any]:
-    own_prompts, reference_prompts = ({run.seed: run.final.prompts for run in runs} for runs in (own, first))
+_PromptValues = Mapping[int, Mapping[str, float]]
+"""Measured value by seed and prompt."""
+
+
+def _prompt_values(runs: Sequence[RunRecord], measure: Measure) -> dict[str, _PromptValues]:
+    """Return the measure of every prompt by method; without values for `area` if fewer than two steps are common."""
+    steps = common_steps(run.evaluations for run in runs) if measure == "area" else []
+    if measure == "area" and len(steps) < 2:
+        return {method: {} for method in by_method(runs)}
+    return {
+        method: {
+            run.seed: run.final.prompts if measure == "final" else prompt_areas(run.evaluations, steps) for run in own
+        }
+        for method, own in by_method(runs).items()
+    }
+
+
+def _paired(
+    method: str, own_prompts: _PromptValues, reference: str, reference_prompts: _PromptValues
+) -> dict[str, Any]:
     seeds = sorted(own_prompts.keys() & reference_prompts.keys())
     if not seeds:
         raise ContractError(

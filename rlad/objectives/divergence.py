@@ -6,8 +6,11 @@ All functions are elementwise, for any shape, in float32 or float64. For tokens 
 | estimator | value | d value / d log pi | expected gradient |
 | --- | --- | --- | --- |
 | k1 | d | 1 | 0 for every q; useful only as a reward, where it yields the gradient of KL(pi, q) |
-| k2 | d^2 / 2 | d | the gradient of KL(pi, q), exactly |
+| k2 | d^2 / 2 | d | the gradient of KL(pi, q) |
 | k3 | exp(-d) - 1 + d | 1 - exp(-d) | the gradient of KL(q, pi) |
+
+These expectations are per token: over the next token at a fixed prefix, sampled from pi itself. The effect of a token
+on later prefixes is not part of them, and tokens of an older policy do not have them.
 """
 
 from __future__ import annotations

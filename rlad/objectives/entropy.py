@@ -32,7 +32,7 @@ class EntropyController:
             return
         self._last_entropy = entropy
         change = self._bonus.delta if entropy < self._bonus.target else -self._bonus.delta
-        self.level = max(0.0, self.level + change)
+        self.level = min(self._bonus.cap, max(0.0, self.level + change))
 
     def state(self) -> tuple[float, float | None]:
         """Return the state that a checkpoint saves: level and last entropy."""

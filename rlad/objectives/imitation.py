@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlad.config.objectives import Estimator
+from rlad.config.objectives import Estimator, RewardStudent
 from rlad.objectives.divergence import sampled_divergence, support_divergence
 from rlad.objectives.metrics import MeanSums, mean_over
 from rlad.objectives.objective import LOG_RATIO_LIMIT
@@ -13,9 +13,19 @@ from rlad.objectives.ratios import log_ratio_means
 from rlad.objectives.tokens import Tokens
 
 
-def imitation_reward(tokens: Tokens) -> Tensor:
-    """Return the reward `log pi_T - log pi_old` of each token, which is minus the k1 estimate. It carries no graph."""
-    return imitated(tokens, teacher_of(tokens) - tokens.behaviour_logprobs)
+def imitation_reward(tokens: Tokens, student: RewardStudent) -> Tensor:
+    """Return the reward of each token, which is minus the k1 estimate. It carries no graph.
+
+    The clipped surrogate weights the reward by `pi / pi_old`. Its expected gradient over samples of pi_old is therefore
+    that of `-KL(pi, pi_T)` with the student `current`, however old pi_old is. With `behaviour` a pull away from pi_old
+    is added to it, that of `KL(pi, pi_old)`, which is 0 only at pi = pi_old (arXiv:2606.24143).
+
+    Args:
+        tokens: Tokens in any shape.
+        student: `behaviour` (and `auto`) for `log pi_T - log pi_old`, `current` for `log pi_T - log pi`.
+    """
+    log_student = tokens.policy_logprobs.detach() if student == "current" else tokens.behaviour_logprobs
+    return imitated(tokens, teacher_of(tokens) - log_student)
 
 
 def imitation_loss(tokens: Tokens, estimator: Estimator) -> Tensor:

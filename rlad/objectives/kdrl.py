@@ -19,7 +19,8 @@ class KdrlObjective(Objective[KdrlConfig]):
 
     The loss is per token, on the student's own responses. The estimator of the divergence is configured. With
     `k1_reward`, `beta (log pi_T - log pi_old)` is added to the advantage instead, because k1 as a direct loss has a
-    gradient that ignores the teacher. `imitate` restricts the KL term to responses or groups without reward.
+    gradient that ignores the teacher; with old samples, `log pi` of the current student replaces
+    `log pi_old` (`reward_student`). `imitate` restricts the KL term to responses or groups without reward.
     """
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
@@ -27,7 +28,7 @@ class KdrlObjective(Objective[KdrlConfig]):
         config, log_ratio = self.config, tokens.policy_logprobs - tokens.behaviour_logprobs
         beta = config.beta_at(tokens.progress)
         if config.estimator == "k1_reward":
-            reward = imitation_reward(tokens)
+            reward = imitation_reward(tokens, config.reward_student)
             surrogate = surrogate_losses(tokens, log_ratio, config, advantages=tokens.advantages + beta * reward)
             return TokenLosses(losses=surrogate.losses, means={**surrogate.means, **imitation_means(tokens, -reward)})
         surrogate = surrogate_losses(tokens, log_ratio, config)

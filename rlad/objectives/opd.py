@@ -18,7 +18,8 @@ class OpdObjective(Objective[OpdConfig]):
     other estimators:  loss = KL(pi, pi_T)
     ```
 
-    The loss is per token. With `k1_reward` (arXiv:2306.08543), R replaces the advantage. The other estimators are
+    The loss is per token. With `k1_reward` (arXiv:2306.08543), R replaces the advantage; with old samples, `log pi` of
+    the current student replaces `log pi_old` in R (`reward_student`, arXiv:2606.24143). The other estimators are
     minimized directly (arXiv:2306.13649).
     """
 
@@ -26,7 +27,7 @@ class OpdObjective(Objective[OpdConfig]):
         """Return the distillation loss of each token."""
         log_ratio = tokens.policy_logprobs - tokens.behaviour_logprobs
         if self.config.estimator == "k1_reward":
-            reward = imitation_reward(tokens)
+            reward = imitation_reward(tokens, self.config.reward_student)
             surrogate = surrogate_losses(tokens, log_ratio, self.config, advantages=reward)
             return TokenLosses(losses=surrogate.losses, means={**surrogate.means, **imitation_means(tokens, -reward)})
         divergence = imitation_loss(tokens, self.config.estimator)

@@ -28,16 +28,16 @@ class ClippedSurrogate(NamedTuple):
     is_clipped: Tensor
 
 
-def clamped_teacher_log_ratio(log_ratio: Tensor, limit: float, gradient: TeacherClampGradient) -> Tensor:
+def clamped_teacher_log_ratio(log_ratio: Tensor, bounds: tuple[float, float], gradient: TeacherClampGradient) -> Tensor:
     """Return `clamp(log pi - log pi_T, -c, c)` (arXiv:2602.22495, App. B).
 
     Args:
         log_ratio: `log pi - log pi_T` in nats, any shape.
-        limit: Bound c.
+        bounds: Lower and upper bound; -c and c in the paper.
         gradient: Gradient outside the bounds. `clipped` is the plain clamp of the paper, with gradient 0.
             `straight_through` clamps only the value, with gradient 1.
     """
-    clamped = log_ratio.clamp(-limit, limit)
+    clamped = log_ratio.clamp(*bounds)
     if gradient == "clipped":
         return clamped
     # The second term is exactly 0, so the value equals the clamped one bit for bit.
@@ -92,15 +92,16 @@ def surrogate_losses(
 
 
 def mismatch_weights(mismatch: Tensor, settings: ClippedSurrogateSettings) -> tuple[Tensor, Tensor]:
-    """Return the factors of the surrogate, and where the cap determines them.
+    """Return the factors of the surrogate, and where a bound determines them.
 
     Args:
         mismatch: w, the learner's probability of a token divided by the sampling engine's, under the same weights.
-        settings: Kind of correction (`truncate` or `mask`) and its cap.
+        settings: Kind of correction (`truncate` or `mask`) and its bounds.
     """
     if settings.mismatch == "truncate":
         return mismatch.clamp(max=settings.mismatch_cap), mismatch > settings.mismatch_cap
-    is_cut = (mismatch > settings.mismatch_cap) | (mismatch < 1 / settings.mismatch_cap)
+    floor, cap = settings.mismatch_bounds
+    is_cut = (mismatch > cap) | (mismatch < floor)
     return mismatch.where(~is_cut, 0), is_cut
 
 

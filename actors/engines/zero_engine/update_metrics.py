@@ -13,6 +13,13 @@ from torch import Tensor
 from rlad.objectives import MetricSums
 from rlad.packing import BatchCounts
 
+_BY_PASS = (
+    "objective/clip_fraction",
+    "objective/ratio_mean",
+    "objective/log_ratio_behaviour_abs_mean",
+    "learner/gradient_norm",
+)
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class UpdateTotals:
@@ -87,15 +94,19 @@ class UpdateResult:
     totals: UpdateTotals
 
 
-def learner_metrics(updates: Sequence[UpdateResult]) -> dict[str, float]:
+def learner_metrics(updates: Sequence[UpdateResult], *, passes: int = 1) -> dict[str, float]:
     """Return the learner's metrics of one step. Metrics without a value, such as the norm of no update, are left out.
 
     `learner/logprob_gap_*` measures engine noise: the difference between the log-probabilities of sampler and learner
     for the same tokens and weights. It is taken from the first update only, since after that the learner's weights
     differ from those that sampled the tokens.
 
+    With several passes, `*_pass_N` are means over the updates of pass N, and the other metrics cover all passes: a
+    token counts once per pass in `learner/tokens`.
+
     Args:
         updates: Updates of the step, in order, at least one.
+        passes: Passes over the batch, with equally many updates each.
     """
     first, totals = updates[0].totals, [update.totals for update in updates]
     counts = functools.reduce(BatchCounts.__add__, (total.counts for total in totals))
@@ -118,4 +129,18 @@ def learner_metrics(updates: Sequence[UpdateResult]) -> dict[str, float]:
     if first.counts.trained_tokens:
         metrics["learner/logprob_gap_mean"] = float(first.gap_sum) / first.counts.trained_tokens
         metrics["learner/logprob_gap_max"] = float(first.gap_max)
+    return metrics | (_pass_metrics(updates, passes) if passes > 1 else {})
+
+
+def _pass_metrics(updates: Sequence[UpdateResult], passes: int) -> dict[str, float]:
+    """Return the metrics that show what a further pass adds, by pass."""
+    metrics: dict[str, float] = {}
+    size = len(updates) // passes
+    for number in range(passes):
+        own = updates[number * size : (number + 1) * size]
+        means = functools.reduce(MetricSums.add, (update.totals.sums for update in own)).means()
+        applied = [update.gradient_norm for update in own if update.applied]
+        if applied:
+            means["learner/gradient_norm"] = sum(applied) / len(applied)
+        metrics |= {f"{name}_pass_{number + 1}": means[name] for name in _BY_PASS if name in means}
     return metrics

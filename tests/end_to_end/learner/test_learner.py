@@ -8,40 +8,38 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 import torch
 from ray.train import Result
-from safetensors.torch import load
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from actors.experience.batch_shards import ShardPolicy
-from actors.experience.broker import ExperienceBroker, StepReport
-from actors.experience.group import ExperienceGroup, WeightedScores
-from actors.learner.group import LearnerGroup
-from actors.learner.settings import LearnerSettings
-from actors.messages import GroupSummary
-from rlad.config import RunConfig
 from rlad.contracts import ScoredGroup
 from rlad.errors import ContractError, RunStoppedError
 
-from .learner_reference import OBJECTIVE, ReferenceTrainer, make_groups, relative_error, sequences_of
+from .learner_reference import ReferenceTrainer, make_groups, relative_error, sequences_of
+from .learner_run import (
+    PROMPTS,
+    STALL_TIMEOUT_S,
+    STEPS,
+    UPDATES,
+    Run,
+    checkpoints,
+    exported,
+    published,
+    ray_folder,
+    run_config,
+    start_ray,
+    start_weights,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MakeModel = Callable[..., Path]
-
-STEPS, PROMPTS, UPDATES = 4, 4, 2
-# Time without progress after which a wait fails. Each wait is for a single event, at most one step of the learner.
-# On an idle machine a step takes seconds, and a restart of the ranks 30 s.
-STALL_TIMEOUT_S = 400
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,131 +50,6 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(ray_folder(os.getpid()), ignore_errors=True)
 
 
-def ray_folder(pid: int) -> str:
-    return f"/tmp/ray_learner_{pid}"  # short, because the paths of sockets in it have a maximum length
-
-
-def start_ray() -> None:
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder(os.getpid()))
-
-
-def run_config(model_path: Path | str, **learner: Any) -> RunConfig:
-    knights = {"source": "knights_knaves", "people": {2: 1.0}, "count": 4}
-    return RunConfig.model_validate(
-        {
-            "name": "learner-test",
-            "student": {"path": str(model_path), "dtype": "float32"},
-            "teacher": {"path": str(model_path)},
-            "objective": OBJECTIVE,
-            "prompts": {**knights, "split": "train"},
-            "verifiers": {"knights_knaves": {"name": "knights_knaves"}},
-            "rollout": {"group_size": 3},
-            "learner": {
-                "ranks": 2,
-                "micro_batch_tokens": 12,
-                "cpus_per_rank": 0.5,
-                "optimizer": {"lr": 1e-3, "eps": 1e-3},
-                **learner,
-            },
-            "training": {"steps": STEPS, "prompts_per_step": PROMPTS, "updates_per_step": UPDATES},
-            "evaluation": {"prompts": {**knights, "split": "evaluation"}},
-            "checkpoints": {"every_steps": 2, "keep": 1},
-        }
-    )
-
-
-class Run:
-    """Driver side of a run: opens steps, passes scored groups to the broker and waits for the learner."""
-
-    def __init__(self, config: RunConfig, run_dir: Path, groups: dict[str, ScoredGroup]) -> None:
-        self.config, self.groups = config, groups
-        policy = ShardPolicy(
-            ranks=config.learner.ranks,
-            token_budget=config.learner.micro_batch_tokens,
-            skip_equal_rewards=True,
-            skip_truncated=False,
-        )
-        self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
-        settings = LearnerSettings.of(config, student=Path(config.student.path), run_dir=run_dir, broker=self.broker)
-        self.learner = LearnerGroup(settings, run_id="learner-test")
-        self.learner.start()
-        self._attempts: dict[str, int] = {}
-
-    async def start(self) -> StepReport:
-        started = await self.poll("wait_started")
-        await self.broker.reopen.remote(started.version)
-        return started
-
-    def updates(self, step: int) -> list[list[str]]:
-        uids = list(self.groups)[step * PROMPTS : (step + 1) * PROMPTS]
-        return [uids[: PROMPTS // UPDATES], uids[PROMPTS // UPDATES :]]
-
-    async def open(self, step: int) -> list[str]:
-        updates = self.updates(step)
-        self._attempts |= await self.broker.open_step.remote(
-            step, [[(uid, uid) for uid in update] for update in updates]
-        )
-        return [uid for update in updates for uid in update]
-
-    async def add(self, step: int, uid: str, *, scores_of: str | None = None, responses: int = 3) -> None:
-        scored, attempt = self.groups[uid], self._attempts[uid]
-        await self.broker.record_sampled.remote(uid, attempt)
-        scores = self.groups[scores_of or uid].teacher_scores
-        group_ref, scores_ref = (
-            ray.put({**record.to_columns(), "attempt": attempt}) for record in (scored.group, scores)
-        )
-        verdicts = replace(scored.verdicts, attempt=attempt)
-        whole = GroupSummary.of(scored.group)
-        group = ExperienceGroup(
-            summary=replace(whole, attempt=attempt, response_lengths=whole.response_lengths[:responses]),
-            columns=group_ref,
-            verdicts=verdicts,
-            rewards=tuple(scored.rewards.tolist()),
-            teacher_scores=(WeightedScores(weight=1.0, scores=scores_ref),),
-        )
-        await self.broker.add.remote(step, group)
-
-    async def train(self, step: int) -> StepReport:
-        for uid in await self.open(step):
-            await self.add(step, uid)
-        return await self.poll("wait_finished", step)
-
-    async def train_half(self, step: int) -> list[str]:
-        """Add the step's first group and wait until the ranks have claimed it. Return the uids of the other groups."""
-        first, *missing = await self.open(step)
-        await self.add(step, first)
-        await self.until(self._nothing_unclaimed)
-        return missing
-
-    async def finish(self, step: int, missing: list[str]) -> StepReport:
-        for uid in missing:
-            await self.add(step, uid)
-        return await self.poll("wait_finished", step)
-
-    async def end(self) -> None:
-        await self.broker.dismiss.remote()
-        await asyncio.wait_for(self.learner.wait(), STALL_TIMEOUT_S)
-        await self.learner.close()
-
-    async def poll(self, method: str, *arguments: Any) -> Any:
-        async def ask() -> Any:
-            failure = self.learner.failure()
-            if failure is not None:
-                raise failure
-            return await getattr(self.broker, method).remote(*arguments)
-
-        return await self.until(ask)
-
-    async def until(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        async with asyncio.timeout(STALL_TIMEOUT_S):
-            while not (answer := await ask()):
-                await asyncio.sleep(0.05)
-            return answer
-
-    async def _nothing_unclaimed(self) -> bool:
-        return (await self.broker.counts.remote())["scored"] == 0
-
-
 @pytest.fixture(scope="module")
 def model_path(make_model: MakeModel) -> Path:
     return make_model(tied=True)
@@ -185,30 +58,6 @@ def model_path(make_model: MakeModel) -> Path:
 @pytest.fixture(scope="module")
 def groups(model_path: Path) -> dict[str, ScoredGroup]:
     return make_groups(model_path, count=STEPS * PROMPTS)
-
-
-def published(report: StepReport) -> dict[str, Tensor]:
-    publication = report.publications[0]
-    assert publication.manifest.version == report.version
-    parts = [part for bucket in publication.buckets for part in ray.get(bucket.ref, timeout=STALL_TIMEOUT_S)]
-    return load(b"".join(part.tobytes() for part in parts))
-
-
-def exported(run_dir: Path) -> dict[str, Tensor]:
-    return {
-        name: tensor.detach()
-        for name, tensor in AutoModelForCausalLM.from_pretrained(run_dir / "export").named_parameters()
-    }
-
-
-def start_weights(model_path: Path) -> dict[str, Tensor]:
-    return {
-        name: tensor.detach() for name, tensor in AutoModelForCausalLM.from_pretrained(model_path).named_parameters()
-    }
-
-
-def checkpoints(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir())
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +127,32 @@ async def test_killing_a_rank_in_mid_step_does_not_change_the_weights(
     counts = await run.broker.counts.remote()
     assert (counts["committed"], counts["lost"], counts["duplicated"]) == (STEPS * PROMPTS, 0, 0)
     assert checkpoints(tmp_path) == ["step-000004"]
+
+
+async def test_passes_train_on_the_batch_again_with_the_behaviour_of_sampling(
+    model_path: Path, groups: dict[str, ScoredGroup], tmp_path: Path
+) -> None:
+    """Two steps of two passes with two updates each, against plain PyTorch."""
+    config = run_config(model_path, steps=2, passes=2)
+    trainer, uids, size = ReferenceTrainer(model_path, config.learner.optimizer), list(groups), PROMPTS // UPDATES
+    run, start = Run(config, tmp_path, groups), start_weights(model_path)
+    await run.start()
+    for step in range(2):
+        for first in (step * PROMPTS, step * PROMPTS + size) * 2:
+            trainer.update(groups, sequences_of({uid: groups[uid] for uid in uids[first : first + size]}))
+        report = await run.train(step)
+        assert relative_error(published(report), trainer.weights(), start) <= 2e-5
+    await run.end()
+    assert report.metrics["learner/updates"] == 2 * UPDATES
+    distances = [report.metrics[f"objective/log_ratio_behaviour_abs_mean_pass_{number}"] for number in (1, 2)]
+    assert distances[0] != distances[1]
+    counts = await run.broker.counts.remote()
+    assert (counts["committed"], counts["trained_steps"], counts["lost"], counts["duplicated"]) == (
+        2 * PROMPTS,
+        2,
+        0,
+        0,
+    )
 
 
 async def test_new_driver_continues_from_the_checkpoint_of_a_killed_one(

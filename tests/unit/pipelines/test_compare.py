@@ -101,7 +101,10 @@ def test_tables_agree_with_the_recorded_runs(comparison: Comparison, directory: 
     assert re.search(r"trrd\W+91\.7 ± 2\.9\W+90\.0 ± 0\.0\W+88\.3 ± 2\.9\W+90\.0 ± 1\.7", text)
     assert re.search(r"grpo\W+.*50\.0 ± 1\.7", text)
     assert re.search(r"start\W+.*33\.3 ± 0\.0", text)
-    assert re.search(r"method.*2.*3.*4.*average", text)
+    assert re.search(r"method.*2.*3.*4.*average.*area", text)
+    # Evaluations of trrd after 0, 2 and 4 steps: 20, 36, 53 prompts; 20, 37, 54; 20, 37, 55. The area of the first is
+    # (20 + 2 * 36 + 53) / 4 = 36.25 of 60 prompts, of the others 37 and 37.25.
+    assert re.search(r"trrd\W+.*90\.0 ± 1\.7\W+61\.4 ± 0\.9", text)
     assert re.search(r"grpo\W+3\.00\W+0\.25\W+2,000\W+0\W+12", text)
     assert re.search(r"trrd\W+3\.00\W+0\.25\W+2,000\W+2,000\W+12", text)
     assert max(map(len, text[: text.index("report:")].splitlines())) <= WIDTH
@@ -109,6 +112,7 @@ def test_tables_agree_with_the_recorded_runs(comparison: Comparison, directory: 
     assert {"method", "average", "91.7 ± 2.9", "scoring", "wait (s)", "generated", "tokens", "2,000", "3.00"} <= cells
     assert "grpo is worse than trrd (-40.0 points" in text
     assert "same and trrd are equal for practical purposes (+0.0 points" in text
+    assert "By the area under the learning curve, grpo is worse than trrd (-20.0 points" in text
 
 
 def test_results_are_written_as_json(comparison: Comparison, directory: ComparisonDirectory) -> None:
@@ -121,6 +125,11 @@ def test_results_are_written_as_json(comparison: Comparison, directory: Comparis
         ("grpo", "worse"),
         ("same", "equal"),
     ]
+    assert figures["areas"]["trrd"]["mean"] == pytest.approx((36.25 + 37 + 37.25) / 3 / 60)
+    assert [(each["measure"], each["verdict"]) for each in figures["area_differences"]] == [
+        ("area", "worse"),
+        ("area", "equal"),
+    ]
     assert [each["final"] for each in figures["runs"] if each["method"] == "trrd"] == pytest.approx(
         [53 / 60, 54 / 60, 55 / 60]
     )
@@ -131,7 +140,14 @@ def test_page_is_self_contained_and_figures_are_drawn(comparison: Comparison, di
     printed(comparison, directory)
     page = directory.page.read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!#)""", page), "the page loads another file"
-    for text in ("grpo is worse than trrd", "90.0 ± 1.7", "objective.alpha: 0.7", "Student's t"):
+    for text in (
+        "grpo is worse than trrd",
+        "90.0 ± 1.7",
+        "61.4 ± 0.9",
+        "By the area under the learning curve, grpo is",
+        "objective.alpha: 0.7",
+        "Student's t",
+    ):
         assert text in page
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(drawings) == 3

@@ -100,6 +100,15 @@ def test_reopen_returns_uncommitted_groups_for_a_new_attempt(ledger: Ledger) -> 
     }
 
 
+def test_reopen_commits_the_steps_before_the_checkpoint_and_no_later_ones(ledger: Ledger) -> None:
+    """The driver died after the checkpoint was durable and before its steps were committed."""
+    for step in range(3):
+        train(ledger, step)
+    assert ledger.reopen(2) == [uid for step in (0, 1) for uid, _ in groups(step)]
+    states = ledger.counts().states
+    assert (states[GroupState.COMMITTED], states[GroupState.CLAIMED], states[GroupState.RETURNED]) == (4, 0, 2)
+
+
 def test_dropped_group_is_neither_trained_nor_lost_and_stays_dropped(ledger: Ledger) -> None:
     (dropped, _), (kept, _) = groups(0)
     attempts = ledger.issue(0, groups(0))
@@ -175,6 +184,30 @@ def test_transition_out_of_order_is_refused(ledger: Ledger, breach, message: str
     ledger.issue(0, groups(0))
     with pytest.raises(LedgerError, match=message):
         breach(ledger)
+
+
+def test_committed_group_cannot_be_claimed(ledger: Ledger) -> None:
+    uids = train(ledger, 0)
+    ledger.record_claimed(uids)  # again, after a restart of the learner
+    ledger.commit(1)
+    with pytest.raises(LedgerError, match="expected scored or claimed, but it is committed"):
+        ledger.record_claimed(uids)
+    assert ledger.counts().states[GroupState.COMMITTED] == 2
+
+
+def test_only_a_group_without_scores_is_issued_again(ledger: Ledger) -> None:
+    (uid, _), *_ = groups(0)
+    ledger.issue(0, groups(0))
+    assert ledger.reissue(uid) == 1
+    ledger.record_sampled(uid, 1)
+    assert ledger.reissue(uid) == 2
+    ledger.record_sampled(uid, 2)
+    ledger.record_scored(uid, 2)
+    for state in ("scored", "claimed"):
+        with pytest.raises(LedgerError, match=f"expected issued or sampled, but it is {state}"):
+            ledger.reissue(uid)
+        ledger.record_claimed([uid])
+    assert ledger.counts().retried == 2
 
 
 def test_reading_a_missing_ledger_is_refused(tmp_path: Path) -> None:

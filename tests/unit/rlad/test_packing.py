@@ -186,6 +186,42 @@ def test_support_and_reference_are_placed_where_the_token_is_predicted() -> None
     assert counts == BatchCounts(responses=1, response_tokens=2, trained_tokens=1, missing_teacher_tokens=1)
 
 
+@pytest.mark.parametrize(("tail", "trains"), [(np.nan, False), (np.inf, False), (-np.inf, True), (-3.0, True)])
+def test_tail_of_nan_or_plus_infinity_is_missing_and_minus_infinity_is_a_score(tail: float, trains: bool) -> None:
+    scored = scored_group("g", [2], prompt_tokens=1, rewards=[1])
+    scored.teacher_scores.tail_logprobs[0] = tail
+    batch, counts = build_training_batch(
+        {"g": scored},
+        [("g", 0)],
+        normalizer=LossNormalizer(num_responses=1),
+        rules=BatchRules(objective=KdrlConfig(estimator="topk", top_k=SUPPORT)),
+    )
+    assert batch.weights.tolist() == ([0.5, 0.5, 0] if trains else [0, 1, 0])
+    assert (counts.trained_tokens, counts.missing_teacher_tokens) == ((2, 0) if trains else (1, 1))
+
+
+def test_missing_scores_are_counted_where_the_behaviour_is_missing_too() -> None:
+    """Token 0 lacks both, token 1 the teacher, token 2 the reference: each is counted in each of its columns."""
+    scored = scored_group("g", [4], prompt_tokens=1, rewards=[1])
+    scored.group.behaviour_logprobs[0] = np.nan
+    scored.teacher_scores.logprobs[[0, 1]] = np.nan
+    scored.reference_scores.logprobs[[0, 2]] = np.nan
+    _, counts = build_training_batch(
+        {"g": scored},
+        [("g", 0)],
+        normalizer=LossNormalizer(num_responses=1),
+        rules=BatchRules(objective=TrrdConfig(reference_kl=0.1)),
+    )
+    assert counts == BatchCounts(
+        responses=1,
+        response_tokens=4,
+        trained_tokens=1,
+        missing_teacher_tokens=2,
+        missing_reference_tokens=2,
+        missing_behaviour_tokens=1,
+    )
+
+
 @pytest.mark.parametrize(
     ("objective", "message"),
     [

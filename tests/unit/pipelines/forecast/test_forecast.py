@@ -247,6 +247,22 @@ def test_on_policy_step_ends_after_the_last_group(costs: PoolCosts) -> None:
     assert found.busy["verifier"] == pytest.approx(0.08)
 
 
+def test_later_passes_are_exposed_and_their_updates_are_paid(costs: PoolCosts, qwen: dict[str, Path]) -> None:
+    """Three passes of two updates: three times the forward and backward passes, and six optimizer steps instead of one.
+
+    The last micro-batches are those of one update, half of a pass.
+    """
+    config = round_config(qwen["0.6B"], qwen["8B"], passes=3, updates_per_step=2)
+    repeated = PoolCosts(config, MACHINE, costs.work)
+    once, thrice = costs.learning(2), repeated.learning(2)
+    assert thrice.seconds == pytest.approx(3 * once.seconds)
+    assert thrice.last_part_s == pytest.approx(once.seconds / 2)
+    sizes = sizes_of(config)
+    found, single = step_time(repeated, sizes, staleness=0), step_time(costs, sizes, staleness=0)
+    assert found.seconds - single.seconds == pytest.approx(2 * once.seconds + 5 * once.update_s)
+    assert found.busy["learner"] == pytest.approx(3 * once.seconds + 6 * once.update_s)
+
+
 def test_step_that_works_ahead_is_bound_by_the_slowest_pool(costs: PoolCosts) -> None:
     found = step_time(costs, sizes_of(costs.config), staleness=3)
     assert (found.bound_by, found.seconds) == ("teacher", costs.scoring("teacher", 2).seconds)

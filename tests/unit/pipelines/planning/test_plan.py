@@ -9,6 +9,7 @@ import pytest
 from pipelines.cluster.resources import Resources
 from pipelines.planning.plan import make_plan
 from rlad.config import RunConfig, load_run_config
+from rlad.objectives import KdrlConfig, TrrdConfig
 
 from ..console_text import WIDTH, cells_of, rendered
 from .plan_inputs import BYTES, CONFIGS, CPU_MACHINE, errors, prompt_files, write_shape
@@ -37,7 +38,39 @@ def test_shipped_configurations_fit_their_clusters(
     )
     plan = make_plan(config, cluster, gpu_memory_gib=gpu_memory_gib)
     assert errors(plan) == []
-    assert not any(finding.level == "warning" for finding in plan.findings)
+    (warning,) = (finding.text for finding in plan.findings if finding.level == "warning")
+    assert warning.startswith("objective.alpha 0.5 with teacher_log_ratio_clamp 1: the anchor alone clips")  # the paper
+
+
+@pytest.mark.parametrize(
+    ("objective", "max_refills", "warning"),
+    [
+        (
+            TrrdConfig(),
+            0,
+            "where A > 0 if log(pi / pi_T) is above 0.49, and where A < 0 if it is below -0.45. The expected update "
+            "then imitates the teacher, also against the reward. This is the paper's method; for a teacher that is "
+            "not fully trusted, set objective.teacher_log_ratio_clamp to auto (-0.40 to 0.44).",
+        ),
+        (TrrdConfig(alpha=0.7), 0, "above 0.82, and where A < 0 if it is below -0.74."),
+        (TrrdConfig(alpha=0.8), 8, None),
+        (TrrdConfig(teacher_log_ratio_clamp=0.44), 0, None),
+        (TrrdConfig(teacher_log_ratio_clamp="auto"), 0, None),
+        (TrrdConfig(anchor="agreeing"), 0, None),
+        (KdrlConfig(), 0, None),
+        (KdrlConfig(imitate="response"), 8, "training.max_refills 8 drops groups with equal rewards"),
+    ],
+    ids=str,
+)
+def test_settings_that_turn_or_skip_updates_are_pointed_out(
+    qwen: dict[str, Path], objective: TrrdConfig | KdrlConfig, max_refills: int, warning: str | None
+) -> None:
+    settings = [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*settings, f"training.max_refills={max_refills}"])
+    plan = make_plan(config.model_copy(update={"objective": objective}), Resources(cpus=256, gpus=8), gpu_memory_gib=80)
+    found = [finding.text for finding in plan.findings if finding.level == "warning"]
+    assert len(found) == (warning is not None)
+    assert warning is None or warning in found[0]
 
 
 def test_too_small_cluster_is_refused_with_the_demand_of_each_pool(qwen: dict[str, Path]) -> None:

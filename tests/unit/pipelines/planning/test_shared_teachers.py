@@ -87,7 +87,7 @@ def test_mismatch_with_shared_teacher_is_an_error(shared: Callable[..., Plan]) -
 
 
 def test_unreachable_shared_teacher_is_a_warning(qwen: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    base = [f"student.path={qwen['0.6B']}", "prompts.count=64", BYTES]
+    base = [f"student.path={qwen['0.6B']}", "prompts.count=64", BYTES, "objective.teacher_log_ratio_clamp=auto"]
 
     def warnings(*overrides: str) -> list[str]:
         plan = make_plan(

@@ -279,6 +279,15 @@ def test_one_group_too_many_ends_the_run_with_its_own_error(tmp_path: Path) -> N
         assert book.counts().states[GroupState.ABANDONED] == 2
 
 
+def test_every_pass_takes_the_learner_s_time_and_counts_each_group_once() -> None:
+    """8 steps of 24 groups: with 3 passes, three times the tokens and updates, and the same groups in each step."""
+    once, thrice = (simulated(run_config(passes=passes)) for passes in (1, 3))
+    assert uids_by_step(thrice) == uids_by_step(once)
+    assert thrice.work.learner == pytest.approx(3 * once.work.learner)
+    assert thrice.busy["learner"] * thrice.makespan_s == pytest.approx(3 * once.busy["learner"] * once.makespan_s)
+    assert thrice.makespan_s > once.makespan_s
+
+
 def test_work_by_hand() -> None:
     """Two groups of 2 responses with 30 tokens in total; the longest response has 12."""
     speeds = Speeds(
@@ -289,6 +298,8 @@ def test_work_by_hand() -> None:
     assert work.teacher == pytest.approx(30 * 0.5 / 3)
     assert work.verifier == pytest.approx(6.0)
     assert work.learner == pytest.approx(11.0)
+    sizes = PoolSizes(rollout=2, teacher=3, verifier=1)
+    assert work_of([(3, 12), (10, 5)], speeds, sizes, updates=4, passes=2).learner == pytest.approx(6.0 + 16.0)
     assert work.longest_response == pytest.approx(24.0)
     assert (work.bound, work.bottleneck) == (pytest.approx(24.0), "learner")
 

@@ -121,7 +121,15 @@ def test_invalid_offline_setting_is_reported_with_a_fix(override: str, message: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["learner.pi_old=recompute"], "requires training.updates_per_step 1, .*; got 2. Use 'rollout'"),
+        (["learner.pi_old=recompute"], "requires one update per step .*; got 2 and 1. Use 'rollout'"),
+        (
+            ["learner.pi_old=recompute", "training.updates_per_step=1", "training.passes=3"],
+            "requires one update per step .*; got 1 and 3. Use 'rollout'",
+        ),
+        (
+            ["objective={name: kdrl, imitate: group}", "training.max_refills=4"],
+            "training.max_refills must be 0 with objective.imitate 'group': .*; got 4. Set training.max_refills to 0",
+        ),
         (
             ["learner.pi_old=recompute", "training.updates_per_step=1", "training.max_staleness=1"],
             "requires training.max_staleness 0, .*; got 1. Use 'rollout'",
@@ -149,7 +157,11 @@ SHARED_GPU = [
     [
         (
             ["weights.transport=gloo"],
-            "requires training.updates_per_step 1; got 2.*Set training.updates_per_step to 1",
+            "requires one update per step .*; got 2 and 1.*Set training.updates_per_step and training.passes to 1",
+        ),
+        (
+            ["weights.transport=gloo", "training.updates_per_step=1", "training.passes=2"],
+            "requires one update per step .*; got 1 and 2",
         ),
         (
             [*ON_GPUS, "weights.transport=gloo"],

@@ -66,6 +66,34 @@ def test_interval_of_all_solved_prompts_is_not_degenerate() -> None:
     assert 0.8 < low < 0.9
 
 
+def test_intervals_by_hand() -> None:
+    # Mean 0.5, sample standard deviation 0.25 (0.2041 with ddof 0), standard error 0.25 / sqrt(3) = 0.144338.
+    # Student's t with 2 degrees of freedom is 4.302653 at 97.5% (2.919986 at 95%); 0.1 as the scale keeps the ends
+    # inside [0, 1].
+    mean, low, high = mean_interval([0.475, 0.5, 0.525])
+    assert (mean, high - mean, mean - low) == pytest.approx((0.5, 0.0621034, 0.0621034), abs=1e-6)
+    # Wilson at z = 1.959964: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), here 1 and 3 of 4.
+    assert mean_interval([1.0, 0.0, 0.0, 0.0]) == pytest.approx((0.25, 0.045587, 0.699358), abs=1e-5)
+    assert mean_interval([1.0] * 4) == pytest.approx((1.0, 4 / (4 + 3.841459), 1.0), abs=1e-6)
+
+
+def test_single_fractional_value_has_the_widest_interval() -> None:
+    assert mean_interval([0.5]) == (0.5, 0.0, 1.0)
+
+
+def test_partly_rewarded_response_is_not_solved() -> None:
+    """Rewards of at most 0.5 count in the mean, and neither in pass@k nor as right votes."""
+    overall = summarise(
+        [result("a", rewards=(0.25, 0.5), answers=("x", "y")), result("b", rewards=(0.75, 0), answers=("x", "y"))]
+    ).overall
+    assert overall.mean == pytest.approx(0.375)
+    assert {k: interval.mean for k, interval in overall.pass_at.items()} == {1: 0.25, 2: 0.5}
+    assert overall.majority is not None
+    assert overall.majority.mean == 0.25  # no chance for the first prompt, one of two winners for the second
+    assert majority_vote(("x", "x"), (0.5, 0.25)) == 0.0
+    assert majority_vote(("x", "x"), (0.51, 0.0)) == 0.5  # one right and one wrong vote
+
+
 def test_summary_by_group_in_natural_order() -> None:
     summary = summarise(
         [
@@ -160,6 +188,12 @@ def test_majority_vote_is_reported_if_all_prompts_have_answers() -> None:
     assert summary.overall.majority is summary.groups["code"].majority is None
     assert summary.groups["kk"].majority is not None
     assert summary.groups["kk"].majority.mean == 0.5
+    assert EvaluationSummary.from_dict(json.loads(json.dumps(summary.as_dict()))) == summary
+
+
+def test_majority_vote_requires_a_reward_for_each_answer() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        majority_vote(("a", "b"), (1.0,))
 
 
 def test_evaluation_without_prompts_is_rejected() -> None:

@@ -12,6 +12,7 @@ from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.evaluation.comparison import (
     RunRecord,
     accuracy_spreads,
+    areas,
     costs,
     curves,
     differences,
@@ -21,6 +22,7 @@ from rlad.evaluation.comparison import (
     paired_t,
     sign_permutation,
 )
+from rlad.evaluation.learning_curve import area_under
 
 
 def evaluation(rewards: Sequence[float], *, first_prompt: int = 0) -> EvaluationSummary:
@@ -99,11 +101,11 @@ def test_costs_are_means_over_seeds() -> None:
     silent = RunRecord(
         method="sft",
         seed=0,
-        steps=[{"step": 1, "traces/response_tokens": 7.0}],
+        steps=[{"step": 1, "traces/response_tokens": 7.0}, {"step": 2, "traces/response_tokens": 5.0}],
         evaluations={0: evaluation([0])},
         uses_teacher=False,
     )
-    assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 7.0)
+    assert (costs([silent])["sft"].step_s, costs([silent])["sft"].teacher_tokens) == (None, 12.0)
 
 
 def test_paired_t_by_hand() -> None:
@@ -200,6 +202,85 @@ def test_interval_within_the_margin_means_equal() -> None:
     other = [run("trrd", seed, [0, 1, 1, 0]) for seed in range(3)]
     (found,) = differences([*first, *other], margin=0.01)
     assert (found.verdict, found.difference) == ("equal", 0.0)
+
+
+def test_equal_mean_with_a_wide_interval_is_not_equal() -> None:
+    """Seeds differ by +25, 0 and -25 points: the mean is 0, far within the margin, but the interval is not."""
+    first = [run("grpo", seed, [1, 0, 1, 0]) for seed in range(3)]
+    other = [run("trrd", seed, row) for seed, row in enumerate([[1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0]])]
+    (found,) = differences([*first, *other], margin=0.02)
+    assert (found.difference, found.verdict) == (pytest.approx(0.0), "within the noise")
+    assert (found.low, found.high) == pytest.approx((-0.25 * 4.302653 / 3**0.5, 0.25 * 4.302653 / 3**0.5), abs=1e-6)
+    (found,) = differences([*first, *other], margin=0.63)  # the ends are at 0.6210
+    assert found.verdict == "equal"
+
+
+def curve(method: str, seed: int, *evaluations: Sequence[float]) -> RunRecord:
+    """Run with evaluations after 0, 2, 8 and so on steps."""
+    steps = (0, 2, 8)[: len(evaluations)]
+    return RunRecord(
+        method=method,
+        seed=seed,
+        steps=[],
+        evaluations={step: evaluation(rewards) for step, rewards in zip(steps, evaluations, strict=True)},
+        uses_teacher=False,
+    )
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    # Steps 0, 2, 8: (2 * (0 + 0.5) / 2 + 6 * (0.5 + 1) / 2) / 8 = (0.5 + 4.5) / 8.
+    assert area_under([0, 2, 8], [0.0, 0.5, 1.0]) == pytest.approx(5 / 8)
+    assert area_under([3, 4], [0.25, 0.75]) == 0.5
+    for steps in ([], [1], [2, 2], [2, 1]):
+        with pytest.raises(ContractError, match="requires two ascending steps or more"):
+            area_under(steps, [0.0] * len(steps))
+    spreads = areas([curve("a", 0, [0, 0], [1, 0], [1, 1]), curve("a", 1, [0, 0], [0, 0], [1, 0])])
+    # Seed 1: 6 * 0.5 / 2 / 8 = 3/16. The standard deviation of two values is their distance over sqrt(2).
+    assert (spreads["a"].mean, spreads["a"].sd) == pytest.approx(((5 / 8 + 3 / 16) / 2, (5 / 8 - 3 / 16) / 2**0.5))
+
+
+def test_areas_use_the_steps_that_all_runs_have() -> None:
+    short = curve("b", 0, [0, 0], [1, 1])
+    assert areas([curve("a", 0, [0, 0], [0, 0], [1, 1]), short])["a"].mean == 0.0  # steps 0 and 2
+    assert areas([curve("a", 0, [0, 0]), short]) == {}
+    assert differences([curve("a", 0, [0, 0]), short], margin=0.01, measure="area") == []
+
+
+def test_area_tells_faster_learning_apart_where_the_ends_are_equal() -> None:
+    """Prompts solved after 2 of 8 steps: 9, 10, 9 of 10 against 1, 2, 2. All are solved in the end.
+
+    A prompt that is solved after 2 steps instead of 8 has an area that is 1/2 larger: (2 + 6) / 2 / 8.
+    """
+    none, everything = [0] * 10, [1] * 10
+
+    def solved(count: int) -> list[int]:
+        return [1] * count + [0] * (10 - count)
+
+    slow = [curve("grpo", seed, none, solved(count), everything) for seed, count in enumerate((1, 2, 2))]
+    fast = [curve("trrd", seed, none, solved(count), everything) for seed, count in enumerate((9, 10, 9))]
+    (final,) = differences([*slow, *fast], margin=0.01)
+    (area,) = differences([*slow, *fast], margin=0.01, measure="area")
+    assert (final.verdict, final.difference, final.measure) == ("equal", 0.0, "final")
+    assert (area.difference, area.seeds, area.prompts, area.measure) == (pytest.approx(0.5 * 23 / 30), 3, 10, "area")
+    # Differences of the seeds: 0.4, 0.4 and 0.35; standard error 0.028868 / sqrt(3) = 1/60.
+    assert (area.low, area.high) == pytest.approx((0.5 * 23 / 30 - 4.302653 / 60, 0.5 * 23 / 30 + 4.302653 / 60))
+    assert area.p_prompts == pytest.approx(2 / 2**9)  # nine prompts differ, all in one direction
+    assert area.verdict == "better"
+    assert area.sentence().startswith(
+        "By the area under the learning curve, trrd is better than grpo (+38.3 points, 95% interval +31.2 to +45.5"
+    )
+
+
+def test_area_requires_the_same_prompts_at_every_step() -> None:
+    moved = RunRecord(
+        method="a",
+        seed=0,
+        steps=[],
+        evaluations={0: evaluation([0, 0]), 2: evaluation([1, 1], first_prompt=1)},
+        uses_teacher=False,
+    )
+    with pytest.raises(ContractError, match="of the same prompts at every step; got 2 at step 0, 2 at step 2"):
+        differences([moved, moved], margin=0.01, measure="area")
 
 
 def test_runs_on_different_prompts_cannot_be_paired() -> None:

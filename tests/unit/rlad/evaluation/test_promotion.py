@@ -97,3 +97,20 @@ def test_evaluations_on_different_prompts_are_rejected() -> None:
 def test_negative_margin_is_rejected() -> None:
     with pytest.raises(ContractError, match="worse student"):
         decide(evaluation([1.0, 1.0]), evaluation([0.0, 0.0]), margin=-0.1)
+
+
+def test_single_prompt_never_promotes() -> None:
+    decision = decide(evaluation([1.0]), evaluation([0.0]), margin=0.0)
+    assert (decision.promote, decision.difference, decision.interval) == (False, 1.0, None)
+    assert decision.reason == "a single prompt gives no confidence interval; evaluate on more prompts"
+
+
+def test_interval_that_touches_zero_does_not_promote() -> None:
+    """Without any spread the interval is the difference itself; a margin of 0 must still be exceeded."""
+    decision = decide(evaluation([1.0, 0.0]), evaluation([1.0, 0.0]), margin=0.0)
+    assert decision.promote is False
+    assert decision.reason.startswith("not better by more than the margin of 0 points (")
+    # Differences of 1 and 0: mean 0.5, and an interval from -5.9 to 6.9.
+    decision = decide(evaluation([1.0, 0.0]), evaluation([0.0, 0.0]), margin=0.1)
+    assert decision.promote is False
+    assert decision.reason.startswith("better by more than the margin, but not significantly (")

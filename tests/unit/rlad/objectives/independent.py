@@ -17,11 +17,14 @@ SETTINGS: dict[str, Any] = {
     "alpha": 0.5,
     "teacher_log_ratio_clamp": 1.0,
     "teacher_clamp_gradient": "clipped",
+    "anchor": "always",
     "eps_low": 0.2,
     "eps_high": 0.28,
     "dual_clip": None,
     "mismatch": "off",
     "mismatch_cap": 2.0,
+    "mismatch_floor": None,
+    "reward_student": "behaviour",
     "aggregation": "response_mean",
     "reference_kl": 0.0,
     "reference_kl_estimator": "k3",
@@ -86,12 +89,20 @@ def token_loss(s: dict[str, Any], token: Token, progress: float) -> Tensor:
         case "grpo":
             return surrogate_loss(s, plain, token.advantage, token)
         case "trrd":
+            if s["anchor"] == "agreeing" and (token.teacher > token.behaviour) != (token.advantage > 0):
+                return surrogate_loss(s, plain, token.advantage, token)
+            if s["alpha"] == 1:
+                return surrogate_loss(s, plain, token.advantage, token)
             to_teacher, c = token.policy - token.teacher, s["teacher_log_ratio_clamp"]
-            held = (
-                to_teacher
-                if abs(to_teacher.item()) <= c
-                else torch.full_like(to_teacher, math.copysign(c, to_teacher.item()))
-            )
+            highest, lowest = c, None
+            if c == "auto":  # nine tenths of the clip range
+                highest = 0.9 * math.log(1 + s["eps_high"]) / (1 - s["alpha"])
+                lowest = 0.9 * math.log(1 - s["eps_low"]) / (1 - s["alpha"])
+            held = to_teacher
+            if to_teacher.item() > highest:
+                held = torch.full_like(to_teacher, highest)
+            elif to_teacher.item() < (-c if lowest is None else lowest):
+                held = torch.full_like(to_teacher, -c if lowest is None else lowest)
             if s["teacher_clamp_gradient"] == "straight_through":
                 held = to_teacher + (held - to_teacher).detach()
             return surrogate_loss(s, s["alpha"] * plain + (1 - s["alpha"]) * held, token.advantage, token)
@@ -100,15 +111,19 @@ def token_loss(s: dict[str, Any], token: Token, progress: float) -> Tensor:
             pull = s["imitate"] == "none" or token.is_imitated
             if s["estimator"] == "k1_reward":
                 return surrogate_loss(
-                    s, plain, token.advantage + (beta * (token.teacher - token.behaviour) if pull else 0.0), token
+                    s, plain, token.advantage + (beta * (token.teacher - student_of(s, token)) if pull else 0.0), token
                 )
             return surrogate_loss(s, plain, token.advantage, token) + (beta * divergence(s, token) if pull else 0.0)
         case "opd":
             if s["estimator"] == "k1_reward":
-                return surrogate_loss(s, plain, token.teacher - token.behaviour, token)
+                return surrogate_loss(s, plain, token.teacher - student_of(s, token), token)
             return divergence(s, token)
         case _:
             return -token.policy
+
+
+def student_of(s: dict[str, Any], token: Token) -> float:
+    return token.policy.item() if s["reward_student"] == "current" else token.behaviour
 
 
 def beta_at(s: dict[str, Any], progress: float) -> float:
@@ -130,7 +145,8 @@ def surrogate_loss(s: dict[str, Any], log_ratio: Tensor, advantage: float, token
     if s["mismatch"] == "off":
         return -gain
     w, cap = math.exp(token.behaviour - token.sampler), s["mismatch_cap"]
-    weight = min(w, cap) if s["mismatch"] == "truncate" else (w if 1 / cap <= w <= cap else 0.0)
+    floor = 1 / cap if s["mismatch_floor"] is None else s["mismatch_floor"]
+    weight = min(w, cap) if s["mismatch"] == "truncate" else (w if floor <= w <= cap else 0.0)
     return -gain * weight
 
 

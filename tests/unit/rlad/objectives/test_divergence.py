@@ -101,3 +101,20 @@ def test_negligible_tail_has_a_finite_value_and_gradient() -> None:
     value.backward()
     assert value.isfinite()
     assert logits.grad.isfinite().all()
+
+
+def test_tail_of_the_teacher_has_a_floor() -> None:
+    """pi has 0.2 outside the support, q e^-200, which counts as 2^-24: 0.2 (ln 0.2 + 24 ln 2) + 0.8 ln 0.8."""
+    pi = torch.tensor([0.8], dtype=torch.float64).log()
+    value = support_divergence(pi, torch.zeros(1, dtype=torch.float64), torch.tensor(-200.0, dtype=torch.float64))
+    assert value.item() == pytest.approx(0.8 * math.log(0.8) + 0.2 * (math.log(0.2) + 24 * math.log(2)), rel=1e-12)
+
+
+def test_tail_of_the_student_has_a_floor() -> None:
+    """pi has no mass outside the support, q 1/2: the bucket counts 2^-24 (ln 2^-24 - ln 1/2)."""
+    value = support_divergence(
+        torch.zeros(1, dtype=torch.float64),
+        torch.tensor([0.5], dtype=torch.float64).log(),
+        torch.tensor(0.5, dtype=torch.float64).log(),
+    )
+    assert value.item() == pytest.approx(math.log(2) - 2.0**-24 * 23 * math.log(2), rel=1e-13)

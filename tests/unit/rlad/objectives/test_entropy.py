@@ -77,3 +77,40 @@ def test_restored_controller_continues_from_its_state() -> None:
     assert (second.coefficient, second.level) == (first.coefficient, first.level) == (0.0, 0.0)
     second.observe(0.2)
     assert second.coefficient == pytest.approx(0.1)
+
+
+def test_entropy_exactly_at_the_target_keeps_the_bonus_and_lowers_the_level() -> None:
+    """The bonus is off only above the target, and the level rises only below it (arXiv:2505.22312, section 4)."""
+    controller = EntropyController(EntropyBonus(coefficient=0.3, target=1.0, delta=0.1))
+    controller.observe(1.0)
+    assert (controller.level, controller.coefficient) == pytest.approx((0.2, 0.2))
+
+
+def test_adaptive_coefficient_stops_at_its_cap() -> None:
+    """Delta 0.1 from 0.15: 0.25, then the cap of 0.3 twice; a high entropy lowers it from there."""
+    controller = EntropyController(EntropyBonus(coefficient=0.15, target=1.0, delta=0.1, max_coefficient=0.3))
+    seen = []
+    for entropy in (0.5, 0.5, 0.5, 1.0):
+        controller.observe(entropy)
+        seen.append(controller.coefficient)
+    assert seen == pytest.approx([0.25, 0.3, 0.3, 0.2])
+
+
+def test_cap_is_fifty_deltas_unless_set() -> None:
+    assert EntropyBonus(target=0.2, delta=0.0001).cap == pytest.approx(0.005)
+    assert EntropyBonus(target=0.2, max_coefficient=0.01).cap == 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_coefficient": 0.1}, "max_coefficient requires target; got max_coefficient 0.1 and target null"),
+        (
+            {"target": 0.2, "coefficient": 0.3},
+            "must not exceed its cap; got coefficient 0.3 and a cap of 0.25. Raise max_coefficient, or start lower",
+        ),
+    ],
+)
+def test_cap_that_cannot_hold_is_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EntropyBonus(**settings)

@@ -65,10 +65,8 @@ def test_loss_and_gradient_equal_an_independent_implementation(
 
 @every_objective
 def test_gradient_equals_finite_differences(config: dict[str, Any]) -> None:
-    if config.get("teacher_clamp_gradient") == "straight_through":
-        pytest.skip(
-            "the gradient intentionally differs from that of the value; the independent implementation covers it"
-        )
+    if config.get("teacher_clamp_gradient") == "straight_through" or config.get("reward_student") == "current":
+        pytest.skip("the gradient differs from that of the value by design; the independent implementation covers it")
     batch = ragged_batch([4, 1, 0, 3], seed=5)
     gradient = gradient_of(config, batch)
     step = 1e-6

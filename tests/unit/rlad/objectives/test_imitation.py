@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlad.objectives import Extras, KdrlConfig, ObjectiveOutput, build_objective
+from rlad.objectives import Extras, GrpoConfig, KdrlConfig, ObjectiveOutput, OpdConfig, build_objective
 
 
 def one_token(
@@ -116,6 +116,8 @@ def test_dual_clip_bounds_the_loss_for_negative_advantages() -> None:
         ("mask", 0.4, math.exp(0.4)),
         ("mask", 0.9, 0),
         ("mask", -0.9, 0),
+        ("mask", math.log(2), 2.0),  # the bounds are kept
+        ("mask", -math.log(2), 0.5),
     ],
 )
 def test_mismatch_between_engine_and_learner_by_hand(mode: str, gap: float, weight: float) -> None:
@@ -127,6 +129,71 @@ def test_mismatch_between_engine_and_learner_by_hand(mode: str, gap: float, weig
         sampler_logprobs=torch.tensor([[-1.0 - gap]], dtype=torch.float64),
     )
     assert found[:2] == pytest.approx((-weight, -weight))
+
+
+@pytest.mark.parametrize(("w", "weight"), [(0.49, 0), (0.51, 0.51), (4.9, 4.9), (5.1, 0)])
+def test_mask_has_two_bounds(w: float, weight: float) -> None:
+    """IcePop keeps weights within [0.5, 5] as they are."""
+    found = one_token(
+        {"name": "grpo", "mismatch": "mask", "mismatch_floor": 0.5, "mismatch_cap": 5.0},
+        policy=-1.0,
+        advantage=1.0,
+        sampler_logprobs=torch.tensor([[-1.0 - math.log(w)]], dtype=torch.float64),
+    )
+    assert found[:2] == pytest.approx((-weight, -weight))
+    assert found[2].metrics["objective/mismatch_cut_fraction"] == (weight == 0)
+
+
+def test_reward_of_the_current_student_by_hand() -> None:
+    """log pi = -0.9, log pi_old = -1, log pi_T = -1.5: the reward is -0.6 instead of -0.5, the ratio e^0.1."""
+    values = {"policy": -0.9, "behaviour": -1.0, "teacher": -1.5}
+    old = one_token({"name": "opd", "reward_student": "behaviour"}, **values)
+    current = one_token({"name": "opd", "reward_student": "current"}, **values)
+    assert old[:2] == pytest.approx((0.5 * math.exp(0.1), 0.5 * math.exp(0.1)))
+    assert current[:2] == pytest.approx((0.6 * math.exp(0.1), 0.6 * math.exp(0.1)))
+    assert current[2].metrics["objective/teacher_kl"] == pytest.approx(0.6)
+    # A = 2 plus beta times the reward: (2 - 0.5 * 0.6) e^0.1 = 1.7 e^0.1.
+    kdrl = {"name": "kdrl", "beta": 0.5, "estimator": "k1_reward", "reward_student": "current"}
+    assert one_token(kdrl, advantage=2.0, **values)[:2] == pytest.approx((-1.7 * math.exp(0.1), -1.7 * math.exp(0.1)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("student", ["behaviour", "current"])
+def test_expected_gradient_over_samples_of_an_older_policy(seed: int, student: str) -> None:
+    """With the current student it is that of KL(pi, pi_T) for any pi_old; else that of KL(pi, pi_old) is subtracted.
+
+    The expectation is a sum over the vocabulary with the probabilities of pi_old; no token is clipped.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    old, teacher = (torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    config = {"name": "opd", "reward_student": student, "eps_low": 0.999, "eps_high": 1e6}
+    loss = (
+        build_objective(config)
+        .packed(
+            policy_logprobs=logits.log_softmax(0),
+            behaviour_logprobs=old,
+            teacher_logprobs=teacher,
+            advantages=torch.zeros(5, dtype=torch.float64),
+            weights=old.exp(),
+        )
+        .loss
+    )
+    (found,) = torch.autograd.grad(loss, logits)
+    pi = logits.log_softmax(0)
+    expected = (pi.exp() * (pi - teacher)).sum()
+    if student == "behaviour":
+        expected = expected - (pi.exp() * (pi - old)).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, logits)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_staleness_decides_which_student_the_reward_has() -> None:
+    for settings in (OpdConfig(), KdrlConfig(estimator="k1_reward")):
+        assert settings.resolved(max_staleness=0).reward_student == "behaviour"
+        assert settings.resolved(max_staleness=2).reward_student == "current"
+    assert OpdConfig(reward_student="behaviour").resolved(max_staleness=2).reward_student == "behaviour"
+    assert OpdConfig(reward_student="current").resolved(max_staleness=0).reward_student == "current"
+    assert GrpoConfig().resolved(max_staleness=2) == GrpoConfig()
 
 
 def test_reference_divergence_by_hand() -> None:

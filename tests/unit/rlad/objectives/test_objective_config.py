@@ -71,7 +71,7 @@ SHARED = {
     "fixed_length": None,
     "reference_kl": 0.0,
     "reference_kl_estimator": "k3",
-    "entropy_bonus": {"coefficient": 0.0, "target": None, "delta": 0.005},
+    "entropy_bonus": {"coefficient": 0.0, "target": None, "delta": 0.005, "max_coefficient": None},
 }
 SURROGATE = {
     "eps_low": 0.20,
@@ -80,23 +80,31 @@ SURROGATE = {
     "advantage": "group_std",
     "mismatch": "off",
     "mismatch_cap": 2.0,
+    "mismatch_floor": None,
 }
 
 
 def test_defaults_are_those_of_the_paper_with_every_option_off() -> None:
-    anchored = {"alpha": 0.5, "teacher_log_ratio_clamp": 1.0, "teacher_clamp_gradient": "clipped"}
+    anchored = {
+        "alpha": 0.5,
+        "teacher_log_ratio_clamp": 1.0,
+        "teacher_clamp_gradient": "clipped",
+        "anchor": "always",
+    }
     assert TrrdConfig().model_dump() == {"name": "trrd", **anchored, **SHARED, **SURROGATE}
     assert GrpoConfig().model_dump() == {"name": "grpo", **SHARED, **SURROGATE}
     kdrl = {
         "estimator": "k2",
         "top_k": None,
+        "reward_student": "auto",
         "beta": 2e-3,
         "beta_end": None,
         "beta_schedule": "linear",
         "imitate": "none",
     }
     assert KdrlConfig().model_dump() == {"name": "kdrl", **kdrl, **SHARED, **SURROGATE}
-    assert OpdConfig().model_dump() == {"name": "opd", "estimator": "k1_reward", "top_k": None, **SHARED, **SURROGATE}
+    opd = {"estimator": "k1_reward", "top_k": None, "reward_student": "auto"}
+    assert OpdConfig().model_dump() == {"name": "opd", **opd, **SHARED, **SURROGATE}
     assert SftConfig().model_dump() == {"name": "sft", **SHARED}
 
 
@@ -116,6 +124,7 @@ def test_shown_settings_are_the_objectives_own_and_changed_options() -> None:
         "alpha": 0.3,
         "teacher_log_ratio_clamp": 1.0,
         "teacher_clamp_gradient": "clipped",
+        "anchor": "always",
     }
 
 
@@ -191,7 +200,15 @@ def test_configuration_is_frozen() -> None:
         ),
         (
             {"name": "trrd", "teacher_log_ratio_clamp": 0},
-            "objective setting trrd.teacher_log_ratio_clamp: Input should be greater than 0 (got 0)",
+            "objective setting trrd.teacher_log_ratio_clamp: must be a number above 0, or `auto` (got 0)",
+        ),
+        (
+            {"name": "trrd", "teacher_log_ratio_clamp": "wide"},
+            "objective setting trrd.teacher_log_ratio_clamp: must be a number above 0, or `auto` (got 'wide')",
+        ),
+        (
+            {"name": "grpo", "mismatch": "truncate", "mismatch_floor": 0.5},
+            "mismatch_floor requires mismatch `mask`; got mismatch `truncate` and mismatch_floor 0.5",
         ),
         (
             {"name": "trrd", "teacher_clamp_gradient": "none"},
@@ -229,3 +246,14 @@ def test_wrong_configuration_is_one_clear_sentence(config: dict[str, Any], sente
         build_objective(config)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_sentences_of_all_problems_name_setting_and_value() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_objective({"name": "grpo", "entropy_bonus": {"max_coefficient": 0.1}, "eps_lo": 0.1, "reference_kl": -1})
+    assert str(error.value) == (
+        "objective setting grpo.reference_kl: Input should be greater than or equal to 0 (got -1); "
+        "objective setting grpo.entropy_bonus: max_coefficient requires target; got max_coefficient 0.1 and target "
+        "null, which keeps the coefficient constant (got {'max_coefficient': 0.1}); "
+        "objective 'grpo' has no setting `eps_lo`; did you mean `eps_low`?"
+    )

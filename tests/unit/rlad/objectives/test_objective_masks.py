@@ -334,8 +334,23 @@ def test_mismatched_packed_arguments_are_refused() -> None:
 def test_missing_teacher_fraction_is_tolerated_up_to_the_limit() -> None:
     check_missing_teacher(0, 0, 0.0)
     check_missing_teacher(0, 100, 0.0)
+    with pytest.raises(TeacherScoresError, match="1 of 1 response tokens"):
+        check_missing_teacher(1, 1, 0.5)
     check_missing_teacher(29, 100, 0.29)
     with pytest.raises(TeacherScoresError, match=r"30 of 100 response tokens \(30.00%\).*29.00%"):
         check_missing_teacher(30, 100, 0.29)
     with pytest.raises(TeacherScoresError):
         check_missing_teacher(1, 10**9, 0.0)
+
+
+@pytest.mark.parametrize(("tail", "missing"), [(math.nan, 1), (math.inf, 1), (-math.inf, 0), (-0.5, 0)])
+def test_tail_of_nan_or_plus_infinity_is_missing_and_minus_infinity_is_a_score(tail: float, missing: int) -> None:
+    batch = ragged_batch([2], seed=3)
+    tails = batch.extras.teacher_tail_logprobs.clone()
+    tails[0, 0] = tail
+    _, gradient, metrics = run(
+        {"name": "opd", "estimator": "topk", "top_k": 3},
+        replace(batch, extras=replace(batch.extras, teacher_tail_logprobs=tails)),
+    )
+    assert metrics["objective/teacher_missing_tokens"] == missing
+    assert (gradient[0, 0] == 0) == (missing == 1)

@@ -7,6 +7,7 @@ import torch
 
 from rlad.errors import ContractError
 from rlad.objectives import MetricSums, ObjectiveOutput, build_objective
+from rlad.objectives.metrics import MeanSums, mean_over
 
 
 def packed_output(config: dict[str, object], rows: list[tuple[float, float, float, float]]) -> ObjectiveOutput:
@@ -47,6 +48,11 @@ def test_values_by_hand() -> None:
             "objective/log_ratio_teacher_mean": (1.5 + 0.1 - 0.4 - 2.0 + 0.2 + 0.0) / 6,
             "objective/log_ratio_teacher_abs_mean": 4.2 / 6,
             "objective/teacher_clamp_fraction": 2 / 6,
+            # (1 - alpha) log(pi_old / pi_T), clamped: 0.5, 0.1 | -0.1, -0.5, 0.1. Limits: ln 1.28 and ln 0.8.
+            "objective/anchor_veto_fraction_positive": 1 / 2,
+            "objective/anchor_veto_fraction_negative": 1 / 3,
+            # Of the three clipped tokens, log(pi / pi_old) alone clips the first (0.3).
+            "objective/anchor_clip_fraction": 2 / 6,
             "objective/behaviour_missing_tokens": 0,
             "objective/teacher_missing_tokens": 0,
         },
@@ -89,10 +95,35 @@ def test_sums_of_different_objectives_do_not_add() -> None:
     trrd, grpo = (packed_output({"name": name}, ROWS).sums for name in ("trrd", "grpo"))
     with pytest.raises(ContractError, match="expected the same names in the same order to add"):
         trrd.add(grpo)
-    with pytest.raises(ContractError, match="expected 20 values"):
+    with pytest.raises(ContractError, match="expected 26 values"):
         trrd.from_tensor(grpo.to_tensor())
 
 
 def test_totals_are_added_and_not_averaged() -> None:
     one, two = (MetricSums.of(means={}, totals={"missing": torch.tensor(count)}) for count in (3, 4))
     assert one.add(two).means() == {"missing": 7.0}
+
+
+def test_sums_are_exact_beyond_the_integers_of_float32() -> None:
+    """float32 holds no 2^24 + 1, neither as a sum of tokens nor as their number."""
+    column = torch.tensor([2.0**24, 1.0, 9.0])
+    found = mean_over(column, torch.tensor([True, True, False]))
+    assert (found.total.item(), found.num_tokens.item()) == (2**24 + 1, 2)
+    many = MeanSums(torch.tensor(2.0**24 + 1, dtype=torch.float64), torch.tensor(2**24 + 1))
+    sums = MetricSums.of(means={"mean": many}, totals={"missing": torch.tensor(2**24 + 1)})
+    assert sums.values.tolist() == [2**24 + 1] * 3
+
+
+def test_dual_clipped_tokens_count_as_clipped() -> None:
+    """A = -1: log ratio 2 is beyond ln 3 and has no gradient, log ratio 1 is not. A = +1: 2 is clipped as usual."""
+    rows = [(2.0, 0.0, -1.0, 0.3), (1.0, 0.0, -1.0, 0.3), (2.0, 0.0, 1.0, 0.3)]
+    metrics = packed_output({"name": "grpo", "dual_clip": 3.0}, rows).metrics
+    assert (metrics["objective/clip_fraction_negative"], metrics["objective/clip_fraction_positive"]) == (0.5, 1.0)
+    assert metrics["objective/clip_fraction"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("config", [{"name": "opd"}, {"name": "kdrl", "estimator": "k1_reward"}], ids=str)
+def test_teacher_divergence_of_the_reward_is_positive_where_the_student_is_likelier(config: dict[str, object]) -> None:
+    """At pi = pi_old, log pi - log pi_T of 0.6 and -0.1 estimate a KL of 0.25."""
+    metrics = packed_output(config, [(0.0, 0.6, 1.0, 0.5), (0.0, -0.1, 1.0, 0.5)]).metrics
+    assert metrics["objective/teacher_kl"] == pytest.approx(0.25)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlad.objectives import build_objective
+from rlad.objectives import TrrdConfig, build_objective
 from rlad.objectives.ratios import clamped_teacher_log_ratio
 
 from .slow_reference import Padded, Settings, ragged_batch, slow_loss_and_gradient
@@ -173,6 +173,90 @@ def test_tokens_are_clipped_at_the_behaviour_policy_only_below_a_threshold_of_al
     assert just_above != 0.0
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("anchor", [{"teacher_log_ratio_clamp": "auto"}, {"anchor": "agreeing"}], ids=str)
+def test_anchor_that_cannot_clip_at_the_behaviour_policy(alpha: float, anchor: dict[str, Any]) -> None:
+    """Under the paper's clamp, the two tokens with alpha below 0.753 have no gradient."""
+    for advantage, gap in ((1.0, -9.0), (-1.0, 9.0)):
+        _, paper = one_token(to_behaviour=0.0, teacher_gap=gap, advantage=advantage, alpha=alpha)
+        _, found = one_token(to_behaviour=0.0, teacher_gap=gap, advantage=advantage, alpha=alpha, **anchor)
+        assert (paper != 0) == (alpha > 0.8)
+        assert found * advantage < 0 or alpha == 0  # alpha 0 has no gradient outside the clamp
+
+
+def test_automatic_clamp_by_hand() -> None:
+    """alpha 0.5: [2 ln 0.8, 2 ln 1.28] * 0.9 = [-0.4017, 0.4443]; a tenth of the clip range is left to the update.
+
+    At the upper bound, log r = 0.5 x + 0.2222 for log(pi / pi_old) = x, so the clip is at x = 0.2 ln 1.28 = 0.0494.
+    """
+    low, high = TrrdConfig(teacher_log_ratio_clamp="auto").clamp_bounds
+    assert (low, high) == pytest.approx((-0.4017, 0.4443), abs=5e-5)
+    auto = {"teacher_gap": -3.0, "advantage": 1.0, "teacher_log_ratio_clamp": "auto"}
+    assert one_token(to_behaviour=0.0493, **auto)[1] == pytest.approx(
+        -0.5 * math.exp(0.5 * 0.0493 + 0.9 * 0.24686), 1e-4
+    )
+    assert one_token(to_behaviour=0.0494, **auto)[1] == 0.0
+    # At the lower bound, with A < 0: log r = 0.5 x - 0.2008, and the clip is at x = 0.2 ln 0.8 = -0.0446.
+    auto = {"teacher_gap": 3.0, "advantage": -1.0, "teacher_log_ratio_clamp": "auto"}
+    assert one_token(to_behaviour=-0.0446, **auto)[1] == pytest.approx(0.5 * 0.8, rel=1e-4)
+    assert one_token(to_behaviour=-0.0447, **auto)[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "can_veto"),
+    [
+        ({}, True),
+        ({"teacher_log_ratio_clamp": 0.44}, False),  # 0.5 * 0.44 = 0.22 is below 0.2231 and 0.2469
+        ({"teacher_log_ratio_clamp": 0.45}, True),  # 0.225 is above the first
+        ({"teacher_log_ratio_clamp": 0.45, "eps_low": 0.28, "eps_high": 0.2}, True),  # 0.225 is above ln 1.2 = 0.182
+        ({"teacher_log_ratio_clamp": 0.36, "eps_low": 0.28, "eps_high": 0.2}, False),
+        ({"alpha": 0.77}, True),
+        ({"alpha": 0.78}, False),
+        ({"alpha": 1.0}, False),
+        ({"teacher_log_ratio_clamp": "auto"}, False),
+        ({"anchor": "agreeing"}, False),
+    ],
+    ids=str,
+)
+def test_settings_know_whether_the_anchor_alone_can_clip(settings: dict[str, Any], can_veto: bool) -> None:
+    assert TrrdConfig(**settings).can_veto == can_veto
+
+
+def test_agreeing_anchor_is_the_teachers_where_it_agrees_and_grpos_elsewhere() -> None:
+    """log(pi / pi_old) = 0.1. Agreement: log r = 0.05 + 0.5 (0.1 - gap). Otherwise log r = 0.1."""
+    for gap, advantage in ((0.5, 2.0), (-0.5, -2.0)):
+        expected = -advantage * math.exp(0.05 + 0.5 * (0.1 - gap))
+        assert one_token(to_behaviour=0.1, teacher_gap=gap, advantage=advantage, anchor="agreeing") == pytest.approx(
+            (expected, expected)
+        )
+    for gap, advantage in ((-0.5, 2.0), (0.5, -2.0)):
+        expected = -advantage * math.exp(0.1)
+        assert one_token(to_behaviour=0.1, teacher_gap=gap, advantage=advantage, anchor="agreeing") == pytest.approx(
+            (expected, expected)
+        )
+
+
+def test_expected_update_imitates_under_the_papers_clamp_and_not_under_the_automatic_one() -> None:
+    """The student gives the right token 0.7 and the wrong one 0.3, the teacher 0.03 and 0.97.
+
+    The rest of the response decides A: 1 or -1, equally often, for either token. GRPO's expected update is then 0. The
+    paper's clamp vetoes A = 1 for the right token (log r = 0.5 > ln 1.28) and A = -1 for the wrong one (log r = -0.5 <
+    ln 0.8), so descent lowers the right token and raises the wrong one.
+    """
+
+    def expected_slope(student: float, teacher: float, **config: Any) -> float:
+        gap = math.log(teacher / student)
+        return sum(
+            one_token(to_behaviour=0.0, teacher_gap=gap, advantage=advantage, **config)[1] for advantage in (1.0, -1.0)
+        )
+
+    assert expected_slope(0.7, 0.03) == pytest.approx(0.5 * math.exp(0.5))
+    assert expected_slope(0.3, 0.97) == pytest.approx(-0.5 * math.exp(-0.5))
+    for config in ({"teacher_log_ratio_clamp": "auto"}, {"alpha": 1.0}, {"alpha": 0.8}):
+        assert expected_slope(0.7, 0.03, **config) == pytest.approx(0.0, abs=1e-15)
+        assert expected_slope(0.3, 0.97, **config) == pytest.approx(0.0, abs=1e-15)
+
+
 @pytest.mark.parametrize("teacher_gap", [1.6, -1.6])
 def test_clamp_gradient_outside_the_clamp(teacher_gap: float) -> None:
     """Values are equal; d log r / d log pi is alpha for the plain clamp and 1 for straight-through.
@@ -199,7 +283,7 @@ def test_straight_through_value_equals_the_clamped_value_bit_for_bit() -> None:
     """Uses c = 0.3, where `x + (clamp(x) - x)` would be rounded."""
     batch = ragged_batch([9] * 100, seed=5, spread=30.0)
     log_ratio = (batch.policy - batch.teacher).float()
-    values = clamped_teacher_log_ratio(log_ratio, 0.3, "straight_through")
+    values = clamped_teacher_log_ratio(log_ratio, (-0.3, 0.3), "straight_through")
     assert torch.equal(values, log_ratio.clamp(-0.3, 0.3))
     assert not torch.equal(log_ratio + (log_ratio.clamp(-0.3, 0.3) - log_ratio), values)
 
