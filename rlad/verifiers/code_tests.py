@@ -11,15 +11,17 @@ import re
 import textwrap
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlad.contracts import Outcome
 from rlad.errors import DataError
-from rlad.verifiers.code_test_forms import CodeTests, assumed_imports, outputs_equal, read_tests
+from rlad.sandbox.limits import SandboxLimits
+from rlad.verifiers.code_test_forms import CodeTests, outputs_equal, read_tests
+from rlad.verifiers.code_test_names import assumed_imports, names_of_tests
 from rlad.verifiers.response_text import after_thinking
-from rlad.verifiers.sandbox import SandboxLimits, run_inputs_sandboxed, run_sandboxed
+from rlad.verifiers.sandbox import examine_sandboxed, run_inputs_sandboxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _FENCED = re.compile(
@@ -106,8 +108,8 @@ class CodeTestsVerifier:
 
 def _verdict_of(source: str, tests: CodeTests, limits: SandboxLimits) -> Verdict:
     imports = assumed_imports(source)
-    if tests.asserts is not None:
-        result = run_sandboxed(source, limits=limits, asserts=tests.asserts, imports=imports)
+    if not tests.inputs:
+        result = examine_sandboxed(source, _examination(source, tests), limits=limits, imports=imports)
         if result.ended == "timeout":
             return _TIMEOUT
         return CORRECT if result.has_passed else WRONG
@@ -119,6 +121,14 @@ def _verdict_of(source: str, tests: CodeTests, limits: SandboxLimits) -> Verdict
         if not result.has_passed or not outputs_equal(result.stdout, expected):
             return WRONG
     return CORRECT if len(results) == len(tests.outputs) else WRONG
+
+
+def _examination(source: str, tests: CodeTests) -> dict[str, Any]:
+    """Return the tests in the form of the examiner."""
+    if tests.asserts is None:
+        return {"name": tests.function, "calls": tests.calls}
+    names, imports = names_of_tests(tests.asserts, source, tests.function)
+    return {"asserts": tests.asserts, "names": names, "imports": imports}
 
 
 def _last_program(text: str) -> str | None:
