@@ -122,6 +122,8 @@ def _add_conditions(library: Any, found: Any, *, can_fork: bool) -> None:
         allow("clone", when(0, 0, _CLONE_REFUSED | _CLONE_THREAD))
         allow("fork")
         allow("vfork")
+    else:
+        _add(library, found, library.ERRNO(errno.EPERM), "clone", [when(0, 0, _CLONE_THREAD)])
     # The program's own process only. Processes that it forks cannot send signals.
     allow("kill", when(0, os.getpid()))
     allow("tgkill", when(0, os.getpid()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -145,6 +146,7 @@ def _forget() -> None:
             vars(module).clear()
         for inner in ("kernel", "filters", "server"):
             vars(module).pop(inner, None)
+    gc.collect()  # the C library's handles are in reference cycles
 
 
 def _forbid(events: frozenset[str]) -> None:

@@ -109,12 +109,11 @@ class Server:
         if "namespaces" in self._spec["mechanisms"]:
             barriers += kernel.enter_process_namespace()
         outer, was_stopped = os.getpid(), False
-        reading, writing = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         inner = os.fork()
         if inner == 0:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            return self._become(role, directory, job, barriers, outer, writing)
+            return self._become(role, directory, job, barriers, outer)
 
         def stop(*_: Any) -> None:
             nonlocal was_stopped
@@ -123,9 +122,7 @@ class Server:
 
         signal.signal(signal.SIGTERM, stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        os.close(writing)
-        for descriptor in job.channel or ():
-            os.close(descriptor)
+        _close_all_but({STDIN, STDOUT, STDERR, self._replies_fd})  # the examiner waits for the end of its pipe
         _, status = os.waitpid(inner, 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -139,7 +136,7 @@ class Server:
         self._channel.send({"ended": end, "role": role})
         os._exit(0)
 
-    def _become(self, role: str, directory: str, job: Job, barriers: list[str], outer: int, writing: int) -> Job:
+    def _become(self, role: str, directory: str, job: Job, barriers: list[str], outer: int) -> Job:
         """Restrict this process, and report that it starts. Its report is the last that it can send."""
         kernel.set_dumpable(True)  # so that the caller can count its files; a change of user clears it
         kernel.die_with_parent(None)
