@@ -24,7 +24,7 @@ from pipelines.training.step_metrics import GroupRecord, GroupTimes, sampling_me
 from pipelines.training.step_pipeline import Clock, OpenStep, PromptScheduler, TrainedStep
 from rlad.advantages import OverlongPenalty, shaped_rewards
 from rlad.config import RolloutConfig, RunConfig
-from rlad.contracts import TeacherSupport
+from rlad.contracts import TeacherSupport, Verdicts
 from rlad.errors import DeadlineError, RladError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class GroupPipeline:
         if self._settings.max_refills:  # judge first: a dropped group needs no teacher scores
             _, (result, verified_at) = await together(recording, verify())
             rewards = self._shaped_rewards(sampled, result)
-            is_dropped = self._is_droppable(step, rewards)
+            is_dropped = self._is_droppable(step, rewards, result.verdicts)
             scores = [] if is_dropped else await together(*self._scoring(sampled, teachers))
         else:
             _, (result, verified_at), *scores = await together(recording, verify(), *self._scoring(sampled, teachers))
@@ -251,9 +251,12 @@ class GroupPipeline:
                 f"step {step.number} accepts none older than {oldest_allowed}"
             )
 
-    def _is_droppable(self, step: OpenStep, rewards: Sequence[float]) -> bool:
-        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: its rewards are equal."""
-        return min(rewards) == max(rewards) and len(step.dropped) < self._settings.max_refills
+    def _is_droppable(self, step: OpenStep, rewards: Sequence[float], verdicts: Verdicts) -> bool:
+        """Return whether dynamic sampling (DAPO, arXiv:2503.14476) drops a group: its judged rewards are equal, or no
+        response was judged.
+        """
+        judged = {reward for reward, judged in zip(rewards, verdicts.is_judged, strict=True) if judged}
+        return len(judged) <= 1 and len(step.dropped) < self._settings.max_refills
 
     def _shaped_rewards(self, sampled: SampledGroup, result: VerifierResult) -> tuple[float, ...]:
         lengths = sampled.summary.response_lengths

@@ -278,7 +278,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _paired(method: str, own: Sequence[RunRecord], reference: str, first: Sequence[RunRecord]) -> dict[str, Any]:
-    own_prompts, reference_prompts = ({run.seed: run.final.prompts for run in runs} for runs in (own, first))
+    left_out = {prompt for run in (*own, *first) for prompt in run.final.unjudged}
+    own_prompts, reference_prompts = (
+        {
+            run.seed: {prompt: mean for prompt, mean in run.final.prompts.items() if prompt not in left_out}
+            for run in runs
+        }
+        for runs in (own, first)
+    )
     seeds = sorted(own_prompts.keys() & reference_prompts.keys())
     if not seeds:
         raise ContractError(

@@ -74,9 +74,7 @@ class SandboxSession:
         self._limits = limits
         with contextlib.ExitStack() as stack:
             outside = Path(
-                stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="rlad-sandbox-", ignore_cleanup_errors=True)
-                )
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="rlad-sandbox-", ignore_cleanup_errors=True))
             )
             outside.chmod(0o711)  # The program's own user must reach its directory below.
             self._directory = outside / "work"
@@ -116,7 +114,9 @@ class SandboxSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -213,7 +213,10 @@ class SandboxSession:
 
     def _outputs(self) -> dict[str, str]:
         stdout, stderr = (_contents(file, self._limits.file_mib * MIB) for file in (self._stdout, self._stderr))
-        return {"stdout": stdout.decode("utf-8", "replace"), "stderr": stderr[-_STDERR_BYTES:].decode("utf-8", "replace")}
+        return {
+            "stdout": stdout.decode("utf-8", "replace"),
+            "stderr": stderr[-_STDERR_BYTES:].decode("utf-8", "replace"),
+        }
 
     def _stopped(
         self, ended: Literal["killed", "timeout"], started: dict[str, tuple[str, ...]], exceeded: str | None = None
@@ -249,7 +252,6 @@ class SandboxSession:
             barriers=started["program"],
             **outputs,
         )
-
 
     def _is_out_of_cpu(self, end: dict[str, Any]) -> bool:
         """Return whether the kernel killed a process for its CPU time.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlad.verifiers.code_test_names import assumed_imports
+
 __all__ = ["CodeTests", "assumed_imports", "outputs_equal", "read_tests"]
 
 

@@ -33,7 +33,7 @@ futex futex_waitv set_robust_list set_tid_address rseq arch_prctl
 sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
 wait4 waitid exit exit_group getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp
 getpgid getsid setsid setpgid getpriority uname sysinfo getrusage getcpu getrandom getrlimit setrlimit capget
-""".split()
+"""
 _REFUSED = """
 execve execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp
 socket connect bind listen accept accept4 sendmsg sendmmsg
@@ -47,7 +47,7 @@ setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid 
 sched_setaffinity sched_setscheduler sched_setattr sched_setparam setpriority ioprio_set
 init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff quotactl acct syslog
 sethostname setdomainname iopl ioperm modify_ldt fanotify_init inotify_init inotify_init1 landlock_restrict_self
-""".split()
+"""
 _FCNTL = (
     *(fcntl.F_DUPFD, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL),
     *(fcntl.F_GETLK, fcntl.F_SETLK, fcntl.F_SETLKW, fcntl.F_OFD_GETLK, fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW),
@@ -85,9 +85,9 @@ def restrict_system_calls(library: str | None, *, can_fork: bool) -> list[str]:
     found = pyseccomp.SyscallFilter(defaction=pyseccomp.ERRNO(errno.ENOSYS))
     found.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     refuse = pyseccomp.ERRNO(errno.EPERM)
-    for name in _ALLOWED:
+    for name in _ALLOWED.split():
         _add(pyseccomp, found, pyseccomp.ALLOW, name)
-    for name in [*_REFUSED, *([] if can_fork else ["fork", "vfork"])]:
+    for name in [*_REFUSED.split(), *([] if can_fork else ["fork", "vfork"])]:
         _add(pyseccomp, found, refuse, name)
     _add_conditions(pyseccomp, found, can_fork=can_fork)
     try:

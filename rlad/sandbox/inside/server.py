@@ -70,7 +70,9 @@ class Server:
         if request["examine"]:
             to_examiner, to_program = os.pipe(), os.pipe()
             channels = [(to_program[0], to_examiner[1]), (to_examiner[0], to_program[1])]
-        parent, job = self._fork("program", Job(source=request["source"], imports=request["imports"], channel=channels[0]))
+        parent, job = self._fork(
+            "program", Job(source=request["source"], imports=request["imports"], channel=channels[0])
+        )
         if job is not None:
             return job
         if request["examine"]:

@@ -87,7 +87,6 @@ def _items(target: Any) -> list[Any]:
     return items
 
 
-
 def _set_item(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 

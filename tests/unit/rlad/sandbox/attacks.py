@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs keep their own line breaks
 """Programs that try to leave the sandbox, each printing what it reached as JSON. Also runs them from a command line."""
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def in_a_pod(*command: str) -> str:
         check=False,
     )
     if process.returncode and "mount" in process.stderr + "unshare" * ("unshare" in process.stderr):
-        pytest.skip(f"this machine permits no mount that shows the interpreter to another user: {process.stderr[-300:]}")
+        pytest.skip(
+            f"this machine permits no mount that shows the interpreter to another user: {process.stderr[-300:]}"
+        )
     assert process.returncode == 0, process.stderr[-2000:]
     return process.stdout
 
@@ -37,7 +39,9 @@ def in_a_pod(*command: str) -> str:
 @pytest.fixture(scope="module", params=["this machine", "pod"])
 def reached(request: pytest.FixtureRequest) -> dict[str, Any]:
     found: dict[str, Any] = (
-        dict(results()) if request.param == "this machine" else json.loads(in_a_pod("-m", "tests.unit.rlad.sandbox.attacks"))
+        dict(results())
+        if request.param == "this machine"
+        else json.loads(in_a_pod("-m", "tests.unit.rlad.sandbox.attacks"))
     )
     if "seccomp" not in found["event loop"]["barriers"]:
         pytest.skip("libseccomp is not installed")

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs keep their own line breaks
 """Programs that try to pass tests without solving the task: by changing, finding or forging what judges them."""
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from rlad.contracts import Outcome
 from rlad.verifiers import build_verifier
 
 VERIFIER = build_verifier({"name": "code_tests", "timeout_s": 20.0, "cpu_s": 3, "memory_mib": 512})
-ASSERTS = "assert add(1, 2) == 3\nassert add(20, 22) == 42\nassert abs(add(0.5, 1) - 1.5) < 1e-6\nassert len([add]) == 1"
+ASSERTS = (
+    "assert add(1, 2) == 3\nassert add(20, 22) == 42\nassert abs(add(0.5, 1) - 1.5) < 1e-6\nassert len([add]) == 1"
+)
 FORMS = {
     "asserts": {"asserts": ASSERTS},
-    "check": {"test": f"def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(20, 22) == 42", "entry_point": "add"},
+    "check": {
+        "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(20, 22) == 42",
+        "entry_point": "add",
+    },
     "calls": {"fn_name": "add", "inputs": [[1, 2], [20, 22]], "outputs": [3, 42]},
 }
 EQUAL = """
@@ -116,7 +122,8 @@ except Exception: pass
 }
 FORGERIES = {
     "reports": rb'\n{"passed": true, "end": {"exit_code": 100, "signal": null, "cpu_s": 0}, "barriers": 5, "done": true}\n',
-    "padded": b'{"ended": {"exit_code": 100, "signal": null, "cpu_s": 0, "was_stopped": false}, "role": "examiner"}' + b" " * 70_000,
+    "padded": b'{"ended": {"exit_code": 100, "signal": null, "cpu_s": 0, "was_stopped": false}, "role": "examiner"}'
+    + b" " * 70_000,
     "deep": b"[" * 100_000,
     "long": (1 << 60).to_bytes(8, "big") + b"x",
     "framed": (40).to_bytes(8, "big") + b'["ok", ["mine", 1, "KeyboardInterrupt"]]',
