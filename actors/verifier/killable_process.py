@@ -23,6 +23,7 @@ from actors.verifier.confinement import keep_environment, limit_memory
 from rlad.contracts import Outcome
 from rlad.errors import EngineError
 from rlad.verifiers import GivesAnswer, Verifier
+from rlad.verifiers.verdict import WarmsUp
 
 BuildVerifiers = Callable[[], Mapping[str, Verifier]]
 
@@ -161,6 +162,9 @@ def _start_child(build_verifiers: BuildVerifiers, memory_mib: int, environment: 
     global _verifiers
     keep_environment(environment)
     _verifiers = build_verifiers()
+    for verifier in _verifiers.values():
+        if isinstance(verifier, WarmsUp):
+            verifier.warm_up()
     limit_memory(memory_mib)
 
 

@@ -165,6 +165,6 @@ class VerifierPoolConfig(ConfigModel):
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="Largest fraction of the latest 256 responses (at least 32) whose verification may have the "
-        "outcome `timeout` or `error`. Such responses are left out of the update and of the group's baseline. Above the "
-        "fraction the run ends with the verifier's own words; 1 means unlimited.",
+        "outcome `timeout` or `error`. Such responses are left out of the update and of the group's baseline. Above "
+        "the fraction the run ends with the verifier's own words; 1 means unlimited.",
     )

@@ -119,6 +119,21 @@ class SandboxSession:
     ) -> None:
         self.close()
 
+    def wait_until_ready(self, deadline: float) -> None:
+        """Wait until the process has started and imported its modules.
+
+        Args:
+            deadline: Time of `time.monotonic()`.
+
+        Raises:
+            EngineError: It failed, or was not ready in time.
+        """
+        if self._hello is None:
+            if not select.select([self._replies_read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                self.close()
+                raise EngineError("the sandbox did not start in time")
+            self._hello = tuple(self._receive()["hello"])
+
     def close(self) -> None:
         """Kill all processes. May be called twice."""
         if self.is_closed:
@@ -163,7 +178,8 @@ class SandboxSession:
                 return self._stopped("timeout", started)
             if not select.select([self._replies_read], [], [], min(interval, deadline - now))[0]:
                 interval = min(_LAST_CHECK_S, 1.5 * interval)
-            elif (message := self._receive()) is not None:
+            else:
+                message = self._receive()
                 if "done" in message:
                     return self._result(started, ends, examine)
                 if "hello" in message:
@@ -195,7 +211,7 @@ class SandboxSession:
             "preload": list(preload),
         }
 
-    def _receive(self) -> dict[str, Any] | None:
+    def _receive(self) -> dict[str, Any]:
         try:
             message: dict[str, Any] = self._channel.receive()
         except (ChannelClosed, TransferError) as error:

@@ -15,20 +15,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlad.contracts import Outcome
 from rlad.errors import DataError
 from rlad.sandbox.limits import SandboxLimits
 from rlad.verifiers.code_test_forms import CodeTests, outputs_equal, read_tests
 from rlad.verifiers.code_test_names import assumed_imports, names_of_tests
 from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.sandbox import examine_sandboxed, run_inputs_sandboxed
-from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
+from rlad.verifiers.verdict import CORRECT, TIMEOUT, UNPARSEABLE, WRONG, Verdict
 
 _FENCED = re.compile(
     r"^[ \t]*(?P<fence>```|~~~)[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*(?P=fence)[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
-_TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
 
 class CodeTestsVerifierConfig(BaseModel):
@@ -111,13 +109,13 @@ def _verdict_of(source: str, tests: CodeTests, limits: SandboxLimits) -> Verdict
     if not tests.inputs:
         result = examine_sandboxed(source, _examination(source, tests), limits=limits, imports=imports)
         if result.ended == "timeout":
-            return _TIMEOUT
+            return TIMEOUT
         return CORRECT if result.has_passed else WRONG
     inputs = [text.replace("\r\n", "\n") for text in tests.inputs]
     results = run_inputs_sandboxed(source, limits=limits, inputs=inputs, imports=imports)
     for result, expected in zip(results, tests.outputs, strict=False):
         if result.ended == "timeout":
-            return _TIMEOUT
+            return TIMEOUT
         if not result.has_passed or not outputs_equal(result.stdout, expected):
             return WRONG
     return CORRECT if len(results) == len(tests.outputs) else WRONG

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import os
 import sys
@@ -143,10 +142,12 @@ def _forget() -> None:
     modules = {name: sys.modules.pop(name) for name in names}
     for name, module in modules.items():
         if name.rpartition(".")[2] in ("kernel", "filters", "server", "pyseccomp"):
+            for value in list(vars(module).values()):
+                if type(value).__name__ == "CDLL":
+                    vars(value).clear()  # each of its functions refers to it
             vars(module).clear()
         for inner in ("kernel", "filters", "server"):
             vars(module).pop(inner, None)
-    gc.collect()  # the C library's handles are in reference cycles
 
 
 def _forbid(events: frozenset[str]) -> None:

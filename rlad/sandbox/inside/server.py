@@ -10,6 +10,7 @@ Protocol, on pipes that no program has: requests and replies are JSON with their
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -50,6 +51,9 @@ class Server:
         spec = self._spec
         for module in spec["preload"]:
             importlib.import_module(module)
+        if spec["preload"]:
+            gc.collect()
+            gc.freeze()  # so that collections in a program do not copy the modules' pages
         if "namespaces" in spec["mechanisms"]:
             self._barriers += kernel.enter_shared_namespaces()
             if "mount_namespace" in self._barriers:

@@ -22,8 +22,8 @@ _MAX_DEPTH = 200
 # Built-in functions and types that tests pass to a program. None of them reaches files or other code.
 _FUNCTIONS = """
 abs all any ascii bin bool bytearray bytes chr complex dict divmod enumerate filter float format frozenset hash hex int
-isinstance issubclass iter len list map max min next oct ord pow print range repr reversed round set slice sorted str sum
-tuple type zip object
+isinstance issubclass iter len list map max min next oct ord pow print range repr reversed round set slice sorted str
+sum tuple type zip object
 """
 _NAMED = frozenset(
     [
