@@ -206,7 +206,7 @@ class SandboxSession:
             "disk_bytes": limits.disk_mib * MIB,
             "processes": limits.processes,
             "mechanisms": limits.mechanisms,
-            "seccomp_library": _seccomp_library(),
+            "seccomp_library": seccomp_library(),
             "tests_fd": tests_fd,
             "preload": list(preload),
         }
@@ -280,7 +280,7 @@ class SandboxSession:
 
 
 @cache
-def _seccomp_library() -> str | None:
+def seccomp_library() -> str | None:
     """Return the name of libseccomp, if both it and its binding are installed."""
     try:
         import pyseccomp  # noqa: F401

@@ -2,7 +2,8 @@
 
 The program is the last fenced Python block after the thinking. `rlad.verifiers.sandbox` runs it. No other verifier of
 this package runs code of a model. The process is untrusted: it has no network, no files but its own, and bounded
-memory, time and processes.
+memory, time and processes. It has no part in the verdict: outputs are compared here, and assertions run in a process of
+their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlad.errors import DataError
 from rlad.sandbox.limits import SandboxLimits
+from rlad.sandbox.probe import Isolation, require_isolation
 from rlad.verifiers.code_test_forms import CodeTests, outputs_equal, read_tests
 from rlad.verifiers.code_test_names import assumed_imports, names_of_tests
 from rlad.verifiers.response_text import after_thinking
@@ -51,15 +53,28 @@ class CodeTestsVerifierConfig(BaseModel):
         8, ge=1, description="Maximum size of a file that a program writes, including its output, in MiB."
     )
     processes: int = Field(8, ge=1, description="Maximum number of concurrent processes and threads of a program.")
+    disk_mib: int = Field(64, ge=1, description="Maximum size of all files of a program together, in MiB.")
+    isolation: Isolation = Field(
+        "full",
+        description="Weakest isolation that is accepted: `full` (namespaces, Landlock and seccomp), `filtered` "
+        "(Landlock and seccomp, which is what a pod without capabilities has) or `any`. Where less holds, the run is refused; "
+        "`rlad doctor sandbox` says what holds on a machine.",
+    )
 
     def build(self) -> CodeTestsVerifier:
-        """Return the verifier."""
+        """Return the verifier.
+
+        Raises:
+            ConfigError: This machine gives less isolation than `isolation`.
+        """
+        require_isolation(self.isolation, "the verifier code_tests, which runs programs of a model,")
         limits = SandboxLimits(
             wall_s=self.timeout_s,
             cpu_s=self.cpu_s,
             memory_mib=self.memory_mib,
             file_mib=self.file_mib,
             processes=self.processes,
+            disk_mib=self.disk_mib,
         )
         return CodeTestsVerifier(limits=limits)
 

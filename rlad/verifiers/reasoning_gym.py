@@ -1,8 +1,8 @@
 """Verifier of any reasoning-gym task by the task's own scorer: reward 1 for a full score, or the score itself.
 
 reasoning-gym is an optional package (the extra `reasoning-gym`). Some of its scorers evaluate the answer as Python
-(`eval` or sympy's parser). All of them therefore run inside the sandbox, where `eval` and the parser accept literals and
-formulas only (see `rlad.sandbox.scripts.reasoning_gym_scoring`).
+(`eval` or sympy's parser). All of them therefore run inside the sandbox, where `eval` and the parser accept literals
+and formulas only (see `rlad.sandbox.scripts.reasoning_gym_scoring`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ReasoningGymVerifier:
 
     dataset: str
     scoring: Literal["binary", "graded"]
-    limits: SandboxLimits = SandboxLimits(wall_s=8.0, cpu_s=8)
+    limits: SandboxLimits
 
     def warm_up(self) -> None:
         """Start the scoring process, so that its start does not count against the first deadline."""

@@ -180,7 +180,7 @@ def examine(channel: Channel, tests: dict[str, Any]) -> None:
             are the program's and the imports of the tests.
     """
     examination = Examination(channel)
-    examination.get("__name__")  # a program that ended before has failed, whatever the tests use of it
+    examination.get("__name__")  # a program that ended before has failed, even if the tests do not use it
     if "calls" in tests:
         _check_calls(examination, tests["name"], tests["calls"])
     else:

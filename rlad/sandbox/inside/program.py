@@ -50,7 +50,7 @@ _PROCESS_EVENTS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the process runs once it is restricted.
+    """The work of a process, done once it is restricted.
 
     Attributes:
         source, imports: The program, and imports that run before it.

@@ -1,7 +1,7 @@
 """Score an answer by a reasoning-gym task, inside the sandbox.
 
-Standard input is JSON: `dataset`, `settings`, `entry` and `answer`. The last line of the output is JSON with `score`, or
-with `unreadable` (the task cannot read the answer) or `rejected` (the task rejects the settings).
+Standard input is JSON: `dataset`, `settings`, `entry` and `answer`. The last line of the output is JSON with `score`,
+`unreadable` (the task cannot read the answer) or `rejected` (the task rejects the settings).
 
 Several tasks call `eval` or sympy's `parse_expr` on the answer, which evaluates it as Python. Here both accept literals
 and formulas only, so that an answer cannot write its own score either.

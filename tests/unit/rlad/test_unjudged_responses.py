@@ -55,7 +55,7 @@ def experience(outcomes: list[Outcome], uid: str = "g") -> ExperienceGroup:
 )
 def test_one_error_in_a_group_of_four_by_hand(estimator: AdvantageEstimator, expected: list[float]) -> None:
     judged = [True, True, False, True]
-    for reward in (0.0, 1.0, -7.0):  # whatever the failed verifier returned
+    for reward in (0.0, 1.0, -7.0):  # the value of a failed verifier does not matter
         assert group_advantages([1, 0, reward, 0], estimator, is_judged=judged).tolist() == pytest.approx(expected)
 
 

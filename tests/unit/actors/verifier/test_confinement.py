@@ -1,4 +1,4 @@
-"""What a judge's process keeps of its parent's environment and memory."""
+"""Environment and memory of a judge's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program can reach from the sandbox, with everything that this machine permits and in the state of a pod."""
+"""Reach of a program in the sandbox, with everything that this machine permits and in the state of a pod."""
 
 from __future__ import annotations
 
