@@ -57,8 +57,8 @@ class CodeTestsVerifierConfig(BaseModel):
     isolation: Isolation = Field(
         "full",
         description="Weakest isolation that is accepted: `full` (namespaces, Landlock and seccomp), `filtered` "
-        "(Landlock and seccomp, which is what a pod without capabilities has) or `any`. Where less holds, the run is refused; "
-        "`rlad doctor sandbox` says what holds on a machine.",
+        "(Landlock and seccomp, which is what a pod without capabilities has) or `any`. Where less holds, the run is "
+        "refused; `rlad doctor sandbox` says what holds on a machine.",
     )
 
     def build(self) -> CodeTestsVerifier:
