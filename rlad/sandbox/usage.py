@@ -91,7 +91,7 @@ def _children(pid: int) -> list[psutil.Process]:
         if Path("/proc/self/task", str(os.getpid()), "children").exists():
             return []  # the process has ended
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(pid).children()
+            return list(psutil.Process(pid).children())
     except OSError:
         return []
     found = []

@@ -77,7 +77,7 @@ def restrict_system_calls(library: str | None, *, can_fork: bool) -> list[str]:
     """
     if library is None:
         return []
-    search, ctypes.util.find_library = ctypes.util.find_library, lambda name: library if name == "seccomp" else None  # type: ignore[assignment]
+    search, ctypes.util.find_library = ctypes.util.find_library, lambda name: library if name == "seccomp" else None
     try:
         import pyseccomp  # which would start programs to find the library
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -142,12 +143,11 @@ def _forget() -> None:
     modules = {name: sys.modules.pop(name) for name in names}
     for name, module in modules.items():
         if name.rpartition(".")[2] in ("kernel", "filters", "server", "pyseccomp"):
-            for value in list(vars(module).values()):
-                if type(value).__name__ == "CDLL":
-                    vars(value).clear()  # each of its functions refers to it
             vars(module).clear()
         for inner in ("kernel", "filters", "server"):
             vars(module).pop(inner, None)
+    del modules, module
+    gc.collect()  # the C library's functions refer to the library, and it to them
 
 
 def _forbid(events: frozenset[str]) -> None:

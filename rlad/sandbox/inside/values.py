@@ -94,7 +94,7 @@ class Channel:
 class Codec:
     """Encodes and decodes the values of one side."""
 
-    def __init__(self, reference: Callable[[int, str], Any], reference_type: type) -> None:
+    def __init__(self, reference: Callable[[int, str], Any], reference_type: type[Any]) -> None:
         """
         Args:
             reference: Makes the object that stands for an object of the other side, from its number and description.
@@ -120,7 +120,8 @@ class Codec:
         if value is None or value is True or value is False:
             return value
         if isinstance(value, self._reference_type):
-            return ["yours", value.number]
+            number: int = vars(value)["number"]
+            return ["yours", number]
         if id(value) in _NAMES:
             return ["name", _NAMES[id(value)]]
         if not isinstance(value, type):

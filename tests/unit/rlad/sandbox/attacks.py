@@ -60,7 +60,7 @@ PROGRAMS = {
     "frames": "import sys, gc\nframe, names = sys._getframe(), set()\nwhile frame is not None:\n    names |= {*frame.f_globals, *frame.f_locals}\n"
     "    frame = frame.f_back\nprint(sorted(name for name in names if 'libc' in name or name in ('kernel', 'ctypes', 'spec')),\n"
     "      [name for name in sys.modules if name.startswith('rlad') or name == 'pyseccomp'],\n"
-    "      [found for found in gc.get_objects() if type(found).__name__ == 'CDLL'])",
+    "      [found for found in gc.get_objects() if type(found).__name__ == '_FuncPtr' or (type(found).__name__ == 'CDLL' and found._handle)])",
 }  # fmt: skip
 
 
