@@ -122,12 +122,15 @@ class VerifierResult:
         texts: Decoded responses; None unless they were requested.
         answers: Answer extracted from each response, None for a response without one. None altogether if they were not
             requested or the task's verifier extracts no answers.
+        problems: The verifier's own words on each response that it failed on, None for the others; empty if it failed
+            on none.
     """
 
     verdicts: Verdicts
     elapsed_s: float
     texts: tuple[str, ...] | None = None
     answers: tuple[str | None, ...] | None = None
+    problems: tuple[str | None, ...] = ()
 
     @property
     def rewards(self) -> tuple[float, ...]:

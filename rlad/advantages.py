@@ -69,7 +69,9 @@ def imitated_responses(rewards: npt.ArrayLike, mask: ImitationMask) -> npt.NDArr
     return ~is_right if mask == "response" else np.full(is_right.shape, not is_right.any())
 
 
-def group_advantages(rewards: npt.ArrayLike, estimator: AdvantageEstimator = "group_std") -> npt.NDArray[np.float32]:
+def group_advantages(
+    rewards: npt.ArrayLike, estimator: AdvantageEstimator = "group_std", *, is_judged: npt.ArrayLike | None = None
+) -> npt.NDArray[np.float32]:
     """Return the advantage of each response over its group.
 
     - `group_std`: `(r - mean(r)) / std(r)` with the population standard deviation (the advantage in
@@ -80,21 +82,36 @@ def group_advantages(rewards: npt.ArrayLike, estimator: AdvantageEstimator = "gr
 
     A group with equal rewards, or with one response, has advantages of exactly 0, never NaN.
 
+    Responses that the verifier did not judge take no part: mean, deviation and G are those of the others, and their own
+    advantage is 0.
+
     Args:
         rewards: Finite rewards, [G].
         estimator: One of the estimators above.
+        is_judged: Which responses the verifier judged, bool [G]; None for all.
 
     Returns:
         float32 [G].
 
     Raises:
-        ContractError: `rewards` is not one-dimensional, is empty, or holds a non-finite value.
+        ContractError: `rewards` is not one-dimensional, is empty, or holds a non-finite value, or `is_judged` has
+            another shape.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ContractError(
             f"group_advantages: expected a one-dimensional, non-empty array of finite rewards; got {rewards!r}"
         )
+    if is_judged is not None:
+        judged = np.asarray(is_judged, dtype=np.bool_)
+        if judged.shape != values.shape:
+            raise ContractError(
+                f"group_advantages: expected is_judged for {values.size} rewards; got shape {judged.shape}"
+            )
+        spread = np.zeros(values.size, dtype=np.float32)
+        if judged.any():
+            spread[judged] = group_advantages(values[judged], estimator)
+        return spread
     # Test for equality explicitly: the rounded mean of equal rewards can differ from them, and dividing by the equally
     # tiny deviation would give advantages of order 1.
     if values.min() == values.max():

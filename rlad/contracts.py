@@ -50,6 +50,11 @@ class Outcome(enum.IntEnum):
     TIMEOUT = 3
     ERROR = 4
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the verifier came to a verdict. The reward of a timeout or an error means nothing."""
+        return self not in (Outcome.TIMEOUT, Outcome.ERROR)
+
 
 class ColumnarRecord:
     """Base of records that convert to and from columns.
@@ -252,6 +257,12 @@ class Verdicts(ColumnarRecord):
             f"outcomes must be at most {int(Outcome.ERROR)}, got {outcomes.max(initial=0)}",
         )
         self._require_array("elapsed_s", np.float32, len(rewards))
+
+    @property
+    def is_judged(self) -> Array:
+        """Which responses the verifier judged, bool [G]. Timeouts and errors are left out of updates and baselines."""
+        judged: Array = (self.outcomes != Outcome.TIMEOUT) & (self.outcomes != Outcome.ERROR)
+        return judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

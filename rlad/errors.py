@@ -41,6 +41,10 @@ class EngineError(RladError, RuntimeError):
     """Failure of an inference engine, a training engine or the sandbox, or an input that it refuses."""
 
 
+class VerifierFailureError(RladError, RuntimeError):
+    """Too many responses whose verification timed out or failed. The message holds the verifier's own words."""
+
+
 class WeightsMismatchError(EngineError):
     """Received weights with a wrong checksum or version. A rollout worker in this state does not serve."""
 

@@ -61,10 +61,11 @@ class LossNormalizer:
     """Denominators of the loss of one optimizer step, counted over all its micro-batches and ranks.
 
     Attributes:
-        num_responses: Number of responses of the step, including empty and masked ones. Known before sampling.
+        num_responses: Number of responses of the step, including empty, masked and unjudged ones. Known before
+            sampling, so a response that is left out does not raise the weight of the others.
         num_tokens: Number of response tokens of the step. Tokens of responses that are skipped for their equal rewards
-            count; tokens of responses that are masked as truncated do not. Known only once all responses are sampled,
-            and therefore None unless the aggregation is `token_mean`.
+            count; tokens of responses that are masked as truncated, or were not judged, do not. Known only once all
+            responses are sampled, and therefore None unless the aggregation is `token_mean`.
     """
 
     num_responses: int
@@ -115,8 +116,9 @@ def build_training_batch(
     """Build one packed row: prompt and response of each sequence end to end, with every column that the loss needs.
 
     A token is invalid, with weight 0, if the objective needs a log-probability of it (sampler, teacher or reference
-    policy) that is not finite, or if its response is truncated and `rules.truncated` is `mask`. A response without a
-    valid token is left out of the row. If no response is left, the row is `dummy_batch`.
+    policy) that is not finite, if its response is truncated and `rules.truncated` is `mask`, or if the verifier did not
+    judge its response. A response without a valid token is left out of the row. If no response is left, the row is
+    `dummy_batch`.
 
     Args:
         groups: Scored groups by uid.
@@ -213,7 +215,8 @@ class _TrainedGroup:
                     f"build_training_batch: the teacher scores of group {scored.group.uid} have no support, "
                     f"but the objective needs support {objective.teacher_support!r}"
                 )
-        self._advantages = group_advantages(scored.rewards, objective.advantage_estimator)
+        self._is_judged = verdicts.is_judged
+        self._advantages = group_advantages(scored.rewards, objective.advantage_estimator, is_judged=self._is_judged)
         self._is_imitated = (
             None
             if objective.imitation_mask == "none"
@@ -239,7 +242,8 @@ class _TrainedGroup:
             for scores in (self._teacher, self._reference)
         )
         is_truncated = bool(group.is_truncated[index])
-        is_valid = has_behaviour & has_teacher & has_reference & (not (is_truncated and self._masks_truncated))
+        is_masked = (is_truncated and self._masks_truncated) or not self._is_judged[index]
+        is_valid = has_behaviour & has_teacher & has_reference & (not is_masked)
         return is_valid, BatchCounts(
             responses=1,
             truncated_responses=int(is_truncated),

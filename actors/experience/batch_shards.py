@@ -45,7 +45,7 @@ class ShardPolicy:
     Attributes:
         ranks: Data-parallel ranks of the learner.
         token_budget: Tokens (prompts included) of a rank's micro-batch.
-        skip_equal_rewards: Leave out groups whose rewards are all equal: the objective gives them exactly zero
+        skip_equal_rewards: Leave out groups whose judged rewards are all equal: the objective gives them exactly zero
             gradient.
         skip_truncated: Leave out responses that reached the token budget.
         counts_tokens: The loss is averaged over tokens, whose number is known only when all groups of an update have
@@ -61,23 +61,29 @@ class ShardPolicy:
     passes: int = 1
 
     def trainable_responses(self, group: ExperienceGroup) -> list[int]:
-        """Indices of the responses that can have a gradient."""
-        if self.skip_equal_rewards and min(group.rewards) == max(group.rewards):
+        """Indices of the responses that can have a gradient: of the judged ones, unless their rewards are equal."""
+        is_judged = group.verdicts.is_judged
+        judged = [reward for reward, judged in zip(group.rewards, is_judged, strict=True) if judged]
+        if not judged or (self.skip_equal_rewards and min(judged) == max(judged)):
             return []
         summary = group.summary
         return [
             index
             for index, length in enumerate(summary.response_lengths)
-            if length > 0 and not (self.skip_truncated and summary.is_truncated[index])
+            if length > 0 and is_judged[index] and not (self.skip_truncated and summary.is_truncated[index])
         ]
 
     def counted_tokens(self, group: ExperienceGroup) -> int:
-        """Count the response tokens of a mean over tokens: without masked responses, with those of zero gradient."""
+        """Count the response tokens of a mean over tokens: of judged responses that are not masked, with those of zero
+        gradient.
+        """
         summary = group.summary
         return sum(
             length
-            for length, truncated in zip(summary.response_lengths, summary.is_truncated, strict=True)
-            if not (self.skip_truncated and truncated)
+            for length, truncated, judged in zip(
+                summary.response_lengths, summary.is_truncated, group.verdicts.is_judged, strict=True
+            )
+            if judged and not (self.skip_truncated and truncated)
         )
 
 

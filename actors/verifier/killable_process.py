@@ -7,6 +7,7 @@ code.
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import time
@@ -18,9 +19,11 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from actors.verifier.confinement import keep_environment, limit_memory
 from rlad.contracts import Outcome
 from rlad.errors import EngineError
 from rlad.verifiers import GivesAnswer, Verifier
+from rlad.verifiers.verdict import WarmsUp
 
 BuildVerifiers = Callable[[], Mapping[str, Verifier]]
 
@@ -60,13 +63,22 @@ class Extraction:
 class Judge:
     """One child process. Not thread-safe: a judge takes one group at a time."""
 
-    def __init__(self, build_verifiers: BuildVerifiers, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        build_verifiers: BuildVerifiers,
+        *,
+        timeout_s: float,
+        memory_mib: int = 1024,
+        environment: Sequence[str] = (),
+    ) -> None:
         """
         Args:
             build_verifiers: Returns the verifiers by task. Called in the child, so it must be importable there.
             timeout_s: Hard deadline of one response in seconds, precise to about 0.1 s.
+            memory_mib: Memory that the child may take beyond what it holds after its start, in MiB.
+            environment: Names of environment variables that the child keeps besides those known to be harmless.
         """
-        self._build_verifiers = build_verifiers
+        self._start = functools.partial(_start_child, build_verifiers, memory_mib, tuple(environment))
         self._timeout_s = timeout_s
         self._pool: ProcessPool | None = None
 
@@ -124,9 +136,7 @@ class Judge:
         if self._pool is None:
             # Spawned, not forked: a fork would copy the locks of the parent's threads in an arbitrary state.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(
-                max_workers=1, initializer=_start_child, initargs=(self._build_verifiers,), context=context
-            )
+            self._pool = ProcessPool(max_workers=1, initializer=self._start, context=context)
         return [self._pool.schedule(call, args=each, timeout=self._timeout_s) for each in arguments]
 
     def _outcome_of(self, future: Future[Any]) -> Any:
@@ -148,9 +158,14 @@ class Judge:
 _verifiers: Mapping[str, Verifier] = {}  # set in the child
 
 
-def _start_child(build_verifiers: BuildVerifiers) -> None:
+def _start_child(build_verifiers: BuildVerifiers, memory_mib: int, environment: tuple[str, ...]) -> None:
     global _verifiers
+    keep_environment(environment)
     _verifiers = build_verifiers()
+    for verifier in _verifiers.values():
+        if isinstance(verifier, WarmsUp):
+            verifier.warm_up()
+    limit_memory(memory_mib)
 
 
 def _judge_in_child(task: str, text: str, answer: str) -> Judgement:

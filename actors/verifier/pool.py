@@ -17,6 +17,7 @@ from actors.experience.group import ColumnsRef
 from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
+from actors.verifier.failures import FailureLimit
 from actors.verifier.worker import VerifierWorker, build_verifiers
 from rlad.contracts import Outcome
 from rlad.errors import WorkerLostError
@@ -52,7 +53,15 @@ class VerifierStats:
 class JudgingPool:
     """Driver's side of actors that judge groups. All methods belong to one event loop."""
 
-    def __init__(self, pool: ActorPool, *, processes_per_worker: int, deadline_s: float, who: str) -> None:
+    def __init__(
+        self,
+        pool: ActorPool,
+        *,
+        processes_per_worker: int,
+        deadline_s: float,
+        who: str,
+        max_failed_fraction: float = 1.0,
+    ) -> None:
         """
         Args:
             pool: Workers whose `verify` takes a group's columns. The pool's capacity equals the number of groups that a
@@ -60,7 +69,9 @@ class JudgingPool:
             processes_per_worker: Number of groups that a worker judges at once.
             deadline_s: Deadline of one group in seconds, from the moment a worker has it.
             who: Name of a worker in error messages.
+            max_failed_fraction: Largest fraction of responses whose verification may time out or fail.
         """
+        self._failures = FailureLimit(max_failed_fraction)
         self._pool = pool
         self._processes_per_worker = processes_per_worker
         self._deadline_s = deadline_s
@@ -90,6 +101,7 @@ class JudgingPool:
             PoolExhaustedError: No worker is left.
             ConfigError: The group's task has no verifier.
             EngineError: A worker failed on the group.
+            VerifierFailureError: Verification timed out or failed on too many of the latest responses.
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True
@@ -99,6 +111,7 @@ class JudgingPool:
         self._busy_s += result.elapsed_s
         self._num_groups += 1
         self._outcomes.update(Outcome(outcome) for outcome in result.outcomes)
+        self._failures.record(result.outcomes, result.problems or (None,) * len(result.outcomes))
         return result
 
     def stats(self) -> VerifierStats:
@@ -165,6 +178,8 @@ class VerifierPool(JudgingPool):
                 tokenizer_path=tokenizer_path,
                 processes=config.processes_per_worker,
                 timeout_s=config.timeout_s,
+                memory_mib=config.memory_mib,
+                environment=config.environment,
             )
 
         pool = ActorPool(
@@ -178,5 +193,9 @@ class VerifierPool(JudgingPool):
         )
         deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
         super().__init__(
-            pool, processes_per_worker=config.processes_per_worker, deadline_s=deadline_s, who="a verifier worker"
+            pool,
+            processes_per_worker=config.processes_per_worker,
+            deadline_s=deadline_s,
+            who="a verifier worker",
+            max_failed_fraction=config.max_failed_fraction,
         )

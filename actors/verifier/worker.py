@@ -6,7 +6,7 @@ import logging
 import queue
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,30 @@ if TYPE_CHECKING:  # with it would come all models of the configuration, which a
 
 logger = logging.getLogger(__name__)
 
+# Length of a verifier's words on a response that it failed on.
+_PROBLEM_CHARACTERS = 500
+
 
 class VerifierWorker:
     """Actor with one or more judges. Takes as many groups at once as it has judge processes."""
 
     def __init__(
-        self, *, build_verifiers: BuildVerifiers, tokenizer_path: str, processes: int, timeout_s: float
+        self,
+        *,
+        build_verifiers: BuildVerifiers,
+        tokenizer_path: str,
+        processes: int,
+        timeout_s: float,
+        memory_mib: int,
+        environment: Sequence[str] = (),
     ) -> None:
         """
+        Args:
+            build_verifiers: Returns the verifiers by task.
+            tokenizer_path: Model directory whose `tokenizer.json` decodes the responses.
+            processes: Number of judges.
+            timeout_s, memory_mib, environment: As for `Judge`.
+
         Raises:
             ConfigError: A verifier cannot be built, or the model directory has no `tokenizer.json`.
         """
@@ -44,7 +60,9 @@ class VerifierWorker:
         self._tokenizer = load_fast_tokenizer(tokenizer_path)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
-            self._judges.put(Judge(build_verifiers, timeout_s=timeout_s))
+            self._judges.put(
+                Judge(build_verifiers, timeout_s=timeout_s, memory_mib=memory_mib, environment=environment)
+            )
         self._logged: set[tuple[str, str]] = set()
 
     def verify(self, columns: Columns, with_texts: bool = False) -> VerifierResult:
@@ -104,6 +122,9 @@ class VerifierWorker:
             elapsed_s=time.perf_counter() - start,
             texts=tuple(self._decoded(group, range(group.num_responses))) if with_texts else None,
             answers=tuple(each.answer for each in answers) if answers is not None else None,
+            problems=tuple(_shortened(each.problem) for each in judgements)
+            if any(each.problem for each in judgements)
+            else (),
         )
 
     def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
@@ -120,6 +141,10 @@ class VerifierWorker:
             if kind not in self._logged:
                 self._logged.add(kind)
                 logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
+
+
+def _shortened(problem: str | None) -> str | None:
+    return None if problem is None else problem[:_PROBLEM_CHARACTERS]
 
 
 def load_fast_tokenizer(model_path: str) -> Tokenizer:

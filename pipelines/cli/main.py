@@ -31,6 +31,7 @@ from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
+from pipelines.cli.checks import doctor as doctor_cli
 from rlad.errors import ConfigError, RladError
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
 app.add_typer(schedule_cli.app)
+app.add_typer(doctor_cli.app)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/smoke.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]

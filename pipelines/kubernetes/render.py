@@ -15,7 +15,9 @@ from pipelines.kubernetes.pods import Manifest
 from pipelines.kubernetes.sizing import PodGroup, SizingOptions, pod_groups
 from pipelines.kubernetes.workload import STORAGE, kubernetes_name, read_workload
 from pipelines.run.directory import write_atomically
+from rlad.config import EvaluationSuite, RunConfig
 from rlad.errors import PlanError
+from rlad.verifiers import CodeTestsVerifierConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +145,8 @@ def render(
         PlanError: The workload cannot be deployed with these options.
     """
     workload = read_workload(config, overrides)
+    for run in workload.runs:
+        _require_accepted_isolation(run)
     deployment = Deployment(workload=workload, groups=pod_groups(workload.runs, sizing), options=options)
     files: dict[str, str] = {}
     left_out: list[str] = []
@@ -155,6 +159,21 @@ def render(
             left_out.append(f"{kind_to_render}: {error}")
     files["kustomization.yaml"] = _kustomization(files, source)
     return Rendered(files=files, groups=deployment.groups, left_out=tuple(left_out))
+
+
+def _require_accepted_isolation(run: RunConfig | EvaluationSuite) -> None:
+    """Refuse to judge programs in pods, which have no namespaces, unless the configuration accepts that.
+
+    Raises:
+        PlanError: A verifier runs programs and requires namespaces.
+    """
+    for task, verifier in run.verifiers.items():
+        if isinstance(verifier, CodeTestsVerifierConfig) and verifier.isolation == "full":
+            raise PlanError(
+                f"verifiers.{task} runs programs of the student and requires isolation 'full', but pods without "
+                "capabilities under seccomp RuntimeDefault are refused namespaces. Landlock and seccomp remain: set "
+                f"verifiers.{task}.isolation=filtered to accept that (the workers check it at their start)"
+            )
 
 
 def write(rendered: Rendered, directory: Path) -> None:

@@ -14,6 +14,7 @@ from rlad.config import RunConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import dataset_fingerprint
 from rlad.models.references import resolve_model
+from rlad.verifiers import CodeTestsVerifierConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +46,30 @@ class ResolvedRun:
     teachers_by_prompt: Mapping[str, Mapping[str, float]]
 
 
+def require_isolated_programs(config: RunConfig) -> None:
+    """Refuse verifiers that run programs where the sandbox does not hold.
+
+    The verifier workers check their own node at their start. A run on this machine is refused before anything starts.
+
+    Raises:
+        ConfigError: This machine isolates programs less than a verifier requires.
+    """
+    if config.cluster.address is None:
+        for verifier in config.verifiers.values():
+            if isinstance(verifier, CodeTestsVerifierConfig):
+                verifier.build()
+
+
 def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     """Resolve the references of a run, and check that its parts fit together.
 
     Raises:
+        ConfigError: A verifier runs programs of the student, and this machine isolates them less than it requires.
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
+    require_isolated_programs(config)
     student = resolve_model(config.student.path)
     started = config.frozen_models if config.needs_teacher else config.scoring_pools
     frozen_models = {pool: resolve_model(model.path) for pool, model in started.items()}

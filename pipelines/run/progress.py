@@ -187,7 +187,8 @@ def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -
     with_majority = samples > 1 and any(row.majority for row in (summary.overall, *summary.groups.values()))
     majority = [f"maj@{samples}"] if with_majority else []
     passed = [f"pass@{k}" for k in several]
-    headers = [group_by, "prompts", f"mean@{samples}", *majority, *passed, "tokens", "truncated"]
+    failed = ["failed"] if summary.overall.failed else []
+    headers = [group_by, "prompts", f"mean@{samples}", *majority, *passed, "tokens", "truncated", *failed]
     rows = []
     for group, row in [*summary.groups.items(), ("all", summary.overall)]:
         cells = [str(row.prompts), _with_interval(row.mean, row.low, row.high)]
@@ -196,10 +197,12 @@ def evaluation_table(title: str, summary: EvaluationSummary, *, group_by: str) -
                 _with_interval(row.majority.mean, row.majority.low, row.majority.high) if row.majority else "-"
             )
         cells += [f"{row.pass_at[k].mean:.1%}" for k in several]
-        rows.append((group, [*cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}"]))
-    return fitted_table(
-        title, headers, _with_total(rows), caption="In parentheses: 95% confidence interval over prompts"
-    )
+        counts = [str(row.failed)] if failed else []
+        rows.append((group, [*cells, f"{row.response_tokens:,.0f}", f"{row.truncated:.1%}", *counts]))
+    caption = "In parentheses: 95% confidence interval over prompts"
+    if failed:
+        caption += ". Failed: responses without a verdict, in no mean"
+    return fitted_table(title, headers, _with_total(rows), caption=caption)
 
 
 def _with_total(rows: list[tuple[str, list[str]]]) -> list[Row]:

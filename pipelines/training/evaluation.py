@@ -119,6 +119,7 @@ async def evaluate_set(
             response_tokens=sampled.summary.response_lengths,
             num_truncated=sampled.summary.num_truncated,
             answers=verified.answers,
+            is_judged=tuple(verified.verdicts.is_judged.tolist()),
         )
 
     return summarise(await together(*(evaluate_prompt(index) for index in range(len(prompts.records)))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -218,7 +218,7 @@ class GroupPipeline:
         if self._settings.max_refills:  # judge first: a dropped group needs no teacher scores
             _, (result, verified_at) = await together(recording, verify())
             rewards = self._shaped_rewards(sampled, result)
-            is_dropped = self._is_droppable(step, result.rewards)
+            is_dropped = self._is_droppable(step, result)
             scores = [] if is_dropped else await together(*self._scoring(sampled, teachers))
         else:
             _, (result, verified_at), *scores = await together(recording, verify(), *self._scoring(sampled, teachers))
@@ -251,17 +251,14 @@ class GroupPipeline:
                 f"step {step.number} accepts none older than {oldest_allowed}"
             )
 
-    def _is_droppable(self, step: OpenStep, rewards: Sequence[float]) -> bool:
-        """Return whether dynamic sampling drops a group: its responses are equally correct.
+    def _is_droppable(self, step: OpenStep, result: VerifierResult) -> bool:
+        """Return whether dynamic sampling drops a group: its judged responses are equally correct, or none was judged.
 
         DAPO (arXiv:2503.14476, Eq. 11) decides by correctness, before the overlong penalty. With the penalty, a group
         of correct responses of different lengths would be kept, and trained on for its lengths alone.
-
-        Args:
-            step: Step of the group.
-            rewards: Rewards of the verifier, without the overlong penalty.
         """
-        return min(rewards) == max(rewards) and len(step.dropped) < self._settings.max_refills
+        judged = {reward for reward, judged in zip(result.rewards, result.verdicts.is_judged, strict=True) if judged}
+        return len(judged) <= 1 and len(step.dropped) < self._settings.max_refills
 
     def _shaped_rewards(self, sampled: SampledGroup, result: VerifierResult) -> tuple[float, ...]:
         lengths = sampled.summary.response_lengths

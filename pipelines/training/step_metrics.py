@@ -78,7 +78,9 @@ def sampling_metrics(
 ) -> dict[str, float]:
     """Compute the metrics `area/name_unit` of a step whose groups were sampled.
 
-    Rewards, outcomes and lengths cover all sampled groups, dropped ones included: they describe the policy.
+    Rewards, outcomes and lengths cover all sampled groups, dropped ones included: they describe the policy. Responses
+    whose verification timed out or failed have no reward; they are counted in `verifier/timeout`, `verifier/error` and
+    `verifier/left_out_fraction`.
 
     Args:
         step: Number of the step, which trains on weights of this version. Staleness is relative to it.
@@ -87,7 +89,8 @@ def sampling_metrics(
         learner: The learner's metrics of the step.
         num_abandoned: Number of groups that were abandoned and replaced.
     """
-    rewards = [group.verdicts.rewards for group in groups]
+    rewards = [group.verdicts.rewards[group.verdicts.is_judged] for group in groups]
+    judged = [reward for reward in rewards if len(reward)]
     outcomes = Counter(Outcome(outcome) for group in groups for outcome in group.verdicts.outcomes.tolist())
     tokens_by_teacher: Counter[str] = Counter()
     tokens_by_age: Counter[int] = Counter()
@@ -101,8 +104,15 @@ def sampling_metrics(
     # once.
     sampling_s = max(min(last_sampled_at - first_issued_at, times.weights_at - times.started_at), 1e-9)
     return {
-        "reward/mean": float(np.mean(np.concatenate(rewards))),
-        "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in rewards])),
+        **(
+            {
+                "reward/mean": float(np.mean(np.concatenate(judged))),
+                "reward/equal_groups_fraction": float(np.mean([reward.min() == reward.max() for reward in judged])),
+            }
+            if judged
+            else {}
+        ),
+        "verifier/left_out_fraction": 1 - sum(map(len, rewards)) / sum(len(group.verdicts.rewards) for group in groups),
         **{f"verifier/{outcome.name.lower()}": float(outcomes[outcome]) for outcome in Outcome},
         **{f"teacher/{teacher}_tokens": float(tokens) for teacher, tokens in tokens_by_teacher.items()},
         "rollout/response_tokens": float(lengths.sum()),

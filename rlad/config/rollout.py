@@ -152,3 +152,19 @@ class VerifierPoolConfig(ConfigModel):
         description="Hard deadline for verifying one response, in seconds. After it the process is killed and the "
         "outcome is `timeout`.",
     )
+    memory_mib: PositiveInt = Field(
+        1024,
+        description="Memory that a child process may take beyond what it holds after its start, in MiB. A verifier "
+        "that exceeds it fails with the outcome `error`.",
+    )
+    environment: list[str] = Field(
+        [],
+        description="Names of environment variables that verifiers need. Child processes get these and those that are "
+        "known to be harmless (`PATH`, `HOME`, locale, Python's), no others.",
+    )
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="Largest fraction of the latest 256 responses (at least 32) whose verification may have the "
+        "outcome `timeout` or `error`. Such responses are left out of the update and of the group's baseline. Above "
+        "the fraction the run ends with the verifier's own words; 1 means unlimited.",
+    )

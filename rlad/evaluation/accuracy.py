@@ -2,6 +2,10 @@
 
 Prompts are the independent samples; the k responses to one prompt are not independent of each other. Confidence
 intervals are therefore those of a mean over prompts.
+
+Denominators: a response whose verification timed out or failed is neither right nor wrong. It is counted apart
+(`Accuracy.failed`) and left out: a prompt's mean is that of its judged responses, pass@k of a prompt with fewer judged
+responses than k is that of all of them, and a prompt without a judged response is in no mean.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class PromptResult:
         num_truncated: Number of responses that reached the token limit.
         answers: Answer extracted from each response for maj@k; None for a response without one. None as a whole if the
             task's verifier does not extract answers.
+        is_judged: Whether the verifier came to a verdict on each response; None as a whole if it did on all.
     """
 
     prompt_id: str
@@ -42,6 +47,17 @@ class PromptResult:
     response_tokens: tuple[int, ...]
     num_truncated: int
     answers: tuple[str | None, ...] | None = None
+    is_judged: tuple[bool, ...] | None = None
+
+    @property
+    def judged(self) -> list[int]:
+        """Indices of the responses with a verdict."""
+        return [index for index in range(len(self.rewards)) if self.is_judged is None or self.is_judged[index]]
+
+    @property
+    def judged_rewards(self) -> list[float]:
+        """Rewards of the responses with a verdict."""
+        return [self.rewards[index] for index in self.judged]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +74,7 @@ class Accuracy:
     """Row of the result table.
 
     Attributes:
-        prompts: Number of prompts.
+        prompts: Number of prompts with a judged response.
         samples: Responses per prompt, k.
         mean: mean@k, in [0, 1].
         low: Lower end of the 95% confidence interval of `mean`.
@@ -68,6 +84,7 @@ class Accuracy:
         truncated: Fraction of responses that reached the token limit.
         pass_at: Unbiased pass@j by j, for the powers of two up to k, and for k.
         majority: maj@k; None if a prompt's verifier does not extract answers.
+        failed: Number of responses whose verification timed out or failed. They are in no mean.
     """
 
     prompts: int
@@ -80,6 +97,7 @@ class Accuracy:
     truncated: float
     pass_at: dict[int, Interval] = field(default_factory=dict)
     majority: Interval | None = None
+    failed: int = 0
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Accuracy:
@@ -101,11 +119,13 @@ class EvaluationSummary:
         overall: Accuracy of all prompts.
         groups: Accuracy by group, in natural order.
         prompts: Mean reward by prompt id, for paired comparisons of two policies.
+        unjudged: Ids of the prompts without a judged response.
     """
 
     overall: Accuracy
     groups: dict[str, Accuracy]
     prompts: dict[str, float] = field(default_factory=dict)
+    unjudged: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as nested mappings, ready for JSON."""
@@ -118,6 +138,7 @@ class EvaluationSummary:
             overall=Accuracy.from_dict(summary["overall"]),
             groups={name: Accuracy.from_dict(row) for name, row in summary["groups"].items()},
             prompts=summary.get("prompts", {}),
+            unjudged=tuple(summary.get("unjudged", ())),
         )
 
 
@@ -189,11 +210,17 @@ def summarise(results: Sequence[PromptResult]) -> EvaluationSummary:
     """Aggregate the results of an evaluation.
 
     Raises:
-        ContractError: There are no results, or prompts have different numbers of responses.
+        ContractError: There are no results, no response was judged, or prompts have different numbers of responses.
     """
     if not results or len({len(result.rewards) for result in results}) != 1:
         raise ContractError(
             f"an evaluation requires prompts with the same number of responses; got {len(results)} prompts"
+        )
+    judged = [result for result in results if result.judged]
+    if not judged:
+        raise ContractError(
+            f"an evaluation requires responses with a verdict; verification timed out or failed on all {len(results)} "
+            "prompts"
         )
     by_group: defaultdict[str, list[PromptResult]] = defaultdict(list)
     for result in results:
@@ -201,20 +228,36 @@ def summarise(results: Sequence[PromptResult]) -> EvaluationSummary:
             by_group[group].append(result)
     return EvaluationSummary(
         overall=_accuracy(results),
-        groups={group: _accuracy(by_group[group]) for group in sorted(by_group, key=_natural)},
-        prompts={result.prompt_id: float(np.mean(result.rewards)) for result in results},
+        groups={
+            group: _accuracy(by_group[group])
+            for group in sorted(by_group, key=_natural)
+            if any(result.judged for result in by_group[group])
+        },
+        prompts={result.prompt_id: float(np.mean(result.judged_rewards)) for result in judged},
+        unjudged=tuple(result.prompt_id for result in results if not result.judged),
     )
 
 
 def _accuracy(results: Sequence[PromptResult]) -> Accuracy:
     samples = len(results[0].rewards)
-    mean = _interval([float(np.mean(result.rewards)) for result in results])
-    solved = [sum(reward > _SOLVED for reward in result.rewards) for result in results]
-    pass_at = {k: _interval([pass_at_k(samples, count, k) for count in solved]) for k in ks_up_to(samples)}
-    votes = [majority_vote(result.answers, result.rewards) for result in results if result.answers is not None]
+    judged = [result for result in results if result.judged]
+    rewards = [result.judged_rewards for result in judged]
+    mean = _interval([float(np.mean(each)) for each in rewards])
+    solved = [sum(reward > _SOLVED for reward in each) for each in rewards]
+    pass_at = {
+        k: _interval(
+            [pass_at_k(len(each), count, min(k, len(each))) for each, count in zip(rewards, solved, strict=True)]
+        )
+        for k in ks_up_to(samples)
+    }
+    votes = [
+        majority_vote([result.answers[index] for index in result.judged], result.judged_rewards)
+        for result in judged
+        if result.answers is not None
+    ]
     lengths = [length for result in results for length in result.response_tokens]
     return Accuracy(
-        prompts=len(results),
+        prompts=len(judged),
         samples=samples,
         mean=mean.mean,
         low=mean.low,
@@ -223,7 +266,8 @@ def _accuracy(results: Sequence[PromptResult]) -> Accuracy:
         response_tokens=float(np.mean(lengths)),
         truncated=sum(result.num_truncated for result in results) / len(lengths),
         pass_at=pass_at,
-        majority=_interval(votes) if len(votes) == len(results) else None,
+        majority=_interval(votes) if len(votes) == len(judged) else None,
+        failed=sum(len(result.rewards) - len(result.judged) for result in results),
     )
 
 

@@ -308,16 +308,22 @@ _PromptValues = Mapping[int, Mapping[str, float]]
 
 
 def _prompt_values(runs: Sequence[RunRecord], measure: Measure) -> dict[str, _PromptValues]:
-    """Return the measure of every prompt by method; without values for `area` if fewer than two steps are common."""
+    """Return the measure of every prompt by method; without values for `area` if fewer than two steps are common.
+
+    Prompts without a judged response in an evaluation of any run are left out of all runs.
+    """
     steps = common_steps(run.evaluations for run in runs) if measure == "area" else []
     if measure == "area" and len(steps) < 2:
         return {method: {} for method in by_method(runs)}
-    return {
-        method: {
-            run.seed: run.final.prompts if measure == "final" else prompt_areas(run.evaluations, steps) for run in own
-        }
-        for method, own in by_method(runs).items()
-    }
+    used = [[run.evaluations[step] for step in steps] if measure == "area" else [run.final] for run in runs]
+    left_out = {prompt for evaluations in used for evaluation in evaluations for prompt in evaluation.unjudged}
+
+    def values(run: RunRecord) -> dict[str, float]:
+        if measure == "area":
+            return prompt_areas(run.evaluations, steps, left_out=left_out)
+        return {prompt: mean for prompt, mean in run.final.prompts.items() if prompt not in left_out}
+
+    return {method: {run.seed: values(run) for run in own} for method, own in by_method(runs).items()}
 
 
 def _paired(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from rlad.errors import ContractError
 from rlad.evaluation.accuracy import EvaluationSummary
@@ -33,20 +33,23 @@ def common_steps(curves: Iterable[Mapping[int, EvaluationSummary]]) -> list[int]
     return sorted(set.intersection(*(set(curve) for curve in curves)))
 
 
-def prompt_areas(curve: Mapping[int, EvaluationSummary], steps: Sequence[int]) -> dict[str, float]:
+def prompt_areas(
+    curve: Mapping[int, EvaluationSummary], steps: Sequence[int], *, left_out: Set[str] = frozenset()
+) -> dict[str, float]:
     """Return the area under the learning curve of each prompt. Their mean is the area of all prompts.
 
     Args:
         curve: Evaluations of a run by trained steps.
         steps: Steps to use, ascending, at least two.
+        left_out: Prompts to ignore, for example because an evaluation has no judged response of them.
 
     Raises:
         ContractError: The evaluations have different prompts, or no results by prompt.
     """
-    prompts = curve[steps[0]].prompts.keys()
-    if not prompts or any(curve[step].prompts.keys() != prompts for step in steps):
+    prompts = curve[steps[0]].prompts.keys() - left_out
+    if not prompts or any(curve[step].prompts.keys() - left_out != prompts for step in steps):
         raise ContractError(
             "the area under a learning curve requires results by prompt, of the same prompts at every step; got "
             + ", ".join(f"{len(curve[step].prompts)} at step {step}" for step in steps)
         )
-    return {prompt: area_under(steps, [curve[step].prompts[prompt] for step in steps]) for prompt in prompts}
+    return {prompt: area_under(steps, [curve[step].prompts[prompt] for step in steps]) for prompt in sorted(prompts)}

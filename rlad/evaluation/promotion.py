@@ -76,15 +76,15 @@ def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *,
 
 
 def _pairs(candidate: EvaluationSummary, incumbent: EvaluationSummary) -> list[float]:
-    """Return the difference of the mean reward for each prompt."""
+    """Return the difference of the mean reward for each prompt that was judged on both sides."""
     new, old = candidate.prompts, incumbent.prompts
-    if not new or new.keys() != old.keys():
-        only = len(new.keys() ^ old.keys())
+    only = len((new.keys() | {*candidate.unjudged}) ^ (old.keys() | {*incumbent.unjudged}))
+    if not new.keys() & old.keys() or only:
         raise ContractError(
             f"candidate and incumbent must be evaluated on the same prompts; got {len(new)} and {len(old)} prompts, "
             f"{only} of them only on one side. Evaluate the incumbent again on the candidate's prompts (`rlad eval`)"
         )
-    return [new[prompt] - old[prompt] for prompt in sorted(new)]
+    return [new[prompt] - old[prompt] for prompt in sorted(new.keys() & old.keys())]
 
 
 def _percent(share: float) -> str:

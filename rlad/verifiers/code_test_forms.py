@@ -2,89 +2,34 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-# Modules and names that programs of such data sets use without importing them.
-_MODULES = (
-    "bisect",
-    "collections",
-    "copy",
-    "datetime",
-    "functools",
-    "heapq",
-    "itertools",
-    "json",
-    "math",
-    "operator",
-    "random",
-    "re",
-    "statistics",
-    "string",
-    "sys",
-    "time",
-)
-_NAMES = {
-    "typing": ("List", "Dict", "Set", "Tuple", "Optional", "Union", "Any", "Callable", "Iterable", "Iterator"),
-    "collections": ("defaultdict", "deque", "Counter", "OrderedDict", "namedtuple"),
-    "heapq": ("heappush", "heappop", "heapify", "heappushpop", "heapreplace", "nlargest", "nsmallest"),
-    "functools": ("lru_cache", "cache", "reduce", "cmp_to_key", "cached_property"),
-    "itertools": (
-        *("accumulate", "chain", "combinations", "combinations_with_replacement", "count", "cycle", "groupby"),
-        *("islice", "permutations", "product", "repeat", "zip_longest", "pairwise"),
-    ),
-    "bisect": ("bisect_left", "bisect_right", "insort"),
-    "math": ("gcd", "lcm", "sqrt", "inf", "ceil", "floor", "log", "log2", "comb", "factorial", "isqrt", "prod"),
-    "string": ("ascii_lowercase", "ascii_uppercase"),
-    "copy": ("deepcopy",),
-}
-# Calls of a function, for data sets that give its arguments and result. JSON has no tuples, and some sets wrap the
-# result in a list. Decimals may differ by 1e-6.
-_CALLS = """
-def _rlad_plain(value):
-    if isinstance(value, (list, tuple)):
-        return [_rlad_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {{str(key): _rlad_plain(item) for key, item in value.items()}}
-    return value
+from rlad.verifiers.code_test_names import assumed_imports
 
-def _rlad_equal(first, second):
-    if type(first) is list and type(second) is list:
-        return len(first) == len(second) and all(map(_rlad_equal, first, second))
-    if (type(first) is float or type(second) is float) and type(first) in (int, float) and type(second) in (int, float):
-        return first == second or abs(first - second) <= 1e-6 * max(1.0, abs(second))
-    return first == second
-
-def _rlad_call(arguments):
-    function = getattr(Solution(), {name!r}, None) if "Solution" in globals() else None
-    return (function or globals()[{name!r}])(*arguments)
-
-import json as _rlad_json
-for _rlad_arguments, _rlad_expected in _rlad_json.loads({tests!r}):
-    _rlad_result = _rlad_plain(_rlad_call(_rlad_arguments))
-    assert _rlad_equal(_rlad_result, _rlad_expected) or (
-        type(_rlad_expected) is list and len(_rlad_expected) == 1 and _rlad_equal(_rlad_result, _rlad_expected[0])
-    )
-"""
+__all__ = ["CodeTests", "assumed_imports", "outputs_equal", "read_tests"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTests:
-    """Tests of one task: either inputs with outputs, or assertions.
+    """Tests of one task: inputs with outputs, calls with results, or assertions.
 
     Attributes:
         inputs: Standard input of each test.
         outputs: Expected standard output of each test.
-        asserts: Python source that runs after the program; None without assertions.
+        asserts: Python source that uses the program's functions; None without assertions.
+        function: Name of the function that is tested by `calls`, or that is the entry point of `asserts`; None
+            otherwise.
+        calls: Arguments and expected result of each call. JSON has no tuples, and some sets wrap the result in a list.
     """
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     asserts: str | None = None
+    function: str | None = None
+    calls: tuple[tuple[list[Any], Any], ...] = ()
 
 
 def read_tests(answer: str) -> CodeTests | None:
@@ -123,7 +68,7 @@ def _from_mapping(tests: dict[str, Any]) -> CodeTests | None:
         return CodeTests(asserts="\n".join([setup, *listed]))
     check, entry = tests.get("test"), tests.get("entry_point")
     if isinstance(check, str) and isinstance(entry, str) and entry.isidentifier():
-        return CodeTests(asserts=f"{check}\ncheck({entry})")
+        return CodeTests(asserts=f"{check}\ncheck({entry})", function=entry)
     inputs, outputs = tests.get("inputs"), tests.get("outputs")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
         return None
@@ -181,26 +126,7 @@ def _value(value: Any) -> Any:
 
 
 def _calls(name: str, arguments: list[list[Any]], results: list[Any]) -> CodeTests:
-    tests = json.dumps([list(pair) for pair in zip(arguments, results, strict=True)])
-    return CodeTests(asserts=_CALLS.format(name=name, tests=tests))
-
-
-def assumed_imports(source: str) -> str:
-    """Return imports of the names that a program uses without defining them and that such data sets assume."""
-    nodes = list(ast.walk(ast.parse(source)))
-    used = {node.id for node in nodes if isinstance(node, ast.Name)}
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    bound |= {
-        (alias.asname or alias.name).partition(".")[0]
-        for node in nodes
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    missing = used - bound - set(dir(builtins))
-    lines = [f"import {module}" for module in _MODULES if module in missing]
-    lines += [f"from {module} import {name}" for module, names in _NAMES.items() for name in names if name in missing]
-    return "\n".join(lines)
+    return CodeTests(function=name, calls=tuple(zip(arguments, results, strict=True)))
 
 
 def outputs_equal(given: str, expected: str) -> bool:

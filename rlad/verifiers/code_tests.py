@@ -2,7 +2,8 @@
 
 The program is the last fenced Python block after the thinking. `rlad.verifiers.sandbox` runs it. No other verifier of
 this package runs code of a model. The process is untrusted: it has no network, no files but its own, and bounded
-memory, time and processes.
+memory, time and processes. It has no part in the verdict: outputs are compared here, and assertions run in a process of
+their own.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import re
 import textwrap
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlad.contracts import Outcome
 from rlad.errors import DataError
-from rlad.verifiers.code_test_forms import CodeTests, assumed_imports, outputs_equal, read_tests
+from rlad.sandbox.limits import SandboxLimits
+from rlad.sandbox.probe import Isolation, require_isolation
+from rlad.verifiers.code_test_forms import CodeTests, outputs_equal, read_tests
+from rlad.verifiers.code_test_names import assumed_imports, names_of_tests
 from rlad.verifiers.response_text import after_thinking
-from rlad.verifiers.sandbox import SandboxLimits, run_inputs_sandboxed, run_sandboxed
-from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
+from rlad.verifiers.sandbox import examine_sandboxed, run_inputs_sandboxed
+from rlad.verifiers.verdict import CORRECT, TIMEOUT, UNPARSEABLE, WRONG, Verdict
 
 _FENCED = re.compile(
     r"^[ \t]*(?P<fence>```|~~~)[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^[ \t]*(?P=fence)[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
-_TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
 
 class CodeTestsVerifierConfig(BaseModel):
@@ -51,15 +53,28 @@ class CodeTestsVerifierConfig(BaseModel):
         8, ge=1, description="Maximum size of a file that a program writes, including its output, in MiB."
     )
     processes: int = Field(8, ge=1, description="Maximum number of concurrent processes and threads of a program.")
+    disk_mib: int = Field(64, ge=1, description="Maximum size of all files of a program together, in MiB.")
+    isolation: Isolation = Field(
+        "full",
+        description="Weakest isolation that is accepted: `full` (namespaces, Landlock and seccomp), `filtered` "
+        "(Landlock and seccomp, which is what a pod without capabilities has) or `any`. Where less holds, the run is "
+        "refused; `rlad doctor sandbox` says what holds on a machine.",
+    )
 
     def build(self) -> CodeTestsVerifier:
-        """Return the verifier."""
+        """Return the verifier.
+
+        Raises:
+            ConfigError: This machine gives less isolation than `isolation`.
+        """
+        require_isolation(self.isolation, "the verifier code_tests, which runs programs of a model,")
         limits = SandboxLimits(
             wall_s=self.timeout_s,
             cpu_s=self.cpu_s,
             memory_mib=self.memory_mib,
             file_mib=self.file_mib,
             processes=self.processes,
+            disk_mib=self.disk_mib,
         )
         return CodeTestsVerifier(limits=limits)
 
@@ -106,19 +121,27 @@ class CodeTestsVerifier:
 
 def _verdict_of(source: str, tests: CodeTests, limits: SandboxLimits) -> Verdict:
     imports = assumed_imports(source)
-    if tests.asserts is not None:
-        result = run_sandboxed(source, limits=limits, asserts=tests.asserts, imports=imports)
+    if not tests.inputs:
+        result = examine_sandboxed(source, _examination(source, tests), limits=limits, imports=imports)
         if result.ended == "timeout":
-            return _TIMEOUT
+            return TIMEOUT
         return CORRECT if result.has_passed else WRONG
     inputs = [text.replace("\r\n", "\n") for text in tests.inputs]
     results = run_inputs_sandboxed(source, limits=limits, inputs=inputs, imports=imports)
     for result, expected in zip(results, tests.outputs, strict=False):
         if result.ended == "timeout":
-            return _TIMEOUT
+            return TIMEOUT
         if not result.has_passed or not outputs_equal(result.stdout, expected):
             return WRONG
     return CORRECT if len(results) == len(tests.outputs) else WRONG
+
+
+def _examination(source: str, tests: CodeTests) -> dict[str, Any]:
+    """Return the tests in the form of the examiner."""
+    if tests.asserts is None:
+        return {"name": tests.function, "calls": tests.calls}
+    names, imports = names_of_tests(tests.asserts, source, tests.function)
+    return {"asserts": tests.asserts, "names": names, "imports": imports}
 
 
 def _last_program(text: str) -> str | None:

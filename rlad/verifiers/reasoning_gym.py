@@ -1,30 +1,37 @@
 """Verifier of any reasoning-gym task by the task's own scorer: reward 1 for a full score, or the score itself.
 
-reasoning-gym is an optional package (the extra `reasoning-gym`). Some of its scorers parse the response with sympy,
-which evaluates it as Python (countdown, puzzle24, the integration and polynomial tasks). They run in the verifier
-pool's processes with the pool's permissions. If that is a risk, use `countdown` of this package, or tasks with plain
-answers.
+reasoning-gym is an optional package (the extra `reasoning-gym`). Some of its scorers evaluate the answer as Python
+(`eval` or sympy's parser). All of them therefore run inside the sandbox, where `eval` and the parser accept literals
+and formulas only (see `rlad.sandbox.scripts.reasoning_gym_scoring`).
 """
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import json
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlad.contracts import Outcome
-from rlad.errors import ConfigError, DataError
+from rlad.errors import ConfigError, DataError, EngineError
+from rlad.sandbox.limits import SandboxLimits
+from rlad.sandbox.scripts import reasoning_gym_scoring
+from rlad.sandbox.scripts.reasoning_gym_scoring import PAIRS, TUPLE, untagged
+from rlad.sandbox.session import SandboxResult, SandboxSession
 from rlad.verifiers.response_text import after_thinking, last_answer_block
-from rlad.verifiers.verdict import UNPARSEABLE, Verdict
+from rlad.verifiers.verdict import TIMEOUT, UNPARSEABLE, Verdict
 
-# JSON supports neither tuples nor non-text keys, which scorers distinguish.
-_TUPLE, _PAIRS = "__tuple__", "__pairs__"
+# Deadline of the start of the scoring process, which imports reasoning-gym. In seconds.
+_START_TIMEOUT_S = 120.0
 
 
 class ReasoningGymVerifierConfig(BaseModel):
@@ -42,6 +49,13 @@ class ReasoningGymVerifierConfig(BaseModel):
         description="`binary`: reward 1 for a score of exactly 1, else 0. `graded`: the score itself, which for many "
         "tasks is above 0 for a wrong answer.",
     )
+    timeout_s: float = Field(
+        8.0,
+        gt=0,
+        description="Wall time and CPU time of the scorer for one response, in seconds. Keep it below "
+        "`verifier_pool.timeout_s`.",
+    )
+    memory_mib: int = Field(1024, ge=256, description="Address space of the scorer, in MiB.")
 
     def build(self) -> ReasoningGymVerifier:
         """Return the verifier.
@@ -51,7 +65,10 @@ class ReasoningGymVerifierConfig(BaseModel):
         """
         # Also loads the task now, so that loading does not count against the first deadline.
         create_reasoning_gym_dataset(self.dataset, {})
-        return ReasoningGymVerifier(dataset=self.dataset, scoring=self.scoring)
+        limits = SandboxLimits(
+            wall_s=self.timeout_s, cpu_s=max(1, math.ceil(self.timeout_s)), memory_mib=self.memory_mib
+        )
+        return ReasoningGymVerifier(dataset=self.dataset, scoring=self.scoring, limits=limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +78,19 @@ class ReasoningGymVerifier:
     Attributes:
         dataset: Name of the task.
         scoring: `graded` rewards partial scores, `binary` does not.
+        limits: Limits of the scorer.
     """
 
     dataset: str
     scoring: Literal["binary", "graded"]
+    limits: SandboxLimits
+
+    def warm_up(self) -> None:
+        """Start the scoring process, so that its start does not count against the first deadline."""
+        _scorers().session(self.limits)
 
     def verify(self, response_text: str, answer: str) -> Verdict:
-        """Verify a response. Exceptions of the scorer other than ValueError propagate.
+        """Verify a response.
 
         Args:
             response_text: The response, without its prompt.
@@ -76,6 +99,7 @@ class ReasoningGymVerifier:
         Raises:
             DataError: `answer` is not an entry, or belongs to another task.
             ConfigError: The task rejects the entry's settings.
+            EngineError: The scorer failed on the answer, or exceeded its memory.
         """
         entry = decode_entry(answer)
         if entry.get("dataset", self.dataset) != self.dataset:
@@ -86,11 +110,23 @@ class ReasoningGymVerifier:
         response_answer = self.answer_of(response_text)
         if response_answer is None:
             return UNPARSEABLE
-        scorer = _dataset_of_settings(self.dataset, json.dumps(entry.get("settings", {}), sort_keys=True))
-        try:
-            score = float(scorer.score_answer(answer=response_answer, entry=entry))
-        except ValueError:  # some scorers fail on text that is not a number
+        request = {
+            "dataset": self.dataset,
+            "settings": entry.get("settings", {}),
+            "entry": entry,
+            "answer": response_answer,
+        }
+        result = _scorers().run(json.dumps(_tagged(request)), self.limits)
+        if result.ended == "timeout":
+            return TIMEOUT
+        found = _scored(result, self.dataset)
+        if "rejected" in found:
+            raise ConfigError(
+                f"reasoning-gym's task {self.dataset!r} rejects the settings {request['settings']}: {found['rejected']}"
+            )
+        if "score" not in found:
             return UNPARSEABLE
+        score = float(found["score"])
         is_correct = score == 1.0
         return Verdict(
             reward=score if self.scoring == "graded" else float(is_correct),
@@ -128,7 +164,7 @@ def decode_entry(text: str) -> dict[str, Any]:
         DataError: The text is not an entry.
     """
     try:
-        entry = json.loads(text, object_hook=_untagged)
+        entry = json.loads(text, object_hook=untagged)
     except ValueError as error:
         raise DataError(
             f"the answer of a reasoning-gym prompt must be JSON with `answer` and `metadata`, got {text[:200]!r}"
@@ -166,27 +202,62 @@ def create_reasoning_gym_dataset(name: str, settings: Mapping[str, Any]) -> Any:
         raise ConfigError(f"reasoning-gym's task {name!r} rejects the settings {dict(settings)}: {error}") from error
 
 
-@lru_cache(maxsize=64)
-def _dataset_of_settings(name: str, settings: str) -> Any:
-    return create_reasoning_gym_dataset(name, json.loads(settings))
+class _Scorers:
+    """The scoring process of this process. It forks one restricted process for each answer."""
+
+    def __init__(self) -> None:
+        self._source = Path(reasoning_gym_scoring.__file__).read_text(encoding="utf-8")
+        self._session: SandboxSession | None = None
+        self._limits: SandboxLimits | None = None
+        atexit.register(self.close)
+
+    def session(self, limits: SandboxLimits) -> SandboxSession:
+        """Return the process, started if necessary."""
+        if self._session is None or self._session.is_closed or self._limits != limits:
+            self.close()
+            self._session = SandboxSession(limits, preload=["sympy.parsing.sympy_parser", "reasoning_gym"])
+            self._limits = limits
+            self._session.wait_until_ready(time.monotonic() + _START_TIMEOUT_S)
+        return self._session
+
+    def run(self, request: str, limits: SandboxLimits) -> SandboxResult:
+        """Score an answer."""
+        session = self.session(limits)
+        return session.run(self._source, stdin=request, deadline=time.monotonic() + limits.wall_s)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._session is not None:
+            self._session.close()
+
+
+@cache
+def _scorers() -> _Scorers:
+    return _Scorers()
+
+
+def _scored(result: SandboxResult, dataset: str) -> dict[str, Any]:
+    """Return what the scorer printed last.
+
+    Raises:
+        EngineError: It failed.
+    """
+    lines = result.stdout.splitlines()
+    if result.exit_code != 0 or not lines:
+        reason = result.exceeded or (result.stderr.strip().splitlines() or [f"it was {result.ended}"])[-1]
+        raise EngineError(f"the scorer of reasoning-gym's task {dataset!r} failed: {reason}")
+    found = json.loads(lines[-1])
+    return found if isinstance(found, dict) else {}
 
 
 def _tagged(value: Any) -> Any:
     match value:
         case tuple():
-            return {_TUPLE: [_tagged(item) for item in value]}
+            return {TUPLE: [_tagged(item) for item in value]}
         case list():
             return [_tagged(item) for item in value]
         case dict() if all(isinstance(key, str) for key in value):
             return {key: _tagged(item) for key, item in value.items()}
         case dict():
-            return {_PAIRS: [[_tagged(key), _tagged(item)] for key, item in value.items()]}
-    return value
-
-
-def _untagged(value: dict[str, Any]) -> Any:
-    if value.keys() == {_TUPLE}:
-        return tuple(value[_TUPLE])
-    if value.keys() == {_PAIRS}:
-        return dict(value[_PAIRS])
+            return {PAIRS: [[_tagged(key), _tagged(item)] for key, item in value.items()]}
     return value

@@ -19,6 +19,7 @@ class Verdict:
 CORRECT = Verdict(reward=1.0, outcome=Outcome.CORRECT)
 WRONG = Verdict(reward=0.0, outcome=Outcome.WRONG)
 UNPARSEABLE = Verdict(reward=0.0, outcome=Outcome.UNPARSEABLE)
+TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
 
 class Verifier(Protocol):
@@ -33,6 +34,15 @@ class Verifier(Protocol):
         Raises:
             DataError: The expected answer, not the response, is malformed.
         """
+        ...
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """Verifier that has something to start before its first deadline."""
+
+    def warm_up(self) -> None:
+        """Start what the verifier needs."""
         ...
 
 

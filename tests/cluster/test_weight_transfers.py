@@ -21,6 +21,7 @@ from actors.messages import GroupSummary
 from actors.rollout.pool import RolloutPool, SampleRequest
 from actors.weights.transports import LearnerTransport
 from rlad.config import RolloutConfig
+from rlad.contracts import Verdicts
 
 from .transfer_stand_ins import DyingWorker, StubLearner, StubWorker
 
@@ -77,7 +78,14 @@ class Run:
             is_truncated=(False, False),
             tokens_by_version={0: 2},
         )
-        group = ExperienceGroup(summary=summary, columns="group", verdicts=None, rewards=(0.0, 1.0))
+        verdicts = Verdicts(
+            uid=f"g{step}",
+            attempt=0,
+            rewards=np.array([0, 1], np.float32),
+            outcomes=np.array([1, 0], np.uint8),
+            elapsed_s=np.zeros(2, np.float32),
+        )
+        group = ExperienceGroup(summary=summary, columns="group", verdicts=verdicts, rewards=(0.0, 1.0))
         await self.broker.add.remote(step, group)
         return await self.poll("wait_finished", step)
 

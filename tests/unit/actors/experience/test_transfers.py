@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from actors.experience.batch_shards import ShardPolicy
@@ -12,6 +13,7 @@ from actors.experience.broker import ExperienceBroker
 from actors.experience.group import ExperienceGroup
 from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
 from actors.messages import GroupSummary
+from rlad.contracts import Verdicts
 
 SENT = TransferOutcome(state="sent", failures={})
 WORKERS = {"rollout-0": "actor 0", "rollout-1": "actor 1"}
@@ -113,7 +115,14 @@ async def test_a_request_is_served_before_a_shard_and_before_the_end(broker: Exp
         is_truncated=(False, False),
         tokens_by_version={0: 18},
     )
-    group = ExperienceGroup(summary=summary, columns="group", verdicts=None, rewards=(0.0, 1.0))
+    verdicts = Verdicts(
+        uid="a",
+        attempt=0,
+        rewards=np.array([0, 1], np.float32),
+        outcomes=np.array([1, 0], np.uint8),
+        elapsed_s=np.zeros(2, np.float32),
+    )
+    group = ExperienceGroup(summary=summary, columns="group", verdicts=verdicts, rewards=(0.0, 1.0))
     await broker.add(0, group)
     async with asyncio.timeout(1):
         assert await turn is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rlad.contracts import Outcome
 from rlad.data.prompts import load_prompts
 from rlad.data.records import PromptRecord
 from rlad.errors import ConfigError, DataError
+from rlad.sandbox.scripts.reasoning_gym_scoring import evaluate, guarded_parser
 from rlad.verifiers import Verifier, build_verifier
 from rlad.verifiers.reasoning_gym import decode_entry, encode_entry
 
@@ -53,7 +55,7 @@ def problems(dataset: str, size: int = 4, **settings: Any) -> list[PromptRecord]
 )
 def test_tasks_own_answers_get_the_reward_and_those_of_other_problems_do_not(dataset: str) -> None:
     judge = verifier(dataset)
-    records = problems(dataset)
+    records = problems(dataset, size=2)
     answers = [json.loads(record.answer)["answer"] for record in records]
     for record, own in zip(records, answers, strict=True):
         for answer in answers:
@@ -152,3 +154,44 @@ def test_entries_that_cannot_be_encoded_are_refused() -> None:
 def test_answers_that_are_not_entries_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="must be JSON with `answer` and `metadata`"):
         decode_entry(text)
+
+
+ANSWERS = {
+    "string_insertion": "[open({path!r}, 'w')] * 2",
+    "spiral_matrix": "[open({path!r}, 'w')]",
+    "binary_matrix": "[[open({path!r}, 'w')]]",
+    "n_queens": "[[open({path!r}, 'w')]]",
+    "countdown": "open({path!r}, 'w')",
+    "puzzle24": "__import__('os').system('touch {path}')",
+    "simple_integration": "open({path!r}, 'w')",
+    "intermediate_integration": "exec(\"open({path!r}, 'w')\")",
+}
+
+
+@pytest.mark.usefixtures("gym")
+@pytest.mark.parametrize("dataset", ANSWERS)
+def test_answer_runs_no_code_and_writes_no_score(dataset: str, tmp_path: Path) -> None:
+    [record] = problems(dataset, size=1)
+    path = tmp_path / "written"
+    judge = verifier(dataset)
+    writes_score = "[__import__('os').write(1, b'{\"score\": 1.0}'), __import__('os')._exit(0)]"
+    for answer in (ANSWERS[dataset].format(path=str(path)), writes_score):
+        assert judge.verify(f"<answer>{answer}</answer>", record.answer).outcome in (W, U)
+    assert not path.exists()
+    own = decode_entry(record.answer)["answer"]
+    if own is not None:
+        assert judge.verify(f"<answer>{own}</answer>", record.answer).outcome == C
+
+
+def test_formulas_are_parsed_and_everything_else_is_refused() -> None:
+    from sympy.parsing.sympy_parser import parse_expr
+
+    parse = guarded_parser(parse_expr)
+    assert str(parse("2*x**2 + sin(x)/3 - 1.5")) == str(parse_expr("2*x**2 + sin(x)/3 - 1.5"))
+    for text in ("open('x')", "x.__class__", "(lambda: 1)()", "[1]", "'x'", "print", "__name__", "f(1)", "(" * 9999):
+        with pytest.raises(ValueError):  # noqa: PT011 - any reason
+            parse(text)
+    assert (evaluate("[[1, 'a'], (2,)]"), evaluate("2 * (3 + 4) // 5")) == ([[1, "a"], (2,)], 2)
+    for text in ("len('a')", "[x for x in ()]", "'a' * 9", "(1).real", "open('x')", 5):
+        with pytest.raises(ValueError):  # noqa: PT011
+            evaluate(text)

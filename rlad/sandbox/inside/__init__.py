@@ -1,0 +1,1 @@
+"""Code that runs inside a sandbox's processes. It imports the standard library and pyseccomp only."""
