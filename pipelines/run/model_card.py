@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from pipelines.run.directory import RunDirectory, write_atomically
+from pipelines.run.directory import RunDirectory
 from rlad import __version__
 from rlad.config import RunConfig
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.integrity.durable import write_atomically
 
 
 def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: EvaluationSummary) -> None:

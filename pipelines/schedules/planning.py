@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.run.directory import write_atomically
 from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, resolved_source, write_prompts
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
 from rlad.config import PromptFile, RunConfig
 from rlad.config.load import validated
+from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
 
 
