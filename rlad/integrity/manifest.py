@@ -122,7 +122,7 @@ def read_manifest(directory: Path) -> dict[str, str]:
     return {match[2]: match[1] for match in found if match}
 
 
-def verify(directory: Path, *, remedy: str, rank: int = 0, ranks: int = 1) -> None:
+def verify(directory: Path, *, remedy: str, rank: int = 0, ranks: int = 1, is_closed: bool = True) -> None:
     """Compare a directory with its manifest.
 
     Args:
@@ -130,6 +130,7 @@ def verify(directory: Path, *, remedy: str, rank: int = 0, ranks: int = 1) -> No
         remedy: What to do if it is damaged, for the error message.
         rank: Number of this process among those that share the work.
         ranks: Number of those processes. Each hashes a part of the files.
+        is_closed: Whether the manifest must list every file of the directory.
 
     Raises:
         CorruptFileError: The manifest or a file is missing or damaged, or there is a file that it does not list.
@@ -138,9 +139,9 @@ def verify(directory: Path, *, remedy: str, rank: int = 0, ranks: int = 1) -> No
         expected, present = read_manifest(directory), files_below(directory)
         if missing := sorted(expected.keys() - set(present)):
             raise CorruptFileError(f"{directory / missing[0]} is missing, but {MANIFEST} lists it")
-        if unknown := sorted(set(present) - expected.keys()):
+        if is_closed and (unknown := sorted(set(present) - expected.keys())):
             raise CorruptFileError(f"{directory / unknown[0]} is not listed in {MANIFEST}")
-        for name, digest in sorted(digests_of(directory, present[rank::ranks]).items()):
+        for name, digest in sorted(digests_of(directory, sorted(expected)[rank::ranks]).items()):
             if digest != expected[name]:
                 raise CorruptFileError(
                     f"{directory / name} is damaged: expected SHA-256 {expected[name]}; got {digest}"
@@ -157,6 +158,35 @@ def verify_if_sealed(directory: Path, *, remedy: str) -> None:
     """
     if (directory / MANIFEST).is_file():
         verify(directory, remedy=remedy)
+
+
+def add_to_manifest(directory: Path, name: str) -> None:
+    """Record the present content of one more file, or of a replaced one, in a manifest.
+
+    Raises:
+        CorruptFileError: There is no manifest, or it is damaged.
+    """
+    digests = read_manifest(directory)
+    sync_file(directory / name)
+    write_manifest(directory, {**digests, name: sha256_of(directory / name)})
+
+
+def verify_checksum(path: Path, *, remedy: str) -> None:
+    """Compare a single file with the SHA-256 beside it.
+
+    Raises:
+        CorruptFileError: The file or its checksum is missing or damaged.
+    """
+    beside = checksum_path(path)
+    if path.is_symlink() or not beside.is_file():
+        raise CorruptFileError(f"{path} is a link or has no {beside.name}. {remedy}")
+    if beside.read_bytes() != f"{sha256_of(path)}  {path.name}\n".encode():
+        raise CorruptFileError(f"{path} is damaged: it does not match {beside.name}. {remedy}")
+
+
+def checksum_path(path: Path) -> Path:
+    """Return the path of the SHA-256 of a single file, beside it and in the format of `sha256sum`."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _size(path: Path) -> int:

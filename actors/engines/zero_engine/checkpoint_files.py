@@ -20,6 +20,7 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rlad.errors import CorruptFileError, RladError, StorageError
@@ -27,7 +28,7 @@ from rlad.integrity.durable import storage_errors, sync_file
 from rlad.integrity.manifest import digests_of, files_below, read_manifest, verify, write_manifest
 
 # Classes other than tensors and plain values in DeepSpeed's checkpoints. Their constructors store numbers.
-_ALLOWED = [LossScaler, ZeroStageEnum]
+_ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
 _REMEDY = (
     "Delete the directory of this checkpoint: --resume continues from an older one, or from the start if there is none"
 )
