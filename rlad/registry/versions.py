@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -273,21 +273,19 @@ def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
         RegistryError: The JSON is not a valid record of this class.
         CorruptModelError: The record was damaged or changed.
     """
-    if match := _SEAL.search(content):
-        content = content[: match.start()] + b"\n}"
-        if hashlib.sha256(content).hexdigest().encode() != match[1]:
-            raise CorruptModelError(f"{where} is damaged: it does not match its SHA-256. Restore it from a backup")
     try:
         record = TypeAdapter(kind).validate_json(content)
-        unknown = json.loads(content).keys() - {each.name for each in fields(record)}  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "document"
         raise RegistryError(
             f"{where} is not a valid {kind.__name__} of this version of rlad: {place}: {first['msg']}"
         ) from error
-    if unknown:
-        raise CorruptModelError(f"{where} is damaged: it has the unknown value {min(unknown)!r}")
+    seal = _SEAL.search(content)
+    unsealed = content if seal is None else content[: seal.start()] + b"\n}"
+    unknown = json.loads(unsealed).keys() - TypeAdapter(kind).dump_python(record).keys()
+    if unknown or (seal is not None and hashlib.sha256(unsealed).hexdigest().encode() != seal[1]):
+        raise CorruptModelError(f"{where} is damaged: it does not match its SHA-256. Restore it from a backup")
     return record
 
 

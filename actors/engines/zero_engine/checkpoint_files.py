@@ -7,9 +7,9 @@ refused before anything is loaded.
 
 from __future__ import annotations
 
-import os
 import pickle
 import secrets
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -49,13 +49,15 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         try:
             with storage_errors(path):
-                with temporary.open("xb") as file:
-                    torch.save(state_dict, file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                torch.save(state_dict, temporary)
+                sync_file(temporary)
                 temporary.replace(target)
-        except Exception as error:  # noqa: BLE001 - raised by `raise_failure` on every rank
-            self.failure = error
+        except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
+            free = shutil.disk_usage(target.parent).free >> 20
+            self.failure = StorageError(
+                f"cannot write {path}, with {free} MiB free on its disk: {error}. Earlier checkpoints are unchanged; "
+                "free space or repair the disk, and continue the run with --resume"
+            )
             temporary.unlink(missing_ok=True)
 
     def load(self, path: str, map_location: Any = None) -> Any:
