@@ -31,10 +31,9 @@ from pipelines.traces.groups import TraceGroups, trace_training_set
 from pipelines.traces.preparation import prepare_traces, require_reusable_traces
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import run_unless_failed, together
-from pipelines.training.ending import EarlyEnd
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
-from pipelines.training.shutdown import finish_run, stop_after_failure
+from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
 from pipelines.training.step_pipeline import GroupSource, PromptScheduler, TrainingSet

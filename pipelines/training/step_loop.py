@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
-from pipelines.training.ending import EarlyEnd
 from pipelines.training.evaluation import ScheduledEvaluation
+from pipelines.training.shutdown import EarlyEnd
 from pipelines.training.startup import Services
 from pipelines.training.step_pipeline import GroupSource, PromptScheduler, StepPipeline, TrainingSet
 from pipelines.training.step_recorder import StepRecorder

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.training.deadlines import run_unless_failed, together
-from pipelines.training.ending import EarlyEnd
+from pipelines.training.shutdown import EarlyEnd
 from rlad.errors import RunStoppedError
 
 
