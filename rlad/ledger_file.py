@@ -8,7 +8,7 @@
 
 The journal is a rollback journal: unlike a write-ahead log, it works on shared storage, and the file is whole after
 every transaction. A killed process loses no transaction. A power failure can damage the file; the state at the last
-`sync` is kept beside it in `ledger.sqlite.backup`.
+`sync` is kept next to it in `ledger.sqlite.backup`.
 """
 
 from __future__ import annotations

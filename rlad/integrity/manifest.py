@@ -70,7 +70,7 @@ def digests_of(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal. Reads it in pieces.
+    """Return the SHA-256 of a file, hexadecimal. Reads it in chunks.
 
     Raises:
         CorruptFileError: It cannot be read.
@@ -172,7 +172,7 @@ def add_to_manifest(directory: Path, name: str) -> None:
 
 
 def verify_checksum(path: Path, *, remedy: str) -> None:
-    """Compare a single file with the SHA-256 beside it.
+    """Compare a single file with the SHA-256 next to it.
 
     Raises:
         CorruptFileError: The file or its checksum is missing or damaged.
@@ -185,7 +185,7 @@ def verify_checksum(path: Path, *, remedy: str) -> None:
 
 
 def checksum_path(path: Path) -> Path:
-    """Return the path of the SHA-256 of a single file, beside it and in the format of `sha256sum`."""
+    """Return the path of the SHA-256 of a single file, next to it and in the format of `sha256sum`."""
     return path.with_name(f"{path.name}.sha256")
 
 

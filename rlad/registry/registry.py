@@ -71,7 +71,14 @@ class ModelRegistry:
         """
         store = open_store(uri)
         marker = store.read(_LAYOUT_FILE)
-        if marker is not None and (layout := json.loads(marker).get("layout")) != _LAYOUT:
+        try:
+            layout = _LAYOUT if marker is None else dict(json.loads(marker)).get("layout")
+        except (ValueError, TypeError) as error:
+            raise RegistryError(
+                f"registry at {store.uri}: {_LAYOUT_FILE} is damaged: {error}. It holds only the layout's number: "
+                f'replace its content by {{"layout": {_LAYOUT}}}'
+            ) from error
+        if layout != _LAYOUT:
             raise RegistryError(
                 f"registry at {store.uri}: expected layout {_LAYOUT}; got {layout}. Use the version of rlad that "
                 "created it"
