@@ -7,25 +7,24 @@ import logging
 import re
 from pathlib import Path
 
-from rlad.integrity.manifest import MANIFEST
-
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d+)")
 _RAY_TRAIN_LIST = "checkpoint_manager_snapshot.json"
 
 
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the directory of the newest complete checkpoint; None if there is none.
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the directories of all checkpoints, oldest first. A directory with such a name is complete."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
-    It is found by its name and manifest, not by Ray Train's list, which Ray Train does not write atomically.
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the directory of the newest checkpoint; None if there is none.
+
+    It is found by its name, not by Ray Train's list, which Ray Train does not write atomically.
     """
-    found = [
-        (int(match[1]), path)
-        for path in checkpoints.glob("step-*")
-        if (match := _NAME.fullmatch(path.name)) and (path / MANIFEST).exists()
-    ]
-    return max(found)[1] if found else None
+    return next(reversed(checkpoints_in(folder)), None)
 
 
 def drop_unusable_list(checkpoints: Path) -> None:

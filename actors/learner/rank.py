@@ -18,7 +18,7 @@ from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from actors.experience.batch_shards import BatchShard, EndRequest
 from actors.experience.group import ExperienceGroup
-from actors.learner.checkpoints import newest_checkpoint
+from actors.learner.checkpoints import checkpoints_in, newest_checkpoint
 from actors.learner.collectives import AgreedError, agree_on_success, answer
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
@@ -83,7 +83,7 @@ class LearnerRank:
         self._publisher.until_dismissed(settings.steps)
 
     def _restore(self) -> int:
-        """Load the newest complete checkpoint, if there is one. Return the first step to train."""
+        """Load the newest checkpoint, if there is one. Return the first step to train."""
         if self._rank == 0:
             for leftover in self._checkpoints.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(leftover)
@@ -184,7 +184,9 @@ class LearnerRank:
     def _move_into_place(self, partial: Path, final: Path) -> None:
         if self._rank == 0:
             if final.exists():  # complete, but not registered before the ranks died
-                shutil.rmtree(final)
+                replaced = final.with_name(f"{_PARTIAL}replaced-{final.name}")
+                final.rename(replaced)  # a directory with a final name is always complete
+                shutil.rmtree(replaced)
             move_into_place(partial, final)
 
     def _commit(self, steps: int, path: Path) -> None:
@@ -193,11 +195,15 @@ class LearnerRank:
         known = train.get_all_reported_checkpoints(
             CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S
         )
-        if not any(Path(reported.checkpoint.path) == path for reported in known):
+        registered = {Path(reported.checkpoint.path) for reported in known}
+        if path not in registered:
             raise DeadlineError(
                 f"Ray Train did not register the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
             )
         answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
+        for old in checkpoints_in(self._checkpoints)[: -self._settings.checkpoints_to_keep]:
+            if old not in registered:  # Ray Train deletes those that it has registered
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _fetch(groups: dict[str, ExperienceGroup]) -> dict[str, ScoredGroup]:

@@ -112,11 +112,15 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_checkpoint_and_a_full_disk
     assert "continue the run with --resume" in full["full"]
 
 
-def test_the_newest_complete_checkpoint_counts_not_the_list_of_ray_train(checkpoint: Path) -> None:
+def test_the_newest_checkpoint_counts_not_the_list_of_ray_train(checkpoint: Path) -> None:
     folder = checkpoint.parent
-    (folder / "step-000010").mkdir()  # without a manifest
+    for other in ("step-000002", ".partial-step-000010", "step-list"):
+        (folder / other).mkdir()
     assert newest_checkpoint(folder) == checkpoint
     assert newest_checkpoint(folder / "nowhere") is None
+    (folder / "step-000010").mkdir()
+    with pytest.raises(CorruptFileError, match=r"step-000010 has no SHA256SUMS.*Delete the directory"):
+        require_intact(folder / "step-000010")
     results = [{"checkpoint_dir_name": "step-000003"}]
     listed = folder / "checkpoint_manager_snapshot.json"
     usable = json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[0]})
