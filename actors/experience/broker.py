@@ -148,7 +148,7 @@ class ExperienceBroker:
                 return self._end_request
             return self._steps[step].shard(rank, index) if step in self._steps else None
 
-        shard = await self._wait_for(find)
+        shard: BatchShard | EndRequest | None = await self._wait_for(find)
         if isinstance(shard, BatchShard):
             self._newest_claim = max(self._newest_claim, (step, index))
             self._ledger.record_claimed(shard.groups)

@@ -71,7 +71,7 @@ class BrokerClient:
 
     async def end(self, reason: str) -> bool:
         """Ask the learner to write a checkpoint and to end. Return whether it has started."""
-        return await self._send("end", reason)  # type: ignore[no-any-return]
+        return await self._send(ExperienceBroker.end, reason)
 
     async def stop(self, reason: str) -> None:
         """Make every present and later wait at the broker raise `RunStoppedError`."""

@@ -49,12 +49,12 @@ class Seals:
         """
         for _ in range(3):  # a writer may replace a file between the reads below
             seals = self._read()
-            damaged = next((name for name, known in seals.items() if not self._is_intact(name, known)), None)
-            if damaged is None:
+            damaged = [name for name, known in seals.items() if not self._is_intact(name, known)]
+            if not damaged:
                 return
             if seals == self._read():
                 break
-        raise CorruptFileError(f"{self.folder / damaged} was damaged or changed after it was written. {remedy}")
+        raise CorruptFileError(f"{self.folder / damaged[0]} was damaged or changed after it was written. {remedy}")
 
     def _is_intact(self, name: str, seals: list[Seal]) -> bool:
         path = self.folder / name

@@ -149,6 +149,7 @@ def _on_all_ranks(action: Callable[[], Any]) -> list[Any]:
         result = StorageError(f"the checkpoint cannot be written: {error}")
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, result)
-    if error := next((each for each in results if isinstance(each, Exception)), None):
-        raise error
+    failure = next((each for each in results if isinstance(each, Exception)), None)
+    if failure is not None:
+        raise failure
     return results
