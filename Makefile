@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test lint check format reference docs manifests lock clean
+.PHONY: help setup demo smoke test chaos lint check format reference docs manifests lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL)
+
+chaos: $(STAMP) ## flip bits in every kind of file and count those that go unnoticed, about a minute
+	$(BIN)/python -m benchmarks.chaos.bit_flips
 
 lint: $(STAMP) ## check code style, formatting, types, import layers and language
 	$(BIN)/ruff check .

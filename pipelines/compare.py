@@ -15,11 +15,12 @@ from pipelines.cluster.connection import connected
 from pipelines.distill import distill
 from pipelines.reports.comparison_report import cost_table, result_table, write_drawings, write_page
 from pipelines.reports.comparison_result import ComparisonResult
-from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.config.comparison import Comparison, PlannedRun
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.evaluation.comparison import RunRecord, accuracy_spreads, areas, costs, differences
+from rlad.integrity.durable import write_atomically
 
 
 class ComparisonDirectory:
@@ -138,7 +139,7 @@ def _share_start(
         for line in read_json_lines(directory.run(other).evaluations):
             if line["step"] == 0:
                 with run.hold(planned.config, resume=True):
-                    write_atomically(run.evaluations, json.dumps({**line, "taken_from": other.name}) + "\n")
+                    run.seals.write(run.evaluations, json.dumps({**line, "taken_from": other.name}) + "\n")
                 return
 
 

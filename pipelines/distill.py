@@ -12,14 +12,17 @@ This process holds references and small numbers. Token data passes from pool to 
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from ray.actor import ActorHandle
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
+from pipelines.resolution.run_inputs import input_fingerprints
 from pipelines.run.directory import RunDirectory
 from pipelines.run.model_card import write_model_card
 from pipelines.run.progress import RunProgress, accuracy_table
@@ -27,10 +30,10 @@ from pipelines.run.result import RunResult, finished_result
 from pipelines.traces.groups import TraceGroups, trace_training_set
 from pipelines.traces.preparation import prepare_traces, require_reusable_traces
 from pipelines.training.broker_client import BrokerClient
-from pipelines.training.deadlines import run_unless_failed
+from pipelines.training.deadlines import run_unless_failed, together
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
-from pipelines.training.shutdown import finish_run, stop_after_failure
+from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
 from pipelines.training.step_pipeline import GroupSource, PromptScheduler, TrainingSet
@@ -64,11 +67,16 @@ def _train_on_cluster(run: ResolvedRun, console: Console) -> RunResult:
     """Connect to the cluster, check that the run fits, and train."""
     config = run.config
     require_reusable_traces(run)
-    with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
-        require_room(config, resources, "the cluster")
-        if config.cluster.pool_labels:
-            require_labelled_room(config, labelled_resources())
-        asyncio.run(_train(run, progress, console))
+    with RunProgress(console, total_steps=config.training.steps) as progress:
+        with progress.phase("fingerprints of data and models"):
+            inputs = input_fingerprints(run)
+            run.directory.require_same_inputs(inputs)
+        with connected(config.cluster) as resources:
+            require_room(config, resources, "the cluster")
+            if config.cluster.pool_labels:
+                require_labelled_room(config, labelled_resources())
+            run.directory.record_inputs(inputs)
+            asyncio.run(_train(run, progress, console))
     result = finished_result(config, run.directory)
     if result is None:
         raise RunDirectoryError(
@@ -84,10 +92,17 @@ async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> N
     training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
     broker = start_broker(run, group_size=training_set.group_size)
     learner = start_learner(run, broker)
+    early_end = EarlyEnd(BrokerClient(handle=broker), grace_period_s=run.config.checkpoints.grace_period_s)
     try:
-        await run_unless_failed(_train_with(run, broker, training_set, traces, progress), watched=learner.wait())
+        await run_unless_failed(
+            _train_with(run, broker, training_set, traces, progress, early_end),
+            watched=together(learner.wait(), early_end.on_sigterm()),
+        )
     except BaseException as error:
         await stop_after_failure(BrokerClient(handle=broker), error)
+        if early_end.is_terminated:  # ends like every command on SIGTERM, with the learner's own words
+            console.print(f"[yellow]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise SystemExit(signal.SIGTERM) from error
         raise
     finally:
         await learner.close()
@@ -99,6 +114,7 @@ async def _train_with(
     training_set: TrainingSet,
     traces: TrainingTraces | None,
     progress: RunProgress,
+    early_end: EarlyEnd,
 ) -> None:
     """Open the services, run all steps, and finish the run."""
     async with open_services(run, broker, progress) as services:
@@ -113,6 +129,7 @@ async def _train_with(
             source=source,
             evaluation=evaluation,
             progress=progress,
+            early_end=early_end,
         )
         await finish_run(run, services.broker, evaluation, progress)
 

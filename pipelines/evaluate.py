@@ -14,7 +14,6 @@ from rich.console import Console
 from actors.messages import SampledGroup, VerifierResult
 from pipelines.cluster.connection import connected
 from pipelines.resolution.prompts import prepare_prompts, require_group_key
-from pipelines.run.directory import write_atomically
 from pipelines.run.progress import RunProgress, evaluation_table
 from pipelines.training.evaluation import OnResponses, evaluate_set
 from pipelines.training.pools import open_evaluation_pools
@@ -23,6 +22,7 @@ from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.integrity.durable import write_atomically
 from rlad.models.references import resolve_model
 
 

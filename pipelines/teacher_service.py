@@ -30,10 +30,10 @@ from actors.teacher.serve import (
     serve_status,
 )
 from pipelines.cluster.connection import connected
-from pipelines.run.directory import write_atomically
 from rlad.config import ClusterConfig, TeacherServiceFile
 from rlad.config.load import read_settings, validated
 from rlad.errors import ConfigError, DeadlineError, PlanError, RladError
+from rlad.integrity.durable import write_atomically
 from rlad.teacher.http_client import health_status
 from rlad.teacher.wire_format import TeacherIdentity
 

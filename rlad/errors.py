@@ -101,6 +101,14 @@ class CorruptModelError(RegistryError):
     """Model file that is missing or differs in size or checksum from what was registered."""
 
 
+class CorruptFileError(RladError, ValueError):
+    """File that is missing, damaged or changed since it was written, or content that must not be loaded."""
+
+
+class StorageError(RladError, OSError):
+    """Disk that is full, read-only or failing. What was written before is unchanged."""
+
+
 class ClusterError(RladError, ConnectionError):
     """Ray cluster that does not answer or refuses the connection."""
 

@@ -20,13 +20,13 @@ statements loses nothing.
 from __future__ import annotations
 
 import enum
-import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlad.errors import LedgerError, RunDirectoryError, StaleAttemptError
+from rlad.errors import LedgerError, StaleAttemptError
+from rlad.ledger_file import LedgerFile
 
 
 class GroupState(enum.StrEnum):
@@ -72,42 +72,29 @@ class LedgerCounts:
         }
 
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS groups (
-    uid TEXT PRIMARY KEY,
-    prompt_id TEXT NOT NULL,
-    step INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    state TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS groups_by_step ON groups (step);
-CREATE TABLE IF NOT EXISTS trained (uid TEXT NOT NULL, step INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS trained_by_step ON trained (step);
-"""
-
-
 class Ledger:
     """Ledger of one run. Not thread-safe."""
 
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
-        """Open or create the ledger at `path`.
+        """Open or create the ledger at `path`, and verify it.
 
         Raises:
             RunDirectoryError: `read_only` is set and no ledger exists.
+            CorruptFileError: The file is damaged.
         """
-        if read_only and not Path(path).is_file():
-            raise RunDirectoryError(f"no ledger at {path}; check that the path is a run directory")
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-        self._connection.execute("PRAGMA busy_timeout=30000")
-        if not read_only:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            # Data survives a killed process. `commit` also makes it survive a power failure.
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.executescript(_SCHEMA)
+        self._file = LedgerFile(Path(path), read_only=read_only)
 
     def close(self) -> None:
-        """Close the database."""
-        self._connection.close()
+        """Seal the file and close it."""
+        self._file.close()
+
+    def seal(self) -> None:
+        """Write the checksum of the whole file, which is valid until the next change."""
+        self._file.seal()
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Write all changes of a block to the disk at once. Blocks may overlap, as those of coroutines do."""
+        return self._file.batch()
 
     def issue(self, step: int, groups: Sequence[tuple[str, str]]) -> dict[str, int]:
         """Issue groups for a step.
@@ -122,8 +109,7 @@ class Ledger:
         Raises:
             LedgerError: A uid was issued before and is not `returned`.
         """
-        with self._connection as transaction, closing(transaction.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
+        with self._file.transaction() as cursor:
             attempts: dict[str, int] = {}
             for uid, prompt_id in groups:
                 known = cursor.execute("SELECT step, attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
@@ -149,9 +135,7 @@ class Ledger:
         attempt, state = self._row(uid)
         if state not in (GroupState.ISSUED, GroupState.SAMPLED):
             raise LedgerError(f"group {uid} cannot be issued again: expected issued or sampled, but it is {state}")
-        self._connection.execute(
-            "UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", (attempt + 1, GroupState.ISSUED, uid)
-        )
+        self._change("UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", attempt + 1, GroupState.ISSUED, uid)
         return attempt + 1
 
     def record_sampled(self, uid: str, attempt: int) -> None:
@@ -198,8 +182,7 @@ class Ledger:
         Raises:
             LedgerError: A group is neither `scored` nor `claimed`.
         """
-        with self._connection as transaction:
-            transaction.execute("BEGIN IMMEDIATE")
+        with self._file.transaction() as transaction:
             for uid in uids:
                 _, state = self._row(uid)
                 if state not in (GroupState.SCORED, GroupState.CLAIMED):
@@ -208,46 +191,57 @@ class Ledger:
 
     def record_trained(self, step: int, uids: Iterable[str]) -> None:
         """Record that the learner applied every update of `step`, which consists of these groups."""
-        with self._connection as transaction:
-            transaction.execute("BEGIN IMMEDIATE")
+        with self._file.transaction() as transaction:
             transaction.executemany("INSERT INTO trained (uid, step) VALUES (?, ?)", [(uid, step) for uid in uids])
 
     def commit(self, checkpoint: int) -> None:
         """Commit the groups of all steps before `checkpoint`, which a durable checkpoint contains."""
-        self._connection.execute(
+        self._change(
             "UPDATE groups SET state = ? WHERE step < ? AND state = ?",
-            (GroupState.COMMITTED, checkpoint, GroupState.CLAIMED),
+            GroupState.COMMITTED,
+            checkpoint,
+            GroupState.CLAIMED,
         )
-        self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+        self._file.sync()
 
     def rewind(self, checkpoint: int) -> None:
         """Forget the training of step `checkpoint` and later, after a restart of the learner. Claims are kept."""
-        self._connection.execute("DELETE FROM trained WHERE step >= ?", (checkpoint,))
+        self._change("DELETE FROM trained WHERE step >= ?", checkpoint)
 
     def reopen(self, checkpoint: int) -> list[str]:
         """Commit the steps before `checkpoint` and return all later groups, after a restart of the driver.
 
         Returned groups are issued again with a new attempt number.
 
+        Raises:
+            LedgerError: The ledger is older than the checkpoint.
+
         Returns:
             Uids of the groups that the steps before `checkpoint` consumed, dropped groups included, and of all
             abandoned groups. They need not be the first groups of the prompt order: a replacement of a dropped group
             can come after groups of a later step that was opened early.
         """
-        self.rewind(checkpoint)
-        self.commit(checkpoint)
-        self._connection.execute(
-            "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state NOT IN (?, ?)",
-            (GroupState.RETURNED, checkpoint, GroupState.RETURNED, GroupState.ABANDONED),
-        )
-        return [
-            uid
-            for (uid,) in self._connection.execute("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))
-        ]
+        [(trained,)] = self._file.query("SELECT COALESCE(MAX(step), -1) + 1 FROM trained")
+        if trained < checkpoint:
+            raise LedgerError(
+                f"the checkpoint has {checkpoint} steps, but the ledger only {trained}: it is an older copy. Delete "
+                f"the checkpoints with more than {trained} steps, or restore the ledger that belongs to the checkpoint"
+            )
+        with self._file.transaction():
+            self.rewind(checkpoint)
+            self.commit(checkpoint)
+            self._change(
+                "UPDATE groups SET state = ?, attempt = attempt + 1 WHERE step >= ? AND state NOT IN (?, ?)",
+                GroupState.RETURNED,
+                checkpoint,
+                GroupState.RETURNED,
+                GroupState.ABANDONED,
+            )
+        return [uid for (uid,) in self._file.query("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))]
 
     def counts(self) -> LedgerCounts:
         """Count groups by state, and lost, duplicated and retried groups."""
-        rows = dict(self._connection.execute("SELECT state, COUNT(*) FROM groups GROUP BY state").fetchall())
+        rows = dict(self._file.query("SELECT state, COUNT(*) FROM groups GROUP BY state"))
         trained_steps, duplicated, retried = (
             self._scalar("SELECT COUNT(DISTINCT step) FROM trained"),
             self._scalar("SELECT COUNT(*) FROM (SELECT uid FROM trained GROUP BY uid HAVING COUNT(*) > 1)"),
@@ -272,13 +266,18 @@ class Ledger:
             raise StaleAttemptError(f"group {uid}: attempt {attempt} has been replaced by attempt {current}")
         if state != before:
             raise LedgerError(f"group {uid} cannot become {after}: expected {before}, but it is {state}")
-        self._connection.execute("UPDATE groups SET state = ? WHERE uid = ?", (after, uid))
+        self._change("UPDATE groups SET state = ? WHERE uid = ?", after, uid)
+
+    def _change(self, statement: str, *values: object) -> None:
+        with self._file.transaction() as transaction:
+            transaction.execute(statement, values)
 
     def _row(self, uid: str) -> tuple[int, GroupState]:
-        row = self._connection.execute("SELECT attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
-        if row is None:
+        rows = self._file.query("SELECT attempt, state FROM groups WHERE uid = ?", (uid,))
+        if not rows:
             raise LedgerError(f"the ledger has no group {uid}: it was never issued")
-        return row[0], GroupState(row[1])
+        [(attempt, state)] = rows
+        return attempt, GroupState(state)
 
     def _scalar(self, query: str, *values: str) -> int:
-        return int(self._connection.execute(query, values).fetchone()[0])
+        return int(self._file.query(query, values)[0][0])

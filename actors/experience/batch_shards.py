@@ -39,6 +39,17 @@ class BatchShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndRequest:
+    """Answer to a claim that asks the ranks to write a checkpoint of the trained steps and to end.
+
+    Attributes:
+        reason: Reason, for error messages.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPolicy:
     """Rules by which groups become batch shards.
 
@@ -146,6 +157,11 @@ class StepShards:
             if not self._form_next():
                 return None
         return shards[index][rank]
+
+    def is_between_updates(self, index: int) -> bool:
+        """Return whether an update of the step, but not the last one, is complete before shard `index`."""
+        earlier = [shard[0] for update in self._updates for shard in update.shards][:index]
+        return any(shard.ends_update for shard in earlier)
 
     def _form_next(self) -> bool:
         """Form a shard of the first incomplete update if its new groups fill all ranks or are its last."""

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.experience.batch_shards import BatchShard, ShardPolicy, StepShards
+from actors.experience.batch_shards import BatchShard, EndRequest, ShardPolicy, StepShards
 from actors.experience.group import ExperienceGroup
 from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
 from actors.messages import WeightsPublication
@@ -61,6 +61,9 @@ class ExperienceBroker:
         self._reports: dict[int, StepReport] = {}
         self._awaited = 0  # newest version that the driver has requested; it has all versions before
         self._stopped: str | None = None
+        self._end_request: EndRequest | None = None
+        self._ends_at: tuple[int, int] | None = None  # step and shard at which all ranks get the request
+        self._newest_claim = (-1, -1)  # step and shard that a rank has got
         self._is_exported = self._is_dismissed = False
         self._transfers = TransferQueue()
         self._changed = asyncio.Condition()
@@ -77,6 +80,7 @@ class ExperienceBroker:
                 self.add,
                 self.dismiss,
                 self.counts,
+                self.end,
                 self.stop,
             )
         }
@@ -89,11 +93,12 @@ class ExperienceBroker:
             raised for all calls.
         """
         answers: list[Any] = []
-        for method, arguments in calls:
-            try:
-                answers.append(await self._batchable[method](*arguments))
-            except RladError as error:
-                answers.append(error)
+        with self._ledger.batch():  # one write to the disk for all calls
+            for method, arguments in calls:
+                try:
+                    answers.append(await self._batchable[method](*arguments))
+                except RladError as error:
+                    answers.append(error)
         return answers
 
     async def reopen(self, checkpoint: int) -> list[str]:
@@ -135,21 +140,49 @@ class ExperienceBroker:
             self._steps[step].add(group)
             self._changed.notify_all()
 
-    async def claim(self, step: int, rank: int, index: int) -> BatchShard | None:
-        """Return shard `index` of `step` for `rank`; None if it cannot be formed yet."""
+    async def claim(self, step: int, rank: int, index: int) -> BatchShard | EndRequest | None:
+        """Return shard `index` of `step` for `rank`, or the request to end; None if it cannot be formed yet."""
 
-        def find() -> BatchShard | None:
+        def find() -> BatchShard | EndRequest | None:
+            if self._must_end(step, index):
+                return self._end_request
             return self._steps[step].shard(rank, index) if step in self._steps else None
 
-        shard = await self._wait_for(find)
-        if shard is not None:
+        shard: BatchShard | EndRequest | None = await self._wait_for(find)
+        if isinstance(shard, BatchShard):
+            self._newest_claim = max(self._newest_claim, (step, index))
             self._ledger.record_claimed(shard.groups)
         return shard
+
+    async def end(self, reason: str) -> bool:
+        """Ask the learner to write a checkpoint and to end, instead of claiming its next shard.
+
+        A step in progress is dropped. If some of its updates are applied, the learner finishes it first.
+
+        Returns:
+            Whether the learner has started. One that has not has nothing to write.
+        """
+        async with self._changed:
+            self._end_request = EndRequest(reason=reason)
+            self._changed.notify_all()
+        return self._started is not None
+
+    def _must_end(self, step: int, index: int) -> bool:
+        """Return whether the ranks end at a shard: all of them at the same one, and never between two updates."""
+        if self._end_request is None:
+            return False
+        if self._ends_at is None:
+            is_claimed = (step, index) <= self._newest_claim
+            if is_claimed or (step in self._steps and self._steps[step].is_between_updates(index)):
+                return False
+            self._ends_at = (step, index)
+        return self._ends_at == (step, index)
 
     async def report_started(self, step: int, publications: list[WeightsPublication]) -> None:
         """Report that the learner's ranks start at `step`, fresh or from a checkpoint. Later training is undone."""
         async with self._changed:
             self._ledger.rewind(step)
+            self._newest_claim, self._ends_at = (-1, -1), None
             self._transfers.sender_restarted()
             self._reports = {version: report for version, report in self._reports.items() if version <= step}
             if step in self._reports:  # the objects it refers to ended with the process that published them
@@ -195,6 +228,7 @@ class ExperienceBroker:
 
     async def dismiss(self) -> None:
         """Let the ranks end: no more published weights will be requested."""
+        self._ledger.seal()
         async with self._changed:
             self._is_dismissed = True
             self._changed.notify_all()
@@ -226,14 +260,22 @@ class ExperienceBroker:
 
     async def transfer_or_delivered(self, held: int) -> TransferRequest | bool | None:
         """Wait for a request for version `held`; True once the driver has requested it and none waits."""
-        return await self._wait_for(lambda: self._transfers.next(held) or self._transfers.is_asked_for(held) or None)
+        return await self._wait_for(
+            lambda: (
+                self._transfers.next(held)
+                or self._transfers.is_asked_for(held)
+                or self._end_request is not None  # the driver may request nothing more
+                or None
+            )
+        )
 
     async def transfer_or_shard(self, held: int, step: int, index: int) -> TransferRequest | bool | None:
         """Wait for a request for version `held`, or return True once shard `index` of `step` can be claimed."""
 
         def find() -> TransferRequest | bool | None:
             shards = self._steps.get(step)
-            return self._transfers.next(held) or (shards is not None and shards.shard(0, index) is not None) or None
+            can_claim = self._must_end(step, index) or (shards is not None and shards.shard(0, index) is not None)
+            return self._transfers.next(held) or can_claim or None
 
         return await self._wait_for(find)
 
@@ -247,6 +289,7 @@ class ExperienceBroker:
 
     async def stop(self, reason: str) -> None:
         """Make every present and later wait raise `RunStoppedError`."""
+        self._ledger.seal()
         async with self._changed:
             self._stopped = reason
             self._changed.notify_all()

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from actors.learner.checkpoints import drop_unusable_list
 from actors.learner.settings import CHECKPOINTS, LearnerSettings
 from actors.remote_errors import as_rlad_error
 from rlad.config import LearnerConfig
@@ -58,6 +59,7 @@ class LearnerGroup:
             settings: Settings of the ranks.
             run_id: Name of the run in logs.
         """
+        drop_unusable_list(settings.run_dir / CHECKPOINTS)
         self._trainer = _torch_trainer(settings)
         self._run_id = run_id
         self._ended: Future[None] = Future()

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -16,13 +16,15 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
-from actors.experience.batch_shards import BatchShard
+from actors.experience.batch_shards import BatchShard, EndRequest
 from actors.experience.group import ExperienceGroup
-from actors.learner.collectives import agree_on_success, answer
+from actors.learner.checkpoints import checkpoints_in, newest_checkpoint
+from actors.learner.collectives import AgreedError, agree_on_success, answer
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup
-from rlad.errors import DeadlineError
+from rlad.errors import DeadlineError, RunStoppedError
+from rlad.integrity.durable import move_into_place
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
 from rlad.training_batch import TrainingBatch
@@ -61,13 +63,15 @@ class LearnerRank:
         """Train from the newest checkpoint to the last step, export the student, and stay until dismissed.
 
         Raises:
-            AgreedError: Training ended early, on all ranks.
+            AgreedError: Training ended early, on all ranks. If it was asked to end, it has written a checkpoint.
         """
         settings = self._settings
-        first = self._restore()
+        first = self._saved_steps = self._restore()
         self._send_s += self._publisher.publish(first, self._report_started)
         for step in range(first, settings.steps):
             metrics = self._train(step)
+            if isinstance(metrics, EndRequest):
+                self._end_early(step, metrics.reason)
             started = time.monotonic()
             self._send_s += self._publisher.publish(
                 step + 1, functools.partial(self._report_finished, metrics=metrics, started=started)
@@ -83,14 +87,18 @@ class LearnerRank:
         if self._rank == 0:
             for leftover in self._checkpoints.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(leftover)
-        checkpoint = train.get_checkpoint()
-        if checkpoint is None:
+        newest = newest_checkpoint(self._checkpoints)
+        if newest is None:
             return 0
-        with checkpoint.as_directory() as directory:
-            return int(agree_on_success(lambda: self._trainer.load(Path(directory)))["step"])
+        return int(agree_on_success(lambda: self._trainer.load(newest))["step"])
 
-    def _train(self, step: int) -> dict[str, float]:
-        """Train one step, shard by shard as the broker hands them out. Return its metrics."""
+    def _train(self, step: int) -> dict[str, float] | EndRequest:
+        """Train one step, shard by shard as the broker hands them out.
+
+        Returns:
+            The step's metrics, or the broker's request to end. No update of the step is applied then, and the gradient
+            accumulated for it is dropped.
+        """
         updates: list[UpdateResult] = []
         wait_s = train_s = 0.0
         index = 0
@@ -98,6 +106,8 @@ class LearnerRank:
             asked = time.monotonic()
             spent_s = self._publisher.before_shard(step, index)
             shard, micro_batches = agree_on_success(functools.partial(self._claim, step, index))
+            if isinstance(shard, EndRequest):
+                return shard
             claimed = time.monotonic()
             for batch, counts in micro_batches:
                 self._trainer.accumulate(batch, counts)
@@ -116,11 +126,13 @@ class LearnerRank:
                     **{f"learner/{name}_s": seconds for name, seconds in times.items()},
                 }
 
-    def _claim(self, step: int, index: int) -> tuple[BatchShard, list[MicroBatch]]:
+    def _claim(self, step: int, index: int) -> tuple[BatchShard | EndRequest, list[MicroBatch]]:
         """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""
-        shard: BatchShard | None = None
+        shard: BatchShard | EndRequest | None = None
         while shard is None:
             shard = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
+        if isinstance(shard, EndRequest):
+            return shard, []
         groups = _fetch(shard.groups)
         return shard, [
             build_training_batch(groups, sequences, normalizer=shard.normalizer, rules=self._rules)
@@ -144,26 +156,41 @@ class LearnerRank:
         if self._rank == 0:
             answer(self._settings.broker.report_exported.remote(), "the broker (report_exported)")
 
+    def _end_early(self, steps: int, reason: str) -> NoReturn:
+        """Write a checkpoint after `steps` trained steps if there is none yet, and end on all ranks.
+
+        Raises:
+            AgreedError: Always.
+        """
+        if steps > self._saved_steps:
+            self._save(steps)
+        raise AgreedError(RunStoppedError(f"{reason} after {steps} steps; --resume continues from their checkpoint"))
+
     def _save(self, steps: int) -> None:
         """Write a checkpoint after `steps` trained steps, and release their batch shards once Ray Train has registered
         it.
 
-        The checkpoint is written under a temporary name and renamed, so that a checkpoint with its final name is
-        complete. `train.report` returns before the checkpoint is registered, and a rank that died then would restart
-        from the previous one. The shards are therefore released only after the registration.
+        The checkpoint is written under a temporary name, flushed, and renamed, so that a checkpoint with its final name
+        is complete. `train.report` returns before the checkpoint is registered, and Ray Train deletes older checkpoints
+        only then. The shards are therefore released only after the registration.
         """
         started = time.monotonic()
         partial, final = (self._checkpoints / f"{prefix}step-{steps:06d}" for prefix in (_PARTIAL, ""))
         agree_on_success(lambda: self._trainer.save(partial, {"step": steps}))
-        checkpoint = None
-        if self._rank == 0:
-            if final.exists():  # complete, but not registered before the ranks died
-                shutil.rmtree(final)
-            partial.rename(final)
-            checkpoint = Checkpoint.from_directory(final)
+        agree_on_success(lambda: self._move_into_place(partial, final))
+        checkpoint = Checkpoint.from_directory(final) if self._rank == 0 else None
         train.report({"step": steps}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
         agree_on_success(lambda: self._commit(steps, final))
+        self._saved_steps = steps
         self._checkpoint_s = time.monotonic() - started
+
+    def _move_into_place(self, partial: Path, final: Path) -> None:
+        if self._rank == 0:
+            if final.exists():  # complete, but not registered before the ranks died
+                replaced = final.with_name(f"{_PARTIAL}replaced-{final.name}")
+                final.rename(replaced)  # a directory with a final name is always complete
+                shutil.rmtree(replaced)
+            move_into_place(partial, final)
 
     def _commit(self, steps: int, path: Path) -> None:
         if self._rank != 0:
@@ -171,11 +198,15 @@ class LearnerRank:
         known = train.get_all_reported_checkpoints(
             CheckpointConsistencyMode.COMMITTED, timeout_s=_REGISTRATION_TIMEOUT_S
         )
-        if not any(Path(reported.checkpoint.path) == path for reported in known):
+        registered = {Path(reported.checkpoint.path) for reported in known}
+        if path not in registered:
             raise DeadlineError(
                 f"Ray Train did not register the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
             )
         answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
+        for old in checkpoints_in(self._checkpoints)[: -self._settings.checkpoints_to_keep]:
+            if old not in registered:  # Ray Train deletes those that it has registered
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _fetch(groups: dict[str, ExperienceGroup]) -> dict[str, ScoredGroup]:

@@ -6,6 +6,7 @@ once, without the seconds that importing torch takes.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -277,6 +278,10 @@ def main() -> None:
         app()
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        _fail(f"{error}. Free space or repair the disk, and continue with --resume")
     except SystemExit as end:
         # typer turns Ctrl-C into an exit
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
@@ -294,7 +299,7 @@ def _exit_interrupted(by: signal.Signals) -> None:
     sys.exit(128 + by)
 
 
-def _fail(error: BaseException) -> None:
+def _fail(error: BaseException | str) -> None:
     Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     sys.exit(1)
 

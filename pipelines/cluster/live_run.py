@@ -18,9 +18,10 @@ from rich.table import Table
 
 from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
 from pipelines.run.bottleneck import pool_sizes
-from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.progress import step_lines
 from rlad.errors import ConfigError, RunDirectoryError
+from rlad.integrity.durable import write_atomically
 
 
 def record_cluster(run: RunDirectory, run_id: str) -> None:

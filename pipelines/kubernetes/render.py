@@ -14,9 +14,9 @@ from pipelines.kubernetes.options import Deployment, DeploymentOptions
 from pipelines.kubernetes.pods import Manifest
 from pipelines.kubernetes.sizing import PodGroup, SizingOptions, pod_groups
 from pipelines.kubernetes.workload import STORAGE, kubernetes_name, read_workload
-from pipelines.run.directory import write_atomically
 from rlad.config import EvaluationSuite, RunConfig
 from rlad.errors import PlanError
+from rlad.integrity.durable import write_atomically
 from rlad.verifiers import CodeTestsVerifierConfig
 
 

@@ -14,9 +14,9 @@ from matplotlib.ticker import PercentFormatter
 from rich.console import Group
 
 from pipelines.reports.figures import COLOURS, new_figure, render_page, svg, write_png
-from pipelines.run.directory import write_atomically
 from pipelines.run.tables import Row, fitted_table
 from rlad.evaluation.comparison import ALL, Cost, Spread, accuracy_of, by_method, curves, metric_curves, p_text
+from rlad.integrity.durable import write_atomically
 
 if TYPE_CHECKING:
     from pipelines.reports.comparison_result import ComparisonResult

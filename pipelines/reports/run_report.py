@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 
 from pipelines.reports.figures import COLOURS, new_figure, render_page, svg
 from pipelines.run.bottleneck import bottleneck_of_run, pool_sizes
-from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.errors import RunDirectoryError
+from rlad.integrity.durable import write_atomically
 from rlad.ledger import Ledger
 
 _STAGES = ("generate", "score", "learn", "weights")

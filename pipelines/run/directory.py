@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlad.config import RunConfig
-from rlad.errors import ConfigError, RunDirectoryError
+from rlad.errors import ConfigError, CorruptFileError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.integrity.manifest import require_no_links
+from rlad.integrity.seals import SEALS, Seals
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
 _MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
+_DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
 class RunDirectory:
@@ -41,6 +43,8 @@ class RunDirectory:
     log = property(lambda self: self.path / "run.log")
     cluster = property(lambda self: self.path / "cluster.json")
     teachers = property(lambda self: self.path / "teachers.json")
+    inputs = property(lambda self: self.path / "inputs.json")
+    seals = property(lambda self: Seals(self.path))
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
@@ -53,6 +57,7 @@ class RunDirectory:
             RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process
                 holds its lock.
             ConfigError: The run was started with another configuration.
+            CorruptFileError: A file of the run was damaged or changed, or the directory contains a symbolic link.
         """
         if self.config.exists() and not resume:
             raise RunDirectoryError(
@@ -67,26 +72,31 @@ class RunDirectory:
         except Timeout as error:
             raise RunDirectoryError(f"another process is running in {self.path}") from error
         with lock:
+            require_no_links(self.path)
             if self.config.exists():
                 self._require_same(config)
                 yield
                 return
-            write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            (self.path / SEALS).unlink(missing_ok=True)  # of a start that was killed before it wrote the configuration
+            self.seals.write(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             try:
                 yield
             except Exception:
                 if not self._has_files():
                     self.config.unlink()
+                    (self.path / SEALS).unlink()
                 raise
 
     def read_config(self) -> RunConfig:
-        """Read the resolved configuration of the run.
+        """Read the resolved configuration of the run, and verify the run's sealed files.
 
         Raises:
             RunDirectoryError: The directory holds no run.
+            CorruptFileError: A sealed file was damaged or changed.
         """
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
+        self.seals.verify(remedy=_DAMAGED)
         return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
 
     def record_teachers(self, fingerprints: Mapping[str, str]) -> None:
@@ -103,7 +113,37 @@ class RunDirectory:
                 f"{', '.join(changed)} is another model than when {self.path} was started (fingerprints in "
                 f"{self.teachers}): deploy the former one again, or start another run"
             )
-        write_atomically(self.teachers, json.dumps(dict(fingerprints)) + "\n")
+        self.seals.write(self.teachers, json.dumps(dict(fingerprints)) + "\n")
+
+    def require_same_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Refuse to continue the run with other inputs than those recorded.
+
+        Args:
+            inputs: Fingerprints of prompts, tokenizer, chat template and models, by what they are.
+
+        Raises:
+            ConfigError: A fingerprint differs from the recorded one.
+        """
+        if not self.inputs.is_file():
+            return
+        before: dict[str, str] = json.loads(self.inputs.read_text())
+        changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was started with other content of: {', '.join(changed)} (fingerprints in {self.inputs}). "
+                "A run is continued with the data and models that it began with: restore them, or choose another "
+                "--run-dir for a new run"
+            )
+
+    def record_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Record the fingerprints of the run's inputs. A continued run must have the same ones.
+
+        Raises:
+            ConfigError: A fingerprint differs from the recorded one.
+        """
+        self.require_same_inputs(inputs)
+        if not self.inputs.is_file():
+            self.seals.write(self.inputs, json.dumps(dict(inputs), indent=2) + "\n")
 
     def evaluation_at(self, step: int) -> EvaluationSummary | None:
         """Return the evaluation recorded after `step` trained steps; None if there is none."""
@@ -114,9 +154,11 @@ class RunDirectory:
         """Return whether the directory holds anything but the configuration, the lock and remains of an early kill."""
         if not self.path.exists():
             return False
-        own = {self.config.name, _LOCK}
-        temporary = f".{self.config.name}."
-        return any(path.name not in own and not path.name.startswith(temporary) for path in self.path.iterdir())
+        own = (self.config.name, SEALS)
+        temporary = tuple(f".{name}." for name in own)
+        return any(
+            path.name not in (*own, _LOCK) and not path.name.startswith(temporary) for path in self.path.iterdir()
+        )
 
     def _require_same(self, config: RunConfig) -> None:
         stored, given = self.read_config().model_dump(mode="json"), config.model_dump(mode="json")
@@ -128,15 +170,16 @@ class RunDirectory:
             )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file atomically: neither a reader nor a crash sees a partial file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines of a JSONL file, without a last line that a kill cut short. A missing file has none."""
+    """Read the complete lines of a JSONL file, without a last line that a kill cut short. A missing file has none.
+
+    Raises:
+        CorruptFileError: A line is not JSON.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is damaged: {error}. {_DAMAGED}") from error

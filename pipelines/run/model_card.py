@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from pipelines.run.directory import RunDirectory, write_atomically
+from pipelines.run.directory import RunDirectory
 from rlad import __version__
 from rlad.config import RunConfig
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.integrity.durable import write_atomically
+from rlad.integrity.manifest import MANIFEST, add_to_manifest
 
 
 def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: EvaluationSummary) -> None:
@@ -39,6 +41,8 @@ Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prom
 All settings are in the run's `config.yaml`.
 """
     write_atomically(run.export / "README.md", str(ModelCard(text)))
+    if (run.export / MANIFEST).is_file():
+        add_to_manifest(run.export, "README.md")
 
 
 def _objective(config: RunConfig) -> str:

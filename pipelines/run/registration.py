@@ -15,6 +15,7 @@ from rlad.data.prompts import load_prompts
 from rlad.data.records import dataset_fingerprint
 from rlad.errors import PlanError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.integrity.manifest import verify_if_sealed
 from rlad.model_fingerprint import model_fingerprint
 from rlad.models.references import resolve_model
 from rlad.registry.change_log import utc_now
@@ -48,6 +49,7 @@ def register_run(
 
     Raises:
         RunDirectoryError: The run does not exist or is not finished.
+        CorruptFileError: The export or a record of the run is damaged.
         RegistryError: The registry rejects the model.
         DataError: The training prompts of the run cannot be read any more.
     """
@@ -58,6 +60,9 @@ def register_run(
     if parent is not None:
         parent_name, ref = parse_reference(parent)
         parent = registry.get(parent_name, ref or "latest").reference
+    verify_if_sealed(
+        run.export, remedy="Delete the export: `rlad run ... --resume` writes it again from the last checkpoint"
+    )
     steps = read_json_lines(run.metrics)
     return registry.add(
         name,

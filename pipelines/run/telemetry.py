@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from pipelines.run.directory import RunDirectory, read_json_lines, write_atomically
+from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.evaluation.accuracy import EvaluationSummary
 
 # Number of newest events that timeline.json keeps, which bounds the driver's memory in long runs.
@@ -23,7 +23,7 @@ class Telemetry:
     def __init__(self, run: RunDirectory, *, start_step: int) -> None:
         self._run = run
         for path in (run.metrics, run.evaluations):
-            _keep_up_to(path, start_step)
+            self._keep_up_to(path, start_step)
         self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
         self._events: deque[dict[str, Any]] = deque(maxlen=_TIMELINE_EVENTS)
         if run.timeline.exists():
@@ -36,13 +36,13 @@ class Telemetry:
             step: Number of trained steps, so the first is 1.
             metrics: Metrics named `area/name_unit`.
         """
-        _append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
+        self._append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
 
     def record_evaluation(self, step: int, summary: EvaluationSummary, elapsed_s: float) -> None:
-        _append(
+        self._append(
             self._run.evaluations,
             {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()},
         )
@@ -79,21 +79,19 @@ class Telemetry:
             )
 
     def write_timeline(self) -> None:
-        write_atomically(self._run.timeline, json.dumps({"traceEvents": list(self._events), "displayTimeUnit": "ms"}))
+        self._run.seals.write(
+            self._run.timeline, json.dumps({"traceEvents": list(self._events), "displayTimeUnit": "ms"})
+        )
 
     def close(self) -> None:
         self.write_timeline()
         self._board.close()
 
+    def _keep_up_to(self, path: Path, step: int) -> None:
+        """Remove the lines of later steps, and a last line that a kill cut short."""
+        if path.exists():
+            kept = [line for line in read_json_lines(path) if line["step"] <= step]
+            self._run.seals.write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-def _keep_up_to(path: Path, step: int) -> None:
-    """Remove the lines of later steps, and a last line that a kill cut short."""
-    if path.exists():
-        write_atomically(
-            path, "".join(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step)
-        )
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        self._run.seals.append(path, json.dumps(line) + "\n")

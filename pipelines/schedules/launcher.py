@@ -102,7 +102,8 @@ class _Child:
         return RunExit(status=status, reason=None if status == 0 else self._failure_reason(status))
 
     def stop(self, grace_s: float) -> None:
-        self._signal(signal.SIGTERM)
+        # To the command only: the processes of its local cluster must live until its checkpoint is written.
+        self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:

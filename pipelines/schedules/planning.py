@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.run.directory import write_atomically
 from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, resolved_source, write_prompts
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
 from rlad.config import PromptFile, RunConfig
 from rlad.config.load import validated
+from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
 
 
@@ -62,9 +62,8 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
 
 
 def local_copy(registry: ModelRegistry, schedule: Schedule, version: int) -> Path:
-    """Return a version's local directory: the registry's own, or a verified copy in the folder `students`."""
-    found = registry.get(schedule.config.model, version)
-    return registry.local_path(found) or registry.fetch(schedule.config.model, version, schedule.directory.students)
+    """Return a version's local directory, verified: the registry's own, or a copy in the folder `students`."""
+    return registry.verified_path(schedule.config.model, version, schedule.directory.students)
 
 
 def _choose_student(schedule: Schedule, run: RunConfig) -> tuple[str, int | None]:

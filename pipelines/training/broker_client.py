@@ -69,6 +69,10 @@ class BrokerClient:
         """Let the learner's ranks end: no more published weights will be requested."""
         await self._send(ExperienceBroker.dismiss)
 
+    async def end(self, reason: str) -> bool:
+        """Ask the learner to write a checkpoint and to end. Return whether it has started."""
+        return await self._send(ExperienceBroker.end, reason)
+
     async def stop(self, reason: str) -> None:
         """Make every present and later wait at the broker raise `RunStoppedError`."""
         await self._send(ExperienceBroker.stop, reason)

@@ -13,7 +13,6 @@ from pipelines.run.bottleneck import pool_sizes
 from pipelines.training.deadlines import within
 from pipelines.training.pools import Pools
 from rlad.config import RunConfig
-from rlad.errors import RunStoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +47,10 @@ class RunControl:
         if self._listening is not None:
             self._listening.cancel()
 
-    def raise_if_stopping(self, step: int) -> None:
-        """Raise `RunStoppedError` if a request asked the run to stop.
-
-        Args:
-            step: Number of trained steps.
-        """
-        if self._is_stopping:
-            raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a request asked the run to stop."""
+        return self._is_stopping
 
     def record_step(self, trained_steps: int, metrics: Mapping[str, float]) -> None:
         """Update the state that is published."""

@@ -41,7 +41,7 @@ async def within(awaitable: Awaitable[T], *, deadline_s: float, waiting_for: str
         raise DeadlineError(f"no answer from {waiting_for} within {deadline_s:g} s") from error
 
 
-async def run_unless_failed(work: Coroutine[Any, Any, T], *, watched: Coroutine[Any, Any, None]) -> T:
+async def run_unless_failed(work: Coroutine[Any, Any, T], *, watched: Coroutine[Any, Any, Any]) -> T:
     """Run `work`, and cancel it as soon as `watched` fails. `watched` may also return before `work` does.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
 from pipelines.training.evaluation import ScheduledEvaluation
+from pipelines.training.shutdown import EarlyEnd
 from pipelines.training.startup import Services
 from pipelines.training.step_pipeline import GroupSource, PromptScheduler, StepPipeline, TrainingSet
 from pipelines.training.step_recorder import StepRecorder
@@ -19,6 +20,7 @@ async def run_step_loop(
     source: GroupSource,
     evaluation: ScheduledEvaluation,
     progress: RunProgress,
+    early_end: EarlyEnd,
 ) -> None:
     """Train from the learner's version to the last step.
 
@@ -32,9 +34,11 @@ async def run_step_loop(
         source: Produces the groups.
         evaluation: Evaluates the policy when that is due.
         progress: Shows the steps.
+        early_end: Ends the run with a checkpoint when a request asks it to stop.
 
     Raises:
-        RunStoppedError: A request asked the run to stop.
+        RunStoppedError: A request asked the run to stop, and the learner wrote no checkpoint in time. If it writes one,
+            its own end cancels this call.
         RladError: The first error of any part; everything in progress is cancelled.
     """
     config, pools = run.config, services.pools
@@ -57,7 +61,8 @@ async def run_step_loop(
     )
     async with pipeline.open(services.started):
         for step in range(services.started.version, config.training.steps):
-            services.control.raise_if_stopping(step)
+            if services.control.is_stopping:
+                await early_end.checkpoint_and_stop("stopped on request")
             await evaluation.evaluate_if_due(step)
             trained = await pipeline.train_step(step)
             await recorder.record(trained, accuracy=evaluation.accuracy)

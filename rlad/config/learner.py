@@ -148,3 +148,10 @@ class CheckpointConfig(ConfigModel):
 
     every_steps: PositiveInt = Field(10, description="Training steps between checkpoints.")
     keep: PositiveInt = Field(2, description="Number of most recent checkpoints to keep.")
+    grace_period_s: float = Field(
+        45.0,
+        gt=0,
+        description="Time for a checkpoint when the run is stopped (`rlad stop`, SIGTERM, preemption), in seconds. "
+        "Keep it below the time until the run is killed: 60 s in the Kubernetes manifests, Ray jobs and schedules of "
+        "rlad.",
+    )

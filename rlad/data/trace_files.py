@@ -1,16 +1,17 @@
 """Trace folders: accepted responses of a teacher in parquet files that later runs can train on.
 
     part-00000.parquet ...   one row per accepted trace; results of each prompt, solved or not, in the file metadata
-    traces.json              counts and provenance; written last
+    traces.json              counts and provenance
+    SHA256SUMS               checksum of every part; that of traces.json is added last and makes the folder complete
 
 A part appears atomically and records which prompts are finished, so a killed generation resumes after its last part.
+Parts are verified when a generation is continued, and all files when a run takes the traces.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,15 @@ import pyarrow.parquet as pq
 
 from rlad.contracts import Outcome
 from rlad.data.trace_records import TraceCounts, TracedPrompt, TraceProvenance
-from rlad.errors import DataError, PlanError, RunDirectoryError
+from rlad.errors import CorruptFileError, PlanError, RunDirectoryError
+from rlad.integrity.durable import move_into_place, storage_errors, sync_file, write_atomically
+from rlad.integrity.manifest import MANIFEST as CHECKSUMS
+from rlad.integrity.manifest import read_manifest, sha256_of, verify, write_manifest
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "traces.json"
+_REMEDY = "Restore the file from a backup, or generate the traces again"
 _PARTS = "part-*.parquet"
 _PARTIAL = ".partial-"
 _PROVENANCE_KEY, _PROMPTS_KEY, _SECONDS_KEY = b"rlad.provenance", b"rlad.prompts", b"rlad.seconds"
@@ -71,10 +76,16 @@ class TraceManifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read the manifest of a folder. Return None if the folder is incomplete."""
+        """Read the manifest of a folder. Return None if the folder is incomplete.
+
+        Raises:
+            CorruptFileError: It is damaged.
+        """
         path = folder / MANIFEST
-        if not path.is_file():
+        if not path.is_file() or MANIFEST not in _listed(folder):
             return None
+        if sha256_of(path) != _listed(folder)[MANIFEST]:
+            raise CorruptFileError(f"{path} is damaged: it does not match {CHECKSUMS}. {_REMEDY}")
         content = json.loads(path.read_text())
         return cls(
             provenance=TraceProvenance(**content["provenance"]),
@@ -83,19 +94,13 @@ class TraceManifest:
         )
 
     def part_paths(self, folder: Path) -> list[Path]:
-        """Return the paths of all parts.
+        """Verify all parts and return their paths.
 
         Raises:
-            DataError: A part is missing.
+            CorruptFileError: A part is missing or damaged.
         """
-        paths = [folder / name for name in self.parts]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise DataError(
-                f"the traces at {folder} are incomplete: {', '.join(missing)} is missing, but {MANIFEST} lists it; "
-                "restore the file, or generate the traces again"
-            )
-        return paths
+        verify(folder, remedy=_REMEDY, is_closed=False)
+        return [folder / name for name in self.parts]
 
 
 def require_manifest(folder: Path) -> TraceManifest:
@@ -107,6 +112,11 @@ def require_manifest(folder: Path) -> TraceManifest:
     manifest = TraceManifest.read(folder)
     if manifest is not None:
         return manifest
+    if (folder / MANIFEST).is_file() and not (folder / CHECKSUMS).is_file():
+        raise PlanError(
+            f"the traces at {folder} have no {CHECKSUMS}, because an earlier version of rlad wrote them; resume the "
+            "run that generated them with `rlad run ... --resume`, which adds it"
+        )
     if any(folder.glob(_PARTS)):
         raise PlanError(
             f"the traces at {folder} are not complete; resume the run that generates them with `rlad run ... --resume`"
@@ -141,8 +151,15 @@ class TraceFolder:
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob(f"{_PARTIAL}*"):
             leftover.unlink()
+        self._digests = {name: digest for name, digest in _listed(path).items() if name != MANIFEST}
+        has_checksums = (path / CHECKSUMS).is_file()
         for part in sorted(path.glob(_PARTS)):
+            if not has_checksums:  # of an earlier version
+                self._digests[part.name] = sha256_of(part)
             self._load_part(part)
+        if lost := [name for name in self._digests if not (path / name).is_file()]:
+            logger.warning("trace parts are missing, their prompts are generated again parts=%s", ",".join(lost))
+            self._digests = {name: digest for name, digest in self._digests.items() if name not in lost}
         self._since = time.monotonic()
 
     @property
@@ -171,9 +188,13 @@ class TraceFolder:
         table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata))
         name = f"part-{self._next_part:05d}.parquet"
         partial = self._path / f"{_PARTIAL}{name}"
-        pq.write_table(table, partial, compression="zstd")
-        _make_durable(partial)
-        partial.replace(self._path / name)
+        with storage_errors(partial):
+            pq.write_table(table, partial, compression="zstd")
+        sync_file(partial)
+        digest = sha256_of(partial)
+        move_into_place(partial, self._path / name)
+        self._digests[name] = digest
+        write_manifest(self._path, self._digests)
         self._record(tallies, seconds)
         self._next_part += 1
         self._pending.clear()
@@ -187,10 +208,8 @@ class TraceFolder:
             counts=_counts(self._tallies, self._seconds),
             parts=sorted(part.name for part in self._path.glob(_PARTS)),
         )
-        partial = self._path / f"{_PARTIAL}{MANIFEST}"
-        partial.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        _make_durable(partial)
-        partial.replace(self._path / MANIFEST)
+        write_atomically(self._path / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+        write_manifest(self._path, {**self._digests, MANIFEST: sha256_of(self._path / MANIFEST)})
         return manifest
 
     def counts(self) -> TraceCounts:
@@ -198,8 +217,10 @@ class TraceFolder:
         return _counts(self._tallies, self._seconds)
 
     def _load_part(self, part: Path) -> None:
-        """Count the prompts of an existing part as finished, or delete the part if it is unreadable."""
+        """Count the prompts of an existing part as finished, or delete the part if it is damaged or not listed."""
         try:
+            if sha256_of(part) != self._digests.get(part.name):
+                raise CorruptFileError(f"it does not match {CHECKSUMS}")
             metadata: Mapping[bytes, bytes] = pq.read_schema(part).metadata or {}
             provenance = TraceProvenance(**json.loads(metadata[_PROVENANCE_KEY]))
             tallies, seconds = json.loads(metadata[_PROMPTS_KEY]), json.loads(metadata[_SECONDS_KEY])
@@ -208,6 +229,7 @@ class TraceFolder:
                 "deleted unreadable trace part, its prompts are generated again path=%s error=%s", part, error
             )
             part.unlink()
+            self._digests.pop(part.name, None)
             return
         if provenance != self._provenance:
             changed = [
@@ -284,7 +306,6 @@ def _rows(prompt: TracedPrompt, provenance: TraceProvenance) -> Iterator[dict[st
         }
 
 
-def _make_durable(path: Path) -> None:
-    """Flush a file to disk, so that its rename does not become durable before its content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _listed(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder by file name; none if it has no checksums."""
+    return read_manifest(folder) if (folder / CHECKSUMS).is_file() else {}

@@ -8,7 +8,6 @@ neighbours.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ import xxhash
 
 from rlad.contracts import Array, Outcome
 from rlad.errors import DataError
+from rlad.integrity.durable import move_into_place, storage_errors, sync_file, write_atomically
+from rlad.integrity.manifest import checksum_path, sha256_of, verify_checksum
 
 _COLUMNS = ["prompt_position", "trace_index", "response_ids", "behaviour_logprobs", "reward", "outcome"]
 _SCHEMA = pa.schema(
@@ -71,7 +72,7 @@ def write_training_traces(
         max_accepted_per_prompt: Maximum traces per prompt, lowest index first; None copies all.
     """
     partial = target.with_name(f".partial-{target.name}")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
+    with storage_errors(partial), pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
         for part in parts:
             table = pq.read_table(part, columns=_COLUMNS)
             positions, indices = (table.column(name).to_numpy() for name in ("prompt_position", "trace_index"))
@@ -79,9 +80,9 @@ def write_training_traces(
             chosen = table.take(pa.array(rows)).combine_chunks()
             if len(rows):
                 file.write_batch(_batch(chosen))
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(target)
+    sync_file(partial)
+    write_atomically(checksum_path(target), f"{sha256_of(partial)}  {target.name}\n")
+    move_into_place(partial, target)
 
 
 def _chosen(positions: Array, indices: Array, *, max_prompts: int | None, max_accepted_per_prompt: int | None) -> Array:
@@ -111,11 +112,13 @@ class TrainingTraces:
     """Traces of a run, sorted by prompt and index, regardless of the order of their parts."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file that `write_training_traces` wrote.
+        """Verify and open the file that `write_training_traces` wrote.
 
         Raises:
+            CorruptFileError: The file is damaged.
             DataError: The file holds no trace.
         """
+        verify_checksum(path, remedy="Delete it: --resume copies the traces again")
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [file.get_batch(number) for number in range(file.num_record_batches)]
         if not batches:

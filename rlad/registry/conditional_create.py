@@ -21,9 +21,13 @@ from pyarrow import fs
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from rlad.errors import RegistryError
+from rlad.integrity.durable import sync_directory
 
 Create = Callable[[str, bytes], bool]
 """Creates a file atomically at a path. Returns False, without writing, if the file exists."""
+
+TEMPORARY = ".creating-"
+"""Prefix of temporary files on a local disk."""
 
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10.0, 60.0
 
@@ -32,7 +36,7 @@ def create_locally(path: str, content: bytes) -> bool:
     """Create a file on a local disk, durably. Returns False if it exists."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".creating-{uuid.uuid4().hex}")
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -42,6 +46,7 @@ def create_locally(path: str, content: bytes) -> bool:
             target.hardlink_to(temporary)
         except FileExistsError:
             return False
+        sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return True

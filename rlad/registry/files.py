@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlad.errors import CorruptModelError, RegistryError
+from rlad.integrity.durable import sync_directory, sync_file
 from rlad.registry.store import ModelStore, StoredFile
 from rlad.registry.versions import ModelFile, ModelVersion
 
@@ -60,7 +61,10 @@ def fetch_model(store: ModelStore, version: ModelVersion, into: Path) -> Path:
         for file in version.files:
             (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
         in_parallel(lambda file: _download(store, version, file, partial / file.path), version.files)
+        for file in version.files:
+            sync_file(partial / file.path)
         _move_into_place(partial, target, version)
+        sync_directory(into)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -71,6 +75,26 @@ def is_intact(directory: Path, files: Sequence[ModelFile]) -> bool:
     if any(not (path := directory / file.path).is_file() or path.stat().st_size != file.bytes for file in files):
         return False
     return all(in_parallel(lambda file: _sha256(directory / file.path) == file.sha256, files))
+
+
+def require_intact(directory: Path, version: ModelVersion, uri: str) -> None:
+    """Verify the files of a version in a local registry. Reads all files.
+
+    Raises:
+        CorruptModelError: A file is missing or differs from the manifest.
+    """
+
+    def check(file: ModelFile) -> str | None:
+        path = directory / file.path
+        if path.is_file() and path.stat().st_size == file.bytes and _sha256(path) == file.sha256:
+            return None
+        return file.path
+
+    if damaged := next(filter(None, in_parallel(check, version.files)), None):
+        raise CorruptModelError(
+            f"{damaged} of {version.reference} in {uri} is missing or does not match its manifest "
+            f"({directory / damaged}). Restore the file from a backup, or roll back to another version"
+        )
 
 
 def _files_of(model_dir: Path) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any, Self
 from rlad.errors import AliasConflictError, ModelNotFoundError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.registry.change_log import ChangeLog, alias_moved, numbers_in, rollback_target, utc_now, versions_retired
-from rlad.registry.files import fetch_model, in_parallel, upload_model
+from rlad.registry.files import fetch_model, in_parallel, require_intact, upload_model
 from rlad.registry.store import ModelStore, open_store
 from rlad.registry.versions import (
     LATEST,
@@ -71,7 +71,14 @@ class ModelRegistry:
         """
         store = open_store(uri)
         marker = store.read(_LAYOUT_FILE)
-        if marker is not None and (layout := json.loads(marker).get("layout")) != _LAYOUT:
+        try:
+            layout = _LAYOUT if marker is None else dict(json.loads(marker)).get("layout")
+        except (ValueError, TypeError) as error:
+            raise RegistryError(
+                f"registry at {store.uri}: {_LAYOUT_FILE} is damaged: {error}. It holds only the layout's number: "
+                f'replace its content by {{"layout": {_LAYOUT}}}'
+            ) from error
+        if layout != _LAYOUT:
             raise RegistryError(
                 f"registry at {store.uri}: expected layout {_LAYOUT}; got {layout}. Use the version of rlad that "
                 "created it"
@@ -247,8 +254,24 @@ class ModelRegistry:
         """
         return fetch_model(self.store, self.get(name, ref), into)
 
+    def verified_path(self, name: str, ref: int | str, into: Path) -> Path:
+        """Return a local directory with verified files of a version.
+
+        It is the version's own directory in a local registry, and a copy inside `into` of one on an object store.
+
+        Raises:
+            ModelNotFoundError: There is no such version.
+            CorruptModelError: A file in the registry differs from its manifest.
+        """
+        version = self.get(name, ref)
+        local = self.local_path(version)
+        if local is None:
+            return fetch_model(self.store, version, into)
+        require_intact(local, version, self.uri)
+        return local
+
     def local_path(self, version: ModelVersion) -> Path | None:
-        """Return the version's directory in a local registry, ready to load; None for registries on object stores."""
+        """Return the version's directory in a local registry, not verified; None for registries on object stores."""
         return self.store.local_path(version.directory)
 
     def retain(self, name: str, keep: int) -> list[int]:
@@ -279,6 +302,8 @@ class ModelRegistry:
 
         These are the files of retired versions, also after an interrupted sweep, and of abandoned uploads.
         """
+        for directory in ("", f"{name}/versions", f"{name}/changes"):
+            self.store.delete_temporary(directory, before=datetime.now(UTC) - _ABANDONED_AFTER)
         directories = {entry.name for entry in self.store.entries(f"{name}/models") if not entry.is_file}
         # Listed before the versions, so that an upload whose manifest is written in between counts as a version.
         live = {version.directory.rpartition("/")[2] for version in self.versions(name)}

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -23,7 +23,8 @@ from urllib.parse import parse_qsl, urlsplit
 from pyarrow import fs
 
 from rlad.errors import RegistryError
-from rlad.registry.conditional_create import Create, create_locally, gcs, s3
+from rlad.integrity.durable import sync_directory
+from rlad.registry.conditional_create import TEMPORARY, Create, create_locally, gcs, s3
 
 _CHUNK_BYTES = 8 << 20
 _OPTIONS = {"s3": {"region", "scheme", "endpoint_override"}, "gs": {"scheme", "endpoint_override", "anonymous"}}
@@ -121,6 +122,18 @@ class ModelStore:
             if self.filesystem.get_file_info(self._at(path)).type != fs.FileType.NotFound:
                 self.filesystem.delete_dir(self._at(path))
 
+    def delete_temporary(self, directory: str, *, before: datetime) -> None:
+        """Delete temporary files that killed writers left in a directory of a local disk before a time."""
+        if (local := self.local_path(directory)) is None or not local.is_dir():
+            return
+        with self._with_context(f"sweep {directory or 'the registry'}"):
+            for path in local.glob(f"{TEMPORARY}*"):
+                try:
+                    if datetime.fromtimestamp(path.lstat().st_mtime, UTC) < before:
+                        path.unlink()
+                except FileNotFoundError:  # its writer or another sweep was faster
+                    continue
+
     def local_path(self, path: str) -> Path | None:
         """Return the local path of a file or directory, or None if the store is not on a local disk."""
         return Path(self._at(path)) if isinstance(self.filesystem, fs.LocalFileSystem) else None
@@ -193,4 +206,6 @@ def _copy_durably(source: Any, target: Path) -> StoredFile:
         copied = _copy(source, file)
         file.flush()
         os.fsync(file.fileno())
+    sync_directory(target.parent)
+    sync_directory(target.parent.parent)
     return copied

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,13 +12,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlad.errors import ContractError, RegistryError
+from rlad.errors import ContractError, CorruptModelError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
 
 PRODUCTION = "production"
 LATEST = "latest"
 """Reference to the newest version. Reserved: it cannot be set as an alias."""
 
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\Z')
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _Record = TypeVar("_Record")
 
@@ -253,12 +256,13 @@ def parse_reference(reference: str) -> tuple[str, str | None]:
 
 
 def to_json(record: object) -> bytes:
-    """Return a record as JSON."""
-    return TypeAdapter(type(record)).dump_json(record, indent=2)
+    """Return a record as JSON, with the SHA-256 of the rest as its last value."""
+    text: bytes = TypeAdapter(type(record)).dump_json(record, indent=2)
+    return text[:-2] + b',\n  "sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}'
 
 
 def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
-    """Parse a record from JSON.
+    """Parse a record from JSON, and verify its SHA-256. Records of earlier versions of rlad have none.
 
     Args:
         kind: Class of the record.
@@ -267,15 +271,22 @@ def from_json(kind: type[_Record], content: bytes, where: str) -> _Record:
 
     Raises:
         RegistryError: The JSON is not a valid record of this class.
+        CorruptModelError: The record was damaged or changed.
     """
     try:
-        return TypeAdapter(kind).validate_json(content)
+        record = TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "document"
         raise RegistryError(
             f"{where} is not a valid {kind.__name__} of this version of rlad: {place}: {first['msg']}"
         ) from error
+    seal = _SEAL.search(content)
+    unsealed = content if seal is None else content[: seal.start()] + b"\n}"
+    unknown = json.loads(unsealed).keys() - TypeAdapter(kind).dump_python(record).keys()
+    if unknown or (seal is not None and hashlib.sha256(unsealed).hexdigest().encode() != seal[1]):
+        raise CorruptModelError(f"{where} is damaged: it does not match its SHA-256. Restore it from a backup")
+    return record
 
 
 def _stays_inside(path: str) -> bool:

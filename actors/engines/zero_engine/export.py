@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from rlad.integrity.durable import move_into_place
+from rlad.integrity.manifest import write_manifest
+
 _ADAPTER = "adapter"
 _TOKENIZER_AND_GENERATION_FILES = (
     "tokenizer*",
@@ -71,9 +74,10 @@ def export_model(
     # safetensors writes files that only their owner can read, but a server may run as another user.
     for path in partial.rglob("*.safetensors*"):
         shutil.copymode(partial / "config.json", path)
+    write_manifest(partial)
     if directory.exists():
         shutil.rmtree(directory)
-    partial.rename(directory)
+    move_into_place(partial, directory)
 
 
 def _write_adapter(adapter: AdapterExport, directory: Path) -> None:

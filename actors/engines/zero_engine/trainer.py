@@ -36,6 +36,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 
+from actors.engines.zero_engine.checkpoint_files import SafeCheckpointEngine, require_intact, write_checkpoint
 from actors.engines.zero_engine.weight_source import WeightSource  # imports DeepSpeed
 
 # DeepSpeed 0.19 calls a collective by its deprecated name for every gradient bucket.
@@ -94,6 +95,7 @@ class ZeroTrainer:
             seed=seed,
         )
         self._engine = _start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
+        self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()
         self._device = torch.device(self._engine.device)
 
     def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
@@ -203,11 +205,15 @@ class ZeroTrainer:
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint: trained weights, optimizer state, position in the schedule, and `state`. Collective.
 
-        Frozen weights are left out, because the trainer loads them from the initial model.
+        Frozen weights are left out, because the trainer loads them from the initial model. The files are on disk and
+        listed in a manifest when this returns.
 
         Args:
             directory: Directory that all ranks can write to.
             state: State of the caller, returned by `load`.
+
+        Raises:
+            StorageError: The disk refused a write. The directory has no manifest then.
         """
         own = {
             "applied_updates": self._applied_updates,
@@ -215,8 +221,12 @@ class ZeroTrainer:
             "entropy": self._entropy.state(),
         }
         client_state = {"trainer": own, "caller": state}
-        self._engine.save_checkpoint(
-            str(directory), tag=_CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True
+        write_checkpoint(
+            self._checkpoint_engine,
+            directory,
+            lambda: self._engine.save_checkpoint(
+                str(directory), tag=_CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True
+            ),
         )
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -225,8 +235,10 @@ class ZeroTrainer:
         The number of ranks, the ZeRO stage and the adapters must be those of the checkpoint.
 
         Raises:
+            CorruptFileError: The checkpoint is incomplete, damaged, or holds more than tensors and plain values.
             EngineError: The directory has no checkpoint, or the checkpoint has other trained weights.
         """
+        require_intact(directory)
         path, loaded = self._engine.load_checkpoint(str(directory), tag=_CHECKPOINT_TAG, custom_load_fn=_load_trained)
         if path is None:
             raise EngineError(f"expected a learner checkpoint in {directory}; found none")

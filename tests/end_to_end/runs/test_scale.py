@@ -95,6 +95,10 @@ def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing
     counts = json.loads(rlad("ledger", run.path, "--json").stdout)
     assert (counts["lost"], counts["duplicated"]) == (0, 0)
     assert counts["trained_steps"] == len(read_json_lines(run.metrics))
+    written = [path.name for path in run.checkpoints.glob("step-*")]
+    assert written == [f"step-{counts['trained_steps']:06d}"], (
+        "the stop writes a checkpoint, long before the 1000th step"
+    )
     status = rlad("status", run.path)
     assert "not running; continue it with --resume" in status.stdout
     assert rlad("scale", run.path, "rollout=2").returncode == 1

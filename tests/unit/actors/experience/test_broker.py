@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.experience import broker as broker_module
+from actors.experience.batch_shards import BatchShard, EndRequest
 from actors.experience.broker import ExperienceBroker
 from actors.messages import WeightsPublication
 from rlad.contracts import WeightsManifest
@@ -163,3 +164,34 @@ async def test_the_ranks_stay_until_they_are_dismissed(broker: ExperienceBroker)
     await broker.dismiss()
     assert await dismissed
     assert await broker.wait_dismissed()
+
+
+async def test_a_request_to_end_reaches_all_ranks_at_the_same_shard(tmp_path: Path) -> None:
+    broker = ExperienceBroker(str(tmp_path / "ledger.sqlite"), policy(ranks=2, token_budget=30), group_size=2)
+    await broker.report_started(0, [])
+    await broker.open_step(0, [[("a", "prompt"), ("b", "prompt")]])
+    await add_group(broker, 0, "a")
+    assert isinstance(await broker.claim(0, 0, 0), BatchShard)
+    assert await broker.end("stopped") is True
+    assert isinstance(await broker.claim(0, 1, 0), BatchShard), "the first rank has this shard already"
+    assert await broker.claim(0, 1, 1) == await broker.claim(0, 0, 1) == EndRequest(reason="stopped")
+
+
+async def test_a_learner_that_has_not_started_has_nothing_to_write(broker: ExperienceBroker) -> None:
+    assert await broker.end("stopped") is False
+    assert await broker.claim(0, 0, 0) == EndRequest(reason="stopped")
+
+
+async def test_a_step_with_an_applied_update_is_finished_before_the_end(broker: ExperienceBroker) -> None:
+    await broker.report_started(0, [])
+    await broker.open_step(0, [[("a", "prompt")], [("b", "prompt")]])
+    await add_group(broker, 0, "a")
+    assert isinstance(await broker.claim(0, 0, 0), BatchShard)
+    assert await broker.end("stopped") is True
+    assert await broker.claim(0, 0, 1) is None, "the update of group a is applied, that of group b is missing"
+    await add_group(broker, 0, "b")
+    assert isinstance(await broker.claim(0, 0, 1), BatchShard)
+    await broker.finish_step(0, [], {})
+    assert await broker.claim(1, 0, 0) == EndRequest(reason="stopped")
+    assert await broker.transfer_or_delivered(1) is True
+    assert await broker.transfer_or_shard(1, 1, 0) is True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.config import RunConfig, load_run_config
-from rlad.errors import ConfigError, PlanError, RunDirectoryError
+from rlad.errors import ConfigError, CorruptFileError, PlanError, RunDirectoryError
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 
@@ -131,3 +133,51 @@ def test_a_continued_run_must_have_the_same_teachers(tmp_path: Path) -> None:
         run.record_teachers({"logic": "a1", "math": "b3"})
     with pytest.raises(ConfigError, match="logic, third is another model"):
         run.record_teachers({"math": "b2", "third": "c"})
+
+
+INPUTS = {"the training prompts (prompts)": "a", "the student's tokenizer": "b", "the student's chat template": "c"}
+
+
+@pytest.mark.parametrize("changed", list(INPUTS))
+def test_a_run_is_not_continued_with_other_data_tokenizer_or_template(
+    config: RunConfig, tmp_path: Path, changed: str
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        run.record_inputs(INPUTS)
+    with run.hold(config, resume=True):
+        run.record_inputs(INPUTS)
+        with pytest.raises(ConfigError, match=rf"other content of: {re.escape(changed)} .*restore them"):
+            run.record_inputs({**INPUTS, changed: "other"})
+        with pytest.raises(ConfigError, match=re.escape(changed)):
+            run.require_same_inputs({name: value for name, value in INPUTS.items() if name != changed})
+
+
+def test_a_flipped_bit_in_a_file_that_a_resume_depends_on_is_found(config: RunConfig, tmp_path: Path) -> None:
+    run, chance = RunDirectory(tmp_path / "run"), random.Random(5)
+    with run.hold(config, resume=False):
+        run.record_inputs(INPUTS)
+        run.record_teachers({"teacher": "f" * 32})
+        run.seals.append(run.evaluations, '{"step": 0, "accuracy": 0.25}\n')
+    for name in ("config.yaml", "inputs.json", "teachers.json", "evaluations.jsonl", "seals.json"):
+        honest = (run.path / name).read_bytes()
+        for _ in range(8):
+            content = bytearray(honest)
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            (run.path / name).write_bytes(content)
+            with pytest.raises(CorruptFileError, match=re.escape(str(run.path))), run.hold(config, resume=True):
+                pass
+        (run.path / name).write_bytes(honest)
+    with run.hold(config, resume=True):
+        pass
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "export/model.safetensors", "metrics.jsonl"])
+def test_a_run_directory_with_a_planted_link_is_refused(config: RunConfig, tmp_path: Path, name: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        pass
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).symlink_to(tmp_path)
+    with pytest.raises(CorruptFileError, match="is a symbolic link"), run.hold(config, resume=True):
+        pass

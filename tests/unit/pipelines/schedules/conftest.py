@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.run.directory import RunDirectory, write_atomically
+from pipelines.run.directory import RunDirectory
 from pipelines.schedules.adding import add_schedule
 from pipelines.schedules.execution import Ticker
 from pipelines.schedules.launcher import RunExit, RunRequest
@@ -28,6 +28,7 @@ from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.records import PromptRecord
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
+from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"

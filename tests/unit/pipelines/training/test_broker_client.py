@@ -72,6 +72,7 @@ async def test_an_error_belongs_only_to_the_call_that_caused_it(tmp_path: Path) 
     assert isinstance(stale, StaleAttemptError)
     assert fresh is None
     assert (await client.counts())["sampled"] == 1
+    assert await client.end("stopped") is False, "no learner has started"
 
 
 async def test_a_cancelled_caller_does_not_disturb_the_others() -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlad.data.trace_files import MANIFEST, TraceFolder, TraceManifest, require_manifest
-from rlad.errors import DataError, PlanError, RunDirectoryError
+from rlad.errors import CorruptFileError, PlanError, RunDirectoryError
 
 from .trace_prompts import PROVENANCE, R, T, U, W, prompt
 
@@ -84,7 +84,12 @@ def test_partially_written_part_is_generated_again(tmp_path: Path) -> None:
     assert second.finished == {0}
     second.add(prompt(1, (W, R, W), (1,)))
     manifest = second.finish()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-00000.parquet", "part-00001.parquet", MANIFEST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "SHA256SUMS",
+        "part-00000.parquet",
+        "part-00001.parquet",
+        MANIFEST,
+    ]
     assert [pq.read_table(path).column("trace_index").to_pylist() for path in manifest.part_paths(tmp_path)] == [
         [0],
         [1],
@@ -146,5 +151,5 @@ def test_missing_or_incomplete_traces_are_refused(tmp_path: Path) -> None:
     folder.finish()
     assert json.loads((tmp_path / MANIFEST).read_text())["counts"]["accepted"] == 1
     (tmp_path / "part-00000.parquet").unlink()
-    with pytest.raises(DataError, match=r"part-00000\.parquet is missing"):
+    with pytest.raises(CorruptFileError, match=r"part-00000\.parquet is missing"):
         require_manifest(tmp_path).part_paths(tmp_path)

@@ -34,7 +34,7 @@ def training_traces(
     parts = folder.finish().part_paths(tmp_path / "traces")
     target = tmp_path / "training.arrow"
     write_training_traces(parts, target, max_prompts=max_prompts, max_accepted_per_prompt=max_accepted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["traces", "training.arrow"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["traces", "training.arrow", "training.arrow.sha256"]
     return TrainingTraces(target)
 
 
