@@ -1,0 +1,99 @@
+"""Comparison of vocabularies: whether a teacher can score the tokens of a student, and which rows have no token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Number of differing tokens that an error names.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """Tokens of a tokenizer.
+
+    Attributes:
+        tokens: Tokens by id, special and added ones included.
+        model: Digest of the tokenization model (its type, and its merges or scores).
+    """
+
+    tokens: Mapping[int, str]
+    model: str
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokens, default=-1) + 1
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """Return the vocabulary of a loaded tokenizer."""
+    return Vocabulary(
+        tokens={int(token_id): token for token, token_id in tokenizer.get_vocab().items()},
+        model=hashlib.blake2b(
+            json.dumps(tokenization_model(tokenizer), sort_keys=True).encode(), digest_size=8
+        ).hexdigest(),
+    )
+
+
+def tokenization_model(tokenizer: Any) -> dict[str, Any]:
+    """Return the type, and the merges or scores, of a fast tokenizer's model; empty for other tokenizers."""
+    if not tokenizer.is_fast:
+        return {}
+    model: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocabulary = model.pop("vocab", None)
+    if isinstance(vocabulary, list):  # unigram: scores decide the segmentation
+        model["scores"] = vocabulary
+    return model
+
+
+def scoring_problem(student: Vocabulary, teacher: Vocabulary, *, teacher_rows: int | None = None) -> str | None:
+    """Return the reason why a teacher cannot score a student's tokens; None if it can.
+
+    Every token of the student must have the same id at the teacher, which may have further tokens.
+
+    Args:
+        student: Vocabulary of the student.
+        teacher: Vocabulary of the teacher.
+        teacher_rows: Entries of the teacher's output layer; None if unknown.
+    """
+    differing = [
+        token_id for token_id, token in sorted(student.tokens.items()) if teacher.tokens.get(token_id) != token
+    ]
+    if differing:
+        named = ", ".join(
+            f"{token_id} is {student.tokens[token_id]!r} and {_quoted(teacher.tokens.get(token_id))}"
+            for token_id in differing[:_NAMED]
+        )
+        more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        return f"{len(differing)} token ids of the student differ at the teacher: {named}{more}"
+    if student.model != teacher.model:
+        return "all token ids of the student agree, but the tokenization models (merges or scores) differ"
+    if teacher_rows is not None and student.num_ids > teacher_rows:
+        return (
+            f"the student has token ids up to {student.num_ids - 1}, the teacher's output layer has "
+            f"{teacher_rows} entries"
+        )
+    return None
+
+
+def extra_tokens(student: Vocabulary, teacher: Vocabulary) -> list[str]:
+    """Return the tokens of a teacher whose ids the student does not have, by id."""
+    return [token for token_id, token in sorted(teacher.tokens.items()) if token_id not in student.tokens]
+
+
+def rows_without_token(vocabulary: Vocabulary, rows: int) -> tuple[int, ...]:
+    """Return the entries of an output layer of `rows` entries that stand for no token: padding.
+
+    Model families pad the vocabulary to a multiple of 64 or 128. A sampled padding id would have no text, and a teacher
+    may not have the row.
+    """
+    return tuple(row for row in range(rows) if row not in vocabulary.tokens)
+
+
+def _quoted(token: str | None) -> str:
+    return "nothing" if token is None else repr(token)
