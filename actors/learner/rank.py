@@ -53,6 +53,7 @@ class LearnerRank:
                 temperature=settings.temperature,
                 total_updates=settings.steps * settings.updates_per_step,
                 seed=settings.seed,
+                vocabulary_size=settings.vocabulary_size,
             )
         )
         self._publisher = open_weight_publisher(settings, self._trainer)

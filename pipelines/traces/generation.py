@@ -22,6 +22,7 @@ from actors.pool.placement import selector_of
 from actors.rollout.pool import RolloutPool
 from actors.verifier.reward_pool import VerdictPools
 from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.resolution.sampling import sampling_tokens
 from pipelines.run.progress import PhaseProgress, RunProgress
 from pipelines.training.deadlines import together
 from pipelines.training.evaluation import sample_and_judge
@@ -32,6 +33,7 @@ from rlad.data.trace_files import TraceFolder, TraceManifest
 from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
+from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 
 
 def offline_settings(config: RunConfig) -> OfflineConfig:
@@ -54,17 +56,18 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
     """
     config, offline, teacher = run.config, offline_settings(run.config), _teacher(run.config)
     directory = run.frozen_models["teacher"]
-    tokenizer, student = tokenizer_fingerprint(directory), run.tokenizer_fingerprint
-    if tokenizer != student:
+    tokenizer = load_tokenizer(directory)
+    problem = scoring_problem(run.vocabulary, vocabulary_of(tokenizer))
+    if problem is not None:
         raise VocabularyMismatchError(
-            f"student and teacher have different vocabularies (tokenizers {student} and {tokenizer}): the student "
-            "trains on the teacher's token ids, so both must share one tokenizer"
+            f"student and teacher have different vocabularies: {problem}; the student trains on the teacher's token "
+            "ids, so both must share one tokenizer (the student may have fewer tokens)"
         )
     return TraceProvenance(
-        teacher=model_fingerprint(directory, tokenizer=tokenizer),
+        teacher=model_fingerprint(directory, tokenizer=tokenizer_fingerprint(tokenizer)),
         teacher_path=teacher.path,
-        tokenizer=tokenizer,
-        template=template_fingerprint(load_tokenizer(run.student)),
+        tokenizer=run.tokenizer_fingerprint,  # the teacher samples ids of the student only
+        template=template_fingerprint(load_tokenizer(run.student), config.student.chat_template_kwargs),
         dataset=run.dataset_fingerprint,
         traces_per_prompt=offline.traces_per_prompt,
         max_accepted_per_prompt=offline.max_accepted_per_prompt,
@@ -110,6 +113,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         start_timeout_s=timeout_s,
         run_id=f"{run.run_id}-traces",
         label_selector=selector_of(config.cluster, "teacher"),
+        tokens=sampling_tokens(load_tokenizer(run.student), run.frozen_models["teacher"], config),
     )
     verifiers = VerdictPools(
         config.verifier_pool,

@@ -27,6 +27,23 @@ class StopRules:
     strings: tuple[str, ...] = ()
 
 
+NO_STOP_RULES = StopRules()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingTokens:
+    """Tokens with a special role in sampling.
+
+    Attributes:
+        stop: Ends of responses.
+        vocabulary_size: Number of token ids. Later entries of the output layer are never sampled; None means that all
+            entries are tokens.
+    """
+
+    stop: StopRules = NO_STOP_RULES
+    vocabulary_size: int | None = None
+
+
 def stop_rules(
     tokenizer: Any,
     model_directory: Path | str,

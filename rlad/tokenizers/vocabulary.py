@@ -17,23 +17,23 @@ class Vocabulary:
     """Tokens of a tokenizer.
 
     Attributes:
-        tokens: Tokens by id, special and added ones included.
+        ids: Id of each token, special and added ones included.
         model: Digest of the tokenization model (its type, and its merges or scores).
     """
 
-    tokens: Mapping[int, str]
+    ids: Mapping[str, int]
     model: str
 
     @property
-    def num_ids(self) -> int:
-        """One more than the largest id."""
-        return max(self.tokens, default=-1) + 1
+    def size(self) -> int:
+        """Number of token ids: one more than the largest id. Later entries of an output layer are padding."""
+        return max(self.ids.values(), default=-1) + 1
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """Return the vocabulary of a loaded tokenizer."""
     return Vocabulary(
-        tokens={int(token_id): token for token, token_id in tokenizer.get_vocab().items()},
+        ids=dict(tokenizer.get_vocab()),
         model=hashlib.blake2b(
             json.dumps(tokenization_model(tokenizer), sort_keys=True).encode(), digest_size=8
         ).hexdigest(),
@@ -61,38 +61,23 @@ def scoring_problem(student: Vocabulary, teacher: Vocabulary, *, teacher_rows: i
         teacher: Vocabulary of the teacher.
         teacher_rows: Entries of the teacher's output layer; None if unknown.
     """
-    differing = [
-        token_id for token_id, token in sorted(student.tokens.items()) if teacher.tokens.get(token_id) != token
-    ]
+    differing = sorted(
+        (token_id, token) for token, token_id in student.ids.items() if teacher.ids.get(token) != token_id
+    )
     if differing:
+        at_teacher = {token_id: token for token, token_id in teacher.ids.items()}
         named = ", ".join(
-            f"{token_id} is {student.tokens[token_id]!r} and {_quoted(teacher.tokens.get(token_id))}"
-            for token_id in differing[:_NAMED]
+            f"{token_id} is {token!r} and {_quoted(at_teacher.get(token_id))}" for token_id, token in differing[:_NAMED]
         )
         more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-        return f"{len(differing)} token ids of the student differ at the teacher: {named}{more}"
+        return f"{len(differing)} tokens of the student differ at the teacher: {named}{more}"
     if student.model != teacher.model:
         return "all token ids of the student agree, but the tokenization models (merges or scores) differ"
-    if teacher_rows is not None and student.num_ids > teacher_rows:
+    if teacher_rows is not None and student.size > teacher_rows:
         return (
-            f"the student has token ids up to {student.num_ids - 1}, the teacher's output layer has "
-            f"{teacher_rows} entries"
+            f"the student has token ids up to {student.size - 1}, the teacher's output layer has {teacher_rows} entries"
         )
     return None
-
-
-def extra_tokens(student: Vocabulary, teacher: Vocabulary) -> list[str]:
-    """Return the tokens of a teacher whose ids the student does not have, by id."""
-    return [token for token_id, token in sorted(teacher.tokens.items()) if token_id not in student.tokens]
-
-
-def rows_without_token(vocabulary: Vocabulary, rows: int) -> tuple[int, ...]:
-    """Return the entries of an output layer of `rows` entries that stand for no token: padding.
-
-    Model families pad the vocabulary to a multiple of 64 or 128. A sampled padding id would have no text, and a teacher
-    may not have the row.
-    """
-    return tuple(row for row in range(rows) if row not in vocabulary.tokens)
 
 
 def _quoted(token: str | None) -> str:

@@ -21,13 +21,15 @@ from pipelines.traces.groups import group_of
 from pipelines.traces.preparation import reused_traces
 from rlad.config import RunConfig, TeacherConfig, load_run_config
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, Verdicts
-from rlad.data.chat import encode_prompts, tokenizer_fingerprint
+from rlad.data.chat import encode_prompts, load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.objectives import SftConfig, build_objective
 from rlad.packing import BatchRules, LossNormalizer, build_training_batch
+from rlad.tokenizers.stopping import SamplingTokens
+from rlad.tokenizers.vocabulary import vocabulary_of
 
 MakeModel = Callable[..., Path]
 
@@ -57,6 +59,8 @@ def resolved(config: RunConfig, prompts: EncodedPrompts) -> ResolvedRun:
         student=student,
         tokenizer_fingerprint=tokenizer_fingerprint(student),
         frozen_models={"teacher": Path(config.teacher.path)},
+        vocabulary=vocabulary_of(load_tokenizer(student)),
+        sampling=SamplingTokens(),
         prompts=prompts,
         dataset_fingerprint=dataset_fingerprint(prompts.records),
         evaluation_prompts=prompts,
