@@ -13,7 +13,7 @@ from pipelines.run.bottleneck import pool_sizes
 from pipelines.training.deadlines import within
 from pipelines.training.pools import Pools
 from rlad.config import RunConfig
-from rlad.errors import RunStoppedError
+from rlad.errors import StopRequestedError
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,15 @@ class RunControl:
             self._listening.cancel()
 
     def raise_if_stopping(self, step: int) -> None:
-        """Raise `RunStoppedError` if a request asked the run to stop.
+        """Raise `StopRequestedError` if a request asked the run to stop.
 
         Args:
             step: Number of trained steps.
         """
         if self._is_stopping:
-            raise RunStoppedError(f"stopped on request after {step} steps; --resume continues from the last checkpoint")
+            raise StopRequestedError(
+                f"stopped on request after {step} steps; --resume continues from the last checkpoint"
+            )
 
     def record_step(self, trained_steps: int, metrics: Mapping[str, float]) -> None:
         """Update the state that is published."""

@@ -141,6 +141,17 @@ def _verdict_pools(config: RunConfig | EvaluationSuite, *, student: Path) -> Ver
     )
 
 
+async def require_shared_teachers(run: ResolvedRun) -> None:
+    """Check that the shared teachers of a run answer and can score its responses.
+
+    Raises:
+        RladError: A teacher does not run, or cannot score what the run needs.
+    """
+    async with AsyncExitStack() as closing:
+        for name, shared in run.config.shared_teachers.items():
+            await _join(shared, name, run, closing)
+
+
 async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closing: AsyncExitStack) -> Teacher:
     """Join a teacher that runs independently of this run.
 

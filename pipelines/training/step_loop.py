@@ -34,7 +34,7 @@ async def run_step_loop(
         progress: Shows the steps.
 
     Raises:
-        RunStoppedError: A request asked the run to stop.
+        StopRequestedError: A request asked the run to stop.
         RladError: The first error of any part; everything in progress is cancelled.
     """
     config, pools = run.config, services.pools
