@@ -17,7 +17,7 @@ from actors.experience.group import ColumnsRef
 from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
-from actors.verifier.worker import VerifierWorker, build_verifiers
+from actors.verifier.worker import VerifierWorker, build_verifiers, tagged_verifiers
 from rlad.contracts import Outcome
 from rlad.errors import WorkerLostError
 from rlad.verifiers import VerifierConfig
@@ -165,6 +165,7 @@ class VerifierPool(JudgingPool):
                 tokenizer_path=tokenizer_path,
                 processes=config.processes_per_worker,
                 timeout_s=config.timeout_s,
+                tagged=tagged_verifiers(verifiers),
             )
 
         pool = ActorPool(

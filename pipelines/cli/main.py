@@ -31,6 +31,7 @@ from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
+from pipelines.init import command as init_cli
 from rlad.errors import ConfigError, RladError, StopRequestedError
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(jobs_cli.app)
+app.add_typer(init_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(prompts_cli.app)
 app.add_typer(simulate_cli.app)

@@ -58,8 +58,8 @@ class RunDirectory:
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
         """Create the directory or continue the run in it, and lock it until the block ends.
 
-        If the block of a new run ends with an error or a signal before it has written anything, whatever this method
-        made is removed: the corrected command works as typed.
+        If the block of a new run ends with an error or a signal before it has written anything, everything that
+        this method made is removed: the corrected command works as typed.
 
         Raises:
             RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process

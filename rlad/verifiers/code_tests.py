@@ -13,11 +13,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlad.contracts import Outcome
 from rlad.errors import DataError
 from rlad.verifiers.code_test_forms import CodeTests, assumed_imports, outputs_equal, read_tests
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.sandbox import SandboxLimits, run_inputs_sandboxed, run_sandboxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
@@ -29,15 +30,13 @@ _FENCED = re.compile(
 _TIMEOUT = Verdict(reward=0.0, outcome=Outcome.TIMEOUT)
 
 
-class CodeTestsVerifierConfig(BaseModel):
+class CodeTestsVerifierConfig(TaggedVerifierConfig):
     """Settings of the verifier that runs code.
 
     A prompt's answer is JSON: a list of `{"input": ..., "output": ...}` for programs that read standard input, or
     `{"asserts": "assert f(1) == 2"}` for programs whose functions are tested. The forms of APPS, TACO, LiveCodeBench,
     PRIME, MBPP and HumanEval are read too.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["code_tests"]
     timeout_s: float = Field(

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlad.contracts import Outcome
 from rlad.errors import ConfigError, DataError
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking, last_answer_block
 from rlad.verifiers.verdict import UNPARSEABLE, Verdict
 
@@ -27,13 +28,11 @@ from rlad.verifiers.verdict import UNPARSEABLE, Verdict
 _TUPLE, _PAIRS = "__tuple__", "__pairs__"
 
 
-class ReasoningGymVerifierConfig(BaseModel):
+class ReasoningGymVerifierConfig(TaggedVerifierConfig):
     """Settings of the verifier of one reasoning-gym task.
 
     The answer is read from the last `<answer>` tags after the thinking.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["reasoning_gym"]
     dataset: str = Field(description="Name of the task in reasoning-gym, for example `chain_sum`.")

@@ -52,14 +52,14 @@ def config_file(make_model: Callable[..., Path], tmp_path: Path) -> Path:
         ("teacher.path=/nowhere", PlanError, "no model at '/nowhere'"),
         ("prompts.path=/nowhere.jsonl", DataError, "/nowhere.jsonl"),
         ("prompts.columns={prompt: absent}", DataError, "absent"),
-        ("prompts.task=other", PlanError, "no verifier for task other"),
+        ("prompts.columns={task: id}", PlanError, "no verifier for task train0"),
         ("evaluation.prompts.path={train}", PlanError, "evaluation prompts are also training prompts"),
         ("evaluation.group_by=level", ConfigError, "group_by is 'level'"),
         ("rollout.max_prompt_tokens=1", DataError, "have more than 1 tokens"),
         ("student.chat_template_kwargs={enable_thinking: false}", ConfigError, "no chat template"),
         ("teacher.path={other}", VocabularyMismatchError, "differ at the teacher"),
         ("prompts.path={routed}", PlanError, "names the unknown teacher gone"),
-        ("teacher={url: http://127.0.0.1:1/t, timeout_s: 1}", PlanError, "no Ray cluster answers"),
+        ("teacher.url=http://127.0.0.1:1/t", PlanError, "no Ray cluster answers"),
     ],
 )
 def test_a_run_that_fails_a_check_leaves_nothing(
@@ -74,7 +74,7 @@ def test_a_run_that_fails_a_check_leaves_nothing(
     other.mkdir()
     for file in make_model(seed=1).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace('"A"', '"Z"'))
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace('"A":', '"Z":'))
     row = {"id": "r", "prompt": "A:b;?", "task": "m", "answer": "1", "metadata": {"teacher_id": "gone"}}
     routed.write_text(json.dumps(row) + "\n")
     filled = change.replace("{train}", str(tmp_path / "train.jsonl")).replace("{other}", str(other))
