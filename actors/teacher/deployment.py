@@ -133,15 +133,15 @@ async def attach_teacher(
 
 
 def require_tokenizer(identity: TeacherIdentity, tokenizer_fingerprint: str, *, who: str) -> None:
-    """Check that a teacher uses the student's tokenizer.
+    """Check that a teacher uses the student's tokenizer, or one that adds tokens to it.
 
     Raises:
         VocabularyMismatchError: Teacher and student do not share a vocabulary.
     """
-    if identity.tokenizer != tokenizer_fingerprint:
+    if not identity.reads(tokenizer_fingerprint):
         raise VocabularyMismatchError(
             f"{who} has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}, so their token ids "
-            "differ in meaning; use a teacher and a student with one vocabulary"
+            "differ in meaning; use a teacher and a student with one vocabulary (the teacher may have added tokens)"
         )
 
 

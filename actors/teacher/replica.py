@@ -16,6 +16,7 @@ from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
 from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
+from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint, output_size
@@ -67,6 +68,8 @@ class TeacherServer:
             engine=config.engine,
             vocabulary=min(rows := output_size(Path(config.path)), vocabulary_size or rows),
             max_groups_per_client=max_groups_per_client or 0,
+            # The driver of a run's own teacher has compared the vocabularies.
+            shares_ids_with=prefix_fingerprints(config.path) if max_groups_per_client else (),
         )
         self._timeout_s = config.timeout_s
         self._cache = ScoreCache(max_values=config.cache_tokens)
@@ -103,7 +106,7 @@ class TeacherServer:
             DeadlineError: The columns of the group did not arrive in time.
             EngineError: The engine refused the group or failed.
         """
-        if tokenizer_fingerprint != self._identity.tokenizer:
+        if not self._identity.reads(tokenizer_fingerprint):
             raise VocabularyMismatchError(
                 f"the teacher's tokenizer is {self._identity.tokenizer}, the student's is {tokenizer_fingerprint}; "
                 "use a teacher and a student with one vocabulary"

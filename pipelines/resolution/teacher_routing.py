@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.pool.placement import reward_pool_name
 from rlad.config import RunConfig, TeacherMix
-from rlad.data.chat import load_tokenizer
+from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
@@ -120,6 +120,12 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *
         raise PlanError(
             f"the {pool}'s vllm engine scores at temperature 1 only, rollout.temperature is "
             f"{config.rollout.temperature:g}: set it to 1, or share a teacher with the transformers engine"
+        )
+    if config.objective.teacher_support is not None and identity.tokenizer != tokenizer_fingerprint(student):
+        raise PlanError(
+            f"objective {config.objective.name!r} requires the {pool}'s likeliest tokens, but the {pool} is shared and "
+            "has more tokens than the student, so they may be unknown to it: let the run deploy the teacher "
+            "(`path`), or use an estimator that needs the sampled tokens only"
         )
     if config.objective.teacher_support == "full":
         if identity.engine == "vllm":

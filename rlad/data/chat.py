@@ -29,6 +29,10 @@ _TEMPLATE_MARKERS = re.compile(
 )
 
 
+# Each takes a quarter of a second for a large vocabulary.
+_MOST_PREFIXES = 64
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[PromptRecord],
@@ -135,9 +139,25 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> st
         DataError: The directory has no tokenizer.
     """
     loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-    return _hexdigest(
-        [json.dumps(sorted(loaded.get_vocab().items())), json.dumps(tokenization_model(loaded), sort_keys=True)]
-    )
+    return _vocabulary_digest(loaded.get_vocab(), json.dumps(tokenization_model(loaded), sort_keys=True))
+
+
+def prefix_fingerprints(tokenizer: PreTrainedTokenizerBase | str | Path) -> tuple[str, ...]:
+    """Return the fingerprints of the tokenizers whose ids this one shares: those without its last added tokens.
+
+    A teacher can score a student with one of them. Qwen3's tokenizer, for example, is Qwen2.5's with four more tokens.
+    """
+    loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    ids: dict[str, int] = loaded.get_vocab()
+    model = json.dumps(tokenization_model(loaded), sort_keys=True)
+    added = sorted(loaded.added_tokens_decoder, reverse=True)
+    found, end = [], max(ids.values(), default=-1)
+    for token_id in added[:_MOST_PREFIXES]:
+        if token_id != end:  # a token that is not added has a larger id
+            break
+        found.append(_vocabulary_digest({token: each for token, each in ids.items() if each < token_id}, model))
+        end -= 1
+    return tuple(found)
 
 
 def template_fingerprint(
@@ -163,6 +183,10 @@ def load_tokenizer(path: str | Path) -> Any:
         raise DataError(
             f"no tokenizer can be loaded from {path}; expected a model directory with tokenizer files: {error}"
         ) from error
+
+
+def _vocabulary_digest(ids: Mapping[str, int], model: str) -> str:
+    return _hexdigest([json.dumps(sorted(ids.items())), model])
 
 
 def _hexdigest(parts: Iterable[str]) -> str:

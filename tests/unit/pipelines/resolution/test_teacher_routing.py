@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from pipelines.cluster.resources import demand_by_pool
 from pipelines.resolution.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
 from rlad.config import RunConfig, load_run_config
+from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.teacher.wire_format import TeacherIdentity
@@ -249,10 +251,20 @@ def test_a_shared_teacher_that_cannot_score_what_the_run_needs_is_refused(
     student = make_model()
     config = run_config(teacher={"service": "kk"}, student={"path": str(student)}, **settings)
     identity = TeacherIdentity(
-        teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0
+        teacher="t",
+        tokenizer=tokenizer_fingerprint(student),
+        engine=engine,
+        vocabulary=vocabulary,
+        max_groups_per_client=0,
     )
     if problem is None:
         require_can_score("teacher", identity, config, student=student)
     else:
         with pytest.raises(PlanError, match=problem):
             require_can_score("teacher", identity, config, student=student)
+    larger = replace(identity, tokenizer="larger")
+    if config.objective.teacher_support is not None and problem is None:
+        with pytest.raises(PlanError, match="is shared and has more tokens than the student"):
+            require_can_score("teacher", larger, config, student=student)
+    elif problem is None:
+        require_can_score("teacher", larger, config, student=student)

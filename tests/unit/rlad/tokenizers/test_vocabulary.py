@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from rlad.data.chat import prefix_fingerprints, tokenizer_fingerprint
+from rlad.teacher.wire_format import TeacherIdentity
 from rlad.tokenizers.vocabulary import Vocabulary, scoring_problem, vocabulary_of
 
 from .chat_tokenizer import LETTERS, SPECIAL, chat_tokenizer
@@ -52,3 +54,29 @@ def test_vocabulary_of_a_tokenizer_includes_added_tokens() -> None:
     assert (more.size, more.ids["<think>"]) == (tokens.size + 1, tokens.size)
     assert scoring_problem(tokens, more) is None
     assert scoring_problem(more, tokens) is not None
+
+
+def test_a_shared_teacher_accepts_students_without_its_last_added_tokens() -> None:
+    student, between, teacher = (chat_tokenizer(None) for _ in range(3))
+    between.add_tokens(["<tool>"])
+    teacher.add_tokens(["<tool>", "<think>"])
+    identity = TeacherIdentity(
+        teacher="t",
+        tokenizer=tokenizer_fingerprint(teacher),
+        engine="vllm",
+        vocabulary=128,
+        max_groups_per_client=1,
+        shares_ids_with=prefix_fingerprints(teacher),
+    )
+    for accepted in (student, between, teacher):
+        assert identity.reads(tokenizer_fingerprint(accepted))
+    other, longer = chat_tokenizer(None), chat_tokenizer(None)
+    other.add_tokens(["<think>"])
+    longer.add_tokens(["<tool>", "<think>", "<more>"])
+    for refused in (other, longer):
+        assert not identity.reads(tokenizer_fingerprint(refused))
+
+
+def test_tokens_below_the_last_added_ones_are_never_left_out() -> None:
+    tokenizer = chat_tokenizer(None)  # its special tokens are added ones, but letters have larger ids
+    assert prefix_fingerprints(tokenizer) == ()
