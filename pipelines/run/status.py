@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pipelines.run.directory import RunDirectory, write_atomically
 from rlad.errors import StopRequestedError
 
-STOPPED_EXIT_CODE = 3
+STOPPED_EXIT_CODE = 90
 """Exit code of `rlad run` and `rlad compare` after `rlad stop`. Signals end them with 128 plus their number."""
 
 STOPPED_EXIT_CODES = frozenset({STOPPED_EXIT_CODE, 128 + 2, 128 + 15})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from actors.rollout.pool import RolloutPool
 from actors.weights.publish import publish
@@ -45,6 +45,9 @@ def padded(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
         head = policy.lm_head.weight
         head[TOKENS:] = 1.2 * head[torch.arange(ROWS - TOKENS) % TOKENS]
     policy.save_pretrained(directory)  # type: ignore[operator]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.decoder = decoders.Fuse()  # without it the text would have a space between any two letters
+    tokenizer.save(str(directory / "tokenizer.json"))
     ends = {"eos_token_id": [EOS, GENERATION_END], "pad_token_id": 0}
     (directory / "generation_config.json").write_text(json.dumps(ends))
     return directory
