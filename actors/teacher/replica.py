@@ -158,7 +158,7 @@ class TeacherServer:
             scorer.close()
 
 
-def _build_scorer(config: TeacherConfig, vocabulary_size: int | None) -> Scorer:
+def _build_scorer(config: TeacherConfig, vocabulary_size: int | None = None) -> Scorer:
     match config.engine:
         case "vllm":
             from actors.engines.vllm_engine.scorer import VllmScorer
