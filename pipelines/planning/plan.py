@@ -121,7 +121,8 @@ def _check_models(
     for pool in [pool for pool in frozen if {pool, "student"} <= vocabularies.keys()]:
         shape = frozen[pool]
         rows = None if shape is None else shape.vocabulary
-        problem = scoring_problem(vocabularies["student"], vocabularies[pool], teacher_rows=rows)
+        known = vocabularies["student"] if student is None else vocabularies["student"].within(student.vocabulary)
+        problem = scoring_problem(known, vocabularies[pool], teacher_rows=rows)
         if problem is not None:
             yield Finding(level="error", text=str(vocabulary_mismatch(pool, problem)))
         elif templates[pool] != templates["student"]:

@@ -14,6 +14,7 @@ from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
 from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import dataset_fingerprint
+from rlad.model_fingerprint import output_size
 from rlad.models.references import resolve_model
 from rlad.tokenizers.stopping import SamplingTokens
 from rlad.tokenizers.vocabulary import Vocabulary, vocabulary_of
@@ -30,7 +31,7 @@ class ResolvedRun:
         student: Local directory of the student.
         tokenizer_fingerprint: Fingerprint of the student's tokenizer.
         frozen_models: Local directories of the frozen models that the run starts, by pool.
-        vocabulary: Vocabulary of the student.
+        vocabulary: Vocabulary of the student: tokens that have an entry in its output layer.
         sampling: Ends of responses of the student, and the number of ids that it samples.
         prompts: Training prompts.
         dataset_fingerprint: Fingerprint of the training prompts.
@@ -79,7 +80,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         student=student,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         frozen_models=frozen_models,
-        vocabulary=vocabulary_of(tokenizer),
+        vocabulary=vocabulary_of(tokenizer).within(output_size(student)),
         sampling=sampling_tokens(tokenizer, student, config),
         prompts=prompts,
         dataset_fingerprint=dataset_fingerprint(prompts.records),

@@ -92,7 +92,7 @@ def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: 
     Raises:
         VocabularyMismatchError: Naming the pool and the differing tokens.
     """
-    vocabulary = vocabulary_of(load_tokenizer(student))
+    vocabulary = vocabulary_of(load_tokenizer(student)).within(output_size(student))
     for pool, path in scoring_models.items():
         require_can_read(pool, path, vocabulary)
     for task, reward_model in reward_models(config.verifiers).items():

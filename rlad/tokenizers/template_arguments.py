@@ -17,6 +17,11 @@ _RESERVED = {
     "continue_final_message": "prompts always end with the header of the assistant's turn",
 }
 
+# Special tokens, which are empty in a template where the tokenizer has none.
+_SPECIAL_TOKENS = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")) | {
+    "additional_special_tokens"
+}
+
 
 def template_text(tokenizer: Any) -> str:
     """Return the chat template that is applied to prompts; empty without one. Of named templates it is `default`.
@@ -49,7 +54,11 @@ def used_arguments(tokenizer: Any) -> list[str]:
         names = meta.find_undeclared_variables(environment.parse(text))
     except TemplateSyntaxError as error:
         raise DataError(f"the tokenizer's chat template is not valid Jinja: {error}") from error
-    return sorted(names - environment.globals.keys() - _RESERVED.keys() - tokenizer.special_tokens_map.keys())
+    return sorted(names - environment.globals.keys() - _RESERVED.keys() - _special_tokens(tokenizer))
+
+
+def _special_tokens(tokenizer: Any) -> frozenset[str]:
+    return _SPECIAL_TOKENS | tokenizer.special_tokens_map.keys()
 
 
 def require_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> None:
@@ -71,7 +80,7 @@ def require_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> 
             continue
         if name in _RESERVED:
             raise ConfigError(f"{SETTING}: {name!r} cannot be set, because {_RESERVED[name]}; remove it")
-        if name in tokenizer.special_tokens_map:
+        if name in _special_tokens(tokenizer):
             raise ConfigError(f"{SETTING}: {name!r} cannot be set, because it is the tokenizer's own; remove it")
         nearest = difflib.get_close_matches(name, used, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -29,6 +29,12 @@ class Vocabulary:
         """Number of token ids: one more than the largest id. Later entries of an output layer are padding."""
         return max(self.ids.values(), default=-1) + 1
 
+    def within(self, rows: int) -> Vocabulary:
+        """Return the tokens with an entry in an output layer of this size. A model can use no others."""
+        return Vocabulary(
+            ids={token: token_id for token, token_id in self.ids.items() if token_id < rows}, model=self.model
+        )
+
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """Return the vocabulary of a loaded tokenizer."""

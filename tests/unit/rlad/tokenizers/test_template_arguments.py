@@ -47,6 +47,7 @@ def test_arguments_reach_the_template() -> None:
         (QWEN3, ["enable_thinking"]),
         (LLAMA, ["date_string", "tools"]),
         (CHATML, []),
+        ("{{ bos_token }}{{ sep_token }}" + CHATML, []),
         ("{% generation %}{{ x }}{% endgeneration %}{% for m in messages %}{% break %}{% endfor %}", ["x"]),
     ],
 )

@@ -45,6 +45,13 @@ def test_the_teacher_needs_a_row_for_each_token_of_the_student(rows: int | None,
     assert (scoring_problem(STUDENT, STUDENT, teacher_rows=rows) is not None) == is_refused
 
 
+def test_tokens_beyond_the_output_layer_do_not_count() -> None:
+    student = Vocabulary(ids={"a": 0, "b": 1, "<step>": 2}, model="m")
+    teacher = Vocabulary(ids={"a": 0, "b": 1}, model="m")
+    assert scoring_problem(student, teacher) is not None
+    assert scoring_problem(student.within(2), teacher, teacher_rows=2) is None
+
+
 def test_vocabulary_of_a_tokenizer_includes_added_tokens() -> None:
     tokenizer = chat_tokenizer(None)
     tokens = vocabulary_of(tokenizer)
