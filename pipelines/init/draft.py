@@ -64,7 +64,9 @@ def write_configuration(request: Request, out: Path | None, *, force: bool) -> P
     device = find_device(request.device)
     settings = divided(_settings(request), request.gpus, device)
     validated(RunConfig, settings, where="the drafted configuration")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["yaml"] = _inline
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         settings=settings, request=request, device=device
