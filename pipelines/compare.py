@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import yaml
@@ -52,6 +53,7 @@ def compare(
         raise RunDirectoryError(
             f"{directory.path} is not empty: continue its comparison with --resume, or choose another --run-dir"
         )
+    made = [folder for folder in (directory.path, *directory.path.parents) if not folder.exists()]
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.lock)
     try:
@@ -60,7 +62,12 @@ def compare(
         raise RunDirectoryError(f"another process is running the comparison in {directory.path}") from error
     with lock:
         write_atomically(directory.config, yaml.safe_dump(comparison.config.model_dump(mode="json"), sort_keys=False))
-        _run_all(comparison, directory, console)
+        try:
+            _run_all(comparison, directory, console)
+        except BaseException:
+            if not _has_runs(directory):
+                _remove(directory, made)
+            raise
         result = analyse(comparison, directory)
         write_atomically(directory.figures, json.dumps(result.as_dict(), indent=2) + "\n")
         drawings = write_drawings(result, directory.path)
@@ -120,6 +127,20 @@ def _run_all(comparison: Comparison, directory: ComparisonDirectory, console: Co
             _share_start(planned, run, comparison, directory)
             _run_one(planned, run, console)
             console.print(f"{planned.name} took {time.monotonic() - start:.0f} s", highlight=False)
+
+
+def _has_runs(directory: ComparisonDirectory) -> bool:
+    own = {directory.config.name, directory.lock.name}
+    return any(path.name not in own for path in directory.path.iterdir())
+
+
+def _remove(directory: ComparisonDirectory, made: Sequence[Path]) -> None:
+    """Remove the files of a comparison that has not begun, so that the corrected command works as typed."""
+    for path in (directory.config, directory.lock):
+        path.unlink(missing_ok=True)
+    for folder in made:
+        with suppress(OSError):  # another process has made something in it
+            folder.rmdir()
 
 
 def _run_one(planned: PlannedRun, run: RunDirectory, console: Console) -> None:

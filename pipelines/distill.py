@@ -27,12 +27,14 @@ from pipelines.run.directory import RunDirectory
 from pipelines.run.model_card import write_model_card
 from pipelines.run.progress import RunProgress, accuracy_table
 from pipelines.run.result import RunResult, finished_result
+from pipelines.run.status import recording_status
 from pipelines.traces.groups import TraceGroups, trace_training_set
 from pipelines.traces.preparation import prepare_traces, require_reusable_traces
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import run_unless_failed, together
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
+from pipelines.training.pools import require_shared_teachers
 from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
@@ -45,45 +47,55 @@ from rlad.errors import RunDirectoryError
 def distill(config: RunConfig, directory: RunDirectory, *, resume: bool, console: Console) -> RunResult:
     """Run a distillation, or continue it with `resume`. Blocks until the student is exported.
 
+    All checks come before the run directory is created, so a run that fails them leaves nothing behind.
+
     Raises:
+        StopRequestedError: A request stopped the run.
         RladError: The run failed. The run directory holds the last checkpoint, and `resume` continues from it.
     """
-    with directory.hold(config, resume=resume):
-        result = finished_result(config, directory)
-        if result is not None:
-            console.print(f"[green]✓[/] this run is finished: {config.training.steps} steps", highlight=False)
-        else:
-            result = _train_on_cluster(resolve_run(config, directory), console)
-        write_report(directory)
-        write_model_card(directory, before=result.before, after=result.after)
-        columns = {"before": result.before, "after": result.after}
-        group_by = config.evaluation.group_label
-        console.print(accuracy_table("Accuracy of the student", columns, group_by=group_by))
-        console.print(f"student: {directory.export}\nreport:  {directory.report}", soft_wrap=True, highlight=False)
-        return result
+    directory.require_usable(config, resume=resume)
+    result = finished_result(config, directory)
+    if result is not None:
+        console.print(f"[green]✓[/] this run is finished: {config.training.steps} steps", highlight=False)
+        with directory.hold(config, resume=resume):
+            _write_documents(result)
+    else:
+        result = _train_on_cluster(resolve_run(config, directory), console, resume=resume)
+    columns = {"before": result.before, "after": result.after}
+    console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_label))
+    console.print(f"student: {directory.export}\nreport:  {directory.report}", soft_wrap=True, highlight=False)
+    return result
 
 
-def _train_on_cluster(run: ResolvedRun, console: Console) -> RunResult:
+def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> RunResult:
     """Connect to the cluster, check that the run fits, and train."""
-    config = run.config
+    config, directory = run.config, run.directory
     require_reusable_traces(run)
     with RunProgress(console, total_steps=config.training.steps) as progress:
         with progress.phase("fingerprints of data and models"):
             inputs = input_fingerprints(run)
-            run.directory.require_same_inputs(inputs)
+            directory.require_same_inputs(inputs)
         with connected(config.cluster) as resources:
             require_room(config, resources, "the cluster")
             if config.cluster.pool_labels:
                 require_labelled_room(config, labelled_resources())
-            run.directory.record_inputs(inputs)
-            asyncio.run(_train(run, progress, console))
-    result = finished_result(config, run.directory)
-    if result is None:
-        raise RunDirectoryError(
-            f"{run.directory.path} lacks the evaluations or the export that the run has just written: "
-            "was it changed by another process?"
-        )
+            asyncio.run(require_shared_teachers(run))
+            with directory.hold(config, resume=resume), recording_status(directory):
+                directory.record_inputs(inputs)
+                asyncio.run(_train(run, progress, console))
+                result = finished_result(config, directory)
+                if result is None:
+                    raise RunDirectoryError(
+                        f"{directory.path} lacks the evaluations or the export that the run has just written: "
+                        "was it changed by another process?"
+                    )
+                _write_documents(result)
     return result
+
+
+def _write_documents(result: RunResult) -> None:
+    write_report(result.run)
+    write_model_card(result.run, before=result.before, after=result.after)
 
 
 async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> None:

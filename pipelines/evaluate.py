@@ -42,7 +42,7 @@ def evaluate_model(
         RunDirectoryError: `output` already holds an evaluation, or is a file.
     """
     if output is not None:
-        _prepare_output(output, suite)
+        _require_free(output, suite)
     student = resolve_model(suite.student.path)
     prompts = {name: prepare_prompts(settings.prompts, suite, student) for name, settings in suite.sets.items()}
     for name, settings in suite.sets.items():
@@ -55,6 +55,8 @@ def evaluate_model(
                 rollout, verifiers = await closing.enter_async_context(
                     open_evaluation_pools(suite, student=student, run_id=f"eval-{os.getpid()}")
                 )
+            if output is not None:  # not before the engines run, so that a failed start leaves nothing behind
+                await asyncio.to_thread(output.mkdir, parents=True, exist_ok=True)
             for name, settings in suite.sets.items():
                 file = (
                     (output / f"responses-{name}.jsonl").open("w", encoding="utf-8")
@@ -118,7 +120,7 @@ def _writer(file: TextIO) -> OnResponses:
     return write
 
 
-def _prepare_output(output: Path, suite: EvaluationSuite) -> None:
+def _require_free(output: Path, suite: EvaluationSuite) -> None:
     if output.exists() and not output.is_dir():
         raise RunDirectoryError(f"--output {output} is a file; expected a directory")
     existing = [
@@ -130,4 +132,3 @@ def _prepare_output(output: Path, suite: EvaluationSuite) -> None:
         raise RunDirectoryError(
             f"{output} already holds {', '.join(existing)}: choose another --output, or remove them"
         )
-    output.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,10 @@ class RunStoppedError(RladError, RuntimeError):
     """Run that is stopping, on request or after a failure elsewhere. The message states the reason."""
 
 
+class StopRequestedError(RunStoppedError):
+    """Run that ends because a person or a program asked it to. It is not a failure."""
+
+
 class RegistryError(RladError, RuntimeError):
     """Unreachable model registry, refused request, or inconsistent registry content."""
 

@@ -51,6 +51,7 @@ def token_statistics(
     with_entropy: bool = False,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
+    vocabulary_size: int | None = None,
 ) -> TokenStatistics:
     """Compute log-probabilities and entropies of `softmax(hidden @ weight.T / temperature)`.
 
@@ -70,6 +71,8 @@ def token_statistics(
         with_entropy: True to compute entropies.
         temperature: Sampling temperature. Logits are divided by it.
         chunk_tokens: Positions per chunk, C.
+        vocabulary_size: Number of token ids. Later rows of `weight` are padding, which is never sampled, and have
+            probability 0; None means all of V.
 
     Returns:
         Statistics in float64 for float64 inputs, else in float32.
@@ -79,7 +82,9 @@ def token_statistics(
     """
     _check(hidden, weight, target_ids, support_ids, temperature, chunk_tokens)
     ids = target_ids[:, None] if support_ids is None else torch.cat([target_ids[:, None], support_ids], dim=1)
-    logprobs, entropies = _TokenStatistics.apply(hidden, weight, ids, with_entropy, temperature, chunk_tokens)
+    logprobs, entropies = _TokenStatistics.apply(
+        hidden, weight, ids, with_entropy, temperature, chunk_tokens, vocabulary_size or len(weight)
+    )
     return TokenStatistics(logprobs[:, 0], None if support_ids is None else logprobs[:, 1:], entropies)
 
 
@@ -123,14 +128,21 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, with_entropy: bool, temperature: float, chunk_tokens: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        with_entropy: bool,
+        temperature: float,
+        chunk_tokens: int,
+        vocabulary_size: int,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logprobs = torch.empty(ids.shape, dtype=dtype, device=hidden.device)
         log_normalizers = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
         entropies = torch.empty_like(log_normalizers) if with_entropy else None
         for chunk in token_chunks(hidden.shape[0], chunk_tokens):
-            logits = wide_product(hidden[chunk], weight.t()).div_(temperature)
+            logits = wide_product(hidden[chunk], weight[:vocabulary_size].t()).div_(temperature)
             chosen = logits.gather(1, ids[chunk])
             if entropies is None:
                 # In-place logsumexp: `Tensor.logsumexp` would allocate a second tensor of the logits' size.
@@ -144,14 +156,14 @@ class _TokenStatistics(torch.autograd.Function):
         # Save `weight` itself, not a view: a partitioned parameter is empty between the passes and gathered again, into
         # new memory, when the backward pass reads it.
         ctx.save_for_backward(hidden, weight, ids, log_normalizers, entropies)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.temperature, ctx.chunk_tokens, ctx.vocabulary_size = temperature, chunk_tokens, vocabulary_size
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         """Return the gradients of `hidden` and `weight`.
 
         With p the softmax and H its entropy: d log p_i / d logits = (one_hot(i) - p) / temperature and
@@ -161,10 +173,11 @@ class _TokenStatistics(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=log_normalizers.dtype) if needs_weight else None
+        rows = slice(ctx.vocabulary_size)
         for chunk in token_chunks(hidden.shape[0], ctx.chunk_tokens):
             scale = grad_logprobs[chunk] / ctx.temperature
             grad_logits = (
-                wide_product(hidden[chunk], weight.t()).div_(ctx.temperature).sub_(log_normalizers[chunk, None])
+                wide_product(hidden[chunk], weight[rows].t()).div_(ctx.temperature).sub_(log_normalizers[chunk, None])
             )
             factor = -scale.sum(dim=1, keepdim=True)
             if entropies is not None and grad_entropies is not None:
@@ -174,11 +187,11 @@ class _TokenStatistics(torch.autograd.Function):
             grad_logits.exp_().mul_(factor)
             grad_logits.scatter_add_(1, ids[chunk], scale)
             if grad_hidden is not None:
-                grad_hidden[chunk] = wide_product(grad_logits.to(weight.dtype), weight).to(hidden.dtype)
+                grad_hidden[chunk] = wide_product(grad_logits.to(weight.dtype), weight[rows]).to(hidden.dtype)
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.to(hidden.dtype).t(), hidden[chunk])
+                _add_product(grad_weight[rows], grad_logits.to(hidden.dtype).t(), hidden[chunk])
             del grad_logits, factor
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None, None
 
 
 def token_chunks(size: int, chunk_tokens: int) -> Iterator[slice]:

@@ -23,7 +23,7 @@ from actors.learner.collectives import AgreedError, agree_on_success, answer
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup
-from rlad.errors import DeadlineError, RunStoppedError
+from rlad.errors import DeadlineError, StopRequestedError
 from rlad.integrity.durable import move_into_place
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
@@ -55,6 +55,7 @@ class LearnerRank:
                 temperature=settings.temperature,
                 total_updates=settings.steps * settings.updates_per_step,
                 seed=settings.seed,
+                vocabulary_size=settings.vocabulary_size,
             )
         )
         self._publisher = open_weight_publisher(settings, self._trainer)
@@ -164,7 +165,7 @@ class LearnerRank:
         """
         if steps > self._saved_steps:
             self._save(steps)
-        raise AgreedError(RunStoppedError(f"{reason} after {steps} steps; --resume continues from their checkpoint"))
+        raise AgreedError(StopRequestedError(f"{reason} after {steps} steps; --resume continues from their checkpoint"))
 
     def _save(self, steps: int) -> None:
         """Write a checkpoint after `steps` trained steps, and release their batch shards once Ray Train has registered

@@ -39,6 +39,8 @@ class LearnerSettings:
         label_selector: Labels of the nodes that ranks may run on; empty for any node.
         run_dir: Absolute path of the run directory; all ranks must see it.
         broker: Handle of the `ExperienceBroker`.
+        vocabulary_size: Number of token ids. Later entries of the student's output layer have probability 0; None means
+            that all entries are tokens.
     """
 
     learner: LearnerConfig
@@ -59,9 +61,18 @@ class LearnerSettings:
     label_selector: dict[str, str]
     run_dir: Path
     broker: ActorHandle
+    vocabulary_size: int | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, *, student: Path, run_dir: Path, broker: ActorHandle) -> Self:
+    def of(
+        cls,
+        config: RunConfig,
+        *,
+        student: Path,
+        run_dir: Path,
+        broker: ActorHandle,
+        vocabulary_size: int | None = None,
+    ) -> Self:
         """Collect the settings from a run's configuration."""
         return cls(
             learner=config.learner,
@@ -82,4 +93,5 @@ class LearnerSettings:
             label_selector=selector_of(config.cluster, "learner"),
             run_dir=run_dir.resolve(),
             broker=broker,
+            vocabulary_size=vocabulary_size,
         )

@@ -22,6 +22,7 @@ from actors.rollout.worker import RolloutWorker
 from actors.weights.transports import ObjectStoreTransport, WeightTransport, WeightUpdate
 from rlad.config import RolloutConfig
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
+from rlad.tokenizers.stopping import SamplingTokens
 
 __all__ = ["RolloutPool", "SampleRequest", "SampledGroup", "WorkerStats"]
 
@@ -66,6 +67,7 @@ class RolloutPool:
         label_selector: dict[str, str] | None = None,
         updates_in_flight: bool = False,
         transport: WeightTransport | None = None,
+        tokens: SamplingTokens = SamplingTokens(),  # noqa: B008  # frozen
         worker: type = RolloutWorker,
     ) -> None:
         """
@@ -80,6 +82,8 @@ class RolloutPool:
             updates_in_flight: Whether weights may change in the middle of a group. Its later tokens are then sampled by
                 the new version.
             transport: How weight updates travel; through the object store by default.
+            tokens: Ends of responses, and the number of ids that may be sampled; by default only the model's own
+                end-of-sequence tokens end a response, and every id may be sampled.
             worker: Actor class with the methods of `RolloutWorker`.
         """
         self._config = config
@@ -98,6 +102,9 @@ class RolloutPool:
             kv_cache_gib=config.kv_cache_gib,
             threads=config.threads,
             weight_transport=self._transport.name,
+            arguments=config.engine_args,
+            stop=tokens.stop,
+            vocabulary_size=tokens.vocabulary_size,
         )
         self._run_id = run_id
         self._label_selector = label_selector or {}

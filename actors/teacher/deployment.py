@@ -51,17 +51,20 @@ async def deploy_teacher(
     start_timeout_s: float,
     label_selector: dict[str, str] | None = None,
     owner: ActorHandle | None = None,
+    vocabulary_size: int | None = None,
 ) -> TeacherClient:
     """Deploy a teacher for one run and wait until all its replicas run.
 
     Args:
         config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
         app_name: Name of the Serve application. An existing application of this name is replaced.
-        tokenizer_fingerprint: Fingerprint of the student's tokenizer.
+        tokenizer_fingerprint: Fingerprint of the student's tokenizer, or of the teacher's where the caller has compared
+            the two.
         start_timeout_s: Deadline in seconds.
         label_selector: Nodes on which the replicas may run; any node by default.
         owner: Actor of the driver. If it dies, the teacher is deleted; without one the teacher stays until it is
             deleted.
+        vocabulary_size: Number of token ids that the student has. Later ids get probability 0; by default none.
 
     Raises:
         EngineError: The engine does not start with this model.
@@ -69,7 +72,9 @@ async def deploy_teacher(
         DeadlineError: The replicas did not start in time.
         PlanError: Serve is configured so that results cannot be passed by reference.
     """
-    application = teacher_application(config, label_selector=label_selector or {}, owner=owner)
+    application = teacher_application(
+        config, label_selector=label_selector or {}, owner=owner, vocabulary_size=vocabulary_size
+    )
     try:
         handle = await deploy_application(
             application, app_name=app_name, start_timeout_s=start_timeout_s, is_scaled_from_outside=True
@@ -128,15 +133,15 @@ async def attach_teacher(
 
 
 def require_tokenizer(identity: TeacherIdentity, tokenizer_fingerprint: str, *, who: str) -> None:
-    """Check that a teacher uses the student's tokenizer.
+    """Check that a teacher uses the student's tokenizer, or one that adds tokens to it.
 
     Raises:
         VocabularyMismatchError: Teacher and student do not share a vocabulary.
     """
-    if identity.tokenizer != tokenizer_fingerprint:
+    if not identity.reads(tokenizer_fingerprint):
         raise VocabularyMismatchError(
             f"{who} has tokenizer {identity.tokenizer}, the student has {tokenizer_fingerprint}, so their token ids "
-            "differ in meaning; use a teacher and a student with one vocabulary"
+            "differ in meaning; use a teacher and a student with one vocabulary (the teacher may have added tokens)"
         )
 
 
@@ -163,7 +168,11 @@ async def delete_teacher(app_name: str) -> None:
 
 
 def teacher_application(
-    config: TeacherConfig, *, label_selector: dict[str, str], owner: ActorHandle | None = None
+    config: TeacherConfig,
+    *,
+    label_selector: dict[str, str],
+    owner: ActorHandle | None = None,
+    vocabulary_size: int | None = None,
 ) -> Application:
     """Return the Serve application of one run's teacher without deploying it.
 
@@ -171,12 +180,13 @@ def teacher_application(
         config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
         label_selector: Nodes on which the replicas may run; empty means any node.
         owner: Actor of the driver whose death deletes the application; None keeps it.
+        vocabulary_size: Number of token ids that the student has; None means all ids of the teacher.
     """
     options = _replica_options(
         config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S
     )
     deployment = serve.deployment(TeacherServer).options(num_replicas=config.replicas, **options)
-    return deployment.bind(config, owner=owner)
+    return deployment.bind(config, owner=owner, vocabulary_size=vocabulary_size)
 
 
 class TeacherReplicas:

@@ -16,6 +16,7 @@ from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
 from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
+from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint, output_size
@@ -39,7 +40,12 @@ class TeacherServer:
     """One replica of a teacher."""
 
     def __init__(
-        self, config: TeacherConfig, *, max_groups_per_client: int | None = None, owner: ActorHandle | None = None
+        self,
+        config: TeacherConfig,
+        *,
+        max_groups_per_client: int | None = None,
+        vocabulary_size: int | None = None,
+        owner: ActorHandle | None = None,
     ) -> None:
         """Fingerprint the model and start its engine.
 
@@ -47,6 +53,8 @@ class TeacherServer:
             config: Settings of the teacher. `path` is a model directory on this node.
             max_groups_per_client: Maximum number of groups in progress per client; None means unlimited.
             owner: Actor of the run's driver; the application is deleted when it dies. None: the application stays.
+            vocabulary_size: Number of token ids of the only student that this teacher serves. Later ids get probability
+                0. None means all ids of the teacher.
 
         Raises:
             EngineError: The model directory does not exist, or the engine cannot run the model.
@@ -58,12 +66,16 @@ class TeacherServer:
             teacher=model_fingerprint(Path(config.path), tokenizer=tokenizer),
             tokenizer=tokenizer,
             engine=config.engine,
-            vocabulary=output_size(Path(config.path)),
+            vocabulary=min(rows := output_size(Path(config.path)), vocabulary_size or rows),
             max_groups_per_client=max_groups_per_client or 0,
+            # The driver of a run's own teacher has compared the vocabularies.
+            shares_ids_with=prefix_fingerprints(config.path) if max_groups_per_client else (),
         )
         self._timeout_s = config.timeout_s
         self._cache = ScoreCache(max_values=config.cache_tokens)
-        self._scorer = CachedScorer(_build_scorer(config), teacher=self._identity.teacher, cache=self._cache)
+        self._scorer = CachedScorer(
+            _build_scorer(config, vocabulary_size), teacher=self._identity.teacher, cache=self._cache
+        )
         self._activity = Activity(max_groups_per_client=max_groups_per_client)
         self._owner = owner
         self._watching: asyncio.Task[None] | None = None
@@ -94,7 +106,7 @@ class TeacherServer:
             DeadlineError: The columns of the group did not arrive in time.
             EngineError: The engine refused the group or failed.
         """
-        if tokenizer_fingerprint != self._identity.tokenizer:
+        if not self._identity.reads(tokenizer_fingerprint):
             raise VocabularyMismatchError(
                 f"the teacher's tokenizer is {self._identity.tokenizer}, the student's is {tokenizer_fingerprint}; "
                 "use a teacher and a student with one vocabulary"
@@ -146,16 +158,16 @@ class TeacherServer:
             scorer.close()
 
 
-def _build_scorer(config: TeacherConfig) -> Scorer:
+def _build_scorer(config: TeacherConfig, vocabulary_size: int | None = None) -> Scorer:
     match config.engine:
         case "vllm":
             from actors.engines.vllm_engine.scorer import VllmScorer
 
-            return VllmScorer(config)
+            return VllmScorer(config, vocabulary_size=vocabulary_size)
         case "transformers":
             from actors.engines.hf_engine.scorer import TransformersScorer
 
-            return TransformersScorer(config)
+            return TransformersScorer(config, vocabulary_size=vocabulary_size)
 
 
 async def _value_of(ref: ColumnsRef) -> Columns:

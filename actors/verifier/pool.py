@@ -18,7 +18,7 @@ from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
 from actors.verifier.failures import FailureLimit
-from actors.verifier.worker import VerifierWorker, build_verifiers
+from actors.verifier.worker import VerifierWorker, build_verifiers, tagged_verifiers
 from rlad.contracts import Outcome
 from rlad.errors import WorkerLostError
 from rlad.verifiers import VerifierConfig
@@ -180,6 +180,7 @@ class VerifierPool(JudgingPool):
                 timeout_s=config.timeout_s,
                 memory_mib=config.memory_mib,
                 environment=config.environment,
+                tagged=tagged_verifiers(verifiers),
             )
 
         pool = ActorPool(

@@ -36,12 +36,14 @@ class RewardWorker:
             ConfigError: The student's directory has no `tokenizer.json`.
         """
         from actors.engines.hf_engine.reward_model import RewardModelEngine
-        from rlad.data.chat import tokenizer_fingerprint
+        from rlad.data.chat import load_tokenizer
+        from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 
-        if tokenizer_fingerprint(config.path) != tokenizer_fingerprint(tokenizer_path):
+        student, model = vocabulary_of(load_tokenizer(tokenizer_path)), vocabulary_of(load_tokenizer(config.path))
+        if (problem := scoring_problem(student, model)) is not None:
             raise VocabularyMismatchError(
                 f"reward model {config.path} and student {tokenizer_path} have different vocabularies: the reward "
-                "model reads the student's token ids, so both must share one tokenizer"
+                f"model reads the student's token ids, but {problem}"
             )
         self._config = config
         self._tokenizer = load_fast_tokenizer(tokenizer_path)

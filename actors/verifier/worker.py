@@ -17,7 +17,9 @@ from actors.messages import VerifierResult
 from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError
+from rlad.tokenizers.decoding import ResponseDecoder
 from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
+from rlad.verifiers.response_tags import TaggedVerifierConfig, with_default_tags
 
 if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
     pass
@@ -40,6 +42,7 @@ class VerifierWorker:
         timeout_s: float,
         memory_mib: int,
         environment: Sequence[str] = (),
+        tagged: Mapping[str, TaggedVerifierConfig] | None = None,
     ) -> None:
         """
         Args:
@@ -47,6 +50,7 @@ class VerifierWorker:
             tokenizer_path: Model directory whose `tokenizer.json` decodes the responses.
             processes: Number of judges.
             timeout_s, memory_mib, environment: As for `Judge`.
+            tagged: Settings of the verifiers that look at tags, by task.
 
         Raises:
             ConfigError: A verifier cannot be built, or the model directory has no `tokenizer.json`.
@@ -57,7 +61,9 @@ class VerifierWorker:
         verifiers = build_verifiers()  # reports a faulty verifier here; a child could only die of it
         self._tasks = sorted(verifiers)
         self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
-        self._tokenizer = load_fast_tokenizer(tokenizer_path)
+        self._tagged = dict(tagged or {})
+        tags = {tag for config in self._tagged.values() for tag in config.tags}
+        self._decoder = ResponseDecoder(load_fast_tokenizer(tokenizer_path), tags)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
             self._judges.put(
@@ -90,6 +96,8 @@ class VerifierWorker:
         judgements = [Judgement(reward=0.0, outcome=Outcome.UNPARSEABLE, elapsed_s=0.0)] * group.num_responses
         ended = np.flatnonzero(~group.is_truncated).tolist()
         texts = self._decoded(group, ended)
+        if (tagged := self._tagged.get(group.task)) is not None:
+            texts = [with_default_tags(text, tagged) for text in texts]
         answers: list[Extraction] | None = None
         judge = self._judges.get()
         try:
@@ -128,9 +136,7 @@ class VerifierWorker:
         )
 
     def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
-        token_ids = [group.response_ids[group.response(index)].tolist() for index in indices]
-        texts: list[str] = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
-        return texts
+        return self._decoder.decode([group.response_ids[group.response(index)].tolist() for index in indices])
 
     def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
         """Log each kind of problem once: a broken verifier fails on thousands of responses in the same way."""
@@ -160,6 +166,11 @@ def load_fast_tokenizer(model_path: str) -> Tokenizer:
             "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
         )
     return Tokenizer.from_file(str(path))
+
+
+def tagged_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, TaggedVerifierConfig]:
+    """Return the settings of the verifiers that look at tags, by task."""
+    return {task: config for task, config in configs.items() if isinstance(config, TaggedVerifierConfig)}
 
 
 def build_verifiers(configs: Mapping[str, VerifierConfig]) -> dict[str, Verifier]:

@@ -138,7 +138,7 @@ def status(
         ),
     ] = None,
     address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null for a run that is not alive.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the status of a run (steps, pools, metrics of the last step), of a job, or of all jobs."""
     from pipelines.cluster import live_run as control
@@ -158,7 +158,7 @@ def status(
             return
     state = control.status(run)
     if as_json:
-        typer.echo(json.dumps(None if state is None else asdict(state)))
+        typer.echo(json.dumps(asdict(control.ended_state(run) if state is None else state)))
     else:
         control.print_status(run, state, Console())
 

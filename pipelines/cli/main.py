@@ -33,7 +33,8 @@ from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
-from rlad.errors import ConfigError, RladError
+from pipelines.init import command as init_cli
+from rlad.errors import ConfigError, RladError, StopRequestedError
 
 app = typer.Typer(
     name="rlad",
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(jobs_cli.app)
+app.add_typer(init_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(prompts_cli.app)
 app.add_typer(simulate_cli.app)
@@ -272,10 +274,15 @@ def _use_token() -> None:
 
 
 def main() -> None:
-    """Run the command line. A `RladError` prints one message and exits with status 1, without a traceback."""
+    """Run the command line. A `RladError` prints one message and exits with status 1, without a traceback.
+
+    A run that was stopped on request exits with `STOPPED_EXIT_CODE`, and one that a signal ended with 128 + N.
+    """
     _use_token()
     try:
         app()
+    except StopRequestedError as stop:
+        _exit_stopped(stop)
     except RladError as error:
         _fail(getattr(error, "cause", None) or error)
     except OSError as error:
@@ -289,6 +296,13 @@ def main() -> None:
         if end.code == signal.SIGTERM:  # Ray's SIGTERM handler exits with this code: a stopped job, a deleted pod
             _exit_interrupted(signal.SIGTERM)
         raise
+
+
+def _exit_stopped(stop: StopRequestedError) -> None:
+    from pipelines.run.status import STOPPED_EXIT_CODE
+
+    Console(stderr=True).print(f"[yellow]stopped:[/] {escape(str(stop))}", highlight=False, soft_wrap=True)
+    sys.exit(STOPPED_EXIT_CODE)
 
 
 def _exit_interrupted(by: signal.Signals) -> None:

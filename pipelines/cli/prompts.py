@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +24,8 @@ def prompts(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Settings of the prompt source, for example task=math or 'columns={prompt: problem, answer: result}'.",
+            help="Settings of the prompt source, for example task=math or 'columns={prompt: problem, answer: result}'; "
+            "with --model also chat_template_kwargs, for example chat_template_kwargs.enable_thinking=false.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +62,9 @@ def prompts(
 
     if max_prompt_tokens is not None and model is None:
         raise ConfigError("--max-prompt-tokens requires --model, whose tokenizer counts the tokens")
-    source = _source(file, settings or [])
+    source, template_arguments = _source(file, settings or [])
+    if template_arguments and model is None:
+        raise ConfigError("chat_template_kwargs requires --model, whose chat template is applied")
     reading = read_prompts(source)
     report = reading_report(reading, first)
     if model is not None:
@@ -69,15 +72,17 @@ def prompts(
         from rlad.data.chat import load_tokenizer
 
         tokenizer = load_tokenizer(model)
-        report |= token_report(encode_reading(reading, tokenizer, None), tokenizer, max_prompt_tokens)
+        report |= token_report(
+            encode_reading(reading, tokenizer, None, template_arguments), tokenizer, max_prompt_tokens
+        )
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
     else:
         print_report(Console(), report)
 
 
-def _source(file: str, settings: list[str]) -> PromptFile:
-    """Return the prompt source that the arguments describe.
+def _source(file: str, settings: list[str]) -> tuple[PromptFile, dict[str, Any]]:
+    """Return the prompt source that the arguments describe, and the arguments of the chat template.
 
     Raises:
         ConfigError: A setting is malformed or unknown.
@@ -86,7 +91,7 @@ def _source(file: str, settings: list[str]) -> PromptFile:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from rlad.config import PromptFile
+    from rlad.config import ModelConfig, PromptFile
     from rlad.config.load import validated
 
     malformed = [setting for setting in settings if "=" not in setting]
@@ -97,4 +102,13 @@ def _source(file: str, settings: list[str]) -> PromptFile:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the settings {' '.join(settings)} are not valid YAML: {error}") from error
     assert isinstance(values, dict)
-    return validated(PromptFile, {"path": file, **values, "source": "file"}, where="settings of the prompt source")
+    template_arguments = values.pop("chat_template_kwargs", None) or {}
+    if not isinstance(template_arguments, dict):
+        raise ConfigError(
+            "chat_template_kwargs must be a mapping, for example chat_template_kwargs.enable_thinking=false; got "
+            f"{template_arguments!r}"
+        )
+    where = "settings of the prompt source"
+    source = validated(PromptFile, {"path": file, **values, "source": "file"}, where=where)
+    checked = validated(ModelConfig, {"path": str(file), "chat_template_kwargs": template_arguments}, where=where)
+    return source, checked.chat_template_kwargs

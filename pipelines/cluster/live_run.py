@@ -20,6 +20,7 @@ from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
 from pipelines.run.bottleneck import pool_sizes
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.progress import step_lines
+from pipelines.run.status import RunStatus, read_status
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.integrity.durable import write_atomically
 
@@ -52,7 +53,7 @@ def stop(run: RunDirectory) -> None:
 
 
 def status(run: RunDirectory) -> RunState | None:
-    """Return the state of a live run; None if the run is not alive.
+    """Return the state of a live run; None if the run is not alive. `ended_state` describes the others.
 
     Raises:
         RunDirectoryError: The directory does not hold a run.
@@ -64,6 +65,26 @@ def status(run: RunDirectory) -> RunState | None:
             return state
     except RunDirectoryError:
         return None
+
+
+def ended_state(run: RunDirectory) -> RunState:
+    """Return the state of a run that is not alive, from its directory.
+
+    The phase is `finished`, `stopped`, `failed`, or `not running` for a run that was killed.
+    """
+    steps, recorded = read_json_lines(run.metrics), read_status(run)
+    if recorded is None:
+        phase = "finished" if run.export.is_dir() else "not running"
+    else:
+        phase = "not running" if recorded.status is RunStatus.RUNNING else recorded.status.value
+    return RunState(
+        phase=phase,
+        step=int(steps[-1]["step"]) if steps else 0,
+        total_steps=run.read_config().training.steps,
+        pools={},
+        metrics={},
+        updated_at=recorded.updated_at if recorded is not None else run.config.stat().st_mtime,
+    )
 
 
 def parse_sizes(pairs: list[str]) -> dict[str, int]:
@@ -84,10 +105,13 @@ def parse_sizes(pairs: list[str]) -> dict[str, int]:
 def print_status(run: RunDirectory, state: RunState | None, console: Console) -> None:
     """Print the state of a live run, or the progress recorded in the run directory if the run is not alive."""
     if state is None:
-        steps, total = read_json_lines(run.metrics), run.read_config().training.steps
-        done = int(steps[-1]["step"]) if steps else 0
-        condition = "finished" if run.export.is_dir() else "not running; continue it with --resume"
-        console.print(f"{run.path}: {condition}, {done} of {total} steps", soft_wrap=True, highlight=False)
+        ended, recorded = ended_state(run), read_status(run)
+        condition = ended.phase if ended.phase == "finished" else f"{ended.phase}; continue it with --resume"
+        console.print(
+            f"{run.path}: {condition}, {ended.step} of {ended.total_steps} steps", soft_wrap=True, highlight=False
+        )
+        if recorded is not None and recorded.reason is not None and ended.phase == recorded.status:
+            console.print(f"  {recorded.reason}", soft_wrap=True, highlight=False, markup=False)
         return
     console.print(
         f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobSubmissionClient
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from pipelines.run.status import STOPPED_EXIT_CODES
 from rlad.errors import ClusterError, JobError
 
 logger = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ def _job(details: JobDetails) -> Job:
     metadata = details.metadata or {}
     return Job(
         id=details.submission_id or details.job_id or "",
-        status=str(details.status).lower(),
+        status=_status(details),
         message=details.message or "",
         entrypoint=details.entrypoint,
         run_dir=metadata.get(RUN_DIR_KEY) or _run_dir_of(details.entrypoint),
@@ -275,6 +276,13 @@ def _job(details: JobDetails) -> Job:
         exit_code=details.driver_exit_code,
         is_submitted=details.submission_id is not None,
     )
+
+
+def _status(details: JobDetails) -> str:
+    """Return the status of a job. Ray counts every exit code but 0 as a failure, also that of a stopped run."""
+    status = str(details.status).lower()
+    is_stopped = status == "failed" and details.driver_exit_code in STOPPED_EXIT_CODES
+    return "stopped" if is_stopped else status
 
 
 def _run_dir_of(entrypoint: str) -> str | None:

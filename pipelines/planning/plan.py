@@ -15,13 +15,14 @@ from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
 from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
-from pipelines.resolution.teacher_routing import require_equal_outputs, route_prompts, vocabulary_mismatch
+from pipelines.resolution.teacher_routing import require_can_read, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
 from rlad.models.references import resolve_model
 from rlad.starters import is_missing_starter
+from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 from rlad.verifiers import build_verifier, reward_models
 
 Level = Literal["ok", "warning", "error"]
@@ -127,7 +128,7 @@ def _check_models(
     config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
 ) -> Iterator[Finding]:
     paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
-    fingerprints, templates = {}, {}
+    vocabularies, templates = {}, {}
     for role, path in paths.items():
         if is_missing_starter(path):
             yield Finding(
@@ -140,17 +141,20 @@ def _check_models(
         except RladError as error:
             yield Finding(level="error", text=f"cannot read {role} {path}: {_first_line(error)}")
             continue
-        fingerprints[role], templates[role] = tokenizer_fingerprint(tokenizer), template_fingerprint(tokenizer)
-        yield Finding(level="ok", text=f"{role} {path}: tokenizer {fingerprints[role][:12]}")
-    for pool in [pool for pool in frozen if {pool, "student"} <= fingerprints.keys()]:
-        if fingerprints[pool] != fingerprints["student"]:
-            yield Finding(level="error", text=str(vocabulary_mismatch(pool)))
+        vocabularies[role], templates[role] = vocabulary_of(tokenizer), template_fingerprint(tokenizer)
+        yield Finding(level="ok", text=f"{role} {path}: tokenizer {tokenizer_fingerprint(tokenizer)[:12]}")
+    for pool in [pool for pool in frozen if {pool, "student"} <= vocabularies.keys()]:
+        shape = frozen[pool]
+        rows = None if shape is None else shape.vocabulary
+        known = vocabularies["student"] if student is None else vocabularies["student"].within(student.vocabulary)
+        problem = scoring_problem(known, vocabularies[pool], teacher_rows=rows)
+        if problem is not None:
+            yield Finding(level="error", text=str(vocabulary_mismatch(pool, problem)))
         elif templates[pool] != templates["student"]:
             yield Finding(
                 level="warning",
                 text=f"student and {pool} have different chat templates; the student's is applied to all prompts",
             )
-    yield from _check_outputs(config, student, frozen)
     yield from _check_adapters(config.learner, student)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
@@ -166,18 +170,6 @@ def _check_shared_teachers(config: RunConfig) -> Iterator[Finding]:
         from pipelines.planning.shared_teachers import check_shared_teachers  # imported late: imports Ray Serve
 
         yield from (Finding(level=level, text=text) for level, text in check_shared_teachers(config))
-
-
-def _check_outputs(
-    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
-) -> Iterator[Finding]:
-    for pool, shape in frozen.items():
-        if config.objective.teacher_support != "full" or pool == "reference" or student is None or shape is None:
-            continue
-        try:
-            require_equal_outputs(pool, shape.vocabulary, student.vocabulary)
-        except PlanError as error:
-            yield Finding(level="error", text=str(error))
 
 
 def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterator[Finding]:
@@ -232,8 +224,9 @@ def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
                     text=f"reward model of task {task} is not checked: the student's tokenizer does not exist yet",
                 )
                 continue
-            elif tokenizer_fingerprint(models[task].path) != tokenizer_fingerprint(resolve_model(config.student.path)):
-                raise vocabulary_mismatch(reward_pool_name(task))
+            else:
+                student = vocabulary_of(load_tokenizer(resolve_model(config.student.path)))
+                require_can_read(reward_pool_name(task), models[task].path, student)
         except (RladError, OSError, ValueError) as error:
             yield Finding(level="error", text=f"verifier of task {task}: {_first_line(error)}")
         else:

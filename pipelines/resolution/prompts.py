@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
 
     Args:
         source: Where the prompts come from.
-        config: Its verifiers must cover all tasks, and its `rollout.max_prompt_tokens` limits the prompts' length.
+        config: Its verifiers must cover all tasks, its `rollout.max_prompt_tokens` limits the prompts' length, and its
+            `student.chat_template_kwargs` go to the chat template.
         student: Directory of the student, whose tokenizer is used.
 
     Prompts that are too long are left out, and their number is logged.
@@ -49,6 +51,7 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
     Raises:
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         PlanError: A task has no verifier.
+        ConfigError: The chat template does not use an argument of `student.chat_template_kwargs`.
     """
     if isinstance(source, PromptFile):
         reading = read_prompts(source)
@@ -56,7 +59,9 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
     else:
         reading = PromptReading(records=load_prompts(source))
     _require_verifiers(reading.records, config.verifiers.keys())
-    prompts = encode_reading(reading, load_tokenizer(student), config.rollout.max_prompt_tokens)
+    prompts = encode_reading(
+        reading, load_tokenizer(student), config.rollout.max_prompt_tokens, config.student.chat_template_kwargs
+    )
     if prompts.too_long:
         _LOG.warning(
             "prompts left out: too_long=%d kept=%d rollout.max_prompt_tokens=%d source=%s",
@@ -68,14 +73,20 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
     return prompts
 
 
-def encode_reading(reading: PromptReading, tokenizer: Any, max_tokens: int | None) -> EncodedPrompts:
+def encode_reading(
+    reading: PromptReading,
+    tokenizer: Any,
+    max_tokens: int | None,
+    template_arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> EncodedPrompts:
     """Encode prompts, and leave out those with more than `max_tokens` tokens; None keeps all.
 
     Raises:
+        ConfigError: The chat template does not use one of `template_arguments`.
         DataError: A prompt cannot be encoded (the message names its file and row), or all prompts are too long.
     """
     try:
-        encoded = encode_prompts(tokenizer, reading.records, _NO_LIMIT)
+        encoded = encode_prompts(tokenizer, reading.records, _NO_LIMIT, template_arguments)
     except DataError as error:
         raise _with_location(error, reading) from error
     if max_tokens is None:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.sampling import sampling_tokens
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
 from pipelines.run.directory import RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
-from rlad.data.chat import tokenizer_fingerprint
+from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import dataset_fingerprint
+from rlad.model_fingerprint import output_size
 from rlad.models.references import resolve_model
+from rlad.tokenizers.stopping import SamplingTokens
+from rlad.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from rlad.verifiers import CodeTestsVerifierConfig
 
 
@@ -28,6 +32,8 @@ class ResolvedRun:
         student: Local directory of the student.
         tokenizer_fingerprint: Fingerprint of the student's tokenizer.
         frozen_models: Local directories of the frozen models that the run starts, by pool.
+        vocabulary: Vocabulary of the student: tokens that have an entry in its output layer.
+        sampling: Ends of responses of the student, and the number of ids that it samples.
         prompts: Training prompts.
         dataset_fingerprint: Fingerprint of the training prompts.
         evaluation_prompts: Evaluation prompts; none of them is a training prompt.
@@ -40,6 +46,8 @@ class ResolvedRun:
     student: Path
     tokenizer_fingerprint: str
     frozen_models: Mapping[str, Path]
+    vocabulary: Vocabulary
+    sampling: SamplingTokens
     prompts: EncodedPrompts
     dataset_fingerprint: str
     evaluation_prompts: EncodedPrompts
@@ -64,7 +72,8 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     """Resolve the references of a run, and check that its parts fit together.
 
     Raises:
-        ConfigError: A verifier runs programs of the student, and this machine isolates them less than it requires.
+        ConfigError: The student's chat template does not use an argument of `student.chat_template_kwargs`, or a
+            verifier runs programs of the student and this machine isolates them less than it requires.
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
@@ -80,13 +89,16 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     teachers_by_prompt = route_prompts(config, prompts.records)
     scoring_models = {pool: path for pool, path in frozen_models.items() if pool in config.scoring_pools}
     require_one_vocabulary(config, student=student, scoring_models=scoring_models)
+    tokenizer = load_tokenizer(student)
     return ResolvedRun(
         config=config,
         directory=directory,
         run_id=run_id_of(config, directory),
         student=student,
-        tokenizer_fingerprint=tokenizer_fingerprint(student),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         frozen_models=frozen_models,
+        vocabulary=vocabulary_of(tokenizer).within(output_size(student)),
+        sampling=sampling_tokens(tokenizer, student, config),
         prompts=prompts,
         dataset_fingerprint=dataset_fingerprint(prompts.records),
         evaluation_prompts=evaluation_prompts,

@@ -10,11 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from actors.pool.placement import reward_pool_name
 from rlad.config import RunConfig, TeacherMix
-from rlad.data.chat import tokenizer_fingerprint
+from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
 from rlad.teacher.wire_format import TeacherIdentity
+from rlad.tokenizers.vocabulary import Vocabulary, scoring_problem, vocabulary_of
 from rlad.verifiers import reward_models
 
 TEACHER_KEY = "teacher_id"
@@ -89,18 +90,24 @@ def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: 
         scoring_models: Directories of the frozen models that score, by pool.
 
     Raises:
-        VocabularyMismatchError: Naming the pool.
-        PlanError: Output layers differ in size, but the full distributions of teacher and student are compared.
+        VocabularyMismatchError: Naming the pool and the differing tokens.
     """
-    fingerprint = tokenizer_fingerprint(student)
+    vocabulary = vocabulary_of(load_tokenizer(student)).within(output_size(student))
     for pool, path in scoring_models.items():
-        if tokenizer_fingerprint(path) != fingerprint:
-            raise vocabulary_mismatch(pool)
-        if config.objective.teacher_support == "full" and pool != "reference":
-            require_equal_outputs(pool, output_size(path), output_size(student))
+        require_can_read(pool, path, vocabulary)
     for task, reward_model in reward_models(config.verifiers).items():
-        if tokenizer_fingerprint(reward_model.path) != fingerprint:
-            raise vocabulary_mismatch(reward_pool_name(task))
+        require_can_read(reward_pool_name(task), reward_model.path, vocabulary)
+
+
+def require_can_read(pool: str, model: Path | str, student: Vocabulary) -> None:
+    """Refuse a model that cannot read the student's token ids. It may have further tokens, and other padding.
+
+    Raises:
+        VocabularyMismatchError: Naming the pool and the differing tokens.
+    """
+    problem = scoring_problem(student, vocabulary_of(load_tokenizer(model)), teacher_rows=output_size(Path(model)))
+    if problem is not None:
+        raise vocabulary_mismatch(pool, problem)
 
 
 def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *, student: Path) -> None:
@@ -114,6 +121,12 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *
             f"the {pool}'s vllm engine scores at temperature 1 only, rollout.temperature is "
             f"{config.rollout.temperature:g}: set it to 1, or share a teacher with the transformers engine"
         )
+    if config.objective.teacher_support is not None and identity.tokenizer != tokenizer_fingerprint(student):
+        raise PlanError(
+            f"objective {config.objective.name!r} requires the {pool}'s likeliest tokens, but the {pool} is shared and "
+            "has more tokens than the student, so they may be unknown to it: let the run deploy the teacher "
+            "(`path`), or use an estimator that needs the sampled tokens only"
+        )
     if config.objective.teacher_support == "full":
         if identity.engine == "vllm":
             raise PlanError(
@@ -123,11 +136,11 @@ def require_can_score(pool: str, identity: TeacherIdentity, config: RunConfig, *
         require_equal_outputs(pool, identity.vocabulary, output_size(student))
 
 
-def vocabulary_mismatch(pool: str) -> VocabularyMismatchError:
-    """Return the error for a pool whose tokenizer differs from the student's."""
+def vocabulary_mismatch(pool: str, problem: str) -> VocabularyMismatchError:
+    """Return the error for a pool whose model cannot read the student's token ids."""
     return VocabularyMismatchError(
-        f"student and {pool} have different vocabularies: the {pool} scores the student's token ids, so both must "
-        "share one tokenizer"
+        f"student and {pool} have different vocabularies: the {pool} reads the student's token ids, but {problem}; use "
+        "models with one tokenizer (the student may have fewer tokens)"
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,26 @@ class RunDirectory:
     cluster = property(lambda self: self.path / "cluster.json")
     teachers = property(lambda self: self.path / "teachers.json")
     inputs = property(lambda self: self.path / "inputs.json")
+    status = property(lambda self: self.path / "status.json")
     seals = property(lambda self: Seals(self.path))
+
+    def require_usable(self, config: RunConfig, *, resume: bool) -> None:
+        """Check that `hold` would succeed now, without creating or changing anything.
+
+        Raises:
+            RunDirectoryError, ConfigError: As `hold`.
+        """
+        self._require_free_or_resumed(resume=resume)
+        if self.config.exists():
+            with self._locked():
+                self._require_same(config)
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
         """Create the directory or continue the run in it, and lock it until the block ends.
 
-        If the block of a new run fails before it has written anything, such as in a check of its models or prompts, the
-        directory stays free: the corrected command works as typed.
+        If the block of a new run ends with an error or a signal before it has written anything, everything that
+        this method made is removed: the corrected command works as typed.
 
         Raises:
             RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process
@@ -59,19 +71,10 @@ class RunDirectory:
             ConfigError: The run was started with another configuration.
             CorruptFileError: A file of the run was damaged or changed, or the directory contains a symbolic link.
         """
-        if self.config.exists() and not resume:
-            raise RunDirectoryError(
-                f"{self.path} already holds a run: continue it with --resume, or choose another --run-dir"
-            )
-        if not self.config.exists() and self._has_files():
-            raise RunDirectoryError(f"{self.path} exists, is not empty and holds no run: choose another --run-dir")
+        self._require_free_or_resumed(resume=resume)
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunDirectoryError(f"another process is running in {self.path}") from error
-        with lock:
+        with self._locked():
             require_no_links(self.path)
             if self.config.exists():
                 self._require_same(config)
@@ -81,11 +84,38 @@ class RunDirectory:
             self.seals.write(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             try:
                 yield
-            except Exception:
+            except BaseException:
                 if not self._has_files():
-                    self.config.unlink()
-                    (self.path / SEALS).unlink()
+                    self._remove(made)
                 raise
+
+    def _require_free_or_resumed(self, *, resume: bool) -> None:
+        if self.config.exists() and not resume:
+            raise RunDirectoryError(
+                f"{self.path} already holds a run: continue it with --resume, or choose another --run-dir"
+            )
+        if not self.config.exists() and self._has_files():
+            raise RunDirectoryError(f"{self.path} exists, is not empty and holds no run: choose another --run-dir")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunDirectoryError(f"another process is running in {self.path}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _remove(self, made: Sequence[Path]) -> None:
+        """Remove the files of a run that has not begun, and the folders made for it. Other files stay."""
+        for path in (self.config, self.status, self.inputs, self.path / SEALS, self.path / _LOCK):
+            path.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # another run has made something in it
+                folder.rmdir()
 
     def read_config(self) -> RunConfig:
         """Read the resolved configuration of the run, and verify the run's sealed files.
@@ -154,7 +184,7 @@ class RunDirectory:
         """Return whether the directory holds anything but the configuration, the lock and remains of an early kill."""
         if not self.path.exists():
             return False
-        own = (self.config.name, SEALS)
+        own = (self.config.name, self.status.name, SEALS)
         temporary = tuple(f".{name}." for name in own)
         return any(
             path.name not in (*own, _LOCK) and not path.name.startswith(temporary) for path in self.path.iterdir()

@@ -14,12 +14,20 @@ from typing import Any
 import yaml
 
 from pipelines.run.directory import RunDirectory
+from pipelines.run.status import STOPPED_EXIT_CODE
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
 from pipelines.schedules.lease import HeldLease
 from pipelines.schedules.records import Schedule, ScheduleDirectory, Tick, TickStatus
 from pipelines.schedules.store import ScheduleStore
 from rlad.config.schedule import ScheduleConfig
-from rlad.errors import DeadlineError, LeaseLostError, RunDirectoryError, RunFailedError, TickInterruptedError
+from rlad.errors import (
+    DeadlineError,
+    LeaseLostError,
+    RunDirectoryError,
+    RunFailedError,
+    StopRequestedError,
+    TickInterruptedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +99,7 @@ class TickExecution:
         """Run an `rlad` command to its end.
 
         Raises:
+            StopRequestedError: `rlad stop` stopped the run.
             RunFailedError: The command failed; the message has its reason.
             DeadlineError: The schedule's deadline has passed.
             LeaseLostError: Another ticker holds the lease.
@@ -102,6 +111,8 @@ class TickExecution:
             log=self.directory.log(self.run_id),
         )
         ended = self._watch(self.ticker.launcher.start(request))
+        if ended.status == STOPPED_EXIT_CODE:
+            raise StopRequestedError(ended.reason or "stopped on request")
         if ended.status != 0:
             raise RunFailedError(f"{ended.reason} (log: {request.log})")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pipelines
+from pipelines.run.status import STOPPED_EXIT_CODE
 
 _CHILD_MODULE = "pipelines.schedules.child_process"
 _ROOT = Path(pipelines.__file__).parents[1]
@@ -99,6 +100,8 @@ class _Child:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
+        if status == STOPPED_EXIT_CODE:
+            return RunExit(status=status, reason=last_line_with("stopped:", self._log, self._log_start))
         return RunExit(status=status, reason=None if status == 0 else self._failure_reason(status))
 
     def stop(self, grace_s: float) -> None:
@@ -120,15 +123,15 @@ class _Child:
 
     def _failure_reason(self, status: int) -> str:
         cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        last = last_error_line(self._log, self._log_start)
+        last = last_line_with("error:", self._log, self._log_start)
         return f"{cause}: {last}" if last else cause
 
 
-def last_error_line(log: Path, start: int = 0) -> str | None:
-    """Return the log's last line with `error:`, or its last line if none has it. `start` is an offset in bytes."""
+def last_line_with(word: str, log: Path, start: int = 0) -> str | None:
+    """Return the log's last line with `word`, or its last line if none has it. `start` is an offset in bytes."""
     with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - _TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    found = [line for line in lines if "error:" in line.lower()] or lines
+    found = [line for line in lines if word in line.lower()] or lines
     return found[-1] if found else None

@@ -11,7 +11,7 @@ from typing import Literal
 from rlad.config.schedule import ScheduleConfig, TickEvent
 
 TickKind = Literal["cron", "manual"]
-TickStatus = Literal["running", "finished", "failed", "refused", "missed", "skipped"]
+TickStatus = Literal["running", "finished", "stopped", "failed", "refused", "missed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

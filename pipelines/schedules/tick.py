@@ -41,6 +41,7 @@ from rlad.errors import (
     RladError,
     RunFailedError,
     ScheduleError,
+    StopRequestedError,
     TickInterruptedError,
 )
 from rlad.evaluation.accuracy import EvaluationSummary
@@ -157,6 +158,8 @@ def _carry_out(work: TickExecution) -> Tick:
             raise
         except LeaseLostError:
             raise
+        except StopRequestedError as stop:
+            work.end("stopped", str(stop))
         except (RladError, OSError) as error:
             if isinstance(error, RunFailedError) and not waited and work.is_run_active():
                 logger.warning("run_is_active schedule=%s run=%s error=%s", work.schedule.name, work.run_id, error)

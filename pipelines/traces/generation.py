@@ -21,7 +21,9 @@ from actors.messages import SampleRequest, VerifierResult
 from actors.pool.placement import selector_of
 from actors.rollout.pool import RolloutPool
 from actors.verifier.reward_pool import VerdictPools
+from actors.verifier.worker import tagged_verifiers
 from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.resolution.sampling import sampling_tokens
 from pipelines.run.progress import PhaseProgress, RunProgress
 from pipelines.training.deadlines import together
 from pipelines.training.evaluation import sample_and_judge
@@ -32,6 +34,8 @@ from rlad.data.trace_files import TraceFolder, TraceManifest
 from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
+from rlad.tokenizers.decoding import ResponseDecoder
+from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 
 
 def offline_settings(config: RunConfig) -> OfflineConfig:
@@ -54,17 +58,18 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
     """
     config, offline, teacher = run.config, offline_settings(run.config), _teacher(run.config)
     directory = run.frozen_models["teacher"]
-    tokenizer, student = tokenizer_fingerprint(directory), run.tokenizer_fingerprint
-    if tokenizer != student:
+    tokenizer = load_tokenizer(directory)
+    problem = scoring_problem(run.vocabulary, vocabulary_of(tokenizer))
+    if problem is not None:
         raise VocabularyMismatchError(
-            f"student and teacher have different vocabularies (tokenizers {student} and {tokenizer}): the student "
-            "trains on the teacher's token ids, so both must share one tokenizer"
+            f"student and teacher have different vocabularies: {problem}; the student trains on the teacher's token "
+            "ids, so both must share one tokenizer (the student may have fewer tokens)"
         )
     return TraceProvenance(
-        teacher=model_fingerprint(directory, tokenizer=tokenizer),
+        teacher=model_fingerprint(directory, tokenizer=tokenizer_fingerprint(tokenizer)),
         teacher_path=teacher.path,
-        tokenizer=tokenizer,
-        template=template_fingerprint(load_tokenizer(run.student)),
+        tokenizer=run.tokenizer_fingerprint,  # the teacher samples ids of the student only
+        template=template_fingerprint(load_tokenizer(run.student), config.student.chat_template_kwargs),
         dataset=run.dataset_fingerprint,
         traces_per_prompt=offline.traces_per_prompt,
         max_accepted_per_prompt=offline.max_accepted_per_prompt,
@@ -110,6 +115,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         start_timeout_s=timeout_s,
         run_id=f"{run.run_id}-traces",
         label_selector=selector_of(config.cluster, "teacher"),
+        tokens=sampling_tokens(load_tokenizer(run.student), run.frozen_models["teacher"], config),
     )
     verifiers = VerdictPools(
         config.verifier_pool,
@@ -118,7 +124,8 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         start_timeout_s=timeout_s,
         cluster=config.cluster,
     )
-    tokenizer = Tokenizer.from_file(str(run.student / "tokenizer.json"))
+    tags = [tag for tagged in tagged_verifiers(config.verifiers).values() for tag in tagged.tags]
+    decoder = ResponseDecoder(Tokenizer.from_file(str(run.student / "tokenizer.json")), tags)
     # Twice the number of sequences that the engines decode at once keeps them busy. More would only queue there, with
     # its deadline running.
     in_flight = asyncio.Semaphore(
@@ -138,7 +145,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
                     sampled, verified = await sample_and_judge(rollout, verifiers, _request(run, position))
                     group = RolloutGroup.from_columns(await sampled.columns)
                     traced = traced_prompt(
-                        group, verified, tokenizer, position=position, max_accepted=offline.max_accepted_per_prompt
+                        group, verified, decoder, position=position, max_accepted=offline.max_accepted_per_prompt
                     )
                 traces.add(traced)
                 counter.add(traced)
@@ -184,14 +191,12 @@ def _request(run: ResolvedRun, position: int) -> SampleRequest:
 
 
 def traced_prompt(
-    group: RolloutGroup, verified: VerifierResult, tokenizer: Tokenizer, *, position: int, max_accepted: int | None
+    group: RolloutGroup, verified: VerifierResult, decoder: ResponseDecoder, *, position: int, max_accepted: int | None
 ) -> TracedPrompt:
     """Select the responses of a group that become traces: the first `max_accepted` that the verifier found correct."""
     outcomes = [Outcome(outcome) for outcome in verified.outcomes]
     kept = [index for index, outcome in enumerate(outcomes) if outcome is Outcome.CORRECT][:max_accepted]
-    texts = tokenizer.decode_batch(
-        [group.response_ids[group.response(index)].tolist() for index in kept], skip_special_tokens=True
-    )
+    texts = decoder.decode([group.response_ids[group.response(index)].tolist() for index in kept])
     return TracedPrompt(
         position=position,
         prompt_id=group.prompt_id,

@@ -38,7 +38,7 @@ def reused_traces(run: ResolvedRun, folder: Path) -> TraceManifest:
     manifest = require_manifest(folder)
     manifest.provenance.require_fits(
         tokenizer=run.tokenizer_fingerprint,
-        template=template_fingerprint(load_tokenizer(run.student)),
+        template=template_fingerprint(load_tokenizer(run.student), run.config.student.chat_template_kwargs),
         dataset=run.dataset_fingerprint,
         path=folder,
     )

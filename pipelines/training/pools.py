@@ -20,9 +20,12 @@ from actors.teacher.remote import attach_remote_teacher
 from actors.verifier.reward_pool import VerdictPools
 from actors.weights.transports import WeightTransport
 from pipelines.resolution.resolved_run import ResolvedRun
+from pipelines.resolution.sampling import sampling_tokens
 from pipelines.resolution.teacher_routing import require_can_score
 from pipelines.training.deadlines import together
 from rlad.config import EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
+from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
+from rlad.tokenizers.stopping import SamplingTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: Act
         owner: Actor of this driver. If the driver dies, the run's own teachers are deleted.
     """
     config = run.config
-    rollout = _rollout_pool(config, student=run.student, run_id=run.run_id, transport=transport)
+    rollout = _rollout_pool(config, run.sampling, student=run.student, run_id=run.run_id, transport=transport)
     verifiers = _verdict_pools(config, student=run.student)
     scoring = config.scoring_pools
     async with AsyncExitStack() as closing:
@@ -95,7 +98,8 @@ async def open_evaluation_pools(
     suite: EvaluationSuite, *, student: Path, run_id: str
 ) -> AsyncIterator[tuple[RolloutPool, VerdictPools]]:
     """Start the pools of an evaluation, rollout workers and verifiers, and close them at the end of the block."""
-    rollout = _rollout_pool(suite, student=student, run_id=run_id, transport=None)
+    sampling = sampling_tokens(load_tokenizer(student), student, suite)
+    rollout = _rollout_pool(suite, sampling, student=student, run_id=run_id, transport=None)
     verifiers = _verdict_pools(suite, student=student)
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
@@ -106,7 +110,12 @@ async def open_evaluation_pools(
 
 
 def _rollout_pool(
-    config: RunConfig | EvaluationSuite, *, student: Path, run_id: str, transport: WeightTransport | None
+    config: RunConfig | EvaluationSuite,
+    sampling: SamplingTokens,
+    *,
+    student: Path,
+    run_id: str,
+    transport: WeightTransport | None,
 ) -> RolloutPool:
     return RolloutPool(
         config.rollout,
@@ -118,6 +127,7 @@ def _rollout_pool(
         label_selector=selector_of(config.cluster, "rollout"),
         updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
         transport=transport,
+        tokens=sampling,
     )
 
 
@@ -129,6 +139,17 @@ def _verdict_pools(config: RunConfig | EvaluationSuite, *, student: Path) -> Ver
         start_timeout_s=config.cluster.start_timeout_s,
         cluster=config.cluster,
     )
+
+
+async def require_shared_teachers(run: ResolvedRun) -> None:
+    """Check that the shared teachers of a run answer and can score its responses.
+
+    Raises:
+        RladError: A teacher does not run, or cannot score what the run needs.
+    """
+    async with AsyncExitStack() as closing:
+        for name, shared in run.config.shared_teachers.items():
+            await _join(shared, name, run, closing)
 
 
 async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closing: AsyncExitStack) -> Teacher:
@@ -158,14 +179,17 @@ async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closin
 
 async def _deploy(pool: str, run: ResolvedRun, owner: ActorHandle) -> TeacherClient:
     """Deploy a frozen model of the run as a Serve application."""
-    local = run.config.scoring_pools[pool].model_copy(update={"path": str(run.frozen_models[pool])})
+    directory = run.frozen_models[pool]
+    local = run.config.scoring_pools[pool].model_copy(update={"path": str(directory)})
     return await deploy_teacher(
         local,
         app_name=f"{run.run_id}-{pool}",
-        tokenizer_fingerprint=run.tokenizer_fingerprint,
+        # The vocabularies are compared at the start of the run. The teacher may have further tokens.
+        tokenizer_fingerprint=await asyncio.to_thread(tokenizer_fingerprint, directory),
         start_timeout_s=run.config.cluster.start_timeout_s,
         label_selector=selector_of(run.config.cluster, pool),
         owner=owner,
+        vocabulary_size=run.vocabulary.size,
     )
 
 

@@ -17,7 +17,7 @@ from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.evaluation import ScheduledEvaluation
-from rlad.errors import RladError, RunStoppedError
+from rlad.errors import RladError, StopRequestedError
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class EarlyEnd:
             reason: Reason, for the error message.
 
         Raises:
-            RunStoppedError: The learner has not started, or has not ended within the grace period.
+            StopRequestedError: The learner has not started, or has not ended within the grace period.
         """
         if not await self._broker.end(reason):
-            raise RunStoppedError(f"{reason} before the learner had started")
+            raise StopRequestedError(f"{reason} before the learner had started")
         logger.info("checkpoint=requested reason=%s grace_period_s=%g", reason, self._grace_period_s)
         await asyncio.sleep(self._grace_period_s)
-        raise RunStoppedError(
+        raise StopRequestedError(
             f"{reason}; the learner wrote no checkpoint within {self._grace_period_s:g} s "
             "(checkpoints.grace_period_s), --resume continues from the last one"
         )

@@ -70,7 +70,15 @@ def shard_policy(config: RunConfig) -> ShardPolicy:
 
 def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
     """Start the learner's ranks. They report to the broker when they are ready."""
-    settings = LearnerSettings.of(run.config, student=run.student, run_dir=run.directory.path, broker=broker)
+    # A shared teacher does not know the student's vocabulary, so its likeliest tokens may include padding.
+    is_support_padded = run.config.objective.teacher_support is not None and run.config.shared_teachers
+    settings = LearnerSettings.of(
+        run.config,
+        student=run.student,
+        run_dir=run.directory.path,
+        broker=broker,
+        vocabulary_size=None if is_support_padded else run.sampling.vocabulary_size,
+    )
     learner = LearnerGroup(settings, run_id=run.run_id)
     learner.start()
     return learner

@@ -37,8 +37,8 @@ async def run_step_loop(
         early_end: Ends the run with a checkpoint when a request asks it to stop.
 
     Raises:
-        RunStoppedError: A request asked the run to stop, and the learner wrote no checkpoint in time. If it writes one,
-            its own end cancels this call.
+        StopRequestedError: A request asked the run to stop, and the learner wrote no checkpoint in time. If it writes
+            one, its own end cancels this call.
         RladError: The first error of any part; everything in progress is cancelled.
     """
     config, pools = run.config, services.pools

@@ -73,6 +73,14 @@ class PromptFile(ConfigModel):
     limit: PositiveInt | None = Field(
         None, description="Number of rows to read from the start of the file; null means all."
     )
+    split: Literal["train", "evaluation"] | None = Field(
+        None,
+        description="Part of the prompts to use, for training and evaluation from one file. A hash of the text decides "
+        "the part of a prompt, so the two never overlap. Null uses all.",
+    )
+    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Share of the distinct prompts that `split: evaluation` uses; must be equal in both parts."
+    )
     invalid_rows: Literal["refuse", "drop"] = Field(
         "refuse", description="Whether a row that is not a valid prompt is an error, or is left out and counted."
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds, or_null
+from rlad.config.engine_arguments import EngineArguments, require_engine_arguments
 
 
 class RolloutConfig(ConfigModel):
@@ -34,6 +35,14 @@ class RolloutConfig(ConfigModel):
         1.0, description="Must be 1 in training, because truncated sampling makes the likelihood ratio wrong."
     )
     top_k: int = Field(0, description="Must be 0 (off) in training, for the same reason.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Texts that end a response, for example `[</answer>]`, besides the model's end-of-sequence tokens "
+        "and the end of turn of its chat template. The text stays in the response.",
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="Tokens that end a response, in addition to the same ones. The token stays in the response."
+    )
     tensor_parallel: PositiveInt = Field(1, description="GPUs per engine.")
     max_sequences: PositiveInt = Field(256, description="Maximum number of sequences an engine decodes at once.")
     gpu_memory_fraction: Fraction = Field(0.9, description="Fraction of the GPU memory that an engine reserves.")
@@ -59,6 +68,17 @@ class RolloutConfig(ConfigModel):
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of workers the pool replaces before the run fails."
     )
+
+    engine_args: EngineArguments = Field(
+        {},
+        description="Further arguments of vLLM's `AsyncEngineArgs`, for example `{quantization: fp8, "
+        "async_scheduling: false}`. Arguments that other settings of rlad determine are refused.",
+    )
+
+    @model_validator(mode="after")
+    def _engine_arguments_exist(self) -> Self:
+        require_engine_arguments(self.engine_args, scores=False)
+        return self
 
     @model_validator(mode="after")
     def _workers_within_bounds(self) -> Self:
@@ -106,6 +126,14 @@ class GeneratorConfig(ConfigModel):
     max_restarts: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Maximum number of workers the pool replaces before the run fails."
     )
+    engine_args: EngineArguments | None = Field(
+        None, description="Further arguments of vLLM's `AsyncEngineArgs`, instead of those of `rollout`."
+    )
+
+    @model_validator(mode="after")
+    def _engine_arguments_exist(self) -> Self:
+        require_engine_arguments(self.engine_args or {}, scores=False)
+        return self
 
 
 class OfflineConfig(ConfigModel):

@@ -13,10 +13,11 @@ ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max
 RegistryName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=63)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-TickEvent = Literal["promoted", "kept", "failed", "refused", "missed", "skipped"]
+TickEvent = Literal["promoted", "kept", "stopped", "failed", "refused", "missed", "skipped"]
 """Outcome of a tick.
 
 - `promoted`, `kept`: the run finished, and its student was or was not promoted.
+- `stopped`: the run was stopped by `rlad stop`.
 - `failed`: the run failed.
 - `refused`: no run, because another run of the schedule is still active.
 - `missed`: no run, because the tick came too late.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlad.config.base import ConfigModel, PositiveInt, Seconds
 
@@ -19,6 +19,22 @@ class ModelConfig(ConfigModel):
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Precision of the weights in the engines. The learner keeps float32 master weights."
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="Arguments of the student's chat template, for example `{enable_thinking: false}`, wherever "
+        "messages are rendered: training, evaluation, traces. An argument that the template does not use is refused.",
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _truth_values_are_not_text(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name, value in arguments.items():
+            if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no", "none", "null"):
+                raise ValueError(
+                    f"chat_template_kwargs.{name} is the text {value!r}, which a template takes for true; write "
+                    "true, false or null without quotes"
+                )
+        return arguments
 
 
 class ClusterConfig(ConfigModel):

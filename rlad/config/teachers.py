@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
+from rlad.config.engine_arguments import EngineArguments, require_engine_arguments
 
 # Valid both as a Ray Serve application name and in a URL.
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -50,6 +51,18 @@ class ScoringConfig(ConfigModel):
     max_retries: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of retries for a group whose replica was lost."
     )
+    engine_args: EngineArguments = Field(
+        {},
+        description="Further arguments of vLLM's `AsyncEngineArgs` (vllm engine only), for example `{quantization: "
+        "fp8}`. Arguments that other settings of rlad determine are refused.",
+    )
+
+    @model_validator(mode="after")
+    def _engine_arguments_exist(self) -> Self:
+        if self.engine_args and self.engine != "vllm":
+            raise ValueError(f"engine_args require engine 'vllm'; got engine {self.engine!r}. Remove engine_args")
+        require_engine_arguments(self.engine_args, scores=True)
+        return self
 
 
 class TeacherConfig(ScoringConfig):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from rlad.data.records import Message, PromptRecord
 from rlad.errors import DataError
+from rlad.tokenizers.template_arguments import rendered, require_template_arguments
+from rlad.tokenizers.vocabulary import tokenization_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +29,15 @@ _TEMPLATE_MARKERS = re.compile(
 )
 
 
+# Each takes a quarter of a second for a large vocabulary.
+_MOST_PREFIXES = 64
+
+
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, records: Sequence[PromptRecord], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[PromptRecord],
+    max_tokens: int,
+    template_arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[npt.NDArray[np.int32]]:
     """Encode prompts as token ids.
 
@@ -38,6 +48,7 @@ def encode_prompts(
         tokenizer: Tokenizer of the student.
         records: Prompts to encode.
         max_tokens: Maximum tokens of a prompt.
+        template_arguments: Further arguments of the chat template, such as `enable_thinking`.
 
     Returns:
         Token ids of each prompt, int32 [P].
@@ -45,11 +56,13 @@ def encode_prompts(
     Raises:
         DataError: A prompt is empty or longer than `max_tokens`, has symbols that the tokenizer does not know, consists
             of messages although the tokenizer has no chat template, or contains markers of an applied template.
+        ConfigError: The chat template does not use an argument.
     """
+    require_template_arguments(tokenizer, template_arguments)
     special_tokens = _special_tokens(tokenizer)
     encoded = []
     for record in records:
-        ids = np.asarray(_encode(tokenizer, record, special_tokens), dtype=np.int32)
+        ids = np.asarray(_encode(tokenizer, record, special_tokens, template_arguments), dtype=np.int32)
         if not 0 < len(ids) <= max_tokens:
             raise DataError(
                 f"prompt {record.id!r} has {len(ids)} tokens, expected 1 to {max_tokens}; raise max_prompt_tokens or "
@@ -59,11 +72,13 @@ def encode_prompts(
     return encoded
 
 
-def _encode(tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str]) -> list[int]:
+def _encode(
+    tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str], template_arguments: Mapping[str, Any]
+) -> list[int]:
     text = (
         record.prompt
         if isinstance(record.prompt, str)
-        else _apply_template(tokenizer, record.id, record.prompt, special_tokens)
+        else _apply_template(tokenizer, record.id, record.prompt, special_tokens, template_arguments)
     )
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
@@ -74,7 +89,13 @@ def _encode(tokenizer: Any, record: PromptRecord, special_tokens: Sequence[str])
     return ids
 
 
-def _apply_template(tokenizer: Any, prompt_id: str, messages: Sequence[Message], special_tokens: Sequence[str]) -> str:
+def _apply_template(
+    tokenizer: Any,
+    prompt_id: str,
+    messages: Sequence[Message],
+    special_tokens: Sequence[str],
+    template_arguments: Mapping[str, Any],
+) -> str:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -91,7 +112,9 @@ def _apply_template(tokenizer: Any, prompt_id: str, messages: Sequence[Message],
                 "be applied twice; provide bare content in messages, or the complete prompt as text"
             )
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text = rendered(
+            tokenizer, [dict(message) for message in messages], template_arguments, add_generation_prompt=True
+        )
     except (TemplateError, ValueError) as error:
         raise DataError(f"prompt {prompt_id!r}: the tokenizer's chat template rejects the messages: {error}") from error
     return text
@@ -116,19 +139,34 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> st
         DataError: The directory has no tokenizer.
     """
     loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-    model: dict[str, Any] = {}
-    if loaded.is_fast:
-        model = json.loads(loaded.backend_tokenizer.to_str())["model"]
-        vocabulary = model.pop("vocab", None)
-        if isinstance(vocabulary, list):  # unigram: scores decide the segmentation
-            model["scores"] = vocabulary
-    return _hexdigest([json.dumps(sorted(loaded.get_vocab().items())), json.dumps(model, sort_keys=True)])
+    return _vocabulary_digest(loaded.get_vocab(), json.dumps(tokenization_model(loaded), sort_keys=True))
 
 
-def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return sixteen hexadecimal digits of the chat template. A missing template equals an empty one."""
+def prefix_fingerprints(tokenizer: PreTrainedTokenizerBase | str | Path) -> tuple[str, ...]:
+    """Return the fingerprints of the tokenizers whose ids this one shares: those without its last added tokens.
+
+    A teacher can score a student with one of them. Qwen3's tokenizer, for example, is Qwen2.5's with four more tokens.
+    """
+    loaded: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    ids: dict[str, int] = loaded.get_vocab()
+    model = json.dumps(tokenization_model(loaded), sort_keys=True)
+    added = sorted(loaded.added_tokens_decoder, reverse=True)
+    found, end = [], max(ids.values(), default=-1)
+    for token_id in added[:_MOST_PREFIXES]:
+        if token_id != end:  # a token that is not added has a larger id
+            break
+        found.append(_vocabulary_digest({token: each for token, each in ids.items() if each < token_id}, model))
+        end -= 1
+    return tuple(found)
+
+
+def template_fingerprint(
+    tokenizer: PreTrainedTokenizerBase, template_arguments: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """Return sixteen hexadecimal digits of the chat template and its arguments. No template equals an empty one."""
     template: Any = tokenizer.chat_template
-    return _hexdigest([json.dumps(template or "", sort_keys=True)])
+    arguments = [json.dumps(dict(template_arguments), sort_keys=True)] if template_arguments else []
+    return _hexdigest([json.dumps(template or "", sort_keys=True), *arguments])
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -145,6 +183,10 @@ def load_tokenizer(path: str | Path) -> Any:
         raise DataError(
             f"no tokenizer can be loaded from {path}; expected a model directory with tokenizer files: {error}"
         ) from error
+
+
+def _vocabulary_digest(ids: Mapping[str, int], model: str) -> str:
+    return _hexdigest([json.dumps(sorted(ids.items())), model])
 
 
 def _hexdigest(parts: Iterable[str]) -> str:

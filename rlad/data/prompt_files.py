@@ -97,6 +97,8 @@ def read_prompts(source: PromptFile) -> PromptReading:
     if not reading.records:
         reason = f"; first invalid row: {reading.errors[0]}" if reading.errors else ""
         raise DataError(f"{source.path} holds no prompts; expected at least one valid row{reason}")
+    if source.split is not None:
+        _keep_split(reading, source)
     return reading
 
 
@@ -135,6 +137,18 @@ def write_prompt_file(records: Sequence[PromptRecord], path: str | Path) -> None
         for record in records:
             row = {name: getattr(record, name) for name in _FIELDS}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _keep_split(reading: PromptReading, source: PromptFile) -> None:
+    """Keep the prompts of one split: the evaluation gets the texts with the smallest hashes, at least one."""
+    digests = [content_digest(record.prompt) for record in reading.records]
+    distinct = sorted(set(digests))
+    if len(distinct) < 2:
+        raise DataError(f"{source.path} has one distinct prompt, so it cannot be split; remove `split`")
+    evaluation = set(distinct[: min(len(distinct) - 1, max(1, round(source.evaluation_share * len(distinct))))])
+    kept = [place for place, digest in enumerate(digests) if (digest in evaluation) == (source.split == "evaluation")]
+    reading.records = [reading.records[place] for place in kept]
+    reading.locations = [reading.locations[place] for place in kept]
 
 
 def _located_rows(source: PromptFile, reading: PromptReading) -> Iterator[tuple[Location, Columns, Layout]]:

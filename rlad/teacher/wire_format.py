@@ -64,6 +64,7 @@ class TeacherIdentity:
         engine: Engine that runs the forward pass.
         vocabulary: Number of entries of the output layer.
         max_groups_per_client: Maximum number of groups in progress per client and replica; 0 means unlimited.
+        shares_ids_with: Fingerprints of other tokenizers, with fewer tokens, whose ids have the same meaning.
     """
 
     teacher: str
@@ -71,6 +72,11 @@ class TeacherIdentity:
     engine: Literal["vllm", "transformers"]
     vocabulary: int
     max_groups_per_client: int
+    shares_ids_with: tuple[str, ...] = ()
+
+    def reads(self, tokenizer: str) -> bool:
+        """Return whether the teacher can score token ids of a tokenizer, given its fingerprint."""
+        return tokenizer == self.tokenizer or tokenizer in self.shares_ids_with
 
 
 class Problem(_Fields):

@@ -14,13 +14,14 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlad.errors import DataError
 from rlad.sandbox.limits import SandboxLimits
 from rlad.sandbox.probe import Isolation, require_isolation
 from rlad.verifiers.code_test_forms import CodeTests, outputs_equal, read_tests
 from rlad.verifiers.code_test_names import assumed_imports, names_of_tests
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.sandbox import examine_sandboxed, run_inputs_sandboxed
 from rlad.verifiers.verdict import CORRECT, TIMEOUT, UNPARSEABLE, WRONG, Verdict
@@ -31,15 +32,13 @@ _FENCED = re.compile(
 )
 
 
-class CodeTestsVerifierConfig(BaseModel):
+class CodeTestsVerifierConfig(TaggedVerifierConfig):
     """Settings of the verifier that runs code.
 
     A prompt's answer is JSON: a list of `{"input": ..., "output": ...}` for programs that read standard input, or
     `{"asserts": "assert f(1) == 2"}` for programs whose functions are tested. The forms of APPS, TACO, LiveCodeBench,
     PRIME, MBPP and HumanEval are read too.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["code_tests"]
     timeout_s: float = Field(

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from rlad.errors import DataError
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking, last_answer_block, last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
@@ -47,10 +48,8 @@ _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
 _UNARY: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
-class CountdownVerifierConfig(BaseModel):
+class CountdownVerifierConfig(TaggedVerifierConfig):
     """Settings of the countdown verifier. A prompt's answer is JSON: `{"numbers": [3, 4, 6], "target": 42}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["countdown"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from rlad.errors import DataError
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
@@ -33,10 +33,8 @@ _ANY_NAME = re.compile(rf"(?<!\w)(?P<name>[^\W\d_][\w'’-]*){_BETWEEN}{_ROLE}",
 _ANY_ROLE = re.compile(r"\bkn(?:ight|ave)s?\b", re.IGNORECASE)
 
 
-class KnightsKnavesVerifierConfig(BaseModel):
+class KnightsKnavesVerifierConfig(TaggedVerifierConfig):
     """Settings of the Knights & Knaves verifier."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["knights_knaves"]
     form: Literal["sentences", "compact"] = "sentences"

@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from rlad.errors import DataError
 from rlad.verifiers.math.equivalence import are_equivalent, parse_formula, parse_prose
 from rlad.verifiers.math.extraction import FinalAnswer, final_answer, first_readings, formula_of_statement
@@ -22,6 +20,7 @@ from rlad.verifiers.math.readings import (
     without_text_commands,
     words_of,
 )
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
@@ -29,10 +28,8 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 _ALL_ACCEPTED = re.compile(r"(.+?)\s*\((?:both|all|any|either)\b[^()]*\baccepted\)", re.IGNORECASE)
 
 
-class MathAnswerVerifierConfig(BaseModel):
+class MathAnswerVerifierConfig(TaggedVerifierConfig):
     """Settings of the mathematical-answer verifier."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["math_answer"]
 

@@ -7,9 +7,10 @@ import string
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlad.errors import DataError
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking, last_answer_block, last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
@@ -45,10 +46,8 @@ _ANOTHER_LETTER = re.compile(
 )
 
 
-class MultipleChoiceVerifierConfig(BaseModel):
+class MultipleChoiceVerifierConfig(TaggedVerifierConfig):
     """Settings of the multiple-choice verifier. A prompt's answer is the letter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["multiple_choice"]
     options: int = Field(4, ge=2, le=26, description="Number of options of a question, lettered from A.")

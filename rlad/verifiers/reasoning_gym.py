@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlad.contracts import Outcome
 from rlad.errors import ConfigError, DataError, EngineError
@@ -27,6 +27,7 @@ from rlad.sandbox.limits import SandboxLimits
 from rlad.sandbox.scripts import reasoning_gym_scoring
 from rlad.sandbox.scripts.reasoning_gym_scoring import PAIRS, TUPLE, untagged
 from rlad.sandbox.session import SandboxResult, SandboxSession
+from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking, last_answer_block
 from rlad.verifiers.verdict import TIMEOUT, UNPARSEABLE, Verdict
 
@@ -34,13 +35,11 @@ from rlad.verifiers.verdict import TIMEOUT, UNPARSEABLE, Verdict
 _START_TIMEOUT_S = 120.0
 
 
-class ReasoningGymVerifierConfig(BaseModel):
+class ReasoningGymVerifierConfig(TaggedVerifierConfig):
     """Settings of the verifier of one reasoning-gym task.
 
     The answer is read from the last `<answer>` tags after the thinking.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["reasoning_gym"]
     dataset: str = Field(description="Name of the task in reasoning-gym, for example `chain_sum`.")

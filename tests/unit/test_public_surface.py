@@ -112,6 +112,7 @@ WITHOUT_EXPORTS = {
     "rlad.registry",
     "rlad.sandbox",
     "rlad.teacher",
+    "rlad.tokenizers",
 }
 
 

@@ -74,8 +74,12 @@ class TransformersScorer:
     during a pass joins the next row.
     """
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, *, vocabulary_size: int | None = None) -> None:
         """Load the model, onto the GPU if the process has one.
+
+        Args:
+            config: Settings of the teacher.
+            vocabulary_size: Number of token ids that the student has. Later ones get probability 0; None means all.
 
         Raises:
             EngineError: The model cannot be loaded, or this engine cannot compute its log-probabilities.
@@ -93,7 +97,7 @@ class TransformersScorer:
         except (OSError, ValueError) as error:
             raise EngineError(f"cannot load a causal language model from {config.path}: {error}") from error
         self._model = model.eval().requires_grad_(False).to(self._device)
-        self._output_weight = plain_output_weight(self._model)
+        self._output_weight = plain_output_weight(self._model)[:vocabulary_size]
         self._max_sequence_tokens = int(self._model.config.max_position_embeddings)
         self._arrivals: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._waiting: deque[_Sequence] = deque()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from actors.engines.vllm_engine.masking import MaskExtension
 
-class KvCacheExtension:
-    """Method that the scorer calls on vLLM's workers through `collective_rpc`, beyond vLLM's own."""
+
+class KvCacheExtension(MaskExtension):
+    """Methods that the scorer calls on vLLM's workers through `collective_rpc`, beyond vLLM's own."""
 
     model_runner: Any  # vLLM's, of the worker that this class extends
 

@@ -23,9 +23,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from actors.engines.vllm_engine.settings import VllmSettings, engine_args
+from actors.engines.vllm_engine.settings import MASK, VllmSettings, engine_args
 from rlad.contracts import Array, FinishReason, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
+from rlad.tokenizers.stopping import StopRules
 
 # Its module registers the weight-transfer engines under `rlad_<transport>`. Import it in vLLM's own processes only.
 _EXTENSION = "actors.engines.vllm_engine.weight_loading.WeightsExtension"
@@ -71,6 +72,7 @@ class VllmSampler:
                 f"vLLM does not start with the model at {settings.model_path}: {error} "
                 f"(see its log: {Path('/proc/self/fd/2').readlink()})"
             ) from error
+        self._settings = settings
         self._version: int | None = None
         self._in_flight = 0
         # Cleared during a weight update.
@@ -78,8 +80,10 @@ class VllmSampler:
         self._settled.set()
 
     async def start(self) -> None:
-        """Tell the engine that its initial weights are version 0."""
+        """Mask the ids that must not be sampled, and tell the engine that its initial weights are version 0."""
         async with _engine_errors():
+            if self._settings.vocabulary_size is not None:
+                await self._engine.collective_rpc(MASK, args=(self._settings.vocabulary_size,))
             await self._engine.update_weight_version("0")
         self._version = 0
 
@@ -104,7 +108,7 @@ class VllmSampler:
             request_id: Id, unique among the requests in flight.
             num_responses: Number of responses G.
             max_response_tokens: Maximum length of a response. A response that reaches it is truncated; any other
-                response ends with its end-of-sequence token.
+                response ends with a stop token, or with the token that completes a stop string.
             temperature: Sampling temperature. 0 selects the most likely token; its log-probabilities are then those at
                 temperature 1.
             top_p: Nucleus mass. Below 1, log-probabilities are those of the truncated distribution.
@@ -122,8 +126,13 @@ class VllmSampler:
                 "this engine has no weights to sample from because its last update failed half way"
             )
         async with self._flight(), _engine_errors():
-            parameters = _sampling_parameters(
-                n=num_responses, max_tokens=max_response_tokens, temperature=temperature, top_p=top_p, seed=seed
+            parameters = sampling_parameters(
+                self._settings.stop,
+                n=num_responses,
+                max_tokens=max_response_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
             )
             # Salt the prefix cache with the policy version, so that keys and values of old weights are never reused.
             prompt = tokens_input(prompt_ids.tolist(), cache_salt=str(version))
@@ -246,12 +255,19 @@ async def _engine_errors() -> AsyncIterator[None]:
         raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
 
 
-def _sampling_parameters(**settings: Any) -> SamplingParams:
-    """Return sampling parameters for token ids and their log-probabilities only."""
+def sampling_parameters(stop: StopRules, **settings: Any) -> SamplingParams:
+    """Return sampling parameters for token ids and their log-probabilities only.
+
+    Stop strings need the text. It then includes special tokens, because a stop string may be one. vLLM adds the
+    end-of-sequence tokens of the model's generation configuration itself; they are also in `stop`.
+    """
     return SamplingParams(
         logprobs=0,
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(stop.strings),
+        skip_special_tokens=False,
+        stop=list(stop.strings),
+        stop_token_ids=list(stop.token_ids),
         output_kind=RequestOutputKind.FINAL_ONLY,
         **settings,
     )

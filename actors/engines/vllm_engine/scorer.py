@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.engines.scorer import TokenScores, support_size
-from actors.engines.vllm_engine.settings import VllmSettings, apply_environment, engine_args
+from actors.engines.vllm_engine.settings import MASK, VllmSettings, apply_environment, engine_args
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, WorkerLostError
@@ -36,15 +36,21 @@ class VllmScorer:
     block gets NaN scores too. A response with NaN scores is therefore scored again, alone, on a KV cache of zeros.
     """
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, *, vocabulary_size: int | None = None) -> None:
         """Start the engine.
+
+        Args:
+            config: Settings of the teacher.
+            vocabulary_size: Number of token ids that the student has. Later ones get probability 0; None means all.
 
         Raises:
             EngineError: The engine does not start.
         """
         max_sequences = min(_MAX_SEQUENCES, config.token_budget)
         model = _model_limits(config.path)
-        self._vocabulary = model.vocabulary
+        self._vocabulary = min(model.vocabulary, vocabulary_size or model.vocabulary)
+        self._masks = self._vocabulary < model.vocabulary
+        self._masking: asyncio.Task[None] | None = None
         settings = VllmSettings(
             model_path=config.path,
             dtype=config.dtype,
@@ -56,6 +62,7 @@ class VllmScorer:
             gpu_memory_fraction=config.gpu_memory_fraction,
             kv_cache_gib=config.kv_cache_gib,
             threads=config.threads,
+            arguments=config.engine_args,
         )
         apply_environment(settings)
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -96,12 +103,19 @@ class VllmScorer:
                 "use the transformers engine"
             )
         size = support_size(support, self._vocabulary)
+        if self._masks:
+            if self._masking is None:  # the constructor runs without an event loop
+                self._masking = asyncio.create_task(self._mask())
+            await asyncio.shield(self._masking)
         prompt = prompt_ids.tolist()
         responses = [response_ids[start:end].tolist() for start, end in itertools.pairwise(response_offsets)]
         scores = await asyncio.gather(
             *(self._score_response(prompt, response, size) for response in responses if response)
         )
         return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
+
+    async def _mask(self) -> None:
+        await self._engine.collective_rpc(MASK, args=(self._vocabulary,))
 
     async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
         async with self._use.shared():

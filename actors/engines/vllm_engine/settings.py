@@ -7,13 +7,19 @@ vLLM reads its environment when it is imported, and the engine's own processes i
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from rlad.tokenizers.stopping import NO_STOP_RULES, StopRules
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 GIB = 1 << 30
+MASK = "mask_padding"
+"""Name of `MaskExtension.mask_padding`, which vLLM's `collective_rpc` looks up."""
+
 _EXECUTORS = "actors.engines.vllm_engine.executors"
 
 
@@ -33,6 +39,10 @@ class VllmSettings:
         kv_cache_gib: Size of the KV cache, GiB. Ignored on GPU.
         threads: Compute threads per engine process. Ignored on GPU.
         weight_transport: Transport of weight updates, as in `weights.transport`. Ignored by engines without updates.
+        arguments: Further arguments of `AsyncEngineArgs`, as in `rollout.engine_args`.
+        stop: Ends of responses. Ignored by scoring engines.
+        vocabulary_size: Number of token ids. Later entries of the output layer have probability 0: padding, or tokens
+            that the student does not have. None means that all entries are tokens.
     """
 
     model_path: str
@@ -46,6 +56,9 @@ class VllmSettings:
     kv_cache_gib: int
     threads: int
     weight_transport: str = "object_store"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    stop: StopRules = NO_STOP_RULES
+    vocabulary_size: int | None = None
 
 
 def environment(settings: VllmSettings) -> dict[str, str]:
@@ -91,20 +104,21 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
     else:
         placement = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
     executor = "UniProcessExecutor" if settings.tensor_parallel == 1 else "MultiProcessExecutor"
-    return AsyncEngineArgs(
-        model=settings.model_path,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        max_model_len=settings.max_sequence_tokens,
-        max_num_seqs=settings.max_sequences,
-        tensor_parallel_size=settings.tensor_parallel,
+    ours: dict[str, Any] = {
+        "model": settings.model_path,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_sequence_tokens,
+        "max_num_seqs": settings.max_sequences,
+        "tensor_parallel_size": settings.tensor_parallel,
         # A path, so that vLLM uses it on CPU too. For "uni" vLLM would start another process there, with 10 s of
         # imports. vLLM imports the path when the engine starts, so a wrong path fails at run time only.
-        distributed_executor_backend=f"{_EXECUTORS}.{executor}",
-        trust_remote_code=False,
-        disable_log_stats=True,
-        enable_log_requests=False,
-        use_tqdm_on_load=False,
-        **placement,
+        "distributed_executor_backend": f"{_EXECUTORS}.{executor}",
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "use_tqdm_on_load": False,
         **specific,
-    )
+    }
+    # The configuration refuses arguments that are determined here, except `enforce_eager`.
+    return AsyncEngineArgs(**{**placement, **settings.arguments, **ours})

@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.vllm_engine.loaded_model import WholeModelLoader
+from actors.engines.vllm_engine.masking import MaskExtension
 from rlad.contracts import WeightsManifest
 from rlad.weight_file import MappedFile
 
@@ -70,7 +71,7 @@ class ObjectStoreEngine(WholeModelLoader, WeightTransferEngine[NoInit, WeightsFi
         pass
 
 
-class WeightsExtension:
+class WeightsExtension(MaskExtension):
     """Methods that the sampler calls on vLLM's workers through `collective_rpc`, beyond vLLM's own."""
 
     weight_transfer_engine: WholeModelLoader

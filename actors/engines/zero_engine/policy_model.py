@@ -21,11 +21,14 @@ class _LogprobHead(nn.Module):
     ZeRO stage 3 gathers a weight when its module is called, so the weight must be used inside a module that owns it.
     """
 
-    def __init__(self, weight: nn.Parameter, temperature: float, chunk_tokens: int) -> None:
+    def __init__(
+        self, weight: nn.Parameter, temperature: float, chunk_tokens: int, vocabulary_size: int | None
+    ) -> None:
         super().__init__()
         self.weight = weight
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
+        self._vocabulary_size = vocabulary_size
 
     def forward(
         self, hidden: Tensor, target_ids: Tensor, support_ids: Tensor | None, with_entropy: bool
@@ -39,6 +42,7 @@ class _LogprobHead(nn.Module):
             with_entropy=with_entropy,
             temperature=self._temperature,
             chunk_tokens=self._chunk_tokens,
+            vocabulary_size=self._vocabulary_size,
         )
         return logprobs, support_logprobs, entropies
 
@@ -58,7 +62,13 @@ class PolicyModel(nn.Module):
     """
 
     def __init__(
-        self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int, adapters: Adapters | None = None
+        self,
+        causal_lm: PreTrainedModel,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        adapters: Adapters | None = None,
+        vocabulary_size: int | None = None,
     ) -> None:
         """Replace the output layer of a model.
 
@@ -67,13 +77,14 @@ class PolicyModel(nn.Module):
             temperature: Sampling temperature, which divides the logits.
             chunk_tokens: Number of tokens whose logits are computed at once.
             adapters: Adapters of the model, if any.
+            vocabulary_size: Number of token ids, as for `token_statistics`.
 
         Raises:
             EngineError: The model's logits are not `hidden @ weight.T`.
         """
         super().__init__()
         weight = cast(nn.Parameter, plain_output_weight(causal_lm))
-        causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens))
+        causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens, vocabulary_size))
         self.causal_lm = causal_lm
         self.adapters = adapters
 
@@ -125,6 +136,7 @@ def load_policy_model(
     activation_checkpointing: bool,
     lora: LoraConfig | None = None,
     seed: int = 0,
+    vocabulary_size: int | None = None,
 ) -> PolicyModel:
     """Load a Hugging Face model directory for training.
 
@@ -138,6 +150,7 @@ def load_policy_model(
         activation_checkpointing: Whether to recompute activations in the backward pass.
         lora: LoRA configuration. If given, only adapters are trained.
         seed: Seed of the adapters.
+        vocabulary_size: Number of token ids, as for `token_statistics`.
     """
     config = AutoConfig.from_pretrained(model_path)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
@@ -148,4 +161,10 @@ def load_policy_model(
     if activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     adapters = None if lora is None else add_adapters(causal_lm, lora, seed=seed)
-    return PolicyModel(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens, adapters=adapters).train()
+    return PolicyModel(
+        causal_lm,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+        adapters=adapters,
+        vocabulary_size=vocabulary_size,
+    ).train()

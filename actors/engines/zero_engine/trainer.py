@@ -60,6 +60,7 @@ class ZeroTrainer:
         temperature: float,
         total_updates: int,
         seed: int = 0,
+        vocabulary_size: int | None = None,
     ) -> None:
         """Load the student and initialize DeepSpeed. Collective.
 
@@ -72,6 +73,8 @@ class ZeroTrainer:
             temperature: Sampling temperature of the rollouts, which divides the logits.
             total_updates: Number of optimizer updates of the run, for the learning-rate schedule.
             seed: Seed of the adapters (`config.lora`).
+            vocabulary_size: Number of token ids. Later entries of the output layer have probability 0, as in the
+                rollouts; None means that all entries are tokens.
 
         Raises:
             ConfigError: ZeRO does not support the settings, or the student lacks a layer that needs an adapter.
@@ -93,6 +96,7 @@ class ZeroTrainer:
             activation_checkpointing=config.activation_checkpointing,
             lora=config.lora,
             seed=seed,
+            vocabulary_size=vocabulary_size,
         )
         self._engine = _start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pipelines.run.directory import RunDirectory, read_json_lines
+from pipelines.run.status import STOPPED_EXIT_CODE
 
 from ..live_run import LiveRun
 
@@ -89,7 +90,8 @@ def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1
+    assert process.returncode == STOPPED_EXIT_CODE
+    assert "error:" not in stderr
     assert "stopped on request after" in stderr
     assert "Traceback" not in stderr
     counts = json.loads(rlad("ledger", run.path, "--json").stdout)
@@ -100,5 +102,6 @@ def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing
         "the stop writes a checkpoint, long before the 1000th step"
     )
     status = rlad("status", run.path)
-    assert "not running; continue it with --resume" in status.stdout
+    assert "stopped; continue it with --resume" in status.stdout
+    assert json.loads(rlad("status", run.path, "--json").stdout)["phase"] == "stopped"
     assert rlad("scale", run.path, "rollout=2").returncode == 1

@@ -276,3 +276,24 @@ def test_support_of_another_shape_is_refused() -> None:
     hidden, weight, targets = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ContractError, match=r"expected support_ids int64 \[2, K\], got torch.int64 \[3, 1\]"):
         token_statistics(hidden, weight, targets, support_ids=torch.zeros(3, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 100])
+def test_padding_rows_have_no_probability_and_no_gradient(chunk_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    hidden, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (9, 4))
+    )
+    targets = torch.randint(7, (5,), generator=generator)
+    came = token_statistics(hidden, weight, targets, with_entropy=True, chunk_tokens=chunk_tokens, vocabulary_size=7)
+    incoming = [torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)]
+    outputs = (came.logprobs, came.entropies)
+    gradients = torch.autograd.grad(outputs, (hidden, weight), incoming)
+
+    logprobs = (hidden @ weight[:7].T).log_softmax(dim=-1)
+    expected = (logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(dim=-1))
+    for actual, value in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12)
+    for actual, value in zip(gradients, torch.autograd.grad(expected, (hidden, weight), incoming), strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-11, atol=1e-12)
+    assert torch.equal(gradients[1][7:], torch.zeros(2, 4, dtype=torch.float64))

@@ -171,6 +171,7 @@ def test_deploy_render_writes_manifests(rlad: Rlad, tmp_path: Path) -> None:
         ),
         ("sys.exit(signal.SIGTERM)", 143, "interrupted: checkpoints are kept"),
         ("raise typer.Exit(130)", 130, ""),
+        ("import rlad.errors; raise rlad.errors.StopRequestedError('after 3 steps')", 90, "stopped: after 3 steps"),
     ],
 )
 def test_interrupted_command_explains_how_to_continue(ending: str, status: int, message: str) -> None:

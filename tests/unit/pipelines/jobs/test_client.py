@@ -15,6 +15,7 @@ from pipelines.jobs.submission import (
     failure,
     find_job,
 )
+from pipelines.run.status import STOPPED_EXIT_CODE
 from rlad.errors import ClusterError, JobError, RunDirectoryError
 
 from .dashboard import Dashboard
@@ -48,6 +49,25 @@ def test_job_is_found_by_id_or_as_the_latest_of_a_run_directory(dashboard: Dashb
     with pytest.raises(JobError, match="knows no job two"):
         find_job(client, "two")
     assert client.find("two") is None
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "status"),
+    [
+        (STOPPED_EXIT_CODE, "stopped"),
+        (130, "stopped"),
+        (143, "stopped"),
+        (1, "failed"),
+        (137, "failed"),
+        (None, "failed"),
+    ],
+)
+def test_stopped_run_is_no_failed_job(dashboard: Dashboard, exit_code: int | None, status: str) -> None:
+    dashboard.add("one")
+    dashboard.end("one", "FAILED", exit_code=exit_code)
+    job = JobClient(dashboard.address).find("one")
+    assert job is not None
+    assert (job.status, job.exit_code) == (status, exit_code)
 
 
 def test_failure_shows_the_error_of_the_run() -> None:

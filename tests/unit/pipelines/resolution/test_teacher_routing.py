@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from pipelines.cluster.resources import demand_by_pool
 from pipelines.resolution.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
 from rlad.config import RunConfig, load_run_config
+from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.teacher.wire_format import TeacherIdentity
@@ -183,31 +185,34 @@ def test_every_scoring_model_has_a_pool_and_the_reference_is_the_initial_student
     assert full.objective.teacher_support == "full"
 
 
-def test_a_teacher_of_another_vocabulary_is_named(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    student, other = make_model(), tmp_path / "other"
+def test_a_teacher_without_a_token_of_the_student_is_refused_and_the_token_named(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    other, fewer = tmp_path / "other", make_model()
     shutil.copytree(make_model(seed=1), other)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(other)
-    alike, unlike = {"path": str(make_model(seed=1))}, {"path": str(other)}
-    base = {"student": {"path": str(student)}}
+    alike, unlike = {"path": str(other)}, {"path": str(fewer)}
+    base = {"student": {"path": str(other)}}
     check_vocabularies(run_config(**base, teachers={"a": alike, "b": alike}))
-    with pytest.raises(VocabularyMismatchError, match="student and teacher-b have different vocabularies"):
+    named = "reads the student's token ids, but 1 tokens of the student differ at the teacher: 29 is 'new' and '!'"
+    with pytest.raises(VocabularyMismatchError, match=f"student and teacher-b have different vocabularies.*{named}"):
         check_vocabularies(run_config(**base, teachers={"a": alike, "b": unlike}))
     with pytest.raises(VocabularyMismatchError, match="student and reference have different vocabularies"):
         check_vocabularies(run_config(**base, objective=WITH_REFERENCE, reference=unlike))
+    check_vocabularies(run_config(student=unlike, teachers={"a": alike}))  # a teacher may have more tokens
 
 
-def test_full_distributions_of_different_sizes_are_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_models_may_pad_their_output_layers_differently(make_model: Callable[..., Path], tmp_path: Path) -> None:
     padded = tmp_path / "padded"
     shutil.copytree(make_model(), padded)
     config_file = padded / "config.json"
     config_file.write_text(config_file.read_text().replace('"vocab_size": 30', '"vocab_size": 32'))
-    models = {"student": {"path": str(make_model())}, "teacher": {"path": str(padded), "engine": "transformers"}}
-    check_vocabularies(run_config(**models))
-    check_vocabularies(run_config(**models, objective=LIKELIEST))
-    with pytest.raises(PlanError, match="output layers of teacher and student have 32 and 30 entries"):
-        check_vocabularies(run_config(**models, objective=FULL))
+    for student, teacher in ((make_model(), padded), (padded, make_model())):
+        models = {"student": {"path": str(student)}, "teacher": {"path": str(teacher), "engine": "transformers"}}
+        for objective in ({}, {"objective": LIKELIEST}, {"objective": FULL}):
+            check_vocabularies(run_config(**models, **objective))
 
 
 def test_a_teacher_that_only_generates_traces_has_no_scoring_pool() -> None:
@@ -246,10 +251,20 @@ def test_a_shared_teacher_that_cannot_score_what_the_run_needs_is_refused(
     student = make_model()
     config = run_config(teacher={"service": "kk"}, student={"path": str(student)}, **settings)
     identity = TeacherIdentity(
-        teacher="t", tokenizer="v", engine=engine, vocabulary=vocabulary, max_groups_per_client=0
+        teacher="t",
+        tokenizer=tokenizer_fingerprint(student),
+        engine=engine,
+        vocabulary=vocabulary,
+        max_groups_per_client=0,
     )
     if problem is None:
         require_can_score("teacher", identity, config, student=student)
     else:
         with pytest.raises(PlanError, match=problem):
             require_can_score("teacher", identity, config, student=student)
+    larger = replace(identity, tokenizer="larger")
+    if config.objective.teacher_support is not None and problem is None:
+        with pytest.raises(PlanError, match="is shared and has more tokens than the student"):
+            require_can_score("teacher", larger, config, student=student)
+    elif problem is None:
+        require_can_score("teacher", larger, config, student=student)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.schedules.launcher import ChildProcess, RunRequest, last_error_line
+from pipelines.schedules.launcher import ChildProcess, RunRequest, last_line_with
 
 ROOT = Path(__file__).parents[4]
 
@@ -42,8 +42,8 @@ def test_error_line_is_searched_in_the_present_attempt_only(tmp_path: Path) -> N
     start = log.stat().st_size
     with log.open("a") as file:
         file.write("step 2\nkilled\n\n")
-    assert last_error_line(log) == "error: the first attempt"
-    assert last_error_line(log, start) == "killed"
+    assert last_line_with("error:", log) == "error: the first attempt"
+    assert last_line_with("error:", log, start) == "killed"
 
 
 STUBBORN = """

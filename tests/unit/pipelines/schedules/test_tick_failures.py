@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.run.directory import RunDirectory
+from pipelines.run.status import STOPPED_EXIT_CODE
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import tick_run_id
 from pipelines.schedules.tick import retry_wait_s, tick
@@ -26,6 +27,14 @@ def test_failed_run_is_retried_within_its_budget_and_its_last_error_is_kept(site
     assert (ended.event, ended.attempts) == ("failed", 3)
     assert ended.reason is not None
     assert "status 1: error: out of memory (log: " in ended.reason
+
+
+def test_run_that_was_stopped_on_request_is_not_retried_and_not_failed(site: Site) -> None:
+    site.launcher.scripts = [lambda _: RunExit(status=STOPPED_EXIT_CODE, reason="stopped: on request after 3 steps")]
+    ended = site.tick_at(NIGHT)
+    assert (ended.event, ended.attempts, ended.reason) == ("stopped", 1, "stopped: on request after 3 steps")
+    assert site.store.unfinished("nightly") == []
+    assert site.tick_at(NIGHT + DAY).event == "promoted"
 
 
 def test_retry_waits_double_and_vary_at_random() -> None:

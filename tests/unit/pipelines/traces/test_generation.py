@@ -21,13 +21,16 @@ from pipelines.traces.groups import group_of
 from pipelines.traces.preparation import reused_traces
 from rlad.config import RunConfig, TeacherConfig, load_run_config
 from rlad.contracts import FinishReason, Outcome, RolloutGroup, ScoredGroup, Verdicts
-from rlad.data.chat import encode_prompts, tokenizer_fingerprint
+from rlad.data.chat import encode_prompts, load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.objectives import SftConfig, build_objective
 from rlad.packing import BatchRules, LossNormalizer, build_training_batch
+from rlad.tokenizers.decoding import ResponseDecoder
+from rlad.tokenizers.stopping import SamplingTokens
+from rlad.tokenizers.vocabulary import vocabulary_of
 
 MakeModel = Callable[..., Path]
 
@@ -57,6 +60,8 @@ def resolved(config: RunConfig, prompts: EncodedPrompts) -> ResolvedRun:
         student=student,
         tokenizer_fingerprint=tokenizer_fingerprint(student),
         frozen_models={"teacher": Path(config.teacher.path)},
+        vocabulary=vocabulary_of(load_tokenizer(student)),
+        sampling=SamplingTokens(),
         prompts=prompts,
         dataset_fingerprint=dataset_fingerprint(prompts.records),
         evaluation_prompts=prompts,
@@ -106,7 +111,7 @@ def test_only_the_first_correct_responses_become_traces(make_model: MakeModel) -
         "c=T": Outcome.CORRECT,
     }
     group, judged = verified_group(tokenizer, encoded(make_model()), 1, texts)
-    traced = traced_prompt(group, judged, tokenizer, position=1, max_accepted=2)
+    traced = traced_prompt(group, judged, ResponseDecoder(tokenizer), position=1, max_accepted=2)
     assert [(trace.trace_index, trace.response_text.replace(" ", "")) for trace in traced.traces] == [
         (1, "a=T"),
         (3, "bb=T"),
@@ -117,7 +122,7 @@ def test_only_the_first_correct_responses_become_traces(make_model: MakeModel) -
     assert not np.shares_memory(second.response_ids, group.response_ids)
     assert traced.num_tokens == 3 + 4 + 2 + 5 + 4
     assert list(traced.outcomes) == list(texts.values())
-    everything = traced_prompt(group, judged, tokenizer, position=1, max_accepted=None)
+    everything = traced_prompt(group, judged, ResponseDecoder(tokenizer), position=1, max_accepted=None)
     assert [trace.trace_index for trace in everything.traces] == [1, 3, 4]
 
 
@@ -167,7 +172,10 @@ def test_traces_train_as_the_mean_over_responses_of_their_mean_cross_entropy(
     ):
         folder.add(
             traced_prompt(
-                *verified_group(tokenizer, prompts, position, texts), tokenizer, position=position, max_accepted=None
+                *verified_group(tokenizer, prompts, position, texts),
+                ResponseDecoder(tokenizer),
+                position=position,
+                max_accepted=None,
             )
         )
     write_training_traces(

@@ -1,0 +1,1 @@
+"""`rlad init`: a first configuration for a student, a teacher and prompts."""
