@@ -17,10 +17,12 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipelines.cluster.connection import connected, labelled_resources
+from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.run.directory import RunDirectory
+from pipelines.run.downloads import fetch_here
 from pipelines.run.model_card import write_model_card
 from pipelines.run.progress import RunProgress, accuracy_table
 from pipelines.run.result import RunResult, finished_result
@@ -30,6 +32,7 @@ from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import run_unless_failed
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
+from pipelines.training.pools import fetch_for_pools
 from pipelines.training.shutdown import finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
@@ -64,10 +67,13 @@ def _train_on_cluster(run: ResolvedRun, console: Console) -> RunResult:
     """Connect to the cluster, check that the run fits, and train."""
     config = run.config
     require_reusable_traces(run)
+    if starts_local_cluster(config.cluster):
+        fetch_here(run.models.by_setting().values(), console)
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
         if config.cluster.pool_labels:
             require_labelled_room(config, labelled_resources())
+        fetch_for_pools(config, run.models, progress)
         asyncio.run(_train(run, progress, console))
     result = finished_result(config, run.directory)
     if result is None:

@@ -22,8 +22,8 @@ class LearnerSettings:
 
     Attributes:
         learner: The `learner` section.
-        objective: The `objective` section, with settings that depend on the run resolved.
-        student: Local directory of the student.
+            objective=config.objective.resolved(max_staleness=config.training.max_staleness),
+            student=student,
         student_reference: The student as the configuration names it, for the export's metadata.
         dtype: Data type of the student's weights in the engines.
         temperature: Sampling temperature, by which the learner scales its logits.
@@ -43,7 +43,7 @@ class LearnerSettings:
 
     learner: LearnerConfig
     objective: ObjectiveConfig
-    student: Path
+    student: str
     student_reference: str
     dtype: str
     temperature: float
@@ -61,12 +61,12 @@ class LearnerSettings:
     broker: ActorHandle
 
     @classmethod
-    def of(cls, config: RunConfig, *, student: Path, run_dir: Path, broker: ActorHandle) -> Self:
+    def of(cls, config: RunConfig, *, student: str, run_dir: Path, broker: ActorHandle) -> Self:
         """Collect the settings from a run's configuration."""
         return cls(
             learner=config.learner,
             objective=config.objective.resolved(max_staleness=config.training.max_staleness),
-            student=student.resolve(),
+            student=student,
             student_reference=config.student.path,
             dtype=config.student.dtype,
             temperature=config.rollout.temperature,

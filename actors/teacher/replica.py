@@ -19,6 +19,7 @@ from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint, output_size
+from rlad.models.locations import fetch_model
 from rlad.teacher.wire_format import TeacherIdentity
 
 
@@ -44,15 +45,15 @@ class TeacherServer:
         """Fingerprint the model and start its engine.
 
         Args:
-            config: Settings of the teacher. `path` is a model directory on this node.
+            config: Settings of the teacher. `path` is the location of the model, which is fetched to this node.
             max_groups_per_client: Maximum number of groups in progress per client; None means unlimited.
             owner: Actor of the run's driver; the application is deleted when it dies. None: the application stays.
 
         Raises:
-            EngineError: The model directory does not exist, or the engine cannot run the model.
+            PlanError: The model cannot be found or fetched.
+            EngineError: The engine cannot run the model.
         """
-        if not Path(config.path).is_dir():
-            raise EngineError(f"the teacher's model directory {config.path} does not exist on this node")
+        config = config.model_copy(update={"path": str(fetch_model(config.path))})
         tokenizer = fingerprint_of(config.path)
         self._identity = TeacherIdentity(
             teacher=model_fingerprint(Path(config.path), tokenizer=tokenizer),

@@ -37,7 +37,10 @@ class RewardWorker:
         """
         from actors.engines.hf_engine.reward_model import RewardModelEngine
         from rlad.data.chat import tokenizer_fingerprint
+        from rlad.models.locations import fetch_model
 
+        config = config.model_copy(update={"path": str(fetch_model(config.path))})
+        tokenizer_path = str(fetch_model(tokenizer_path, weights=False))
         if tokenizer_fingerprint(config.path) != tokenizer_fingerprint(tokenizer_path):
             raise VocabularyMismatchError(
                 f"reward model {config.path} and student {tokenizer_path} have different vocabularies: the reward "
@@ -93,7 +96,7 @@ class RewardPool(JudgingPool):
         Args:
             config: The model and the size of the pool.
             task: Task of the groups that it scores; part of the pool's name.
-            tokenizer_path: The student's model directory.
+            tokenizer_path: Location of the student.
             start_timeout_s: Deadline of the start of a worker, seconds.
             label_selector: Labels of the nodes that workers may run on; any node by default.
         """

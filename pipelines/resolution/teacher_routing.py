@@ -15,7 +15,6 @@ from rlad.data.records import PromptRecord
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
 from rlad.teacher.wire_format import TeacherIdentity
-from rlad.verifiers import reward_models
 
 TEACHER_KEY = "teacher_id"
 """Metadata key of a prompt for its teacher's id, or for a mapping of ids to weights."""
@@ -80,13 +79,16 @@ def _named_mix(record: PromptRecord, named: Any) -> Mapping[str, float]:
         ) from error
 
 
-def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: Mapping[str, Path]) -> None:
+def require_one_vocabulary(
+    config: RunConfig, *, student: Path, scoring_models: Mapping[str, Path], reward_models: Mapping[str, Path]
+) -> None:
     """Refuse teachers, a reference and reward models that cannot score the student's tokens.
 
     Args:
         config: The run's configuration.
         student: Directory of the student.
         scoring_models: Directories of the frozen models that score, by pool.
+        reward_models: Directories of the reward models, by task.
 
     Raises:
         VocabularyMismatchError: Naming the pool.
@@ -98,8 +100,8 @@ def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: 
             raise vocabulary_mismatch(pool)
         if config.objective.teacher_support == "full" and pool != "reference":
             require_equal_outputs(pool, output_size(path), output_size(student))
-    for task, reward_model in reward_models(config.verifiers).items():
-        if tokenizer_fingerprint(reward_model.path) != fingerprint:
+    for task, path in reward_models.items():
+        if tokenizer_fingerprint(path) != fingerprint:
             raise vocabulary_mismatch(reward_pool_name(task))
 
 

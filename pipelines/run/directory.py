@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from rlad.config import RunConfig
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
@@ -41,6 +43,7 @@ class RunDirectory:
     log = property(lambda self: self.path / "run.log")
     cluster = property(lambda self: self.path / "cluster.json")
     teachers = property(lambda self: self.path / "teachers.json")
+    models = property(lambda self: self.path / "models.json")
 
     @contextmanager
     def hold(self, config: RunConfig, *, resume: bool) -> Iterator[None]:
@@ -77,6 +80,7 @@ class RunDirectory:
             except Exception:
                 if not self._has_files():
                     self.config.unlink()
+                    self.models.unlink(missing_ok=True)
                 raise
 
     def read_config(self) -> RunConfig:
@@ -88,6 +92,18 @@ class RunDirectory:
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
+
+    def record_models(self, models: Mapping[str, PinnedModel]) -> None:
+        """Record the models of the run by the setting that names them. A continued run keeps the first record."""
+        if not self.models.is_file():
+            records = {setting: asdict(model) for setting, model in models.items()}
+            write_atomically(self.models, json.dumps(records, indent=2) + "\n")
+
+    def read_models(self) -> dict[str, PinnedModel]:
+        """Read the models that the run was started with, by setting; empty before they are recorded."""
+        if not self.models.is_file():
+            return {}
+        return {setting: PinnedModel(**model) for setting, model in json.loads(self.models.read_text()).items()}
 
     def record_teachers(self, fingerprints: Mapping[str, str]) -> None:
         """Record the fingerprints of the teachers by id. A continued run must have the same teachers.
@@ -111,21 +127,37 @@ class RunDirectory:
         return EvaluationSummary.from_dict(found[-1]) if found else None
 
     def _has_files(self) -> bool:
-        """Return whether the directory holds anything but the configuration, the lock and remains of an early kill."""
+        """Return whether the directory holds anything but what is written before the first check has passed."""
         if not self.path.exists():
             return False
-        own = {self.config.name, _LOCK}
+        own = {self.config.name, self.models.name, _LOCK}
         temporary = f".{self.config.name}."
         return any(path.name not in own and not path.name.startswith(temporary) for path in self.path.iterdir())
 
     def _require_same(self, config: RunConfig) -> None:
         stored, given = self.read_config().model_dump(mode="json"), config.model_dump(mode="json")
+        for setting, model in self.read_models().items():
+            # A reference may be replaced by its recorded version, for example a branch by its commit.
+            if _at(given, setting) == model.label:
+                _set(given, setting, _at(stored, setting))
         different = [key for key in given if key not in _MAY_CHANGE_ON_RESUME and stored.get(key) != given[key]]
         if different:
             raise ConfigError(
                 f"{self.path} was started with other settings of {', '.join(different)}: a run is continued as it was "
                 f"started (see {self.config}); for other settings choose another --run-dir"
             )
+
+
+def _at(settings: Any, setting: str) -> Any:
+    """Return the value of a dotted setting; None if it does not exist."""
+    for key in setting.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+def _set(settings: dict[str, Any], setting: str, value: Any) -> None:
+    parents, _, key = setting.rpartition(".")
+    _at(settings, parents)[key] = value
 
 
 def write_atomically(path: Path, text: str) -> None:

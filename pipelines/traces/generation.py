@@ -32,6 +32,7 @@ from rlad.data.trace_files import TraceFolder, TraceManifest
 from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
+from rlad.models.locations import fetch_model
 
 
 def offline_settings(config: RunConfig) -> OfflineConfig:
@@ -53,7 +54,7 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
         ConfigError: The run has no teacher that generates traces.
     """
     config, offline, teacher = run.config, offline_settings(run.config), _teacher(run.config)
-    directory = run.frozen_models["teacher"]
+    directory = fetch_model(run.models.frozen["teacher"].location)
     tokenizer, student = tokenizer_fingerprint(directory), run.tokenizer_fingerprint
     if tokenizer != student:
         raise VocabularyMismatchError(
@@ -104,7 +105,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
     generator, timeout_s = offline.generator_of(config.rollout), config.cluster.start_timeout_s
     rollout = RolloutPool(
         generator,
-        model_path=str(run.frozen_models["teacher"]),
+        model_path=run.models.frozen["teacher"].location,
         dtype=teacher.dtype,
         seed=config.seed,
         start_timeout_s=timeout_s,
@@ -113,8 +114,8 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
     )
     verifiers = VerdictPools(
         config.verifier_pool,
-        config.verifiers,
-        tokenizer_path=str(run.student),
+        run.models.verifiers(config),
+        tokenizer_path=run.models.student.location,
         start_timeout_s=timeout_s,
         cluster=config.cluster,
     )

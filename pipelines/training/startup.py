@@ -70,7 +70,8 @@ def shard_policy(config: RunConfig) -> ShardPolicy:
 
 def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
     """Start the learner's ranks. They report to the broker when they are ready."""
-    settings = LearnerSettings.of(run.config, student=run.student, run_dir=run.directory.path, broker=broker)
+    student, run_dir = run.models.student.location, run.directory.path
+    settings = LearnerSettings.of(run.config, student=student, run_dir=run_dir, broker=broker)
     learner = LearnerGroup(settings, run_id=run.run_id)
     learner.start()
     return learner

@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub, by huggingface_hub with its cache and its environment variables.
 
-`HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` have their usual meaning. The token stays where
-it is: in the environment or in huggingface_hub's own file.
+`HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` have their usual meaning. The token stays in
+the environment or in huggingface_hub's own file.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def commit_of(reference: ModelReference) -> str:
     assert reference.revision is not None
     if reference.is_commit:
         return reference.revision
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    is_offline = constants.is_offline_mode()
     with _errors_of(reference):
-        return HfApi().resolve_revision(reference.name, revision=reference.revision).resolved
+        revision = HfApi().resolve_revision(reference.name, revision=reference.revision, local_files_only=is_offline)
+    return revision.resolved
 
 
 def fetch_commit(reference: ModelReference, *, weights: bool, on_bytes: OnBytes | None = None) -> Path:
@@ -105,7 +107,7 @@ def _cached(reference: ModelReference, *, weights: bool) -> Path | None:
         return None
     except HFValidationError as error:
         raise PlanError(f"{reference.text!r} is no valid hub id: {error}") from error
-    # Caches filled by other programs have no list of the files, so the check of huggingface_hub passes for some of them.
+    # A cache that another program has filled has no list of the files, and huggingface_hub takes it as complete.
     return None if missing_files(directory, weights=weights) else directory
 
 

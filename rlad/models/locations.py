@@ -60,8 +60,8 @@ def pin_model(text: str, *, cache_dir: Path | None = None) -> PinnedModel:
     if reference.kind is ReferenceKind.DIRECTORY or (reference.kind is ReferenceKind.HUB and directory.is_dir()):
         if not (directory / "config.json").is_file():
             raise PlanError(
-                f"no model at {text!r}: expected a Hugging Face model directory (with config.json), OWNER/NAME[@REVISION] "
-                "of the hub, s3://... or gs://..., registry:MODEL@ALIAS, or starter:RECIPE/ROLE"
+                f"no model at {text!r}: expected a Hugging Face model directory (with config.json), a hub id "
+                "OWNER/NAME[@REVISION], s3://... or gs://..., registry:MODEL@ALIAS, or starter:RECIPE/ROLE"
             )
         return PinnedModel(reference=text, location=str(directory.resolve()), version=None)
     version = _version(reference)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pipelines.starters.building import ensure_starters
 from pipelines.starters.progress import StarterProgress
 from rlad.errors import EngineError, PlanError
-from rlad.models.references import resolve_model
+from rlad.models.locations import resolve_model
 from rlad.starters import RECIPES, ROLES, is_missing_starter, starter_directory
 from rlad.starters.cache import RECORD_FILE, starters_folder
 from rlad.starters.recipes import RoleRecipe, StarterRecipe
