@@ -104,15 +104,6 @@ def parse_model(text: str) -> ModelReference:
     return ModelReference(text=text, kind=ReferenceKind.DIRECTORY, name=text)
 
 
-def is_relative_directory(text: str) -> bool:
-    """Return whether a reference names a directory relative to the working directory.
-
-    Raises:
-        PlanError: The text is no model reference.
-    """
-    return parse_model(text).kind is ReferenceKind.DIRECTORY and not text.startswith(("/", "~"))
-
-
 def _folder(text: str) -> ModelReference:
     scheme, _, rest = text.partition("://")
     if scheme == "hf" or rest.startswith(_HUB_HOSTS):

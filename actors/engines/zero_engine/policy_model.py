@@ -139,7 +139,7 @@ def load_policy_model(
         lora: LoRA configuration. If given, only adapters are trained.
         seed: Seed of the adapters.
     """
-    config = AutoConfig.from_pretrained(model_path)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
         setattr(config, name, 0.0)
     causal_lm = AutoModelForCausalLM.from_pretrained(

@@ -137,5 +137,5 @@ def test_invalid_model_path_is_rejected(path: str, problem: str) -> None:
 
 def test_model_directory_resolves_to_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert resolve_model(str(tmp_path)) == tmp_path
+    assert resolve_model(str(tmp_path), weights=False) == tmp_path
     assert not is_missing_starter(str(tmp_path))
