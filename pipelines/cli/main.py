@@ -120,8 +120,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Model: a directory such as the export of a run, a hub id OWNER/NAME[@REVISION], s3://... or gs://..., "
-            "registry:MODEL@ALIAS, or starter:RECIPE/ROLE.",
+            help="Model: a directory such as the export of a run, a hub id OWNER/NAME[@REVISION], s3://... or "
+            "gs://..., registry:MODEL@ALIAS, or starter:RECIPE/ROLE.",
         ),
     ],
     config: Annotated[

@@ -150,8 +150,13 @@ def _fetch_registered(reference: ModelReference) -> Path:
     version = registry.get(reference.name, reference.revision)
     if (directory := registry.local_path(version)) is not None:
         return directory
+    into = models_folder() / "registry"
     with locked(models_folder(), f".registry-{reference.name}-{version.version}"):
-        return registry.fetch(reference.name, version.version, models_folder() / "registry")
+        # Checksums were compared when the copy was made. Reading all files again would take minutes in every worker.
+        for copy in into.glob(f"{version.name}-{version.version}-*"):
+            if all((copy / file.path).is_file() for file in version.files):
+                return copy
+        return registry.fetch(reference.name, version.version, into)
 
 
 def _registry_uri(reference: ModelReference) -> str:
