@@ -184,9 +184,9 @@ def _summary(error: Exception) -> str:
 
 def _bar_class(on_bytes: OnBytes | None) -> type:
     """Return a progress bar that shows nothing, and reports the bytes written to disk."""
-    from tqdm import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._counts = str(kwargs.get("desc", "")).startswith("Reconstructing")
             super().__init__(*args, **kwargs | {"disable": True})
