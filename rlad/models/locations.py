@@ -108,7 +108,7 @@ def fetch_model(location: str, *, weights: bool = True, on_bytes: OnBytes | None
                     f"the model directory {location} does not exist on this node: use a directory that all nodes "
                     "share, or a model of the hub, an object store or a registry, which each node fetches"
                 )
-    return require_files(directory, location, weights=weights)
+    return require_files(directory, location, weights=True) if weights else directory
 
 
 def resolve_model(text: str, cache_dir: Path | None = None, *, weights: bool = True) -> Path:
