@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,8 @@ def _summary(error: Exception) -> str:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    first_line = next(iter(str(causes[-1]).splitlines()), "")
+    # Addresses of downloads can carry signatures in their queries.
+    first_line = re.sub(r"\?\S+", "?...", next(iter(str(causes[-1]).splitlines()), ""))
     return f"{type(causes[-1]).__name__}: {first_line}" if first_line else type(causes[-1]).__name__
 
 
