@@ -14,7 +14,7 @@ from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib
 from pipelines.resolution.models import ModelFiles
 from rlad.config import RunConfig
 from rlad.config.teachers import ScoringConfig
-from rlad.errors import PlanError
+from rlad.errors import PlanError, RladError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +247,10 @@ def _require_figures(config: RunConfig) -> None:
 
 def _known_shape(role: str, path: str, files: ModelFiles) -> ModelShape:
     shape = shape_of(path, files)
-    if shape is None:
-        raise PlanError(
-            f"the size of the {role} is unknown: the config.json of {path} cannot be read; set a model that can"
-        )
-    return shape
+    if shape is not None:
+        return shape
+    try:
+        directory = files.directory(path)
+    except RladError as error:
+        raise PlanError(f"the size of the {role} is unknown: {error}") from error
+    raise PlanError(f"the size of the {role} is unknown: {directory / 'config.json'} cannot be read")
