@@ -67,13 +67,15 @@ def _train_on_cluster(run: ResolvedRun, console: Console) -> RunResult:
     """Connect to the cluster, check that the run fits, and train."""
     config = run.config
     require_reusable_traces(run)
-    if starts_local_cluster(config.cluster):
+    is_local = starts_local_cluster(config.cluster)
+    if is_local:
         fetch_here(run.models.by_setting().values(), console)
     with connected(config.cluster) as resources, RunProgress(console, total_steps=config.training.steps) as progress:
         require_room(config, resources, "the cluster")
         if config.cluster.pool_labels:
             require_labelled_room(config, labelled_resources())
-        fetch_for_pools(config, run.models, progress)
+        if not is_local:
+            fetch_for_pools(config, run.models, progress)
         asyncio.run(_train(run, progress, console))
     result = finished_result(config, run.directory)
     if result is None:

@@ -80,10 +80,12 @@ def evaluate_model(
                         on_responses=_writer(responses) if responses is not None else None,
                     )
 
-    if starts_local_cluster(suite.cluster):
+    is_local = starts_local_cluster(suite.cluster)
+    if is_local:
         fetch_here(models.by_setting().values(), console)
     with connected(suite.cluster), RunProgress(console, total_steps=0) as progress:
-        fetch_for_pools(suite, models, progress)
+        if not is_local:
+            fetch_for_pools(suite, models, progress)
         asyncio.run(run())
     for name, summary in summaries.items():
         console.print(

@@ -59,7 +59,7 @@ class _Download:
         self._bars.remove_task(self._task)
         if self._bytes:
             self._print(
-                f"[green]✓[/] {self._title}: {self._bytes / _MIB:,.0f} MiB "
+                f"[green]✓[/] {self._title}: {self._bytes / _MIB:,.1f} MiB "
                 f"[dim]({time.monotonic() - self._started:.0f} s)[/]"
             )
 
