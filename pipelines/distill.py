@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.cluster.connection import connected, labelled_resources
+from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.resolution.run_inputs import input_fingerprints
 from pipelines.run.directory import RunDirectory
+from pipelines.run.downloads import fetch_here
 from pipelines.run.model_card import write_model_card
 from pipelines.run.progress import RunProgress, accuracy_table
 from pipelines.run.result import RunResult, finished_result
@@ -34,7 +36,7 @@ from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import run_unless_failed, together
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
-from pipelines.training.pools import require_shared_teachers
+from pipelines.training.pools import fetch_for_pools, require_shared_teachers
 from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
@@ -71,6 +73,9 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
     """Connect to the cluster, check that the run fits, and train."""
     config, directory = run.config, run.directory
     require_reusable_traces(run)
+    is_local = starts_local_cluster(config.cluster)
+    if is_local:
+        fetch_here(run.models.by_setting().values(), console)
     with RunProgress(console, total_steps=config.training.steps) as progress:
         with progress.phase("fingerprints of data and models"):
             inputs = input_fingerprints(run)
@@ -80,7 +85,10 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
             if config.cluster.pool_labels:
                 require_labelled_room(config, labelled_resources())
             asyncio.run(require_shared_teachers(run))
+            if not is_local:
+                fetch_for_pools(config, run.models, progress)
             with directory.hold(config, resume=resume), recording_status(directory):
+                directory.record_models(run.models.by_setting())
                 directory.record_inputs(inputs)
                 asyncio.run(_train(run, progress, console))
                 result = finished_result(config, directory)

@@ -13,17 +13,19 @@ from rich.console import Console
 
 from actors.messages import SampledGroup, VerifierResult
 from pipelines.cluster.connection import connected
+from pipelines.cluster.node_models import starts_local_cluster
+from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.prompts import prepare_prompts, require_group_key
+from pipelines.run.downloads import fetch_here
 from pipelines.run.progress import RunProgress, evaluation_table
 from pipelines.training.evaluation import OnResponses, evaluate_set
-from pipelines.training.pools import open_evaluation_pools
+from pipelines.training.pools import fetch_for_pools, open_evaluation_pools
 from rlad.config import EvaluationSuite
 from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.durable import write_atomically
-from rlad.models.references import resolve_model
 
 
 def evaluate_model(
@@ -43,7 +45,8 @@ def evaluate_model(
     """
     if output is not None:
         _require_free(output, suite)
-    student = resolve_model(suite.student.path)
+    models = resolve_models(suite)
+    student = fetch_here([models.student], console, weights=False)[models.student.location]
     prompts = {name: prepare_prompts(settings.prompts, suite, student) for name, settings in suite.sets.items()}
     for name, settings in suite.sets.items():
         require_group_key(prompts[name], settings)
@@ -53,7 +56,7 @@ def evaluate_model(
         async with AsyncExitStack() as closing:
             with progress.phase("starting rollout workers and verifiers"):
                 rollout, verifiers = await closing.enter_async_context(
-                    open_evaluation_pools(suite, student=student, run_id=f"eval-{os.getpid()}")
+                    open_evaluation_pools(suite, models, run_id=f"eval-{os.getpid()}")
                 )
             if output is not None:  # not before the engines run, so that a failed start leaves nothing behind
                 await asyncio.to_thread(output.mkdir, parents=True, exist_ok=True)
@@ -79,20 +82,28 @@ def evaluate_model(
                         on_responses=_writer(responses) if responses is not None else None,
                     )
 
+    is_local = starts_local_cluster(suite.cluster)
+    if is_local:
+        fetch_here(models.by_setting().values(), console)
     with connected(suite.cluster), RunProgress(console, total_steps=0) as progress:
+        if not is_local:
+            fetch_for_pools(suite, models, progress)
         asyncio.run(run())
     for name, summary in summaries.items():
         console.print(
             evaluation_table(f"{suite.student.path} on {name}", summary, group_by=suite.sets[name].group_label)
         )
     if output is not None:
-        _write_results(output, suite, summaries)
+        _write_results(output, suite, models, summaries)
     return summaries
 
 
-def _write_results(output: Path, suite: EvaluationSuite, summaries: dict[str, EvaluationSummary]) -> None:
+def _write_results(
+    output: Path, suite: EvaluationSuite, models: ResolvedModels, summaries: dict[str, EvaluationSummary]
+) -> None:
     results = {
         "model": suite.student.path,
+        "model_version": models.student.version,
         "sets": {name: summary.as_dict() for name, summary in summaries.items()},
         "settings": suite.model_dump(mode="json"),
     }

@@ -30,10 +30,12 @@ from actors.teacher.serve import (
     serve_status,
 )
 from pipelines.cluster.connection import connected
+from pipelines.cluster.node_models import PoolModel, fetch_on_nodes
 from rlad.config import ClusterConfig, TeacherServiceFile
 from rlad.config.load import read_settings, validated
 from rlad.errors import ConfigError, DeadlineError, PlanError, RladError
 from rlad.integrity.durable import write_atomically
+from rlad.models.locations import pin_model
 from rlad.teacher.http_client import health_status
 from rlad.teacher.wire_format import TeacherIdentity
 
@@ -126,6 +128,8 @@ def write_serve_file(service: TeacherServiceFile, path: Path, *, source: str) ->
 def deploy(service: TeacherServiceFile, *, address: str, timeout_s: float) -> ServiceState:
     """Deploy or update a teacher service and wait until it answers. The service outlives this process.
 
+    The model is downloaded on the nodes first, so that the deadline does not include a download.
+
     Args:
         service: Service to deploy.
         address: Address of the Ray cluster.
@@ -137,10 +141,14 @@ def deploy(service: TeacherServiceFile, *, address: str, timeout_s: float) -> Se
         EngineError: The engine does not start with this model, or the gateway has no token.
         DeadlineError: The service did not start in time.
     """
-    application = service_application(service)
+    located = service.model_copy(update={"path": pin_model(service.path).location})
+    application = service_application(located)
+    model = PoolModel(pool=service.pool or "", location=located.path, on_gpu=service.gpus_per_replica > 0)
+    placement = ClusterConfig(address=address, pool_labels=service.pool is not None)
     http = None if service.http is None else HttpAddress(host=service.http.host, port=service.http.port)
 
     async def run() -> ServiceState:
+        await asyncio.to_thread(lambda: list(fetch_on_nodes(placement, [model])))
         deadline = time.monotonic() + timeout_s
         status = await serve_status()
         present = None if status is None else status.applications.get(service.name)

@@ -17,6 +17,10 @@ class PlanError(RladError, ValueError):
     """Valid configuration that cannot run here: incompatible models, too few CPUs or GPUs, or a missing file."""
 
 
+class ModelUnreachableError(PlanError):
+    """Model whose hub or object store cannot be reached, and that no cache of this machine holds."""
+
+
 class ContractError(RladError, ValueError):
     """Columns of a record that contradict each other in length, dtype or range."""
 

@@ -16,7 +16,7 @@ def output_size(model_path: Path) -> int:
     # Imports torch, which takes seconds that drivers and commands without models do not need to spend.
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(model_path, trust_remote_code=False).get_text_config().vocab_size)
 
 
 def model_fingerprint(model_path: Path, *, tokenizer: str) -> str:

@@ -25,6 +25,7 @@ from actors.learner.weight_publisher import open_weight_publisher
 from rlad.contracts import ScoredGroup
 from rlad.errors import DeadlineError, StopRequestedError
 from rlad.integrity.durable import move_into_place
+from rlad.models.locations import fetch_model
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
 from rlad.training_batch import TrainingBatch
@@ -48,7 +49,7 @@ class LearnerRank:
         transformers.utils.logging.disable_progress_bar()
         self._trainer = agree_on_success(
             lambda: ZeroTrainer(
-                model_path=str(settings.student),
+                model_path=str(fetch_model(settings.student)),
                 dtype=getattr(torch, settings.dtype),
                 config=settings.learner,
                 objective=build_objective(settings.objective),

@@ -22,8 +22,8 @@ class LearnerSettings:
 
     Attributes:
         learner: The `learner` section.
-        objective: The `objective` section, with settings that depend on the run resolved.
-        student: Local directory of the student.
+            objective=config.objective.resolved(max_staleness=config.training.max_staleness),
+            student=student,
         student_reference: The student as the configuration names it, for the export's metadata.
         dtype: Data type of the student's weights in the engines.
         temperature: Sampling temperature, by which the learner scales its logits.
@@ -45,7 +45,7 @@ class LearnerSettings:
 
     learner: LearnerConfig
     objective: ObjectiveConfig
-    student: Path
+    student: str
     student_reference: str
     dtype: str
     temperature: float
@@ -68,7 +68,7 @@ class LearnerSettings:
         cls,
         config: RunConfig,
         *,
-        student: Path,
+        student: str,
         run_dir: Path,
         broker: ActorHandle,
         vocabulary_size: int | None = None,
@@ -77,7 +77,7 @@ class LearnerSettings:
         return cls(
             learner=config.learner,
             objective=config.objective.resolved(max_staleness=config.training.max_staleness),
-            student=student.resolve(),
+            student=student,
             student_reference=config.student.path,
             dtype=config.student.dtype,
             temperature=config.rollout.temperature,

@@ -73,7 +73,7 @@ class RolloutPool:
         """
         Args:
             config: Settings of the workers and their engines.
-            model_path: Hugging Face model directory; its weights are policy version 0.
+            model_path: Location of the model; its weights are policy version 0.
             dtype: Data type of the engines' weights.
             seed: Seed of the engines' random streams; each worker gets its own.
             start_timeout_s: Deadline of a worker's start and of a weight update, seconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights
 from rlad.contracts import Columns, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
+from rlad.models.locations import fetch_model
 from rlad.weight_file import Bytes
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class RolloutWorker:
         Returns:
             Process id of the worker.
         """
+        directory = await asyncio.to_thread(fetch_model, self._settings.model_path)
+        self._settings = replace(self._settings, model_path=str(directory))
         apply_environment(self._settings)
         from actors.engines.vllm_engine.sampler import VllmSampler
 

@@ -14,7 +14,7 @@ from actors.teacher.deployment import shared_teacher_application
 from actors.teacher.http_gateway import gateway_application
 from rlad.config import ClusterConfig, TeacherServiceConfig
 from rlad.config.load import validated
-from rlad.models.references import resolve_model
+from rlad.models.locations import pin_model
 
 BUILD_PATH = "actors.teacher.application:build"
 
@@ -27,7 +27,7 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         ConfigError: A setting is unknown or has an invalid value.
-        PlanError: The node that builds the application does not have the model.
+        RladError: The model does not exist or cannot be reached.
     """
     return service_application(validated(TeacherServiceConfig, args, where="args of the teacher application"))
 
@@ -35,12 +35,13 @@ def build(args: dict[str, Any]) -> Application:
 def service_application(config: TeacherServiceConfig) -> Application:
     """Return the Serve application of a teacher service without deploying it.
 
-    The application consists of the replicas and, if HTTP is configured, an HTTP gateway in front of them.
+    The application consists of the replicas and, if HTTP is configured, an HTTP gateway in front of them. The model is
+    resolved here, once for all replicas, and each node fetches its files.
 
     Raises:
-        PlanError: This machine does not have the model.
+        RladError: The model does not exist or cannot be reached.
     """
-    local = config.model_copy(update={"path": str(resolve_model(config.path))})
+    local = config.model_copy(update={"path": pin_model(config.path).location})
     selector = {} if config.pool is None else selector_of(ClusterConfig(pool_labels=True), config.pool)
     replicas = shared_teacher_application(local, label_selector=selector)
     return replicas if config.http is None else gateway_application(replicas, config.http, timeout_s=config.timeout_s)

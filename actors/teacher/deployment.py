@@ -56,7 +56,7 @@ async def deploy_teacher(
     """Deploy a teacher for one run and wait until all its replicas run.
 
     Args:
-        config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
+        config: Settings of the teacher. `path` is the location of the model.
         app_name: Name of the Serve application. An existing application of this name is replaced.
         tokenizer_fingerprint: Fingerprint of the student's tokenizer, or of the teacher's where the caller has compared
             the two.
@@ -177,7 +177,7 @@ def teacher_application(
     """Return the Serve application of one run's teacher without deploying it.
 
     Args:
-        config: Settings of the teacher. `path` is a model directory that the replicas' nodes can read.
+        config: Settings of the teacher. `path` is the location of the model.
         label_selector: Nodes on which the replicas may run; empty means any node.
         owner: Actor of the driver whose death deletes the application; None keeps it.
         vocabulary_size: Number of token ids that the student has; None means all ids of the teacher.
@@ -246,7 +246,7 @@ def shared_teacher_application(config: TeacherServiceConfig, *, label_selector: 
     The replicas enforce client quotas. With `config.max_replicas`, Serve scales their number by the groups in progress.
 
     Args:
-        config: Settings of the service. `path` is a model directory that the replicas' nodes can read.
+        config: Settings of the service. `path` is the location of the model.
         label_selector: Nodes on which the replicas may run; empty means any node.
     """
     if config.max_replicas is None:

@@ -20,6 +20,7 @@ from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint, output_size
+from rlad.models.locations import fetch_model
 from rlad.teacher.wire_format import TeacherIdentity
 
 
@@ -50,17 +51,17 @@ class TeacherServer:
         """Fingerprint the model and start its engine.
 
         Args:
-            config: Settings of the teacher. `path` is a model directory on this node.
+            config: Settings of the teacher. `path` is the location of the model, which is fetched to this node.
             max_groups_per_client: Maximum number of groups in progress per client; None means unlimited.
             owner: Actor of the run's driver; the application is deleted when it dies. None: the application stays.
             vocabulary_size: Number of token ids of the only student that this teacher serves. Later ids get probability
                 0. None means all ids of the teacher.
 
         Raises:
-            EngineError: The model directory does not exist, or the engine cannot run the model.
+            PlanError: The model cannot be found or fetched.
+            EngineError: The engine cannot run the model.
         """
-        if not Path(config.path).is_dir():
-            raise EngineError(f"the teacher's model directory {config.path} does not exist on this node")
+        config = config.model_copy(update={"path": str(fetch_model(config.path))})
         tokenizer = fingerprint_of(config.path)
         self._identity = TeacherIdentity(
             teacher=model_fingerprint(Path(config.path), tokenizer=tokenizer),

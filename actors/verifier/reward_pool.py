@@ -37,8 +37,11 @@ class RewardWorker:
         """
         from actors.engines.hf_engine.reward_model import RewardModelEngine
         from rlad.data.chat import load_tokenizer
+        from rlad.models.locations import fetch_model
         from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 
+        config = config.model_copy(update={"path": str(fetch_model(config.path))})
+        tokenizer_path = str(fetch_model(tokenizer_path, weights=False))
         student, model = vocabulary_of(load_tokenizer(tokenizer_path)), vocabulary_of(load_tokenizer(config.path))
         if (problem := scoring_problem(student, model)) is not None:
             raise VocabularyMismatchError(
@@ -95,7 +98,7 @@ class RewardPool(JudgingPool):
         Args:
             config: The model and the size of the pool.
             task: Task of the groups that it scores; part of the pool's name.
-            tokenizer_path: The student's model directory.
+            tokenizer_path: Location of the student.
             start_timeout_s: Deadline of the start of a worker, seconds.
             label_selector: Labels of the nodes that workers may run on; any node by default.
         """

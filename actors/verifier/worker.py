@@ -7,7 +7,6 @@ import queue
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from actors.messages import VerifierResult
 from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError
+from rlad.models.locations import fetch_model
 from rlad.tokenizers.decoding import ResponseDecoder
 from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
 from rlad.verifiers.response_tags import TaggedVerifierConfig, with_default_tags
@@ -154,12 +154,12 @@ def _shortened(problem: str | None) -> str | None:
 
 
 def load_fast_tokenizer(model_path: str) -> Tokenizer:
-    """Load the tokenizer that decodes responses.
+    """Load the tokenizer that decodes responses, from the location of a model.
 
     Raises:
-        ConfigError: The model directory has no `tokenizer.json`.
+        ConfigError: The model has no `tokenizer.json`.
     """
-    path = Path(model_path) / "tokenizer.json"
+    path = fetch_model(model_path, weights=False) / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
             f"{path} does not exist: save the model's fast tokenizer there with "

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipelines.forecast.pools import PoolCosts
+    from pipelines.resolution.models import ModelFiles
     from pipelines.simulation.workload import Lengths
     from rlad.config import RunConfig
 
@@ -85,8 +86,11 @@ def pool_costs(
     tail: float,
     prompt_tokens: int | None,
     assume: list[str] | None,
+    files: ModelFiles | None = None,
 ) -> tuple[PoolCosts, Lengths]:
     """Return the costs of a run's pools on a device, and the distribution of response lengths.
+
+    Models that have been looked up already are taken from `files`.
 
     Raises:
         PlanError: The device is unknown, or the run cannot be forecast.
@@ -101,4 +105,4 @@ def pool_costs(
     lengths = assumed_lengths(config.rollout, median=median_tokens, tail=tail, seed=config.seed)
     prompt = max(1, config.rollout.max_prompt_tokens // 4) if prompt_tokens is None else prompt_tokens
     work = work_of_step(lengths, groups=config.training.prompts_per_step, prompt_tokens=prompt)
-    return PoolCosts(config, machine, work), lengths
+    return PoolCosts(config, machine, work, files), lengths

@@ -124,7 +124,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Hugging Face model directory, export directory of a run, or starter:RECIPE/ROLE."
+            metavar="MODEL",
+            help="Model: a directory such as the export of a run, a hub id OWNER/NAME[@REVISION], s3://... or "
+            "gs://..., registry:MODEL@ALIAS, or starter:RECIPE/ROLE.",
         ),
     ],
     config: Annotated[

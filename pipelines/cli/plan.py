@@ -41,7 +41,11 @@ def plan(
     ] = None,
     cpus: Annotated[
         float | None,
-        typer.Option(metavar="N", help="CPUs to plan with.", show_default="those of the cluster or machine"),
+        typer.Option(
+            metavar="N",
+            help="CPUs to plan with.",
+            show_default="those of the cluster or machine; 12 for each of --gpus",
+        ),
     ] = None,
     gpus: Annotated[
         float | None,
@@ -66,19 +70,29 @@ def plan(
     """
     from pipelines.forecast.devices import find_device
     from pipelines.forecast.tables import forecast
-    from pipelines.planning.plan import available_resources, make_plan
+    from pipelines.planning.plan import CPUS_PER_GPU, available_resources, make_plan
+    from pipelines.resolution.models import ModelFiles
     from rlad.config import load_run_config
 
     settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     memory_gib = gpu_memory_gib or (find_device(device).memory_gib if device else _MEMORY_GIB)
-    made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=memory_gib)
-    console = Console()
+    files, console = ModelFiles(), Console()
+    available = available_resources(settings, cpus=cpus, gpus=gpus)
+    made = make_plan(settings, available, gpu_memory_gib=memory_gib, files=files)
     console.print(made.table())
+    if gpus and cpus is None and available.cpus == gpus * CPUS_PER_GPU:
+        print_lines(console, [f"planned with {CPUS_PER_GPU} CPUs for each GPU; --cpus sets another number"])
     print_lines(console, (finding.line() for finding in made.findings))
     if device is not None:
         try:
             costs, lengths = pool_costs(
-                settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
+                settings,
+                device,
+                median_tokens=median_tokens,
+                tail=tail,
+                prompt_tokens=prompt_tokens,
+                assume=assume,
+                files=files,
             )
         except PlanError as error:  # a run without a forecast can still be valid
             print_lines(console, [f"[yellow]no forecast[/]: {error}"])

@@ -141,6 +141,8 @@ def simulate(
             )
         )
     if as_json:
+        if costs is not None and costs.from_table:
+            errors.print(_table_sentence(costs), soft_wrap=True, highlight=False)
         typer.echo(json.dumps([split.as_dict(price_per_hour=price_per_gpu_hour) for split in done]))
         return
     print_splits(done, console, price_per_hour=price_per_gpu_hour)
@@ -232,4 +234,10 @@ def _sentences(
             f"assumptions: {costs.machine.device.title}; prompts of {costs.work.prompt_tokens} tokens; "
             f"{costs.machine.assumptions.sentence()}"
         )
+        if costs.from_table:
+            found.append(_table_sentence(costs))
     return found
+
+
+def _table_sentence(costs: PoolCosts) -> str:
+    return f"the hub cannot be reached; sizes from the built-in table of architectures: {', '.join(costs.from_table)}"

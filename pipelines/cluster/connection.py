@@ -31,7 +31,7 @@ WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
-}
+} | {name: os.environ[name] for name in ("HF_ENDPOINT",) if name in os.environ}
 
 
 def labelled_resources() -> dict[str, Resources]:

@@ -11,9 +11,10 @@ from pipelines.forecast.assumptions import Array, Work
 from pipelines.forecast.costs import Engine, Machine, forward_flops, training_flops
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib
+from pipelines.resolution.models import ModelFiles
 from rlad.config import RunConfig
 from rlad.config.teachers import ScoringConfig
-from rlad.errors import PlanError
+from rlad.errors import PlanError, RladError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +70,22 @@ class Learning:
 class PoolCosts:
     """Costs of the pools of one run, on one device type and for one amount of work per step."""
 
-    def __init__(self, config: RunConfig, machine: Machine, work: Work) -> None:
+    def __init__(self, config: RunConfig, machine: Machine, work: Work, files: ModelFiles | None = None) -> None:
         """
         Raises:
-            PlanError: The run is offline, has a pool on CPU, or uses a model that is not on this machine.
+            PlanError: The run is offline, has a pool on CPU, or uses a model of unknown size.
         """
         _require_figures(config)
         self.config, self.machine, self.work = config, machine, work
-        self.student = _known_shape("student", config.student.path)
+        self._files = files or ModelFiles()
+        self.student = _known_shape("student", config.student.path, self._files)
         self.engine = self._rollout_engine()
         self.scorers = {pool: self._scorer(pool, model) for pool, model in config.scoring_pools.items()}
         self._shares = scoring_shares(config)
+        paths = {config.student.path: self.student} | {
+            model.path: self.scorers[pool].shape for pool, model in config.scoring_pools.items()
+        }
+        self.from_table = [path for path, shape in paths.items() if shape.is_from_table]
 
     def on_policy(self, workers: int) -> Decoding:
         """Return the decoding of a strictly on-policy step, where all groups start at once.
@@ -205,7 +211,7 @@ class PoolCosts:
         )
 
     def _scorer(self, pool: str, model: ScoringConfig) -> Engine:
-        shape = _known_shape(pool, str(model.path))
+        shape = _known_shape(pool, str(model.path), self._files)
         return Engine(
             machine=self.machine,
             shape=shape,
@@ -239,8 +245,12 @@ def _require_figures(config: RunConfig) -> None:
         raise PlanError(f"a forecast needs all pools on GPUs; these pools run on CPU: {', '.join(on_cpu)}")
 
 
-def _known_shape(role: str, path: str) -> ModelShape:
-    shape = shape_of(path)
-    if shape is None:
-        raise PlanError(f"the size of the {role} is unknown: no config.json at {path}; set a directory that has one")
-    return shape
+def _known_shape(role: str, path: str, files: ModelFiles) -> ModelShape:
+    shape = shape_of(path, files)
+    if shape is not None:
+        return shape
+    try:
+        directory = files.directory(path)
+    except RladError as error:
+        raise PlanError(f"the size of the {role} is unknown: {error}") from error
+    raise PlanError(f"the size of the {role} is unknown: {directory / 'config.json'} cannot be read")

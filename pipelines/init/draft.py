@@ -21,7 +21,7 @@ from rlad.data.chat import load_tokenizer
 from rlad.data.prompt_files import read_prompts
 from rlad.errors import ConfigError, RladError
 from rlad.integrity.durable import write_atomically
-from rlad.models.references import resolve_model
+from rlad.models.locations import resolve_model
 
 _TEMPLATE = Path(__file__).parents[1] / "templates" / "run.yaml.j2"
 _MOST_EVALUATED = 500
@@ -130,7 +130,7 @@ def _settings(request: Request) -> dict[str, Any]:
 def _longest_prompt(student: str, reading: Any) -> int:
     """Return the tokens of the longest prompt, or an estimate from its characters without the student's tokenizer."""
     try:
-        tokenizer = load_tokenizer(resolve_model(student))
+        tokenizer = load_tokenizer(resolve_model(student, weights=False))
     except RladError:
         return max(len(str(record.prompt)) for record in reading.records) // 2
     return max(map(len, encode_reading(reading, tokenizer, None).token_ids))

@@ -22,7 +22,7 @@ from rlad.config import PromptFile, RunConfig, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
 from rlad.errors import ConfigError, JobError
-from rlad.starters import parse_starter
+from rlad.models.references import ReferenceKind, parse_model
 from rlad.verifiers import reward_models
 
 STOP_GRACE_S = 60
@@ -309,18 +309,24 @@ def _path_in_job(path: Path, directory: WorkingDirectory) -> str:
 
 def _require_files(config: RunConfig, directory: WorkingDirectory) -> None:
     """Refuse relative paths of models and data that are not uploaded with the job."""
-    named = {
+    models = {
         "student.path": config.student.path,
         **{f"{pool}: path": model.path for pool, model in config.frozen_models.items()},
+        **{f"verifiers.{task}.path": model.path for task, model in reward_models(config.verifiers).items()},
     }
-    named |= {f"verifiers.{task}.path": model.path for task, model in reward_models(config.verifiers).items()}
+    # A directory that is named like a hub id means the directory, which the job needs.
+    named = {
+        key: path
+        for key, path in models.items()
+        if parse_model(path).kind is ReferenceKind.DIRECTORY or (directory.root / path).is_dir()
+    }
     for key, prompts in (("prompts.path", config.prompts), ("evaluation.prompts.path", config.evaluation.prompts)):
         if isinstance(prompts, PromptFile):
             named[key] = prompts.path
     if config.offline is not None and config.offline.traces is not None:
         named["offline.traces"] = config.offline.traces
     for key, path in named.items():
-        if parse_starter(path) is None and not Path(path).expanduser().is_absolute() and not directory.holds(path):
+        if not Path(path).expanduser().is_absolute() and not directory.holds(path):
             raise ConfigError(
                 f"{key}: {path} is relative and not uploaded from {directory.root}, so the job would not find it: "
                 f"give an absolute path on storage that all nodes mount"

@@ -8,7 +8,7 @@ import yaml
 
 from pipelines.kubernetes.options import Deployment, DeploymentOptions
 from pipelines.kubernetes.pods import Manifest, cluster_spec, container_security, fault_tolerance, pod_security
-from pipelines.kubernetes.workload import CONFIG_FILE, STORAGE, Workload
+from pipelines.kubernetes.workload import CONFIG_FILE, STORAGE, Workload, model_in_storage
 from rlad.config import RunConfig, TeacherConfig
 from rlad.errors import PlanError
 
@@ -154,8 +154,7 @@ def serve_config(deployment: Deployment) -> Manifest:
     applications = []
     for pool, teacher in _teachers(deployment.workload).items():
         group, settings = groups[pool], teacher.model_dump(mode="json", exclude_defaults=True)
-        path = settings["path"] if settings["path"].startswith("starter:") else str(STORAGE / settings["path"])
-        args = {**settings, "path": path, "pool": pool}
+        args = {**settings, "path": model_in_storage(settings["path"]), "pool": pool}
         if group.max_replicas > group.replicas:
             args["max_replicas"] = group.max_replicas * group.workers_per_pod
         # No HTTP route: teachers are called by handle from inside the cluster.

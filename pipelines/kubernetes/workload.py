@@ -15,6 +15,7 @@ from rlad.config import EvaluationSuite, RunConfig, load_evaluation_suite, load_
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
 from rlad.errors import ConfigError
+from rlad.models.references import ReferenceKind, parse_model
 
 STORAGE = PurePosixPath("/mnt/rlad")
 """Mount path of the shared storage in every pod: models, prompts, runs and caches."""
@@ -125,10 +126,24 @@ def kubernetes_name(name: str) -> str:
     return f"{label[: _MAX_NAME_CHARS - 7].rstrip('-')}-{digest}"
 
 
+def model_in_storage(reference: str) -> str:
+    """Return a model reference as seen from the pods: directories are in the shared storage."""
+    is_directory = parse_model(reference).kind is ReferenceKind.DIRECTORY
+    return str(STORAGE / reference) if is_directory else reference  # an absolute path is unchanged
+
+
 def _absolute_paths(value: Any, key: str = "") -> Any:
+    """Resolve the paths of a configuration against the shared storage.
+
+    Args:
+        value: A part of the configuration.
+        key: Dotted key of the part.
+    """
     if isinstance(value, dict):
-        return {name: _absolute_paths(item, str(name)) for name, item in value.items()}
+        return {name: _absolute_paths(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list):
         return [_absolute_paths(item, key) for item in value]
-    names_file = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str) and not value.startswith("starter:")
-    return str(STORAGE / value) if names_file else value  # an absolute path is unchanged
+    *parents, name = key.split(".")
+    if name not in _PATH_KEYS or not isinstance(value, str):
+        return value
+    return model_in_storage(value) if name == "path" and "prompts" not in parents else str(STORAGE / value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from pipelines.resolution.models import ModelFiles
 from rlad.config.lora import LoraConfig
-from rlad.errors import RladError
-from rlad.models.references import resolve_model
-from rlad.starters import is_missing_starter
+from rlad.errors import ModelUnreachableError, RladError
+from rlad.models.architectures import known_architecture
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -26,6 +28,7 @@ class ModelShape:
         max_tokens: Maximum sequence length.
         linear_layers: Name, and inputs plus outputs, of each linear layer that can have an adapter: all but the output
             layer.
+        is_from_table: Whether the shape comes from the built-in table, because the model's hub cannot be reached.
     """
 
     parameters: int
@@ -36,6 +39,7 @@ class ModelShape:
     kv_values_per_token: int
     max_tokens: int
     linear_layers: tuple[tuple[str, int], ...] = ()
+    is_from_table: bool = False
 
     def trained_parameters(self, lora: LoraConfig | None) -> int:
         """Return the number of trained parameters: all, or `rank` for each input and output of adapted layers."""
@@ -44,24 +48,43 @@ class ModelShape:
         return lora.rank * sum(size for name, size in self.linear_layers if lora.is_target(name))
 
 
-def shape_of(path: str) -> ModelShape | None:
-    """Return the shape of the model at `path`; None if the model is not on this machine.
+def shape_of(path: str, files: ModelFiles | None = None) -> ModelShape | None:
+    """Return the shape of a model; None if nothing is known about it.
 
-    Parameters are counted on PyTorch's meta device, so no weights are allocated.
+    It is read from `config.json`, without the weights. If the model's hub cannot be reached, it comes from the built-in
+    table of well-known architectures. Parameters are counted on PyTorch's meta device, so no weights are allocated.
+
+    Args:
+        path: Model reference.
+        files: Models that have been looked up already.
     """
-    if is_missing_starter(path):
-        return None
+    found = files or ModelFiles()
     try:
-        directory = resolve_model(path)
-    except RladError:
-        return None  # callers that need the model report the error
-    import torch  # imported late: takes seconds, and is not needed if the model is missing
-    from transformers import AutoConfig, AutoModelForCausalLM
+        directory = found.directory(path)
+    except RladError as error:  # callers that need the model report the error
+        known = known_architecture(path) if isinstance(error, ModelUnreachableError) else None
+        return None if known is None else shape_from_table(known)
+    from transformers import AutoConfig  # imported late: takes seconds, and is not needed for a missing model
 
     try:
-        config = AutoConfig.from_pretrained(str(directory))
+        return shape_from(AutoConfig.from_pretrained(str(directory), trust_remote_code=False))
     except (OSError, ValueError):
         return None
+
+
+def shape_from_table(settings: Mapping[str, Any]) -> ModelShape:
+    """Return the shape of a model in the built-in table, from its entry."""
+    from transformers import AutoConfig
+
+    return replace(shape_from(AutoConfig.for_model(**settings)), is_from_table=True)
+
+
+def shape_from(full_config: Any) -> ModelShape:
+    """Return the shape of a model with a configuration of transformers. Of several models it is the language model."""
+    import torch  # imported late: takes seconds
+    from transformers import AutoModelForCausalLM
+
+    config = full_config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -14,16 +14,19 @@ from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
+from pipelines.resolution.models import ModelFiles
 from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
 from pipelines.resolution.teacher_routing import require_can_read, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
-from rlad.errors import PlanError, RladError
-from rlad.models.references import resolve_model
+from rlad.errors import ModelUnreachableError, PlanError, RladError
 from rlad.starters import is_missing_starter
 from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 from rlad.verifiers import build_verifier, reward_models
+
+CPUS_PER_GPU = 12
+"""CPUs of common GPU machines for each GPU, at least: of eight A100 with 96 CPUs up to eight H100 with 224."""
 
 Level = Literal["ok", "warning", "error"]
 
@@ -67,36 +70,45 @@ class Plan:
 def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | None) -> Resources:
     """Return the resources to plan for.
 
-    `cpus` and `gpus` override those of the cluster at `cluster.address`, or of this machine without an address.
+    `cpus` and `gpus` override those of the cluster at `cluster.address`, or of this machine without an address. More
+    GPUs than this machine has are on other machines, which have `CPUS_PER_GPU` at least.
     """
     if config.cluster.address is not None:
         with connected(config.cluster) as resources:
             found = resources
     else:
         found = local_resources(config.cluster)
-    return Resources(cpus=found.cpus if cpus is None else cpus, gpus=found.gpus if gpus is None else gpus)
+    if gpus is None:
+        gpus = found.gpus
+    elif cpus is None and config.cluster.address is None and gpus > found.gpus:
+        cpus = gpus * CPUS_PER_GPU
+    return Resources(cpus=found.cpus if cpus is None else cpus, gpus=gpus)
 
 
-def make_plan(config: RunConfig, available: Resources, *, gpu_memory_gib: float) -> Plan:
+def make_plan(
+    config: RunConfig, available: Resources, *, gpu_memory_gib: float, files: ModelFiles | None = None
+) -> Plan:
     """Check a run against its models, prompts, verifiers and the available resources.
 
     Args:
         config: Configuration of the run.
         available: CPUs and GPUs of the cluster.
         gpu_memory_gib: Memory of one GPU, in GiB.
+        files: Models that have been looked up already.
     """
-    student = shape_of(config.student.path)
-    frozen = {pool: shape_of(model.path) for pool, model in config.frozen_models.items()}
-    pools = list(run_pools(config, student, frozen))
+    found = files or ModelFiles()
+    student = shape_of(config.student.path, found)
+    frozen = {pool: shape_of(model.path, found) for pool, model in config.frozen_models.items()}
+    pools = list(run_pools(config, student, frozen, found))
     findings = [
         Finding(level="ok", text=f"configuration {config.name!r} is valid; objective {config.objective.name}"),
         *_check_objective(config),
-        *_check_models(config, student, frozen),
-        *_check_shared_teachers(config),
-        *_check_prompts(config),
-        *_check_verifiers(config),
+        *_check_models(config, student, frozen, found),
+        *_check_shared_teachers(config, found),
+        *_check_prompts(config, found),
+        *_check_verifiers(config, found),
         *_check_placement(config, available),
-        *_check_memory(config, pools, gpu_memory_gib),
+        *_check_memory(config, pools, available, gpu_memory_gib),
     ]
     return Plan(pools=pools, findings=findings)
 
@@ -125,10 +137,12 @@ def _check_objective(config: RunConfig) -> Iterator[Finding]:
 
 
 def _check_models(
-    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None], files: ModelFiles
 ) -> Iterator[Finding]:
+    shapes = {"student": student, **frozen}
     paths = {"student": config.student.path, **{pool: model.path for pool, model in config.frozen_models.items()}}
     vocabularies, templates = {}, {}
+    from_table: dict[str, ModelUnreachableError] = {}
     for role, path in paths.items():
         if is_missing_starter(path):
             yield Finding(
@@ -137,12 +151,24 @@ def _check_models(
             )
             continue
         try:
-            tokenizer = load_tokenizer(resolve_model(path))
+            tokenizer = load_tokenizer(files.directory(path))
+        except ModelUnreachableError as error:
+            if shapes[role] is None:
+                yield Finding(level="error", text=f"cannot read {role} {path}: {_first_line(error)}")
+            else:
+                from_table[f"{role} {path}"] = error
+            continue
         except RladError as error:
             yield Finding(level="error", text=f"cannot read {role} {path}: {_first_line(error)}")
             continue
         vocabularies[role], templates[role] = vocabulary_of(tokenizer), template_fingerprint(tokenizer)
         yield Finding(level="ok", text=f"{role} {path}: tokenizer {tokenizer_fingerprint(tokenizer)[:12]}")
+    if from_table:
+        yield Finding(
+            level="warning",
+            text=f"sizes of {', '.join(from_table)} are from the built-in table of architectures, and their tokenizers "
+            f"are not checked: {_first_line(next(iter(from_table.values())))}",
+        )
     for pool in [pool for pool in frozen if {pool, "student"} <= vocabularies.keys()]:
         shape = frozen[pool]
         rows = None if shape is None else shape.vocabulary
@@ -165,11 +191,11 @@ def _check_models(
         )
 
 
-def _check_shared_teachers(config: RunConfig) -> Iterator[Finding]:
+def _check_shared_teachers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
     if config.shared_teachers:
         from pipelines.planning.shared_teachers import check_shared_teachers  # imported late: imports Ray Serve
 
-        yield from (Finding(level=level, text=text) for level, text in check_shared_teachers(config))
+        yield from (Finding(level=level, text=text) for level, text in check_shared_teachers(config, files))
 
 
 def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterator[Finding]:
@@ -182,12 +208,12 @@ def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterat
     yield Finding(level="ok", text=f"LoRA adapters of rank {config.lora.rank} train {share}")
 
 
-def _check_prompts(config: RunConfig) -> Iterator[Finding]:
-    if is_missing_starter(config.student.path):
-        yield Finding(level="warning", text="prompts are not checked: the student's tokenizer does not exist yet")
+def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
+    if files.is_absent(config.student.path):
+        yield Finding(level="warning", text="prompts are not checked: the student's tokenizer is not here")
         return
     try:
-        student = str(resolve_model(config.student.path))
+        student = files.directory(config.student.path)
         training = prepare_prompts(config.prompts, config, student)
         evaluation = prepare_prompts(config.evaluation.prompts, config, student)
         require_disjoint(training, evaluation)
@@ -212,21 +238,21 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
             )
 
 
-def _check_verifiers(config: RunConfig) -> Iterator[Finding]:
+def _check_verifiers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
     models = reward_models(config.verifiers)
     for task, verifier in config.verifiers.items():
         try:
             if task not in models:
                 build_verifier(verifier)
-            elif is_missing_starter(config.student.path):
+            elif files.is_absent(config.student.path) or files.is_absent(models[task].path):
                 yield Finding(
                     level="warning",
-                    text=f"reward model of task {task} is not checked: the student's tokenizer does not exist yet",
+                    text=f"reward model of task {task} is not checked: its tokenizer or the student's is not here",
                 )
                 continue
             else:
-                student = vocabulary_of(load_tokenizer(resolve_model(config.student.path)))
-                require_can_read(reward_pool_name(task), models[task].path, student)
+                student = vocabulary_of(load_tokenizer(files.directory(config.student.path)))
+                require_can_read(reward_pool_name(task), files.directory(models[task].path), student)
         except (RladError, OSError, ValueError) as error:
             yield Finding(level="error", text=f"verifier of task {task}: {_first_line(error)}")
         else:
@@ -242,14 +268,17 @@ def _check_placement(config: RunConfig, available: Resources) -> Iterator[Findin
         yield Finding(level="ok", text=f"the pools fit on {available.cpus:g} CPUs and {available.gpus:g} GPUs")
 
 
-def _check_memory(config: RunConfig, pools: list[PoolPlan], gpu_memory_gib: float) -> Iterator[Finding]:
+def _check_memory(
+    config: RunConfig, pools: list[PoolPlan], available: Resources, gpu_memory_gib: float
+) -> Iterator[Finding]:
     known = [pool for pool in pools if pool.worker_gib is not None]
     if len(known) < len(pools):
-        yield Finding(level="warning", text="memory is not checked for models that are not on this machine")
+        yield Finding(level="warning", text="memory is not checked for models of unknown size")
     yield from (Finding(level="error", text=problem) for problem in gpu_memory_problems(known, gpu_memory_gib))
     total = sum((pool.worker_gib or 0.0) * pool.workers for pool in known if not pool.resources.gpus)
     machine = psutil.virtual_memory().total / GIB
-    if config.cluster.address is None and total > machine:
+    is_elsewhere = config.cluster.address is not None or available.gpus > local_resources(config.cluster).gpus
+    if not is_elsewhere and total > machine:
         yield Finding(
             level="error",
             text=f"the pools on CPU need about {total:.0f} GiB of memory; this machine has {machine:.0f} GiB",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.pool.placement import reward_pool_name
 from pipelines.cluster.resources import Resources, demand_by_pool, generation_demand
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
+from pipelines.resolution.models import ModelFiles
 from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.verifiers import reward_models
 
@@ -24,7 +25,7 @@ class PoolPlan:
         pool: Name of the pool.
         workers: Number of workers.
         resources: CPUs and GPUs of all workers together.
-        worker_gib: Estimated memory of one worker, in GiB; None if the model is not on this machine.
+        worker_gib: Estimated memory of one worker, in GiB; None if the size of the model is unknown.
     """
 
     pool: str
@@ -35,12 +36,12 @@ class PoolPlan:
 
 def pool_plans(config: RunConfig | EvaluationSuite) -> list[PoolPlan]:
     """Return the pools of a run or an evaluation, without any checks."""
-    student = shape_of(config.student.path)
+    files = ModelFiles()
+    student = shape_of(config.student.path, files)
     if isinstance(config, RunConfig):
-        return list(
-            run_pools(config, student, {pool: shape_of(model.path) for pool, model in config.frozen_models.items()})
-        )
-    return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config)]
+        frozen = {pool: shape_of(model.path, files) for pool, model in config.frozen_models.items()}
+        return list(run_pools(config, student, frozen, files))
+    return [_rollout_plan(config, student), _verifier_plan(config), *_reward_plans(config, files)]
 
 
 def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Iterator[str]:
@@ -55,22 +56,27 @@ def gpu_memory_problems(pools: Iterable[PoolPlan], gpu_memory_gib: float) -> Ite
 def offloaded_gib(config: RunConfig) -> float | None:
     """Return the host memory for a learner rank's offloaded optimizer state, in GiB (`learner.offload_optimizer`).
 
-    None if the student is not on this machine.
+    None if the size of the student is unknown.
     """
     shape = shape_of(config.student.path)
     return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
 
 
 def run_pools(
-    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+    config: RunConfig,
+    student: ModelShape | None,
+    frozen: Mapping[str, ModelShape | None],
+    files: ModelFiles | None = None,
 ) -> Iterator[PoolPlan]:
     """Yield the pools of a run.
 
     Args:
         config: Configuration of the run.
-        student: Shape of the student; None if it is not on this machine.
-        frozen: Shapes of teachers and reference policy by pool; None for models that are not on this machine.
+        student: Shape of the student; None if it is unknown.
+        frozen: Shapes of teachers and reference policy by pool; None for unknown ones.
+        files: Models that have been looked up already.
     """
+    files = files or ModelFiles()
     demand, rollout = demand_by_pool(config), config.rollout
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     yield _rollout_plan(config, student)
@@ -87,7 +93,7 @@ def run_pools(
         memory = engine_gib(shape, model.dtype, model.tensor_parallel, tokens) if shape else None
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield _verifier_plan(config)
-    yield from _reward_plans(config)
+    yield from _reward_plans(config, files)
     memory = learner_gib(student, config.learner) if student else None
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
 
@@ -115,9 +121,9 @@ def _verifier_plan(config: RunConfig | EvaluationSuite) -> PoolPlan:
     )
 
 
-def _reward_plans(config: RunConfig | EvaluationSuite) -> Iterator[PoolPlan]:
+def _reward_plans(config: RunConfig | EvaluationSuite, files: ModelFiles) -> Iterator[PoolPlan]:
     for task, model in reward_models(config.verifiers).items():
-        shape = shape_of(model.path)
+        shape = shape_of(model.path, files)
         yield PoolPlan(
             pool=reward_pool_name(task),
             workers=model.workers,

@@ -9,12 +9,11 @@ from typing import Literal
 from actors.teacher.client import ask_identity
 from actors.teacher.deployment import find_service, require_fingerprint, require_tokenizer
 from pipelines.cluster.connection import connected
+from pipelines.resolution.models import ModelFiles
 from pipelines.resolution.teacher_routing import require_can_score
 from rlad.config import RemoteTeacherConfig, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, DeadlineError, RladError, WorkerLostError
-from rlad.models.references import resolve_model
-from rlad.starters import is_missing_starter
 from rlad.teacher.http_client import TeacherHttpClient, read_token, sends_token_in_clear
 from rlad.teacher.wire_format import TeacherIdentity
 
@@ -24,7 +23,9 @@ _ASK_TIMEOUT_S = 10.0
 _UNREACHABLE = (AccessError, DeadlineError, WorkerLostError)
 
 
-def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "warning", "error"], str]]:
+def check_shared_teachers(
+    config: RunConfig, files: ModelFiles
+) -> Iterator[tuple[Literal["ok", "warning", "error"], str]]:
     """Query the shared teachers of a run. Yield the level and text of one finding or more for each."""
     for pool, shared in config.shared_teachers.items():
         if isinstance(shared, ServiceTeacherConfig) and config.cluster.address is None:
@@ -37,7 +38,7 @@ def check_shared_teachers(config: RunConfig) -> Iterator[tuple[Literal["ok", "wa
             )
         try:
             identity = _identity_of(shared, config)
-            _require_fit(pool, identity, shared, config)
+            _require_fit(pool, identity, shared, config, files)
         except _UNREACHABLE as error:
             yield "warning", f"{pool} {shared.label} cannot be reached from this machine: {error}"
         except RladError as error:
@@ -66,9 +67,11 @@ async def _ask_url(shared: RemoteTeacherConfig) -> TeacherIdentity:
         return await client.identity()
 
 
-def _require_fit(pool: str, identity: TeacherIdentity, shared: SharedTeacherConfig, config: RunConfig) -> None:
+def _require_fit(
+    pool: str, identity: TeacherIdentity, shared: SharedTeacherConfig, config: RunConfig, files: ModelFiles
+) -> None:
     require_fingerprint(identity, shared.fingerprint, who=f"{pool} {shared.label}")
-    if not is_missing_starter(config.student.path):
-        student = resolve_model(config.student.path)
+    if not files.is_absent(config.student.path):
+        student = files.directory(config.student.path)
         require_tokenizer(identity, tokenizer_fingerprint(student), who=f"{pool} {shared.label}")
         require_can_score(pool, identity, config, student=student)

@@ -13,35 +13,32 @@ from pipelines.resolution.resolved_run import ResolvedRun
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.integrity.manifest import verify_if_sealed
 from rlad.model_fingerprint import model_fingerprint
-from rlad.models.references import resolve_model
-from rlad.verifiers.reward_model import RewardModelVerifierConfig
 
 _SETTINGS = ("generation_config.json",)
 _DAMAGED = "Copy the model again from where it comes from"
 
 
 def input_fingerprints(run: ResolvedRun) -> dict[str, str]:
-    """Return the fingerprint of every input by what it is, in words for an error message. Reads all weights.
+    """Return the fingerprint of every input by what it is, in words for an error message.
 
-    The weights of scoring teachers are left out: their replicas report them.
+    Reads all weights of models in directories. Left out are models with a version, which are recorded by it, and the
+    weights of scoring teachers, which their replicas report.
 
     Raises:
         CorruptFileError: A model has a manifest and differs from it.
     """
-    config, student, frozen_models = run.config, run.student, run.frozen_models
-    tokenizer = load_tokenizer(student)
-    teacher_pools = set(config.teacher_pools.values())
-    models = {
-        "the student (student.path)": student,
-        **{f"the model of {pool}": path for pool, path in frozen_models.items() if pool not in teacher_pools},
-        **{
-            f"the reward model of verifiers.{name}": resolve_model(verifier.path)
-            for name, verifier in config.verifiers.items()
-            if isinstance(verifier, RewardModelVerifierConfig)
-        },
+    tokenizer = load_tokenizer(run.student)
+    teacher_pools = set(run.config.teacher_pools.values())
+    pinned = {
+        "the student (student.path)": run.models.student,
+        **{f"the model of {pool}": model for pool, model in run.models.frozen.items() if pool not in teacher_pools},
+        **{f"the reward model of verifiers.{task}": model for task, model in run.models.rewards.items()},
     }
+    # A model with a version is recorded with it, and its weights may not be on this machine.
+    models = {name: Path(model.location) for name, model in pinned.items() if model.version is None}
+    scoring = {Path(model.location) for model in run.models.frozen.values() if model.version is None}
     with ThreadPoolExecutor() as threads:
-        for path in {*models.values(), *frozen_models.values()}:
+        for path in {*models.values(), *scoring}:
             verify_if_sealed(path, remedy=_DAMAGED)
         by_path = dict(zip(models.values(), threads.map(_model, models.values()), strict=True))
     return {

@@ -16,7 +16,6 @@ from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
 from rlad.teacher.wire_format import TeacherIdentity
 from rlad.tokenizers.vocabulary import Vocabulary, scoring_problem, vocabulary_of
-from rlad.verifiers import reward_models
 
 TEACHER_KEY = "teacher_id"
 """Metadata key of a prompt for its teacher's id, or for a mapping of ids to weights."""
@@ -81,13 +80,16 @@ def _named_mix(record: PromptRecord, named: Any) -> Mapping[str, float]:
         ) from error
 
 
-def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: Mapping[str, Path]) -> None:
+def require_one_vocabulary(
+    config: RunConfig, *, student: Path, scoring_models: Mapping[str, Path], reward_models: Mapping[str, Path]
+) -> None:
     """Refuse teachers, a reference and reward models that cannot score the student's tokens.
 
     Args:
         config: The run's configuration.
         student: Directory of the student.
         scoring_models: Directories of the frozen models that score, by pool.
+        reward_models: Directories of the reward models, by task.
 
     Raises:
         VocabularyMismatchError: Naming the pool and the differing tokens.
@@ -95,17 +97,22 @@ def require_one_vocabulary(config: RunConfig, *, student: Path, scoring_models: 
     vocabulary = vocabulary_of(load_tokenizer(student)).within(output_size(student))
     for pool, path in scoring_models.items():
         require_can_read(pool, path, vocabulary)
-    for task, reward_model in reward_models(config.verifiers).items():
-        require_can_read(reward_pool_name(task), reward_model.path, vocabulary)
+    for task, path in reward_models.items():
+        require_can_read(reward_pool_name(task), path, vocabulary)
 
 
-def require_can_read(pool: str, model: Path | str, student: Vocabulary) -> None:
+def require_can_read(pool: str, model: Path, student: Vocabulary) -> None:
     """Refuse a model that cannot read the student's token ids. It may have further tokens, and other padding.
+
+    Args:
+        pool: Pool of the model.
+        model: Directory with its configuration and tokenizer.
+        student: Vocabulary of the student.
 
     Raises:
         VocabularyMismatchError: Naming the pool and the differing tokens.
     """
-    problem = scoring_problem(student, vocabulary_of(load_tokenizer(model)), teacher_rows=output_size(Path(model)))
+    problem = scoring_problem(student, vocabulary_of(load_tokenizer(model)), teacher_rows=output_size(model))
     if problem is not None:
         raise vocabulary_mismatch(pool, problem)
 

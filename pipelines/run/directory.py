@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlad.errors import ConfigError, CorruptFileError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.manifest import require_no_links
 from rlad.integrity.seals import SEALS, Seals
+from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
@@ -44,6 +46,7 @@ class RunDirectory:
     cluster = property(lambda self: self.path / "cluster.json")
     teachers = property(lambda self: self.path / "teachers.json")
     inputs = property(lambda self: self.path / "inputs.json")
+    models = property(lambda self: self.path / "models.json")
     status = property(lambda self: self.path / "status.json")
     seals = property(lambda self: Seals(self.path))
 
@@ -111,7 +114,7 @@ class RunDirectory:
 
     def _remove(self, made: Sequence[Path]) -> None:
         """Remove the files of a run that has not begun, and the folders made for it. Other files stay."""
-        for path in (self.config, self.status, self.inputs, self.path / SEALS, self.path / _LOCK):
+        for path in (self.config, self.status, self.models, self.inputs, self.path / SEALS, self.path / _LOCK):
             path.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):  # another run has made something in it
@@ -128,6 +131,18 @@ class RunDirectory:
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         self.seals.verify(remedy=_DAMAGED)
         return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
+
+    def record_models(self, models: Mapping[str, PinnedModel]) -> None:
+        """Record the models of the run by the setting that names them. A continued run keeps the first record."""
+        if not self.models.is_file():
+            records = {setting: asdict(model) for setting, model in models.items()}
+            self.seals.write(self.models, json.dumps(records, indent=2) + "\n")
+
+    def read_models(self) -> dict[str, PinnedModel]:
+        """Read the models that the run was started with, by setting; empty before they are recorded."""
+        if not self.models.is_file():
+            return {}
+        return {setting: PinnedModel(**model) for setting, model in json.loads(self.models.read_text()).items()}
 
     def record_teachers(self, fingerprints: Mapping[str, str]) -> None:
         """Record the fingerprints of the teachers by id. A continued run must have the same teachers.
@@ -192,12 +207,28 @@ class RunDirectory:
 
     def _require_same(self, config: RunConfig) -> None:
         stored, given = self.read_config().model_dump(mode="json"), config.model_dump(mode="json")
+        for setting, model in self.read_models().items():
+            # A reference may be replaced by its recorded version, for example a branch by its commit.
+            if _at(given, setting) == model.label:
+                _set(given, setting, _at(stored, setting))
         different = [key for key in given if key not in _MAY_CHANGE_ON_RESUME and stored.get(key) != given[key]]
         if different:
             raise ConfigError(
                 f"{self.path} was started with other settings of {', '.join(different)}: a run is continued as it was "
                 f"started (see {self.config}); for other settings choose another --run-dir"
             )
+
+
+def _at(settings: Any, setting: str) -> Any:
+    """Return the value of a dotted setting; None if it does not exist."""
+    for key in setting.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+def _set(settings: dict[str, Any], setting: str, value: Any) -> None:
+    parents, _, key = setting.rpartition(".")
+    _at(settings, parents)[key] = value
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

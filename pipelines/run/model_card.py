@@ -27,7 +27,7 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
 ---
 # {config.name}
 
-`{config.student.path}`, trained by rlad {__version__} with objective {_objective(config)}{_teacher(config)}: {steps}
+`{_student(run, config)}`, trained by rlad {__version__} with objective {_objective(config)}{_teacher(config)}: {steps}
 with {_batch(config)} and {updates} per step, learning rate
 {config.learner.optimizer.lr:g}{_adapters(config)}.
 
@@ -43,6 +43,11 @@ All settings are in the run's `config.yaml`.
     write_atomically(run.export / "README.md", str(ModelCard(text)))
     if (run.export / MANIFEST).is_file():
         add_to_manifest(run.export, "README.md")
+
+
+def _student(run: RunDirectory, config: RunConfig) -> str:
+    recorded = run.read_models().get("student.path")
+    return config.student.path if recorded is None else recorded.label
 
 
 def _objective(config: RunConfig) -> str:

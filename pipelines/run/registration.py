@@ -9,15 +9,15 @@ from pathlib import Path
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.result import finished_result, run_id_of
 from rlad import __version__
-from rlad.config import RunConfig, TeacherConfig
+from rlad.config import RunConfig, SharedTeacherConfig, TeacherConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import load_prompts
 from rlad.data.records import dataset_fingerprint
-from rlad.errors import PlanError, RunDirectoryError
+from rlad.errors import RladError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.manifest import verify_if_sealed
 from rlad.model_fingerprint import model_fingerprint
-from rlad.models.references import resolve_model
+from rlad.models.locations import PinnedModel, fetch_model, pin_model
 from rlad.registry.change_log import utc_now
 from rlad.registry.registry import ModelRegistry
 from rlad.registry.versions import Lineage, ModelVersion, parse_reference
@@ -79,15 +79,15 @@ def register_run(
 
 def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> Lineage:
     """Return the lineage of a run's student. Reads the training prompts and the weights of local teachers."""
-    prompts = load_prompts(config.prompts)
+    prompts, models = load_prompts(config.prompts), run.read_models()
     return Lineage(
         run_id=run_id_of(config, run),
         run_dir=str(run.path),
         config_sha256=hashlib.sha256(run.config.read_bytes()).hexdigest(),
         parent=parent,
-        base_model=config.student.path,
+        base_model=_label(config.student.path, models.get("student.path")),
         teachers={
-            name: _path_with_fingerprint(teacher.path) if isinstance(teacher, TeacherConfig) else teacher.label
+            name: _teacher_label(teacher, models.get("teacher.path" if config.teacher else f"teachers.{name}.path"))
             for name, teacher in config.teachers_by_id.items()
         },
         prompts_fingerprint=dataset_fingerprint(prompts),
@@ -99,13 +99,25 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
     )
 
 
-def _path_with_fingerprint(model_path: str) -> str:
-    """Return a model's path with the fingerprint of its weights, or only the path if they are not on this machine."""
+def _label(reference: str, recorded: PinnedModel | None) -> str:
+    """Return a model reference, with the version that the run has resolved it to if it has one."""
+    return reference if recorded is None else recorded.label
+
+
+def _teacher_label(teacher: TeacherConfig | SharedTeacherConfig, recorded: PinnedModel | None) -> str:
+    """Return a teacher with its version, or a directory of this machine with the fingerprint of its weights."""
+    if not isinstance(teacher, TeacherConfig):
+        return teacher.label
+    if recorded is not None and recorded.version is not None:
+        return recorded.label
     try:
-        directory = resolve_model(model_path)
-    except PlanError:
-        return model_path
-    return f"{model_path} ({model_fingerprint(directory, tokenizer=tokenizer_fingerprint(directory))})"
+        pinned = pin_model(teacher.path)
+        if pinned.version is not None:
+            return pinned.label
+        directory = fetch_model(pinned.location)
+    except RladError:
+        return teacher.path
+    return f"{teacher.path} ({model_fingerprint(directory, tokenizer=tokenizer_fingerprint(directory))})"
 
 
 def _git_commit(root: Path) -> str | None:

@@ -34,6 +34,7 @@ from rlad.data.trace_files import TraceFolder, TraceManifest
 from rlad.data.trace_records import Trace, TracedPrompt, TraceProvenance
 from rlad.errors import ConfigError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint
+from rlad.models.locations import fetch_model
 from rlad.tokenizers.decoding import ResponseDecoder
 from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 
@@ -57,7 +58,7 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
         ConfigError: The run has no teacher that generates traces.
     """
     config, offline, teacher = run.config, offline_settings(run.config), _teacher(run.config)
-    directory = run.frozen_models["teacher"]
+    directory = fetch_model(run.models.frozen["teacher"].location)
     tokenizer = load_tokenizer(directory)
     problem = scoring_problem(run.vocabulary, vocabulary_of(tokenizer))
     if problem is not None:
@@ -109,7 +110,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
     generator, timeout_s = offline.generator_of(config.rollout), config.cluster.start_timeout_s
     rollout = RolloutPool(
         generator,
-        model_path=str(run.frozen_models["teacher"]),
+        model_path=run.models.frozen["teacher"].location,
         dtype=teacher.dtype,
         seed=config.seed,
         start_timeout_s=timeout_s,
@@ -119,8 +120,8 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
     )
     verifiers = VerdictPools(
         config.verifier_pool,
-        config.verifiers,
-        tokenizer_path=str(run.student),
+        run.models.verifiers(config),
+        tokenizer_path=run.models.student.location,
         start_timeout_s=timeout_s,
         cluster=config.cluster,
     )

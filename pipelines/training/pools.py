@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from actors.pool.placement import HEAD_POOL, selector_of
+from actors.pool.placement import HEAD_POOL, reward_pool_name, selector_of
 from actors.pool.pool import Scalable
 from actors.rollout.pool import RolloutPool
 from actors.teacher.client import Teacher, TeacherClient
@@ -19,13 +18,18 @@ from actors.teacher.deployment import TeacherReplicas, attach_teacher, delete_te
 from actors.teacher.remote import attach_remote_teacher
 from actors.verifier.reward_pool import VerdictPools
 from actors.weights.transports import WeightTransport
+from pipelines.cluster.node_models import PoolModel, fetch_on_nodes
+from pipelines.resolution.models import ResolvedModels
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.resolution.sampling import sampling_tokens
 from pipelines.resolution.teacher_routing import require_can_score
+from pipelines.run.progress import RunProgress
 from pipelines.training.deadlines import together
 from rlad.config import EvaluationSuite, RunConfig, ServiceTeacherConfig, SharedTeacherConfig
 from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
+from rlad.models.locations import fetch_model
 from rlad.tokenizers.stopping import SamplingTokens
+from rlad.verifiers import reward_models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +65,8 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: Act
         owner: Actor of this driver. If the driver dies, the run's own teachers are deleted.
     """
     config = run.config
-    rollout = _rollout_pool(config, run.sampling, student=run.student, run_id=run.run_id, transport=transport)
-    verifiers = _verdict_pools(config, student=run.student)
+    rollout = _rollout_pool(config, run.models, run.sampling, run_id=run.run_id, transport=transport)
+    verifiers = _verdict_pools(config, run.models)
     scoring = config.scoring_pools
     async with AsyncExitStack() as closing:
         clients: dict[str, Teacher] = {}
@@ -95,12 +99,13 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: Act
 
 @asynccontextmanager
 async def open_evaluation_pools(
-    suite: EvaluationSuite, *, student: Path, run_id: str
+    suite: EvaluationSuite, models: ResolvedModels, *, run_id: str
 ) -> AsyncIterator[tuple[RolloutPool, VerdictPools]]:
     """Start the pools of an evaluation, rollout workers and verifiers, and close them at the end of the block."""
+    student = fetch_model(models.student.location, weights=False)
     sampling = sampling_tokens(load_tokenizer(student), student, suite)
-    rollout = _rollout_pool(suite, sampling, student=student, run_id=run_id, transport=None)
-    verifiers = _verdict_pools(suite, student=student)
+    rollout = _rollout_pool(suite, models, sampling, run_id=run_id, transport=None)
+    verifiers = _verdict_pools(suite, models)
     async with AsyncExitStack() as closing:
         closing.push_async_callback(rollout.close)
         for pool in verifiers.pools:
@@ -109,17 +114,50 @@ async def open_evaluation_pools(
         yield rollout, verifiers
 
 
+def pool_models(config: RunConfig | EvaluationSuite, models: ResolvedModels) -> list[PoolModel]:
+    """Return the models that the workers of each pool load."""
+    student, rollout = models.student.location, config.rollout
+    found = [PoolModel(pool="rollout", location=student, on_gpu=rollout.gpus_per_worker > 0)]
+    if isinstance(config, RunConfig):
+        found.append(PoolModel(pool="learner", location=student, on_gpu=config.learner.gpus_per_rank > 0))
+        for pool, model in models.frozen.items():
+            gpus = config.frozen_models[pool].gpus_per_replica
+            if pool == "teacher" and config.offline is not None:
+                gpus = config.offline.generator_of(rollout).gpus_per_worker
+            found.append(PoolModel(pool=pool, location=model.location, on_gpu=gpus > 0))
+    rewards = reward_models(config.verifiers)
+    return found + [
+        PoolModel(pool=reward_pool_name(task), location=model.location, on_gpu=rewards[task].gpus_per_worker > 0)
+        for task, model in models.rewards.items()
+    ]
+
+
+def fetch_for_pools(config: RunConfig | EvaluationSuite, models: ResolvedModels, progress: RunProgress) -> None:
+    """Download the models of all pools on every node that may run their workers.
+
+    Raises:
+        RladError: The error of a download.
+    """
+    states = fetch_on_nodes(config.cluster, pool_models(config, models))
+    first = next(states, None)
+    if first is None:
+        return
+    with progress.phase("downloading models to the nodes", total=first[1]) as phase:
+        for finished, total in states:
+            phase.advance(f"{finished} of {total} nodes")
+
+
 def _rollout_pool(
     config: RunConfig | EvaluationSuite,
+    models: ResolvedModels,
     sampling: SamplingTokens,
     *,
-    student: Path,
     run_id: str,
     transport: WeightTransport | None,
 ) -> RolloutPool:
     return RolloutPool(
         config.rollout,
-        model_path=str(student),
+        model_path=models.student.location,
         dtype=config.student.dtype,
         seed=config.seed,
         start_timeout_s=config.cluster.start_timeout_s,
@@ -131,11 +169,11 @@ def _rollout_pool(
     )
 
 
-def _verdict_pools(config: RunConfig | EvaluationSuite, *, student: Path) -> VerdictPools:
+def _verdict_pools(config: RunConfig | EvaluationSuite, models: ResolvedModels) -> VerdictPools:
     return VerdictPools(
         config.verifier_pool,
-        config.verifiers,
-        tokenizer_path=str(student),
+        models.verifiers(config),
+        tokenizer_path=models.student.location,
         start_timeout_s=config.cluster.start_timeout_s,
         cluster=config.cluster,
     )
@@ -179,13 +217,12 @@ async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closin
 
 async def _deploy(pool: str, run: ResolvedRun, owner: ActorHandle) -> TeacherClient:
     """Deploy a frozen model of the run as a Serve application."""
-    directory = run.frozen_models[pool]
-    local = run.config.scoring_pools[pool].model_copy(update={"path": str(directory)})
+    local = run.config.scoring_pools[pool].model_copy(update={"path": run.models.frozen[pool].location})
     return await deploy_teacher(
         local,
         app_name=f"{run.run_id}-{pool}",
         # The vocabularies are compared at the start of the run. The teacher may have further tokens.
-        tokenizer_fingerprint=await asyncio.to_thread(tokenizer_fingerprint, directory),
+        tokenizer_fingerprint=await asyncio.to_thread(tokenizer_fingerprint, run.frozen_models[pool]),
         start_timeout_s=run.config.cluster.start_timeout_s,
         label_selector=selector_of(run.config.cluster, pool),
         owner=owner,

@@ -74,7 +74,7 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
     is_support_padded = run.config.objective.teacher_support is not None and run.config.shared_teachers
     settings = LearnerSettings.of(
         run.config,
-        student=run.student,
+        student=run.models.student.location,
         run_dir=run.directory.path,
         broker=broker,
         vocabulary_size=None if is_support_padded else run.sampling.vocabulary_size,

@@ -13,8 +13,8 @@ class ModelConfig(ConfigModel):
     """The student model."""
 
     path: str = Field(
-        description="Hugging Face model directory, or `starter:RECIPE/ROLE` for a starter model made by `rlad "
-        "pretrain`."
+        description="Model reference: a directory, a hub id `OWNER/NAME[@REVISION]`, `s3://...` or `gs://...`, "
+        "`registry:MODEL@ALIAS`, or `starter:RECIPE/ROLE`. See how-to/models.md."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Precision of the weights in the engines. The learner keeps float32 master weights."

@@ -68,7 +68,7 @@ class ScoringConfig(ConfigModel):
 class TeacherConfig(ScoringConfig):
     """A teacher that the run deploys as a Ray Serve application and deletes when it ends."""
 
-    path: str = Field(description="Hugging Face model directory, or `starter:RECIPE/ROLE`.")
+    path: str = Field(description="Model reference, as `student.path`.")
 
     @property
     def label(self) -> str:
@@ -82,9 +82,7 @@ class ReferenceConfig(ScoringConfig):
     Deployed like a teacher, but only asked for the log-probabilities of sampled tokens.
     """
 
-    path: str | None = Field(
-        None, description="Model directory or starter model, as `teacher.path`; null means the initial student."
-    )
+    path: str | None = Field(None, description="Model reference, as `student.path`; null means the initial student.")
 
 
 class _SharedTeacherConfig(ConfigModel):

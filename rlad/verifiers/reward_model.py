@@ -25,7 +25,8 @@ class RewardModelVerifierConfig(BaseModel):
 
     name: Literal["reward_model"]
     path: str = Field(
-        description="Hugging Face model directory. The model reads prompt and response as token ids of the student."
+        description="Model reference, as `student.path`. The model reads prompt and response as token ids of the "
+        "student."
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     transform: Literal["none", "sigmoid"] = Field(

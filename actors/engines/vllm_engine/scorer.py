@@ -258,5 +258,5 @@ class _ModelLimits:
 def _model_limits(model_path: str) -> _ModelLimits:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=False).get_text_config()
     return _ModelLimits(context_tokens=int(config.max_position_embeddings), vocabulary=int(config.vocab_size))

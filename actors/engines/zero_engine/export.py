@@ -62,7 +62,7 @@ def export_model(
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config.dtype = next(iter(weights.values())).dtype
     config.save_pretrained(partial)
     save_torch_state_dict(dict(weights), partial)

@@ -152,11 +152,11 @@ def load_policy_model(
         seed: Seed of the adapters.
         vocabulary_size: Number of token ids, as for `token_statistics`.
     """
-    config = AutoConfig.from_pretrained(model_path)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
         setattr(config, name, 0.0)
     causal_lm = AutoModelForCausalLM.from_pretrained(
-        model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION
+        model_path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION, use_safetensors=True
     )
     if activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -88,7 +88,7 @@ def test_engine_and_learner_agree_on_log_probabilities_in_every_step(run: RunDir
 
 
 def test_the_student_changed_and_loads_with_plain_transformers(run: RunDirectory) -> None:
-    from rlad.models.references import resolve_model
+    from rlad.models.locations import resolve_model
 
     student = AutoModelForCausalLM.from_pretrained(run.export)
     start = AutoModelForCausalLM.from_pretrained(resolve_model(run.read_config().student.path))

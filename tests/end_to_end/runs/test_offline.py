@@ -26,7 +26,7 @@ from rlad.contracts import Outcome
 from rlad.data.order import PromptOrder
 from rlad.data.trace_files import TraceManifest
 from rlad.data.training_traces import TrainingTraces
-from rlad.models.references import resolve_model
+from rlad.models.locations import resolve_model
 from rlad.verifiers import build_verifier
 
 from ..learner.learner_reference import response_logprobs

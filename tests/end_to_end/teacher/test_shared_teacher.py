@@ -37,7 +37,7 @@ from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import AccessError, EngineError, PlanError, RladError, VocabularyMismatchError
 from rlad.ledger import Ledger
-from rlad.models.references import resolve_model
+from rlad.models.locations import resolve_model
 from rlad.teacher.http_client import TeacherHttpClient
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]

@@ -15,7 +15,7 @@ from rlad.config import load_run_config
 
 ROOT = Path(__file__).parents[3]
 SMOKE = "configs/smoke_cpu.yaml"
-OF_MODELS_ELSEWHERE = "configs/qwen3_8b_math_30k.yaml"
+OF_MODELS_ELSEWHERE = "configs/qwen3_8b_math_30k.yaml student.path=/models/none teacher.path=/models/none"
 BY_HAND = "simulate {smoke} --token-ms 10 --learner-token-ms 0.5 --teacher-token-ms 0.2 --steps 2"
 
 # Each line of its input is a command, all of one process; what it prints of each: the heavy packages that came with it

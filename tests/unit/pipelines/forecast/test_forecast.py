@@ -333,7 +333,7 @@ def test_runs_that_cannot_be_forecast_are_refused(qwen: dict[str, Path]) -> None
     with pytest.raises(PlanError, match="these pools run on CPU: rollout, teacher, learner"):
         pool_costs(smoke, "h100", median_tokens=None, tail=10, prompt_tokens=None, assume=None)
     config = round_config(Path("/nowhere"), qwen["8B"])
-    with pytest.raises(PlanError, match="the size of the student is unknown: no config.json at /nowhere"):
+    with pytest.raises(PlanError, match="the size of the student is unknown: no model at '/nowhere'"):
         pool_costs(config, "h100", median_tokens=None, tail=10, prompt_tokens=None, assume=None)
     with pytest.raises(PlanError, match="unknown device 'h900'; expected one of a100, h100, h200, b200"):
         find_device("h900")

@@ -153,16 +153,27 @@ def test_next_id_follows_the_highest_suffix() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("student.path=models/student",), "student.path: models/student is relative and not uploaded"),
-        (("teacher.path=Qwen/Qwen3-8B",), "teacher: path: Qwen/Qwen3-8B is relative"),
+        (("student.path=./models/student",), "student.path: ./models/student is relative and not uploaded"),
+        (("teacher.path=a/model/here",), "teacher: path: a/model/here is relative"),
+        (("teacher.path=ignored/model",), "teacher: path: ignored/model is relative"),
         (("objective.alhpa=0.3",), "did you mean `alpha`"),
     ],
 )
 def test_relative_model_path_is_refused_before_the_upload(
     overrides: tuple[str, ...], message: str, project: Path
 ) -> None:
+    (project / "ignored" / "model").mkdir(parents=True)
+    (project / ".gitignore").write_text("ignored/\n")
     with pytest.raises(ConfigError, match=message):
         read_submission(Path("configs/smoke.yaml"), overrides, run_dir=None, directory=read_project(project))
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B", "Qwen/Qwen3-8B@main", "s3://bucket/model", "registry:kk@3"])
+def test_models_that_nodes_download_need_no_upload(model: str, project: Path) -> None:
+    submission = read_submission(
+        Path("configs/smoke.yaml"), (f"teacher.path={model}",), run_dir=None, directory=read_project(project)
+    )
+    assert f"teacher.path={model}" in submission.entrypoint
 
 
 def test_prompt_file_is_uploaded_or_absolute(project: Path) -> None:

@@ -101,9 +101,9 @@ def test_gpu_pods_have_as_much_host_memory_as_gpu_memory() -> None:
 
 def test_offloaded_optimizer_state_needs_a_known_student(make_model: Callable[..., Path]) -> None:
     changes = ["learner.offload_optimizer=true", "rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8"]
+    unknown = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*changes, "student.path=/models/none"])
     with pytest.raises(PlanError, match="set the memory of a pod"):
-        groups_of(load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", changes))
-    unknown = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", changes)
+        groups_of(unknown)
     assert groups_of(unknown, memory_gib={"learner": 300})["learner"].memory_gib == 300
     known = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*changes, f"student.path={make_model()}"])
     # Fewer than a million parameters: the state of both ranks rounds up to one GiB.

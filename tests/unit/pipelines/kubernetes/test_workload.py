@@ -42,6 +42,21 @@ def test_paths_are_resolved_against_the_shared_storage() -> None:
     assert settings["evaluation"]["prompts"]["path"] == "/mnt/rlad/data/aime24.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("reference", "seen"),
+    [
+        ("Qwen/Qwen3-8B@main", "Qwen/Qwen3-8B@main"),
+        ("s3://bucket/model", "s3://bucket/model"),
+        ("registry:kk@production", "registry:kk@production"),
+        ("./models/mine", "/mnt/rlad/models/mine"),
+        ("models/a/b", "/mnt/rlad/models/a/b"),
+    ],
+)
+def test_only_directories_are_resolved_against_the_shared_storage(reference: str, seen: str) -> None:
+    settings = read_workload(CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={reference}"]).settings
+    assert settings["student"]["path"] == seen
+
+
 def test_overrides_apply_to_every_method_of_a_comparison() -> None:
     workload = read_workload(CONFIGS / "ablation_alpha_cpu.yaml", ["training.steps=3", "rollout.workers=2"])
     assert all(

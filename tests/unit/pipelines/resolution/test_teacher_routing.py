@@ -50,7 +50,7 @@ def prompt(name: str, task: str, **metadata: Any) -> PromptRecord:
 
 def check_vocabularies(config: RunConfig) -> None:
     models = {pool: Path(model.path) for pool, model in config.scoring_pools.items()}
-    require_one_vocabulary(config, student=Path(config.student.path), scoring_models=models)
+    require_one_vocabulary(config, student=Path(config.student.path), scoring_models=models, reward_models={})
 
 
 def test_the_teacher_in_a_prompt_s_metadata_overrides_its_task_s_route() -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pipelines.starters.building import ensure_starters
 from pipelines.starters.progress import StarterProgress
 from rlad.errors import EngineError, PlanError
-from rlad.models.references import resolve_model
+from rlad.models.locations import resolve_model
 from rlad.starters import RECIPES, ROLES, is_missing_starter, starter_directory
 from rlad.starters.cache import RECORD_FILE, starters_folder
 from rlad.starters.recipes import RoleRecipe, StarterRecipe
@@ -137,5 +137,5 @@ def test_invalid_model_path_is_rejected(path: str, problem: str) -> None:
 
 def test_model_directory_resolves_to_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert resolve_model(str(tmp_path)) == tmp_path
+    assert resolve_model(str(tmp_path), weights=False) == tmp_path
     assert not is_missing_starter(str(tmp_path))

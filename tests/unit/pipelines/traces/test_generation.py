@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.messages import VerifierResult
+from pipelines.resolution.models import ResolvedModels
 from pipelines.resolution.prompts import EncodedPrompts
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.directory import RunDirectory
@@ -26,6 +27,7 @@ from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.data.trace_files import TraceFolder
 from rlad.data.training_traces import TrainingTraces, write_training_traces
 from rlad.errors import PlanError, VocabularyMismatchError
+from rlad.models.locations import pin_model
 from rlad.objectives import SftConfig, build_objective
 from rlad.packing import BatchRules, LossNormalizer, build_training_batch
 from rlad.tokenizers.decoding import ResponseDecoder
@@ -53,10 +55,12 @@ def resolved(config: RunConfig, prompts: EncodedPrompts) -> ResolvedRun:
     """A resolved run with these prompts, for offline distillation from `config.teacher`."""
     student = Path(config.student.path)
     assert isinstance(config.teacher, TeacherConfig)
+    models = ResolvedModels(student=pin_model(config.student.path), frozen={"teacher": pin_model(config.teacher.path)})
     return ResolvedRun(
         config=config,
         directory=RunDirectory("unused"),
         run_id="unused",
+        models=models,
         student=student,
         tokenizer_fingerprint=tokenizer_fingerprint(student),
         frozen_models={"teacher": Path(config.teacher.path)},
