@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.overlap import DisjointPrompts, disjoint
+from pipelines.resolution.prompts import EncodedPrompts, pinned, prepare_prompts, require_group_key
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
-from pipelines.run.directory import RunDirectory
+from pipelines.run.directory import PromptsRecord, RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
 from rlad.data.chat import tokenizer_fingerprint
-from rlad.data.records import dataset_fingerprint
 from rlad.models.references import resolve_model
 from rlad.verifiers import CodeTestsVerifierConfig
 
@@ -45,6 +45,11 @@ class ResolvedRun:
     evaluation_prompts: EncodedPrompts
     teachers_by_prompt: Mapping[str, Mapping[str, float]]
 
+    @property
+    def prompts_record(self) -> PromptsRecord:
+        """Record of the prompts, by which a continued run finds the same ones."""
+        return _record_of(self.prompts, self.evaluation_prompts)
+
 
 def require_isolated_programs(config: RunConfig) -> None:
     """Refuse verifiers that run programs where the sandbox does not hold.
@@ -67,15 +72,15 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         ConfigError: A verifier runs programs of the student, and this machine isolates them less than it requires.
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
+        ConfigError: A continued run has other prompts than it was started with.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
     require_isolated_programs(config)
     student = resolve_model(config.student.path)
     started = config.frozen_models if config.needs_teacher else config.scoring_pools
     frozen_models = {pool: resolve_model(model.path) for pool, model in started.items()}
-    prompts = prepare_prompts(config.prompts, config, student)
-    evaluation_prompts = prepare_prompts(config.evaluation.prompts, config, student)
-    require_disjoint(prompts, evaluation_prompts)
+    prepared = _prepared(config, directory, student)
+    prompts, evaluation_prompts = prepared.training, prepared.evaluation
     require_group_key(evaluation_prompts, config.evaluation)
     teachers_by_prompt = route_prompts(config, prompts.records)
     scoring_models = {pool: path for pool, path in frozen_models.items() if pool in config.scoring_pools}
@@ -88,7 +93,32 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         tokenizer_fingerprint=tokenizer_fingerprint(student),
         frozen_models=frozen_models,
         prompts=prompts,
-        dataset_fingerprint=dataset_fingerprint(prompts.records),
+        dataset_fingerprint=prompts.fingerprint,
         evaluation_prompts=evaluation_prompts,
         teachers_by_prompt=teachers_by_prompt,
+    )
+
+
+def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> DisjointPrompts:
+    """Read the prompts of a run. A continued run reads hub data sets at the recorded commits.
+
+    Raises:
+        ConfigError: They are not those that the run was started with.
+    """
+    recorded = directory.recorded_prompts()
+    versions = {} if recorded is None else recorded.versions
+    found = disjoint(
+        prepare_prompts(pinned(config.prompts, versions), config, student),
+        prepare_prompts(pinned(config.evaluation.prompts, versions), config, student),
+        config.evaluation.overlap,
+    )
+    directory.require_same_prompts(_record_of(found.training, found.evaluation))
+    return found
+
+
+def _record_of(training: EncodedPrompts, evaluation: EncodedPrompts) -> PromptsRecord:
+    return PromptsRecord(
+        training=training.fingerprint,
+        evaluation=evaluation.fingerprint,
+        versions={**training.versions, **evaluation.versions},
     )

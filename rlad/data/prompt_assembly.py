@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from rlad.config.prompts import PromptFile
+from rlad.config.prompts import PromptRows
 from rlad.data.layouts.base import Columns, RawPrompt
 from rlad.data.layouts.values import chat_or_text, id_text, is_missing, plain, text_answer
 from rlad.data.records import PromptRecord
@@ -23,7 +23,7 @@ _TURN_START = re.compile(
 _INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 
 
-def assemble(raw: RawPrompt, row: Columns, source: PromptFile) -> tuple[PromptRecord, bool]:
+def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRecord, bool]:
     """Return the record of a row, and whether its id was made from its content.
 
     Raises:
@@ -51,7 +51,7 @@ def content_digest(*content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _prompt(raw: RawPrompt, source: PromptFile) -> Any:
+def _prompt(raw: RawPrompt, source: PromptRows) -> Any:
     prompt = chat_or_text(raw.prompt)
     if isinstance(prompt, str) and prompt.strip():
         if not _is_verbatim(raw, prompt, source):
@@ -73,13 +73,13 @@ def _prompt(raw: RawPrompt, source: PromptFile) -> Any:
     return tuple(prompt)
 
 
-def _is_verbatim(raw: RawPrompt, text: str, source: PromptFile) -> bool:
+def _is_verbatim(raw: RawPrompt, text: str, source: PromptRows) -> bool:
     if source.chat is not None:
         return not source.chat
     return (raw.verbatim and source.system_prompt is None) or _TURN_START.match(text) is not None
 
 
-def _task(raw: RawPrompt, source: PromptFile) -> Any:
+def _task(raw: RawPrompt, source: PromptRows) -> Any:
     candidates = [raw.task, source.task] if raw.task_is_explicit else [source.task, raw.task]
     return next((task for task in candidates if not is_missing(task)), DEFAULT_TASK)
 

@@ -1,24 +1,27 @@
-"""Prompt files: recognition of the layout, records, duplicates, and a report of how the files were read."""
+"""Prompts of data files and hub data sets: layout, records, duplicates, and a report of how they were read."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlad.config.prompts import PromptFile
+from rlad.config.prompts import HubPrompts, PromptFile, PromptRows
 from rlad.data.knights_knaves.prompts import SET_COLUMNS, Form, is_knights_knaves_set
 from rlad.data.layouts.base import Columns, Layout, RawPrompt
 from rlad.data.layouts.mapped import MappedLayout
 from rlad.data.layouts.registry import recognise
+from rlad.data.order import Mixture
 from rlad.data.prompt_assembly import assemble, content_digest
-from rlad.data.prompt_paths import prompt_paths
-from rlad.data.records import PromptRecord
-from rlad.data.row_files import Location, RowFile, row_file
+from rlad.data.prompt_paths import SourceFile, source_files
+from rlad.data.records import PromptRecord, question_key
+from rlad.data.row_files import Location, Row, RowFile, row_file
+from rlad.data.sources.hub import hub_rows
 from rlad.errors import DataError
 
 _FIELDS = ("id", "prompt", "task", "answer", "metadata")
@@ -27,12 +30,13 @@ _SHOWN_ERRORS = 5
 
 @dataclass(slots=True, kw_only=True)
 class FileReport:
-    """One file of a prompt source.
+    """One file, hub data set or generator of a prompt source.
 
     Attributes:
-        path: Path of the file.
-        format: Format, for example `jsonl`.
+        path: Path or URI of the file, or name of the data set or generator.
+        format: Format, for example `jsonl`; `hub` or `generated` for others than files.
         compression: Compression, or None.
+        version: SHA-256 of a file on an object store, or commit of a hub data set; None for others.
         layout: Name of the layout.
         columns: Columns of the first row.
         rows: Number of rows read.
@@ -41,6 +45,7 @@ class FileReport:
     path: str
     format: str
     compression: str | None
+    version: str | None = None
     layout: str = ""
     columns: list[str] = field(default_factory=list)
     rows: int = 0
@@ -53,6 +58,7 @@ class PromptReading:
     Attributes:
         records: Prompt records.
         locations: Location of each record.
+        question_keys: Key of each record's question (see `rlad.data.records.question_key`).
         files: Files in reading order.
         made_ids: Number of records whose id was made from their content.
         duplicates_kept: Number of records whose prompt and answer occurred before.
@@ -60,10 +66,13 @@ class PromptReading:
         other_answers: Number of records whose prompt occurred before with another answer.
         invalid: Number of rows left out because they are not valid prompts.
         errors: First messages about such rows.
+        mixture: Sources of the records; None if all are of one source.
+        parts: Readings of a mixture's sources by name, in the order of their records.
     """
 
     records: list[PromptRecord] = field(default_factory=list)
     locations: list[Location] = field(default_factory=list)
+    question_keys: list[bytes] = field(default_factory=list)
     files: list[FileReport] = field(default_factory=list)
     made_ids: int = 0
     duplicates_kept: int = 0
@@ -71,10 +80,18 @@ class PromptReading:
     other_answers: int = 0
     invalid: int = 0
     errors: list[str] = field(default_factory=list)
+    mixture: Mixture | None = None
+    parts: dict[str, PromptReading] = field(default_factory=dict)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the files and data sets that are not local, by their names."""
+        files = [*self.files, *(file for part in self.parts.values() for file in part.files)]
+        return {file.path: file.version for file in files if file.version is not None}
 
 
-def read_prompts(source: PromptFile) -> PromptReading:
-    """Read the files of a prompt source.
+def read_prompts(source: PromptFile | HubPrompts) -> PromptReading:
+    """Read the files or the hub data set of a prompt source.
 
     Raises:
         DataError: A file is missing, has no rows or an unknown layout, a row is invalid, or two ids are equal. The
@@ -96,7 +113,7 @@ def read_prompts(source: PromptFile) -> PromptReading:
             collector.add(location, record, is_made=is_made)
     if not reading.records:
         reason = f"; first invalid row: {reading.errors[0]}" if reading.errors else ""
-        raise DataError(f"{source.path} holds no prompts; expected at least one valid row{reason}")
+        raise DataError(f"{source.label} holds no prompts; expected at least one valid row{reason}")
     return reading
 
 
@@ -137,19 +154,46 @@ def write_prompt_file(records: Sequence[PromptRecord], path: str | Path) -> None
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _located_rows(source: PromptFile, reading: PromptReading) -> Iterator[tuple[Location, Columns, Layout]]:
-    """Yield rows with their layout, and add a report of each file."""
-    for path in prompt_paths(source.path):
-        file: RowFile = row_file(path)
-        report = FileReport(path=str(path), format=file.format, compression=file.compression)
+def _located_rows(
+    source: PromptFile | HubPrompts, reading: PromptReading
+) -> Iterator[tuple[Location, Columns, Layout]]:
+    """Yield rows with their layout, and add a report of each file or data set."""
+    for report, rows in _opened(source):
         reading.files.append(report)
         layout: Layout | None = None
-        for location, value in file.rows(source.encoding):
+        for location, value in rows:
             row = _columns(value, location)
             if layout is None:
                 layout = _layout(row, source, location)
                 report.layout, report.columns = layout.name, list(map(str, row))
             yield location, row, layout
+
+
+def _opened(source: PromptFile | HubPrompts) -> Iterator[tuple[FileReport, Iterator[Row]]]:
+    if isinstance(source, HubPrompts):
+        found = hub_rows(source)
+        yield FileReport(path=source.label, format="hub", compression=None, version=found.commit), found.rows
+        return
+    for file in source_files(source.path):
+        with _named(file):
+            data: RowFile = row_file(file.path)
+        report = FileReport(path=file.name, format=data.format, compression=data.compression, version=file.sha256)
+        yield report, _named_rows(file, data.rows(source.encoding))
+
+
+def _named_rows(file: SourceFile, rows: Iterator[Row]) -> Iterator[Row]:
+    with _named(file):
+        for location, row in rows:
+            yield replace(location, path=file.name), row
+
+
+@contextmanager
+def _named(file: SourceFile) -> Iterator[None]:
+    """Let errors name the file as the user does, not its local copy."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(str(file.path), file.name)) from error
 
 
 def _raw_prompt(layout: Layout, row: Columns) -> RawPrompt:
@@ -175,7 +219,7 @@ def _columns(value: Any, location: Location) -> Columns:
     return value
 
 
-def _layout(row: Columns, source: PromptFile, location: Location) -> Layout:
+def _layout(row: Columns, source: PromptRows, location: Location) -> Layout:
     base = recognise(row, source.form)
     if source.columns:
         return MappedLayout(columns={str(name): path for name, path in source.columns.items()}, base=base)
@@ -192,7 +236,7 @@ def _layout(row: Columns, source: PromptFile, location: Location) -> Layout:
 class _Collector:
     """Adds records to a reading, with unique ids and counted duplicates."""
 
-    def __init__(self, source: PromptFile, reading: PromptReading) -> None:
+    def __init__(self, source: PromptRows, reading: PromptReading) -> None:
         self._source = source
         self._reading = reading
         self._ids: dict[str, Location] = {}
@@ -214,7 +258,7 @@ class _Collector:
                 return
             self._reading.duplicates_kept += 1
             if is_made:
-                record = _with_id(record, f"{record.id}-{self._uses[content]}")
+                record = replace(record, id=f"{record.id}-{self._uses[content]}")
         elif prompt in self._prompts:
             self._reading.other_answers += 1
         self._uses[content] += 1
@@ -228,9 +272,4 @@ class _Collector:
         self._reading.made_ids += is_made
         self._reading.records.append(record)
         self._reading.locations.append(location)
-
-
-def _with_id(record: PromptRecord, record_id: str) -> PromptRecord:
-    return PromptRecord(
-        id=record_id, prompt=record.prompt, task=record.task, answer=record.answer, metadata=record.metadata
-    )
+        self._reading.question_keys.append(question_key(record, self._source.prompt_suffix))

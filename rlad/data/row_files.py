@@ -8,7 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rlad.data.file_bytes import compression_of, data_ending, head_of, open_decompressed, require_data
@@ -93,7 +93,7 @@ class RowFile:
             ) from error
 
 
-def is_data_name(path: Path) -> bool:
+def is_data_name(path: PurePath) -> bool:
     """Return True if the ending is that of a prompt file."""
     return data_ending(path) in _FORMATS
 
@@ -166,7 +166,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(_seekable(path)) as file:
-            yield from _batch_rows(file.iter_batches(batch_size=_BATCH_ROWS))
+            yield from table_rows(file.iter_batches(batch_size=_BATCH_ROWS))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
 
@@ -180,15 +180,16 @@ def _arrow_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
         with source:
             if source.read(6) == b"ARROW1":
                 reader = pyarrow.ipc.open_file(source)
-                yield from _batch_rows(reader.get_batch(index) for index in range(reader.num_record_batches))
+                yield from table_rows(reader.get_batch(index) for index in range(reader.num_record_batches))
             else:
                 source.seek(0)
-                yield from _batch_rows(iter(pyarrow.ipc.open_stream(source)))
+                yield from table_rows(iter(pyarrow.ipc.open_stream(source)))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Arrow file: {error}") from error
 
 
-def _batch_rows(batches: Iterator[Any]) -> Iterator[tuple[str, int, Any]]:
+def table_rows(batches: Iterator[Any]) -> Iterator[tuple[str, int, Any]]:
+    """Yield unit, number and value of each row of Arrow record batches."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
