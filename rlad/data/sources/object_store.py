@@ -158,7 +158,10 @@ class _Store:
 
         root = f"{self.bucket}/{folder}".rstrip("/")
         with self._with_context(f"list {self.uri(folder)}"):
-            found = self._filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+            try:
+                found = self._filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            except FileNotFoundError:
+                return []
         return sorted(info.path.removeprefix(f"{root}/") for info in found if info.type == fs.FileType.File)
 
     def fetch(self, key: str) -> FetchedFile:
