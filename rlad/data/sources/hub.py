@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rlad.config.prompts import HubPrompts
 from rlad.data.row_files import Location, Row, table_rows
@@ -49,17 +51,38 @@ def hub_rows(source: HubPrompts) -> HubRows:
         builder = datasets.load_dataset_builder(
             f"hf://datasets/{source.dataset}", source.config, revision=source.revision
         )
-        commit = str(builder.hash)
-        if source.revision is not None and _is_commit(source.revision) and commit != source.revision:
-            raise DataError(
-                f"{source.label}: the cache holds commit {commit}, not {source.revision}, and the hub cannot be "
-                "reached; check the network and HF_HUB_OFFLINE"
-            )
+        if source.revision is not None and _is_commit(source.revision) and builder.hash != source.revision:
+            builder = _cached(source, builder)
         builder.download_and_prepare()
         table = builder.as_dataset(split=source.split).with_format("arrow")
     batches = (batch for table_batch in table.iter(_BATCH_ROWS) for batch in table_batch.to_batches())
     rows = ((Location(source.label, unit, number), row) for unit, number, row in table_rows(batches))
-    return HubRows(commit=commit, rows=rows)
+    return HubRows(commit=str(builder.hash), rows=rows)
+
+
+def _cached(source: HubPrompts, newest: Any) -> Any:
+    """Return the builder of a commit in the cache.
+
+    Without the hub, the library takes the newest commit, whichever is asked for.
+
+    Raises:
+        DataError: The commit is not in the cache.
+    """
+    from datasets.packaged_modules.cache.cache import Cache
+
+    builder = Cache(
+        repo_id=source.dataset,
+        dataset_name=newest.dataset_name,
+        config_name=newest.config.name,
+        version=newest.config.version,
+        hash=source.revision,
+    )
+    if not Path(builder.cache_dir).is_dir():
+        raise DataError(
+            f"{source.label}: the cache holds commit {newest.hash}, not {source.revision}, and the hub cannot be "
+            "reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        )
+    return builder
 
 
 def _is_commit(revision: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,9 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setenv("RLAD_CACHE", str(tmp_path / "cache"))
-    yield Bucket(s3_endpoint)
+    return Bucket(s3_endpoint)
 
 
 def test_files_folders_and_globs_are_read(bucket: Bucket) -> None:
