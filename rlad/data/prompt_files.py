@@ -39,6 +39,7 @@ class FileReport:
         version: SHA-256 of a file on an object store, or commit of a hub data set; None for others.
         layout: Name of the layout.
         columns: Columns of the first row.
+        used: Those columns that hold prompt, answer, id or task; the others become metadata.
         rows: Number of rows read.
     """
 
@@ -48,6 +49,7 @@ class FileReport:
     version: str | None = None
     layout: str = ""
     columns: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
     rows: int = 0
 
 
@@ -102,7 +104,10 @@ def read_prompts(source: PromptFile | HubPrompts) -> PromptReading:
     for location, row, layout in islice(_located_rows(source, reading), source.limit):
         reading.files[-1].rows += 1
         try:
-            record, is_made = assemble(_raw_prompt(layout, row), row, source)
+            raw = _raw_prompt(layout, row)
+            file = reading.files[-1]
+            file.used = file.used or [column for column in file.columns if column in raw.used]
+            record, is_made = assemble(raw, row, source)
         except DataError as error:
             if source.invalid_rows == "refuse":
                 raise DataError(f"{location}: {error}") from error
