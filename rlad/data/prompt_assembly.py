@@ -9,7 +9,8 @@ from typing import Any
 
 from rlad.config.prompts import PromptRows
 from rlad.data.layouts.base import Columns, RawPrompt
-from rlad.data.layouts.values import chat_or_text, id_text, is_missing, plain, text_answer
+from rlad.data.layouts.messages import chat_or_text
+from rlad.data.layouts.values import id_text, is_missing, plain, storable, text_answer
 from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
@@ -20,7 +21,9 @@ _TURN_START = re.compile(
     r"\s*(<s>|<bos>|<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<\|begin▁of▁sentence\|>"
     r"|<｜begin▁of▁sentence｜>|<start_of_turn>|\[INST\]|<\|user\|>|<\|system\|>|<｜User｜>)"
 )
-_INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+")
+_INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
+_MEDIA_COLUMN = re.compile(r"(decoded_)?(image|video|audio)s?|pixel_values", re.IGNORECASE)
+_MEDIA_MARK = re.compile(r"\s*<(image|video|audio)>.*|.*<(image|video|audio)>\s*", re.DOTALL)
 
 
 def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRecord, bool]:
@@ -34,6 +37,7 @@ def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRe
             "missing prompt; add it, name its column with `columns: {prompt: COLUMN}`, or set `invalid_rows: drop`"
         )
     prompt = _prompt(raw, source)
+    _require_text_only(prompt, row)
     answer = text_answer(raw.answer)
     has_id = not is_missing(raw.id)
     record = PromptRecord(
@@ -44,6 +48,24 @@ def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRe
         metadata=_metadata(raw, row),
     )
     return record, not has_id
+
+
+def _require_text_only(prompt: Any, row: Columns) -> None:
+    """Refuse prompts of which images, videos or sound are a part, which the student would never get.
+
+    Raises:
+        DataError: The row has a column with media, or the prompt has a placeholder for it.
+    """
+    column = next((name for name, value in row.items() if _MEDIA_COLUMN.fullmatch(str(name)) and value), None)
+    parts = prompt if isinstance(prompt, tuple) else (prompt,)
+    texts = [part.get("content") if isinstance(part, dict) else part for part in parts]
+    mark = next((text for text in texts if isinstance(text, str) and _MEDIA_MARK.fullmatch(text)), None)
+    if column is not None or mark is not None:
+        where = f"column {column!r}" if column is not None else f"a placeholder in {str(mark)[:40]!r}"
+        raise DataError(
+            f"the prompt has an image, a video or sound ({where}); only text is supported: use a text-only data set, "
+            "or leave out such rows with `invalid_rows: drop`"
+        )
 
 
 def content_digest(*content: Any) -> str:
@@ -90,4 +112,5 @@ def _metadata(raw: RawPrompt, row: Columns) -> dict[str, Any]:
         for column, value in row.items()
         if column not in raw.used and not is_missing(value) and not _INDEX_COLUMN.fullmatch(str(column))
     }
-    return {**others, **plain(raw.metadata)}
+    metadata: dict[str, Any] = storable({**others, **plain(raw.metadata)})
+    return metadata

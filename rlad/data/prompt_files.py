@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from rlad.config.prompts import HubPrompts, PromptFile, PromptRows
 from rlad.data.knights_knaves.prompts import SET_COLUMNS, Form, is_knights_knaves_set
 from rlad.data.layouts.base import Columns, Layout, RawPrompt
+from rlad.data.layouts.generic import likely_columns
 from rlad.data.layouts.mapped import MappedLayout
+from rlad.data.layouts.messages import is_conversation
 from rlad.data.layouts.registry import recognise
+from rlad.data.layouts.values import is_missing, storable
 from rlad.data.order import Mixture
 from rlad.data.prompt_assembly import assemble, content_digest
 from rlad.data.prompt_paths import SourceFile, source_files
@@ -26,6 +29,7 @@ from rlad.errors import DataError
 
 _FIELDS = ("id", "prompt", "task", "answer", "metadata")
 _SHOWN_ERRORS = 5
+_HEAD_ROWS = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +110,8 @@ def read_prompts(source: PromptFile | HubPrompts) -> PromptReading:
         try:
             raw = _raw_prompt(layout, row)
             file = reading.files[-1]
-            file.used = file.used or [column for column in file.columns if column in raw.used]
+            roots = raw.used | {path.partition(".")[0] for path in raw.used}
+            file.used = file.used or [column for column in file.columns if column in roots]
             record, is_made = assemble(raw, row, source)
         except DataError as error:
             if source.invalid_rows == "refuse":
@@ -165,13 +170,39 @@ def _located_rows(
     """Yield rows with their layout, and add a report of each file or data set."""
     for report, rows in _opened(source):
         reading.files.append(report)
-        layout: Layout | None = None
-        for location, value in rows:
-            row = _columns(value, location)
-            if layout is None:
-                layout = _layout(row, source, location)
-                report.layout, report.columns = layout.name, list(map(str, row))
+        located = ((location, _columns(value, location)) for location, value in rows)
+        head, decisive = _head(located, source)
+        if decisive is None:
+            continue
+        layout = _layout(decisive, source, head[0][0])
+        report.layout, report.columns = layout.name, storable(list(map(str, decisive)))
+        for location, row in chain(head, located):
             yield location, row, layout
+
+
+def _head(
+    rows: Iterator[tuple[Location, Columns]], source: PromptRows
+) -> tuple[list[tuple[Location, Columns]], Columns | None]:
+    """Return the first rows, and the one by which the layout is recognised: the first one with prompt and answer.
+
+    A row before it may lack a value, and with it the column or the notation by which the layout is known. Without such
+    a row, the first one of a known layout decides, then the first one.
+    """
+    head: list[tuple[Location, Columns]] = []
+    for location, row in islice(rows, 1 if source.columns else _HEAD_ROWS):
+        head.append((location, row))
+        if (layout := recognise(row, source.form)) is not None and _is_complete(layout, row):
+            return head, row
+    known = next((row for _, row in head if recognise(row, source.form) is not None), None)
+    return head, known or (head[0][1] if head else None)
+
+
+def _is_complete(layout: Layout, row: Columns) -> bool:
+    try:
+        raw = _raw_prompt(layout, row)
+    except DataError:
+        return False
+    return not is_missing(raw.prompt) and not is_missing(raw.answer) and raw.answer != ""
 
 
 def _opened(source: PromptFile | HubPrompts) -> Iterator[tuple[FileReport, Iterator[Row]]]:
@@ -214,7 +245,7 @@ def _raw_prompt(layout: Layout, row: Columns) -> RawPrompt:
 
 
 def _columns(value: Any, location: Location) -> Columns:
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+    if is_conversation(value):
         return {"conversations": value}  # Open-Reasoner-Zero: a row is a list of turns
     if not isinstance(value, dict):
         raise DataError(
@@ -230,10 +261,10 @@ def _layout(row: Columns, source: PromptRows, location: Location) -> Layout:
         return MappedLayout(columns={str(name): path for name, path in source.columns.items()}, base=base)
     if base is None:
         names = ", ".join(map(str, row)) or "none"
-        example = next(iter(row), "COLUMN")
+        prompt, answer = likely_columns(row)
         raise DataError(
             f"{location}: the layout is not known; the columns are: {names}. Name those of the prompt and the answer, "
-            f"for example `columns: {{prompt: {example}, answer: COLUMN}}`"
+            f"for example `columns: {{prompt: {prompt}, answer: {answer}}}`"
         )
     return base
 

@@ -81,6 +81,8 @@ def _check_messages(messages: Any) -> None:
                 f"a message must have exactly `role` and `content`, both text, got {message!r}; correct the row, "
                 "or set `invalid_rows: drop`"
             )
+    if not any(message["content"].strip() for message in messages if message["role"] != "system"):
+        raise DataError(f"the prompt is empty: {messages!r} asks nothing; correct the row, or set `invalid_rows: drop`")
     if messages[-1]["role"] == "assistant":
         raise DataError(
             "the last message has role `assistant`; a prompt must end with a message of another role, "

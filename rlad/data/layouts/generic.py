@@ -41,6 +41,19 @@ class QuestionAnswerLayout:
         )
 
 
+def likely_columns(row: Columns) -> tuple[str, str]:
+    """Return the columns that may hold prompt and answer, `COLUMN` where none stands out, for a message."""
+    names = [str(column) for column in row]
+    prompt = next((name for name in _QUESTIONS if name in map(str.lower, names)), None)
+    if prompt is None:
+        texts = {str(column): value for column, value in row.items() if isinstance(value, str)}
+        prompt = max(texts, key=lambda name: len(texts[name]), default="COLUMN")
+    signs = ("answer", "solution", "truth", "gold", "target", "label", "output", "result")
+    others = [name for name in names if name.lower() != prompt.lower()]
+    answer = next((name for sign in signs for name in others if sign in name.lower()), "COLUMN")
+    return next((name for name in names if name.lower() == prompt), prompt), answer
+
+
 def _find(row: Columns, names: tuple[str, ...]) -> str | None:
     """Return the first column with one of the names, those with a value first."""
     by_name = {str(column).lower(): column for column in row}
