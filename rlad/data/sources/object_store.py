@@ -38,8 +38,10 @@ _OPTIONS = {
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 10.0, 60.0
 _CHUNK_BYTES = 4 << 20
 _RECORD = "fetched.json"
+_SHOWN_CHARACTERS = 240
 _REFUSED = re.compile(
-    r"ACCESS_DENIED|FORBIDDEN|PERMISSION_DENIED|UNAUTHENTICATED|CREDENTIALS|SIGNATURE|INVALID_ACCESS_KEY|\b40[13]\b"
+    r"ACCESS_DENIED|FORBIDDEN|PERMISSION_DENIED|UNAUTHENTICATED|CREDENTIALS|SIGNATURE|INVALID_ACCESS_KEY|ACCESS TOKEN"
+    r"|\b40[13]\b"
 )
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use the machine's role; add "
@@ -160,8 +162,10 @@ class _Store:
         with self._with_context(f"list {self.uri(folder)}"):
             try:
                 found = self._filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            except FileNotFoundError:
-                return []
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or "No such file or directory" in str(error):
+                    return []
+                raise
         return sorted(info.path.removeprefix(f"{root}/") for info in found if info.type == fs.FileType.File)
 
     def fetch(self, key: str) -> FetchedFile:
@@ -257,4 +261,5 @@ def _copied(source: Any, folder: Path, uri: str, size: int) -> FetchedFile:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -145,3 +148,60 @@ def test_unreachable_store_names_the_endpoint() -> None:
     path = "s3://bucket/rows.jsonl?endpoint_override=127.0.0.1:9&scheme=http&anonymous=true"
     with pytest.raises(DataError, match="could not look up .*check the network, and the endpoint"):
         read_prompts(PromptFile(path=path))
+
+
+class GoogleStorage(BaseHTTPRequestHandler):
+    """Reading part of Google Cloud Storage, for one bucket."""
+
+    objects: ClassVar[dict[str, bytes]] = {"p/a.jsonl": lines(1), "p/deep/b.jsonl": lines(2), "p/readme.md": b"x"}
+
+    def do_GET(self) -> None:
+        request, place = urlsplit(self.path), "/storage/v1/b/bucket/o"
+        query, name = parse_qs(request.query), unquote(request.path.removeprefix(f"{place}/"))
+        if request.path == place:
+            found = [self._metadata(key) for key in self.objects if key.startswith(query["prefix"][0])]
+            self._answer(200, json.dumps({"kind": "storage#objects", "items": found}).encode())
+        elif name in self.objects:
+            is_media = query.get("alt") == ["media"]
+            self._answer(200, self.objects[name] if is_media else json.dumps(self._metadata(name)).encode())
+        else:
+            self._answer(404, b'{"error": {"code": 404, "message": "No such object"}}')
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        size = str(len(self.objects[name]))
+        return {
+            "kind": "storage#object",
+            "bucket": "bucket",
+            "name": name,
+            "size": size,
+            "generation": "1",
+            "etag": "x",
+        }
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_files_folders_and_globs_of_google_storage_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAD_CACHE", str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GoogleStorage)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    options = f"?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&anonymous=true"
+    try:
+        for key, answers in (("p/a.jsonl", ["1"]), ("p", ["1", "2"]), ("p/**/b.*", ["2"])):
+            reading = read_prompts(PromptFile(path=f"gs://bucket/{key}{options}"))
+            assert [record.answer for record in reading.records] == answers
+        assert reading.files[0].path == "gs://bucket/p/deep/b.jsonl"
+        with pytest.raises(DataError, match="no prompt file or folder at gs://bucket/none"):
+            read_prompts(PromptFile(path=f"gs://bucket/none{options}"))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
