@@ -93,7 +93,7 @@ def _check_messages(messages: Any) -> None:
 def question_key(record: PromptRecord, suffix: str = "") -> bytes:
     """Return a digest of a prompt's question: its text without system messages, `suffix` and differences of whitespace.
 
-    Prompts with equal keys ask the same, under whatever id and system prompt, as messages or as text.
+    Prompts with equal keys ask the same, under any id and system prompt, as messages or as text.
     """
     texts = (
         [record.prompt]

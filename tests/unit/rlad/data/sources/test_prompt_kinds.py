@@ -113,7 +113,7 @@ def test_huge_numbers_are_kept(tmp_path: Path, line: str, answer: str) -> None:
     assert read(tmp_path / "r.json", f"[{line}]").records[0].answer == answer
 
 
-def test_metadata_can_be_stored_whatever_it_holds(tmp_path: Path) -> None:
+def test_metadata_of_any_value_can_be_stored(tmp_path: Path) -> None:
     line = '{"question": "a", "answer": "1", "m": "\\ud800", "\\udc00": 1, "x": NaN, "y": Infinity, "z": {"w": [NaN]}}'
     reading = read(tmp_path / "r.jsonl", line)
     assert reading.records[0].metadata == {"m": "?", "?": 1, "y": "inf", "z": {"w": [None]}}
