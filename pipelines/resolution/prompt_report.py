@@ -149,10 +149,11 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
     if report["chat_prompts"]:
         _wrapped(console, f"chat template: applied to {_count(report['chat_prompts'], 'prompt')}")
     if report["text_prompts"]:
+        is_set = any(file["format"] != "generated" for file in report["files"])
         _wrapped(
             console,
             f"chat template: not applied to {_count(report['text_prompts'], 'prompt')} of plain text, which the model "
-            "gets as it stands (chat=true applies the template)",
+            f"gets as it stands{' (chat=true applies the template)' if is_set else ''}",
         )
     if report["made_ids"]:
         _wrapped(console, f"ids: made from prompt and answer for {_count(report['made_ids'], 'prompt')}")

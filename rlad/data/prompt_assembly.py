@@ -22,8 +22,8 @@ _TURN_START = re.compile(
     r"|<｜begin▁of▁sentence｜>|<start_of_turn>|\[INST\]|<\|user\|>|<\|system\|>|<｜User｜>)"
 )
 _INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
-_MEDIA_COLUMN = re.compile(r"(decoded_)?(image|video|audio)s?|pixel_values", re.IGNORECASE)
-_MEDIA_MARK = re.compile(r"\s*<(image|video|audio)>.*|.*<(image|video|audio)>\s*", re.DOTALL)
+_MEDIA_COLUMN = re.compile(r"(decoded_)?(image|video|audio)s?(_\d+)?|pixel_values", re.IGNORECASE)
+_MEDIA_MARK = re.compile(r"\s*<(image|video|audio)(_\d+)?>.*|.*<(image|video|audio)(_\d+)?>\s*", re.DOTALL)
 
 
 def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRecord, bool]:
