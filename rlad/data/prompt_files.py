@@ -25,6 +25,7 @@ from rlad.data.prompt_paths import SourceFile, source_files
 from rlad.data.records import PromptRecord, question_key
 from rlad.data.row_files import Location, Row, RowFile, row_file
 from rlad.data.sources.hub import hub_rows
+from rlad.data.sources.progress import slow_progress
 from rlad.errors import DataError
 
 _FIELDS = ("id", "prompt", "task", "answer", "metadata")
@@ -105,26 +106,34 @@ def read_prompts(source: PromptFile | HubPrompts) -> PromptReading:
     """
     reading = PromptReading()
     collector = _Collector(source, reading)
-    for location, row, layout in islice(_located_rows(source, reading), source.limit):
-        reading.files[-1].rows += 1
-        try:
-            raw = _raw_prompt(layout, row)
-            file = reading.files[-1]
-            roots = raw.used | {path.partition(".")[0] for path in raw.used}
-            file.used = file.used or [column for column in file.columns if column in roots]
-            record, is_made = assemble(raw, row, source)
-        except DataError as error:
-            if source.invalid_rows == "refuse":
-                raise DataError(f"{location}: {error}") from error
-            reading.invalid += 1
-            if len(reading.errors) < _SHOWN_ERRORS:
-                reading.errors.append(f"{location}: {error}")
-        else:
-            collector.add(location, record, is_made=is_made)
+    with slow_progress(f"reading {source.label}") as advance:
+        for location, row, layout in islice(_located_rows(source, reading), source.limit):
+            advance()
+            _read_row(location, row, layout, collector, reading)
     if not reading.records:
         reason = f"; first invalid row: {reading.errors[0]}" if reading.errors else ""
         raise DataError(f"{source.label} holds no prompts; expected at least one valid row{reason}")
     return reading
+
+
+def _read_row(location: Location, row: Columns, layout: Layout, collector: _Collector, reading: PromptReading) -> None:
+    """Add the prompt of a row to a reading, or the row to the invalid ones."""
+    file = reading.files[-1]
+    file.rows += 1
+    try:
+        raw = _raw_prompt(layout, row)
+        if not file.used:
+            roots = raw.used | {path.partition(".")[0] for path in raw.used}
+            file.used = [column for column in file.columns if column in roots]
+        record, is_made = assemble(raw, row, collector.source)
+    except DataError as error:
+        if collector.source.invalid_rows == "refuse":
+            raise DataError(f"{location}: {error}") from error
+        reading.invalid += 1
+        if len(reading.errors) < _SHOWN_ERRORS:
+            reading.errors.append(f"{location}: {error}")
+    else:
+        collector.add(location, record, is_made=is_made)
 
 
 def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form = "sentences") -> list[PromptRecord]:
@@ -273,7 +282,7 @@ class _Collector:
     """Adds records to a reading, with unique ids and counted duplicates."""
 
     def __init__(self, source: PromptRows, reading: PromptReading) -> None:
-        self._source = source
+        self.source = source
         self._reading = reading
         self._ids: dict[str, Location] = {}
         self._contents: dict[str, Location] = {}
@@ -284,7 +293,7 @@ class _Collector:
         prompt, content = content_digest(record.prompt), content_digest(record.prompt, record.answer)
         first = self._contents.setdefault(content, location)
         if first is not location:
-            treatment = self._source.duplicates or ("drop" if is_made else "keep")
+            treatment = self.source.duplicates or ("drop" if is_made else "keep")
             if treatment == "refuse":
                 raise DataError(
                     f"{location}: prompt and answer are those of {first}; remove one, or set `duplicates: drop`"
@@ -308,4 +317,4 @@ class _Collector:
         self._reading.made_ids += is_made
         self._reading.records.append(record)
         self._reading.locations.append(location)
-        self._reading.question_keys.append(question_key(record, self._source.prompt_suffix))
+        self._reading.question_keys.append(question_key(record, self.source.prompt_suffix))
