@@ -92,19 +92,6 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
     return prompts
 
 
-def pinned(source: PromptSource, versions: Mapping[str, str]) -> PromptSource:
-    """Return a source whose hub data sets are read at these commits, by the names of the data sets."""
-    if source.source == "hub":
-        return source.model_copy(update={"revision": versions.get(source.label, source.revision)})
-    if source.source == "mixture":
-        parts = {
-            name: part.model_copy(update={"prompts": pinned(part.prompts, versions)})
-            for name, part in source.parts.items()
-        }
-        return source.model_copy(update={"parts": parts})
-    return source
-
-
 def label_of(source: PromptSource) -> str:
     """Return the name of a prompt source in messages."""
     return source.label if source.source == "file" or source.source == "hub" else source.source

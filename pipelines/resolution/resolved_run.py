@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
-from pipelines.resolution.prompts import EncodedPrompts, pinned, prepare_prompts, require_group_key
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
 from pipelines.run.directory import PromptsRecord, RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
+from rlad.config.prompts import pinned
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.models.references import resolve_model
 from rlad.verifiers import CodeTestsVerifierConfig
@@ -48,7 +49,11 @@ class ResolvedRun:
     @property
     def prompts_record(self) -> PromptsRecord:
         """Record of the prompts, by which a continued run finds the same ones."""
-        return _record_of(self.prompts, self.evaluation_prompts)
+        return PromptsRecord(
+            training=self.dataset_fingerprint,
+            evaluation=self.evaluation_prompts.fingerprint,
+            versions={**self.prompts.versions, **self.evaluation_prompts.versions},
+        )
 
 
 def require_isolated_programs(config: RunConfig) -> None:
@@ -112,13 +117,12 @@ def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> Disj
         prepare_prompts(pinned(config.evaluation.prompts, versions), config, student),
         config.evaluation.overlap,
     )
-    directory.require_same_prompts(_record_of(found.training, found.evaluation))
+    if recorded is not None:
+        directory.require_same_prompts(
+            PromptsRecord(
+                training=found.training.fingerprint,
+                evaluation=found.evaluation.fingerprint,
+                versions={**found.training.versions, **found.evaluation.versions},
+            )
+        )
     return found
-
-
-def _record_of(training: EncodedPrompts, evaluation: EncodedPrompts) -> PromptsRecord:
-    return PromptsRecord(
-        training=training.fingerprint,
-        evaluation=evaluation.fingerprint,
-        versions={**training.versions, **evaluation.versions},
-    )

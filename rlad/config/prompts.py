@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -226,3 +227,16 @@ def files_of(source: PromptSource) -> dict[str, PromptFile]:
             if isinstance(part.prompts, PromptFile)
         }
     return {}
+
+
+def pinned(source: PromptSource, versions: Mapping[str, str]) -> PromptSource:
+    """Return a source whose hub data sets are read at these commits, by the labels of the data sets."""
+    if isinstance(source, PromptMixture):
+        parts = {
+            name: part.model_copy(update={"prompts": pinned(part.prompts, versions)})
+            for name, part in source.parts.items()
+        }
+        return source.model_copy(update={"parts": parts})
+    if isinstance(source, HubPrompts):
+        return source.model_copy(update={"revision": versions.get(source.label, source.revision)})
+    return source

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.resolution.prompts import EncodedPrompts, pinned, prepare_prompts
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts
 from rlad.config import (
     HubPrompts,
     KnightsKnavesPrompts,
@@ -19,6 +19,7 @@ from rlad.config import (
     RunConfig,
     load_run_config,
 )
+from rlad.config.prompts import pinned
 from rlad.errors import DataError, PlanError
 
 ROOT = Path(__file__).parents[4]
