@@ -93,7 +93,7 @@ def encoding_of(head: bytes, encoding: str) -> str:
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig" if encoding == "utf-8" else encoding
     zeros = [byte == 0 for byte in head[:4]]
-    wide = {
+    wide: dict[tuple[bool, ...], str] = {
         (False, True, False, True): "utf-16-le",
         (True, False, True, False): "utf-16-be",
         (False, True, True, True): "utf-32-le",
