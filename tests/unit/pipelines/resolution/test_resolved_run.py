@@ -39,12 +39,14 @@ def config(tmp_path: Path, student: Path) -> RunConfig:
 
 
 def test_evaluation_prompts_are_left_out_of_the_training(config: RunConfig, tmp_path: Path) -> None:
-    run = resolve_run(config, RunDirectory(tmp_path / "run"))
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    run = resolve_run(config, directory)
     assert [record.id for record in run.prompts.records] == ["train-1?", "train-333?"]
     assert [record.id for record in run.evaluation_prompts.records] == ["test-22?", "test-4?"]
     refusing = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"overlap": "refuse"})})
     with pytest.raises(PlanError, match="1 of 2 evaluation prompts are also training prompts, for example test-22"):
-        resolve_run(refusing, RunDirectory(tmp_path / "run"))
+        resolve_run(refusing, directory)
 
 
 def test_continued_run_is_refused_on_changed_prompts(config: RunConfig, tmp_path: Path) -> None:
