@@ -108,6 +108,7 @@ def _write_documents(result: RunResult) -> None:
 
 async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> None:
     """Train the student: broker and learner first, then the pools while the learner loads, then the steps."""
+    run.directory.record_prompts(run.prompts_record)
     traces = await prepare_traces(run, progress, console) if run.config.offline is not None else None
     training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
     broker = start_broker(run, group_size=training_set.group_size)
@@ -160,6 +161,7 @@ def _training_set(run: ResolvedRun) -> TrainingSet:
         fingerprint=run.dataset_fingerprint,
         prompt_ids=[record.id for record in run.prompts.records],
         group_size=run.config.rollout.group_size,
+        mixture=run.prompts.mixture,
     )
 
 

@@ -18,9 +18,11 @@ from typing import Any
 from pipelines.cluster.connection import WORKER_ENVIRONMENT
 from pipelines.jobs.client import RUN_DIR_KEY, SETTINGS_KEY, Job, JobClient
 from pipelines.jobs.working_directory import WorkingDirectory, absolute
-from rlad.config import PromptFile, RunConfig, load_run_config
+from rlad.config import RunConfig, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
+from rlad.config.prompts import files_of
+from rlad.data.sources.object_store import is_object_uri
 from rlad.errors import ConfigError, JobError
 from rlad.models.references import ReferenceKind, parse_model
 from rlad.verifiers import reward_models
@@ -320,9 +322,10 @@ def _require_files(config: RunConfig, directory: WorkingDirectory) -> None:
         for key, path in models.items()
         if parse_model(path).kind is ReferenceKind.DIRECTORY or (directory.root / path).is_dir()
     }
-    for key, prompts in (("prompts.path", config.prompts), ("evaluation.prompts.path", config.evaluation.prompts)):
-        if isinstance(prompts, PromptFile):
-            named[key] = prompts.path
+    for key, prompts in (("prompts", config.prompts), ("evaluation.prompts", config.evaluation.prompts)):
+        for place, file in files_of(prompts).items():
+            if not is_object_uri(file.path):
+                named[".".join(filter(None, (key, place, "path")))] = file.path
     if config.offline is not None and config.offline.traces is not None:
         named["offline.traces"] = config.offline.traces
     for key, path in named.items():

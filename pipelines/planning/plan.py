@@ -14,8 +14,10 @@ from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
+from pipelines.planning.prompt_findings import source_findings
 from pipelines.resolution.models import ModelFiles
-from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.overlap import DisjointPrompts, disjoint
+from pipelines.resolution.prompts import prepare_prompts, require_group_key
 from pipelines.resolution.teacher_routing import require_can_read, route_prompts, vocabulary_mismatch
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
@@ -214,9 +216,12 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
         return
     try:
         student = files.directory(config.student.path)
-        training = prepare_prompts(config.prompts, config, student)
-        evaluation = prepare_prompts(config.evaluation.prompts, config, student)
-        require_disjoint(training, evaluation)
+        prompts: DisjointPrompts = disjoint(
+            prepare_prompts(config.prompts, config, student),
+            prepare_prompts(config.evaluation.prompts, config, student),
+            config.evaluation.overlap,
+        )
+        training, evaluation = prompts.training, prompts.evaluation
         require_group_key(evaluation, config.evaluation)
         route_prompts(config, training.records)
     except (RladError, OSError, ValueError) as error:
@@ -229,13 +234,7 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
     amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} training traces"
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount})"
     yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
-    for kind, prompts in (("training", training), ("evaluation", evaluation)):
-        if prompts.too_long:
-            limit = config.rollout.max_prompt_tokens
-            yield Finding(
-                level="warning",
-                text=f"{prompts.too_long} {kind} prompts are left out: longer than rollout.max_prompt_tokens ({limit})",
-            )
+    yield from (Finding(level=level, text=text) for level, text in source_findings(config, prompts))
 
 
 def _check_verifiers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:

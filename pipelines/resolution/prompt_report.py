@@ -17,35 +17,73 @@ from rlad.data.prompt_files import PromptReading
 _SHOWN_FILES = 5
 _SHOWN_CHARACTERS = 400
 _SHOWN_TOKENS = 48
+_SHOWN_OVERLAPS = 3
 
 
 def reading_report(reading: PromptReading, first: int) -> dict[str, Any]:
     """Return a report of a reading with its first prompts, as JSON can hold it."""
     texts = sum(isinstance(record.prompt, str) for record in reading.records)
-    return {
-        "files": [asdict(file) for file in reading.files],
-        "rows": sum(file.rows for file in reading.files),
+    single = [reading, *reading.parts.values()]
+    files = [file for part in single for file in part.files]
+    report = {
+        "files": [asdict(file) for file in files],
+        "rows": sum(file.rows for file in files),
         "prompts": len(reading.records),
         "tasks": dict(Counter(record.task for record in reading.records).most_common()),
         "chat_prompts": len(reading.records) - texts,
         "text_prompts": texts,
-        "made_ids": reading.made_ids,
-        "duplicates_kept": reading.duplicates_kept,
-        "duplicates_dropped": reading.duplicates_dropped,
-        "other_answers": reading.other_answers,
-        "invalid_dropped": reading.invalid,
-        "errors": reading.errors,
-        "first": [
-            {
-                "location": str(location),
-                "id": record.id,
-                "task": record.task,
-                "answer": record.answer,
-                "prompt": record.prompt,
-                "metadata": record.metadata,
-            }
-            for record, location in zip(reading.records[:first], reading.locations[:first], strict=True)
-        ],
+        "made_ids": sum(part.made_ids for part in single),
+        "duplicates_kept": sum(part.duplicates_kept for part in single),
+        "duplicates_dropped": sum(part.duplicates_dropped for part in single),
+        "other_answers": sum(part.other_answers for part in single),
+        "invalid_dropped": sum(part.invalid for part in single),
+        "errors": [error for part in single for error in part.errors],
+        "first": [_shown(reading, index) for index in _first_of_each(reading, first)],
+    }
+    if (mixture := reading.mixture) is not None:
+        weights = mixture.weights or mixture.sizes
+        report["parts"] = {
+            name: {"weight": weight / sum(weights), "prompts": size, "entries": entries}
+            for name, weight, size, entries in zip(mixture.names, weights, mixture.sizes, mixture.entries, strict=True)
+        }
+    return report
+
+
+def _first_of_each(reading: PromptReading, first: int) -> list[int]:
+    """Return the indices of the first prompts, of each part of a mixture."""
+    if reading.mixture is None:
+        return list(range(len(reading.records)))[:first]
+    parts = reading.mixture.parts
+    return [
+        index for part in range(len(reading.parts)) for index in [i for i, at in enumerate(parts) if at == part][:first]
+    ]
+
+
+def _shown(reading: PromptReading, index: int) -> dict[str, Any]:
+    record = reading.records[index]
+    return {
+        "location": str(reading.locations[index]),
+        "id": record.id,
+        "task": record.task,
+        "answer": record.answer,
+        "prompt": record.prompt,
+        "metadata": record.metadata,
+    }
+
+
+def overlap_report(reading: PromptReading, others: PromptReading, place: str) -> dict[str, Any]:
+    """Return the number and first locations of prompts whose question is also asked in another reading."""
+    asked = dict(zip(reversed(others.question_keys), reversed(others.locations), strict=True))
+    shared = [index for index, key in enumerate(reading.question_keys) if key in asked]
+    return {
+        "overlap": {
+            "with": place,
+            "prompts": len(shared),
+            "first": [
+                [str(reading.locations[index]), str(asked[reading.question_keys[index]])]
+                for index in shared[:_SHOWN_OVERLAPS]
+            ],
+        }
     }
 
 
@@ -74,8 +112,10 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
     """Print the files, the counts, what was left out, and the first prompts of a report."""
     _print_files(console, report["files"])
     _line(console, "")
-    _line(console, f"{report['prompts']} prompts of {report['rows']} rows", style="bold")
+    _line(console, f"{_count(report['prompts'], 'prompt')} of {_count(report['rows'], 'row')}", style="bold")
     _print_counts(console, report)
+    if "overlap" in report:
+        _print_overlap(console, report["overlap"])
     for number, prompt in enumerate(report["first"], start=1):
         _line(console, "")
         _print_prompt(console, number, prompt)
@@ -88,35 +128,64 @@ def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
     for file in files[:_SHOWN_FILES]:
         _line(console, file["path"], style="bold")
         kind = file["format"] + (f" ({file['compression']})" if file["compression"] else "")
-        _line(console, f"  {kind}, layout: {file['layout'] or 'none'}, {file['rows']} rows")
-        _wrapped(console, f"columns: {', '.join(file['columns']) or 'none'}", indent="  ")
+        _line(console, f"  {kind}, layout: {file['layout'] or 'none'}, {_count(file['rows'], 'row')}")
+        if file["version"]:
+            _line(console, f"  {'commit' if file['format'] == 'hub' else 'SHA-256'}: {file['version']}")
+        if file["columns"]:
+            others = [column for column in file["columns"] if column not in file["used"]]
+            _wrapped(console, f"columns used: {', '.join(file['used']) or 'none'}")
+            if others:
+                _wrapped(console, f"columns kept as metadata: {', '.join(others)}")
     if len(files) > _SHOWN_FILES:
         _line(console, f"and {len(files) - _SHOWN_FILES} more files")
 
 
 def _print_counts(console: Console, report: dict[str, Any]) -> None:
-    _wrapped(console, "tasks: " + ", ".join(f"{task} ({count})" for task, count in report["tasks"].items()))
+    for name, part in report.get("parts", {}).items():
+        share = f"{part['weight']:.1%} of the training"
+        _wrapped(console, f"part {name}: {_count(part['prompts'], 'prompt')}, {share}, {part['entries']} an epoch")
+    tasks = ", ".join(f"{task} ({count})" for task, count in report["tasks"].items())
+    _wrapped(console, f"tasks: {tasks}; each needs an entry in `verifiers`")
     if report["chat_prompts"]:
-        _wrapped(console, f"chat template: applied to {report['chat_prompts']} prompts")
+        _wrapped(console, f"chat template: applied to {_count(report['chat_prompts'], 'prompt')}")
     if report["text_prompts"]:
+        is_set = any(file["format"] != "generated" for file in report["files"])
         _wrapped(
             console,
-            f"chat template: not applied to {report['text_prompts']} prompts, which are text to encode as it stands "
-            "(chat=true applies it)",
+            f"chat template: not applied to {_count(report['text_prompts'], 'prompt')} of plain text, which the model "
+            f"gets as it stands{' (chat=true applies the template)' if is_set else ''}",
         )
     if report["made_ids"]:
-        _wrapped(console, f"ids: made from prompt and answer for {report['made_ids']} prompts")
+        _wrapped(console, f"ids: made from prompt and answer for {_count(report['made_ids'], 'prompt')}")
     if report["duplicates_kept"]:
         _wrapped(
             console, f"duplicates: {report['duplicates_kept']} kept (duplicates=drop leaves them out)", style="yellow"
         )
     if report["other_answers"]:
         _wrapped(
-            console, f"conflicts: {report['other_answers']} prompts occur before with another answer", style="yellow"
+            console,
+            f"conflicts: {_count(report['other_answers'], 'prompt')} asked before with another answer",
+            style="yellow",
         )
-    _wrapped(console, f"left out: {report['duplicates_dropped']} duplicates, {report['invalid_dropped']} invalid rows")
+    left_out = [
+        _count(report[key], noun)
+        for key, noun in (("duplicates_dropped", "duplicate"), ("invalid_dropped", "invalid row"))
+        if report[key]
+    ]
+    _wrapped(console, f"left out: {', '.join(left_out) or 'nothing'}", style="yellow" if left_out else "")
     for error in report["errors"]:
         _wrapped(console, error, indent="    ", style="yellow")
+
+
+def _print_overlap(console: Console, overlap: dict[str, Any]) -> None:
+    found = _count(overlap["prompts"], "prompt")
+    _wrapped(console, f"also in {overlap['with']}: {found}", style="yellow" if overlap["prompts"] else "")
+    for here, there in overlap["first"]:
+        _wrapped(console, f"same question: {here} and {there}", indent="    ", style="yellow")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _print_prompt(console: Console, number: int, prompt: dict[str, Any]) -> None:
@@ -133,12 +202,12 @@ def _print_prompt(console: Console, number: int, prompt: dict[str, Any]) -> None
 
 
 def _print_rendered(console: Console, rendered: dict[str, Any], tokens: dict[str, Any]) -> None:
-    _line(console, f"Tokens of prompt {rendered['id']}: {len(rendered['token_ids'])}", style="bold")
+    _line(console, f"Prompt {rendered['id']} as the model gets it", style="bold")
     _wrapped(console, f"text: {_shortened(rendered['text'])!r}")
     pairs = list(zip(rendered["token_ids"], rendered["tokens"], strict=True))
     shown = " ".join(f"{token_id}:{text!r}" for token_id, text in pairs[:_SHOWN_TOKENS])
     more = f" and {len(pairs) - _SHOWN_TOKENS} more" if len(pairs) > _SHOWN_TOKENS else ""
-    _wrapped(console, f"tokens: {shown}{more}")
+    _wrapped(console, f"{_count(len(pairs), 'token')}, id:text: {shown}{more}")
     _wrapped(
         console,
         f"length of all prompts: shortest {tokens['shortest']}, median {tokens['median']}, longest {tokens['longest']} "

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from rlad.config import EvaluationConfig, EvaluationSuite, PromptFile, PromptSource, RunConfig
+from rlad.config import EvaluationConfig, EvaluationSuite, PromptSource, RunConfig
 from rlad.data.chat import encode_prompts, load_tokenizer
-from rlad.data.prompt_files import PromptReading, read_prompts
-from rlad.data.prompts import load_prompts
-from rlad.data.records import PromptRecord
+from rlad.data.order import Mixture
+from rlad.data.prompt_files import PromptReading
+from rlad.data.prompts import read_source
+from rlad.data.records import PromptRecord, dataset_fingerprint, question_key
 from rlad.errors import ConfigError, DataError, PlanError
 
 _LOG = logging.getLogger(__name__)
@@ -30,11 +31,36 @@ class EncodedPrompts:
         records: Prompt records.
         token_ids: int32 [P] of each record, in the same order.
         too_long: Number of prompts left out because they have too many tokens.
+        question_keys: Keys of the records' questions (see `rlad.data.records.question_key`).
+        mixture: Sources of the records; None if all are of one source.
+        versions: Versions of the files and data sets that are not local, by their names.
     """
 
     records: list[PromptRecord]
     token_ids: list[np.ndarray]
     too_long: int = 0
+    question_keys: list[bytes] = field(default_factory=list)
+    mixture: Mixture | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.question_keys:
+            object.__setattr__(self, "question_keys", list(map(question_key, self.records)))
+
+    def select(self, indices: Sequence[int]) -> EncodedPrompts:
+        """Return these prompts, in this order."""
+        return replace(
+            self,
+            records=[self.records[index] for index in indices],
+            token_ids=[self.token_ids[index] for index in indices],
+            question_keys=[self.question_keys[index] for index in indices],
+            mixture=self.mixture and self.mixture.select(indices),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the records."""
+        return dataset_fingerprint(self.records)
 
 
 def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, student: Path | str) -> EncodedPrompts:
@@ -53,11 +79,9 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
         PlanError: A task has no verifier.
         ConfigError: The chat template does not use an argument of `student.chat_template_kwargs`.
     """
-    if isinstance(source, PromptFile):
-        reading = read_prompts(source)
-        _log_dropped(source, reading)
-    else:
-        reading = PromptReading(records=load_prompts(source))
+    reading = read_source(source)
+    for part in (reading, *reading.parts.values()):
+        _log_dropped(part, label_of(source))
     _require_verifiers(reading.records, config.verifiers.keys())
     prompts = encode_reading(
         reading, load_tokenizer(student), config.rollout.max_prompt_tokens, config.student.chat_template_kwargs
@@ -68,9 +92,14 @@ def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, s
             prompts.too_long,
             len(prompts.records),
             config.rollout.max_prompt_tokens,
-            source.path if isinstance(source, PromptFile) else source.source,
+            label_of(source),
         )
     return prompts
+
+
+def label_of(source: PromptSource) -> str:
+    """Return the name of a prompt source in messages."""
+    return source.label if source.source == "file" or source.source == "hub" else source.source
 
 
 def encode_reading(
@@ -89,19 +118,22 @@ def encode_reading(
         encoded = encode_prompts(tokenizer, reading.records, _NO_LIMIT, template_arguments)
     except DataError as error:
         raise _with_location(error, reading) from error
+    prompts = EncodedPrompts(
+        records=reading.records,
+        token_ids=encoded,
+        question_keys=reading.question_keys,
+        mixture=reading.mixture,
+        versions=reading.versions,
+    )
     if max_tokens is None:
-        return EncodedPrompts(records=reading.records, token_ids=encoded)
+        return prompts
     kept = [index for index, ids in enumerate(encoded) if len(ids) <= max_tokens]
     if not kept:
         raise DataError(
             f"all {len(encoded)} prompts have more than {max_tokens} tokens, the shortest {min(map(len, encoded))}; "
             "raise rollout.max_prompt_tokens (prompts are never truncated, because that can change the answer)"
         )
-    return EncodedPrompts(
-        records=[reading.records[index] for index in kept],
-        token_ids=[encoded[index] for index in kept],
-        too_long=len(encoded) - len(kept),
-    )
+    return replace(prompts.select(kept), too_long=len(encoded) - len(kept))
 
 
 def _with_location(error: DataError, reading: PromptReading) -> DataError:
@@ -118,7 +150,7 @@ def _with_location(error: DataError, reading: PromptReading) -> DataError:
     return error
 
 
-def _log_dropped(source: PromptFile, reading: PromptReading) -> None:
+def _log_dropped(reading: PromptReading, label: str) -> None:
     if reading.duplicates_dropped or reading.duplicates_kept or reading.other_answers or reading.invalid:
         _LOG.warning(
             "prompts read: kept=%d duplicates_dropped=%d duplicates_kept=%d other_answers=%d invalid_dropped=%d "
@@ -128,26 +160,7 @@ def _log_dropped(source: PromptFile, reading: PromptReading) -> None:
             reading.duplicates_kept,
             reading.other_answers,
             reading.invalid,
-            source.path,
-        )
-
-
-def require_disjoint(training: EncodedPrompts, evaluation: EncodedPrompts) -> None:
-    """Refuse evaluation prompts that are also training prompts.
-
-    Raises:
-        PlanError: With the number of shared prompts and the id of one.
-    """
-    trained = {ids.tobytes() for ids in training.token_ids}
-    shared = [
-        record.id
-        for record, ids in zip(evaluation.records, evaluation.token_ids, strict=True)
-        if ids.tobytes() in trained
-    ]
-    if shared:
-        raise PlanError(
-            f"{len(shared)} evaluation prompts are also training prompts, for example {shared[0]}: "
-            "use different prompts for the evaluation"
+            label,
         )
 
 

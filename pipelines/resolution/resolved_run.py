@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.resolution.models import ResolvedModels, resolve_models
-from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.overlap import DisjointPrompts, disjoint
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.sampling import sampling_tokens
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
-from pipelines.run.directory import RunDirectory
+from pipelines.run.directory import PromptsRecord, RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
+from rlad.config.prompts import pinned
 from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
-from rlad.data.records import dataset_fingerprint
 from rlad.model_fingerprint import output_size
 from rlad.models.locations import fetch_model
 from rlad.tokenizers.stopping import SamplingTokens
@@ -56,6 +57,15 @@ class ResolvedRun:
     evaluation_prompts: EncodedPrompts
     teachers_by_prompt: Mapping[str, Mapping[str, float]]
 
+    @property
+    def prompts_record(self) -> PromptsRecord:
+        """Record of the prompts, by which a continued run finds the same ones."""
+        return PromptsRecord(
+            training=self.dataset_fingerprint,
+            evaluation=self.evaluation_prompts.fingerprint,
+            versions={**self.prompts.versions, **self.evaluation_prompts.versions},
+        )
+
 
 def require_isolated_programs(config: RunConfig) -> None:
     """Refuse verifiers that run programs where the sandbox does not hold.
@@ -83,6 +93,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
             less than it requires.
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
+        ConfigError: A continued run has other prompts than it was started with.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
     require_isolated_programs(config)
@@ -90,9 +101,8 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     student = fetch_model(models.student.location, weights=False)
     frozen_models = {pool: fetch_model(model.location, weights=False) for pool, model in models.frozen.items()}
     reward_models = {task: fetch_model(model.location, weights=False) for task, model in models.rewards.items()}
-    prompts = prepare_prompts(config.prompts, config, student)
-    evaluation_prompts = prepare_prompts(config.evaluation.prompts, config, student)
-    require_disjoint(prompts, evaluation_prompts)
+    prepared = _prepared(config, directory, student)
+    prompts, evaluation_prompts = prepared.training, prepared.evaluation
     require_group_key(evaluation_prompts, config.evaluation)
     teachers_by_prompt = route_prompts(config, prompts.records)
     scoring_models = {pool: path for pool, path in frozen_models.items() if pool in config.scoring_pools}
@@ -109,7 +119,31 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         vocabulary=vocabulary_of(tokenizer).within(output_size(student)),
         sampling=sampling_tokens(tokenizer, student, config),
         prompts=prompts,
-        dataset_fingerprint=dataset_fingerprint(prompts.records),
+        dataset_fingerprint=prompts.fingerprint,
         evaluation_prompts=evaluation_prompts,
         teachers_by_prompt=teachers_by_prompt,
     )
+
+
+def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> DisjointPrompts:
+    """Read the prompts of a run. A continued run reads hub data sets at the recorded commits.
+
+    Raises:
+        ConfigError: They are not those that the run was started with.
+    """
+    recorded = directory.recorded_prompts()
+    versions = {} if recorded is None else recorded.versions
+    found = disjoint(
+        prepare_prompts(pinned(config.prompts, versions), config, student),
+        prepare_prompts(pinned(config.evaluation.prompts, versions), config, student),
+        config.evaluation.overlap,
+    )
+    if recorded is not None:
+        directory.require_same_prompts(
+            PromptsRecord(
+                training=found.training.fingerprint,
+                evaluation=found.evaluation.fingerprint,
+                versions={**found.training.versions, **found.evaluation.versions},
+            )
+        )
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,21 @@ _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
 _MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsRecord:
+    """Prompts that a run was started with.
+
+    Attributes:
+        training: Fingerprint of the training prompts.
+        evaluation: Fingerprint of the evaluation prompts.
+        versions: SHA-256 of files on object stores and commits of hub data sets, by their names.
+    """
+
+    training: str
+    evaluation: str
+    versions: Mapping[str, str]
 
 
 class RunDirectory:
@@ -49,6 +64,7 @@ class RunDirectory:
     models = property(lambda self: self.path / "models.json")
     status = property(lambda self: self.path / "status.json")
     seals = property(lambda self: Seals(self.path))
+    prompts = property(lambda self: self.path / "prompts.json")
 
     def require_usable(self, config: RunConfig, *, resume: bool) -> None:
         """Check that `hold` would succeed now, without creating or changing anything.
@@ -114,7 +130,15 @@ class RunDirectory:
 
     def _remove(self, made: Sequence[Path]) -> None:
         """Remove the files of a run that has not begun, and the folders made for it. Other files stay."""
-        for path in (self.config, self.status, self.models, self.inputs, self.path / SEALS, self.path / _LOCK):
+        for path in (
+            self.config,
+            self.status,
+            self.models,
+            self.prompts,
+            self.inputs,
+            self.path / SEALS,
+            self.path / _LOCK,
+        ):
             path.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):  # another run has made something in it
@@ -189,6 +213,33 @@ class RunDirectory:
         self.require_same_inputs(inputs)
         if not self.inputs.is_file():
             self.seals.write(self.inputs, json.dumps(dict(inputs), indent=2) + "\n")
+
+    def recorded_prompts(self) -> PromptsRecord | None:
+        """Return the record of the run's prompts; None before the run has made one."""
+        return PromptsRecord(**json.loads(self.prompts.read_text())) if self.prompts.is_file() else None
+
+    def require_same_prompts(self, found: PromptsRecord) -> None:
+        """Refuse to continue a run on other prompts.
+
+        Raises:
+            ConfigError: The training or evaluation prompts differ from the recorded ones.
+        """
+        before = self.recorded_prompts()
+        if before is None:
+            return
+        for kind in ("training", "evaluation"):
+            if getattr(before, kind) != getattr(found, kind):
+                changed = [name for name, version in before.versions.items() if found.versions.get(name) != version]
+                raise ConfigError(
+                    f"the {kind} prompts differ from those that {self.path} was started with (fingerprints in "
+                    f"{self.prompts.name}: {getattr(before, kind)}, now {getattr(found, kind)}; changed: "
+                    f"{', '.join(changed) or 'local files'}): restore them, or start another run"
+                )
+
+    def record_prompts(self, found: PromptsRecord) -> None:
+        """Record the prompts of a run when it starts."""
+        if not self.prompts.is_file():
+            self.seals.write(self.prompts, json.dumps(asdict(found), indent=2) + "\n")
 
     def evaluation_at(self, step: int) -> EvaluationSummary | None:
         """Return the evaluation recorded after `step` trained steps; None if there is none."""

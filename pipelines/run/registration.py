@@ -10,6 +10,7 @@ from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.result import finished_result, run_id_of
 from rlad import __version__
 from rlad.config import RunConfig, SharedTeacherConfig, TeacherConfig
+from rlad.config.prompts import pinned
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.prompts import load_prompts
 from rlad.data.records import dataset_fingerprint
@@ -79,7 +80,8 @@ def register_run(
 
 def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> Lineage:
     """Return the lineage of a run's student. Reads the training prompts and the weights of local teachers."""
-    prompts, models = load_prompts(config.prompts), run.read_models()
+    recorded, models = run.recorded_prompts(), run.read_models()
+    prompts = load_prompts(pinned(config.prompts, recorded.versions if recorded is not None else {}))
     return Lineage(
         run_id=run_id_of(config, run),
         run_dir=str(run.path),

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.schedules.records import Schedule, ScheduleDirectory, SeenFile
-from rlad.config import EvaluationConfig, PromptFile, PromptSource, RunConfig
+from rlad.config import EvaluationConfig, PromptFile, PromptMixture, PromptSource, RunConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.data.prompts import load_prompts
-from rlad.data.records import PromptRecord, dataset_fingerprint
+from rlad.data.records import PromptRecord, dataset_fingerprint, question_key
+from rlad.data.sources.object_store import is_object_uri
 from rlad.errors import DataError, ScheduleError
 
 
@@ -37,7 +38,7 @@ class RefreshedPrompts:
 
 def evaluation_fingerprint(records: Sequence[PromptRecord], evaluation: EvaluationConfig) -> str:
     """Return a fingerprint of evaluation prompts and sampling. Accuracies with equal fingerprints are comparable."""
-    sampling = evaluation.model_dump(mode="json", exclude={"prompts", "every_steps", "group_by"})
+    sampling = evaluation.model_dump(mode="json", exclude={"prompts", "every_steps", "group_by", "overlap"})
     return hashlib.blake2b(
         json.dumps([dataset_fingerprint(records), sampling], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
@@ -115,8 +116,8 @@ def refresh_prompts(
                     f"{file.path}: prompt id {record.id!r} belongs to a different prompt in {where}: "
                     "ids must be unique across all files of a schedule"
                 )
-    held_out = {_content(record) for record in evaluation}
-    records = [record for record, _ in by_id.values() if _content(record) not in held_out]
+    held_out = set(map(question_key, evaluation))
+    records = [record for record, _ in by_id.values() if question_key(record) not in held_out]
     if not records:
         return None
     return RefreshedPrompts(
@@ -125,12 +126,18 @@ def refresh_prompts(
 
 
 def resolved_source(source: PromptSource, working_dir: str) -> PromptSource:
-    """Return the prompt source with its path, if it has one, resolved against the working directory."""
-    return (
-        source.model_copy(update={"path": str(Path(working_dir) / source.path)})
-        if isinstance(source, PromptFile)
-        else source
-    )
+    """Return the prompt source with the paths of local files resolved against the working directory."""
+    if isinstance(source, PromptFile):
+        if is_object_uri(source.path):
+            return source
+        return source.model_copy(update={"path": str(Path(working_dir) / source.path)})
+    if isinstance(source, PromptMixture):
+        parts = {
+            name: part.model_copy(update={"prompts": resolved_source(part.prompts, working_dir)})
+            for name, part in source.parts.items()
+        }
+        return source.model_copy(update={"parts": parts})
+    return source
 
 
 def write_prompts(records: Sequence[PromptRecord], path: Path) -> PromptFile:
@@ -144,7 +151,3 @@ def _write(records: Sequence[PromptRecord], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.new")
     write_prompt_file(records, temporary)
     temporary.replace(path)
-
-
-def _content(record: PromptRecord) -> str:
-    return json.dumps(record.prompt, sort_keys=True)

@@ -105,4 +105,5 @@ def _training_set(config: RunConfig, prompts: EncodedPrompts) -> TrainingSet:
         fingerprint="stand-in",
         prompt_ids=[record.id for record in prompts.records],
         group_size=config.rollout.group_size,
+        mixture=prompts.mixture,
     )

@@ -22,10 +22,12 @@ from rlad.data.training_traces import TrainingTrace, TrainingTraces
 
 def trace_training_set(traces: TrainingTraces, prompts: EncodedPrompts) -> TrainingSet:
     """Return the training set of traces: one entry, and one group of one response, a trace."""
+    positions: list[int] = traces.prompt_positions.tolist()
     return TrainingSet(
         fingerprint=traces.fingerprint,
-        prompt_ids=[prompts.records[position].id for position in traces.prompt_positions.tolist()],
+        prompt_ids=[prompts.records[position].id for position in positions],
         group_size=1,
+        mixture=prompts.mixture and prompts.mixture.select(positions),
     )
 
 

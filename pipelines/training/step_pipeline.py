@@ -25,7 +25,7 @@ from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import together
 from pipelines.training.step_metrics import GroupRecord, StepTimes
 from rlad.config import TrainingConfig
-from rlad.data.order import PromptOrder
+from rlad.data.order import Mixture, training_order
 
 Clock = Callable[[], float]
 UpdateWeights = Callable[[WeightsPublication], Awaitable[None]]
@@ -40,11 +40,13 @@ class TrainingSet:
         fingerprint: Fingerprint of the content; part of every group's uid.
         prompt_ids: Prompt id of each entry.
         group_size: Responses in each group.
+        mixture: Sources of the entries; None if all are of one source.
     """
 
     fingerprint: str
     prompt_ids: Sequence[str]
     group_size: int
+    mixture: Mixture | None = None
 
 
 class PromptScheduler:
@@ -57,7 +59,7 @@ class PromptScheduler:
             seed: Seed of the order.
             used: Uids that an earlier driver has given out, and whose groups are part of the checkpoint.
         """
-        self._order = PromptOrder(len(training_set.prompt_ids), seed=seed)
+        self._order = training_order(len(training_set.prompt_ids), seed, training_set.mixture)
         self._fingerprint = training_set.fingerprint
         self._used = set(used)
         self._next = 0

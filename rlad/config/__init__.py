@@ -7,7 +7,16 @@ from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
 from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig, TrainingConfig
 from rlad.config.load import load_evaluation_suite, load_run_config
 from rlad.config.lora import LoraConfig
-from rlad.config.prompts import KnightsKnavesPrompts, PromptFile, PromptSource, ReasoningGymPrompts
+from rlad.config.prompts import (
+    HubPrompts,
+    KnightsKnavesPrompts,
+    MixturePart,
+    PromptFile,
+    PromptMixture,
+    PromptSource,
+    ReasoningGymPrompts,
+    SinglePromptSource,
+)
 from rlad.config.rollout import GeneratorConfig, OfflineConfig, RolloutConfig, VerifierPoolConfig
 from rlad.config.run import RunConfig, TeacherMix
 from rlad.config.shared import ClusterConfig, ModelConfig
@@ -28,13 +37,16 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationSuite",
     "GeneratorConfig",
+    "HubPrompts",
     "KnightsKnavesPrompts",
     "LearnerConfig",
     "LoraConfig",
+    "MixturePart",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",
     "PromptFile",
+    "PromptMixture",
     "PromptSource",
     "ReasoningGymPrompts",
     "ReferenceConfig",
@@ -43,6 +55,7 @@ __all__ = [
     "RunConfig",
     "ServiceTeacherConfig",
     "SharedTeacherConfig",
+    "SinglePromptSource",
     "TeacherConfig",
     "TeacherHttpConfig",
     "TeacherMix",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt
-from rlad.config.prompts import PromptSource
+from rlad.config.prompts import PromptMixture, PromptSource
 from rlad.config.rollout import RolloutConfig, VerifierPoolConfig
 from rlad.config.shared import ClusterConfig, ModelConfig
 from rlad.errors import ConfigError
@@ -33,6 +33,19 @@ class EvaluationConfig(ConfigModel):
         description="Metadata key whose values become the rows of the result table, for example `people`. A list such "
         "as `[task, people]` adds rows for each key.",
     )
+
+    overlap: Literal["refuse", "drop_training", "drop_evaluation"] = Field(
+        "refuse",
+        description="Treatment of evaluation prompts that are also training prompts, by the text of their question: "
+        "refuse the run, or leave them out of the training or of the evaluation. `rlad eval` ignores it.",
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _mixture_has_no_weights(cls, prompts: PromptSource) -> PromptSource:
+        if isinstance(prompts, PromptMixture) and prompts.has_weights:
+            raise ValueError("an evaluation takes each prompt once, so a mixture has no `weight` here: remove it")
+        return prompts
 
     @field_validator("group_by")
     @classmethod

@@ -1,8 +1,9 @@
-"""Prompt sources: generated puzzles, prompt files, and reasoning-gym tasks."""
+"""Prompt sources: generated puzzles, prompt files, hub data sets, reasoning-gym tasks, and mixtures of them."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -34,17 +35,12 @@ class KnightsKnavesPrompts(ConfigModel):
 PromptColumn = Literal["id", "prompt", "task", "answer", "metadata"]
 
 
-class PromptFile(ConfigModel):
-    """Prompts of data files: JSON Lines, JSON, CSV, Parquet or Arrow, also compressed.
+class PromptRows(ConfigModel):
+    """How the rows of a data set are read as prompts.
 
-    The layout is recognised by its columns; `rlad prompts FILE` shows how a file is read.
+    The layout is recognised by its columns; `rlad prompts` shows how a data set is read.
     """
 
-    source: Annotated[Literal["file"], Field(description="Selects this prompt source.")] = "file"
-    path: str = Field(
-        description="A file, a folder of files, or a glob. Endings: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, "
-        "`.parquet`, `.arrow`, each also with `.gz`, `.bz2`, `.xz` or `.zst`."
-    )
     columns: dict[PromptColumn, str | None] = Field(
         {},
         description="Columns of the fields `id`, `prompt`, `task`, `answer` and `metadata`, where the layout is not "
@@ -71,15 +67,7 @@ class PromptFile(ConfigModel):
         "sentences", description="Text of the puzzles in files of the K&K data set; other files ignore it."
     )
     limit: PositiveInt | None = Field(
-        None, description="Number of rows to read from the start of the file; null means all."
-    )
-    split: Literal["train", "evaluation"] | None = Field(
-        None,
-        description="Part of the prompts to use, for training and evaluation from one file. A hash of the text decides "
-        "the part of a prompt, so the two never overlap. Null uses all.",
-    )
-    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="Share of the distinct prompts that `split: evaluation` uses; must be equal in both parts."
+        None, description="Number of rows to read from the start of the data set; null means all."
     )
     invalid_rows: Literal["refuse", "drop"] = Field(
         "refuse", description="Whether a row that is not a valid prompt is an error, or is left out and counted."
@@ -88,6 +76,25 @@ class PromptFile(ConfigModel):
         None,
         description="Treatment of rows whose prompt and answer occurred before. They are always counted. Null keeps "
         "rows that have ids of their own and drops the others.",
+    )
+
+
+class PromptFile(PromptRows):
+    """Prompts of data files: JSON Lines, JSON, CSV, Parquet or Arrow, also compressed, on a disk or an object store."""
+
+    source: Annotated[Literal["file"], Field(description="Selects this prompt source.")] = "file"
+    path: str = Field(
+        description="A file, a folder of files, or a glob; local, or on an object store as `s3://BUCKET/KEY` or "
+        "`gs://BUCKET/KEY`. Endings: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, each also "
+        "with `.gz`, `.bz2`, `.xz` or `.zst`."
+    )
+    split: Literal["train", "evaluation"] | None = Field(
+        None,
+        description="Part of the prompts to use, for training and evaluation from one file. A hash of the text decides "
+        "the part of a prompt, so the two never overlap. Null uses all.",
+    )
+    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Share of the distinct prompts that `split: evaluation` uses; must be equal in both parts."
     )
     encoding: str = Field("utf-8", description="Encoding of text files, for example `gb18030` or `latin-1`.")
 
@@ -98,6 +105,39 @@ class PromptFile(ConfigModel):
             return codecs.lookup(encoding).name
         except LookupError as error:
             raise ValueError(f"unknown encoding {encoding!r}; expected a name that Python knows") from error
+
+    @property
+    def label(self) -> str:
+        """Name of the source in messages."""
+        return self.path
+
+
+class HubPrompts(PromptRows):
+    """Prompts of a data set on the Hugging Face hub, read by the library `datasets`.
+
+    Requires the extra `hub`. `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the token variables apply. Code of a data
+    set is never executed.
+    """
+
+    source: Annotated[Literal["hub"], Field(description="Selects this prompt source.")] = "hub"
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")] = Field(
+        description="Name on the hub, for example `openai/gsm8k`."
+    )
+    config: str | None = Field(
+        None, description="Configuration (subset) of the data set, for example `main`; null means its default."
+    )
+    split: str = Field("train", description="Split, also a slice such as `train[:1000]` or `train+validation`.")
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit; null means the default branch. A run records the commit, and continues "
+        "with it.",
+    )
+
+    @property
+    def label(self) -> str:
+        """Name of the source in messages."""
+        config = f", config {self.config}" if self.config else ""
+        return f"hub data set {self.dataset}{config}, split {self.split}"
 
 
 class ReasoningGymPrompts(ConfigModel):
@@ -128,4 +168,83 @@ class ReasoningGymPrompts(ConfigModel):
         return self
 
 
-PromptSource = Annotated[KnightsKnavesPrompts | PromptFile | ReasoningGymPrompts, Field(discriminator="source")]
+SinglePromptSource = Annotated[
+    KnightsKnavesPrompts | PromptFile | HubPrompts | ReasoningGymPrompts, Field(discriminator="source")
+]
+
+
+class MixturePart(ConfigModel):
+    """One source of a mixture."""
+
+    prompts: SinglePromptSource = Field(description="Source of the prompts, with its own task and other settings.")
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Share of the training prompts, relative to the weights of the other sources. Null for all sources "
+        "means that each prompt occurs once an epoch.",
+    )
+
+
+class PromptMixture(ConfigModel):
+    """Prompts of several sources. Ids get the name of the source as prefix, and `part` in the metadata is this name.
+
+    An epoch has as many entries as the sources have prompts. Each source fills its share of them, and takes its prompts
+    in a seeded order of its own, which continues in the next epoch. The sources are spread evenly, so each step has
+    about the shares of the weights.
+    """
+
+    source: Annotated[Literal["mixture"], Field(description="Selects this prompt source.")] = "mixture"
+    parts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)], MixturePart] = Field(
+        min_length=1, description="Sources by name."
+    )
+    duplicates: Literal["keep", "drop", "refuse"] = Field(
+        "keep",
+        description="Treatment of prompts that occur with the same answer in an earlier source. They are always "
+        "counted.",
+    )
+
+    @model_validator(mode="after")
+    def _all_parts_have_weights_or_none(self) -> Self:
+        without = [name for name, part in self.parts.items() if part.weight is None]
+        if without and len(without) < len(self.parts):
+            raise ValueError(
+                f"either all parts of a mixture have a weight or none; {', '.join(without)} has none: add "
+                "`weight`, or remove the other weights"
+            )
+        return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the parts have weights."""
+        return any(part.weight is not None for part in self.parts.values())
+
+
+PromptSource = Annotated[
+    KnightsKnavesPrompts | PromptFile | HubPrompts | ReasoningGymPrompts | PromptMixture,
+    Field(discriminator="source"),
+]
+
+
+def files_of(source: PromptSource) -> dict[str, PromptFile]:
+    """Return the prompt files of a source, by the key that leads to each: empty for the source itself."""
+    if isinstance(source, PromptFile):
+        return {"": source}
+    if isinstance(source, PromptMixture):
+        return {
+            f"parts.{name}.prompts": part.prompts
+            for name, part in source.parts.items()
+            if isinstance(part.prompts, PromptFile)
+        }
+    return {}
+
+
+def pinned(source: PromptSource, versions: Mapping[str, str]) -> PromptSource:
+    """Return a source whose hub data sets are read at these commits, by the labels of the data sets."""
+    if isinstance(source, PromptMixture):
+        parts = {
+            name: part.model_copy(update={"prompts": pinned(part.prompts, versions)})
+            for name, part in source.parts.items()
+        }
+        return source.model_copy(update={"parts": parts})
+    if isinstance(source, HubPrompts):
+        return source.model_copy(update={"revision": versions.get(source.label, source.revision)})
+    return source

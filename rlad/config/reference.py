@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from rlad.config.comparison import CompareConfig, MethodConfig
 from rlad.config.evaluation import EvaluationSuite
 from rlad.config.objective_options import ClippedSurrogateSettings, ObjectiveSettings
+from rlad.config.prompts import PromptRows
 from rlad.config.run import RunConfig
 from rlad.config.schedule import NotifyConfig, PromptRefresh, ScheduleConfig
 from rlad.config.teachers import TeacherConfig, TeacherHttpConfig, TeacherServiceFile
@@ -45,11 +46,12 @@ _KEPT_SPACE = "\x00"
 # Keys that select a member of a union by their value, and by their presence.
 _DISCRIMINATORS = ("name", "source")
 _SELECTING_KEYS = ("service", "url")
-_MAPPING_KEYS = {"verifiers": "TASK", "teachers": "ID"}
+_MAPPING_KEYS = {"verifiers": "TASK", "teachers": "ID", "parts": "NAME"}
 # Base classes of several sections. Their settings are listed once, in a section of their own.
 _SHARED_OPTIONS: dict[type[BaseModel], str] = {
     ObjectiveSettings: "`objective`: options of all objectives",
     ClippedSurrogateSettings: "`objective`: options of `trrd`, `grpo`, `kdrl` and `opd`",
+    PromptRows: "`prompts`: options of `file` and `hub`",
 }
 _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", Any: "any"}
 
@@ -154,7 +156,7 @@ def _add_section(page: _Page, key: str, title: str, model: type[BaseModel], *, s
     page.add_heading(3, title, model)
     _add_docstring(page, model)
     if titles := [_SHARED_OPTIONS[base] for base in _shared_bases(model)]:
-        links = " and ".join(f"[{title.removeprefix('`objective`: ')}](#{_anchor(title)})" for title in titles)
+        links = " and ".join(f"[{title.partition(': ')[2]}](#{_anchor(title)})" for title in titles)
         page.add_prose(f"The {links} also apply.")
     page.add_table((f"{key}.", model))
     _add_sections(page, f"{key}.", model, seen=seen)

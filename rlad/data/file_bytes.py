@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -65,15 +66,37 @@ def require_data(path: Path) -> None:
     """
     head = head_of(path)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"version https://git-lfs"):
+    if text.startswith(b"version https://git-lfs"):
         raise DataError(
             f"{path} is a Git LFS pointer, not the data; fetch the data with `git lfs pull`, or download the file again"
         )
+    if text.startswith(b"# xet version"):
+        raise DataError(f"{path} is a Xet pointer, not the data; download the file again with the hub's client")
     if head.startswith(b"/annex/objects/"):
         raise DataError(f"{path} is a git-annex pointer, not the data; fetch the data with `git annex get`")
     if text.startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{path} is a web page, not the data; download the raw file (on a hub: `resolve`, not `blob`)")
-    if head.startswith(b"PK\x03\x04"):
+    if text.startswith(b"<?xml"):
+        raise DataError(f"{path} is XML, such as the error message of a server, not the data; download the file again")
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError(f"{path} is a zip archive or spreadsheet; unpack it, or save it as .jsonl, .csv or .parquet")
     if head[257:262] == b"ustar" or ".tar" in (suffix.lower() for suffix in path.suffixes):
         raise DataError(f"{path} is a tar archive; unpack it and give the folder or a glob as `path`")
+
+
+def encoding_of(head: bytes, encoding: str) -> str:
+    """Return the encoding of a text file: UTF-16 or UTF-32 if its first bytes show it, otherwise `encoding`."""
+    if head.startswith(b"\xff\xfe\x00\x00") or head.startswith(b"\x00\x00\xfe\xff"):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig" if encoding == "utf-8" else encoding
+    zeros = [byte == 0 for byte in head[:4]]
+    wide: dict[tuple[bool, ...], str] = {
+        (False, True, False, True): "utf-16-le",
+        (True, False, True, False): "utf-16-be",
+        (False, True, True, True): "utf-32-le",
+        (True, True, True, False): "utf-32-be",
+    }
+    return wide.get(tuple(zeros), encoding)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlad.data.file_bytes import open_decompressed
+from rlad.data.file_bytes import encoding_of, open_decompressed
+from rlad.data.layouts.messages import is_conversation
 from rlad.errors import DataError
 
 _HEAD_BYTES = 1 << 16
-_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ROW_KEYS = ("data", "rows", "train", "examples", "instances", "records", "items", "prompts", "questions", "problems")
 _TEXT_COLUMNS = {"prompt", "problem", "question", "instruction", "input", "text"}
 
@@ -35,8 +35,9 @@ def json_rows(path: Path, encoding: str, *, lines: bool) -> Iterator[JsonRow]:
     """
     with open_decompressed(path) as file:
         head = file.read(_HEAD_BYTES)
-    if head.startswith(_WIDE_MARKS):
-        yield from _document_rows(path, "utf-16")
+    found = encoding_of(head, encoding)
+    if found.startswith(("utf-16", "utf-32")):
+        yield from _document_rows(path, found)
     elif _is_document(head, encoding, lines=lines):
         yield from _document_rows(path, encoding)
     else:
@@ -72,7 +73,7 @@ def _line_rows(path: Path, encoding: str) -> Iterator[JsonRow]:
 
 def _parsed_line(path: Path, number: int, line: bytes, encoding: str) -> Any:
     try:
-        return json.loads(line.decode(encoding))
+        return _loaded(line.decode(encoding))
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}, line {number}: not valid JSON: the bytes are not {encoding} ({error.reason} at byte "
@@ -80,25 +81,50 @@ def _parsed_line(path: Path, number: int, line: bytes, encoding: str) -> Any:
             "with iconv"
         ) from error
     except (ValueError, RecursionError) as error:
-        remedy = (
-            "the line is in Python's notation: write it with json.dumps"
-            if line.lstrip().startswith(b"{'")
-            else "the line may be cut off: fetch the file again, or correct or remove the line"
-        )
+        stripped = line.strip()
+        if stripped.startswith(b"{'"):
+            remedy = "the line is in Python's notation: write it with json.dumps"
+        elif isinstance(error, RecursionError):
+            remedy = "the values are nested too deeply: flatten or remove them"
+        elif stripped.startswith((b"//", b"#")):
+            remedy = "JSON has no comments: remove them"
+        elif stripped.endswith((b"}", b"]")):
+            remedy = "correct or remove the line"
+        else:
+            remedy = "the line may be cut off: fetch the file again, or correct or remove the line"
         raise DataError(f"{path}, line {number}: not valid JSON: {error}; {remedy}") from error
+
+
+def _loaded(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        if not line.rstrip().endswith("},"):  # lines cut out of an array
+            raise
+        return json.loads(line.rstrip()[:-1])
+    except ValueError:  # an integer with more digits than Python converts
+        return json.loads(line, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | str:
+    """Return an integer, or its digits if they are more than Python converts."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def _document_rows(path: Path, encoding: str) -> Iterator[JsonRow]:
     try:
         with open_decompressed(path) as file:
-            text = file.read().decode("utf-8-sig" if encoding == "utf-8" else encoding).strip("\x00\x1a \t\r\n")
+            text = file.read().decode("utf-8-sig" if encoding == "utf-8" else encoding).strip("\ufeff\x00\x1a \t\r\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: the bytes are not {encoding} ({error.reason} at byte {error.start}); set `encoding` of the "
             "prompt source, for example gb18030 or latin-1"
         ) from error
     values = []
-    decoder, position = json.JSONDecoder(), 0
+    decoder, position = json.JSONDecoder(parse_int=_integer), 0
     try:
         while position < len(text):
             value, position = decoder.raw_decode(text, position)
@@ -106,13 +132,25 @@ def _document_rows(path: Path, encoding: str) -> Iterator[JsonRow]:
             while position < len(text) and text[position] in ", \t\r\n":
                 position += 1
     except json.JSONDecodeError as error:
+        has_comma = text[: error.pos].rstrip().endswith(",") and text[error.pos : error.pos + 1] in ("]", "}")
+        remedy = (
+            "remove the comma before the bracket"
+            if has_comma
+            else "JSON has no comments: remove them"
+            if text[error.pos : error.pos + 2] == "//" or text[error.pos : error.pos + 1] == "#"
+            else "the file may be cut off: fetch it again, or correct the line"
+        )
         raise DataError(
-            f"{path}, line {error.lineno}: not valid JSON: {error.msg} at column {error.colno}; the file may be cut "
-            "off: fetch it again, or correct the line"
+            f"{path}, line {error.lineno}: not valid JSON: {error.msg} at column {error.colno}; {remedy}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
-    rows = _rows_in(path, values[0]) if len(values) == 1 else values
+    if len(values) == 1:
+        rows = _rows_in(path, values[0])
+    elif all(_is_list_of(value, dict) and not is_conversation(value) for value in values):
+        rows = [row for value in values for row in value]  # an array of rows on each line
+    else:
+        rows = values
     yield from (("row", number, row) for number, row in enumerate(rows, start=1))
 
 

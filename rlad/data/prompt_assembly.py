@@ -7,9 +7,10 @@ import json
 import re
 from typing import Any
 
-from rlad.config.prompts import PromptFile
+from rlad.config.prompts import PromptRows
 from rlad.data.layouts.base import Columns, RawPrompt
-from rlad.data.layouts.values import chat_or_text, id_text, is_missing, plain, text_answer
+from rlad.data.layouts.messages import chat_or_text
+from rlad.data.layouts.values import id_text, is_missing, plain, storable, text_answer
 from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
@@ -20,10 +21,12 @@ _TURN_START = re.compile(
     r"\s*(<s>|<bos>|<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<\|begin▁of▁sentence\|>"
     r"|<｜begin▁of▁sentence｜>|<start_of_turn>|\[INST\]|<\|user\|>|<\|system\|>|<｜User｜>)"
 )
-_INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+")
+_INDEX_COLUMN = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
+_MEDIA_COLUMN = re.compile(r"(decoded_)?(image|video|audio)s?(_\d+)?|pixel_values", re.IGNORECASE)
+_MEDIA_MARK = re.compile(r"\s*<(image|video|audio)(_\d+)?>.*|.*<(image|video|audio)(_\d+)?>\s*", re.DOTALL)
 
 
-def assemble(raw: RawPrompt, row: Columns, source: PromptFile) -> tuple[PromptRecord, bool]:
+def assemble(raw: RawPrompt, row: Columns, source: PromptRows) -> tuple[PromptRecord, bool]:
     """Return the record of a row, and whether its id was made from its content.
 
     Raises:
@@ -34,6 +37,7 @@ def assemble(raw: RawPrompt, row: Columns, source: PromptFile) -> tuple[PromptRe
             "missing prompt; add it, name its column with `columns: {prompt: COLUMN}`, or set `invalid_rows: drop`"
         )
     prompt = _prompt(raw, source)
+    _require_text_only(prompt, row)
     answer = text_answer(raw.answer)
     has_id = not is_missing(raw.id)
     record = PromptRecord(
@@ -46,12 +50,30 @@ def assemble(raw: RawPrompt, row: Columns, source: PromptFile) -> tuple[PromptRe
     return record, not has_id
 
 
+def _require_text_only(prompt: Any, row: Columns) -> None:
+    """Refuse prompts of which images, videos or sound are a part, which the student would never get.
+
+    Raises:
+        DataError: The row has a column with media, or the prompt has a placeholder for it.
+    """
+    column = next((name for name, value in row.items() if _MEDIA_COLUMN.fullmatch(str(name)) and value), None)
+    parts = prompt if isinstance(prompt, tuple) else (prompt,)
+    texts = [part.get("content") if isinstance(part, dict) else part for part in parts]
+    mark = next((text for text in texts if isinstance(text, str) and _MEDIA_MARK.fullmatch(text)), None)
+    if column is not None or mark is not None:
+        where = f"column {column!r}" if column is not None else f"a placeholder in {str(mark)[:40]!r}"
+        raise DataError(
+            f"the prompt has an image, a video or sound ({where}); only text is supported: use a text-only data set, "
+            "or leave out such rows with `invalid_rows: drop`"
+        )
+
+
 def content_digest(*content: Any) -> str:
     """Return sixteen hexadecimal digits of JSON values."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _prompt(raw: RawPrompt, source: PromptFile) -> Any:
+def _prompt(raw: RawPrompt, source: PromptRows) -> Any:
     prompt = chat_or_text(raw.prompt)
     if isinstance(prompt, str) and prompt.strip():
         if not _is_verbatim(raw, prompt, source):
@@ -73,13 +95,13 @@ def _prompt(raw: RawPrompt, source: PromptFile) -> Any:
     return tuple(prompt)
 
 
-def _is_verbatim(raw: RawPrompt, text: str, source: PromptFile) -> bool:
+def _is_verbatim(raw: RawPrompt, text: str, source: PromptRows) -> bool:
     if source.chat is not None:
         return not source.chat
     return (raw.verbatim and source.system_prompt is None) or _TURN_START.match(text) is not None
 
 
-def _task(raw: RawPrompt, source: PromptFile) -> Any:
+def _task(raw: RawPrompt, source: PromptRows) -> Any:
     candidates = [raw.task, source.task] if raw.task_is_explicit else [source.task, raw.task]
     return next((task for task in candidates if not is_missing(task)), DEFAULT_TASK)
 
@@ -90,4 +112,5 @@ def _metadata(raw: RawPrompt, row: Columns) -> dict[str, Any]:
         for column, value in row.items()
         if column not in raw.used and not is_missing(value) and not _INDEX_COLUMN.fullmatch(str(column))
     }
-    return {**others, **plain(raw.metadata)}
+    metadata: dict[str, Any] = storable({**others, **plain(raw.metadata)})
+    return metadata

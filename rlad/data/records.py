@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,11 +81,27 @@ def _check_messages(messages: Any) -> None:
                 f"a message must have exactly `role` and `content`, both text, got {message!r}; correct the row, "
                 "or set `invalid_rows: drop`"
             )
+    if not any(message["content"].strip() for message in messages if message["role"] != "system"):
+        raise DataError(f"the prompt is empty: {messages!r} asks nothing; correct the row, or set `invalid_rows: drop`")
     if messages[-1]["role"] == "assistant":
         raise DataError(
             "the last message has role `assistant`; a prompt must end with a message of another role, "
             "which the model answers: remove the last message, or set `invalid_rows: drop`"
         )
+
+
+def question_key(record: PromptRecord, suffix: str = "") -> bytes:
+    """Return a digest of a prompt's question: its text without system messages, `suffix` and differences of whitespace.
+
+    Prompts with equal keys ask the same, under any id and system prompt, as messages or as text.
+    """
+    texts = (
+        [record.prompt]
+        if isinstance(record.prompt, str)
+        else [message["content"] for message in record.prompt if message["role"] != "system"]
+    )
+    words = unicodedata.normalize("NFC", "\n".join(texts).removesuffix(suffix)).split()
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
 
 def dataset_fingerprint(records: Sequence[PromptRecord]) -> str:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from rlad.data.file_bytes import compression_of, data_ending, head_of, open_decompressed, require_data
+import numpy as np
+
+from rlad.data.file_bytes import (
+    compression_of,
+    data_ending,
+    encoding_of,
+    head_of,
+    open_decompressed,
+    require_data,
+)
 from rlad.data.json_rows import json_rows
 from rlad.errors import DataError
 
@@ -29,6 +39,8 @@ _FORMATS = {
     ".ipc": "arrow",
 }
 _BATCH_ROWS = 256
+_NO_CELL = ("", "nan", "NaN", "<NA>", "null", "NULL")
+_DELIMITER_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # the first line of files from spreadsheets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,7 @@ class RowFile:
             ) from error
 
 
-def is_data_name(path: Path) -> bool:
+def is_data_name(path: PurePath) -> bool:
     """Return True if the ending is that of a prompt file."""
     return data_ending(path) in _FORMATS
 
@@ -136,14 +148,18 @@ def _format_of(path: Path, head: bytes) -> str:
 def _csv_rows(path: Path, encoding: str) -> Iterator[tuple[str, int, Any]]:
     csv.field_size_limit(2**31 - 1)  # programs and tests are longer than the default of 128 KiB
     try:
+        with open_decompressed(path) as file:
+            encoding = encoding_of(file.read(4), encoding)
         with (
             open_decompressed(path) as file,
             io.TextIOWrapper(file, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="") as text,
         ):
             header_line = text.readline()
-            delimiter = max("\t,;|", key=header_line.count)
+            if (declared := _DELIMITER_LINE.fullmatch(header_line)) is not None:
+                header_line = text.readline()
+            delimiter = declared[1] if declared else max("\t,;|", key=header_line.count)
             # A quoted header may span lines; column names that do are not supported.
-            header = next(csv.reader([header_line], delimiter=delimiter), [])
+            header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
             if len(set(header)) != len(header):
                 raise DataError(f"{path}, row 1: two columns have the same name in {header}; rename one")
             for number, cells in enumerate(csv.reader(text, delimiter=delimiter, strict=True), start=1):
@@ -154,7 +170,11 @@ def _csv_rows(path: Path, encoding: str) -> Iterator[tuple[str, int, Any]]:
                         f"{path}, row {number}: expected {len(header)} cells as in the header, got {len(cells)}; "
                         "quote cells that contain the delimiter or a line break"
                     )
-                yield "row", number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+                yield (
+                    "row",
+                    number,
+                    {name: None if cell in _NO_CELL else cell for name, cell in zip(header, cells, strict=True)},
+                )
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not {encoding} text: {error}; set `encoding`, for example gb18030") from error
     except csv.Error as error:
@@ -166,8 +186,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(_seekable(path)) as file:
-            yield from _batch_rows(file.iter_batches(batch_size=_BATCH_ROWS))
-    except (pyarrow.ArrowException, OSError) as error:
+            yield from table_rows(file.iter_batches(batch_size=_BATCH_ROWS))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
 
 
@@ -180,17 +200,18 @@ def _arrow_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
         with source:
             if source.read(6) == b"ARROW1":
                 reader = pyarrow.ipc.open_file(source)
-                yield from _batch_rows(reader.get_batch(index) for index in range(reader.num_record_batches))
+                yield from table_rows(reader.get_batch(index) for index in range(reader.num_record_batches))
             else:
                 source.seek(0)
-                yield from _batch_rows(iter(pyarrow.ipc.open_stream(source)))
-    except (pyarrow.ArrowException, OSError) as error:
+                yield from table_rows(iter(pyarrow.ipc.open_stream(source)))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a readable Arrow file: {error}") from error
 
 
-def _batch_rows(batches: Iterator[Any]) -> Iterator[tuple[str, int, Any]]:
+def table_rows(batches: Iterator[Any]) -> Iterator[tuple[str, int, Any]]:
+    """Yield unit, number and value of each row of Arrow record batches."""
     number = 0
-    for batch in batches:
+    for batch in map(_with_short_floats, batches):
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for row in batch.slice(start, _BATCH_ROWS).to_pylist(maps_as_pydicts="lossy"):
                 number += 1
@@ -205,3 +226,15 @@ def _seekable(path: Path) -> Any:
 
     with open_decompressed(path) as file:
         return pyarrow.py_buffer(file.read())
+
+
+def _with_short_floats(batch: Any) -> Any:
+    """Return a batch whose columns of small floats read as they were written: 0.1 instead of 0.10000000149011612."""
+    import pyarrow
+
+    for index, field in enumerate(batch.schema):
+        if pyarrow.types.is_float32(field.type) or pyarrow.types.is_float16(field.type):
+            kind = np.float32 if pyarrow.types.is_float32(field.type) else np.float16
+            values = [None if value is None else float(str(kind(value))) for value in batch.column(index).to_pylist()]
+            batch = batch.set_column(index, field.name, pyarrow.array(values, pyarrow.float64()))
+    return batch

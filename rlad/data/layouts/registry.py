@@ -24,6 +24,7 @@ from rlad.data.layouts.mathematics.problem import ProblemLayout
 from rlad.data.layouts.own import OwnLayout
 from rlad.data.layouts.programming.apps import AppsLayout
 from rlad.data.layouts.programming.humaneval import HumanEvalLayout
+from rlad.data.layouts.programming.listed_tests import ListedTestsLayout
 from rlad.data.layouts.programming.livecodebench import LiveCodeBenchLayout
 from rlad.data.layouts.programming.mbpp import MbppLayout
 from rlad.data.layouts.programming.taco import TACO
@@ -37,7 +38,7 @@ def layouts(form: Form = "sentences") -> tuple[Layout, ...]:
     return (
         LogicRlLayout(form),
         *(DapoLayout(), SkyworkLayout(), EurusLayout(), VerlLayout()),
-        *(LiveCodeBenchLayout(), TACO, AppsLayout(), MbppLayout(), HumanEvalLayout()),
+        *(LiveCodeBenchLayout(), TACO, AppsLayout(), MbppLayout(), HumanEvalLayout(), ListedTestsLayout()),
         VerifiersLayout(),
         OwnLayout(),
         *(CountdownLayout(), MultipleChoiceLayout(), Gsm8kLayout()),

@@ -1,4 +1,4 @@
-"""Conversion of values in data files: answers, chat messages, metadata, nested columns."""
+"""Conversion of values in data files: answers, ids, metadata, nested columns."""
 
 from __future__ import annotations
 
@@ -11,19 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlad.errors import DataError
-
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
-_CALLS = ("tool_calls", "function_call", "tool_call_id")
 
 
 def is_missing(value: Any) -> bool:
@@ -58,7 +45,9 @@ def text_answer(value: Any) -> Any:
     Raises:
         DataError: The answer is missing, infinite or of another kind.
     """
-    if is_missing(value) or value == "":
+    if isinstance(value, bytes):
+        value = decoded(value)
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
         raise DataError(
             f"missing answer ({value!r}); add one, name its column with `columns: {{answer: COLUMN}}`, or set "
             "`invalid_rows: drop`"
@@ -76,7 +65,12 @@ def text_answer(value: Any) -> Any:
     if isinstance(value, list | dict):
         if not value:
             raise DataError(f"missing answer ({value!r}); add one, or set `invalid_rows: drop`")
-        return json.dumps(plain(value), ensure_ascii=False)
+        try:
+            return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+        except ValueError as error:
+            raise DataError(
+                f"the answer holds a number that is not finite: {value!r}; correct it, or set `invalid_rows: drop`"
+            ) from error
     raise DataError(f"the answer must be text, a number, a list or a mapping, got {type(value).__name__}")
 
 
@@ -88,6 +82,8 @@ def id_text(value: Any) -> str:
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, bytes):
+        value = decoded(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(
             f"id must be text and not empty, or a whole number, got {value!r}; correct it, or let "
@@ -96,66 +92,19 @@ def id_text(value: Any) -> str:
     return str(value)
 
 
-def chat_or_text(value: Any) -> Any:
-    """Return a prompt as text or as a list of messages with `role` and `content`.
-
-    JSON text of messages is parsed, and lists by key are transposed. `from` and `value`, roles such as `human`, and
-    text parts are converted. Other keys of a message are dropped. Values in no known notation are returned unchanged.
+def decoded(value: bytes) -> str:
+    """Return the text of a binary column.
 
     Raises:
-        DataError: A message has tool calls, or a part that is not text.
+        DataError: The bytes are not UTF-8.
     """
-    if isinstance(value, str):
-        found = turns_of(parsed(value))
-        if not _is_chat(found):
-            return value
-        value = found
-    value = turns_of(value)
-    return [_message(item) for item in value] if _is_chat(value) else value
-
-
-def turns_of(value: Any) -> Any:
-    """Return one message, or a mapping of keys to lists (the `datasets` library's sequences), as a list of messages."""
-    if not _is_message(value):
-        return value
-    columns = list(value.values())
-    if all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1:
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    return [value]
-
-
-def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and any(key in value for key in _ROLE_KEYS)
-        and any(key in value for key in _CONTENT_KEYS)
-    )
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_message(item) for item in value)
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    calls = [key for key in _CALLS if message.get(key)]
-    if calls:
-        raise DataError(f"a message has {calls[0]}, which is not supported; leave out prompts with tool calls")
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(role, str):
-        role = _ROLES.get(role.lower(), role)
-    if isinstance(content, list):
-        content = "".join(_part_text(part) for part in content)
-    return {"role": role, "content": content}
-
-
-def _part_text(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise DataError(f"a message has a part of type {kind!r}; only text is supported, so leave out such prompts")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected text, got {len(value)} bytes that are not UTF-8; write the column as text, or name another one "
+            "with `columns`"
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -172,11 +121,22 @@ def plain(value: Any) -> Any:
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode(errors="replace").decode()  # no lone surrogates
-    if isinstance(value, int | float | bool) or value is None:
+    if isinstance(value, str | int | float | bool) or value is None:
         return value
     return str(value)
+
+
+def storable(value: Any) -> Any:
+    """Return metadata as every reader of JSON takes it: `?` for lone surrogates, null for NaN, text for infinity."""
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 _ABSENT = object()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlad.data.layouts.base import Columns, RawPrompt, has
-from rlad.data.layouts.values import chat_or_text, is_missing, parsed, turns_of
+from rlad.data.layouts.messages import chat_or_text, turns_of
+from rlad.data.layouts.values import is_missing, parsed
 from rlad.errors import DataError
 
 _ANSWERS = ("answer", "ground_truth", "label", "solution")

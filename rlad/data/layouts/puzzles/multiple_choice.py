@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Any
 
-from rlad.data.layouts.base import Columns, RawPrompt, has
+from rlad.data.layouts.base import Columns, RawPrompt
 from rlad.data.layouts.values import parsed
 from rlad.errors import DataError
 
 _CHOICES = ("choices", "options")
-_ANSWERS = ("answerKey", "answer_idx", "answer_index", "answer_key", "answer", "label", "cop")
+_QUESTIONS = ("question", "question_stem", "problem", "stem")
+_ANSWERS = (
+    *("answerKey", "answer_idx", "answer_index", "answer_key", "answer", "correct_answer", "correct_option", "correct"),
+    *("label", "cop"),
+)
+_LABEL = re.compile(r"\(?([A-Z])\s*[).:]\s*")
 
 
 class MultipleChoiceLayout:
@@ -23,22 +29,23 @@ class MultipleChoiceLayout:
 
     def matches(self, row: Columns) -> bool:
         return (
-            has(row, "question")
+            any(name in row for name in _QUESTIONS)
             and any(isinstance(parsed(row.get(name)), list | dict) for name in _CHOICES)
             and any(name in row for name in _ANSWERS)
         )
 
     def read(self, row: Columns) -> RawPrompt:
+        question = next(name for name in _QUESTIONS if name in row)
         choices_column = next(name for name in _CHOICES if name in row)
         answer_column = next(name for name in _ANSWERS if name in row)
         letters, texts = _choices(parsed(row[choices_column]))
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
         return RawPrompt(
-            prompt=f"{row['question']}\n\n{listed}",
+            prompt=f"{row[question]}\n\n{listed}",
             answer=_letter(row[answer_column], letters, texts),
             id=row.get("id"),
             task=row.get("task", "multiple_choice"),
-            used=frozenset({"id", "task", "question", choices_column, answer_column}),
+            used=frozenset({"id", "task", question, choices_column, answer_column}),
         )
 
 
@@ -48,7 +55,11 @@ def _choices(choices: Any) -> tuple[list[str], list[str]]:
     if isinstance(choices, dict):
         return [str(label) for label in choices], [str(text) for text in choices.values()]
     if isinstance(choices, list) and 0 < len(choices) <= len(string.ascii_uppercase):
-        return list(string.ascii_uppercase[: len(choices)]), [str(text) for text in choices]
+        letters, texts = list(string.ascii_uppercase[: len(choices)]), [str(text) for text in choices]
+        labels = [_LABEL.match(text) for text in texts]
+        if [label and label[1] for label in labels] == letters:  # AQuA: `A)21`
+            texts = [text[label.end() :] for text, label in zip(texts, labels, strict=True) if label]
+        return letters, texts
     raise DataError(f"expected a list or mapping of choices, got {choices!r}")
 
 

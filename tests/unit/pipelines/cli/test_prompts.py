@@ -56,9 +56,9 @@ def test_report_shows_layout_columns_counts_and_first_prompts(tmp_path: Path) ->
     assert max(map(len, lines[1:])) <= 80
     text = " ".join(result.stdout.split())
     for expected in (
-        "jsonl, layout: GSM8K, 6 rows columns: question, answer",
-        "4 prompts of 6 rows tasks: math (4) chat template: applied to 4 prompts",
-        "left out: 1 duplicates, 1 invalid rows",
+        "jsonl, layout: GSM8K, 6 rows columns used: question, answer",
+        "4 prompts of 6 rows tasks: math (4); each needs an entry in `verifiers` chat template: applied to 4 prompts",
+        "left out: 1 duplicate, 1 invalid row",
         "line 6: missing answer",
         "user: A shelf holds",
         "(1201 characters)",
@@ -76,8 +76,10 @@ def test_json_holds_the_same_report(tmp_path: Path) -> None:
             "path": str(path),
             "format": "jsonl",
             "compression": None,
+            "version": None,
             "layout": "columns",
             "columns": ["q", "r", "level"],
+            "used": ["q", "r"],
             "rows": 1,
         }
     ]
@@ -102,6 +104,48 @@ def test_model_shows_the_rendered_prompt_its_tokens_and_the_lengths(tmp_path: Pa
     assert "longer than 7 tokens: 1; a run leaves them out" in text
 
 
+def test_prompts_that_also_occur_in_another_file_are_counted(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", *({"question": f"{n} + 1?", "answer": "1"} for n in (1, 2, 3)))
+    message = [{"role": "user", "content": "2 +  1?"}]
+    test = write(tmp_path / "test.jsonl", {"id": "x", "prompt": message, "task": "sums", "answer": "3"})
+    report = as_json(train, "--against", test)
+    assert report["overlap"] == {
+        "with": str(test),
+        "prompts": 1,
+        "first": [[f"{train}, line 2", f"{test}, line 1"]],
+    }
+    assert f"also in {test}: 1 prompt" in " ".join(prompts(train, "--against", test).stdout.split())
+
+
+def test_run_shows_its_mixture_and_its_evaluation_prompts(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": str(n)} for n in range(8)]
+    for name, some in (("easy", rows[:2]), ("hard", rows[2:]), ("test", rows[1:3])):
+        write(tmp_path / f"{name}.jsonl", *some)
+    config = tmp_path / "run.yaml"
+    text = (Path(__file__).parents[4] / "configs/qwen3_8b_math_30k.yaml").read_text()
+    parts = "".join(
+        f"    {name}: {{weight: {weight}, prompts: {{path: {tmp_path}/{name}.jsonl, source: file, task: {task}}}}}\n"
+        for name, weight, task in (("easy", 1, "sums"), ("hard", 3, "math"))
+    )
+    text = text.replace(
+        "prompts: {source: file, path: data/skywork_or1_math.jsonl}\n",
+        f"prompts:\n  source: mixture\n  parts:\n{parts}",
+    )
+    config.write_text(text.replace("data/aime24.jsonl", str(tmp_path / "test.jsonl")))
+    report = as_json(config, "--first", "1")
+    assert report["training"]["parts"] == {
+        "easy": {"weight": 0.25, "prompts": 2, "entries": 2},
+        "hard": {"weight": 0.75, "prompts": 6, "entries": 6},
+    }
+    assert report["training"]["tasks"] == {"math": 6, "sums": 2}
+    assert [prompt["metadata"]["part"] for prompt in report["training"]["first"]] == ["easy", "hard"]
+    assert report["training"]["first"][0]["id"].startswith("easy/")
+    assert report["evaluation"]["overlap"]["prompts"] == 2
+    text = " ".join(prompts(config, "evaluation.samples=2").stdout.split())
+    assert "part hard: 6 prompts, 75.0% of the training, 6 an epoch" in text
+    assert "also in the training prompts: 2 prompts" in text
+
+
 def test_refused_file_names_row_and_remedy(tmp_path: Path, model: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"a": 1, "b": 2})
     for arguments, kind, complaint in [
@@ -112,6 +156,8 @@ def test_refused_file_names_row_and_remedy(tmp_path: Path, model: Path) -> None:
         ((path, "encoding=klingon"), ConfigError, "unknown encoding 'klingon'"),
         ((path, "--max-prompt-tokens", "7"), ConfigError, "requires --model"),
         ((tmp_path / "none.jsonl",), DataError, "no prompt file at"),
+        ((path, "source=hbu"), ConfigError, "expected source=hub, or no source for a file; got source=hbu"),
+        (("a/b/c", "source=hub"), ConfigError, "dataset"),
     ]:
         result = prompts(*arguments)
         assert isinstance(result.exception, kind), result.output

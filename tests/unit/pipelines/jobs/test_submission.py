@@ -193,6 +193,19 @@ def test_prompt_file_is_uploaded_or_absolute(project: Path) -> None:
     read_submission(config, (), run_dir=None, directory=read_project(project))
 
 
+def test_local_files_of_a_mixture_are_uploaded_and_remote_ones_need_not_be(project: Path) -> None:
+    config = project / "configs" / "smoke.yaml"
+    settings = yaml.safe_load(config.read_text())
+    paths = {"far": "s3://bucket/rows.jsonl", "near": "data/p.jsonl"}
+    parts = {name: {"prompts": {"source": "file", "path": path}} for name, path in paths.items()}
+    config.write_text(yaml.safe_dump({**settings, "prompts": {"source": "mixture", "parts": parts}}))
+    with pytest.raises(ConfigError, match=r"prompts.parts.near.prompts.path: data/p.jsonl is relative and not uploa"):
+        read_submission(config, (), run_dir=None, directory=read_project(project))
+    (project / "data").mkdir()
+    (project / "data" / "p.jsonl").write_text("{}")
+    read_submission(config, (), run_dir=None, directory=read_project(project))
+
+
 def test_configuration_outside_the_working_directory_needs_an_absolute_path(project: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.yaml"
     outside.write_text((project / "configs" / "smoke.yaml").read_text())

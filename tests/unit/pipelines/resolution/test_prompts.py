@@ -8,28 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts
-from rlad.config import KnightsKnavesPrompts, PromptFile, PromptSource, RunConfig, load_run_config
+from rlad.config import (
+    HubPrompts,
+    KnightsKnavesPrompts,
+    PromptFile,
+    PromptMixture,
+    PromptSource,
+    RunConfig,
+    load_run_config,
+)
+from rlad.config.prompts import pinned
 from rlad.errors import DataError, PlanError
 
 ROOT = Path(__file__).parents[4]
 ROWS = [{"id": f"p{length}", "prompt": "x" * length, "task": "math", "answer": "1"} for length in (3, 8, 9, 2)]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tokenizer with one token per byte, and a template that adds two tokens."""
-    folder = tmp_path_factory.mktemp("student")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=alphabet[0])
-    fast.chat_template = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
-    fast.save_pretrained(folder)
-    return folder
 
 
 def prepare(folder: Path, rows: list[Any], student: Path, **settings: Any) -> EncodedPrompts:
@@ -98,3 +92,16 @@ def test_dropped_rows_and_duplicates_are_logged(
     with caplog.at_level(logging.WARNING):
         prepare(tmp_path, rows, student, invalid_rows="drop")
     assert "kept=3 duplicates_dropped=0 duplicates_kept=1 other_answers=0 invalid_dropped=1" in caplog.text
+
+
+def test_hub_data_sets_of_a_continued_run_are_read_at_the_recorded_commits() -> None:
+    hub = HubPrompts(dataset="team/gsm", config="main", split="test", revision="main")
+    other = HubPrompts(dataset="team/gsm", config="main")
+    commit = "0" * 40
+    versions = {"hub data set team/gsm, config main, split test": commit}
+    assert pinned(hub, versions) == HubPrompts(dataset="team/gsm", config="main", split="test", revision=commit)
+    assert pinned(other, versions) == other
+    mixture = PromptMixture.model_validate({"parts": {"a": {"prompts": hub}, "b": {"prompts": other}}})
+    found = pinned(mixture, versions)
+    assert isinstance(found, PromptMixture)
+    assert [part.prompts for part in found.parts.values()] == [pinned(hub, versions), other]

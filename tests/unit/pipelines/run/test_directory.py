@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run.directory import RunDirectory, read_json_lines
+from pipelines.run.directory import PromptsRecord, RunDirectory, read_json_lines
 from rlad.config import RunConfig, load_run_config
 from rlad.errors import ConfigError, CorruptFileError, PlanError, RunDirectoryError
 
@@ -98,7 +98,7 @@ def test_a_start_killed_between_lock_and_configuration_leaves_the_directory_free
 def test_two_processes_do_not_run_in_one_directory(config: RunConfig, tmp_path: Path) -> None:
     program = f"""
 import sys
-from pipelines.run.directory import RunDirectory
+from pipelines.run.directory import PromptsRecord, RunDirectory
 from rlad.config import load_run_config
 with RunDirectory({str(tmp_path / "run")!r}).hold(load_run_config({str(SMOKE)!r}), resume=False):
     print("held", flush=True)
@@ -181,3 +181,24 @@ def test_a_run_directory_with_a_planted_link_is_refused(config: RunConfig, tmp_p
     (run.path / name).symlink_to(tmp_path)
     with pytest.raises(CorruptFileError, match="is a symbolic link"), run.hold(config, resume=True):
         pass
+
+
+def test_a_continued_run_must_have_the_same_prompts(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    started = PromptsRecord(
+        training="a1", evaluation="b2", versions={"s3://bucket/rows.jsonl": "c3", "hub data set x": "d4"}
+    )
+    assert run.recorded_prompts() is None
+    run.require_same_prompts(started)
+    run.record_prompts(started)
+    run.require_same_prompts(PromptsRecord(training="a1", evaluation="b2", versions={}))
+    run.record_prompts(PromptsRecord(training="a9", evaluation="b9", versions={}))  # only the start is recorded
+    assert run.recorded_prompts() == started
+    with pytest.raises(
+        ConfigError, match=r"the training prompts differ .* a1, now a2; changed: s3://bucket/rows.jsonl\)"
+    ):
+        run.require_same_prompts(
+            PromptsRecord(training="a2", evaluation="b2", versions={**started.versions, "s3://bucket/rows.jsonl": "c9"})
+        )
+    with pytest.raises(ConfigError, match="the evaluation prompts differ .* b2, now b3; changed: local files"):
+        run.require_same_prompts(PromptsRecord(training="a1", evaluation="b3", versions=started.versions))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.schedules.prompts import RefreshedPrompts, evaluation_fingerprint, refresh_prompts
+from pipelines.schedules.prompts import RefreshedPrompts, evaluation_fingerprint, refresh_prompts, resolved_source
 from pipelines.schedules.records import SeenFile
-from rlad.config import EvaluationConfig, PromptFile, RunConfig
+from rlad.config import EvaluationConfig, PromptFile, PromptMixture, RunConfig
 from rlad.config.load import validated
+from rlad.config.prompts import files_of
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.records import PromptRecord
 from rlad.errors import DataError
@@ -99,3 +100,24 @@ def test_evaluation_fingerprint_covers_prompts_and_sampling_but_not_grouping() -
     )
     assert evaluation_fingerprint(records(["b"]), settings) != same
     assert evaluation_fingerprint(records(["a"]), settings.model_copy(update={"samples": 2})) != same
+
+
+def test_paths_of_a_mixture_are_resolved_against_the_working_directory() -> None:
+    parts = {
+        name: {"prompts": {"source": "file", "path": path}}
+        for name, path in (("near", "data/p.jsonl"), ("far", "s3://bucket/p.jsonl"), ("root", "/p.jsonl"))
+    }
+    found = resolved_source(PromptMixture.model_validate({"parts": parts}), "/work")
+    assert {place: file.path for place, file in files_of(found).items()} == {
+        "parts.near.prompts": "/work/data/p.jsonl",
+        "parts.far.prompts": "s3://bucket/p.jsonl",
+        "parts.root.prompts": "/p.jsonl",
+    }
+
+
+def test_evaluation_prompts_are_held_out_under_other_ids_and_whitespace(site: Site, files: Path) -> None:
+    [evaluation] = records(["a"])
+    assert isinstance(evaluation.prompt, str)
+    same = PromptRecord(id="x", prompt=f" {evaluation.prompt}\n", task="knights_knaves", answer="T")
+    write_prompt_file([same, *records(["d"])], files / "4.jsonl")
+    assert ids(refreshed(site, "in/4.jsonl", held_out=["a"])) == ["d"]

@@ -140,6 +140,31 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
         "multiple_choice",
         "B",
     ),
+    (
+        "multiple choice",
+        {"question": "1+1?", "options": ["A)1", "B) 2"], "rationale": "r", "correct": "B"},
+        "multiple_choice",
+        "B",
+    ),
+    (
+        "multiple choice",
+        {"question_stem": "1+1?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "B"},
+        "multiple_choice",
+        "B",
+    ),
+    (
+        "problem and tests",
+        {"problem": "1+1?", "solutions": ["x"], "tests": json.dumps([{"input": "1", "output": "2"}])},
+        "code",
+        '[{"input": "1", "output": "2"}]',
+    ),
+    (
+        "problem and tests",
+        {"id": "1", "question": "1+1?", "test_cases": ["assert f(1) == 2", "assert f(2) == 3"]},
+        "code",
+        json.dumps({"asserts": "assert f(1) == 2\nassert f(2) == 3"}),
+    ),
+    ("question and answer", {"Body": "1+1?", "Question": "How much?", "Answer": "2.0"}, "default", "2.0"),
     ("question and answer", {"ID": "x", "Question": "1+1?", "Answer": 2, "Year": 2024}, "default", "2"),
     ("question and answer", {"query": "1+1?", "expected_answer": "2"}, "default", "2"),
 ]
@@ -160,6 +185,14 @@ def test_layout_is_recognised_and_read(
 
 
 def test_programs_show_their_starter_code_and_assertions(tmp_path: Path) -> None:
+    tests = {"question": "Add.", "test_cases": ["assert f(1) == 2", "assert f(2) == 3"]}
+    [record] = read(tmp_path, tests).records
+    assert record.prompt[0]["content"] == (  # type: ignore[index]
+        "Add.\nYour code should pass tests such as:\n```python\nassert f(1) == 2\n```"
+    )
+    functional = {"problem": "Add.", "tests": [{"input": "1", "output": "2", "testtype": "functional"}]}
+    with pytest.raises(DataError, match="the tests call a function whose name the row does not hold"):
+        read(tmp_path, functional)
     mbpp = {"task_id": 1, "text": "Add.", "code": "", "test_list": ["assert f(1) == 2"], "test_setup_code": "import re"}
     [record] = read(tmp_path, mbpp).records
     assert record.prompt[0]["content"] == (  # type: ignore[index]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rlad.config import PromptFile
 from rlad.data.prompt_files import PromptReading, read_prompts
+from rlad.data.sources.progress import slow_progress
 from rlad.errors import DataError
 
 OWN = {"id": "a", "prompt": "1+1=", "task": "t", "answer": "2"}
@@ -129,3 +132,16 @@ def test_invalid_rows_are_dropped_only_if_set(tmp_path: Path) -> None:
 def test_other_columns_become_metadata(tmp_path: Path) -> None:
     row = {**OWN, "metadata": {"level": 1}, "level": 2, "source": "mine", "empty": None}
     assert read(tmp_path, row).records[0].metadata == {"level": 1, "source": "mine"}
+
+
+def test_progress_is_shown_only_on_a_terminal_and_only_when_it_takes_long() -> None:
+    now = [0.0]
+    for is_terminal, seconds, shown in ((True, 3.0, True), (True, 1.0, False), (False, 3.0, False)):
+        now[0] = 0.0
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=is_terminal)
+        with slow_progress("reading rows", console, clock=lambda: now[0]) as advance:
+            now[0] = seconds
+            for _ in range(512):
+                advance()
+        assert ("reading rows: 512" in output.getvalue()) is shown
