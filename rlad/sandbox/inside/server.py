@@ -123,7 +123,8 @@ class Server:
 
         def stop(*_: Any) -> None:
             nonlocal was_stopped
-            was_stopped = True
+            # A process that has ended by itself, for its CPU time for example, was not stopped.
+            was_stopped = os.waitid(os.P_PID, inner, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
             os.kill(inner, signal.SIGKILL)
 
         signal.signal(signal.SIGTERM, stop)
