@@ -6,7 +6,8 @@ import logging
 import queue
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from actors.messages import VerifierResult
-from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
+from actors.verifier.killable_process import BuildVerifiers, Comparison, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError
-from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
+from rlad.evaluation.votes import merge_votes
+from rlad.verifiers import ComparesAnswers, GivesAnswer, Verifier, VerifierConfig, build_verifier
 
 if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
     pass
 
 logger = logging.getLogger(__name__)
+
+# A comparison that fails or times out takes up to one deadline, so a group stops comparing after as many.
+_FAILED_COMPARISONS = 2
 
 
 class VerifierWorker:
@@ -41,6 +46,7 @@ class VerifierWorker:
         verifiers = build_verifiers()  # reports a faulty verifier here; a child could only die of it
         self._tasks = sorted(verifiers)
         self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
+        self._comparing = {task for task, verifier in verifiers.items() if isinstance(verifier, ComparesAnswers)}
         self._tokenizer = load_fast_tokenizer(tokenizer_path)
         self._judges: queue.SimpleQueue[Judge] = queue.SimpleQueue()
         for _ in range(processes):
@@ -51,8 +57,8 @@ class VerifierWorker:
         """Judge a group.
 
         A truncated response gets reward 0 and the outcome `UNPARSEABLE` without being judged: it did not end, so it
-            gives
-        no answer.
+        gives no answer. Wrong answers that mean the same to the verifier are returned as one text, so that they are one
+        vote.
 
         Args:
             columns: Columns of a `RolloutGroup`.
@@ -73,6 +79,7 @@ class VerifierWorker:
         ended = np.flatnonzero(~group.is_truncated).tolist()
         texts = self._decoded(group, ended)
         answers: list[Extraction] | None = None
+        comparisons: list[Comparison] = []
         judge = self._judges.get()
         try:
             for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
@@ -89,9 +96,11 @@ class VerifierWorker:
                     understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True
                 ):
                     answers[ended[place]] = extraction
+                if group.task in self._comparing:
+                    comparisons = _merge_wrong_answers(judge, group.task, judgements, answers)
         finally:
             self._judges.put(judge)
-        self._log_problems(group, [*judgements, *(answers or [])])
+        self._log_problems(group, [*judgements, *(answers or []), *comparisons])
         verdicts = Verdicts(
             uid=group.uid,
             attempt=group.attempt,
@@ -111,7 +120,7 @@ class VerifierWorker:
         texts: list[str] = self._tokenizer.decode_batch(token_ids, skip_special_tokens=True)
         return texts
 
-    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
+    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction | Comparison]) -> None:
         """Log each kind of problem once: a broken verifier fails on thousands of responses in the same way."""
         for result in results:
             if result.problem is None:
@@ -120,6 +129,27 @@ class VerifierWorker:
             if kind not in self._logged:
                 self._logged.add(kind)
                 logger.warning("task=%s prompt=%s verifier_problem=%r", group.task, group.prompt_id, result.problem)
+
+
+def _merge_wrong_answers(
+    judge: Judge, task: str, judgements: Sequence[Judgement], answers: list[Extraction]
+) -> list[Comparison]:
+    """Give wrong answers that mean the same one text, in place, and return the comparisons that this took.
+
+    Correct answers vote together anyway. After two failed comparisons the remaining answers are compared as text.
+    """
+    wrong = [index for index, judgement in enumerate(judgements) if judgement.outcome is Outcome.WRONG]
+    comparisons: list[Comparison] = []
+
+    def compare(answer: str, others: Sequence[str]) -> Sequence[bool]:
+        if sum(comparison.problem is not None for comparison in comparisons) >= _FAILED_COMPARISONS:
+            return [False] * len(others)
+        comparisons.append(judge.compare(task, answer, others))
+        return comparisons[-1].is_same
+
+    for index, answer in zip(wrong, merge_votes([answers[index].answer for index in wrong], compare), strict=True):
+        answers[index] = replace(answers[index], answer=answer)
+    return comparisons
 
 
 def load_fast_tokenizer(model_path: str) -> Tokenizer:

@@ -16,7 +16,7 @@ from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
 from rlad.verifiers.reward_model import RewardModelVerifierConfig
-from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
+from rlad.verifiers.verdict import ComparesAnswers, GivesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[
     KnightsKnavesVerifierConfig
@@ -58,6 +58,7 @@ def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardMo
 
 __all__ = [
     "CodeTestsVerifierConfig",
+    "ComparesAnswers",
     "CountdownVerifierConfig",
     "GivesAnswer",
     "KnightsKnavesVerifierConfig",

@@ -22,6 +22,7 @@ from rlad.verifiers.math.readings import (
     without_text_commands,
     words_of,
 )
+from rlad.verifiers.math.votes import canonical_answer, compare_numbers
 from rlad.verifiers.response_text import last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
@@ -100,24 +101,37 @@ class MathAnswerVerifier:
         return CORRECT if are_equivalent(gold_text, given_text, gold, parsed) else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
-        r"""Return the final answer as sympy prints it, and boxed words in lower case; None without an answer.
+        r"""Return the final answer in a canonical form; None without an answer.
 
-        Numbers are printed as fractions: `1/2` for `\frac{2}{4}` and for `0.5`.
+        Numbers are fractions (`1/2` for `\frac{2}{4}`, `0.5` and `x=1/2`), other expressions are printed by sympy,
+        words are in lower case, and inequalities are intervals. Sets, tuples, equations, clock times, ratios and
+        numbers with a base stay as they are written.
         """
-        from sympy import Basic, nsimplify  # Imported here because the import is slow.
-
         final = final_answer(response_text)
         if final is None:
             return None
         words = words_of(tidy(final.text)) if final.is_marked else ""
+        if words:
+            return words
         given = _given_text(final)
-        answers = [words] if words else _parse_text(final) if given is None else parse_formula(clean(given))
-        if not answers:
-            return None
-        answer = answers[0]
-        return str(
-            nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer
-        )
+        if given is not None and compare_special(tidy(given), tidy(given)):
+            return without_text_commands(tidy(given))
+        text = "" if given is None else clean(given)
+        answers = _parse_text(final) if given is None else parse_formula(text)
+        return canonical_answer(text, answers[0]) if answers else None
+
+    def is_same_answer(self, first: str, second: str) -> bool:
+        """Return True if either of two answers of `answer_of` would be correct where the other is expected."""
+        is_same_number = compare_numbers(first, second)
+        if is_same_number is not None:
+            return is_same_number
+        return any(self._accepts(given, expected) for given, expected in ((first, second), (second, first)))
+
+    def _accepts(self, given: str, expected: str) -> bool:
+        try:
+            return self.verify(rf"\boxed{{{given}}}", expected) == CORRECT
+        except DataError:  # an answer of a response need not be a readable expected answer
+            return False
 
 
 def _expected(answer: str) -> str:

@@ -46,3 +46,12 @@ class GivesAnswer(Protocol):
         Return None if there is no answer.
         """
         ...
+
+
+@runtime_checkable
+class ComparesAnswers(GivesAnswer, Protocol):
+    """Verifier that can tell whether two extracted answers mean the same. Without it, only equal texts are one vote."""
+
+    def is_same_answer(self, first: str, second: str) -> bool:
+        """Return True if two results of `answer_of` mean the same. The order of the arguments does not matter."""
+        ...

@@ -87,6 +87,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "rlad.verifiers": [
         "CodeTestsVerifierConfig",
+        "ComparesAnswers",
         "CountdownVerifierConfig",
         "GivesAnswer",
         "KnightsKnavesVerifierConfig",
