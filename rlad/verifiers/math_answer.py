@@ -30,6 +30,13 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 _ALL_ACCEPTED = re.compile(r"(.+?)\s*\((?:both|all|any|either)\b[^()]*\baccepted\)", re.IGNORECASE)
 
 
+# Numbers in words: one of them is not the answer.
+_SEVERAL_NUMBERS = re.compile(r"\d[^\d]*(?:\b(?:and|or|to|through|plus)\b|,\s)[^\d]*\d")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![A-Za-z0-9_]|[.,]\d)")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[$]|[\u4e00-\u9fff]")
+
+
 class MathAnswerVerifierConfig(BaseModel):
     """Settings of the mathematical-answer verifier."""
 
@@ -150,10 +157,23 @@ def _given_text(final: FinalAnswer) -> str | None:
         return None
     formula, is_formula = formula_of_statement(final.text)
     formula = fold_unicode(formula)
-    if is_formula:
+    if is_formula and not _CHINESE.search(formula):
+        return formula
+    text = tidy(formula)
+    if "$" not in formula and (compare_special(text, text) or _SEVERAL_NUMBERS.search(text)):
         return formula
     cleaned = clean(formula)
-    return cleaned if re.fullmatch(r"[-+\d.,/\s]+", cleaned) else None
+    if cleaned != text and not _WORD.search(cleaned):
+        return cleaned  # a value with its unit
+    if re.fullmatch(r"[-+\d.,/\s]+", cleaned):
+        return cleaned
+    text = re.sub(r"(?<=\d)\s*[(（][^()（）]*[)）]", "", formula)
+    if re.search(r"[\\$^_=*<>+|]", text):
+        return formula if is_formula else None
+    numbers = _NUMBER.findall(text)
+    if len(numbers) == 1:
+        return numbers[0]
+    return formula if is_formula else None
 
 
 def _parse_text(final: FinalAnswer) -> list[Any]:
