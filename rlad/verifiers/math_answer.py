@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -82,11 +83,8 @@ class MathAnswerVerifier:
         if accepted:
             verdicts = [self.verify(response_text, alternative) for alternative in accepted[1].split(" or ")]
             return CORRECT if CORRECT in verdicts else verdicts[0]
-        answer = _expected(answer)
-        words = words_of(tidy(answer))
-        gold_text = clean(answer)
-        gold = parse_formula(gold_text) if not words and re.search(r"\w", answer) else []
-        if not words and not gold:
+        expected = _read_expected(answer)
+        if not expected.words and not expected.parsed:
             raise DataError(
                 f"math_answer: the expected answer {answer!r} cannot be read as mathematics or words; "
                 "correct the prompt record"
@@ -94,18 +92,19 @@ class MathAnswerVerifier:
         final = final_answer(response_text)
         if final is None:
             return UNPARSEABLE
-        if words:
-            return _verify_words(words, final)
+        if expected.words:
+            return _verify_words(expected.words, final)
         given = _given_text(final)
         if given is not None:
-            is_equal = compare_special(tidy(answer), tidy(given))
+            is_equal = compare_special(expected.tidy, tidy(given))
             if is_equal is not None:
                 return CORRECT if is_equal else WRONG
         given_text = "" if given is None else clean(given)
         parsed = parse_formula(given_text) if given is not None else _parse_text(final)
         if not parsed:
             return UNPARSEABLE
-        return CORRECT if are_equivalent(gold_text, given_text, gold, parsed) else WRONG
+        is_equal = are_equivalent(expected.text, given_text, list(expected.parsed), parsed)
+        return CORRECT if is_equal else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
         r"""Return the final answer in a canonical form; None without an answer.
@@ -141,7 +140,33 @@ class MathAnswerVerifier:
             return False
 
 
-def _expected(answer: str) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """Expected answer.
+
+    Attributes:
+        tidy: The answer without styling.
+        words: Its words if it is text, else empty.
+        text: The cleaned answer.
+        parsed: The parsed answer; empty for words, and if it cannot be parsed.
+    """
+
+    tidy: str
+    words: str
+    text: str
+    parsed: tuple[Any, ...]
+
+
+@lru_cache(maxsize=256)  # all responses of a group have the same expected answer
+def _read_expected(answer: str) -> _Expected:
+    answer = _without_solution(answer)
+    tidied, text = tidy(answer), clean(answer)
+    words = words_of(tidied)
+    parsed = parse_formula(text) if not words and re.search(r"\w", answer) else ()
+    return _Expected(tidy=tidied, words=words, text=text, parsed=tuple(parsed))
+
+
+def _without_solution(answer: str) -> str:
     """Return the answer at the end of an expected answer that is a whole solution with a box or `####`."""
     boxed = last_boxed(answer)
     if boxed:

@@ -24,7 +24,9 @@ _SOLUTIONS = re.compile(
 )
 _NEGATED = re.compile(r"(?:\w+ly\s+)?not\b[^\n]*?(?:,?\s*(?:but|it is|it's)\s+(?P<instead>\S[^\n]*))?$", re.IGNORECASE)
 # A statement of a range gives no value: "the answer is between 5 and 6".
-_RANGE = re.compile(r"(?:between|somewhere|(?:strictly )?(?:less|more|greater|fewer|larger|smaller) than)\b", re.IGNORECASE)
+_RANGE = re.compile(
+    r"(?:between|somewhere|(?:strictly )?(?:less|more|greater|fewer|larger|smaller) than)\b", re.IGNORECASE
+)
 _DISPLAY = re.compile(r"\s*(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$|\\\((.+?)\\\))", re.DOTALL)
 _CLAUSE_END = re.compile(
     r"[,;]?\s*\(?(?:\b(?:because|since|which|where|when|if|i\.e\.|that is|as required|not|but)(?=\W)|检验|因为|验证)"

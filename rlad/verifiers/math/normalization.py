@@ -113,7 +113,9 @@ _SIZES = re.compile(
 )
 _SPACES = re.compile(r"\\(?:hspace|hskip|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}")
 _COLOR = re.compile(r"\\(?:textcolor|color|colorbox|mathcolor)\s*(?:\[[A-Za-z]+\])?\s*\{[^{}]*\}")
-_STYLES = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|underline|mathtt|emph|textit|boxed|fbox|mbox|ensuremath)\s*\{([^{}]*)\}")
+_STYLES = re.compile(
+    r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|underline|mathtt|emph|textit|boxed|fbox|mbox|ensuremath)\s*\{([^{}]*)\}"
+)
 _OPERATOR_NAME = re.compile(r"\\operatorname\*?\s*\{\s*(-?[\d.,]+)\s*\}")
 _UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm)\s*\{\s*([eid])\s*\}")
 # The `e` of e-notation: `3.2\\,\\mathrm{e}5`.
@@ -122,8 +124,11 @@ _UPRIGHT_FUNCTION = re.compile(
     r"\\(?:mathrm|text|operatorname)\s*\{\s*(ln|lg|log|sin|cos|tan|cot|sec|csc|exp|max|min|arcsin|arccos|arctan)\s*\}"
 )
 _PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+))")
-_TRAILING = re.compile(r"(?:[\s,;:~。`]|\{[.,;:]?\}|\\text\s*\{[.,;:\s]*\}|\\\\\[\d+pt\]"
-    r"|\\(?:nonumber|notag|hfill|newline|par|enspace|thinspace|checkmark|square|blacksquare|Box|qed)(?![A-Za-z])|(?<!\.)\.|\\[,;:! ]|\\quad|\\qquad|\\\\|(?<!\\)\\$|\*\*)+$")
+_TRAILING = re.compile(
+    r"(?:[\s,;:~。`]|\{[.,;:]?\}|\\text\s*\{[.,;:\s]*\}|\\\\\[\d+pt\]"
+    r"|\\(?:nonumber|notag|hfill|newline|par|enspace|thinspace|checkmark|square|blacksquare|Box|qed)(?![A-Za-z])"
+    r"|(?<!\.)\.|\\[,;:! ]|\\quad|\\qquad|\\\\|(?<!\\)\\$|\*\*)+$"
+)
 _LEADING = re.compile(r"^(?:[\s,;:~=`]|\{\}|\\\\(?!\[)|\*\*|\\[,;:! ]|\\quad|\\qquad|\\approx(?![A-Za-z]))+")
 
 _E_NOTATION = re.compile(r"(?<![\w\\.^{])([+-]?\d+(?:\.\d+)?|\.\d+)\s?[eE]([+-]?\d+)(?![\w.])")
@@ -141,7 +146,9 @@ _TRIG_DEGREES = re.compile(
 )
 _TEXT_NAME = re.compile(r"^\\(?:text|mathrm|textbf)\s*\{[^{}]*\}\s*=\s*(?=\S)")
 _TEXT_LEAD = re.compile(r"^\\text\s*\{[^{}\d]*(?:\b(?:is|are|equals|answer)\b:?|:|=)\s*\}\s*(?=\S)", re.IGNORECASE)
-_DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:mathrm|text)\s*\{\s*[CFK]\s*\}|[CF])?$|(?<=\d)\s*degrees?\s+(?:Celsius|Fahrenheit)$")
+_DEGREES = re.compile(
+    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:mathrm|text)\s*\{\s*[CFK]\s*\}|[CF])?$|(?<=\d)\s*degrees?\s+(?:Celsius|Fahrenheit)$"
+)
 _VALUE = (
     r"[+-]?(?:\\?\$)?(?:\d[\d,.]*|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\times 10\^\{[^{}]*\})?"
     r"|[+-]?\d*\s*\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[+-]?\d*\s*\\sqrt\s*\{[^{}]*\}|[+-]?\d*\s*\\pi"
@@ -197,7 +204,9 @@ def tidy(latex: str) -> str:
     """Return an answer without styling and trailing punctuation; its words, numbers and units stay."""
     latex = fold_unicode(latex).strip()
     latex = re.sub(r"(?<!\\)\$", "", latex)
-    latex = re.sub(r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\middle(?![A-Za-z])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex)
+    latex = re.sub(
+        r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\middle(?![A-Za-z])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex
+    )
     latex = latex.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}").replace(r"\degree", r"^\circ ")
     latex = _SPACES.sub("", latex)
     latex = _COLOR.sub("", latex)

@@ -64,7 +64,10 @@ def _conjunction(text: str) -> str | None:
     bounds = _AND.split(text)
     if len(bounds) == 1:
         return _interval(text)
-    if len(bounds) != 2 or len({tuple(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", bound)) for bound in bounds}) > 1:
+    if (
+        len(bounds) != 2
+        or len({tuple(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", bound)) for bound in bounds}) > 1
+    ):
         return None
     intervals = [_interval(bound) or "" for bound in bounds]
     for first, second in (intervals, intervals[::-1]):
