@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import psutil
+from rich.markup import escape
 from rich.table import Table
 
 from actors.pool.placement import reward_pool_name
@@ -14,8 +17,10 @@ from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
-from pipelines.resolution.prompts import prepare_prompts, require_disjoint, require_group_key
+from pipelines.resolution.answers import try_answers
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
 from pipelines.resolution.teacher_routing import require_equal_outputs, route_prompts, vocabulary_mismatch
+from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from rlad.config import LearnerConfig, RunConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import PlanError, RladError
@@ -37,7 +42,7 @@ class Finding:
         """Return the finding with its level in front, as rich markup."""
         return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[
             self.level
-        ] + self.text
+        ] + escape(self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +191,7 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
     amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} training traces"
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount})"
     yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
+    yield from _check_responses(config, Path(student), training, evaluation)
     for kind, prompts in (("training", training), ("evaluation", evaluation)):
         if prompts.too_long:
             limit = config.rollout.max_prompt_tokens
@@ -193,6 +199,24 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
                 level="warning",
                 text=f"{prompts.too_long} {kind} prompts are left out: longer than rollout.max_prompt_tokens ({limit})",
             )
+
+
+def _check_responses(
+    config: RunConfig, student: Path, training: EncodedPrompts, evaluation: EncodedPrompts
+) -> Iterator[Finding]:
+    """Check that responses can earn a reward: that verifiers read the answers, and that decoding loses nothing."""
+    teachers = {}
+    for pool, model in config.scoring_pools.items():
+        with suppress(RladError):  # a model that is not on this machine is reported elsewhere
+            teachers[pool] = resolve_model(model.path)
+    try:
+        for finding in tokenizer_findings(config, student, teachers, training.records):
+            yield Finding(level=finding.level, text=finding.message)
+        sets = {"training": training, "evaluation": evaluation}
+        for trial in try_answers(sets, config.verifiers, seed=config.seed):
+            yield Finding(level=trial.level, text=trial.message)
+    except (RladError, OSError, ValueError) as error:
+        yield Finding(level="error", text=f"responses cannot be checked: {_first_line(error)}")
 
 
 def _check_verifiers(config: RunConfig) -> Iterator[Finding]:

@@ -29,11 +29,13 @@ class EncodedPrompts:
         records: Prompt records.
         token_ids: int32 [P] of each record, in the same order.
         too_long: Number of prompts left out because they have too many tokens.
+        locations: File and row of each record, in the same order; empty for generated prompts.
     """
 
     records: list[PromptRecord]
     token_ids: list[np.ndarray]
     too_long: int = 0
+    locations: tuple[str, ...] = ()
 
 
 def prepare_prompts(source: PromptSource, config: RunConfig | EvaluationSuite, student: Path | str) -> EncodedPrompts:
@@ -79,7 +81,7 @@ def encode_reading(reading: PromptReading, tokenizer: Any, max_tokens: int | Non
     except DataError as error:
         raise _with_location(error, reading) from error
     if max_tokens is None:
-        return EncodedPrompts(records=reading.records, token_ids=encoded)
+        return EncodedPrompts(records=reading.records, token_ids=encoded, locations=tuple(map(str, reading.locations)))
     kept = [index for index, ids in enumerate(encoded) if len(ids) <= max_tokens]
     if not kept:
         raise DataError(
@@ -90,6 +92,7 @@ def encode_reading(reading: PromptReading, tokenizer: Any, max_tokens: int | Non
         records=[reading.records[index] for index in kept],
         token_ids=[encoded[index] for index in kept],
         too_long=len(encoded) - len(kept),
+        locations=tuple(str(reading.locations[index]) for index in kept) if reading.locations else (),
     )
 
 

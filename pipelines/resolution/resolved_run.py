@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.resolution.answers import try_answers
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_disjoint, require_group_key
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
+from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from pipelines.run.directory import RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import dataset_fingerprint
+from rlad.errors import PlanError
 from rlad.models.references import resolve_model
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,8 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     """Resolve the references of a run, and check that its parts fit together.
 
     Raises:
-        PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
+        PlanError: A model or verifier is missing, evaluation prompts are training prompts, a prompt has no teacher, or
+            no response could earn a reward.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
@@ -63,6 +70,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     teachers_by_prompt = route_prompts(config, prompts.records)
     scoring_models = {pool: path for pool, path in frozen_models.items() if pool in config.scoring_pools}
     require_one_vocabulary(config, student=student, scoring_models=scoring_models)
+    _require_rewards(config, student, scoring_models, prompts, evaluation_prompts)
     return ResolvedRun(
         config=config,
         directory=directory,
@@ -75,3 +83,27 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         evaluation_prompts=evaluation_prompts,
         teachers_by_prompt=teachers_by_prompt,
     )
+
+
+def _require_rewards(
+    config: RunConfig,
+    student: Path,
+    teachers: Mapping[str, Path],
+    prompts: EncodedPrompts,
+    evaluation_prompts: EncodedPrompts,
+) -> None:
+    """Refuse a run whose responses cannot earn a reward, and log what would make some of them impossible.
+
+    Raises:
+        PlanError: With every reason and its remedy.
+    """
+    sets = {"training": prompts, "evaluation": evaluation_prompts}
+    found = [
+        *((each.level, each.message) for each in tokenizer_findings(config, student, teachers, prompts.records)),
+        *((trial.level, trial.message) for trial in try_answers(sets, config.verifiers, seed=config.seed)),
+    ]
+    for level, message in found:
+        if level == "warning":
+            _LOG.warning("preflight: %s", message)
+    if errors := [message for level, message in found if level == "error"]:
+        raise PlanError("\n".join(errors))

@@ -16,7 +16,7 @@ from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
 from rlad.verifiers.reward_model import RewardModelVerifierConfig
-from rlad.verifiers.verdict import ComparesAnswers, GivesAnswer, Verdict, Verifier
+from rlad.verifiers.verdict import ComparesAnswers, GivesAnswer, StatesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[
     KnightsKnavesVerifierConfig
@@ -67,6 +67,7 @@ __all__ = [
     "PythonFunctionVerifierConfig",
     "ReasoningGymVerifierConfig",
     "RewardModelVerifierConfig",
+    "StatesAnswer",
     "Verdict",
     "Verifier",
     "VerifierConfig",

@@ -126,6 +126,11 @@ class MathAnswerVerifier:
         answers = _parse_text(final) if given is None else parse_formula(text)
         return canonical_answer(text, answers[0]) if answers else None
 
+    def response_for(self, answer: str) -> str:
+        """Return a response with the expected answer in a box; of several accepted answers the first."""
+        accepted = _ALL_ACCEPTED.fullmatch(answer)
+        return rf"\boxed{{{_without_solution(accepted[1].split(' or ')[0] if accepted else answer)}}}"
+
     def is_same_answer(self, first: str, second: str) -> bool:
         """Return True if either of two answers of `answer_of` would be correct where the other is expected."""
         is_same_number = compare_numbers(first, second)

@@ -104,6 +104,10 @@ class MultipleChoiceVerifier:
             return UNPARSEABLE
         return CORRECT if letter == gold else WRONG
 
+    def response_for(self, answer: str) -> str:
+        """Return a response with the letter in `<answer>` tags."""
+        return f"<answer>{answer}</answer>"
+
     def answer_of(self, response_text: str) -> str | None:
         """Return the chosen letter in upper case; None if there is none."""
         text = after_thinking(response_text)

@@ -49,6 +49,15 @@ class GivesAnswer(Protocol):
 
 
 @runtime_checkable
+class StatesAnswer(Protocol):
+    """Verifier that can state an expected answer as a response would, to try the answers of prompts."""
+
+    def response_for(self, answer: str) -> str:
+        """Return a response that gives the expected answer."""
+        ...
+
+
+@runtime_checkable
 class ComparesAnswers(GivesAnswer, Protocol):
     """Verifier that can tell whether two extracted answers mean the same. Without it, only equal texts are one vote."""
 

@@ -96,6 +96,7 @@ PUBLIC: dict[str, list[str]] = {
         "PythonFunctionVerifierConfig",
         "ReasoningGymVerifierConfig",
         "RewardModelVerifierConfig",
+        "StatesAnswer",
         "Verdict",
         "Verifier",
         "VerifierConfig",
