@@ -30,6 +30,7 @@ from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
+from pipelines.cli import verify as verify_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from rlad.errors import ConfigError, RladError
 
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(jobs_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(prompts_cli.app)
+app.add_typer(verify_cli.app)
 app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)

@@ -101,6 +101,7 @@ PUBLIC: dict[str, list[str]] = {
         "Verifier",
         "VerifierConfig",
         "build_verifier",
+        "read_verifier",
         "reward_models",
     ],
 }
