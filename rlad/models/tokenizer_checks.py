@@ -183,7 +183,7 @@ def _check_template(directory: Path, tokenizer: Any, stop_ids: Collection[int]) 
         yield TokenizerFinding(
             level="warning",
             text=f"the chat template ends a turn with {tokenizer.convert_ids_to_tokens(end)!r} ({end}), which is no "
-            f"end-of-sequence token of the model ({names}): a response goes on behind its end up to the token limit",
+            f"end-of-sequence token of the model ({names}): a response continues after its end, up to the token limit",
             remedy=f"add {end} to `eos_token_id` in generation_config.json",
         )
 

@@ -1,4 +1,4 @@
-"""Answers that mean the same are one vote, whatever the order in which they come."""
+"""Answers that mean the same are one vote, regardless of their order."""
 
 from __future__ import annotations
 
