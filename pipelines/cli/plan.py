@@ -71,7 +71,8 @@ def plan(
 
     settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
     memory_gib = gpu_memory_gib or (find_device(device).memory_gib if device else _MEMORY_GIB)
-    made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=memory_gib)
+    with Console(stderr=True).status("checking models, prompts and answers"):
+        made = make_plan(settings, available_resources(settings, cpus=cpus, gpus=gpus), gpu_memory_gib=memory_gib)
     console = Console()
     console.print(made.table())
     print_lines(console, (finding.line() for finding in made.findings))

@@ -183,6 +183,7 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
         route_prompts(config, training.records)
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
+        yield from _check_tokenizer(config)
         return
     groups, longest = (
         config.training.steps * config.training.prompts_per_step,
@@ -199,6 +200,14 @@ def _check_prompts(config: RunConfig) -> Iterator[Finding]:
                 level="warning",
                 text=f"{prompts.too_long} {kind} prompts are left out: longer than rollout.max_prompt_tokens ({limit})",
             )
+
+
+def _check_tokenizer(config: RunConfig) -> Iterator[Finding]:
+    """Check the student's tokenizer without prompts: a special token in a message can be why they are refused."""
+    with suppress(RladError, OSError, ValueError):  # reported with the models
+        for finding in tokenizer_findings(config, resolve_model(config.student.path), {}, ()):
+            if finding.level != "ok":
+                yield Finding(level=finding.level, text=finding.message)
 
 
 def _check_responses(

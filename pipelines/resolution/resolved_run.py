@@ -16,7 +16,7 @@ from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import dataset_fingerprint
-from rlad.errors import PlanError
+from rlad.errors import DataError, PlanError
 from rlad.models.references import resolve_model
 
 _LOG = logging.getLogger(__name__)
@@ -63,8 +63,15 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     student = resolve_model(config.student.path)
     started = config.frozen_models if config.needs_teacher else config.scoring_pools
     frozen_models = {pool: resolve_model(model.path) for pool, model in started.items()}
-    prompts = prepare_prompts(config.prompts, config, student)
-    evaluation_prompts = prepare_prompts(config.evaluation.prompts, config, student)
+    try:
+        prompts = prepare_prompts(config.prompts, config, student)
+        evaluation_prompts = prepare_prompts(config.evaluation.prompts, config, student)
+    except DataError as error:
+        # A special token in a message can be the reason.
+        faults = [each.message for each in tokenizer_findings(config, student, {}, ()) if each.level == "error"]
+        if not faults:
+            raise
+        raise PlanError("\n".join([str(error), *faults])) from error
     require_disjoint(prompts, evaluation_prompts)
     require_group_key(evaluation_prompts, config.evaluation)
     teachers_by_prompt = route_prompts(config, prompts.records)

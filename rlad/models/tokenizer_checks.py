@@ -63,13 +63,13 @@ def check_tokenizer(
     Args:
         directory: Model directory of the student.
         tokenizer: Its loaded tokenizer.
-        records: Prompts of the run.
+        records: Prompts of the run; empty if they are not known, which leaves out the checks that read them.
         rows: Entries of the student's output layer; None if unknown.
         teacher_rows: Entries of each teacher's output layer, by pool.
         required_tags: Tags without which the run's verifiers read no answer.
         stop_ids: Tokens at which sampling stops in addition to the model's end-of-sequence tokens.
     """
-    has_messages = any(not isinstance(record.prompt, str) for record in records)
+    has_messages = not records or any(not isinstance(record.prompt, str) for record in records)
     findings = [
         *_check_fast(directory),
         *_check_tags(directory, required_tags),
@@ -193,7 +193,8 @@ def _check_texts(tokenizer: Any, records: Sequence[PromptRecord]) -> Iterator[To
     if not texts:
         return
     first, *others = tokenizer("x")["input_ids"]
-    is_added = bool(others) and first in tokenizer.all_special_ids
+    token = tokenizer.added_tokens_decoder.get(first)
+    is_added = bool(others) and token is not None and token.special
     bos = tokenizer.convert_ids_to_tokens(first) if is_added else tokenizer.bos_token
     lacking = [record for record in texts if is_added and not _text_of(record).startswith(bos)]
     if lacking:

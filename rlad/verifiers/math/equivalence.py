@@ -86,6 +86,9 @@ def _is_rejected(expected: str, given: str) -> bool:
             return True
         if derivatives[1] and not derivatives[0] and "'" in given:
             return True
+    if r"\angle" in expected and "=" not in expected + given and r"\circ" not in expected + given:
+        names = [re.sub(r"\\angle|\W", "", text) for text in (expected, given)]
+        return names[0] not in (names[1], names[1][::-1])  # as a product, the order of the points would not count
     if _TRUNCATED.search(expected) and not re.fullmatch(r"-?\d*\.\d+\s*(?:\\l?dots|\.\.\.)", expected):
         return True  # A sequence with an ellipsis is compared only as text.
     without_powers = re.sub(r"\^\s*(?:\{\s*-?\d+\s*\}|-?\d)", "", given)

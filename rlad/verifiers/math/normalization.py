@@ -138,6 +138,18 @@ _TIMES_POWER = re.compile(
 _LARGE = re.compile(r"(?<![\w.^{}/])(\d+)(?:\.(\d+))? ?\\times 10\^\{(\d{1,2})\}(?![\w.])")
 _RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|overset\{\\text\{-\}\})\s*(?:\{(\d+)\}|(\d))")
 _DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
+_MAGNITUDES = {
+    "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "百": 100, "千": 1000, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8,
+}  # fmt: skip
+_MAGNITUDE_WORD = re.compile(r"dozen|hundred|thousand|illion|[百千万亿]", re.IGNORECASE)
+_MAGNITUDE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*((?:hundred|thousand|[mbtr]+illion|dozen|[百千万亿])[^{}]*)\}")
+# A thousand before a unit belongs to the unit: `千克` is a kilogram.
+_MAGNITUDE = re.compile(
+    r"(?<![\w.])((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s*(?:\\[,;: ]\s*)?"
+    r"(百万|千万|[百万亿](?!分)|千(?![克米瓦卡帕赫伏升焦])|(?:hundred|thousand|million|billion|trillion|dozen)(?![a-z]))",
+    re.IGNORECASE,
+)
 _MIXED = re.compile(r"^([+-]?)\s*(\d+)(?:\s+|\s*\\[,;: ]\s*|~)(\d+)\s*/\s*(\d+)$")
 _ORDINAL = re.compile(r"^(\d+)\s*(?:\^?\s*\{?\s*(?:\\(?:text|mathrm|textrm)\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}?)$")
 
@@ -164,11 +176,29 @@ _BARE_UNIT = re.compile(
 _CHINESE_LIST = re.compile(r"(?<=[\d})])\s*(?:或者?|和|与|以及)\s*(?=[-+\d\\(])")
 _CHINESE_UNIT = re.compile(rf"^(?P<value>{_VALUE})\s*[\u4e00-\u9fff]+(?:/[\u4e00-\u9fff]+)?$")
 _CURRENCY = re.compile(r"^(?:[€£¥₹]|US\\?\$|(?:USD|EUR|GBP|RMB|CNY|Rs\.?)(?=[\s\d]))\s*(?=[\d.])|(?<=[\d.])\s*[€£¥₹¢]$")
-_UNIT_FRACTION = re.compile(
-    r"(?<=[\d}])\s*\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\s*\{[^{}\d]*\}\s*\}\s*\{\s*\\(?:text|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?\s*\}$"
-)
+_TEXT_UNIT = r"\{\s*\\(?:text|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?\s*\}"
+_UNIT_FRACTION = re.compile(rf"(?<=[\d}}])\s*\\[dt]?frac\s*{_TEXT_UNIT}\s*{_TEXT_UNIT}$")
 _NO_UNITS = frozenset(
-    {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "and", "or", "to", "pi", "alpha"}
+    {
+        "squared",
+        "cubed",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "exp",
+        "max",
+        "min",
+        "and",
+        "or",
+        "to",
+        "pi",
+        "alpha",
+    }
     | {"beta", "gamma", "theta", "mod", "base", "from", "plus", "minus", "times"}
 )
 # LaTeX separators of groups of three digits; math-verify handles plain commas.
@@ -221,7 +251,7 @@ def tidy(latex: str) -> str:
     latex = _UPRIGHT_LETTER.sub(r" \1", latex)
     latex = _UPRIGHT_FUNCTION.sub(r"\\\1 ", latex)
     latex = _SIZES.sub(" ", latex)
-    latex = latex.replace(r"\#", "")
+    latex = latex.replace(r"\#", "").replace("{:}", ":")
     latex = _PLAIN_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", latex)
     latex = re.sub(r"\s*\*\*\s*(?:\(([^()]*)\)|(-?\w+))", lambda power: f"^{{{power[1] or power[2]}}}", latex)
     latex = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", latex)
@@ -236,6 +266,8 @@ def tidy(latex: str) -> str:
 
 def plain_numbers(latex: str) -> str:
     """Replace e-notation, powers of ten, recurring decimals and ordinals by forms that the parser reads."""
+    if _MAGNITUDE_WORD.search(latex):
+        latex = _MAGNITUDE.sub(_scaled, _MAGNITUDE_TEXT.sub(r" \1", latex)).strip()
     latex = _MIXED.sub(r"\1\\frac{\2 \\cdot \4 + \3}{\4}", latex)
     latex = _E_NOTATION.sub(lambda number: rf"{number[1]} \times 10^{{{int(number[2])}}}", latex)
     latex = _TIMES_POWER.sub(lambda power: rf" \times 10^{{{int(power[1] or power[2])}}}", latex)
@@ -245,6 +277,12 @@ def plain_numbers(latex: str) -> str:
         lambda number: _fraction(number[1], number[2], number[3] + (number[4] or "") + (number[5] or "")), latex
     )
     return _ORDINAL.sub(r"\1", re.sub(r"^\\text\s*\{\s*(\d+(?:st|nd|rd|th))\s*\}$", r"\1", latex))
+
+
+def _scaled(number: re.Match[str]) -> str:
+    """Return a number with a word for a power of ten, such as `2.5 million`, in full."""
+    value = Fraction(number[1].replace(",", "")) * _MAGNITUDES[number[2].lower()]
+    return f"{value.numerator} " if value.denominator == 1 else f"{float(value)} "
 
 
 def _whole_number(number: re.Match[str]) -> str:

@@ -41,7 +41,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
         },
         "imperial mass": {"ounce ounces oz": 1, "pound pounds lb lbs": 16},
         "metric mass": {"mg": 1, "g gram grams 克": 1000, "kg kilogram kilograms 千克": 1000000},
-        "volume": {"ml milliliter milliliters 毫升": 1, "l liter liters litre litres 升": 1000},
+        "volume": {"ml mL milliliter milliliters 毫升": 1, "l L liter liters litre litres 升": 1000},
         "money": {"cent cents 分钱": 1, "dollar dollars": 100},
         "angle": {"second-of-arc": 1, "minute-of-arc": 60, "degree degrees": 3600},
     }.items()
@@ -133,7 +133,7 @@ def _quantities(text: str) -> list[tuple[Fraction, str]] | None:
             unit = "degree"
         elif "prime" in unit or set(unit) <= set("'\""):
             unit = "second-of-arc" if unit.count("prime") == 2 or unit in ("''", '"') else "minute-of-arc"
-        elif unit in ("and", "or", "to", "x") or unit in _MATHEMATICAL_WORDS:
+        elif unit in ("and", "or", "to", "x") or (unit in _MATHEMATICAL_WORDS and unit not in _UNITS):
             return None
         try:
             quantities.append((Fraction(match[1].replace(",", "")), unit if len(unit) < 3 else unit.lower()))
