@@ -22,7 +22,7 @@ from pebble import ProcessExpired, ProcessPool
 from actors.verifier.confinement import keep_environment, limit_memory
 from rlad.contracts import Outcome
 from rlad.errors import EngineError
-from rlad.verifiers import GivesAnswer, Verifier
+from rlad.verifiers import ComparesAnswers, GivesAnswer, Verifier
 from rlad.verifiers.verdict import WarmsUp
 
 BuildVerifiers = Callable[[], Mapping[str, Verifier]]
@@ -44,6 +44,19 @@ class Judgement:
     reward: float
     outcome: Outcome
     elapsed_s: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Result of comparing one answer with others.
+
+    Attributes:
+        is_same: True for each answer that means the same; False for all if the comparison failed or timed out.
+        problem: Reason of a failed comparison, for the log.
+    """
+
+    is_same: tuple[bool, ...]
     problem: str | None = None
 
 
@@ -106,6 +119,20 @@ class Judge:
             Extraction(answer=None, problem=each.problem or "Timeout") if isinstance(each, Judgement) else each
             for each in found
         ]
+
+    def compare(self, task: str, answer: str, others: Sequence[str]) -> Comparison:
+        """Compare an extracted answer with others, under one deadline.
+
+        The task's verifier must implement `ComparesAnswers`.
+
+        Raises:
+            EngineError: As for `judge`.
+        """
+        [found] = self._in_order(task, _compare_in_child, [(task, answer, *others)])
+        if isinstance(found, Judgement):
+            return Comparison(is_same=(False,) * len(others), problem=found.problem or "Timeout")
+        assert isinstance(found, Comparison)
+        return found
 
     def close(self) -> None:
         """Kill the child. A later call starts a new one."""
@@ -194,3 +221,12 @@ def _answer_in_child(task: str, text: str) -> Extraction:
         return Extraction(answer=verifier.answer_of(text))
     except BaseException as error:  # noqa: BLE001 - as in `_judge_in_child`
         return Extraction(answer=None, problem=f"{type(error).__name__}: {error}")
+
+
+def _compare_in_child(task: str, answer: str, *others: str) -> Comparison:
+    verifier = _verifiers[task]
+    assert isinstance(verifier, ComparesAnswers)
+    try:
+        return Comparison(is_same=tuple(verifier.is_same_answer(answer, other) for other in others))
+    except BaseException as error:  # noqa: BLE001 - as in `_judge_in_child`
+        return Comparison(is_same=(False,) * len(others), problem=f"{type(error).__name__}: {error}")

@@ -7,18 +7,20 @@ import queue
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from actors.messages import VerifierResult
-from actors.verifier.killable_process import BuildVerifiers, Extraction, Judge, Judgement
+from actors.verifier.killable_process import BuildVerifiers, Comparison, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import ConfigError
+from rlad.evaluation.votes import merge_votes
 from rlad.models.locations import fetch_model
 from rlad.tokenizers.decoding import ResponseDecoder
-from rlad.verifiers import GivesAnswer, Verifier, VerifierConfig, build_verifier
+from rlad.verifiers import ComparesAnswers, GivesAnswer, Verifier, VerifierConfig, build_verifier
 from rlad.verifiers.response_tags import TaggedVerifierConfig, with_default_tags
 
 if TYPE_CHECKING:  # with it would come all models of the configuration, which an actor has no use for
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Length of a verifier's words on a response that it failed on.
 _PROBLEM_CHARACTERS = 500
+# A comparison that fails or times out takes up to one deadline, so a group stops comparing after as many.
+_FAILED_COMPARISONS = 2
 
 
 class VerifierWorker:
@@ -61,6 +65,7 @@ class VerifierWorker:
         verifiers = build_verifiers()  # reports a faulty verifier here; a child could only die of it
         self._tasks = sorted(verifiers)
         self._giving_answers = {task for task, verifier in verifiers.items() if isinstance(verifier, GivesAnswer)}
+        self._comparing = {task for task, verifier in verifiers.items() if isinstance(verifier, ComparesAnswers)}
         self._tagged = dict(tagged or {})
         tags = {tag for config in self._tagged.values() for tag in config.tags}
         self._decoder = ResponseDecoder(load_fast_tokenizer(tokenizer_path), tags)
@@ -75,8 +80,8 @@ class VerifierWorker:
         """Judge a group.
 
         A truncated response gets reward 0 and the outcome `UNPARSEABLE` without being judged: it did not end, so it
-            gives
-        no answer.
+        gives no answer. Wrong answers that mean the same to the verifier are returned as one text, so that they are one
+        vote.
 
         Args:
             columns: Columns of a `RolloutGroup`.
@@ -99,6 +104,7 @@ class VerifierWorker:
         if (tagged := self._tagged.get(group.task)) is not None:
             texts = [with_default_tags(text, tagged) for text in texts]
         answers: list[Extraction] | None = None
+        comparisons: list[Comparison] = []
         judge = self._judges.get()
         try:
             for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
@@ -115,9 +121,11 @@ class VerifierWorker:
                     understood, judge.answers(group.task, [texts[place] for place in understood]), strict=True
                 ):
                     answers[ended[place]] = extraction
+                if group.task in self._comparing:
+                    comparisons = _merge_wrong_answers(judge, group.task, judgements, answers)
         finally:
             self._judges.put(judge)
-        self._log_problems(group, [*judgements, *(answers or [])])
+        self._log_problems(group, [*judgements, *(answers or []), *comparisons])
         verdicts = Verdicts(
             uid=group.uid,
             attempt=group.attempt,
@@ -138,7 +146,7 @@ class VerifierWorker:
     def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
         return self._decoder.decode([group.response_ids[group.response(index)].tolist() for index in indices])
 
-    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction]) -> None:
+    def _log_problems(self, group: RolloutGroup, results: Iterable[Judgement | Extraction | Comparison]) -> None:
         """Log each kind of problem once: a broken verifier fails on thousands of responses in the same way."""
         for result in results:
             if result.problem is None:
@@ -151,6 +159,27 @@ class VerifierWorker:
 
 def _shortened(problem: str | None) -> str | None:
     return None if problem is None else problem[:_PROBLEM_CHARACTERS]
+
+
+def _merge_wrong_answers(
+    judge: Judge, task: str, judgements: Sequence[Judgement], answers: list[Extraction]
+) -> list[Comparison]:
+    """Give wrong answers that mean the same one text, in place, and return the comparisons that this took.
+
+    Correct answers vote together anyway. After two failed comparisons the remaining answers are compared as text.
+    """
+    wrong = [index for index, judgement in enumerate(judgements) if judgement.outcome is Outcome.WRONG]
+    comparisons: list[Comparison] = []
+
+    def compare(answer: str, others: Sequence[str]) -> Sequence[bool]:
+        if sum(comparison.problem is not None for comparison in comparisons) >= _FAILED_COMPARISONS:
+            return [False] * len(others)
+        comparisons.append(judge.compare(task, answer, others))
+        return comparisons[-1].is_same
+
+    for index, answer in zip(wrong, merge_votes([answers[index].answer for index in wrong], compare), strict=True):
+        answers[index] = replace(answers[index], answer=answer)
+    return comparisons
 
 
 def load_fast_tokenizer(model_path: str) -> Tokenizer:

@@ -31,6 +31,7 @@ from pipelines.cli import registry as registry_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
+from pipelines.cli import verify as verify_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
 from pipelines.init import command as init_cli
@@ -51,6 +52,7 @@ app.add_typer(jobs_cli.app)
 app.add_typer(init_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(prompts_cli.app)
+app.add_typer(verify_cli.app)
 app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)

@@ -78,7 +78,8 @@ def plan(
     memory_gib = gpu_memory_gib or (find_device(device).memory_gib if device else _MEMORY_GIB)
     files, console = ModelFiles(), Console()
     available = available_resources(settings, cpus=cpus, gpus=gpus)
-    made = make_plan(settings, available, gpu_memory_gib=memory_gib, files=files)
+    with Console(stderr=True).status("checking models, prompts and answers"):
+        made = make_plan(settings, available, gpu_memory_gib=memory_gib, files=files)
     console.print(made.table())
     if gpus and cpus is None and available.cpus == gpus * CPUS_PER_GPU:
         print_lines(console, [f"planned with {CPUS_PER_GPU} CPUs for each GPU; --cpus sets another number"])

@@ -47,7 +47,7 @@ def list_models(
     as_json: AsJson = False,
 ) -> None:
     """List the versions of each model with aliases and accuracy, newest first."""
-    from pipelines.cli.registry_tables import versions_table
+    from pipelines.cli.tables.registry import versions_table
     from rlad.errors import ModelNotFoundError
 
     opened = _open(uri)
@@ -91,7 +91,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a version: lineage, files, accuracy, and the history of the model's aliases."""
-    from pipelines.cli.registry_tables import history_table, print_version
+    from pipelines.cli.tables.registry import history_table, print_version
     from rlad.registry.versions import LATEST, PRODUCTION, parse_reference
 
     opened = _open(uri)
@@ -197,7 +197,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show the differences between two versions: accuracy, settings, lineage and files."""
-    from pipelines.cli.registry_tables import print_difference
+    from pipelines.cli.tables.registry import print_difference
     from rlad.registry.versions import LATEST, difference, parse_reference
 
     opened = _open(uri)

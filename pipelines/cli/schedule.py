@@ -154,7 +154,7 @@ def add(
 
     The evaluation prompts are frozen now. All students of the schedule are compared on them and never trained on them.
     """
-    from pipelines.cli.schedule_tables import schedule_line
+    from pipelines.cli.tables.schedule import schedule_line
     from pipelines.schedules.adding import add_schedule, schedule_settings
 
     settings = schedule_settings(
@@ -187,7 +187,7 @@ def add(
 @app.command(name="list")
 def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
     """List the schedules with their next and last ticks, and the invalid rows of the store."""
-    from pipelines.cli.schedule_tables import broken_row_facts, print_schedules, schedule_facts
+    from pipelines.cli.tables.schedule import broken_row_facts, print_schedules, schedule_facts
 
     with _open(store) as opened:
         rows = [(found, opened.history(found.name)) for found in opened.schedules()]
@@ -203,7 +203,7 @@ def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
 @app.command()
 def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
     """Show a schedule: state, next ticks, last ticks and settings."""
-    from pipelines.cli.schedule_tables import print_schedule, schedule_facts
+    from pipelines.cli.tables.schedule import print_schedule, schedule_facts
 
     with _open(store) as opened:
         found, history = opened.schedule(name), opened.history(name)
@@ -221,7 +221,7 @@ def history(
     store: StoreUrl = None,
 ) -> None:
     """Show the last ticks: runs, accuracies, promotion decisions and reasons."""
-    from pipelines.cli.schedule_tables import print_history, tick_facts
+    from pipelines.cli.tables.schedule import print_history, tick_facts
 
     with _open(store) as opened:
         opened.schedule(name)
@@ -243,7 +243,7 @@ def pause(name: Name, store: StoreUrl = None) -> None:
 @app.command()
 def resume(name: Name, store: StoreUrl = None) -> None:
     """Resume a paused schedule from now on. Ticks missed during the pause are skipped."""
-    from pipelines.cli.schedule_tables import schedule_line
+    from pipelines.cli.tables.schedule import schedule_line
 
     with _open(store) as opened:
         opened.resume(name)
@@ -351,7 +351,7 @@ def _notify_settings(
 
 
 def _print_ends(ticks: Sequence[Tick]) -> None:
-    from pipelines.cli.schedule_tables import tick_line
+    from pipelines.cli.tables.schedule import tick_line
 
     for tick in ticks:
         typer.echo(tick_line(tick))

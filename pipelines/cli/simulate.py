@@ -23,7 +23,7 @@ from pipelines.cli.forecast_options import (
     pool_costs,
 )
 from pipelines.cli.plan import print_lines
-from pipelines.cli.split_tables import print_splits
+from pipelines.cli.tables.splits import print_splits
 from rlad.errors import PlanError
 
 if TYPE_CHECKING:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import psutil
+from rich.markup import escape
 from rich.table import Table
 
 from actors.pool.placement import reward_pool_name
@@ -15,10 +18,12 @@ from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
 from pipelines.planning.prompt_findings import source_findings
+from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ModelFiles
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
-from pipelines.resolution.prompts import prepare_prompts, require_group_key
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.teacher_routing import require_can_read, route_prompts, vocabulary_mismatch
+from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
@@ -44,7 +49,7 @@ class Finding:
         """Return the finding with its level in front, as rich markup."""
         return {"ok": "[green]ok[/]       ", "warning": "[yellow]warning[/]  ", "error": "[bold red]error[/]    "}[
             self.level
-        ] + self.text
+        ] + escape(self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +231,7 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
         route_prompts(config, training.records)
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
+        yield from _check_tokenizer(config, files)
         return
     groups, longest = (
         config.training.steps * config.training.prompts_per_step,
@@ -234,7 +240,34 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
     amount = f"{groups / len(training.records):.2f} epochs" if config.offline is None else f"{groups} training traces"
     text = f"{len(training.records)} training prompts (longest {longest} tokens, {amount})"
     yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
+    yield from _check_responses(config, student, files, training, evaluation)
     yield from (Finding(level=level, text=text) for level, text in source_findings(config, prompts))
+
+
+def _check_tokenizer(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
+    """Check the student's tokenizer without prompts: a special token in a message can be why they are refused."""
+    with suppress(RladError, OSError, ValueError):  # reported with the models
+        for finding in tokenizer_findings(config, files.directory(config.student.path), {}, ()):
+            if finding.level != "ok":
+                yield Finding(level=finding.level, text=finding.message)
+
+
+def _check_responses(
+    config: RunConfig, student: Path, files: ModelFiles, training: EncodedPrompts, evaluation: EncodedPrompts
+) -> Iterator[Finding]:
+    """Check that responses can earn a reward: that verifiers read the answers, and that decoding loses nothing."""
+    teachers = {}
+    for pool, model in config.scoring_pools.items():
+        with suppress(RladError):  # a model that is not on this machine is reported elsewhere
+            teachers[pool] = files.directory(model.path)
+    try:
+        for finding in tokenizer_findings(config, student, teachers, training.records):
+            yield Finding(level=finding.level, text=finding.message)
+        sets = {"training": training, "evaluation": evaluation}
+        for trial in try_answers(sets, config.verifiers, seed=config.seed):
+            yield Finding(level=trial.level, text=trial.message)
+    except (RladError, OSError, ValueError) as error:
+        yield Finding(level="error", text=f"responses cannot be checked: {_first_line(error)}")
 
 
 def _check_verifiers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:

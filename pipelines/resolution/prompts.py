@@ -34,6 +34,7 @@ class EncodedPrompts:
         question_keys: Keys of the records' questions (see `rlad.data.records.question_key`).
         mixture: Sources of the records; None if all are of one source.
         versions: Versions of the files and data sets that are not local, by their names.
+        locations: File and row of each record, in the same order; empty for generated prompts.
     """
 
     records: list[PromptRecord]
@@ -42,6 +43,7 @@ class EncodedPrompts:
     question_keys: list[bytes] = field(default_factory=list)
     mixture: Mixture | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    locations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question_keys:
@@ -55,6 +57,7 @@ class EncodedPrompts:
             token_ids=[self.token_ids[index] for index in indices],
             question_keys=[self.question_keys[index] for index in indices],
             mixture=self.mixture and self.mixture.select(indices),
+            locations=tuple(self.locations[index] for index in indices) if self.locations else (),
         )
 
     @property
@@ -124,6 +127,7 @@ def encode_reading(
         question_keys=reading.question_keys,
         mixture=reading.mixture,
         versions=reading.versions,
+        locations=tuple(map(str, reading.locations)),
     )
     if max_tokens is None:
         return prompts

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.sampling import sampling_tokens
 from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
+from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from pipelines.run.directory import PromptsRecord, RunDirectory
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig
 from rlad.config.prompts import pinned
 from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
+from rlad.errors import DataError, PlanError
 from rlad.model_fingerprint import output_size
 from rlad.models.locations import fetch_model
 from rlad.tokenizers.stopping import SamplingTokens
 from rlad.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from rlad.verifiers import CodeTestsVerifierConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,8 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         ConfigError: A model has changed since the run was started; the student's chat template does not use an argument
             of `student.chat_template_kwargs`; or a verifier runs programs of the student and this machine isolates them
             less than it requires.
-        PlanError: A model or verifier is missing, evaluation prompts are training prompts, or a prompt has no teacher.
+        PlanError: A model or verifier is missing, evaluation prompts are training prompts, a prompt has no teacher, or
+            no response could earn a reward.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         ConfigError: A continued run has other prompts than it was started with.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
@@ -107,6 +114,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     teachers_by_prompt = route_prompts(config, prompts.records)
     scoring_models = {pool: path for pool, path in frozen_models.items() if pool in config.scoring_pools}
     require_one_vocabulary(config, student=student, scoring_models=scoring_models, reward_models=reward_models)
+    _require_rewards(config, student, scoring_models, prompts, evaluation_prompts)
     tokenizer = load_tokenizer(student)
     return ResolvedRun(
         config=config,
@@ -130,14 +138,22 @@ def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> Disj
 
     Raises:
         ConfigError: They are not those that the run was started with.
+        PlanError: The student's tokenizer is the reason why they cannot be encoded.
     """
     recorded = directory.recorded_prompts()
     versions = {} if recorded is None else recorded.versions
-    found = disjoint(
-        prepare_prompts(pinned(config.prompts, versions), config, student),
-        prepare_prompts(pinned(config.evaluation.prompts, versions), config, student),
-        config.evaluation.overlap,
-    )
+    try:
+        found = disjoint(
+            prepare_prompts(pinned(config.prompts, versions), config, student),
+            prepare_prompts(pinned(config.evaluation.prompts, versions), config, student),
+            config.evaluation.overlap,
+        )
+    except DataError as error:
+        # A special token in a message can be the reason.
+        faults = [each.message for each in tokenizer_findings(config, student, {}, ()) if each.level == "error"]
+        if not faults:
+            raise
+        raise PlanError("\n".join([str(error), *faults])) from error
     if recorded is not None:
         directory.require_same_prompts(
             PromptsRecord(
@@ -147,3 +163,27 @@ def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> Disj
             )
         )
     return found
+
+
+def _require_rewards(
+    config: RunConfig,
+    student: Path,
+    teachers: Mapping[str, Path],
+    prompts: EncodedPrompts,
+    evaluation_prompts: EncodedPrompts,
+) -> None:
+    """Refuse a run whose responses cannot earn a reward, and log what would make some of them impossible.
+
+    Raises:
+        PlanError: With every reason and its remedy.
+    """
+    sets = {"training": prompts, "evaluation": evaluation_prompts}
+    found = [
+        *((each.level, each.message) for each in tokenizer_findings(config, student, teachers, prompts.records)),
+        *((trial.level, trial.message) for trial in try_answers(sets, config.verifiers, seed=config.seed)),
+    ]
+    for level, message in found:
+        if level == "warning":
+            _LOG.warning("preflight: %s", message)
+    if errors := [message for level, message in found if level == "error"]:
+        raise PlanError("\n".join(errors))

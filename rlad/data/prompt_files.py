@@ -138,6 +138,16 @@ def _read_row(location: Location, row: Columns, layout: Layout, collector: _Coll
         collector.add(location, record, is_made=is_made)
 
 
+def file_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Row]:
+    """Yield the rows of a file, a folder of files or a glob, each with its location. Object stores are supported.
+
+    Raises:
+        DataError: No file is found, or a file cannot be read.
+    """
+    for _, rows in _opened(PromptFile(path=str(path), encoding=encoding)):
+        yield from rows
+
+
 def read_prompt_file(path: str | Path, *, limit: int | None = None, form: Form = "sentences") -> list[PromptRecord]:
     """Read prompts as by `PromptFile(path=path)`.
 

@@ -16,7 +16,7 @@ from rlad.verifiers.multiple_choice import MultipleChoiceVerifierConfig
 from rlad.verifiers.python_function import PythonFunctionVerifierConfig
 from rlad.verifiers.reasoning_gym import ReasoningGymVerifierConfig
 from rlad.verifiers.reward_model import RewardModelVerifierConfig
-from rlad.verifiers.verdict import GivesAnswer, Verdict, Verifier
+from rlad.verifiers.verdict import ComparesAnswers, GivesAnswer, StatesAnswer, Verdict, Verifier
 
 VerifierConfig = Annotated[
     KnightsKnavesVerifierConfig
@@ -39,16 +39,23 @@ def build_verifier(spec: VerifierConfig | Mapping[str, Any]) -> Verifier:
     Raises:
         ConfigError: An unknown name, an unknown key, or an invalid value.
     """
-    if isinstance(spec, Mapping):
-        try:
-            spec = _ADAPTER.validate_python(spec)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
-                for problem in error.errors()
-            )
-            raise ConfigError(f"invalid verifier settings: {problems}") from error
-    return spec.build()
+    return (read_verifier(spec) if isinstance(spec, Mapping) else spec).build()
+
+
+def read_verifier(settings: Mapping[str, Any]) -> VerifierConfig:
+    """Validate the settings of a verifier, for example `{"name": "knights_knaves"}`.
+
+    Raises:
+        ConfigError: An unknown name, an unknown key, or an invalid value.
+    """
+    try:
+        return _ADAPTER.validate_python(settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"invalid verifier settings: {problems}") from error
 
 
 def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardModelVerifierConfig]:
@@ -58,6 +65,7 @@ def reward_models(verifiers: Mapping[str, VerifierConfig]) -> dict[str, RewardMo
 
 __all__ = [
     "CodeTestsVerifierConfig",
+    "ComparesAnswers",
     "CountdownVerifierConfig",
     "GivesAnswer",
     "KnightsKnavesVerifierConfig",
@@ -66,9 +74,11 @@ __all__ = [
     "PythonFunctionVerifierConfig",
     "ReasoningGymVerifierConfig",
     "RewardModelVerifierConfig",
+    "StatesAnswer",
     "Verdict",
     "Verifier",
     "VerifierConfig",
     "build_verifier",
+    "read_verifier",
     "reward_models",
 ]

@@ -24,15 +24,16 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _WRITTEN_OTHERWISE = str.maketrans(
     {"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "（": "(", "）": ")", "＝": "=", "＋": "+"}
+    | {"∕": "/", "⁄": "/", "✓": "", "✔": "", "✅": ""}
 )
 # LaTeX and Markdown around an expression. A fraction becomes a division of parentheses.
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _DECORATION = re.compile(
-    r"\\(?:left|right|displaystyle|quad|qquad|[,;:! ])(?![A-Za-z])|\\[()\[\]]|\$"
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad|qquad|checkmark|[,;:! ])(?![A-Za-z])|\\[()\[\]]|\$"
     r"|`(?:``\w*)?|^\s*\*\*(?=.*\*\*\s*$)|\*\*\s*$"
 )
 _TIMES = re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])[xX](?=[\d(\s])")
-_IMPLICIT_PRODUCT = re.compile(r"(?<=\d)\s*(?=\()|(?<=\))\s*(?=\d)")
+_IMPLICIT_PRODUCT = re.compile(r"(?<=\d)\s*(?=\()|(?<=\))\s*(?=[\d(])")
 _BRACKETS = str.maketrans("[]{}", "()()")
 _MAX_NESTED_FRACTIONS = 8
 _EXPRESSION = re.compile(r"[\d+\-*/()\s]+")
@@ -91,6 +92,8 @@ class CountdownVerifier:
         if block is None:
             return UNPARSEABLE
         expression, *results = _plain(block).split("=")
+        if len(results) == 1 and expression.strip() == str(puzzle.target) and results[0].strip() != expression.strip():
+            expression, results = results[0], []  # `42 = (3 + 4) * 6`
         tree = _parse(expression)
         if tree is None or len(results) > 1:
             return UNPARSEABLE
@@ -117,7 +120,7 @@ def _plain(block: str) -> str:
         if not replaced:
             break
     text = re.sub(r"\\div(?![A-Za-z])", "/", _TIMES.sub("*", text))
-    text = text.translate(_BRACKETS).strip().removesuffix(".")
+    text = text.translate(_BRACKETS).strip().rstrip(".,;")
     return _IMPLICIT_PRODUCT.sub("*", text)
 
 

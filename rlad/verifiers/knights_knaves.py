@@ -67,6 +67,10 @@ class SentenceVerifier:
             return UNPARSEABLE
         return CORRECT if roles == solution else WRONG
 
+    def response_for(self, answer: str) -> str:
+        """Return a response with the solution in `<answer>` tags."""
+        return f"<answer>{answer}</answer>"
+
     def answer_of(self, response_text: str) -> str | None:
         """Return each person's role, sorted by name, such as `liam: knave, zoey: knight`.
 
@@ -104,6 +108,10 @@ class CompactVerifier:
         if response_answer is None or len(response_answer) != len(answer):
             return UNPARSEABLE
         return CORRECT if response_answer == answer else WRONG
+
+    def response_for(self, answer: str) -> str:
+        """Return a response with the letters after `=`."""
+        return f"={answer}"
 
     def answer_of(self, response_text: str) -> str | None:
         """Return the letters after the only `=`; None if there are none or several."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from rlad.errors import DataError
@@ -20,12 +21,20 @@ from rlad.verifiers.math.readings import (
     without_text_commands,
     words_of,
 )
+from rlad.verifiers.math.votes import canonical_answer, compare_numbers
 from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 # Alternatives in AIME answer keys: `080 or 081 (both were accepted)`.
 _ALL_ACCEPTED = re.compile(r"(.+?)\s*\((?:both|all|any|either)\b[^()]*\baccepted\)", re.IGNORECASE)
+
+
+# Numbers in words: one of them is not the answer.
+_SEVERAL_NUMBERS = re.compile(r"\d[^\d]*(?:\b(?:and|or|to|through|plus)\b|,\s)[^\d]*\d")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![A-Za-z0-9_]|[.,]\d)")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}|[$]|[\u4e00-\u9fff]")
 
 
 class MathAnswerVerifierConfig(TaggedVerifierConfig):
@@ -71,11 +80,8 @@ class MathAnswerVerifier:
         if accepted:
             verdicts = [self.verify(response_text, alternative) for alternative in accepted[1].split(" or ")]
             return CORRECT if CORRECT in verdicts else verdicts[0]
-        answer = _expected(answer)
-        words = words_of(tidy(answer))
-        gold_text = clean(answer)
-        gold = parse_formula(gold_text) if not words and re.search(r"\w", answer) else []
-        if not words and not gold:
+        expected = _read_expected(answer)
+        if not expected.words and not expected.parsed:
             raise DataError(
                 f"math_answer: the expected answer {answer!r} cannot be read as mathematics or words; "
                 "correct the prompt record"
@@ -83,41 +89,86 @@ class MathAnswerVerifier:
         final = final_answer(response_text)
         if final is None:
             return UNPARSEABLE
-        if words:
-            return _verify_words(words, final)
+        if expected.words:
+            return _verify_words(expected.words, final)
         given = _given_text(final)
         if given is not None:
-            is_equal = compare_special(tidy(answer), tidy(given))
+            is_equal = compare_special(expected.tidy, tidy(given))
             if is_equal is not None:
                 return CORRECT if is_equal else WRONG
         given_text = "" if given is None else clean(given)
         parsed = parse_formula(given_text) if given is not None else _parse_text(final)
         if not parsed:
             return UNPARSEABLE
-        return CORRECT if are_equivalent(gold_text, given_text, gold, parsed) else WRONG
+        is_equal = are_equivalent(expected.text, given_text, list(expected.parsed), parsed)
+        return CORRECT if is_equal else WRONG
 
     def answer_of(self, response_text: str) -> str | None:
-        r"""Return the final answer as sympy prints it, and boxed words in lower case; None without an answer.
+        r"""Return the final answer in a canonical form; None without an answer.
 
-        Numbers are printed as fractions: `1/2` for `\frac{2}{4}` and for `0.5`.
+        Numbers are fractions (`1/2` for `\frac{2}{4}`, `0.5` and `x=1/2`), other expressions are printed by sympy,
+        words are in lower case, and inequalities are intervals. Sets, tuples, equations, clock times, ratios and
+        numbers with a base stay as they are written.
         """
-        from sympy import Basic, nsimplify  # Imported here because the import is slow.
-
         final = final_answer(response_text)
         if final is None:
             return None
         words = words_of(tidy(final.text)) if final.is_marked else ""
+        if words:
+            return words
         given = _given_text(final)
-        answers = [words] if words else _parse_text(final) if given is None else parse_formula(clean(given))
-        if not answers:
-            return None
-        answer = answers[0]
-        return str(
-            nsimplify(answer.doit(), rational=True) if isinstance(answer, Basic) and answer.is_number else answer
-        )
+        if given is not None and compare_special(tidy(given), tidy(given)):
+            return without_text_commands(tidy(given))
+        text = "" if given is None else clean(given)
+        answers = _parse_text(final) if given is None else parse_formula(text)
+        return canonical_answer(text, answers[0]) if answers else None
+
+    def response_for(self, answer: str) -> str:
+        """Return a response with the expected answer in a box; of several accepted answers the first."""
+        accepted = _ALL_ACCEPTED.fullmatch(answer)
+        return rf"\boxed{{{_without_solution(accepted[1].split(' or ')[0] if accepted else answer)}}}"
+
+    def is_same_answer(self, first: str, second: str) -> bool:
+        """Return True if either of two answers of `answer_of` would be correct where the other is expected."""
+        is_same_number = compare_numbers(first, second)
+        if is_same_number is not None:
+            return is_same_number
+        return any(self._accepts(given, expected) for given, expected in ((first, second), (second, first)))
+
+    def _accepts(self, given: str, expected: str) -> bool:
+        try:
+            return self.verify(rf"\boxed{{{given}}}", expected) == CORRECT
+        except DataError:  # an answer of a response need not be a readable expected answer
+            return False
 
 
-def _expected(answer: str) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """Expected answer.
+
+    Attributes:
+        tidy: The answer without styling.
+        words: Its words if it is text, else empty.
+        text: The cleaned answer.
+        parsed: The parsed answer; empty for words, and if it cannot be parsed.
+    """
+
+    tidy: str
+    words: str
+    text: str
+    parsed: tuple[Any, ...]
+
+
+@lru_cache(maxsize=256)  # all responses of a group have the same expected answer
+def _read_expected(answer: str) -> _Expected:
+    answer = _without_solution(answer)
+    tidied, text = tidy(answer), clean(answer)
+    words = words_of(tidied)
+    parsed = parse_formula(text) if not words and re.search(r"\w", answer) else ()
+    return _Expected(tidy=tidied, words=words, text=text, parsed=tuple(parsed))
+
+
+def _without_solution(answer: str) -> str:
     """Return the answer at the end of an expected answer that is a whole solution with a box or `####`."""
     boxed = last_boxed(answer)
     if boxed:
@@ -133,10 +184,23 @@ def _given_text(final: FinalAnswer) -> str | None:
         return None
     formula, is_formula = formula_of_statement(final.text)
     formula = fold_unicode(formula)
-    if is_formula:
+    if is_formula and not _CHINESE.search(formula):
+        return formula
+    text = tidy(formula)
+    if "$" not in formula and (compare_special(text, text) or _SEVERAL_NUMBERS.search(text)):
         return formula
     cleaned = clean(formula)
-    return cleaned if re.fullmatch(r"[-+\d.,/\s]+", cleaned) else None
+    if cleaned != text and not _WORD.search(cleaned):
+        return cleaned  # a value with its unit
+    if re.fullmatch(r"[-+\d.,/\s]+", cleaned):
+        return cleaned
+    text = re.sub(r"(?<=\d)\s*[(（][^()（）]*[)）]", "", formula)
+    if re.search(r"[\\$^_=*<>+|]", text):
+        return formula if is_formula else None
+    numbers = _NUMBER.findall(text)
+    if len(numbers) == 1:
+        return str(numbers[0])
+    return formula if is_formula else None
 
 
 def _parse_text(final: FinalAnswer) -> list[Any]:

@@ -14,31 +14,48 @@ from rlad.verifiers.response_tags import TaggedVerifierConfig
 from rlad.verifiers.response_text import after_thinking, last_answer_block, last_boxed
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
-_LATEX = re.compile(r"\\(?:text|math)\w*\s*(?=\{)|\\[ ,;!]|[${}*_`]")
-_STATED = re.compile(
-    r"(?:\b(?:answers?|(?:correct|right|best|final)\s+(?:option|choice))\b[^\n.]{0,60}?"
+_LATEX = re.compile(r"\\(?:text|math)\w*\s*(?=\{)|\\[ ,;!()\[\]]|[${}*_`]")
+# Statements of the answer, in English and in Chinese. The Chinese ones are searched for only in texts beyond ASCII.
+_ENGLISH_STATEMENT = (
+    r"\b(?:answers?|(?:correct|right|best|final)\s+(?:option|choice|letter))\b[^\n.]{0,60}?"
     r"(?:\b(?:is|are|(?:should|must|would|has\s+to)\s+be)\b|[:：=])(?:\s+(?:therefore|thus|hence|then)\b)?"
-    r"|(?:【\s*)?(?:最终|正确|故|最后)?答案(?:\s*】)?\s*(?:应?[是为选]|[:：])?|(?:故|应|因此|所以)选(?:择|项)?)"
-    r"[\s*_:：]*(?=(?P<stated>[^\s*_:：][^\n]*))",
-    re.IGNORECASE,
+    r"|\bI(?:['’]d|\s+would|\s+will)?\s+(?:choose|pick|select|go\s+with)\b"
+    r"|\b(?:which\s+is|correspond(?:s|ing)\s+to|matches)\s+(?=(?:option|choice)\b)"
+    r"|^[#*_ \t]*(?:final\s+)?answer[*_ \t]*\n"
+)
+_CHINESE_STATEMENT = (
+    r"(?:【\s*)?(?:最终|正确|故|最后)?答案(?:\s*】)?\s*(?:应?[是为选]|[:：])?|(?:故|应|因此|所以)选(?:择|项)?"
+    r"|(?<![不若如果未除])选(?=\s*[（(\[]?[A-Z])|(?:正确|最佳)选项\s*[是为:：]"
+)
+_STATED, _STATED_BEYOND_ASCII = (
+    re.compile(rf"(?:{statement})[\s*_:：]*(?=(?P<stated>[^\s*_:：][^\n]*))", re.IGNORECASE | re.MULTILINE)
+    for statement in (_ENGLISH_STATEMENT, f"{_ENGLISH_STATEMENT}|{_CHINESE_STATEMENT}")
 )
 # "Option B is correct" and "B is the correct answer".
 _NAMED_CORRECT = re.compile(
-    r"(?:^|[.!?:;,\n]\s*|\b(?i:thus|therefore|so|hence|then|conclude)\s*,?\s*(?:that\s+)?)(?:the\s+)?(?:\b(?i:option|choice|answer)\s+[*_(\[]{0,3}(?P<option>[A-Za-z])[*_)\]]{0,3}"
+    r"(?:^|[.!?:;,\n]\s*|\b(?i:thus|therefore|so|hence|then|conclude)\s*,?\s*(?:that\s+)?)(?:the\s+)?[*_]{0,2}"
+    r"(?:\b(?i:option|choice|answer)\s+[*_(\[]{0,3}(?P<option>[A-Za-z])[*_)\]]{0,3}"
     r"|(?<![\w'’])[*_(\[]{0,3}(?P<letter>[A-Z])[*_)\]]{0,3})"
     r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best)\b"
+    r"|(?:^|[，。,;；\s]|所以|因此|故)选项\s*(?P<chinese>[A-Z])\s*是?(?:正确|对)(?!吗)"
+    r"|\b(?i:hence|thus|therefore|so)\s*,?\s*[*_(\[]{0,3}(?P<last>[A-Z])[*_)\]]{0,3}\s*\.?\s*$"
 )
+# Words without which `_NAMED_CORRECT`, which is slow, finds nothing.
+_NAMING = re.compile(r"correct|right|best|[正对]|[Hh]ence|[Tt]hus|[Tt]herefore|[Ss]o\b|HENCE|THUS|THEREFORE|SO\b")
 _NAMED = r"(?:(?:option|choice|answer)\s+)?"
 # A letter marked as the answer, followed by nothing, or by punctuation and the option's text.
-_MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[)\].:\-–—．。]|\s*$|,)")
+_MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[)\].:\-–—．。]|[\"'”’]?\s*$|,)")
 # In a sentence a bare letter must be a capital: "the answer is a matter of taste".
 _STATED_LETTER = re.compile(
-    rf"(?i:the\s+)?(?i:{_NAMED})(?:[(\[<（]\s*(?P<bracketed>[A-Za-z])\s*[)\]>）]|(?P<letter>[A-Z])(?![A-Za-z0-9_'’]))"
+    rf"(?i:the\s+)?(?i:{_NAMED})(?:[(\[<（]\s*(?P<bracketed>[A-Za-z])\s*[)\]>）]|(?P<letter>[A-Z])(?![A-Za-z0-9_'’])"
+    r"|(?P<alone>[a-z])\.?\s*$)"
 )
 # Several letters, or a letter that is not an option, are an answer, though not a valid one.
 _LETTER_ONLY = re.compile(
     r"^\W*(?:(?:option|choice|answer)s?\W+)?[A-Za-z](?:\W+(?:(?:or|and)\W+)?[A-Za-z])*\W*$|^\W*[A-Z]{2,6}\W*$"
 )
+# Maximum length of a response that consists of one letter, with LaTeX and Markdown around it.
+_MAX_BARE = 80
 _LATIN = str.maketrans({code: code - 0xFEE0 for code in range(0xFF21, 0xFF5B)} | {0xFF08: "(", 0xFF09: ")"})
 _ANOTHER_LETTER = re.compile(
     r"(?:\b(?:or|and)\b|[,/&])\s*(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\)|[.,;]?\s*$|\s*[,/&]|\s+(?:or|and)\b)",
@@ -88,6 +105,10 @@ class MultipleChoiceVerifier:
             return UNPARSEABLE
         return CORRECT if letter == gold else WRONG
 
+    def response_for(self, answer: str) -> str:
+        """Return a response with the letter in `<answer>` tags."""
+        return f"<answer>{answer}</answer>"
+
     def answer_of(self, response_text: str) -> str | None:
         """Return the chosen letter in upper case; None if there is none."""
         text = after_thinking(response_text)
@@ -114,20 +135,30 @@ def _chosen(text: str) -> str | None:
 
 def _letter_of_mark(marked: str) -> str | None:
     return _one_letter(_MARKED_LETTER, marked) or next(
-        (_one_letter(_STATED_LETTER, match["stated"]) for match in _STATED.finditer(marked)), None
+        (_one_letter(_STATED_LETTER, stated) for _, stated in _statements(marked)), None
     )
+
+
+def _statements(text: str) -> list[tuple[int, str]]:
+    pattern = _STATED if text.isascii() else _STATED_BEYOND_ASCII
+    return [(match.start(), match["stated"]) for match in pattern.finditer(text)]
 
 
 def _letter_of_statement(text: str, *, allows_bare_letter: bool) -> str | None:
     """Return the letter of the last statement of the answer."""
-    statements = [(match.start(), match["stated"]) for match in _STATED.finditer(text)]
-    named = [(match.start(), match["option"] or match["letter"]) for match in _NAMED_CORRECT.finditer(text)]
+    statements = _statements(text)
+    named = [
+        (match.start(), next(group for group in match.groups() if group))
+        for match in (_NAMED_CORRECT.finditer(text) if _NAMING.search(text) else ())
+    ]
     if named and (not statements or named[-1][0] > statements[-1][0]):
         return str(named[-1][1]).upper()
     if statements:
         return _one_letter(_STATED_LETTER, statements[-1][1])
-    is_bare = len(_LATEX.sub("", text).strip()) <= 4
-    return _one_letter(_MARKED_LETTER, text) if is_bare and allows_bare_letter else None
+    if not allows_bare_letter or len(text) > _MAX_BARE:
+        return None
+    is_bare = len(re.sub(r"^\s*(?:option|choice)\s+", "", _LATEX.sub("", text), flags=re.IGNORECASE).strip()) <= 4
+    return _one_letter(_MARKED_LETTER, text) if is_bare else None
 
 
 def _one_letter(pattern: re.Pattern[str], text: str) -> str | None:

@@ -56,3 +56,21 @@ class GivesAnswer(Protocol):
         Return None if there is no answer.
         """
         ...
+
+
+@runtime_checkable
+class StatesAnswer(Protocol):
+    """Verifier that can state an expected answer as a response would, to try the answers of prompts."""
+
+    def response_for(self, answer: str) -> str:
+        """Return a response that gives the expected answer."""
+        ...
+
+
+@runtime_checkable
+class ComparesAnswers(GivesAnswer, Protocol):
+    """Verifier that can tell whether two extracted answers mean the same. Without it, only equal texts are one vote."""
+
+    def is_same_answer(self, first: str, second: str) -> bool:
+        """Return True if two results of `answer_of` mean the same. The order of the arguments does not matter."""
+        ...

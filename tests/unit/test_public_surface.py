@@ -91,6 +91,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "rlad.verifiers": [
         "CodeTestsVerifierConfig",
+        "ComparesAnswers",
         "CountdownVerifierConfig",
         "GivesAnswer",
         "KnightsKnavesVerifierConfig",
@@ -99,10 +100,12 @@ PUBLIC: dict[str, list[str]] = {
         "PythonFunctionVerifierConfig",
         "ReasoningGymVerifierConfig",
         "RewardModelVerifierConfig",
+        "StatesAnswer",
         "Verdict",
         "Verifier",
         "VerifierConfig",
         "build_verifier",
+        "read_verifier",
         "reward_models",
     ],
 }

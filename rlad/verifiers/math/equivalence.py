@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlad.verifiers.math.normalization import canonical
-from rlad.verifiers.math.sets import as_intervals, builder_condition, is_builder
+from rlad.verifiers.math.sets import as_intervals, builder_condition, is_builder, is_chain
 
 # With its own timeouts off, math-verify warns at every call that the caller must provide one. Verifiers run in killable
 # processes, so the warning does not apply.
@@ -27,6 +27,9 @@ _TRUNCATED = re.compile(r"\\(?:ldots|dots|cdots)|\.\.\.")
 _LOGARITHM = re.compile(r"\\log(?=\s*[({|]*\s*[a-z])")
 # Relative difference above which decimals differ; exact values must be equal.
 _DECIMAL_TOLERANCE = 1e-5
+_EXACT_TOLERANCE = 1e-25  # of irrational numbers without a decimal
+_DECIMAL = re.compile(r"\d?\.\d|\\%|%|dots|\\approx|\\circ")
+_DERIVED = re.compile(r"[A-Za-z]'+|\\frac\{d\w*\}\{d\w+\}")
 
 
 def parse_formula(latex: str) -> list[Any]:
@@ -68,7 +71,7 @@ def are_equivalent(expected: str, given: str, gold: list[Any], parsed: list[Any]
     if decided is not None:
         return decided
     if are_equal(gold, parsed):
-        return not _differ_exactly(expected + given, gold, parsed)
+        return not _differ_exactly(f"{expected} {given}", gold, parsed)
     return _second_opinion(expected, given, gold, parsed)
 
 
@@ -77,6 +80,15 @@ def _is_rejected(expected: str, given: str) -> bool:
     subscripts = [sorted(re.findall(_NUMERIC_SUBSCRIPT, canonical(text))) for text in (expected, given)]
     if subscripts[0] and subscripts[0] != subscripts[1]:
         return True
+    if "'" in expected + given or r"\frac{d" in expected:
+        derivatives = [sorted(_DERIVED.findall(canonical(text))) for text in (expected, given)]
+        if derivatives[0] and derivatives[0] != derivatives[1] and (derivatives[1] or "'" in expected):
+            return True
+        if derivatives[1] and not derivatives[0] and "'" in given:
+            return True
+    if r"\angle" in expected and "=" not in expected + given and r"\circ" not in expected + given:
+        names = [re.sub(r"\\angle|\W", "", text) for text in (expected, given)]
+        return names[0] not in (names[1], names[1][::-1])  # as a product, the order of the points would not count
     if _TRUNCATED.search(expected) and not re.fullmatch(r"-?\d*\.\d+\s*(?:\\l?dots|\.\.\.)", expected):
         return True  # A sequence with an ellipsis is compared only as text.
     without_powers = re.sub(r"\^\s*(?:\{\s*-?\d+\s*\}|-?\d)", "", given)
@@ -89,7 +101,7 @@ def _compare_forms(expected: str, given: str) -> bool | None:
         if is_builder(text) and (builder_condition(text) is None or as_intervals(text) is None):
             return None if text is given and not is_builder(expected) else False
     intervals = as_intervals(expected), as_intervals(given)
-    if (is_builder(expected) or is_builder(given) or _is_disjunction(expected) or _is_disjunction(given)) and any(
+    if (is_builder(expected) or is_builder(given) or _is_condition(expected) or _is_condition(given)) and any(
         intervals
     ):
         forms = intervals[0] or _membership(expected), intervals[1] or _membership(given)
@@ -118,9 +130,14 @@ def _compare_identities(expected: str, given: str) -> bool | None:
     )
 
 
-def _is_disjunction(text: str) -> bool:
+def _is_condition(text: str) -> bool:
     return bool(
-        re.search(r"\\ne|!=", text) or (re.search(r"[<>]|\\[lg]e", text) and re.search(r"\bor\b|或|\\lor|\\vee", text))
+        re.search(r"\\ne|!=", text)
+        or is_chain(text)
+        or (
+            re.search(r"[<>]|\\[lg]e", text)
+            and re.search(r"\b(?:or|and)\b|[或且]|\\lor|\\vee|\\land|\\wedge|^\\\{", text)
+        )
     )
 
 
@@ -150,10 +167,13 @@ def _differ_exactly(texts: str, gold: list[Any], parsed: list[Any]) -> bool:
         return any(_is_different(*items) for items in zip(*values, strict=True))
     if not all(getattr(side, "is_number", False) for side in pair):
         return False
-    first, second = _number(pair[0]), _number(pair[1])
+    exact = [side.doit() for side in pair]
+    if all(side.is_Rational for side in exact) and not _DECIMAL.search(texts):
+        return bool(exact[0] != exact[1])
+    first, second = _number(exact[0]), _number(exact[1])
     if r"%" in texts and any(not _is_different(first * scale, second) for scale in (100, 0.01)):
         return False
-    return _is_different(first, second)
+    return _is_different(first, second, _DECIMAL_TOLERANCE if _DECIMAL.search(texts) else _EXACT_TOLERANCE)
 
 
 def _number(expression: Any) -> Any:
@@ -168,11 +188,11 @@ def _number(expression: Any) -> Any:
     return mpmath.mpc(number)
 
 
-def _is_different(first: Any, second: Any) -> bool:
+def _is_different(first: Any, second: Any, tolerance: float = _DECIMAL_TOLERANCE) -> bool:
     import mpmath
 
     scale = max(abs(first), abs(second))
-    return bool(mpmath.isfinite(scale) and abs(first - second) > _DECIMAL_TOLERANCE * scale)
+    return bool(mpmath.isfinite(scale) and abs(first - second) > tolerance * scale)
 
 
 def _second_opinion(expected: str, given: str, gold: list[Any], parsed: list[Any]) -> bool:

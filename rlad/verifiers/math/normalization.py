@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _FULL_WIDTH: dict[int, int] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+# Bold, italic and other mathematical letters and digits.
+_LETTER_STYLES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x1D400, 0x1D800)}
 _SYMBOLS: dict[int, int | str] = {
     **_FULL_WIDTH,
+    **_LETTER_STYLES,
     **{
         ord(symbol): text
         for symbol, text in {
@@ -53,7 +57,17 @@ _SYMBOLS: dict[int, int | str] = {
             "∗": "*",
             "÷": r"\div ",
             "∴": "",
+            "✓": "",
+            "✔": "",
+            "✅": "",
+            "■": "",
+            "□": "",
+            "∎": "",
+            "⁄": "/",
+            "∕": "/",
             "°": r"^\circ ",
+            "º": r"^\circ ",
+            "˚": r"^\circ ",
             "′": "'",
             "″": "''",
             "π": r"\pi ",
@@ -91,52 +105,100 @@ _FRACTIONS = {
 }
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+_CUBE_ROOT = re.compile(r"(?:∛|(?:³|\^\{3\})√)\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 
 _SIZES = re.compile(
-    r"\\(?:displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|normalsize|bf|rm|it|therefore)(?![A-Za-z])"
+    r"\\(?:displaystyle|textstyle|large|Large|LARGE|huge|Huge|small|normalsize|bf|rm|it|therefore|nonumber|notag|hfill|newline|checkmark|square|blacksquare|Box|qed)(?![A-Za-z])"
 )
 _SPACES = re.compile(r"\\(?:hspace|hskip|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}")
-_COLOR = re.compile(r"\\(?:textcolor|color)\s*\{[^{}]*\}")
-_STYLES = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|boxed|fbox|mbox|ensuremath)\s*\{([^{}]*)\}")
+_COLOR = re.compile(r"\\(?:textcolor|color|colorbox|mathcolor)\s*(?:\[[A-Za-z]+\])?\s*\{[^{}]*\}")
+_STYLES = re.compile(
+    r"\\(?:boldsymbol|bm|pmb|mathbf|mathit|mathsf|underline|mathtt|emph|textit|boxed|fbox|mbox|ensuremath)\s*\{([^{}]*)\}"
+)
 _OPERATOR_NAME = re.compile(r"\\operatorname\*?\s*\{\s*(-?[\d.,]+)\s*\}")
 _UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm)\s*\{\s*([eid])\s*\}")
+# The `e` of e-notation: `3.2\\,\\mathrm{e}5`.
+_UPRIGHT_EXPONENT = re.compile(r"(?<=\d)(?:\\,|\s)*\\(?:mathrm|text|textrm)\s*\{\s*[eE]\s*\}\s*(?=[+-]?\d)")
 _UPRIGHT_FUNCTION = re.compile(
     r"\\(?:mathrm|text|operatorname)\s*\{\s*(ln|lg|log|sin|cos|tan|cot|sec|csc|exp|max|min|arcsin|arccos|arctan)\s*\}"
 )
 _PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+))")
-_TRAILING = re.compile(r"(?:[\s,;:~。]|(?<!\.)\.|\\[,;:! ]|\\quad|\\qquad|\\\\|(?<!\\)\\$|\*\*)+$")
-_LEADING = re.compile(r"^(?:[\s,;:~=]|\*\*|\\[,;:! ]|\\quad|\\qquad|\\approx(?![A-Za-z]))+")
+_TRAILING = re.compile(
+    r"(?:[\s,;:~。`]|\{[.,;:]?\}|\\text\s*\{[.,;:\s]*\}|\\\\\[\d+pt\]"
+    r"|\\(?:nonumber|notag|hfill|newline|par|enspace|thinspace|checkmark|square|blacksquare|Box|qed)(?![A-Za-z])"
+    r"|(?<!\.)\.|\\[,;:! ]|\\quad|\\qquad|\\\\|(?<!\\)\\$|\*\*)+$"
+)
+_LEADING = re.compile(r"^(?:[\s,;:~=`]|\{\}|\\\\(?!\[)|\*\*|\\[,;:! ]|\\quad|\\qquad|\\approx(?![A-Za-z]))+")
 
 _E_NOTATION = re.compile(r"(?<![\w\\.^{])([+-]?\d+(?:\.\d+)?|\.\d+)\s?[eE]([+-]?\d+)(?![\w.])")
 _TIMES_POWER = re.compile(
     r"(?<=\d)\s*(?:\\times|\\cdot|[xX*])\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([+-]?\d+)\s*\}|([+-]?\d+))"
 )
+_LARGE = re.compile(r"(?<![\w.^{}/])(\d+)(?:\.(\d+))? ?\\times 10\^\{(\d{1,2})\}(?![\w.])")
 _RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|overset\{\\text\{-\}\})\s*(?:\{(\d+)\}|(\d))")
 _DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?")
+_MAGNITUDES = {
+    "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "百": 100, "千": 1000, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8,
+}  # fmt: skip
+_MAGNITUDE_WORD = re.compile(r"dozen|hundred|thousand|illion|[百千万亿]", re.IGNORECASE)
+_MAGNITUDE_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*((?:hundred|thousand|[mbtr]+illion|dozen|[百千万亿])[^{}]*)\}")
+# A thousand before a unit belongs to the unit: `千克` is a kilogram.
+_MAGNITUDE = re.compile(
+    r"(?<![\w.])((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s*(?:\\[,;: ]\s*)?"
+    r"(百万|千万|[百万亿](?!分)|千(?![克米瓦卡帕赫伏升焦])|(?:hundred|thousand|million|billion|trillion|dozen)(?![a-z]))",
+    re.IGNORECASE,
+)
+_MIXED = re.compile(r"^([+-]?)\s*(\d+)(?:\s+|\s*\\[,;: ]\s*|~)(\d+)\s*/\s*(\d+)$")
 _ORDINAL = re.compile(r"^(\d+)\s*(?:\^?\s*\{?\s*(?:\\(?:text|mathrm|textrm)\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}?)$")
 
 _TRIG_DEGREES = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?)\s*[)}]?"
 )
 _TEXT_NAME = re.compile(r"^\\(?:text|mathrm|textbf)\s*\{[^{}]*\}\s*=\s*(?=\S)")
-_TEXT_LEAD = re.compile(r"^\\text\s*\{[^{}\d]*\b(?:is|are|equals|answer)\b:?\s*\}\s*(?=\S)", re.IGNORECASE)
-_DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:mathrm|text)\s*\{\s*[CFK]\s*\}|[CF])?$")
+_TEXT_LEAD = re.compile(r"^\\text\s*\{[^{}\d]*(?:\b(?:is|are|equals|answer)\b:?|:|=)\s*\}\s*(?=\S)", re.IGNORECASE)
+_DEGREES = re.compile(
+    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:mathrm|text)\s*\{\s*[CFK]\s*\}|[CF])?$|(?<=\d)\s*degrees?\s+(?:Celsius|Fahrenheit)$"
+)
 _VALUE = (
-    r"[+-]?(?:\\?\$)?(?:\d[\d,.]*|\.\d+)(?:\s*/\s*\d+)?(?:\\times 10\^\{[^{}]*\})?"
+    r"[+-]?(?:\\?\$)?(?:\d[\d,.]*|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\times 10\^\{[^{}]*\})?"
     r"|[+-]?\d*\s*\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[+-]?\d*\s*\\sqrt\s*\{[^{}]*\}|[+-]?\d*\s*\\pi"
 )
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?|[23])?"
 _UNIT_NAME = (
     r"(?:mm|cm|dm|km|m|nm|µm|in|ft|yd|mi|mg|kg|g|lb|lbs|oz|ml|mL|L|l|s|sec|ms|min|h|hr|hrs|Hz|kHz|MHz|GHz|N|kN|J|kJ|W|kW|kWh|V|A|Pa|kPa"
-    r"|mol|K|mph|kph|rpm|USD|EUR|cents?|dollars?|euros?|pounds?|(?:square|sq\.?|cubic|cu\.?)\s+[a-z]+|[a-z]{3,})"
+    r"|mol|K|\\Omega|mph|kph|rpm|USD|EUR|cents?|dollars?|euros?|pounds?|(?:square|sq\.?|cubic|cu\.?)\s+[a-z]+|[a-z]{3,})"
 )
 _BARE_UNIT = re.compile(
     rf"^(?P<value>{_VALUE})\s*(?P<unit>{_UNIT_NAME}{_POWER}(?:\s*(?:/|\bper\b|\\cdot|\s)\s*{_UNIT_NAME}{_POWER})*)\.?$"
 )
+_CHINESE_LIST = re.compile(r"(?<=[\d})])\s*(?:或者?|和|与|以及)\s*(?=[-+\d\\(])")
 _CHINESE_UNIT = re.compile(rf"^(?P<value>{_VALUE})\s*[\u4e00-\u9fff]+(?:/[\u4e00-\u9fff]+)?$")
+_CURRENCY = re.compile(r"^(?:[€£¥₹]|US\\?\$|(?:USD|EUR|GBP|RMB|CNY|Rs\.?)(?=[\s\d]))\s*(?=[\d.])|(?<=[\d.])\s*[€£¥₹¢]$")
+_TEXT_UNIT = r"\{\s*\\(?:text|mathrm)\s*\{[^{}\d]*\}(?:\^\{?\d\}?)?\s*\}"
+_UNIT_FRACTION = re.compile(rf"(?<=[\d}}])\s*\\[dt]?frac\s*{_TEXT_UNIT}\s*{_TEXT_UNIT}$")
 _NO_UNITS = frozenset(
-    {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "and", "or", "to", "pi", "alpha"}
+    {
+        "squared",
+        "cubed",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "exp",
+        "max",
+        "min",
+        "and",
+        "or",
+        "to",
+        "pi",
+        "alpha",
+    }
     | {"beta", "gamma", "theta", "mod", "base", "from", "plus", "minus", "times"}
 )
 # LaTeX separators of groups of three digits; math-verify handles plain commas.
@@ -151,6 +213,7 @@ def fold_unicode(text: str) -> str:
     for symbol, value in _FRACTIONS.items():
         numerator, denominator = value.split("/")
         text = text.replace(symbol, rf"\frac{{{numerator}}}{{{denominator}}}")
+    text = _CUBE_ROOT.sub(lambda root: rf"\sqrt[3]{{{root[1] or root[2] or root[3]}}}", text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+", lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
     text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+", lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
     text = text.translate(_SYMBOLS)
@@ -161,7 +224,9 @@ def clean(latex: str) -> str:
     """Return an answer without styling, trailing punctuation and units, with its numbers in standard LaTeX."""
     latex = tidy(latex)
     latex = _TRIG_DEGREES.sub(lambda term: rf"{term[1]}(\frac{{{term[2]}\pi}}{{180}})", latex)
-    latex = plain_numbers(latex)
+    latex = re.sub(r"(?<=[\d}])\s*\([\u4e00-\u9fff/]+\)$", "", latex)  # a unit in parentheses
+    latex = plain_numbers(_CHINESE_LIST.sub(", ", latex))
+    latex = re.sub(r"^\\\{\s*(\([^(){}]*\))\s*\\\}$", r"\1", latex)  # one point
     return _without_unit(latex)
 
 
@@ -169,7 +234,9 @@ def tidy(latex: str) -> str:
     """Return an answer without styling and trailing punctuation; its words, numbers and units stay."""
     latex = fold_unicode(latex).strip()
     latex = re.sub(r"(?<!\\)\$", "", latex)
-    latex = re.sub(r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex)
+    latex = re.sub(
+        r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\middle(?![A-Za-z])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex
+    )
     latex = latex.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}").replace(r"\degree", r"^\circ ")
     latex = _SPACES.sub("", latex)
     latex = _COLOR.sub("", latex)
@@ -180,15 +247,17 @@ def tidy(latex: str) -> str:
     latex = _LEADING.sub("", latex)
     latex = _TRAILING.sub("", latex)
     latex = _OPERATOR_NAME.sub(r"\1", latex)
+    latex = _UPRIGHT_EXPONENT.sub("e", latex)
     latex = _UPRIGHT_LETTER.sub(r" \1", latex)
     latex = _UPRIGHT_FUNCTION.sub(r"\\\1 ", latex)
     latex = _SIZES.sub(" ", latex)
-    latex = latex.replace(r"\#", "")
+    latex = latex.replace(r"\#", "").replace("{:}", ":")
     latex = _PLAIN_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", latex)
     latex = re.sub(r"\s*\*\*\s*(?:\(([^()]*)\)|(-?\w+))", lambda power: f"^{{{power[1] or power[2]}}}", latex)
     latex = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", latex)
     latex = re.sub(r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln ", latex)
     latex = re.sub(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}", latex)
+    latex = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", latex).replace(r"\colon", ":")
     latex = re.sub(r"\\varnothing", r"\\emptyset", latex)
     latex = _TEXT_LEAD.sub("", latex)
     latex = _TEXT_NAME.sub("", latex)
@@ -197,13 +266,31 @@ def tidy(latex: str) -> str:
 
 def plain_numbers(latex: str) -> str:
     """Replace e-notation, powers of ten, recurring decimals and ordinals by forms that the parser reads."""
+    if _MAGNITUDE_WORD.search(latex):
+        latex = _MAGNITUDE.sub(_scaled, _MAGNITUDE_TEXT.sub(r" \1", latex)).strip()
+    latex = _MIXED.sub(r"\1\\frac{\2 \\cdot \4 + \3}{\4}", latex)
     latex = _E_NOTATION.sub(lambda number: rf"{number[1]} \times 10^{{{int(number[2])}}}", latex)
     latex = _TIMES_POWER.sub(lambda power: rf" \times 10^{{{int(power[1] or power[2])}}}", latex)
+    latex = _LARGE.sub(_whole_number, latex)
     latex = _RECURRING.sub(lambda number: _fraction(number[1], number[2], number[3] or number[4]), latex)
     latex = _DOTTED.sub(
         lambda number: _fraction(number[1], number[2], number[3] + (number[4] or "") + (number[5] or "")), latex
     )
     return _ORDINAL.sub(r"\1", re.sub(r"^\\text\s*\{\s*(\d+(?:st|nd|rd|th))\s*\}$", r"\1", latex))
+
+
+def _scaled(number: re.Match[str]) -> str:
+    """Return a number with a word for a power of ten, such as `2.5 million`, in full."""
+    value = Fraction(number[1].replace(",", "")) * _MAGNITUDES[number[2].lower()]
+    return f"{value.numerator} " if value.denominator == 1 else f"{float(value)} "
+
+
+def _whole_number(number: re.Match[str]) -> str:
+    """Return a number in scientific notation in full if it is an integer, because the parser would round it."""
+    decimals, power = number[2] or "", int(number[3])
+    if len(decimals) > power:
+        return number[0]
+    return str(int(number[1] + decimals) * 10 ** (power - len(decimals)))
 
 
 def _fraction(whole: str, fixed: str, repeated: str) -> str:
@@ -220,7 +307,8 @@ def _without_unit(latex: str) -> str:
     plain = re.sub(
         r"\s+", " ", _INNER_SPACES.sub(" ", _DIGIT_GROUPS.sub(lambda number: re.sub(r"\D", "", number[0]), latex))
     ).strip()
-    plain = _DEGREES.sub("", plain) if re.match(r"^[+-]?[\d.,]+\s*\^", plain) else plain
+    plain = _CURRENCY.sub("", _UNIT_FRACTION.sub("", plain))
+    plain = _DEGREES.sub("", plain) if re.match(r"^[+-]?[\d.,]+\s*(?:\^|deg)", plain) else plain
     match = _CHINESE_UNIT.match(re.sub(r"\\text\s*\{\s*([\u4e00-\u9fff]+)\s*\}", r"\1", plain))
     if match:
         return match["value"]

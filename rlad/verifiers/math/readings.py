@@ -13,6 +13,7 @@ _BASED = re.compile(r"^\(?([0-9A-Z][0-9A-Z ,]*(?:\.[0-9A-Z]+)?)\)?\s*_\s*\{?\s*\
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _CLOCK = re.compile(r"^(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s*m\.?)?$", re.IGNORECASE)
 _HOUR = re.compile(r"^(\d{1,2})\s*([ap])\.?\s*m\.?$", re.IGNORECASE)
+_NAMED_HOUR = re.compile(r"^(?:12(?::00)?\s*)(noon|midnight)$", re.IGNORECASE)
 _RATIO = re.compile(r"^-?\d+(?:\.\d+)?(?:\s*:\s*-?\d+(?:\.\d+)?)+$")
 _QUANTITY = re.compile(
     r"(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*(\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*(?:\\prime\s*)+\}?|'+|\"|[A-Za-zµ\u4e00-\u9fff]+\.?)"
@@ -40,7 +41,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
         },
         "imperial mass": {"ounce ounces oz": 1, "pound pounds lb lbs": 16},
         "metric mass": {"mg": 1, "g gram grams 克": 1000, "kg kilogram kilograms 千克": 1000000},
-        "volume": {"ml milliliter milliliters 毫升": 1, "l liter liters litre litres 升": 1000},
+        "volume": {"ml mL milliliter milliliters 毫升": 1, "l L liter liters litre litres 升": 1000},
         "money": {"cent cents 分钱": 1, "dollar dollars": 100},
         "angle": {"second-of-arc": 1, "minute-of-arc": 60, "degree degrees": 3600},
     }.items()
@@ -97,6 +98,9 @@ def _clock(text: str) -> tuple[int, int, int, str] | None:
     match = _CLOCK.match(text)
     if match and int(match[1]) < 25 and int(match[2]) < 60:
         return int(match[1]), int(match[2]), int(match[3] or 0), (match[4] or "").lower()
+    named = _NAMED_HOUR.match(text)
+    if named:
+        return 12, 0, 0, "p" if named[1].lower() == "noon" else "a"
     match = _HOUR.match(text)
     return (int(match[1]), 0, 0, match[2].lower()) if match else None
 
@@ -129,7 +133,7 @@ def _quantities(text: str) -> list[tuple[Fraction, str]] | None:
             unit = "degree"
         elif "prime" in unit or set(unit) <= set("'\""):
             unit = "second-of-arc" if unit.count("prime") == 2 or unit in ("''", '"') else "minute-of-arc"
-        elif unit in ("and", "or", "to", "x") or unit in _MATHEMATICAL_WORDS:
+        elif unit in ("and", "or", "to", "x") or (unit in _MATHEMATICAL_WORDS and unit not in _UNITS):
             return None
         try:
             quantities.append((Fraction(match[1].replace(",", "")), unit if len(unit) < 3 else unit.lower()))
@@ -209,7 +213,7 @@ def words_of(answer: str) -> str:
     if re.search(r"[\d\\^_=+*/<>{}|]", plain):
         return ""
     words = normal_words(plain)
-    if re.fullmatch(r"[IVX]{2,}(?:,? (?:and )?[IVX]+)*", plain.strip()):
+    if re.fullmatch(r"[IVX]{2,}|[IVX]+(?:(?:,|,? and) ?[IVX]+)+", plain.strip()):
         return words
     is_marked = not normal_words(_TEXT_COMMAND.sub("", answer))
     # One or two bare letters are variables.
@@ -223,7 +227,10 @@ def words_of(answer: str) -> str:
 
 def normal_words(text: str) -> str:
     """Return the words of a text in lower case."""
-    return " ".join(re.findall(r"[^\W\d_]+", text)).casefold()
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    if all(re.fullmatch("[ivx]+|and", word) for word in words):  # Roman numerals: "I and II" is "I, II"
+        words = [word for word in words if word != "and"]
+    return " ".join(words)
 
 
 def without_article(words: str) -> str:

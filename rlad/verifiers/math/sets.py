@@ -17,8 +17,18 @@ _RELATIONS = {
 _OR = re.compile(
     r"\s*,?\s*(?:\\text\s*\{\s*(?:or|或)\s*\}|\\lor|\\vee|(?<![A-Za-z])or(?![A-Za-z])|或)\s*", re.IGNORECASE
 )
+_AND = re.compile(
+    r"\s*,?\s*(?:\\text\s*\{\s*(?:and|且)\s*\}|\\land|\\wedge|(?<![A-Za-z])and(?![A-Za-z])|且)\s*", re.IGNORECASE
+)
+_BELOW = re.compile(r"\(-\\infty, (?P<end>.+)(?P<bracket>[)\]])")
+_ABOVE = re.compile(r"(?P<bracket>[(\[])(?P<start>.+), \\infty\)")
 _VARIABLE = re.compile(r"[a-zA-Z]|\\[a-z]+")
 _SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
+
+
+def is_chain(latex: str) -> bool:
+    """Return True for a text with several relations, such as `1 < x < 2`."""
+    return len(_RELATION.findall(latex)) > 1
 
 
 def builder_condition(latex: str) -> str | None:
@@ -42,10 +52,29 @@ def as_intervals(latex: str) -> str | None:
     if condition is None:
         if is_builder(latex) or not _RELATION.search(latex):
             return None
-        condition = latex
+        braced = re.fullmatch(r"\\\{([^,{}]+)\\\}", latex)
+        condition = braced[1] if braced else latex
     condition = re.sub(r",?\s*[a-zA-Z]\s*\\in\s*(?:\\mathbb\s*\{?R\}?|R)$", "", condition)
-    parts = [_interval(part) for part in _OR.split(condition)]
+    parts = [_conjunction(part) for part in _OR.split(condition)]
     return None if None in parts else r" \cup ".join(part for part in parts if part)
+
+
+def _conjunction(text: str) -> str | None:
+    """Return an inequality, or a lower and an upper bound joined by "and", as an interval."""
+    bounds = _AND.split(text)
+    if len(bounds) == 1:
+        return _interval(text)
+    if (
+        len(bounds) != 2
+        or len({tuple(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", bound)) for bound in bounds}) > 1
+    ):
+        return None
+    intervals = [_interval(bound) or "" for bound in bounds]
+    for first, second in (intervals, intervals[::-1]):
+        above, below = _ABOVE.fullmatch(first), _BELOW.fullmatch(second)
+        if above and below:
+            return f"{above['bracket']}{above['start']}, {below['end']}{below['bracket']}"
+    return None
 
 
 def _interval(inequality: str) -> str | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from actors.controller import RunState
 from actors.pool.pool import PoolState
 from pipelines.cli.jobs import print_jobs
-from pipelines.cli.schedule_tables import print_history, print_schedules
+from pipelines.cli.tables.schedule import print_history, print_schedules
 from pipelines.cluster.live_run import print_status
 from pipelines.jobs.client import Job
 from pipelines.run.directory import RunDirectory

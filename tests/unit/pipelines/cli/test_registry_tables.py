@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.cli.registry_tables import history_table, print_difference, print_version, versions_table
+from pipelines.cli.tables.registry import history_table, print_difference, print_version, versions_table
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.registry.versions import AliasChange, Lineage, ModelFile, ModelVersion, difference
 

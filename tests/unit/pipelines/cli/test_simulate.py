@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipelines.cli.forecast_options import pool_costs
 from pipelines.cli.main import app
 from pipelines.cli.simulate import bounded_steps, require_speeds, sizes_to_simulate
-from pipelines.cli.split_tables import print_splits
+from pipelines.cli.tables.splits import print_splits
 from pipelines.forecast.simulated import SimulatedSplit, simulate_split, speeds_of
 from pipelines.forecast.step import sizes_of, step_time
 from pipelines.forecast.tables import forecast

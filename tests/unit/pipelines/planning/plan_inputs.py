@@ -43,7 +43,10 @@ def write_shape(
     tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=alphabet[0])
-    fast.chat_template = "{% for message in messages %}{{ message['role'] }} : {{ message['content'] }} {% endfor %}"
+    fast.chat_template = (
+        "{% for message in messages %}{{ message['role'] }} : {{ message['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
     fast.save_pretrained(directory)
     return directory
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipelines.cluster.resources import Resources
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.planning.pool_plans import GIB
+from pipelines.resolution.resolved_run import resolve_run
+from pipelines.resolution.tokenizer_findings import tokenizer_findings
+from pipelines.run.directory import RunDirectory
 from rlad.config import load_run_config
+from rlad.errors import PlanError
+from rlad.models.tokenizer_checks import check_tokenizer
 
 from .plan_inputs import BYTES, CONFIGS, errors, prompt_files, write_shape
 
@@ -97,3 +104,47 @@ def test_prompts_that_are_too_long_are_counted(qwen: dict[str, Path], tmp_path: 
     assert errors(plan) == []
     texts = [finding.text for finding in plan.findings if finding.level == "warning"]
     assert "1 training prompts are left out: longer than rollout.max_prompt_tokens (4096)" in texts
+
+
+def test_answers_that_the_verifier_cannot_read_are_refused_by_plan_and_run(
+    qwen: dict[str, Path], tmp_path: Path
+) -> None:
+    overrides = [
+        f"student.path={qwen['8B']}",
+        f"teacher.path={qwen['32B']}",
+        "verifiers.math={name: multiple_choice}",
+        *prompt_files(tmp_path),
+    ]
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", overrides)
+    found = errors(make_plan(config, Resources(cpus=1024, gpus=64), gpu_memory_gib=141))
+    assert [text.split(" cannot earn a reward. ")[0] for text in found] == [
+        f"{name} prompts of task math: all 4 answers tried with verifier multiple_choice, 4"
+        for name in ("training", "evaluation")
+    ]
+    assert (
+        f"{tmp_path / 'train.jsonl'}, line 1: multiple_choice: the answer of a question must be one letter" in found[0]
+    )
+    run = tmp_path / "run"
+    with pytest.raises(PlanError, match="training prompts of task math") as raised:
+        resolve_run(config, RunDirectory(run))
+    assert "\n".join(found) == str(raised.value)
+    assert not run.exists()
+
+
+def test_special_answer_tags_that_decoding_keeps_are_no_finding(qwen: dict[str, Path], tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(qwen["0.6B"], student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>", "</answer>"]})
+    tokenizer.save_pretrained(student)
+    overrides = [
+        f"student.path={student}",
+        f"teacher.path={student}",
+        BYTES,
+        "prompts.count=8",
+        "evaluation.prompts.count=7",
+    ]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", overrides)
+    assert not any("decoding drops" in finding.message for finding in tokenizer_findings(config, student, {}, ()))
+    dropped = check_tokenizer(student, tokenizer, (), rows=None, required_tags=("<answer>", "</answer>"))
+    assert any("decoding drops <answer>, </answer>" in finding.text for finding in dropped)

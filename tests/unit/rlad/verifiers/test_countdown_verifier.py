@@ -39,7 +39,7 @@ C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
         ("3 + 4.0", [3, 4], 7, U),
         ("three plus four", [3, 4], 7, U),
         ("__import__('os').system('true')", [3, 4], 7, U),
-        ("(3)(4)", [3, 4], 12, U),
+        ("(3)(4)", [3, 4], 12, C),
         ("3 + 4 = 7 = 7", [3, 4], 7, U),
         ("1_0 + 3", [10, 3], 13, U),
         ("", [3], 3, U),

@@ -258,7 +258,38 @@ def test_verdicts_are_the_same_in_concurrent_verifier_processes(aime_responses: 
         ("The answer is 97. I tried 96.", "97"),
         ("it is clear", None),
         (r"<think>\boxed{97}", None),
+        (r"\boxed{x = \frac{1}{2}}", "1/2"),
+        (r"\boxed{x \ge 2}", r"[2, \infty)"),
+        (r"\boxed{\{x \mid x \ge 2\}}", r"[2, \infty)"),
+        (r"\boxed{17_8}", "17_8"),
+        (r"\boxed{3:30}", "3:30"),
     ],
 )
 def test_equal_answers_have_one_canonical_form(response: str, answer: str | None) -> None:
     assert VERIFIER.answer_of(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        (r"x=1/2", "1/2", True),
+        (r"[2,\infty)", "x≥2", True),
+        (r"\{1, 2\}", "2, 1", True),
+        (r"y=2x+1", "1+2x", True),
+        (r"\pm 3", "3, -3", True),
+        ("0.3333333", r"\frac{1}{3}", True),
+        ("0.33", r"\frac{1}{3}", False),
+        ("10000000", "10000001", False),
+        (r"[2,\infty)", "x>2", False),
+        ("(1,2)", "(2,1)", False),
+        ("17_8", "17_9", False),
+        ("3:30", "3:45", False),
+        (r"\text{east}", r"\text{seat}", False),
+        ("5", "-5", False),
+    ],
+)
+def test_answers_that_mean_the_same_are_one_vote_in_either_order(first: str, second: str, is_same: bool) -> None:
+    answers = [VERIFIER.answer_of(rf"\boxed{{{text}}}") for text in (first, second)]
+    assert None not in answers
+    for pair in (answers, answers[::-1]):
+        assert (pair[0] == pair[1] or VERIFIER.is_same_answer(*pair)) is is_same
