@@ -28,7 +28,7 @@ def config(tmp_path: Path, student: Path) -> RunConfig:
     """A run without teachers, whose model has only a configuration and a tokenizer."""
     model = tmp_path / "model"
     shutil.copytree(student, model)
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": 256, "hidden_size": 8}))
     write(tmp_path / "train.jsonl", "1?", "22?", "333?")
     write(tmp_path / "test.jsonl", "22?", "4?")
     settings = yaml.safe_load((ROOT / "configs/qwen3_8b_math_30k.yaml").read_text())
