@@ -9,7 +9,7 @@ import pytest
 from pipelines.resolution.models import ModelFiles, resolve_models
 from pipelines.run.directory import RunDirectory
 from rlad.config import RunConfig, load_run_config
-from rlad.errors import ConfigError, ModelUnreachableError, PlanError
+from rlad.errors import ConfigError, ModelUnreachableError
 from rlad.models.locations import PinnedModel
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
@@ -94,15 +94,6 @@ def test_a_recorded_commit_is_used_where_the_hub_cannot_be_reached(hub_cache: Pa
         assert resolve_models(config, run.read_models()).student.version == OLD
         with pytest.raises(ModelUnreachableError):
             resolve_models(config)
-
-
-def test_a_run_that_fails_its_checks_leaves_no_record(hub_cache: Path, tmp_path: Path) -> None:
-    config, run = configured(tmp_path, "team/tiny"), RunDirectory(tmp_path / "run")
-    with pytest.raises(PlanError), run.hold(config, resume=False):
-        run.record_models(resolve_models(config).by_setting())
-        raise PlanError("the cluster is too small")
-    assert not run.models.exists()
-    assert not run.config.exists()
 
 
 def test_models_are_looked_up_once(hub_cache: Path) -> None:

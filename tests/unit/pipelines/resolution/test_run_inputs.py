@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.resolution.models import ResolvedModels
 from pipelines.resolution.prompts import EncodedPrompts
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.resolution.run_inputs import input_fingerprints
@@ -19,6 +20,9 @@ from rlad.data.chat import encode_prompts, load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord, dataset_fingerprint
 from rlad.errors import CorruptFileError
 from rlad.integrity.manifest import write_manifest
+from rlad.models.locations import pin_model
+from rlad.tokenizers.stopping import SamplingTokens
+from rlad.tokenizers.vocabulary import vocabulary_of
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 TRAINING = [PromptRecord(id=f"p{i}", prompt=text, task="knights_knaves", answer="T") for i, text in enumerate("Ab")]
@@ -50,9 +54,12 @@ def fingerprints(
             config=load_run_config(SMOKE, [f"student.path={student}"]),
             directory=RunDirectory("unused"),
             run_id="unused",
+            models=ResolvedModels(student=pin_model(str(student)), frozen={"teacher": pin_model(str(student))}),
             student=student,
             tokenizer_fingerprint=tokenizer_fingerprint(student),
             frozen_models={"teacher": student},
+            vocabulary=vocabulary_of(tokenizer),
+            sampling=SamplingTokens(),
             prompts=encoded[0],
             dataset_fingerprint=dataset_fingerprint(training),
             evaluation_prompts=encoded[1],
