@@ -18,7 +18,7 @@ from actors.verifier.killable_process import Judge
 from actors.verifier.worker import build_verifiers
 from pipelines.resolution.prompts import EncodedPrompts
 from rlad.contracts import Outcome
-from rlad.errors import RladError
+from rlad.errors import ConfigError, RladError
 from rlad.verifiers import RewardModelVerifierConfig, StatesAnswer, VerifierConfig, build_verifier
 
 TRIAL_S = 4.0
@@ -95,7 +95,11 @@ def try_answers(
         config = verifiers[task]
         if isinstance(config, RewardModelVerifierConfig):
             continue
-        with closing(_Trial(task, config)) as trial:
+        try:
+            made = _Trial(task, config)
+        except ConfigError:  # it may exist only on the nodes; `rlad plan` reports verifiers that cannot be built here
+            continue
+        with closing(made) as trial:
             for name, each in prompts.items():
                 indices = [index for index, record in enumerate(each.records) if record.task == task]
                 random.Random(seed).shuffle(indices)

@@ -30,16 +30,18 @@ def tokenizer_findings(
         records: Prompts of the run.
     """
     tokenizer = load_tokenizer(student)
+    sampling, rows = sampling_tokens(tokenizer, student, config), output_size(student)
     tagged = [each for each in config.verifiers.values() if isinstance(each, TaggedVerifierConfig)]
     return check_tokenizer(
         student,
         tokenizer,
         records,
-        rows=output_size(student),
+        rows=rows,
+        sampled_rows=sampling.vocabulary_size,
         teacher_rows={pool: output_size(path) for pool, path in teachers.items()},
         required_tags=("<answer>", "</answer>") if _needs_tags(config) else (),
         kept_tags={tag for each in tagged for tag in each.tags},
-        stop_ids=sampling_tokens(tokenizer, student, config).stop.token_ids,
+        stop_ids=sampling.stop.token_ids,
     )
 
 

@@ -32,6 +32,9 @@ _TEMPLATE_MARKERS = re.compile(
 # Each takes a quarter of a second for a large vocabulary.
 _MOST_PREFIXES = 64
 
+# Tags that prompts ask for. A tokenizer that marks them as special tokens is no sign of an applied template.
+_TAGS = frozenset({"<think>", "</think>", "<answer>", "</answer>"})
+
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
@@ -106,6 +109,11 @@ def _apply_template(
     for message in messages:
         match = _TEMPLATE_MARKERS.search(message["content"])
         marker = match[0] if match else next((token for token in special_tokens if token in message["content"]), None)
+        if marker in _TAGS:
+            raise DataError(
+                f"prompt {prompt_id!r}: a message contains {marker!r}, which this tokenizer marks as a special token; "
+                'set `"special": false` for it in tokenizer.json and tokenizer_config.json, or leave it out'
+            )
         if marker:
             raise DataError(
                 f"prompt {prompt_id!r}: a message contains the template marker {marker!r}, so the chat template would "

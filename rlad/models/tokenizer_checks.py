@@ -54,6 +54,7 @@ def check_tokenizer(
     records: Sequence[PromptRecord],
     *,
     rows: int | None,
+    sampled_rows: int | None = None,
     teacher_rows: Mapping[str, int] | None = None,
     required_tags: Collection[str] = (),
     kept_tags: Collection[str] = (),
@@ -66,6 +67,7 @@ def check_tokenizer(
         tokenizer: Its loaded tokenizer.
         records: Prompts of the run; empty if they are not known, which leaves out the checks that read them.
         rows: Entries of the student's output layer; None if unknown.
+        sampled_rows: Number of ids that sampling can choose, if it is less than `rows`.
         teacher_rows: Entries of each teacher's output layer, by pool.
         required_tags: Tags without which the run's verifiers read no answer.
         kept_tags: Tags that decoding keeps for the verifiers, although they are special tokens.
@@ -76,7 +78,7 @@ def check_tokenizer(
         *_check_fast(directory),
         *_check_tags(directory, required_tags, kept_tags),
         *_check_rows(tokenizer, records, rows),
-        *_check_teacher_rows(tokenizer, rows, teacher_rows or {}),
+        *_check_teacher_rows(tokenizer, rows if sampled_rows is None else sampled_rows, teacher_rows or {}),
         *(_check_template(directory, tokenizer, stop_ids) if has_messages and tokenizer.chat_template else ()),
         *_check_texts(tokenizer, records),
     ]

@@ -74,7 +74,9 @@ def test_wrong_answers_are_merged_only_where_the_verifier_compares(
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    worker = VerifierWorker(build_verifiers=build_both, tokenizer_path=str(tmp_path), processes=1, timeout_s=5.0)
+    worker = VerifierWorker(
+        build_verifiers=build_both, tokenizer_path=str(tmp_path), processes=1, timeout_s=5.0, memory_mib=1024
+    )
     texts = ["12", "ab", "a", "cd", "b", "12"]
     responses = [["12abcd".index(letter) for letter in text] for text in texts]
     answers = {}

@@ -148,3 +148,5 @@ def test_special_answer_tags_that_decoding_keeps_are_no_finding(qwen: dict[str, 
     assert not any("decoding drops" in finding.message for finding in tokenizer_findings(config, student, {}, ()))
     dropped = check_tokenizer(student, tokenizer, (), rows=None, required_tags=("<answer>", "</answer>"))
     assert any("decoding drops <answer>, </answer>" in finding.text for finding in dropped)
+    [refused] = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=80))
+    assert "'</answer>', which this tokenizer marks as a special token" in refused

@@ -93,3 +93,10 @@ def test_function_that_fails_on_answers_is_reported_and_its_verdicts_do_not_coun
     result = trials({"name": "python_function", "path": "answers_need_numbers:judge"}, "5", "6", "six")
     assert [where for where, _ in result.unreadable] == ["train.jsonl, line 3"]
     assert "invalid literal for int()" in result.message
+
+
+def test_verifier_that_cannot_be_built_on_this_machine_is_left_to_the_plan() -> None:
+    settings = {
+        "t": TypeAdapter(VerifierConfig).validate_python({"name": "python_function", "path": "elsewhere:judge"})
+    }
+    assert list(try_answers({"training": prompts(["5"])}, settings, seed=1)) == []

@@ -119,6 +119,8 @@ def test_teacher_with_fewer_rows_cannot_score_padding_and_with_fewer_than_the_to
     folder = make_model(tmp_path)
     for teacher, level in ((ROWS + 8, "ok"), (ROWS + 16, "ok"), (ROWS, "warning"), (ROWS - 1, "error")):
         assert levels(findings(folder, rows=ROWS + 8, teacher_rows={"teacher": teacher})) == [level]
+    masked = findings(folder, rows=ROWS + 8, sampled_rows=ROWS, teacher_rows={"teacher": ROWS})
+    assert levels(masked) == ["ok"]
 
 
 def test_model_without_a_fast_tokenizer_is_an_error(tmp_path: Path) -> None:
