@@ -93,7 +93,7 @@ def test_locks_have_the_same_versions_of_common_packages() -> None:
 def test_gpu_lock_contains_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {
-        re.split(r"[\[=<>]", requirement)[0]
+        re.sub(r"[-_.]+", "-", re.split(r"[\[=<>]", requirement)[0]).lower()
         for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
     }
     assert wanted | {"setuptools"} <= versions("gpu.lock").keys(), "run requirements/lock-gpu.sh"

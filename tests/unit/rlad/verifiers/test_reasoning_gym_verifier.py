@@ -180,7 +180,9 @@ def test_answer_runs_no_code_and_writes_no_score(dataset: str, tmp_path: Path) -
     assert not path.exists()
     own = decode_entry(record.answer)["answer"]
     if own is not None:
-        assert judge.verify(f"<answer>{own}</answer>", record.answer).outcome == C
+        # An integral that is only written down is no result, although a few problems have it as their own answer.
+        expected = W if "Integral(" in own else C
+        assert judge.verify(f"<answer>{own}</answer>", record.answer).outcome == expected
 
 
 def test_formulas_are_parsed_and_everything_else_is_refused() -> None:
