@@ -51,7 +51,7 @@ def print_judged(console: Console, judged: Sequence[JudgedRow], *, title: str, s
         _wrapped(console, "no doubtful verdicts", style="green")
         return
     _wrapped(console, "")
-    _wrapped(console, f"{len(doubtful)} doubtful verdicts", style="bold yellow")
+    _wrapped(console, f"{len(doubtful)} doubtful verdict{'' if len(doubtful) == 1 else 's'}", style="bold yellow")
     for each in doubtful[:shown]:
         _wrapped(console, f"{each.row.location}: {each.doubt}", style="yellow")
         _wrapped(console, f"expected: {_shortened(each.row.answer)}", indent="    ")
