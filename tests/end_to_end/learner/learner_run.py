@@ -77,7 +77,7 @@ class Run:
             passes=config.training.passes,
         )
         self.broker = ray.remote(ExperienceBroker).options(num_cpus=0).remote(str(run_dir / "ledger.sqlite"), policy, 3)
-        settings = LearnerSettings.of(config, student=Path(config.student.path), run_dir=run_dir, broker=self.broker)
+        settings = LearnerSettings.of(config, student=config.student.path, run_dir=run_dir, broker=self.broker)
         self.learner = LearnerGroup(settings, run_id="learner-test")
         self.learner.start()
         self._attempts: dict[str, int] = {}
