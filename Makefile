@@ -6,9 +6,8 @@ LOCK   := requirements/cpu.lock
 PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 
-# Two test processes: most tests with engines wait for processes to start. A file's tests stay together, since they share
-# engines, and files begin in order, so that those with engines come first.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests without engines run in two processes; the tests of a file stay together. An engine uses both cores by itself.
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smoke test chaos lint check format reference docs manifests lock clean
@@ -43,7 +42,8 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 	@touch $@
 
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
+	$(BIN)/python -m pytest -m engine
 
 chaos: $(STAMP) ## flip bits in every kind of file and count those that go unnoticed, about a minute
 	$(BIN)/python -m benchmarks.chaos.bit_flips
