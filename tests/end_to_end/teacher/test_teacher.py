@@ -354,7 +354,7 @@ async def test_teacher_that_cannot_serve_is_deleted(model: Path) -> None:
     assert app_name not in serve.status().applications
     missing = config.model_copy(update={"path": str(model / "missing")})
     with pytest.raises(
-        EngineError, match=f"teacher '{app_name}' did not start: the teacher's model directory .*missing does not exist"
+        EngineError, match=f"teacher '{app_name}' did not start: the model directory .*missing does not exist"
     ):
         await deploy_teacher(missing, app_name=app_name, tokenizer_fingerprint="other", start_timeout_s=START_TIMEOUT_S)
     assert app_name not in serve.status().applications
