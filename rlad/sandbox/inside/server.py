@@ -123,9 +123,11 @@ class Server:
 
         def stop(*_: Any) -> None:
             nonlocal was_stopped
-            # A process that has ended by itself, for its CPU time for example, was not stopped.
-            was_stopped = os.waitid(os.P_PID, inner, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-            os.kill(inner, signal.SIGKILL)
+            # A process that has ended by itself, for its CPU time for example, was not stopped. It may be waited for
+            # already: a program ends when the examiner does, which is also when this signal is sent.
+            with contextlib.suppress(ChildProcessError):
+                was_stopped = os.waitid(os.P_PID, inner, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+                os.kill(inner, signal.SIGKILL)
 
         signal.signal(signal.SIGTERM, stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
