@@ -104,6 +104,6 @@ async def test_reward_model_with_another_vocabulary_does_not_start(
     model = RewardModelVerifierConfig(
         name="reward_model", path=str(make_reward_model()), dtype="float32", cpus_per_worker=0.5
     )
-    with pytest.raises(PoolExhaustedError, match="have different vocabularies"):
+    with pytest.raises(PoolExhaustedError, match="VocabularyMismatchError: reward model"):
         async with open_pools(tmp_path, model):
             pass
