@@ -66,11 +66,7 @@ class ResolvedRun:
     @property
     def prompts_record(self) -> PromptsRecord:
         """Record of the prompts, by which a continued run finds the same ones."""
-        return PromptsRecord(
-            training=self.dataset_fingerprint,
-            evaluation=self.evaluation_prompts.fingerprint,
-            versions={**self.prompts.versions, **self.evaluation_prompts.versions},
-        )
+        return _record_of(self.prompts, self.evaluation_prompts)
 
 
 def require_isolated_programs(config: RunConfig) -> None:
@@ -94,13 +90,12 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     must find the models at the versions that its directory has recorded.
 
     Raises:
-        ConfigError: A model has changed since the run was started; the student's chat template does not use an argument
-            of `student.chat_template_kwargs`; or a verifier runs programs of the student and this machine isolates them
-            less than it requires.
+        ConfigError: A model or the prompts have changed since the run was started; the student's chat template does not
+            use an argument of `student.chat_template_kwargs`; or a verifier runs programs of the student and this
+            machine isolates them less than it requires.
         PlanError: A model or verifier is missing, evaluation prompts are training prompts, a prompt has no teacher, or
             no response could earn a reward.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
-        ConfigError: A continued run has other prompts than it was started with.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
     require_isolated_programs(config)
@@ -155,14 +150,16 @@ def _prepared(config: RunConfig, directory: RunDirectory, student: Path) -> Disj
             raise
         raise PlanError("\n".join([str(error), *faults])) from error
     if recorded is not None:
-        directory.require_same_prompts(
-            PromptsRecord(
-                training=found.training.fingerprint,
-                evaluation=found.evaluation.fingerprint,
-                versions={**found.training.versions, **found.evaluation.versions},
-            )
-        )
+        directory.require_same_prompts(_record_of(found.training, found.evaluation))
     return found
+
+
+def _record_of(training: EncodedPrompts, evaluation: EncodedPrompts) -> PromptsRecord:
+    return PromptsRecord(
+        training=training.fingerprint,
+        evaluation=evaluation.fingerprint,
+        versions={**training.versions, **evaluation.versions},
+    )
 
 
 def _require_rewards(

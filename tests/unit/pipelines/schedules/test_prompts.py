@@ -107,9 +107,9 @@ def test_paths_of_a_mixture_are_resolved_against_the_working_directory() -> None
         name: {"prompts": {"source": "file", "path": path}}
         for name, path in (("near", "data/p.jsonl"), ("far", "s3://bucket/p.jsonl"), ("root", "/p.jsonl"))
     }
-    found = resolved_source(PromptMixture.model_validate({"parts": parts}), "/work")
+    found = resolved_source(PromptMixture.model_validate({"parts": parts}), "/project")
     assert {place: file.path for place, file in files_of(found).items()} == {
-        "parts.near.prompts": "/work/data/p.jsonl",
+        "parts.near.prompts": "/project/data/p.jsonl",
         "parts.far.prompts": "s3://bucket/p.jsonl",
         "parts.root.prompts": "/p.jsonl",
     }
