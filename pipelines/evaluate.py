@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 
@@ -18,7 +18,7 @@ from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.prompts import prepare_prompts, require_group_key
 from pipelines.run.downloads import fetch_here
 from pipelines.run.progress import RunProgress, evaluation_table
-from pipelines.training.evaluation import OnResponses, evaluate_set
+from pipelines.training.evaluation import evaluate_set
 from pipelines.training.pools import fetch_for_pools, open_evaluation_pools
 from rlad.config import EvaluationSuite
 from rlad.contracts import Outcome
@@ -26,6 +26,53 @@ from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.durable import write_atomically
+
+
+class ResponseFile:
+    """Writes one JSON line per response, in the order of the prompts.
+
+    Two evaluations with the same seed write the same file. Groups that finish before an earlier prompt wait in memory;
+    an evaluation that fails writes them too.
+    """
+
+    def __init__(self, path: Path, records: Sequence[PromptRecord]) -> None:
+        self._path = path
+        self._order = {record.id: place for place, record in enumerate(records)}
+        self._waiting: dict[int, str] = {}
+        self._next = 0
+
+    def __enter__(self) -> ResponseFile:
+        self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.writelines(self._waiting[place] for place in sorted(self._waiting))
+        self._file.close()
+
+    def add(self, record: PromptRecord, sampled: SampledGroup, judged: VerifierResult) -> None:
+        """Write the responses to a prompt, or keep them until those to all earlier prompts are written."""
+        self._waiting[self._order[record.id]] = _lines(record, sampled, judged)
+        while self._next in self._waiting:
+            self._file.write(self._waiting.pop(self._next))
+            self._next += 1
+
+
+def _lines(record: PromptRecord, sampled: SampledGroup, judged: VerifierResult) -> str:
+    assert judged.texts is not None
+    lines = (
+        {
+            "prompt_id": record.id,
+            "sample": index,
+            "response": text,
+            "answer": judged.answers[index] if judged.answers is not None else None,
+            "reward": judged.rewards[index],
+            "outcome": Outcome(judged.outcomes[index]).name.lower(),
+            "tokens": sampled.summary.response_lengths[index],
+            "truncated": sampled.summary.is_truncated[index],
+        }
+        for index, text in enumerate(judged.texts)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def evaluate_model(
@@ -61,15 +108,11 @@ def evaluate_model(
             if output is not None:  # not before the engines run, so that a failed start leaves nothing behind
                 await asyncio.to_thread(output.mkdir, parents=True, exist_ok=True)
             for name, settings in suite.sets.items():
+                records = prompts[name].records
                 file = (
-                    (output / f"responses-{name}.jsonl").open("w", encoding="utf-8")
-                    if output is not None
-                    else nullcontext()
+                    ResponseFile(output / f"responses-{name}.jsonl", records) if output is not None else nullcontext()
                 )
-                with (
-                    file as responses,
-                    progress.phase(f"evaluating on {name}", total=len(prompts[name].records)) as phase,
-                ):
+                with file as responses, progress.phase(f"evaluating on {name}", total=len(records)) as phase:
                     summaries[name] = await evaluate_set(
                         rollout,
                         verifiers,
@@ -79,7 +122,7 @@ def evaluate_model(
                         seed=suite.seed,
                         label=name,
                         on_prompt=phase.advance,
-                        on_responses=_writer(responses) if responses is not None else None,
+                        on_responses=responses.add if responses is not None else None,
                     )
 
     is_local = starts_local_cluster(suite.cluster)
@@ -108,27 +151,6 @@ def _write_results(
         "settings": suite.model_dump(mode="json"),
     }
     write_atomically(output / "evaluation.json", json.dumps(results, indent=2) + "\n")
-
-
-def _writer(file: TextIO) -> OnResponses:
-    """Return a callback that writes one JSON line per response."""
-
-    def write(record: PromptRecord, sampled: SampledGroup, judged: VerifierResult) -> None:
-        assert judged.texts is not None
-        for index, text in enumerate(judged.texts):
-            line = {
-                "prompt_id": record.id,
-                "sample": index,
-                "response": text,
-                "answer": judged.answers[index] if judged.answers is not None else None,
-                "reward": judged.rewards[index],
-                "outcome": Outcome(judged.outcomes[index]).name.lower(),
-                "tokens": sampled.summary.response_lengths[index],
-                "truncated": sampled.summary.is_truncated[index],
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    return write
 
 
 def _require_free(output: Path, suite: EvaluationSuite) -> None:
