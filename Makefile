@@ -43,10 +43,11 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 
 test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
-	$(BIN)/python -m pytest -m engine
+	$(BIN)/python -m pytest -m "engine and not chaos"
 
-chaos: $(STAMP) ## flip bits in every kind of file and count those that go unnoticed, about a minute
+chaos: $(STAMP) ## what is too slow for `make test`: kills in live runs, and bits flipped in every kind of file
 	$(BIN)/python -m benchmarks.chaos.bit_flips
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP) ## check code style, formatting, types, import layers and language
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
-"""A comparison from the command line with real components, then continued with another seed."""
+"""A comparison from the command line with real components, then continued with another method."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,26 @@ def rlad(*arguments: str | Path, timeout_s: float = 1500) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A comparison of two methods, continued with a third one.
+
+    Attributes:
+        config: Configuration file.
+        directory: Directory of the comparison.
+        metrics_before: Metrics file of the first method before the comparison was continued.
+        output: Output of the continued comparison.
+    """
+
+    config: Path
+    directory: ComparisonDirectory
+    metrics_before: bytes
+    output: str
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonDirectory, str]:
-    """Compare two reinforcement learning methods and an offline one. Return the configuration, directory and output."""
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """Compare a reinforcement learning method and an offline one, then continue with another of the first kind."""
     folder = tmp_path_factory.mktemp("comparison")
     config = folder / "compare.yaml"
     sft = "sft: {overrides: {objective: {name: sft}, offline: {traces_per_prompt: 2, max_prompts: 32}}}"
@@ -36,13 +54,16 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison
         f"overrides: {{training.steps: {STEPS}, evaluation.every_steps: 1}}\n"
     )
     directory = ComparisonDirectory(folder / "runs")
-    result = rlad("compare", config, "--run-dir", directory.path)
-    assert result.returncode == 0, result.stderr
-    return config, directory, result.stdout
+    first = rlad("compare", config, "--methods", "trrd,sft", "--run-dir", directory.path)
+    assert first.returncode == 0, first.stderr
+    before = RunDirectory(directory.path / "trrd-seed0").metrics.read_bytes()
+    continued = rlad("compare", config, "--run-dir", directory.path, "--resume")
+    assert continued.returncode == 0, continued.stderr
+    return Compared(config=config, directory=directory, metrics_before=before, output=continued.stdout)
 
 
-def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: tuple[Path, ComparisonDirectory, str]) -> None:
-    _, directory, _ = compared
+def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: Compared) -> None:
+    directory = compared.directory
     trrd, *others = runs = [RunDirectory(directory.path / f"{method}-seed0") for method in METHODS]
     for run in runs:
         assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2]
@@ -58,8 +79,8 @@ def test_every_run_is_trained_and_the_start_is_evaluated_once(compared: tuple[Pa
     assert [run.read_config().objective.name for run in runs] == METHODS
 
 
-def test_results_agree_with_the_recorded_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
-    _, directory, text = compared
+def test_results_agree_with_the_recorded_runs(compared: Compared) -> None:
+    directory = compared.directory
     figures = json.loads(directory.figures.read_text())
     final = {
         method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"]
@@ -71,25 +92,17 @@ def test_results_agree_with_the_recorded_runs(compared: tuple[Path, ComparisonDi
     )
     assert {each["verdict"] for each in figures["differences"]} == {"one seed"}
     assert figures["costs"]["trrd"]["teacher_tokens"] > 0 == figures["costs"]["grpo"]["teacher_tokens"]
-    assert "grpo against trrd" in text
+    assert "grpo against trrd" in compared.output
     assert directory.page.stat().st_size > 10_000
 
 
-def test_resume_trains_only_missing_runs(compared: tuple[Path, ComparisonDirectory, str]) -> None:
-    config, directory, _ = compared
-    grpo, seed1 = (RunDirectory(directory.path / name) for name in ("grpo-seed0", "grpo-seed1"))
-    before = grpo.metrics.read_bytes()
-    result = rlad("compare", config, "--methods", "grpo", "--seeds", "0,1", "--run-dir", directory.path, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert "2 runs, 1 already finished" in result.stdout
-    assert grpo.metrics.read_bytes() == before
-    assert [line["step"] for line in read_json_lines(seed1.evaluations)] == [0, 1, 2]
-    assert json.loads(directory.figures.read_text())["seeds"] == [0, 1]
+def test_resume_trains_only_missing_runs(compared: Compared) -> None:
+    assert "3 runs, 2 already finished" in compared.output
+    assert RunDirectory(compared.directory.path / "trrd-seed0").metrics.read_bytes() == compared.metrics_before
 
 
-def test_used_directory_is_refused_without_resume(compared: tuple[Path, ComparisonDirectory, str]) -> None:
-    config, directory, _ = compared
-    result = rlad("compare", config, "--run-dir", directory.path, timeout_s=300)
+def test_used_directory_is_refused_without_resume(compared: Compared) -> None:
+    result = rlad("compare", compared.config, "--run-dir", compared.directory.path, timeout_s=300)
     assert result.returncode == 1
     assert "--resume" in result.stderr
     assert "Traceback" not in result.stderr
