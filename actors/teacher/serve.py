@@ -34,6 +34,8 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 # Deadline of Serve's own management calls.
 _MANAGEMENT_TIMEOUT_S = 60.0
+# A status costs driver and controller 20 ms of CPU each, while the replica that is waited for needs the cores.
+_START_POLL_S = 0.5
 # Serve starts itself and describes applications (for deployment and status) through module state that its own calls do
 # not guard. Several teachers are deployed concurrently.
 _SERVE_LOCK = Lock()
@@ -168,7 +170,7 @@ async def wait_until_running(app_name: str, *, deadline: float) -> None:
         )
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise EngineError(f"{_who(app_name)} did not start: {_last_error(message)}")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_START_POLL_S)
     raise DeadlineError(f"{_who(app_name)} did not start in time: {message}")
 
 
