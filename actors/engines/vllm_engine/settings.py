@@ -70,7 +70,11 @@ def environment(settings: VllmSettings) -> dict[str, str]:
         # A fork is not safe inside a Ray actor. vLLM would choose spawn too, with a warning.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if not settings.on_gpu:
+    if settings.on_gpu:
+        # FlashInfer compiles its sampler with nvcc at the first use, and the engine dies if that fails. PyTorch and
+        # Triton have kernels of their own. No other FlashInfer code is used: see `_gpu_defaults`.
+        variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    else:
         variables |= {
             "OMP_NUM_THREADS": str(settings.threads),
             # Several engines share the cores. With binding, all of them would use the first cores.
@@ -100,9 +104,9 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     if settings.on_gpu:
-        placement: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction}
+        defaults = _gpu_defaults(settings)
     else:
-        placement = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
+        defaults = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
     executor = "UniProcessExecutor" if settings.tensor_parallel == 1 else "MultiProcessExecutor"
     ours: dict[str, Any] = {
         "model": settings.model_path,
@@ -121,4 +125,22 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
         **specific,
     }
     # The configuration refuses arguments that are determined here, except `enforce_eager`.
-    return AsyncEngineArgs(**{**placement, **settings.arguments, **ours})
+    return AsyncEngineArgs(**{**_merged(defaults, settings.arguments), **ours})
+
+
+def _gpu_defaults(settings: VllmSettings) -> dict[str, Any]:
+    """Return arguments of engines on GPU that the configuration's `engine_args` may override."""
+    defaults: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction}
+    if settings.tensor_parallel > 1:
+        # On Hopper and Blackwell vLLM would fuse all-reduce and RMSNorm with a FlashInfer kernel, compiled with nvcc.
+        defaults["compilation_config"] = {"pass_config": {"fuse_allreduce_rms": False}}
+    return defaults
+
+
+def _merged(defaults: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `defaults` with `arguments` in their place. Mappings are merged key by key."""
+    merged = {**defaults, **arguments}
+    for name, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(given := arguments.get(name), Mapping):
+            merged[name] = _merged(value, given)
+    return merged

@@ -71,6 +71,14 @@ def test_packages_come_from_the_lock_and_copied_files_are_in_the_build_context(v
             assert any(source == pattern or Path(source).match(pattern) for pattern in allowed), source
 
 
+def test_gpu_image_has_the_compilers_that_kernels_need_at_run_time() -> None:
+    """Triton calls gcc for its launchers, and PyTorch's inductor g++ for code on the host."""
+    lines = instructions("gpu")
+    last = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
+    (packages,) = (line for line in last if "apt-get install" in line)
+    assert {"gcc", "g++", "libc6-dev"} <= set(packages.split())
+
+
 def versions(lock: str) -> dict[str, str]:
     pinned = (
         line.partition("==")
