@@ -107,6 +107,9 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
         defaults = _gpu_defaults(settings)
     else:
         defaults = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
+    if settings.dtype == "bfloat16":
+        # vLLM would round logits to bfloat16. The learner's are float32, so pi_old and pi would differ at equal weights.
+        defaults["hf_overrides"] = {"head_dtype": "float32"}
     executor = "UniProcessExecutor" if settings.tensor_parallel == 1 else "MultiProcessExecutor"
     ours: dict[str, Any] = {
         "model": settings.model_path,
