@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from actors.engines.vllm_engine.settings import VllmSettings, _gpu_defaults, _merged, environment
 
 ON_GPU = VllmSettings(
@@ -39,3 +41,11 @@ def test_arguments_of_a_configuration_override_single_defaults() -> None:
     defaults = {"a": 1, "nested": {"x": {"p": 1, "q": 2}, "y": 3}}
     assert _merged(defaults, {"nested": {"x": {"q": 7}}}) == {"a": 1, "nested": {"x": {"p": 1, "q": 7}, "y": 3}}
     assert _merged(defaults, {"nested": 5, "b": 2}) == {"a": 1, "nested": 5, "b": 2}
+
+
+def test_engines_on_gpu_report_their_cache_unless_the_site_sets_another_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    levels = [environment(replace(ON_GPU, on_gpu=on_gpu))["VLLM_LOGGING_LEVEL"] for on_gpu in (True, False)]
+    assert levels == ["INFO", "WARNING"]
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert environment(ON_GPU)["VLLM_LOGGING_LEVEL"] == "DEBUG"
