@@ -105,3 +105,10 @@ def test_gpu_lock_contains_every_dependency() -> None:
         for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
     }
     assert wanted | {"setuptools"} <= versions("gpu.lock").keys(), "run requirements/lock-gpu.sh"
+
+
+def test_cuda_packages_of_the_gpu_lock_agree() -> None:
+    """Version 12 of cuda-python overwrites files of cuda-bindings 13; `import cuda.core` then fails."""
+    found = versions("gpu.lock")
+    assert found["cuda-python"].split(".")[:2] == found["cuda-bindings"].split(".")[:2]
+    assert found["cuda-bindings"].split(".")[0] == found["cuda-toolkit"].split(".")[0] == "13"
