@@ -129,7 +129,10 @@ class LearnerConfig(ConfigModel):
     gpus_per_rank: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs reserved per learner rank; 0 trains on CPU."
     )
-    threads: PositiveInt = Field(1, description="Compute threads of a learner rank on CPU.")
+    threads: PositiveInt = Field(
+        1,
+        description="Threads of a learner rank: for computing on CPU, and for loading on GPUs (4 are enough).",
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of times Ray Train restarts the ranks from the last checkpoint."
     )

@@ -372,3 +372,12 @@ def test_devices_name_their_source_and_are_ordered_by_speed() -> None:
     assert all(device.source.startswith("NVIDIA") and "data sheet" in device.source for device in known)
     assert [device.memory_bytes_s for device in known] == sorted(device.memory_bytes_s for device in known)
     assert find_device("H100").bf16_flops == pytest.approx(1979e12 / 2)
+
+
+def test_shipped_division_of_64_gpus_is_the_fastest() -> None:
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml")
+    costs, _ = pool_costs(config, "h200", median_tokens=None, tail=10.0, prompt_tokens=None, assume=None)
+    fastest = splits(costs, 64, staleness=0)[0].time.seconds
+    shipped = sizes_of(config)
+    assert sum(shipped.devices(config).values()) == 64
+    assert step_time(costs, shipped, staleness=0).seconds <= 1.005 * fastest
