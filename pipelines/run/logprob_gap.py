@@ -71,8 +71,9 @@ class LogprobGapLimit:
                 logger.warning("step=%d %s=%.3g limit=%.3g", step, METRIC, gap, self._limit)
             case GapVerdict.FAIL:
                 raise EngineError(
-                    f"{METRIC} was above learner.max_logprob_gap ({self._limit:g} nats) in {_STEPS_IN_A_ROW} steps in a "
-                    f"row, last {gap:.3g}: rollout engine and learner do not compute the same model. Run `rlad doctor`; "
-                    "remove rollout.engine_args that change the computation (quantization, hf_overrides); or correct "
-                    "the difference with objective.mismatch and raise learner.max_logprob_gap"
+                    f"{METRIC} was above learner.max_logprob_gap ({self._limit:g} nats) in {_STEPS_IN_A_ROW} steps in "
+                    f"a row, last {gap:.3g}: rollout engine and learner do not compute the same model. Run "
+                    "`rlad doctor`; remove rollout.engine_args that change the computation (quantization, "
+                    "hf_overrides); or correct the difference with objective.mismatch and raise "
+                    "learner.max_logprob_gap"
                 )
