@@ -5,15 +5,16 @@ BIN    := $(VENV)/bin
 LOCK   := requirements/cpu.lock
 PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
+GPU_VENV := .venv-gpu
 
 # Tests without engines run in two processes; the tests of a file stay together. An engine uses both cores by itself.
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test chaos lint check format reference docs manifests lock clean
+.PHONY: help setup setup-gpu demo smoke test chaos lint check format reference docs manifests lock clean
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## the environment in .venv, with the `rlad` command in it
 
@@ -27,6 +28,16 @@ $(PACKAGES): $(LOCK)
 
 $(STAMP): $(PACKAGES) pyproject.toml
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup-gpu: $(GPU_VENV)/.installed ## the environment for NVIDIA GPUs in .venv-gpu (driver 580 or newer)
+
+$(GPU_VENV)/.installed: requirements/gpu.lock pyproject.toml
+	@echo "Making the environment in $(GPU_VENV): about 12 GB of packages. CUDA 13 needs driver 580 or newer."
+	@$(PYTHON) -c 'import sys; sys.exit("requirements/gpu.lock is for Python 3.11; name it: make PYTHON=...") if sys.version_info[:2] != (3, 11) else None'
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements/gpu.lock
+	$(GPU_VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(STAMP) ## distil a small student under a larger teacher on this machine's CPU, about ten minutes

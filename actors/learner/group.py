@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from actors.engines.devices import hide_gpus
 from actors.learner.checkpoints import drop_unusable_list
 from actors.learner.settings import CHECKPOINTS, LearnerSettings
 from actors.remote_errors import as_rlad_error
@@ -35,12 +36,15 @@ def train_loop(train_loop_config: dict[str, LearnerSettings]) -> RladError | Non
         The error on which all ranks agreed to end the run, or None when training is complete. The error is returned
         because Ray Train would restart the ranks if it were raised.
     """
+    settings = train_loop_config["settings"]
+    if not settings.learner.gpus_per_rank:
+        hide_gpus()
     # Imported here so that only ranks import DeepSpeed, not the driver.
     from actors.learner.collectives import AgreedError
     from actors.learner.rank import LearnerRank
 
     try:
-        LearnerRank(train_loop_config["settings"]).run()
+        LearnerRank(settings).run()
     except AgreedError as agreed:
         return agreed.error
     return None

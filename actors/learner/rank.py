@@ -14,6 +14,7 @@ import transformers
 from ray import train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
+from actors.engines.devices import peak_memory_gib
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from actors.experience.batch_shards import BatchShard, EndRequest
@@ -126,6 +127,7 @@ class LearnerRank:
                 return {
                     **learner_metrics(updates, passes=self._settings.passes),
                     **{f"learner/{name}_s": seconds for name, seconds in times.items()},
+                    "learner/peak_memory_gib": peak_memory_gib(self._settings.learner.gpus_per_rank),
                 }
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard | EndRequest, list[MicroBatch]]:

@@ -48,6 +48,34 @@ class WorkerStats:
     generated_tokens: int
 
 
+def engine_settings(
+    config: RolloutConfig,
+    *,
+    model_path: str,
+    dtype: str,
+    seed: int,
+    transport: str = "object_store",
+    tokens: SamplingTokens = SamplingTokens(),  # noqa: B008  # frozen
+) -> VllmSettings:
+    """Return the engine settings of rollout workers. The arguments are those of `RolloutPool`."""
+    return VllmSettings(
+        model_path=model_path,
+        dtype=dtype,
+        max_sequence_tokens=config.max_prompt_tokens + config.max_response_tokens,
+        max_sequences=config.max_sequences,
+        seed=seed,
+        on_gpu=config.gpus_per_worker > 0,
+        tensor_parallel=config.tensor_parallel,
+        gpu_memory_fraction=config.gpu_memory_fraction,
+        kv_cache_gib=config.kv_cache_gib,
+        threads=config.threads,
+        weight_transport=transport,
+        arguments=config.engine_args,
+        stop=tokens.stop,
+        vocabulary_size=tokens.vocabulary_size,
+    )
+
+
 class RolloutPool:
     """Rollout workers of a run. All methods belong to the driver's event loop.
 
@@ -90,21 +118,8 @@ class RolloutPool:
         self._transport = transport or ObjectStoreTransport()
         self._updates_in_flight = updates_in_flight
         self._worker = worker
-        self._settings = VllmSettings(
-            model_path=model_path,
-            dtype=dtype,
-            max_sequence_tokens=config.max_prompt_tokens + config.max_response_tokens,
-            max_sequences=config.max_sequences,
-            seed=seed,
-            on_gpu=config.gpus_per_worker > 0,
-            tensor_parallel=config.tensor_parallel,
-            gpu_memory_fraction=config.gpu_memory_fraction,
-            kv_cache_gib=config.kv_cache_gib,
-            threads=config.threads,
-            weight_transport=self._transport.name,
-            arguments=config.engine_args,
-            stop=tokens.stop,
-            vocabulary_size=tokens.vocabulary_size,
+        self._settings = engine_settings(
+            config, model_path=model_path, dtype=dtype, seed=seed, transport=self._transport.name, tokens=tokens
         )
         self._run_id = run_id
         self._label_selector = label_selector or {}

@@ -15,11 +15,11 @@ from ray.exceptions import ObjectLostError
 
 from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
-from actors.weights.node_file import NodeWeights
+from actors.weights.node_file import NodeWeights, require_shared_memory
 from rlad.contracts import Columns, RolloutGroup, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
 from rlad.models.locations import fetch_model
-from rlad.weight_file import Bytes
+from rlad.weight_file import Bytes, weight_bytes
 
 if TYPE_CHECKING:
     from actors.engines.vllm_engine.sampler import VllmSampler
@@ -41,9 +41,14 @@ class RolloutWorker:
 
         Returns:
             Process id of the worker.
+
+        Raises:
+            EngineError: The engine does not start, or the node has too little shared memory for weight updates.
         """
         directory = await asyncio.to_thread(fetch_model, self._settings.model_path)
         self._settings = replace(self._settings, model_path=str(directory))
+        if self._settings.weight_transport == "object_store":
+            require_shared_memory(weight_bytes(directory, self._settings.dtype), self._run_id)
         apply_environment(self._settings)
         from actors.engines.vllm_engine.sampler import VllmSampler
 

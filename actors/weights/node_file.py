@@ -42,6 +42,33 @@ class HeldFile:
         self.path.unlink(missing_ok=True)
 
 
+def require_shared_memory(num_bytes: int, run_id: str, parent: Path | None = None) -> None:
+    """Check that this node's shared memory has room for a weight file.
+
+    Args:
+        num_bytes: Size of the file.
+        run_id: Id of the run. The files that it has there already are overwritten in place.
+        parent: Parent of the run's folder. Defaults to shared memory.
+
+    Raises:
+        EngineError: There is too little room.
+    """
+    folder = parent or _shared_memory()
+    stats = os.statvfs(folder)
+    held = max((path.stat().st_size for path in (folder / f"{_PREFIX}{run_id}").glob(_FILES)), default=0)
+    if stats.f_bavail * stats.f_frsize + held >= num_bytes:
+        return
+    free, size, needed = (
+        f"{number / (1 << 30):.1f}"
+        for number in (stats.f_bavail * stats.f_frsize, stats.f_blocks * stats.f_frsize, num_bytes)
+    )
+    raise EngineError(
+        f"weight updates need {needed} GiB of shared memory on each node with rollout workers; {folder} has {free} GiB "
+        f"free of {size}. Give the container more (`docker run --shm-size={2 * num_bytes // (1 << 30) + 1}g` or "
+        "--ipc=host; in Kubernetes an emptyDir of medium Memory at /dev/shm), or use weights.transport nccl"
+    )
+
+
 class NodeWeights:
     """Weight files of one run on one node, shared by the run's workers there. Usually there is a single file.
 

@@ -15,6 +15,8 @@ from rlad.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.kubernetes.sizing import PodGroup
 
+_NETWORK = "Networks and caches of pods with GPUs"
+
 app = typer.Typer(name="deploy", help="Deploy on Kubernetes with KubeRay.", no_args_is_help=True)
 
 
@@ -72,6 +74,42 @@ def render(
     token_secret: Annotated[str, typer.Option(help="Secret with Ray's token (key auth_token).")] = "rlad-ray-token",
     redis_address: Annotated[str, typer.Option(help="Redis for persistent clusters.")] = "redis:6379",
     redis_secret: Annotated[str, typer.Option(help="Secret with the Redis password (key password).")] = "rlad-redis",
+    pod_resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N",
+            help="Further resource of pods with GPUs, for example rdma/hca=8; repeatable.",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Environment variable of worker pods, for example NCCL_IB_HCA=mlx5; repeatable.",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Capability of pods with GPUs: IPC_LOCK for RDMA, or SYS_RESOURCE; repeatable.",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    compile_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory for compiled kernels that outlives pods. Only engines may write there: they execute it.",
+            show_default="in the pod",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
 ) -> None:
     """Render the manifests of CONFIG: one group of pods per pool, sized by `rlad plan`."""
     from pipelines.kubernetes.options import DeploymentOptions
@@ -93,6 +131,10 @@ def render(
         entrypoint=entrypoint,
         tick=tick,
         schedules_secret=schedules_secret,
+        pod_resources=_pairs(pod_resource, "--pod-resource"),
+        environment=_pairs(env, "--env"),
+        capabilities=tuple(capability or ()),
+        compile_cache=compile_cache,
     )
     sizing = SizingOptions(
         gpu_memory_gib=gpu_memory_gib,
@@ -106,9 +148,37 @@ def render(
     write(rendered, out)
     console = Console()
     console.print(_table(rendered.groups))
+    _print_nodes(console, rendered.groups, gpus_per_node)
     for reason in rendered.left_out:
         console.print(f"[yellow]left out[/] {reason}", soft_wrap=True, highlight=False)
     console.print(f"{out}: {', '.join(sorted(rendered.files))}", soft_wrap=True, highlight=False)
+
+
+def _print_nodes(console: Console, groups: tuple[PodGroup, ...], gpus_per_node: int) -> None:
+    """Print the nodes with GPUs that the pods need, with a warning if they do not fill them."""
+    from pipelines.kubernetes.sizing import nodes_needed
+
+    gpus = sum(group.replicas * group.gpus for group in groups)
+    if not gpus:
+        return
+    nodes, fewest = nodes_needed(groups, gpus_per_node), -(-gpus // gpus_per_node)
+    text = f"{gpus} GPUs on {nodes} {'node' if nodes == 1 else 'nodes'} of {gpus_per_node}"
+    if nodes > fewest:
+        text = (
+            f"[yellow]warning[/] {text}: the pods do not fill {fewest}, if the scheduler spreads them. Use numbers of "
+            "workers with common divisors"
+        )
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    found = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{option} requires NAME=VALUE; got {text!r}")
+        found[name] = value
+    return found
 
 
 def _by_pool(texts: list[str] | None, option: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,7 +37,9 @@ def plan(
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Ray cluster to plan for.", show_default="cluster.address, else this machine"
+            metavar="ADDRESS",
+            help="Ray cluster to plan for, without --gpus.",
+            show_default="cluster.address, else this machine",
         ),
     ] = None,
     cpus: Annotated[
@@ -68,8 +71,10 @@ def plan(
     and memory. With --device, forecasts the duration of a step. Exits with
     status 1 if a check fails.
     """
+    from pipelines.environment.packages import collect_packages
     from pipelines.forecast.devices import find_device
     from pipelines.forecast.tables import forecast
+    from pipelines.planning.packages import package_findings
     from pipelines.planning.plan import CPUS_PER_GPU, available_resources, make_plan
     from pipelines.resolution.models import ModelFiles
     from rlad.config import load_run_config
@@ -80,6 +85,8 @@ def plan(
     available = available_resources(settings, cpus=cpus, gpus=gpus)
     with Console(stderr=True).status("checking models, prompts and answers"):
         made = make_plan(settings, available, gpu_memory_gib=memory_gib, files=files)
+    here = package_findings(settings, collect_packages(), is_elsewhere=gpus is not None)
+    made = replace(made, findings=[*made.findings, *here])
     console.print(made.table())
     if gpus and cpus is None and available.cpus == gpus * CPUS_PER_GPU:
         print_lines(console, [f"planned with {CPUS_PER_GPU} CPUs for each GPU; --cpus sets another number"])

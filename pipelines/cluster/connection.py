@@ -26,11 +26,18 @@ logger = logging.getLogger(__name__)
 # Attempts to start a local cluster.
 _LOCAL_STARTS = 3
 
+_REMEDY = (
+    "Start one with `ray start --head` on this machine (docs/how-to/cluster.md), or run without a cluster: leave out "
+    "--address and set cluster.address=null"
+)
+
 # Environment of every worker process, on every node, through Ray's runtime_env.
 WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Ray hides the GPUs of a node from actors that reserve none. Its default leaves them visible.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 } | {name: os.environ[name] for name in ("HF_ENDPOINT",) if name in os.environ}
 
 
@@ -80,7 +87,9 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         else:
             ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        raise PlanError(f"no Ray cluster answers at {config.address or 'this machine'}: {error}") from error
+        raise PlanError(
+            f"no Ray cluster answers at {config.address or 'this machine'}: {str(error).rstrip('. ')}. {_REMEDY}"
+        ) from error
     _restore_sigterm()
     try:
         yield _total_resources()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Group
@@ -27,8 +27,7 @@ class Forecast:
         lengths: Distribution of response lengths.
         sizes: Configured pool sizes.
         on_policy: Step at staleness 0.
-        ahead: Step at `staleness`.
-        staleness: Configured staleness; 1 if the run is strictly on-policy.
+        ahead: Steps that work ahead, by staleness: 1, 2 and the configured one.
         fastest: Fastest split at the configured staleness; None if no split fits in memory.
     """
 
@@ -36,8 +35,7 @@ class Forecast:
     lengths: Lengths
     sizes: Sizes
     on_policy: StepTime
-    ahead: StepTime
-    staleness: int
+    ahead: Mapping[int, StepTime]
     fastest: Split | None
 
     @property
@@ -53,10 +51,12 @@ class Forecast:
     @property
     def configured(self) -> StepTime:
         """Step at the configured staleness."""
-        return self.ahead if self.config.training.max_staleness else self.on_policy
+        staleness = self.config.training.max_staleness
+        return self.ahead[staleness] if staleness else self.on_policy
 
     def table(self) -> Group:
-        """Return the busy seconds of each pool and the duration of the step, on-policy and working ahead."""
+        """Return the busy seconds of each pool and the duration of the step, on-policy and for each staleness."""
+        steps = [self.on_policy, *self.ahead.values()]
         device, devices = self.costs.machine.device, self.sizes.devices(self.config)
         workers = {
             "rollout": self.sizes.rollout,
@@ -71,17 +71,16 @@ class Forecast:
                 cells=[
                     str(workers[pool]),
                     f"{devices.get(pool, 0):g}",
-                    f"{self.on_policy.busy[pool]:.1f}",
-                    f"{self.ahead.busy[pool]:.1f}",
+                    *(f"{step.busy[pool]:.1f}" for step in steps),
                 ],
                 ends_section=pool == pools[-1],
             )
             for pool in pools
         ]
-        step = ["", f"{self.devices:g}", f"{self.on_policy.seconds:.1f}", f"{self.ahead.seconds:.1f}"]
-        rows.append(Row(name="step", cells=step, style="bold"))
-        rows.append(Row(name="bounded by", cells=["", "", self.on_policy.bound_by, self.ahead.bound_by]))
-        headers = ["pool", "workers", "GPUs", "on-policy (s)", f"{self.staleness} ahead (s)"]
+        seconds = [f"{step.seconds:.1f}" for step in steps]
+        rows.append(Row(name="step", cells=["", f"{self.devices:g}", *seconds], style="bold"))
+        rows.append(Row(name="bounded by", cells=["", "", *(_broken(step.bound_by) for step in steps)]))
+        headers = ["pool", "workers", "GPUs", "on-policy (s)", *(f"{number} ahead (s)" for number in self.ahead)]
         title = f"Forecast of a step on {self.devices:g} {device.title}: busy time of each pool"
         return fitted_table(title, headers, rows)
 
@@ -134,16 +133,19 @@ def forecast(costs: PoolCosts, lengths: Lengths) -> Forecast:
     """Return the forecast of a run with its configured pool sizes."""
     config, sizes = costs.config, sizes_of(costs.config)
     ranked = splits(costs, sum(sizes.devices(config).values()), staleness=config.training.max_staleness)
-    staleness = max(1, config.training.max_staleness)
+    staleness = sorted({1, 2, config.training.max_staleness} - {0})
     return Forecast(
         costs=costs,
         lengths=lengths,
         sizes=sizes,
         on_policy=step_time(costs, sizes, staleness=0),
-        ahead=step_time(costs, sizes, staleness=staleness),
-        staleness=staleness,
+        ahead={number: step_time(costs, sizes, staleness=number) for number in staleness},
         fastest=ranked[0] if ranked else None,
     )
+
+
+def _broken(bound_by: str) -> str:
+    return bound_by.replace(" ", "\n")
 
 
 def _with_article(bound_by: str) -> str:

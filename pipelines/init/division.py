@@ -74,6 +74,7 @@ def _candidates(settings: dict[str, Any], *, has_teacher: bool) -> Iterator[dict
                     "offload_optimizer": offload,
                     "gpus_per_rank": 1,
                     "cpus_per_rank": 4,
+                    "threads": 4,
                 }
                 if has_teacher:
                     candidate["teacher"] |= _engine(teacher_gpus, "replica")

@@ -121,6 +121,8 @@ def _settings(request: Request) -> dict[str, Any]:
         "evaluation": {"prompts": evaluation, "every_steps": 25, "samples": 1, "temperature": 0.6, "top_p": 0.95},
         "checkpoints": {"every_steps": 10},
     }
+    if on_gpu:  # loading, compiling and capturing graphs of a large model takes many minutes
+        settings["cluster"] = {"start_timeout_s": 1800}
     if request.teacher is not None:
         settings["teacher"] = {"path": request.teacher, "dtype": settings["student"]["dtype"], "engine": "vllm"}
         settings["teacher"]["replicas"] = 1

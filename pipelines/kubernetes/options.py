@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipelines.kubernetes.sizing import PodGroup
@@ -13,6 +14,11 @@ from rlad.errors import PlanError
 _CRON = re.compile(r"([0-9A-Za-z*,/?-]+ ){4}[0-9A-Za-z*,/?-]+")
 
 _SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_RESOURCE = re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_WORDS = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
+# What fast networks need: memory that stays in place, and raised limits of it.
+_CAPABILITIES = ("IPC_LOCK", "SYS_RESOURCE")
 # Kueue's limit of pod sets per workload. One is the head's and one belongs to the pod that submits a RayJob.
 _MAX_POD_SETS = 8
 
@@ -35,6 +41,11 @@ class DeploymentOptions:
         entrypoint: Command of the jobs; None for the workload's own command.
         tick: Schedule that the recurring kinds tick; None to start a new run each time.
         schedules_secret: Secret with the URL of the schedule database under the key `url`.
+        pod_resources: Further resources of the pods with GPUs, for example `{"rdma/hca": "1"}`.
+        environment: Further environment variables of all worker pods, for example NCCL's. Not for secrets.
+        capabilities: Linux capabilities that the pods with GPUs keep, for example IPC_LOCK for RDMA.
+        compile_cache: Directory in the pods with GPUs for compiled kernels; None for the pod's own, which is lost with
+            it. The engines execute what they find there.
     """
 
     image: str
@@ -50,13 +61,18 @@ class DeploymentOptions:
     entrypoint: str | None = None
     tick: str | None = None
     schedules_secret: str = "rlad-schedules"
+    pod_resources: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    compile_cache: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the schedule.
 
         Raises:
-            PlanError: Kubernetes would refuse the cron fields or the time zone, or `tick` is not a valid name.
+            PlanError: Kubernetes would refuse the cron fields, the time zone or an option, or an option is not allowed.
         """
+        self._require_pod_options()
         if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
             raise PlanError(f"--tick requires the name of a schedule of `rlad schedule list`; got {self.tick!r}")
         if not _CRON.fullmatch(self.schedule):
@@ -70,6 +86,21 @@ class DeploymentOptions:
             raise PlanError(
                 f"unknown time zone {self.timezone!r}: expected an IANA name such as Europe/Berlin"
             ) from error
+
+    def _require_pod_options(self) -> None:
+        for name in self.pod_resources:
+            if not _RESOURCE.fullmatch(name):
+                raise PlanError(f"--pod-resource requires the name of an extended resource (rdma/hca); got {name!r}")
+        for name in self.environment:
+            if not _VARIABLE.fullmatch(name):
+                raise PlanError(f"--env requires a variable name of letters, digits and _; got {name!r}")
+            if _SECRET_WORDS.search(name):
+                raise PlanError(f"--env {name} looks like a secret, which manifests must not hold: use a Secret")
+        for capability in self.capabilities:
+            if capability not in _CAPABILITIES:
+                raise PlanError(f"--capability supports {', '.join(_CAPABILITIES)}; got {capability!r}")
+        if self.compile_cache is not None and not self.compile_cache.startswith("/"):
+            raise PlanError(f"--compile-cache requires an absolute path in the pods; got {self.compile_cache!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

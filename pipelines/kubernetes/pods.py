@@ -15,6 +15,8 @@ Manifest = dict[str, Any]
 
 _HEAD_CPUS, _HEAD_GIB = 4, 16
 _USER = 1000
+# Folders of compiled kernels, by the variable that names each.
+_COMPILE_CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 # Longer than a replica needs to drain its groups, shorter than administrators expect a pod to take.
 _GRACE_S = 60
 
@@ -71,6 +73,7 @@ def _head(deployment: Deployment, *, with_config: bool) -> Manifest:
 
 def _worker_group(group: PodGroup, options: DeploymentOptions) -> Manifest:
     container = _container("ray-worker", options, cpus=group.cpus, memory_gib=group.memory_gib, gpus=group.gpus)
+    _add_site_settings(container, options, on_gpu=group.gpus > 0)
     # Announces the node's end to Ray, so that its workers are replaced at once and not after missed heartbeats.
     container["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", "ray stop"]}}}
     pod: Manifest = {
@@ -111,6 +114,19 @@ def _container(name: str, options: DeploymentOptions, *, cpus: int, memory_gib: 
         "volumeMounts": [{"name": "storage", "mountPath": str(STORAGE)}],
         "securityContext": container_security(),
     }
+
+
+def _add_site_settings(container: Manifest, options: DeploymentOptions, *, on_gpu: bool) -> None:
+    """Add the environment, and on GPUs the resources, capabilities and compile caches that the site has set."""
+    added = dict(options.environment)
+    if on_gpu:
+        for amounts in container["resources"].values():
+            amounts |= options.pod_resources
+        if options.capabilities:
+            container["securityContext"]["capabilities"]["add"] = list(options.capabilities)
+        if options.compile_cache is not None:
+            added |= {name: f"{options.compile_cache}/{folder}" for name, folder in _COMPILE_CACHES.items()}
+    container["env"] += [{"name": name, "value": value} for name, value in added.items()]
 
 
 def _volumes(options: DeploymentOptions) -> list[Manifest]:

@@ -49,7 +49,8 @@ class SizingOptions:
 
     Attributes:
         gpu_memory_gib: Memory of one GPU, GiB.
-        gpus_per_node: GPUs of one node. Learner ranks share a pod up to this number, for fast links between GPUs.
+        gpus_per_node: GPUs of one node. Workers on GPUs share a pod up to this number: a node then holds one copy of
+            the weights for all of them, and learner ranks use the links between its GPUs.
         max_workers: Maximum number of workers by pool; a pool that is not listed keeps the run's number.
         memory_gib: Memory of one pod by pool, GiB, instead of the computed one.
     """
@@ -63,32 +64,67 @@ class SizingOptions:
 def pod_groups(runs: Sequence[RunConfig | EvaluationSuite], options: SizingOptions) -> tuple[PodGroup, ...]:
     """Compute the pod groups that have room for each of the runs, which are carried out one after the other.
 
+    The groups with the largest pods come first. A scheduler that spreads pods over nodes, in this order, leaves room
+    for all of them if the sizes divide each other, as 1, 2, 4 and 8 GPUs do: when a pod is placed, the free GPUs of
+    every node are a multiple of its size.
+
     Raises:
         PlanError: A worker does not fit into its GPUs, an option names an unknown pool, or `max_workers` is lower than
             the run's number of workers.
     """
     groups: dict[str, PodGroup] = {}
-    for run in runs:
-        plans = pool_plans(run)
+    planned = [(run, pool_plans(run)) for run in runs]
+    workers: dict[str, int] = dict(options.max_workers)
+    for _, plans in planned:
+        for plan in plans:
+            workers[plan.pool] = math.gcd(plan.workers, workers.get(plan.pool, 0))
+    for run, plans in planned:
         for problem in gpu_memory_problems(plans, options.gpu_memory_gib):
             raise PlanError(f"{problem}: use more GPUs per worker, or GPUs with more memory (--gpu-memory-gib)")
         for plan in plans:
-            group = _group(plan, run, options)
+            group = _group(plan, run, options, common=workers[plan.pool])
             groups[plan.pool] = _larger(groups[plan.pool], group) if plan.pool in groups else group
     unknown = [pool for pool in {**options.max_workers, **options.memory_gib} if pool not in groups]
     if unknown:
         raise PlanError(f"unknown pool {unknown[0]}: the pools are {', '.join(groups)}")
-    return tuple(_adjusted(groups.values(), options))
+    largest_first = sorted(groups.values(), key=lambda group: -group.gpus)
+    return tuple(_adjusted(largest_first, options))
 
 
-def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions) -> PodGroup:
+def nodes_needed(groups: Iterable[PodGroup], gpus_per_node: int) -> int:
+    """Return the nodes that pods with GPUs need, if each goes to the emptiest node in the order of the groups."""
+    pods = [group.gpus for group in groups if group.gpus for _ in range(group.replicas)]
+    nodes = math.ceil(sum(pods) / gpus_per_node)
+    while not _spreads(pods, [gpus_per_node] * nodes):
+        nodes += 1
+    return nodes
+
+
+def _spreads(pods: Sequence[int], free: list[int]) -> bool:
+    for pod in pods:
+        emptiest = max(range(len(free)), key=free.__getitem__)
+        if free[emptiest] < pod:
+            return False
+        free[emptiest] -= pod
+    return True
+
+
+def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOptions, *, common: int) -> PodGroup:
+    """Return the pods of one pool.
+
+    Args:
+        plan: The pool.
+        run: The run that it belongs to.
+        options: Sizes of nodes and pools.
+        common: Greatest common divisor of the pool's numbers of workers: in all runs, and at most.
+    """
     cpus, gpus = plan.resources.cpus / plan.workers, plan.resources.gpus / plan.workers
     if gpus > options.gpus_per_node:
         raise PlanError(
             f"a {plan.pool} worker needs {gpus:g} GPUs, a node has {options.gpus_per_node} (--gpus-per-node)"
         )
-    if plan.pool == "learner" and gpus >= 1:
-        per_pod = _largest_divisor(plan.workers, at_most=int(options.gpus_per_node // gpus))
+    if gpus >= 1:
+        per_pod = _workers_per_pod(plan.pool, common, int(gpus), options.gpus_per_node)
     else:
         # Kubernetes and KubeRay count whole CPUs and GPUs, so workers with fractions share a pod, as Ray places them.
         scarce = gpus or cpus
@@ -104,6 +140,17 @@ def _group(plan: PoolPlan, run: RunConfig | EvaluationSuite, options: SizingOpti
         memory_gib=_memory_gib(plan, run, options, filled, gpus),
         is_memory_guessed=plan.worker_gib is None and not gpus and plan.pool not in options.memory_gib,
     )
+
+
+def _workers_per_pod(pool: str, workers: int, gpus: int, gpus_per_node: int) -> int:
+    """Return the workers of a pod: a divisor of all, whose GPUs divide those of a node.
+
+    Pods of several pools then fill nodes. Learner ranks share as few pods as possible, also if their GPUs do not divide
+    those of a node.
+    """
+    fitting = [number for number in range(1, gpus_per_node // gpus + 1) if workers % number == 0]
+    dividing = [number for number in fitting if gpus_per_node % (number * gpus) == 0]
+    return max(fitting if pool == "learner" or not dividing else dividing)
 
 
 def _memory_gib(
@@ -128,10 +175,6 @@ def _memory_gib(
             )
         memory += workers * offloaded
     return math.ceil(memory)
-
-
-def _largest_divisor(number: int, *, at_most: int) -> int:
-    return max(divisor for divisor in range(1, min(number, at_most) + 1) if number % divisor == 0)
 
 
 def _larger(first: PodGroup, second: PodGroup) -> PodGroup:

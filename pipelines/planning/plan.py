@@ -77,9 +77,14 @@ class Plan:
 def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | None) -> Resources:
     """Return the resources to plan for.
 
-    `cpus` and `gpus` override those of the cluster at `cluster.address`, or of this machine without an address. More
-    GPUs than this machine has are on other machines, which have `CPUS_PER_GPU` at least.
+    `cpus` and `gpus` override those of the cluster at `cluster.address`, or of this machine without an address. With
+    both of them no cluster is needed. GPUs without CPUs are on other machines, which have `CPUS_PER_GPU` at least,
+    unless this machine has as many.
     """
+    if cpus is not None and gpus is not None:
+        return Resources(cpus=cpus, gpus=gpus)
+    if gpus is not None and config.cluster.address is not None:
+        return Resources(cpus=gpus * CPUS_PER_GPU, gpus=gpus)
     if config.cluster.address is not None:
         with connected(config.cluster) as resources:
             found = resources
@@ -87,7 +92,7 @@ def available_resources(config: RunConfig, *, cpus: float | None, gpus: float | 
         found = local_resources(config.cluster)
     if gpus is None:
         gpus = found.gpus
-    elif cpus is None and config.cluster.address is None and gpus > found.gpus:
+    elif cpus is None and gpus > found.gpus:
         cpus = gpus * CPUS_PER_GPU
     return Resources(cpus=found.cpus if cpus is None else cpus, gpus=gpus)
 
@@ -298,6 +303,14 @@ def _check_placement(config: RunConfig, available: Resources) -> Iterator[Findin
         yield Finding(level="error", text=str(error))
     else:
         yield Finding(level="ok", text=f"the pools fit on {available.cpus:g} CPUs and {available.gpus:g} GPUs")
+    groups = (config.training.max_staleness + 1) * config.training.prompts_per_step
+    if config.offline is None and config.rollout.workers > groups:
+        yield Finding(
+            level="warning",
+            text=f"at most {groups} groups are in flight (training.prompts_per_step, training.max_staleness), so "
+            f"{config.rollout.workers - groups} of {config.rollout.workers} rollout workers are always idle: use fewer "
+            "workers, or larger steps",
+        )
 
 
 def _check_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from actors.engines.zero_engine.config import LARGEST_REDUCE_BUCKET
 from actors.pool.placement import reward_pool_name
 from pipelines.cluster.resources import Resources, demand_by_pool, generation_demand
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
@@ -144,18 +145,22 @@ def engine_gib(shape: ModelShape, dtype: str, tensor_parallel: int, tokens: int)
 
 
 def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
-    """Return the memory of one learner rank, in GiB.
+    """Return the peak memory of one learner rank, in GiB: the larger one of loading and training.
 
-    Model states follow ZeRO with mixed precision (Rajbhandari et al., arXiv:1910.02054, section 3): 2 bytes per
-    parameter for weights, 2 for gradients, and 12 for the float32 master weights and Adam's moments. On CPU everything
-    is float32: 4, 4 and 8 bytes. Each ZeRO stage shards one more of them over the ranks. Frozen weights of a student
-    with adapters have neither gradients nor optimizer state.
+    Loading: every rank holds the whole model before ZeRO stage 3 shards it.
+
+    Training: model states follow ZeRO with mixed precision (Rajbhandari et al., arXiv:1910.02054, section 3): 2 bytes
+    per parameter for weights and 12 for the float32 master weights and Adam's moments, and 4 for gradients, which are
+    accumulated in float32 here. On CPU everything is float32: 4, 8 and 4 bytes. Each ZeRO stage shards one more of them
+    over the ranks. Frozen weights of a student with adapters have neither gradients nor optimizer state.
 
     Activations take 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the
-    attention matrix), or 2 with checkpointing. The logits of one chunk are added.
+    attention matrix). With checkpointing that is one layer, and 2 bytes for the input of each. Further terms: the
+    logits of one chunk, twice; the float32 gradient of the output layer, on GPU with a product of the same size that is
+    added to it; the buffers in which gradients are reduced, two where communication overlaps with the backward pass.
     """
     on_gpu = config.gpus_per_rank > 0
-    weights, gradients, optimizer = (2, 2, 12) if on_gpu else (4, 4, 8)
+    weights, gradients, optimizer = (2, 4, 12) if on_gpu else (4, 4, 8)
     share = config.ranks
     trained = shape.trained_parameters(config.lora)
     held = shape.parameters if config.lora is None else shape.parameters + trained
@@ -163,6 +168,10 @@ def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
         gradients / (share if config.zero_stage >= 2 else 1)
         + (0.0 if config.offload_optimizer else optimizer / (share if config.zero_stage >= 1 else 1))
     )
-    per_token = shape.layers * shape.hidden * (2 if config.activation_checkpointing else 34) * (1 if on_gpu else 2)
+    layer = 34 * shape.hidden
+    per_token = shape.layers * layer if not config.activation_checkpointing else 2 * shape.layers * shape.hidden + layer
+    activations = config.micro_batch_tokens * per_token * (1 if on_gpu else 2)
     logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
-    return (states + config.micro_batch_tokens * per_token + logits) / GIB + _PROCESS_GIB
+    head = 0 if config.lora is not None else shape.hidden * shape.vocabulary * 4 * (2 if on_gpu else 1)
+    buckets = min(trained, LARGEST_REDUCE_BUCKET) * 4 * (2 if on_gpu and config.zero_stage >= 2 else 1)
+    return max(held * weights, states + activations + logits + head + buckets) / GIB + _PROCESS_GIB

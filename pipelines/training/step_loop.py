@@ -52,7 +52,7 @@ async def run_step_loop(
         step_timeout_s=config.learner.step_timeout_s,
     )
     recorder = StepRecorder(
-        config.rollout,
+        config,
         pools,
         telemetry=services.telemetry,
         control=services.control,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipelines.run.logprob_gap import LogprobGapLimit
 from pipelines.run.progress import RunProgress
 from pipelines.run.telemetry import Telemetry
 from pipelines.training.autoscaler import RolloutAutoscaler
@@ -11,7 +12,7 @@ from pipelines.training.control import RunControl
 from pipelines.training.pools import Pools
 from pipelines.training.step_pipeline import GroupSource, TrainedStep
 from pipelines.training.utilization import UtilizationMeter
-from rlad.config import RolloutConfig
+from rlad.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class StepRecorder:
 
     def __init__(
         self,
-        rollout: RolloutConfig,
+        config: RunConfig,
         pools: Pools,
         *,
         telemetry: Telemetry,
@@ -31,7 +32,7 @@ class StepRecorder:
     ) -> None:
         """
         Args:
-            rollout: The `rollout` section, with the autoscaler's settings.
+            config: Configuration of the run, with the settings of the autoscaler and the limit of the gap.
             pools: The pools, whose utilization is measured.
             telemetry: Records metrics and timeline.
             control: Gets the run's present state.
@@ -41,7 +42,8 @@ class StepRecorder:
         self._pools, self._telemetry, self._control, self._progress = pools, telemetry, control, progress
         self._source = source
         self._utilization = UtilizationMeter(pools)
-        self._autoscaler = RolloutAutoscaler(rollout)
+        self._autoscaler = RolloutAutoscaler(config.rollout)
+        self._gap = LogprobGapLimit.of(config)
 
     async def record(self, trained: TrainedStep, *, accuracy: float | None) -> None:
         """Record a step.
@@ -49,6 +51,9 @@ class StepRecorder:
         Args:
             trained: The step.
             accuracy: Accuracy of the last evaluation, for the progress line.
+
+        Raises:
+            EngineError: Rollout engine and learner disagree.
         """
         metrics = self._source.metrics(trained) | await self._utilization.idle_shares(trained.report.metrics)
         self._telemetry.record_step(trained.number + 1, metrics)
@@ -61,6 +66,7 @@ class StepRecorder:
             self._pools.rollout.resize(size)
             sizes = self._control.pool_sizes()
         self._progress.step(trained.number + 1, metrics, accuracy, sizes)
+        self._gap.check(trained.number, metrics)
 
     def _add_spans(self, trained: TrainedStep) -> None:
         """Add the step's stages to the timeline."""

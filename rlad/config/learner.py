@@ -118,11 +118,21 @@ class LearnerConfig(ConfigModel):
         3,
         description="Number of consecutive optimizer updates with NaN or infinite gradients after which the run fails.",
     )
+    max_logprob_gap: Annotated[float, Field(gt=0)] | None = Field(
+        0.1,
+        description="Largest mean difference between the log-probabilities of rollout engine and learner for the same "
+        "tokens and weights, in nats (`learner/logprob_gap_mean`). Above a fifth of it the run warns. Three steps in a "
+        "row above it end the run, because engine and learner then do not compute the same model; null means "
+        "unlimited. Not checked if `training.max_staleness` is above 0, since the weights differ then.",
+    )
     cpus_per_rank: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs reserved per learner rank.")
     gpus_per_rank: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs reserved per learner rank; 0 trains on CPU."
     )
-    threads: PositiveInt = Field(1, description="Compute threads of a learner rank on CPU.")
+    threads: PositiveInt = Field(
+        1,
+        description="Threads of a learner rank: for computing on CPU, and for loading on GPUs (4 are enough).",
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of times Ray Train restarts the ranks from the last checkpoint."
     )

@@ -20,6 +20,9 @@ from rlad.config.shared import ClusterConfig, ModelConfig
 from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
 from rlad.verifiers import VerifierConfig
 
+# Longest sequence of a float32 learner on GPU. Its attention matrix takes 2 GB at 32 heads, several times.
+_FLOAT32_TOKENS = 4096
+
 # Part of the name of a Serve application, of a metric, and of a setting on the command line.
 TeacherId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -230,6 +233,18 @@ class RunConfig(ConfigModel):
         if buffer is not None and buffer > budget:
             raise ValueError(
                 f"rewards.overlong_buffer_tokens must not exceed rollout.max_response_tokens; got {buffer} and {budget}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _float32_on_gpu_is_short(self) -> Self:
+        longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.student.dtype == "float32" and self.learner.gpus_per_rank and longest > _FLOAT32_TOKENS:
+            raise ValueError(
+                f"student.dtype 'float32' on GPUs supports prompts and responses of at most {_FLOAT32_TOKENS} tokens "
+                "together, because the attention kernel for long sequences takes bfloat16 only and the other one holds "
+                f"a matrix of the length squared; got rollout.max_prompt_tokens + rollout.max_response_tokens {longest}"
+                ". Set student.dtype to bfloat16 (the optimizer keeps float32 weights)"
             )
         return self
 

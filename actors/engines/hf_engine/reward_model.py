@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from actors.engines.devices import device_name
 from actors.engines.hf_engine.packed_attention import PACKED_ATTENTION, PackedLayout
 from rlad.contracts import Array
 from rlad.errors import EngineError
@@ -19,14 +20,14 @@ class RewardModelEngine:
     """Decoder with a linear head that scores the hidden state of the last token. Not thread-safe."""
 
     def __init__(self, config: RewardModelVerifierConfig) -> None:
-        """Load the model, onto the GPU if the process has one.
+        """Load the model, onto the GPU if the worker reserves one.
 
         Raises:
             EngineError: `config.path` has no sequence-classification model with one output.
         """
         torch.set_num_threads(config.threads)
         self._token_budget = config.token_budget
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device_name(config.gpus_per_worker))
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 config.path,

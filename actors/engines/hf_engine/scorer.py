@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from actors.engines.devices import device_name
 from actors.engines.hf_engine.output_layer import plain_output_weight
 from actors.engines.hf_engine.packed_attention import PACKED_ATTENTION, PackedLayout
 from actors.engines.hf_engine.scoring_row import scoring_row
@@ -75,7 +76,7 @@ class TransformersScorer:
     """
 
     def __init__(self, config: TeacherConfig, *, vocabulary_size: int | None = None) -> None:
-        """Load the model, onto the GPU if the process has one.
+        """Load the model, onto the GPU if the replica reserves one.
 
         Args:
             config: Settings of the teacher.
@@ -86,7 +87,7 @@ class TransformersScorer:
         """
         self._token_budget = config.token_budget
         self._threads = config.threads
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device_name(config.gpus_per_replica))
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 config.path,

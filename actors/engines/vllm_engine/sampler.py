@@ -16,6 +16,7 @@ import numpy as np
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -57,16 +58,8 @@ class VllmSampler:
         Raises:
             EngineError: The engine does not start.
         """
-        arguments = engine_args(
-            settings,
-            # Log-probabilities after temperature and top-p: those of the behaviour policy in the importance ratio.
-            logprobs_mode="processed_logprobs",
-            enable_prefix_caching=True,
-            weight_transfer_config=WeightTransferConfig(backend=f"rlad_{settings.weight_transport}"),
-            worker_extension_cls=_EXTENSION,
-        )
         try:
-            self._engine = AsyncLLM.from_engine_args(arguments)
+            self._engine = AsyncLLM.from_engine_args(sampler_arguments(settings))
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start with the model at {settings.model_path}: {error} "
@@ -253,6 +246,18 @@ async def _engine_errors() -> AsyncIterator[None]:
         raise WorkerLostError(f"the vLLM engine's process has died: {error}") from error
     except (VLLMError, ValueError) as error:
         raise EngineError(f"vLLM failed or refused a request: {error.__cause__ or error}") from error
+
+
+def sampler_arguments(settings: VllmSettings) -> AsyncEngineArgs:
+    """Return the arguments of a sampling engine."""
+    return engine_args(
+        settings,
+        # Log-probabilities after temperature and top-p: those of the behaviour policy in the importance ratio.
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        weight_transfer_config=WeightTransferConfig(backend=f"rlad_{settings.weight_transport}"),
+        worker_extension_cls=_EXTENSION,
+    )
 
 
 def sampling_parameters(stop: StopRules, **settings: Any) -> SamplingParams:

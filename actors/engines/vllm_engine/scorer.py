@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from actors.engines.vllm_engine.settings import MASK, VllmSettings, apply_enviro
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, WorkerLostError
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
 
 # Maximum number of prefills in a batch. The token budget is the tighter limit in practice.
 _MAX_SEQUENCES = 256
@@ -46,37 +50,15 @@ class VllmScorer:
         Raises:
             EngineError: The engine does not start.
         """
-        max_sequences = min(_MAX_SEQUENCES, config.token_budget)
         model = _model_limits(config.path)
         self._vocabulary = min(model.vocabulary, vocabulary_size or model.vocabulary)
         self._masks = self._vocabulary < model.vocabulary
         self._masking: asyncio.Task[None] | None = None
-        settings = VllmSettings(
-            model_path=config.path,
-            dtype=config.dtype,
-            max_sequence_tokens=model.context_tokens,
-            max_sequences=max_sequences,
-            seed=0,
-            on_gpu=config.gpus_per_replica > 0,
-            tensor_parallel=config.tensor_parallel,
-            gpu_memory_fraction=config.gpu_memory_fraction,
-            kv_cache_gib=config.kv_cache_gib,
-            threads=config.threads,
-            arguments=config.engine_args,
-        )
+        settings = scorer_settings(config, context_tokens=model.context_tokens)
         apply_environment(settings)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # No prefix cache: vLLM recomputes the whole prompt when its log-probabilities are requested.
-        # The token budget also bounds memory: the logits of a prefill batch, [tokens, vocabulary], exist at once.
-        # `max_logprobs` only limits requests. Runs that share this teacher may request supports of different sizes.
-        arguments = engine_args(
-            settings,
-            enable_prefix_caching=False,
-            max_num_batched_tokens=config.token_budget,
-            max_logprobs=model.vocabulary,
-            worker_extension_cls=_EXTENSION,
-        )
+        arguments = scorer_arguments(settings, token_budget=config.token_budget, vocabulary=model.vocabulary)
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
@@ -211,6 +193,50 @@ class _EngineUse:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def scorer_settings(config: TeacherConfig, *, context_tokens: int) -> VllmSettings:
+    """Return the engine settings of a teacher.
+
+    Args:
+        config: Settings of the teacher.
+        context_tokens: Maximum sequence length of its model.
+    """
+    return VllmSettings(
+        model_path=config.path,
+        dtype=config.dtype,
+        max_sequence_tokens=context_tokens,
+        max_sequences=min(_MAX_SEQUENCES, config.token_budget),
+        seed=0,
+        on_gpu=config.gpus_per_replica > 0,
+        tensor_parallel=config.tensor_parallel,
+        gpu_memory_fraction=config.gpu_memory_fraction,
+        kv_cache_gib=config.kv_cache_gib,
+        threads=config.threads,
+        arguments=config.engine_args,
+    )
+
+
+def scorer_arguments(settings: VllmSettings, *, token_budget: int, vocabulary: int) -> AsyncEngineArgs:
+    """Return the arguments of a scoring engine.
+
+    There is no prefix cache: vLLM recomputes the whole prompt when its log-probabilities are requested.
+
+    Args:
+        settings: Engine settings.
+        token_budget: Maximum number of tokens of a prefill batch. It also bounds memory. On CPU, where vLLM's first
+            model runner computes them, the logits of the whole batch, [tokens, vocabulary], exist at once. On GPU the
+            second model runner computes those of 1,024 tokens at a time.
+        vocabulary: Entries of the output layer. The bound only limits requests: runs that share this teacher may
+            request supports of different sizes.
+    """
+    return engine_args(
+        settings,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=token_budget,
+        max_logprobs=vocabulary,
+        worker_extension_cls=_EXTENSION,
+    )
 
 
 def response_scores(

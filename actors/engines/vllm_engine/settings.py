@@ -20,6 +20,8 @@ GIB = 1 << 30
 MASK = "mask_padding"
 """Name of `MaskExtension.mask_padding`, which vLLM's `collective_rpc` looks up."""
 
+# Tokens of a batch of a sampling engine on GPU. Scoring engines have a token budget of their own.
+_BATCHED_TOKENS = 8192
 _EXECUTORS = "actors.engines.vllm_engine.executors"
 
 
@@ -66,11 +68,16 @@ def environment(settings: VllmSettings) -> dict[str, str]:
     variables = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        # On GPU vLLM's messages tell the size of the KV cache, and the cause of a failed start. They go to Ray's logs.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO" if settings.on_gpu else "WARNING"),
         # A fork is not safe inside a Ray actor. vLLM would choose spawn too, with a warning.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if not settings.on_gpu:
+    if settings.on_gpu:
+        # FlashInfer compiles its sampler with nvcc at the first use, and the engine dies if that fails. PyTorch and
+        # Triton have kernels of their own. No other FlashInfer code is used: see `_gpu_defaults`.
+        variables["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    else:
         variables |= {
             "OMP_NUM_THREADS": str(settings.threads),
             # Several engines share the cores. With binding, all of them would use the first cores.
@@ -100,9 +107,12 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     if settings.on_gpu:
-        placement: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction}
+        defaults = _gpu_defaults(settings)
     else:
-        placement = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
+        defaults = {"enforce_eager": True, "kv_cache_memory_bytes": settings.kv_cache_gib * GIB}
+    if settings.dtype == "bfloat16":
+        # vLLM would round logits to bfloat16. The learner's are float32, so its pi would differ from pi_old.
+        defaults["hf_overrides"] = {"head_dtype": "float32"}
     executor = "UniProcessExecutor" if settings.tensor_parallel == 1 else "MultiProcessExecutor"
     ours: dict[str, Any] = {
         "model": settings.model_path,
@@ -121,4 +131,26 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
         **specific,
     }
     # The configuration refuses arguments that are determined here, except `enforce_eager`.
-    return AsyncEngineArgs(**{**placement, **settings.arguments, **ours})
+    return AsyncEngineArgs(**{**_merged(defaults, settings.arguments), **ours})
+
+
+def _gpu_defaults(settings: VllmSettings) -> dict[str, Any]:
+    """Return arguments of engines on GPU that the configuration's `engine_args` may override."""
+    defaults: dict[str, Any] = {
+        "gpu_memory_utilization": settings.gpu_memory_fraction,
+        # vLLM's default of 2,048 leaves a GPU idle while prompts are prefilled.
+        "max_num_batched_tokens": _BATCHED_TOKENS,
+    }
+    if settings.tensor_parallel > 1:
+        # On Hopper and Blackwell vLLM would fuse all-reduce and RMSNorm with a FlashInfer kernel, compiled with nvcc.
+        defaults["compilation_config"] = {"pass_config": {"fuse_allreduce_rms": False}}
+    return defaults
+
+
+def _merged(defaults: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `defaults` with `arguments` in their place. Mappings are merged key by key."""
+    merged = {**defaults, **arguments}
+    for name, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(given := arguments.get(name), Mapping):
+            merged[name] = _merged(value, given)
+    return merged

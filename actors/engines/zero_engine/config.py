@@ -8,8 +8,8 @@ from typing import Any
 from rlad.config.learner import LearnerConfig, OptimizerConfig
 from rlad.errors import ConfigError
 
-# Maximum size of ZeRO's gradient reduction buffer, elements. DeepSpeed's default of 5e8 takes 2 GB in float32.
-_LARGEST_REDUCE_BUCKET = 200_000_000
+LARGEST_REDUCE_BUCKET = 200_000_000
+"""Maximum size of ZeRO's gradient reduction buffer, elements. DeepSpeed's default of 5e8 takes 2 GB in float32."""
 
 
 def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num_parameters: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def deepspeed_config(config: LearnerConfig, *, bfloat16: bool, on_gpu: bool, num
         raise ConfigError("learner.offload_optimizer requires learner.zero_stage 1, 2 or 3; got 0")
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "reduce_bucket_size": min(num_parameters, _LARGEST_REDUCE_BUCKET),
+        "reduce_bucket_size": min(num_parameters, LARGEST_REDUCE_BUCKET),
         "overlap_comm": on_gpu and config.zero_stage >= 2,
     }
     if config.offload_optimizer:

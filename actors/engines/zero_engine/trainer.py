@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.engines.hf_engine.packed_attention import PackedLayout
-from actors.engines.zero_engine.clipped_adamw import ClippedAdamW
-from actors.engines.zero_engine.config import deepspeed_config, learning_rate
+from actors.engines.zero_engine.config import learning_rate
 from actors.engines.zero_engine.export import AdapterExport, export_model
 from actors.engines.zero_engine.lora import StudentWeight, student_weights
 from actors.engines.zero_engine.policy_model import PolicyModel, load_policy_model
@@ -34,10 +33,10 @@ from rlad.training_batch import TrainingBatch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
 
-import deepspeed
-
+# These import DeepSpeed.
 from actors.engines.zero_engine.checkpoint_files import SafeCheckpointEngine, require_intact, write_checkpoint
-from actors.engines.zero_engine.weight_source import WeightSource  # imports DeepSpeed
+from actors.engines.zero_engine.deepspeed_start import start_deepspeed
+from actors.engines.zero_engine.weight_source import WeightSource
 
 # DeepSpeed 0.19 calls a collective by its deprecated name for every gradient bucket.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -98,7 +97,7 @@ class ZeroTrainer:
             seed=seed,
             vocabulary_size=vocabulary_size,
         )
-        self._engine = _start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
+        self._engine = start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()
         self._device = torch.device(self._engine.device)
 
@@ -372,27 +371,3 @@ def _load_trained(src: dict[str, Tensor], dst: PolicyModel) -> None:
             f"the trained weights of the checkpoint differ from those of the model, for example {others[0]}; "
             "resume with the learner.lora settings of the run"
         )
-
-
-def _start_deepspeed(model: PolicyModel, config: LearnerConfig, *, bfloat16: bool) -> Any:
-    on_gpu, trained = torch.cuda.is_available(), model.trained_parameters()
-    settings = deepspeed_config(
-        config, bfloat16=bfloat16, on_gpu=on_gpu, num_parameters=sum(parameter.numel() for parameter in trained)
-    )
-    if not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")  # required by DeepSpeed
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
-    # DeepSpeed's shared-memory collectives are compiled on first use, and spin forever if a rank dies. gloo raises.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    optimizer = None
-    if config.zero_stage == 0:
-        adamw = settings.pop("optimizer")["params"]
-        adamw.pop("torch_adam")
-        optimizer = ClippedAdamW(trained, max_gradient_norm=config.optimizer.max_gradient_norm, **adamw)
-        settings["gradient_clipping"] = 0.0  # DeepSpeed would use its default of 1 otherwise
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=trained, optimizer=optimizer, config=settings, dist_init_required=False
-    )
-    return engine

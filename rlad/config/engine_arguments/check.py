@@ -40,6 +40,7 @@ RESERVED: Mapping[str, str] = MappingProxyType(
         "weight_transfer_config": _WEIGHTS,
         "enable_prefix_caching": "the cache depends on the policy version",
         "logprobs_mode": "the learner needs the log-probabilities of the sampling distribution",
+        "enable_batch_sharded_sampling": "ids that the student does not have would be sampled",
         "disable_log_stats": "rlad measures the engines itself",
         "enable_log_requests": "the log would hold every prompt",
         "use_tqdm_on_load": "rlad shows the progress itself",

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from rlad.config.learner import LearnerConfig, OptimizerConfig
-from rlad.errors import NonFiniteGradientError, TeacherScoresError
+from rlad.errors import EngineError, NonFiniteGradientError, TeacherScoresError
 from rlad.objectives import build_objective
 
 from .learner_ranks import PLAIN, SHOW_GRADIENT, Plan, Ranks, run_plan, shared_out, start_weights
@@ -328,3 +328,11 @@ def test_bfloat16_weights_are_trained_with_float32_masters(make_model: MakeModel
     assert results[0].gradient_norm == pytest.approx(exact_results[0].gradient_norm, rel=0.05)
     assert relative_error(weights, exact, start_weights(model_path)) < 0.6
     assert float(results[-1].totals.loss) == pytest.approx(float(exact_results[-1].totals.loss), abs=0.02)
+
+
+def test_trainer_refuses_a_device_other_than_the_configured_one(make_model: Callable[..., Path]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so a rank that asks for one gets it")
+    plan = Plan(make_model(), {}, [], LearnerConfig(gpus_per_rank=1))
+    with pytest.raises(EngineError, match="gpus_per_rank is 1, but DeepSpeed's device is cpu: no GPU is visible"):
+        plan.trainer()

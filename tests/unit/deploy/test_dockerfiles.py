@@ -71,6 +71,14 @@ def test_packages_come_from_the_lock_and_copied_files_are_in_the_build_context(v
             assert any(source == pattern or Path(source).match(pattern) for pattern in allowed), source
 
 
+def test_gpu_image_has_the_compilers_that_kernels_need_at_run_time() -> None:
+    """Triton calls gcc for its launchers, and PyTorch's inductor g++ for code on the host."""
+    lines = instructions("gpu")
+    last = lines[max(index for index, line in enumerate(lines) if line.startswith("FROM")) :]
+    (packages,) = (line for line in last if "apt-get install" in line)
+    assert {"gcc", "g++", "libc6-dev"} <= set(packages.split())
+
+
 def versions(lock: str) -> dict[str, str]:
     pinned = (
         line.partition("==")
@@ -97,3 +105,10 @@ def test_gpu_lock_contains_every_dependency() -> None:
         for requirement in [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
     }
     assert wanted | {"setuptools"} <= versions("gpu.lock").keys(), "run requirements/lock-gpu.sh"
+
+
+def test_cuda_packages_of_the_gpu_lock_agree() -> None:
+    """Version 12 of cuda-python overwrites files of cuda-bindings 13; `import cuda.core` then fails."""
+    found = versions("gpu.lock")
+    assert found["cuda-python"].split(".")[:2] == found["cuda-bindings"].split(".")[:2]
+    assert found["cuda-bindings"].split(".")[0] == found["cuda-toolkit"].split(".")[0] == "13"

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError
-from rlad.weight_file import BUCKET_BYTES, MappedFile, buckets_of, checksum, checksum_of, digest, safetensors_parts
+from rlad.weight_file import (
+    BUCKET_BYTES,
+    MappedFile,
+    buckets_of,
+    checksum,
+    checksum_of,
+    digest,
+    safetensors_parts,
+    weight_bytes,
+)
 
 TENSORS = {
     "narrow": torch.tensor([1, 2, 3], dtype=torch.bfloat16),
@@ -126,3 +135,11 @@ def test_next_version_is_read_from_the_same_file_and_from_another(tmp_path: Path
     manifest = write(tmp_path / "other", {"w": torch.full((3,), 3.0)})
     path.unlink()
     assert mapped.tensors(tmp_path / "other", manifest)["w"].tolist() == [3.0] * 3
+
+
+def test_size_of_a_model_is_read_from_the_headers_of_its_files(tmp_path: Path) -> None:
+    for number, (rows, columns) in enumerate([(3, 5), (7, 11)]):
+        save_file({"a": torch.zeros(rows, columns), f"b{number}": torch.zeros(2)}, tmp_path / f"{number}.safetensors")
+    elements = 3 * 5 + 7 * 11 + 2 * 2
+    assert weight_bytes(tmp_path, "bfloat16") == 2 * elements
+    assert weight_bytes(tmp_path, "float32") == 4 * elements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.weights.node_file import HeldFile, NodeWeights
+from actors.weights.node_file import HeldFile, NodeWeights, require_shared_memory
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
 from rlad.weight_file import BUCKET_BYTES, buckets_of, checksum, digest
@@ -232,3 +233,17 @@ def test_run_id_with_a_path_separator_is_refused(tmp_path: Path) -> None:
 def test_only_the_owner_can_read_the_weights(tmp_path: Path) -> None:
     NodeWeights("run", tmp_path)
     assert (tmp_path / "rlad-run").stat().st_mode & 0o077 == 0
+
+
+def test_too_small_shared_memory_is_refused_before_the_first_update(tmp_path: Path) -> None:
+    stats = os.statvfs(tmp_path)
+    size = stats.f_blocks * stats.f_frsize
+    require_shared_memory(1000, "run", tmp_path)
+    with pytest.raises(EngineError, match=r"weight updates need .* GiB of shared memory .*docker run --shm-size=\d+g"):
+        require_shared_memory(size + 1, "run", tmp_path)
+    # A file of the run is overwritten in place. It is sparse here.
+    folder = tmp_path / "rlad-run"
+    folder.mkdir()
+    with (folder / "v3-aa.safetensors").open("wb") as file:
+        os.truncate(file.fileno(), size + 1)
+    require_shared_memory(size + 1, "run", tmp_path)

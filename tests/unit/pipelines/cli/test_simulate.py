@@ -228,9 +228,20 @@ def test_forecast_table_fits_80_columns(models: list[str]) -> None:
     text = rendered(found.table())
     assert max(map(len, text.splitlines())) <= WIDTH
     cells = cells_of(text)
-    assert {"pool", "workers", "GPUs", "on-policy (s)", "1 ahead (s)", "step", "bounded by", "12345"} <= cells
+    assert {
+        "pool",
+        "workers",
+        "GPUs",
+        "on-policy (s)",
+        "1 ahead (s)",
+        "2 ahead (s)",
+        "step",
+        "bounded by",
+        "12345",
+    } <= cells
     assert {f"teacher-with_a_long_name_{number}" for number in range(4)} <= cells
-    assert {f"{found.on_policy.seconds:.1f}", f"{found.ahead.seconds:.1f}", found.ahead.bound_by} <= cells
+    assert {f"{step.seconds:.1f}" for step in (found.on_policy, found.ahead[1], found.ahead[2])} <= cells
+    assert set(found.ahead[1].bound_by.split(" ")) <= cells
 
 
 def test_plan_reports_that_cpu_pools_have_no_forecast(tmp_path: Path) -> None:

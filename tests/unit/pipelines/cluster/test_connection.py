@@ -89,3 +89,9 @@ def test_other_faults_of_a_start_are_raised_as_they_are(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="no space left"):
         connected(ClusterConfig()).__enter__()
     assert len(starts) == 1
+
+
+def test_missing_cluster_is_refused_with_a_way_to_start_or_avoid_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_slowly(monkeypatch, slow_starts=1, error=ConnectionError("Could not find any running Ray instance."))
+    with pytest.raises(PlanError, match="answers at auto.*Ray instance. Start one with `ray start --head`.*leave out"):
+        connected(ClusterConfig(address="auto")).__enter__()

@@ -177,7 +177,8 @@ def test_clusters_use_tokens_autoscaler_v2_and_redis() -> None:
         group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"])
         for group in cluster["workerGroupSpecs"]
     }
-    assert sizes == {"rollout": (4, 4, 12), "teacher": (2, 2, 2), "verifier": (2, 2, 2), "learner": (1, 1, 1)}
+    # Pods of 4 rollout workers, of 2 teacher replicas and of 2 learner ranks.
+    assert sizes == {"rollout": (1, 1, 3), "teacher": (1, 1, 1), "verifier": (2, 2, 2), "learner": (1, 1, 1)}
     for group in cluster["workerGroupSpecs"]:
         assert group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == "ray stop"
     # The driver of a job runs on the head and dies with it, so the head's state is not kept.
@@ -310,14 +311,43 @@ def test_pools_of_teachers_and_reward_models_get_valid_names_and_labels(schemas:
         for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     }
     assert groups["teacher-math-1"] == ("teacher-Math_1", 1)
-    assert groups["reward-open-answers"] == ("reward_open-answers", 2)
+    assert groups["reward-open-answers"] == ("reward_open-answers", 1)  # one pod of two workers
     shipped = yaml.safe_load(manifests(files)["ConfigMap"]["data"][CONFIG_FILE.name])
     assert shipped["verifiers"]["open/answers"]["path"] == "/mnt/rlad/reward"
+
+
+def test_site_settings_reach_the_pods_with_gpus_and_the_environment_all_workers(schemas: dict[str, Any]) -> None:
+    site = {
+        "pod_resources": {"rdma/hca": "8"},
+        "environment": {"NCCL_IB_HCA": "mlx5"},
+        "capabilities": ("IPC_LOCK",),
+        "compile_cache": "/cache",
+    }
+    job = manifests(rendered("qwen3_0.6b_kk_2k.yaml", **site))["RayJob"]
+    assert problems(schemas["RayJob"], job) == []
+    assert violations(job) == []
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in cluster["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        on_gpu, resources = group["groupName"] != "verifier", container["resources"]
+        assert [amounts.get("rdma/hca") for amounts in resources.values()] == ["8" if on_gpu else None] * 2
+        added = {"drop": ["ALL"]} | ({"add": ["IPC_LOCK"]} if on_gpu else {})
+        assert container["securityContext"]["capabilities"] == added
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert environment["NCCL_IB_HCA"] == "mlx5"
+        assert environment.get("VLLM_CACHE_ROOT") == ("/cache/vllm" if on_gpu else None)
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert "rdma/hca" not in head["resources"]["limits"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"pod_resources": {"rdma": "8"}}, "name of an extended resource"),
+        ({"environment": {"HF_TOKEN": "x"}}, "--env HF_TOKEN looks like a secret"),
+        ({"environment": {"A-B": "x"}}, "requires a variable name"),
+        ({"capabilities": ("SYS_ADMIN",)}, "--capability supports IPC_LOCK, SYS_RESOURCE; got 'SYS_ADMIN'"),
+        ({"compile_cache": "cache"}, "--compile-cache requires an absolute path"),
         ({"kind": "rayservice", "config": "eval_math.yaml"}, "no teacher that scores"),
         ({"kind": "raycronjob", "queue": "nightly"}, "does not pass Kueue's label"),
         ({"schedule": "every night"}, "five cron fields"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.cluster.resources import Resources
 from pipelines.kubernetes import sizing
-from pipelines.kubernetes.sizing import PodGroup, SizingOptions, pod_groups
+from pipelines.kubernetes.sizing import PodGroup, SizingOptions, nodes_needed, pod_groups
 from pipelines.planning.pool_plans import PoolPlan, pool_plans
 from rlad.config import RunConfig, load_run_config
 from rlad.errors import PlanError
@@ -49,7 +49,7 @@ def test_every_worker_has_room_and_ray_places_no_more_than_planned(
     plan = PoolPlan(
         pool=pool, workers=workers, resources=Resources(cpus=workers * cpus, gpus=workers * gpus), worker_gib=2.0
     )
-    group = sizing._group(plan, SMOKE, options())
+    group = sizing._group(plan, SMOKE, options(), common=workers)
     assert workers_that_ray_places(group, cpus, gpus) == group.workers_per_pod
     assert group.replicas * group.workers_per_pod >= workers
     assert (group.replicas - 1) * group.workers_per_pod < workers
@@ -64,7 +64,7 @@ def test_ranks_share_pods_evenly_up_to_the_gpus_of_a_node(ranks: int, per_rank: 
     config = load_run_config(
         CONFIGS / "qwen3_8b_math_30k.yaml", [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}"]
     )
-    learner = groups_of(config)["learner"]
+    learner = groups_of(config, gpu_memory_gib=141)["learner"]
     assert (learner.replicas, learner.gpus) == (pods, gpus)
 
 
@@ -93,8 +93,8 @@ def test_memory_of_a_missing_model_is_marked_as_a_guess() -> None:
 def test_gpu_pods_have_as_much_host_memory_as_gpu_memory() -> None:
     config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml")
     assert {pool: group.memory_gib for pool, group in groups_of(config, gpu_memory_gib=141).items() if group.gpus} == {
-        "rollout": 141,
-        "teacher": 282,
+        "rollout": 8 * 141,
+        "teacher": 8 * 141,
         "learner": 8 * 141,
     }
 
@@ -124,9 +124,74 @@ def test_groups_have_room_for_each_of_several_runs() -> None:
     )
     without_teacher = RunConfig.model_validate({**small.model_dump(), "objective": {"name": "grpo"}, "teacher": None})
     groups = {group.pool: group for group in pod_groups([without_teacher, small, large], options())}
-    assert {pool: group.replicas for pool, group in groups.items()} == {
-        "rollout": 6,
-        "verifier": 2,
-        "learner": 1,
-        "teacher": 2,
+    # 2 and 6 rollout workers: three pods of two.
+    assert {pool: (group.replicas, group.workers_per_pod) for pool, group in groups.items()} == {
+        "rollout": (3, 2),
+        "verifier": (2, 1),
+        "learner": (1, 2),
+        "teacher": (1, 2),
+    }
+
+
+def place(groups: Iterable[PodGroup], *, nodes: int, gpus_per_node: int) -> list[str]:
+    """Place pods as Kubernetes does: in the order of the manifest, each on the node with the most free GPUs.
+
+    Returns:
+        Pools of the pods for which no node has room.
+    """
+    free, waiting = [gpus_per_node] * nodes, []
+    for group in groups:
+        for _ in range(group.replicas if group.gpus else 0):
+            free.sort()
+            if free[-1] >= group.gpus:
+                free[-1] -= group.gpus
+            else:
+                waiting.append(group.pool)
+    return waiting
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes"), [("qwen3_0.6b_kk_2k.yaml", 1), ("qwen3_1.7b_kk_8k.yaml", 1), ("qwen3_8b_math_30k.yaml", 8)]
+)
+def test_pods_of_the_shipped_runs_fill_their_nodes_although_the_scheduler_spreads(config: str, nodes: int) -> None:
+    groups = pod_groups([load_run_config(CONFIGS / config)], options(gpu_memory_gib=141))
+    assert place(groups, nodes=nodes, gpus_per_node=8) == []
+    assert nodes_needed(groups, 8) == nodes
+    assert sum(group.replicas * group.gpus for group in groups) == 8 * nodes
+
+
+def test_pods_of_single_workers_do_not_fit_although_the_nodes_have_as_many_gpus() -> None:
+    """40 pods of 1 GPU, 4 of 2 and 2 of 8 in this order: the reason for pods of several workers, largest first."""
+    shape = {"workers_per_pod": 1, "cpus": 4, "memory_gib": 1, "is_memory_guessed": False}
+    groups = [
+        PodGroup(pool=pool, replicas=pods, max_replicas=pods, gpus=gpus, **shape)
+        for pool, pods, gpus in (("rollout", 40, 1), ("teacher", 4, 2), ("learner", 2, 8))
+    ]
+    assert place(groups, nodes=8, gpus_per_node=8) == ["learner", "learner"]
+    assert nodes_needed(groups, 8) > 8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rollout=st.integers(1, 48),
+    teachers=st.integers(1, 12),
+    per_teacher=st.sampled_from([1, 2, 4, 8]),
+    ranks=st.sampled_from([1, 2, 4, 8, 16, 24, 32]),
+)
+def test_pods_of_any_division_fit_on_fewest_nodes(rollout: int, teachers: int, per_teacher: int, ranks: int) -> None:
+    changes = [f"rollout.workers={rollout}", f"learner.ranks={ranks}", f"teacher.replicas={teachers}"]
+    changes += [f"teacher.gpus_per_replica={per_teacher}", f"teacher.tensor_parallel={per_teacher}"]
+    unknown = ["student.path=/none", "teacher.path=/none"]
+    groups = pod_groups([load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*changes, *unknown])], options())
+    fewest = math.ceil((rollout + teachers * per_teacher + ranks) / 8)
+    assert place(groups, nodes=fewest, gpus_per_node=8) == []
+
+
+def test_growing_pools_grow_by_whole_pods() -> None:
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml")
+    sizes = {limit: groups_of(config, max_workers={"rollout": limit})["rollout"] for limit in (6, 7, 12)}
+    assert {limit: (group.replicas, group.max_replicas, group.gpus) for limit, group in sizes.items()} == {
+        6: (2, 3, 2),
+        7: (4, 7, 1),
+        12: (1, 3, 4),
     }

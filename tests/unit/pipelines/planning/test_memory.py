@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.cluster.resources import Resources
-from pipelines.planning.model_shape import ModelShape
+from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.plan import Finding, make_plan
 from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib, offloaded_gib
 from rlad.config import LearnerConfig, RunConfig, load_run_config
@@ -23,11 +23,50 @@ def test_memory_of_engine_and_learner() -> None:
     # 2 GiB of bfloat16 weights, 1024 tokens * 1024 values * 2 bytes = 2 MiB of cache, one process on each of 2 GPUs.
     assert engine_gib(shape, "bfloat16", 2, 1024) == pytest.approx(2 + 2 / 1024 + 2)
     on_gpu = {"gpus_per_rank": 1, "ranks": 4}
-    for stage, bytes_per_parameter in {0: 16, 1: 4 + 12 / 4, 2: 2 + 14 / 4, 3: 16 / 4}.items():
+    # 2 bytes of weights, 4 of float32 gradients and 12 of the optimizer; one or two buffers of 200 million elements.
+    for stage, bytes_per_parameter in {0: 18, 1: 6 + 12 / 4, 2: 2 + 16 / 4, 3: 18 / 4}.items():
         config = LearnerConfig(zero_stage=stage, **on_gpu)
-        assert learner_gib(shape, config) == pytest.approx(bytes_per_parameter + 1)
+        buckets = (2 if stage >= 2 else 1) * 800e6 / GIB
+        assert learner_gib(shape, config) == pytest.approx(bytes_per_parameter + buckets + 1)
     offloaded = LearnerConfig(zero_stage=3, offload_optimizer=True, **on_gpu)
-    assert learner_gib(shape, offloaded) == pytest.approx(1 + 1)
+    assert learner_gib(shape, offloaded) == pytest.approx(6 / 4 + 1.6e9 / GIB + 1)
+    # 18 / 64 and 1.49 GiB of buffers are less than the whole model that each rank loads.
+    assert learner_gib(shape, LearnerConfig(zero_stage=3, gpus_per_rank=1, ranks=64)) == pytest.approx(2 + 1)
+    # On CPU, where nothing overlaps: 4 + 4 + 8 bytes in float32 over 4 ranks.
+    assert learner_gib(shape, LearnerConfig(zero_stage=3, ranks=4)) == pytest.approx(16 / 4 + 0.8e9 / GIB + 1)
+
+
+def test_memory_of_activations_and_output_layer() -> None:
+    shape = ModelShape(
+        parameters=0,
+        hidden=1024,
+        layers=10,
+        vocabulary=2**20,
+        attention_width=0,
+        kv_values_per_token=0,
+        max_tokens=0,
+    )
+    # Logits of 1,024 tokens, twice, and the gradient of the output layer, twice: 8 GiB each.
+    for checkpointing, per_token in ((True, 1024 * (2 * 10 + 34)), (False, 1024 * 34 * 10)):
+        config = LearnerConfig(gpus_per_rank=1, activation_checkpointing=checkpointing, micro_batch_tokens=2**14)
+        assert learner_gib(shape, config) == pytest.approx(8 + 8 + per_token * 2**14 / GIB + 1)
+    # On CPU activations are float32, and the gradient of the output layer is added in place.
+    on_cpu = LearnerConfig(activation_checkpointing=True, micro_batch_tokens=2**14)
+    assert learner_gib(shape, on_cpu) == pytest.approx(8 + 4 + 2 * 1024 * 54 * 2**14 / GIB + 1)
+
+
+def test_memory_of_the_shipped_learner_of_8b(qwen: dict[str, Path]) -> None:
+    """16 ranks, 32k tokens, checkpointing: 18 P / 16, 36 layers of 4,096 and the output layer of 151,936."""
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml").learner
+    shape = shape_of(str(qwen["8B"]))
+    assert shape is not None
+    states = 18 * 8_190_735_360 / 16
+    activations = 32_768 * 4096 * (2 * 36 + 34)
+    logits, head, buckets = 1024 * 151_936 * 8, 4096 * 151_936 * 8, 1.6e9
+    assert (config.ranks, config.micro_batch_tokens) == (16, 32_768)
+    expected = (states + activations + logits + head + buckets) / GIB + 1
+    assert learner_gib(shape, config) == pytest.approx(expected)
+    assert expected == pytest.approx(30.1, abs=0.05)
 
 
 def test_memory_of_learner_with_adapters() -> None:
@@ -44,12 +83,12 @@ def test_memory_of_learner_with_adapters() -> None:
     )
     on_gpu: dict[str, Any] = {"gpus_per_rank": 1, "ranks": 4, "lora": {"rank": 2}}
     # 100 GiB of weights and 6 of adapters; gradients and optimizer state of the adapters alone.
-    for stage, gib in {0: 212 + 6 * 14, 1: 212 + 6 * (2 + 3), 2: 212 + 6 * 3.5, 3: 53 + 6 * 3.5}.items():
-        assert learner_gib(shape, LearnerConfig(zero_stage=stage, **on_gpu)) == pytest.approx(gib + 1)
+    for stage, gib in {0: 212 + 6 * 16, 1: 212 + 6 * (4 + 3), 2: 212 + 6 * 4, 3: 212}.items():
+        buckets = 0.8e9 / GIB * {0: 1, 1: 1, 2: 2, 3: 0}[stage]  # stage 3 needs most while it loads
+        assert learner_gib(shape, LearnerConfig(zero_stage=stage, **on_gpu)) == pytest.approx(gib + buckets + 1)
     on_gpu["lora"] = {"rank": 2, "target_modules": ["up_proj"]}
-    assert learner_gib(shape, LearnerConfig(zero_stage=3, offload_optimizer=True, **on_gpu)) == pytest.approx(
-        2 * 102 / 4 + 2 * 2 / 4 + 1
-    )
+    two = LearnerConfig(zero_stage=2, offload_optimizer=True, **on_gpu)
+    assert learner_gib(shape, two) == pytest.approx(2 * 102 + 2 * 4 / 4 + 1.6e9 / GIB + 1)
 
 
 def test_adapter_parameters_are_counted_and_unknown_targets_are_errors(qwen: dict[str, Path], tmp_path: Path) -> None:

@@ -167,3 +167,15 @@ def test_pool_table_fits_80_columns(qwen: dict[str, Path]) -> None:
     cells = cells_of(text)
     assert {"pool", "workers", "CPUs", "GPUs", "GiB per worker", "unknown", "teacher-long_name_of_teacher_0"} <= cells
     assert f"{plan.pools[0].worker_gib:.1f}" in cells
+
+
+def test_rollout_workers_beyond_the_groups_in_flight_are_pointed_out(qwen: dict[str, Path]) -> None:
+    settings = [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES]
+    idle = []
+    for workers, staleness in ((32, 0), (33, 0), (64, 1), (65, 1)):
+        sizes = [f"rollout.workers={workers}", f"training.max_staleness={staleness}"]
+        config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*settings, *sizes])
+        plan = make_plan(config, Resources(cpus=512, gpus=128), gpu_memory_gib=80)
+        idle.append([finding.text for finding in plan.findings if "always idle" in finding.text])
+    assert [len(found) for found in idle] == [0, 1, 0, 1]
+    assert "1 of 65 rollout workers are always idle" in idle[3][0]

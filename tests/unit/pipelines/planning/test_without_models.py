@@ -62,3 +62,10 @@ def test_gpus_of_another_machine_come_with_its_cpus() -> None:
     assert available_resources(config, cpus=None, gpus=8) == Resources(cpus=96, gpus=8)
     assert available_resources(config, cpus=7, gpus=8) == Resources(cpus=7, gpus=8)
     assert available_resources(config, cpus=None, gpus=0) == Resources(cpus=3, gpus=0)
+
+
+def test_given_gpus_are_planned_without_the_cluster_of_the_file() -> None:
+    config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml")
+    assert config.cluster.address == "auto"  # no cluster runs here
+    assert available_resources(config, cpus=400, gpus=64) == Resources(cpus=400, gpus=64)
+    assert available_resources(config, cpus=None, gpus=64) == Resources(cpus=768, gpus=64)

@@ -236,3 +236,12 @@ def test_invalid_yaml_is_rejected(tmp_path: Path) -> None:
 def test_vllm_teacher_requires_temperature_one() -> None:
     with pytest.raises(ConfigError, match="only at temperature 1; got rollout.temperature 0.8"):
         load_run_config(SMOKE, ["teacher.engine=vllm", "rollout.temperature=0.8"])
+
+
+def test_float32_students_on_gpu_are_refused_above_the_length_that_their_attention_supports() -> None:
+    on_gpu = ["student.dtype=float32", "rollout.max_prompt_tokens=96", "rollout.max_response_tokens=4000"]
+    assert load_run_config(CONFIGS / "smoke_gpu.yaml", on_gpu).learner.gpus_per_rank == 0.4
+    with pytest.raises(ConfigError, match="at most 4096 tokens together.*got .* 4097. Set student.dtype to bfloat16"):
+        load_run_config(CONFIGS / "smoke_gpu.yaml", [*on_gpu, "rollout.max_prompt_tokens=97"])
+    load_run_config(CONFIGS / "smoke_gpu.yaml", [*on_gpu, "rollout.max_prompt_tokens=97", "student.dtype=bfloat16"])
+    load_run_config(SMOKE, [*on_gpu, "rollout.max_prompt_tokens=97"])

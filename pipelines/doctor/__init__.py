@@ -1,0 +1,1 @@
+"""`rlad doctor`: facts are collected first, and pure functions judge them."""
