@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipelines.kubernetes.sizing import PodGroup
 from pipelines.kubernetes.workload import Workload
+from rlad.credentials import require_no_secrets
 from rlad.errors import PlanError
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CRON = re.compile(r"([0-9A-Za-z*,/?-]+ ){4}[0-9A-Za-z*,/?-]+")
 
 _SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -22,7 +24,7 @@ class DeploymentOptions:
     """Settings of the cluster's administrator. Secrets are referenced by name.
 
     Attributes:
-        image: Container image with rlad, see deploy/docker.
+        image: Container image with rlad, see deploy/docker: NAME@sha256:DIGEST or NAME:TAG.
         namespace: Namespace of all objects; None for kubectl's current one.
         queue: Kueue LocalQueue that admits the pods; None to start pods as soon as there is room.
         schedule: Five cron fields of the recurring kinds.
@@ -52,11 +54,17 @@ class DeploymentOptions:
     schedules_secret: str = "rlad-schedules"
 
     def __post_init__(self) -> None:
-        """Validate the schedule.
+        """Validate the schedule, and refuse secrets: manifests are stored and shown.
 
         Raises:
-            PlanError: Kubernetes would refuse the cron fields or the time zone, or `tick` is not a valid name.
+            ConfigError: An option holds a secret.
+            PlanError: Kubernetes would refuse the cron fields or the time zone, `tick` is not a valid name, or the
+                image has neither a tag nor a valid digest.
         """
+        self._require_version()
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Under names of its own: the option `token_secret` names a Kubernetes secret.
+        require_no_secrets({f"{name}_name": value for name, value in options.items()}, where="options of the manifests")
         if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
             raise PlanError(f"--tick requires the name of a schedule of `rlad schedule list`; got {self.tick!r}")
         if not _CRON.fullmatch(self.schedule):
@@ -70,6 +78,22 @@ class DeploymentOptions:
             raise PlanError(
                 f"unknown time zone {self.timezone!r}: expected an IANA name such as Europe/Berlin"
             ) from error
+
+    @property
+    def is_image_pinned(self) -> bool:
+        """Whether the image is named by its digest. A tag can be moved to another image at any time."""
+        return "@" in self.image
+
+    def _require_version(self) -> None:
+        name, _, digest = self.image.partition("@")
+        tag = name.rpartition("/")[2].partition(":")[2]
+        if self.is_image_pinned and not _DIGEST.fullmatch(digest):
+            raise PlanError(f"--image requires NAME@sha256:DIGEST with 64 hexadecimal digits; got {self.image!r}")
+        if not self.is_image_pinned and tag in ("", "latest"):
+            raise PlanError(
+                f"--image requires a version, so that all pods run the same code: NAME@sha256:DIGEST or NAME:TAG; got "
+                f"{self.image!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
