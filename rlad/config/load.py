@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import omegaconf
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from rlad.config.evaluation import EvaluationSuite
@@ -75,15 +75,22 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
             f"{', '.join(map(repr, malformed))}"
         )
     try:
-        merged = OmegaConf.merge(
-            _clear_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides))
-        )
+        loaded = _loaded(path)
+        merged = OmegaConf.merge(_clear_replaced_teachers(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
         settings = resolved(merged, where=str(path))
-    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {redact(str(error))}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings; got a list")
     return {str(key): value for key, value in settings.items()}
+
+
+def _loaded(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:  # OmegaConf raises it for a number, too
+        raise ConfigError(f"{path}: expected a file with a mapping of settings; {redact(str(error))}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of settings; got a list")
+    return loaded
 
 
 def resolved(settings: Any, *, where: str) -> Any:
