@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.cli.entries import Entry, print_entries, print_wrapped
+from rlad.credentials import redact
 
 if TYPE_CHECKING:
     from pipelines.jobs.client import Job, JobClient
@@ -102,6 +103,14 @@ def submit(
     if is_new:
         sent = f"{len(directory.sizes)} files, {directory.num_bytes / 2**20:.1f} MiB of {directory.root}"
         console.print(f"job {job.id} submitted to {client.address} ({sent})", soft_wrap=True, highlight=False)
+        if directory.left_out:
+            console.print(
+                f"not sent, because they look like credentials or lead out of the directory: "
+                f"{', '.join(directory.left_out)}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
     else:
         console.print(f"job {job.id} already runs this: {job.status}", soft_wrap=True, highlight=False)
     console.print(
@@ -259,7 +268,8 @@ def _end_of(client: JobClient, job: Job, *, follow: bool) -> int:
         log = client.logs(ended.id)
     except JobError:  # its node is gone; the cluster's message contains the last lines
         log = ended.message
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(failure(ended, log))}", highlight=False, soft_wrap=True)
+    reason = escape(redact(failure(ended, log)))
+    Console(stderr=True).print(f"[bold red]error:[/] {reason}", highlight=False, soft_wrap=True)
     return exit_code(ended)
 
 

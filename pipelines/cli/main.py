@@ -34,7 +34,9 @@ from pipelines.cli import teacher as teacher_cli
 from pipelines.cli import verify as verify_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
+from pipelines.cli.output import redact_logs, redact_tracebacks
 from pipelines.init import command as init_cli
+from rlad.credentials import redact
 from rlad.errors import ConfigError, RladError, StopRequestedError
 
 app = typer.Typer(
@@ -77,6 +79,7 @@ def common(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    redact_logs()
 
 
 @app.command()
@@ -283,6 +286,7 @@ def main() -> None:
     A run that was stopped on request exits with `STOPPED_EXIT_CODE`, and one that a signal ended with 128 + N.
     """
     _use_token()
+    redact_tracebacks()
     try:
         app()
     except StopRequestedError as stop:
@@ -305,7 +309,7 @@ def main() -> None:
 def _exit_stopped(stop: StopRequestedError) -> None:
     from pipelines.run.status import STOPPED_EXIT_CODE
 
-    Console(stderr=True).print(f"[yellow]stopped:[/] {escape(str(stop))}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[yellow]stopped:[/] {escape(redact(str(stop)))}", highlight=False, soft_wrap=True)
     sys.exit(STOPPED_EXIT_CODE)
 
 
@@ -318,7 +322,7 @@ def _exit_interrupted(by: signal.Signals) -> None:
 
 
 def _fail(error: BaseException | str) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(redact(str(error)))}", highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

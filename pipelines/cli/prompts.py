@@ -149,11 +149,13 @@ def _values(settings: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from rlad.config.load import resolved
+
     malformed = [setting for setting in settings if "=" not in setting]
     if malformed:
         raise ConfigError(f"expected settings of the form key=value, for example task=math; got {', '.join(malformed)}")
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(settings), resolve=True)
+        values = resolved(OmegaConf.from_dotlist(settings), where="settings of the prompt source")
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"the settings {' '.join(settings)} are not valid YAML: {error}") from error
     assert isinstance(values, dict)

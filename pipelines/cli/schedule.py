@@ -331,7 +331,7 @@ def _open(url: str | None) -> Iterator[ScheduleStore]:
         yield store
     except DBAPIError as error:
         raise ScheduleError(
-            f"schedule database failed: {error.orig}; the next tick continues unfinished runs"
+            f"schedule database failed: {error.orig or error}; the next tick continues unfinished runs"
         ) from error
     finally:
         store.close()

@@ -17,9 +17,10 @@ import aiohttp
 import requests
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobSubmissionClient
-from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_fixed, wait_random
 
 from pipelines.run.status import STOPPED_EXIT_CODES
+from rlad.credentials import redact
 from rlad.errors import ClusterError, JobError
 
 logger = logging.getLogger(__name__)
@@ -87,10 +88,11 @@ class JobClient:
                 `ray://...`, `auto`). Default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the cluster that this
                 machine belongs to.
         """
-        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
-        with self._translated(), _preferred(_located(self.address)):
+        given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+        self.address = redact(given)
+        with self._translated(), _preferred(_located(given)):
             self._client = _DeadlineClient()
-        self.address = self._client.get_address()
+        self.address = redact(self._client.get_address())
 
     def submit(
         self, job_id: str, *, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
@@ -122,14 +124,14 @@ class JobClient:
         return sorted(jobs, key=lambda job: job.started_at or 0.0)
 
     def logs(self, job_id: str) -> str:
-        """Return the output of a job so far.
+        """Return the output of a job so far, without secrets.
 
         Raises:
             JobError: The cluster does not know the job, or the job's node is gone.
         """
         with self._translated():
             text: str = self._client.get_job_logs(job_id)
-        return text
+        return redact(text)
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to end now. Return False if it has already ended.
@@ -169,17 +171,23 @@ class JobClient:
             return job
 
     async def _follow(self, job_id: str, write: Callable[[str], None]) -> None:
-        """Write a job's log until the job ends. A broken stream restarts; text that was already written is skipped."""
-        written = 0
+        """Write a job's log until the job ends, by lines and without secrets.
+
+        A broken stream restarts; text that was already received is skipped.
+        """
+        received, pending = 0, ""
         while True:
             seen = 0
             try:
                 async for text in self._client.tail_job_logs(job_id):
-                    fresh = text[max(0, written - seen) :]
+                    pending += text[max(0, received - seen) :]
                     seen += len(text)
-                    if fresh:
-                        write(fresh)
-                        written = seen
+                    received = max(received, seen)
+                    lines, newline, pending = pending.rpartition("\n")
+                    if newline:
+                        write(redact(lines) + newline)
+                if pending:
+                    write(redact(pending))
                 return
             except (RuntimeError, aiohttp.ClientError, OSError) as error:
                 logger.warning("job=%s log_stream_broke=%s", job_id, error)
@@ -188,7 +196,7 @@ class JobClient:
     @retry(
         retry=retry_if_exception_type(ClusterError),
         stop=stop_after_delay(_AWAY_S),
-        wait=wait_fixed(5),
+        wait=wait_fixed(4) + wait_random(0, 2),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
@@ -267,8 +275,8 @@ def _job(details: JobDetails) -> Job:
     return Job(
         id=details.submission_id or details.job_id or "",
         status=_status(details),
-        message=details.message or "",
-        entrypoint=details.entrypoint,
+        message=redact(details.message or ""),
+        entrypoint=redact(details.entrypoint),
         run_dir=metadata.get(RUN_DIR_KEY) or _run_dir_of(details.entrypoint),
         settings=metadata.get(SETTINGS_KEY),
         started_at=None if details.start_time is None else details.start_time / 1000,

@@ -22,6 +22,7 @@ from rlad.config import RunConfig, load_run_config
 from rlad.config.comparison import load_comparison
 from rlad.config.load import read_settings
 from rlad.config.prompts import files_of
+from rlad.credentials import is_secret_name, secret_in
 from rlad.data.sources.object_store import is_object_uri
 from rlad.errors import ConfigError, JobError
 from rlad.models.references import ReferenceKind, parse_model
@@ -30,10 +31,6 @@ from rlad.verifiers import reward_models
 STOP_GRACE_S = 60
 """Seconds that a stopped job has to shut its pools down. Ray's default of three seconds would leave teachers behind."""
 
-# Every user of the dashboard can read a job's environment.
-_SECRET_WORDS = re.compile(
-    r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
-)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -75,11 +72,18 @@ class JobEnvironment:
     python: str | None
 
     def __post_init__(self) -> None:
-        secret = next((name for name in self.variables if _SECRET_WORDS.search(name)), None)
-        if secret is not None:
+        # Every user of the dashboard can read a job's environment.
+        for name, value in self.variables.items():
+            found = "" if is_secret_name(name) else secret_in(value)
+            if found is not None:
+                raise ConfigError(
+                    f"{name} looks like a secret{f' (its value is or contains {found})' if found else ''}, and the "
+                    "dashboard shows a job's environment: set it in the environment of the nodes"
+                )
+        if found := next(filter(None, map(secret_in, self.packages)), None):
             raise ConfigError(
-                f"{secret} looks like a secret, and the dashboard shows a job's environment: "
-                "set it in the environment of the nodes"
+                f"--pip: a package is or contains {found}, and the dashboard shows a job's packages: configure the "
+                "index in pip.conf on the nodes or with PIP_INDEX_URL in their environment, or install it there"
             )
 
     def runtime_env(self, working_dir: Path) -> dict[str, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipelines.kubernetes.sizing import PodGroup
 from pipelines.kubernetes.workload import Workload
+from rlad.credentials import is_secret_name, require_no_secrets
 from rlad.errors import PlanError
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CRON = re.compile(r"([0-9A-Za-z*,/?-]+ ){4}[0-9A-Za-z*,/?-]+")
 
 _SCHEDULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _RESOURCE = re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_WORDS = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
 # What fast networks need: memory that stays in place, and raised limits of it.
 _CAPABILITIES = ("IPC_LOCK", "SYS_RESOURCE")
 # Kueue's limit of pod sets per workload. One is the head's and one belongs to the pod that submits a RayJob.
@@ -28,7 +29,7 @@ class DeploymentOptions:
     """Settings of the cluster's administrator. Secrets are referenced by name.
 
     Attributes:
-        image: Container image with rlad, see deploy/docker.
+        image: Container image with rlad, see deploy/docker: NAME@sha256:DIGEST or NAME:TAG.
         namespace: Namespace of all objects; None for kubectl's current one.
         queue: Kueue LocalQueue that admits the pods; None to start pods as soon as there is room.
         schedule: Five cron fields of the recurring kinds.
@@ -67,12 +68,18 @@ class DeploymentOptions:
     compile_cache: str | None = None
 
     def __post_init__(self) -> None:
-        """Validate the schedule.
+        """Validate the schedule, and refuse secrets: manifests are stored and shown.
 
         Raises:
-            PlanError: Kubernetes would refuse the cron fields, the time zone or an option, or an option is not allowed.
+            ConfigError: An option holds a secret.
+            PlanError: Kubernetes would refuse the cron fields, the time zone or an option, an option is not allowed,
+                `tick` is not a valid name, or the image has neither a tag nor a valid digest.
         """
+        self._require_version()
         self._require_pod_options()
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        # Under names of its own: the option `token_secret` names a Kubernetes secret.
+        require_no_secrets({f"{name}_name": value for name, value in options.items()}, where="options of the manifests")
         if self.tick is not None and not _SCHEDULE_NAME.fullmatch(self.tick):
             raise PlanError(f"--tick requires the name of a schedule of `rlad schedule list`; got {self.tick!r}")
         if not _CRON.fullmatch(self.schedule):
@@ -94,13 +101,29 @@ class DeploymentOptions:
         for name in self.environment:
             if not _VARIABLE.fullmatch(name):
                 raise PlanError(f"--env requires a variable name of letters, digits and _; got {name!r}")
-            if _SECRET_WORDS.search(name):
+            if is_secret_name(name):
                 raise PlanError(f"--env {name} looks like a secret, which manifests must not hold: use a Secret")
         for capability in self.capabilities:
             if capability not in _CAPABILITIES:
                 raise PlanError(f"--capability supports {', '.join(_CAPABILITIES)}; got {capability!r}")
         if self.compile_cache is not None and not self.compile_cache.startswith("/"):
             raise PlanError(f"--compile-cache requires an absolute path in the pods; got {self.compile_cache!r}")
+
+    @property
+    def is_image_pinned(self) -> bool:
+        """Whether the image is named by its digest. A tag can be moved to another image at any time."""
+        return "@" in self.image
+
+    def _require_version(self) -> None:
+        name, _, digest = self.image.partition("@")
+        tag = name.rpartition("/")[2].partition(":")[2]
+        if self.is_image_pinned and not _DIGEST.fullmatch(digest):
+            raise PlanError(f"--image requires NAME@sha256:DIGEST with 64 hexadecimal digits; got {self.image!r}")
+        if not self.is_image_pinned and tag in ("", "latest"):
+            raise PlanError(
+                f"--image requires a version, so that all pods run the same code: NAME@sha256:DIGEST or NAME:TAG; got "
+                f"{self.image!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

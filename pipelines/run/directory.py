@@ -13,6 +13,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlad.config import RunConfig
+from rlad.config.load import validated
+from rlad.credentials import require_no_secrets
 from rlad.errors import ConfigError, CorruptFileError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.manifest import require_no_links
@@ -87,9 +89,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: The directory holds a run and `resume` is False, it holds other files, or another process
                 holds its lock.
-            ConfigError: The run was started with another configuration.
+            ConfigError: The run was started with another configuration, or the configuration holds a secret.
             CorruptFileError: A file of the run was damaged or changed, or the directory contains a symbolic link.
         """
+        require_no_secrets(config.model_dump(mode="json"), where=f"the configuration of {config.name}")
         self._require_free_or_resumed(resume=resume)
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -149,12 +152,17 @@ class RunDirectory:
 
         Raises:
             RunDirectoryError: The directory holds no run.
-            CorruptFileError: A sealed file was damaged or changed.
+            CorruptFileError: A sealed file was damaged or changed, or the configuration is not one of this version.
         """
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         self.seals.verify(remedy=_DAMAGED)
-        return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
+        try:
+            return validated(RunConfig, yaml.safe_load(self.config.read_bytes()), where=str(self.config))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise CorruptFileError(
+                f"{self.config} is damaged, or was written by another version of rlad: {error}. {_DAMAGED}"
+            ) from error
 
     def record_models(self, models: Mapping[str, PinnedModel]) -> None:
         """Record the models of the run by the setting that names them. A continued run keeps the first record."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from pipelines.run.directory import RunDirectory
+from rlad.credentials import redact
 from rlad.errors import StopRequestedError
 from rlad.integrity.durable import write_atomically
 
@@ -72,5 +73,5 @@ def read_status(run: RunDirectory) -> RecordedStatus | None:
 
 
 def _record(run: RunDirectory, status: RunStatus, reason: str | None) -> None:
-    record = RecordedStatus(status=status, reason=reason, updated_at=time.time())
+    record = RecordedStatus(status=status, reason=reason and redact(reason), updated_at=time.time())
     write_atomically(run.status, json.dumps(asdict(record)) + "\n")

@@ -12,6 +12,7 @@ from pipelines.schedules.store import ScheduleStore
 from rlad.config import RunConfig, load_run_config
 from rlad.config.load import validated
 from rlad.config.schedule import ScheduleConfig
+from rlad.credentials import require_no_secrets
 from rlad.errors import ConfigError, ScheduleError
 from rlad.registry.registry import ModelRegistry
 
@@ -22,7 +23,7 @@ def schedule_settings(
     """Build the schedule of a run's YAML file. Paths become absolute, since ticks may run in another directory.
 
     Raises:
-        ConfigError: The run's settings or the schedule's settings are invalid.
+        ConfigError: The run's settings or the schedule's settings are invalid, or hold a secret.
     """
     run = load_run_config(config, overrides)
     found = {
@@ -33,6 +34,7 @@ def schedule_settings(
         "registry": registry if "://" in registry else str(Path(registry).expanduser().absolute()),
         **settings,
     }
+    require_no_secrets(found, where=f"schedule {name}")
     return validated(ScheduleConfig, found, where=f"schedule {name}")
 
 

@@ -20,6 +20,7 @@ from pipelines.schedules.lease import HeldLease
 from pipelines.schedules.records import Schedule, ScheduleDirectory, Tick, TickStatus
 from pipelines.schedules.store import ScheduleStore
 from rlad.config.schedule import ScheduleConfig
+from rlad.credentials import redact
 from rlad.errors import (
     DeadlineError,
     LeaseLostError,
@@ -84,15 +85,16 @@ class TickExecution:
         Raises:
             LeaseLostError: Another ticker holds the lease.
         """
-        self.tick = self.ticker.store.save(self.held.lease, replace(self.tick, **changes))
+        redacted = {name: redact(value) if isinstance(value, str) else value for name, value in changes.items()}
+        self.tick = self.ticker.store.save(self.held.lease, replace(self.tick, **redacted))
 
     def end(self, status: TickStatus, reason: str | None) -> None:
         """Write the tick's end. A finished tick marks its new prompt files as trained on."""
         seen = self.tick.plan.new_files if status == "finished" and self.tick.plan is not None else ()
-        ended = replace(self.tick, status=status, reason=reason, ended_at=self.ticker.clock())
+        ended = replace(self.tick, status=status, reason=reason and redact(reason), ended_at=self.ticker.clock())
         self.tick = self.ticker.store.save(self.held.lease, ended, seen=seen)
         logger.info(
-            "tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, reason
+            "tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, ended.reason
         )
 
     def execute(self, arguments: list[str]) -> None:

@@ -1,4 +1,8 @@
-"""Lease of a schedule: a thread renews it during a tick and reports its loss."""
+"""Lease of a schedule: a thread renews it during a tick and reports its loss.
+
+A second thread watches the first: a database that hangs keeps the renewal from returning, and the lease is lost when
+its duration has passed on the monotonic clock. The run then ends, and the ticker does not wait for the database.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ logger = logging.getLogger(__name__)
 # Renewals per lease duration: two may fail and the third is still in time.
 _RENEWALS = 4
 _ACQUIRE_POLL_S = 0.5
+_JOIN_S = 0.2
 
 
 class HeldLease:
@@ -38,16 +43,23 @@ class HeldLease:
         self.lease, self.opened = lease, opened
         self.lost = threading.Event()
         self._store, self._lease_s = store, lease_s
+        self._safe_until = time.monotonic() + lease_s
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name=f"lease-{lease.schedule}", daemon=True)
+        self._threads = [
+            threading.Thread(target=work, name=f"lease-{lease.schedule}", daemon=True)
+            for work in (self._renew, self._watch)
+        ]
 
     def __enter__(self) -> HeldLease:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            while thread.is_alive() and not self.lost.is_set():
+                thread.join(_JOIN_S)
 
     def require(self) -> None:
         """Renew the lease now. Call this before a change that the store does not fence, such as one of the registry.
@@ -58,12 +70,11 @@ class HeldLease:
         self._store.renew(self.lease, self._lease_s)
 
     def _renew(self) -> None:
-        safe_until = time.monotonic() + self._lease_s
-        while not self._ended.wait(self._lease_s / _RENEWALS):
+        while not self._ended.wait(self._lease_s / _RENEWALS) and not self.lost.is_set():
             attempted_at = time.monotonic()
             try:
                 self._store.renew(self.lease, self._lease_s)
-                safe_until = attempted_at + self._lease_s
+                self._safe_until = attempted_at + self._lease_s
             except LeaseLostError as error:
                 logger.warning("lease_lost schedule=%s token=%d error=%s", self.lease.schedule, self.lease.token, error)
                 self.lost.set()
@@ -73,12 +84,17 @@ class HeldLease:
                 logger.warning(
                     "lease_not_renewed schedule=%s left_s=%.1f error=%s",
                     self.lease.schedule,
-                    safe_until - attempted_at,
+                    self._safe_until - attempted_at,
                     reason,
                 )
-                if time.monotonic() > safe_until:
-                    self.lost.set()
-                    return
+
+    def _watch(self) -> None:
+        """Report the lease as lost when no renewal has succeeded for its duration, even if one is still waiting."""
+        while not self._ended.wait(max(0.0, self._safe_until - time.monotonic())):
+            if time.monotonic() >= self._safe_until:
+                logger.warning("lease_lost schedule=%s error=not renewed in time", self.lease.schedule)
+                self.lost.set()
+                return
 
 
 @contextmanager
@@ -94,11 +110,15 @@ def hold_lease(
         LeaseHeldError: Another live ticker holds the lease, or `stop` was set while waiting.
     """
     lease, opened = _acquire(store, name, lease_s, stop, find_due or _nothing_due)
+    held = HeldLease(store, lease, lease_s, opened)
     try:
-        with HeldLease(store, lease, lease_s, opened) as held:
+        with held:
             yield held
     finally:
-        store.release(lease)  # after the renewing thread has ended: a late renewal would hold the lease again
+        # After the renewing thread has ended: a late renewal would hold the lease again. A lost lease is not released,
+        # because the database may hang.
+        if not held.lost.is_set():
+            store.release(lease)
 
 
 def _acquire(

@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from pipelines.schedules.records import Tick
 from rlad.config.schedule import NotifyConfig
+from rlad.credentials import redact
 from rlad.errors import ScheduleError
 
 _ATTEMPTS = 3
@@ -109,9 +110,9 @@ def _from_environment(name: str) -> str:
 
 
 def _without_secrets(settings: NotifyConfig, error: Exception) -> str:
-    """Describe an error without the webhook's URL, which HTTP errors contain and which is a secret."""
+    """Describe an error without secrets, such as the webhook's URL, which HTTP errors contain."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"webhook {settings.webhook_env} answered with status {error.response.status_code}"
     if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
         return f"webhook {settings.webhook_env} does not answer: {type(error).__name__}"
-    return str(error)
+    return redact(str(error))

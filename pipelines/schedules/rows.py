@@ -54,6 +54,13 @@ SEEN = sa.Table(
 _TICK_JSON = TypeAdapter(Tick)
 # SQLite allows one writer at a time; other writers wait up to this long.
 _BUSY_S = 30.0
+# PostgreSQL, in seconds: a server that does not answer, a statement that waits for another one's lock, a transaction
+# whose client has stopped, and a network that drops everything.
+_CONNECT_S, _STATEMENT_S, _IDLE_S, _NETWORK_S = 10, 30, 60, 15
+_SERVER_SETTINGS = (
+    f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s "
+    f"-c idle_in_transaction_session_timeout={_IDLE_S}s"
+)
 
 
 def open_database(url: sa.URL) -> sa.Engine:
@@ -61,7 +68,7 @@ def open_database(url: sa.URL) -> sa.Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite and url.database:
         Path(url.database).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S} if is_sqlite else {}, pool_pre_ping=not is_sqlite)
+    engine = sa.create_engine(url, connect_args=_connect_args(url), pool_pre_ping=not is_sqlite)
     if is_sqlite:
         sa.event.listen(engine, "connect", _decode_invalid_text)
     try:
@@ -69,6 +76,24 @@ def open_database(url: sa.URL) -> sa.Engine:
     except DBAPIError:
         TABLES.create_all(engine)  # another process created a table at the same time
     return engine
+
+
+def _connect_args(url: sa.URL) -> dict[str, Any]:
+    """Return the driver's arguments that give every wait for the database an end. Those of the URL take precedence."""
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": _BUSY_S}
+    if url.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    timeouts = {
+        "connect_timeout": _CONNECT_S,
+        "keepalives_idle": _NETWORK_S,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": _NETWORK_S * 1000,
+    }
+    given = url.query.get("options", "")
+    options = f"{_SERVER_SETTINGS} {given if isinstance(given, str) else ' '.join(given)}".strip()
+    return {"options": options, **{name: value for name, value in timeouts.items() if name not in url.query}}
 
 
 class _ScheduleColumns(BaseModel):

@@ -45,6 +45,7 @@ from pipelines.schedules.rows import (
     tick_json,
 )
 from rlad.config.schedule import ScheduleConfig
+from rlad.credentials import redact, require_no_secrets
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
 
 _URL_ENV = "RLAD_SCHEDULES"
@@ -69,16 +70,19 @@ class ScheduleStore:
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        parsed: sa.URL | None = None
         try:
             parsed = sa.make_url(url)
-            self._shown = parsed.render_as_string(hide_password=True)
+            self._shown = redact(parsed.render_as_string(hide_password=True))
             self._engine = open_database(parsed)
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            # A URL that cannot be parsed can hold a password that cannot be recognised: no part of it is shown.
+            reason = "it is no URL" if parsed is None else redact(str(error))
             raise ScheduleError(
-                f"{_URL_ENV} requires a database URL whose driver is installed, for example sqlite:///FILE: {error}"
-            ) from error
+                f"{_URL_ENV} requires a database URL whose driver is installed, for example sqlite:///FILE: {reason}"
+            ) from (None if parsed is None else error)
         except (DBAPIError, OSError) as error:
-            reason = error.orig if isinstance(error, DBAPIError) else error
+            reason = redact(str(error.orig if isinstance(error, DBAPIError) else error))
             raise ScheduleError(f"cannot open the schedule store {self._shown}: {reason}") from error
 
     def close(self) -> None:
@@ -90,8 +94,10 @@ class ScheduleStore:
         """Store a schedule. With `replace`, an existing schedule gets the new configuration and keeps its history.
 
         Raises:
+            ConfigError: The configuration holds a secret.
             ScheduleError: A schedule of that name exists.
         """
+        require_no_secrets(config.model_dump(mode="json"), where=f"schedule {config.name}")
         values: dict[str, Any] = {"config": config.model_dump_json(), "evaluation_fingerprint": evaluation_fingerprint}
         fresh = {
             "is_paused": False,

@@ -14,7 +14,8 @@ Seconds = Annotated[float, Field(gt=0)]
 class ConfigModel(BaseModel):
     """Frozen model that rejects unknown keys, so that a misspelled setting fails before training starts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Errors name the setting and not its value, which may be a secret in the wrong place.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def or_null(value: object) -> object:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator
 
 from rlad.config.base import ConfigModel, Fraction
-from rlad.config.load import read_settings, validated
+from rlad.config.load import read_settings, resolved, validated
 from rlad.config.run import RunConfig
 from rlad.errors import ConfigError
 
@@ -157,6 +157,6 @@ def _run_config(config: CompareConfig, method: str, seed: int, overrides: Sequen
         for key, value in changes.items():
             OmegaConf.update(settings, key, value, merge=False)
         merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides)))
+        return validated(RunConfig, resolved(merged, where=where), where=where)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error}") from error
-    return validated(RunConfig, OmegaConf.to_container(merged, resolve=True), where=where)

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import omegaconf
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from rlad.config.evaluation import EvaluationSuite
 from rlad.config.run import RunConfig
+from rlad.credentials import is_secret_name, redact, require_no_secret_references, require_no_secrets
 from rlad.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -62,7 +63,7 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     """Read a YAML file and merge overrides into it, without validation.
 
     Raises:
-        ConfigError: The file does not exist or is not YAML, or an override is not `key=value`.
+        ConfigError: The file does not exist, is not YAML or holds a secret, or an override is not `key=value`.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,15 +75,36 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
             f"{', '.join(map(repr, malformed))}"
         )
     try:
-        merged = OmegaConf.merge(
-            _clear_replaced_teachers(OmegaConf.load(path), overrides), OmegaConf.from_dotlist(list(overrides))
-        )
-        settings = OmegaConf.to_container(merged, resolve=True)
-    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings; got a list")
+        loaded = _loaded(path)
+        merged = OmegaConf.merge(_clear_replaced_teachers(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
+        settings = resolved(merged, where=str(path))
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {redact(str(error))}") from error
     return {str(key): value for key, value in settings.items()}
+
+
+def _loaded(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:  # OmegaConf raises it for a number, too
+        raise ConfigError(f"{path}: expected a file with a mapping of settings; {redact(str(error))}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of settings; got a list")
+    return loaded
+
+
+def resolved(settings: Any, *, where: str) -> Any:
+    """Resolve the references of OmegaConf settings, and return them as plain Python objects.
+
+    Settings are stored in files of the run. A reference to a secret, or a secret, is therefore refused.
+
+    Raises:
+        ConfigError: The settings hold a secret, or refer to an environment variable that does.
+    """
+    require_no_secret_references(OmegaConf.to_container(settings, resolve=False), where=where)
+    plain = OmegaConf.to_container(settings, resolve=True)
+    require_no_secrets(plain, where=where)
+    return plain
 
 
 def _clear_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
@@ -125,7 +147,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "teacher_kind" and isinstance(problem["input"], dict):
                 message += f"; got {', '.join(map(str, problem['input'])) or 'none of them'}"
-            yield f"{where}: {message}{_received(message, problem['input'])}"
+            value = "" if is_secret_name(where) else _received(message, problem["input"])
+            yield redact(f"{where}: {message}{value}")
 
 
 def _received(message: str, value: object) -> str:

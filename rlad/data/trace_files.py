@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from rlad.contracts import Outcome
 from rlad.data.trace_records import TraceCounts, TracedPrompt, TraceProvenance
@@ -86,12 +87,10 @@ class TraceManifest:
             return None
         if sha256_of(path) != _listed(folder)[MANIFEST]:
             raise CorruptFileError(f"{path} is damaged: it does not match {CHECKSUMS}. {_REMEDY}")
-        content = json.loads(path.read_text())
-        return cls(
-            provenance=TraceProvenance(**content["provenance"]),
-            counts=TraceCounts(**content["counts"]),
-            parts=content["parts"],
-        )
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise CorruptFileError(f"{path} is damaged: it does not hold the manifest of traces. {_REMEDY}") from error
 
     def part_paths(self, folder: Path) -> list[Path]:
         """Verify all parts and return their paths.

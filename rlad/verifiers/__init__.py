@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from rlad.credentials import redact
 from rlad.errors import ConfigError
 from rlad.verifiers.code_tests import CodeTestsVerifierConfig
 from rlad.verifiers.countdown import CountdownVerifierConfig
@@ -52,7 +53,7 @@ def read_verifier(settings: Mapping[str, Any]) -> VerifierConfig:
         return _ADAPTER.validate_python(settings)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+            redact(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})")
             for problem in error.errors()
         )
         raise ConfigError(f"invalid verifier settings: {problems}") from error

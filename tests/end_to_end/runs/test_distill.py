@@ -24,12 +24,18 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STEPS, REFILLS = 6, 3
+# In the environment of all processes of the run. No file of the run may hold them.
+PLANTED = {
+    "RLAD_TEST_API_KEY": "planted-1-f3a91c07be52",
+    "DATABASE_URL": "postgresql://rlad:planted-2-77d0@nowhere/rlad",
+}
 OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
 
 
 def rlad(*arguments: str | Path, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    environment = {**os.environ, **PLANTED}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "--run-dir",
         str(directory.path),
     ]
+    environment = {**os.environ, **PLANTED}
     with subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment
     ) as process:
         LiveRun(process, directory).wait_for_steps(3)
         os.killpg(process.pid, signal.SIGKILL)
@@ -55,7 +62,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     assert continued.returncode == 0, continued.stderr
     assert "before" in continued.stdout
     assert "after" in continued.stdout
+    assert "planted" not in continued.stdout + continued.stderr
     return directory
+
+
+def test_no_file_of_the_run_holds_a_secret_of_its_environment(run: RunDirectory) -> None:
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if b"planted-" in path.read_bytes()] == []
 
 
 def test_every_prompt_is_trained_on_once_although_the_driver_was_killed(run: RunDirectory) -> None:

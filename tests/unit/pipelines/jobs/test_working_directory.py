@@ -39,11 +39,11 @@ def test_ignore_files_apply_to_their_folder_and_the_deepest_wins(tmp_path: Path)
             "runs/x/metrics.jsonl": "",
             "sub/runs/kept.txt": "",
             "sub/build/left.o": "",
-            "sub/.gitignore": "!important.log\nsecret.txt\n",
+            "sub/.gitignore": "!important.log\nprivate.txt\n",
             "sub/important.log": "",
             "sub/other.log": "",
-            "sub/secret.txt": "",
-            "secret.txt": "",
+            "sub/private.txt": "",
+            "private.txt": "",
             "docs/page.md": "",
             "big.parquet": "",
             "deep/keep.parquet": "",
@@ -58,21 +58,23 @@ def test_ignore_files_apply_to_their_folder_and_the_deepest_wins(tmp_path: Path)
         "a.py",
         "deep/keep.parquet",
         "docs/page.md",
-        "secret.txt",
+        "private.txt",
         "sub/.gitignore",
         "sub/important.log",
         "sub/runs/kept.txt",
     ]
 
 
-def test_links_to_files_are_uploaded_and_links_to_folders_are_not(tmp_path: Path) -> None:
+def test_links_to_files_inside_are_uploaded_and_links_to_folders_are_not(tmp_path: Path) -> None:
     write(tmp_path, {"outside/config.yaml": "a: 1", "outside/huge.bin": 200 * MIB})
-    root = write(tmp_path / "project", {"a.py": ""})
-    (root / "config.yaml").symlink_to(tmp_path / "outside" / "config.yaml")
+    root = write(tmp_path / "project", {"a.py": "", "configs/run.yaml": "a: 1"})
+    (root / "config.yaml").symlink_to(root / "configs" / "run.yaml")
+    (root / "outside.yaml").symlink_to(tmp_path / "outside" / "config.yaml")
     (root / "data").symlink_to(tmp_path / "outside")
     (root / "gone").symlink_to(tmp_path / "nowhere")
     directory = read_working_directory(root)
-    assert directory.sizes == {"a.py": 0, "config.yaml": 4}
+    assert directory.sizes == {"a.py": 0, "config.yaml": 4, "configs/run.yaml": 4}
+    assert directory.left_out == ("gone", "outside.yaml")
 
 
 def test_run_directory_is_left_out(tmp_path: Path) -> None:

