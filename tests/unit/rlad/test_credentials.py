@@ -211,6 +211,6 @@ def test_redaction_of_any_text_ends_and_is_stable(text: str) -> None:
 
 @pytest.mark.parametrize("unit", ["a", ":", "@", "x=", "http://", "eyJ", "sk-", "-----BEGIN PRIVATE KEY-----", "'a':"])
 def test_redaction_of_long_text_takes_little_time(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     redact(unit * (50_000 // len(unit)))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2  # a pattern that backtracks takes minutes

@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,22 +178,36 @@ print("left behind", flush=True)
 """
 
 
-def is_of_a_sandbox(process: psutil.Process) -> bool:
+@contextmanager
+def watched_processes() -> Iterator[set[psutil.Process]]:
+    """Collect all processes that descend from this one during the block. Other tests may run sandboxes meanwhile."""
+    seen: set[psutil.Process] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.01):
+            seen.update(psutil.Process().children(recursive=True))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        return "sandbox_child" in " ".join(process.cmdline())
-    except psutil.Error:  # the process has just ended
-        return False
+        yield seen
+    finally:
+        is_over.set()
+        watcher.join()
 
 
-@pytest.mark.parametrize("wait", ["", "time.sleep(1000)"])
-def test_processes_of_a_program_die_with_it_even_in_their_own_session(wait: str) -> None:
-    before = {process.pid for process in psutil.process_iter()}
-    result = run(ESCAPE.format(wait=wait), wall_s=1)
+@pytest.mark.parametrize(("wait", "ended"), [("time.sleep(0.5)", "exited"), ("time.sleep(1000)", "timeout")])
+def test_processes_of_a_program_die_with_it_even_in_their_own_session(wait: str, ended: str) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with watched_processes() as seen:
+        result = run(ESCAPE.format(wait=wait), wall_s=5 if ended == "exited" else 1)
     if "process_namespace" not in result.barriers:
         pytest.skip("this machine permits no process namespace")
-    assert (result.stdout, result.ended) == (("left behind\n", "timeout") if wait else ("left behind\n", "exited"))
-    left = [process for process in psutil.process_iter() if process.pid not in before and is_of_a_sandbox(process)]
-    _, alive = psutil.wait_procs(left, timeout=10)
+    assert (result.stdout, result.ended) == ("left behind\n", ended)
+    own = seen - before
+    assert len(own) >= 3  # the parent of the run, the program, and the process that it left behind
+    _, alive = psutil.wait_procs(own, timeout=10)
     assert alive == []
 
 
