@@ -103,7 +103,12 @@ def unknown_option(words: list[str]) -> str | None:
     rest = list(words)
     while hasattr(command, "commands") and rest:
         name = rest.pop(0)
-        if name.startswith("-"):
+        if name.startswith("-"):  # an option of the group, such as `rlad doctor --address auto`
+            option = next((each for each in command.params if name.partition("=")[0] in each.opts), None)
+            if option is None and name not in ("--help", "-h"):
+                return f"option {name}"
+            if option is not None and not option.is_flag and "=" not in name:
+                rest.pop(0)
             continue
         if name not in command.commands:
             return f"command {name}"
