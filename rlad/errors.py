@@ -49,6 +49,10 @@ class VerifierFailureError(RladError, RuntimeError):
     """Too many responses whose verification timed out or failed. The message holds the verifier's own words."""
 
 
+class ScoringRefusedError(ContractError, EngineError):
+    """Group or support that a teacher cannot score, for example token ids outside of its vocabulary."""
+
+
 class WeightsMismatchError(EngineError):
     """Received weights with a wrong checksum or version. A rollout worker in this state does not serve."""
 

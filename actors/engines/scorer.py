@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlad.contracts import Array, TeacherSupport
-from rlad.errors import EngineError
+from rlad.errors import ScoringRefusedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,13 +142,13 @@ def support_size(support: TeacherSupport, vocabulary: int) -> int:
     """Return the size K of a support; 0 for None.
 
     Raises:
-        EngineError: The size is not between 1 and the vocabulary size.
+        ScoringRefusedError: The size is not between 1 and the vocabulary size.
     """
     if support is None:
         return 0
     size = vocabulary if support == "full" else support
     if not 1 <= size <= vocabulary:
-        raise EngineError(
+        raise ScoringRefusedError(
             f"the support must be `full` or a number of tokens from 1 to {vocabulary}, the teacher's vocabulary size; "
             f"got {support}"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Protocol
 
 import ray
@@ -40,6 +41,11 @@ logger = logging.getLogger(__name__)
 GATEWAY = "TeacherGateway"
 """Name of the gateway's deployment in an application."""
 
+# Deadline of an answer about the health, which anybody may ask for.
+_HEALTH_TIMEOUT_S = 10.0
+# Deadline of the upload of a body. A client that sends a body more slowly would hold one of the requests below.
+_UPLOAD_TIMEOUT_S = 60.0
+_MOST_DIGITS = 18
 # Maximum number of concurrent requests of a gateway, which mostly waits for replicas.
 _MAX_ONGOING_REQUESTS = 256
 _BINARY = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
@@ -73,7 +79,15 @@ class ReplicasByHandle:
         return TeacherScores.from_columns(await scores_ref)
 
 
-def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_request_bytes: int) -> FastAPI:
+def http_application(
+    replicas: Replicas,
+    *,
+    token: str,
+    timeout_s: float,
+    max_request_bytes: int,
+    upload_timeout_s: float = _UPLOAD_TIMEOUT_S,
+    health_timeout_s: float = _HEALTH_TIMEOUT_S,
+) -> FastAPI:
     """Return the ASGI application of a teacher's HTTP interface.
 
     Args:
@@ -81,6 +95,8 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
         token: Token that all requests must carry, except those for health and API documentation.
         timeout_s: Deadline of one request in seconds, including the upload of its body.
         max_request_bytes: Maximum size of a body. A larger body is refused, and not read if it declares its size.
+        upload_timeout_s: Deadline of the upload of a body in seconds.
+        health_timeout_s: Deadline of the health endpoint in seconds.
     """
     app = FastAPI(
         title="rlad teacher",
@@ -90,6 +106,8 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
         redoc_url=None,
         responses={status: {"model": Problem} for status in sorted(set(STATUS.values()))},
     )
+
+    asked = _Shared(replicas.identity)
 
     def require_token(credentials: _Credentials) -> None:
         if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
@@ -105,19 +123,36 @@ def http_application(replicas: Replicas, *, token: str, timeout_s: float, max_re
 
     @app.get("/healthz", summary="Health of the teacher")
     async def health() -> dict[str, str]:
-        await replicas.identity()
+        try:
+            async with asyncio.timeout(health_timeout_s):
+                await asked.result()
+        except TimeoutError as error:
+            raise DeadlineError(f"no replica of the teacher answered within {health_timeout_s:g} s") from error
         return {"status": "ok"}
 
     @app.get("/v1/teacher", summary="Identity of the teacher", dependencies=[Depends(require_token)])
     async def identity() -> TeacherIdentity:
         return await replicas.identity()
 
-    _add_score_route(app, replicas, Depends(require_token), timeout_s=timeout_s, max_request_bytes=max_request_bytes)
+    _add_score_route(
+        app,
+        replicas,
+        Depends(require_token),
+        timeout_s=timeout_s,
+        upload_timeout_s=min(timeout_s, upload_timeout_s),
+        max_request_bytes=max_request_bytes,
+    )
     return app
 
 
 def _add_score_route(
-    app: FastAPI, replicas: Replicas, authorisation: Any, *, timeout_s: float, max_request_bytes: int
+    app: FastAPI,
+    replicas: Replicas,
+    authorisation: Any,
+    *,
+    timeout_s: float,
+    upload_timeout_s: float,
+    max_request_bytes: int,
 ) -> None:
     @app.post(
         "/v1/score",
@@ -133,9 +168,11 @@ def _add_score_route(
         openapi_extra={"requestBody": {"required": True, **_BINARY}},
     )
     async def score(request: Request) -> Response:
+        body: bytes | None = None
         try:
             async with asyncio.timeout(timeout_s):
-                body = await _body(request, max_request_bytes)
+                async with asyncio.timeout(upload_timeout_s):
+                    body = await _body(request, max_request_bytes)
                 if body is None:
                     too_large = Problem(
                         error=ContractError.__name__,
@@ -146,14 +183,31 @@ def _add_score_route(
         except TimeoutError as error:
             if isinstance(error, DeadlineError):
                 raise
-            raise DeadlineError(f"the teacher did not score the group within {timeout_s:g} s") from error
+            what = f"score the group within {timeout_s:g} s"
+            if body is None:
+                what = f"receive the whole request within {upload_timeout_s:g} s"
+            raise DeadlineError(f"the teacher did not {what}") from error
         return Response(scores_to_bytes(scores), media_type=MEDIA_TYPE)
+
+
+class _Shared:
+    """Question that callers share while it is open, so that any number of callers costs one call."""
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[Any] | None = None
+
+    async def result(self) -> Any:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits for it
+        return await asyncio.shield(self._asking)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes | None:
     """Return the body of a request; None if it is larger than `max_bytes`."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    declared = request.headers.get("content-length", "").lstrip("0")
+    if declared.isdecimal() and (len(declared) > _MOST_DIGITS or int(declared) > max_bytes):
         return None
     body = bytearray()
     async for chunk in request.stream():

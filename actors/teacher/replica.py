@@ -18,9 +18,10 @@ from rlad.config import TeacherConfig
 from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
-from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
+from rlad.errors import DeadlineError, VocabularyMismatchError
 from rlad.model_fingerprint import model_fingerprint, output_size
 from rlad.models.locations import fetch_model
+from rlad.teacher.limits import require_scorable
 from rlad.teacher.wire_format import TeacherIdentity
 
 
@@ -105,6 +106,7 @@ class TeacherServer:
             VocabularyMismatchError: The client uses another tokenizer.
             QuotaError: The client has reached its quota.
             DeadlineError: The columns of the group did not arrive in time.
+            ScoringRefusedError: The group cannot be scored, see `require_scorable`.
             EngineError: The engine refused the group or failed.
         """
         if not self._identity.reads(tokenizer_fingerprint):
@@ -119,7 +121,7 @@ class TeacherServer:
                 raise DeadlineError(
                     f"the columns of a group did not arrive at the teacher within {self._timeout_s:g} s"
                 ) from error
-            self._require_known_tokens(group)
+            require_scorable(group, support, vocabulary=self._identity.vocabulary)
             scores = await self._scorer.score(
                 group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support
             )
@@ -138,19 +140,6 @@ class TeacherServer:
         if self._owner is not None and self._watching is None:
             self._watching = asyncio.create_task(delete_with_owner(self._owner))
         await self._scorer.check_health()
-
-    def _require_known_tokens(self, group: RolloutGroup) -> None:
-        """Reject token ids outside of the vocabulary.
-
-        A token without an embedding fails its whole batch, and on a GPU the process, and with it groups of other
-        clients.
-        """
-        for ids in (group.prompt_ids, group.response_ids):
-            if len(ids) and not 0 <= ids.min() <= ids.max() < self._identity.vocabulary:
-                raise EngineError(
-                    f"group {group.uid} has token ids from {ids.min()} to {ids.max()}; the teacher's vocabulary has "
-                    f"ids from 0 to {self._identity.vocabulary - 1}"
-                )
 
     def __del__(self) -> None:
         """Close the engine. Serve calls this method after the last group, before it ends the process."""

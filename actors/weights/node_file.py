@@ -6,7 +6,9 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ _PREFIX = "rlad-"
 _ALIVE = "alive.lock"
 _WRITING = "writing.lock"
 _FILES = "v*.safetensors"
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +143,24 @@ class NodeWeights:
     def _enter(self) -> int:
         """Create the folder and lock it as in use. Retries if another worker removes a dead run's folder meanwhile."""
         while True:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            if self._folder.stat().st_uid != os.getuid():
-                raise EngineError(
-                    f"{self._folder} belongs to another user, who could change the weights in it; "
-                    "choose another run name"
-                )
-            lock = self._folder / _ALIVE
             with suppress(FileNotFoundError):
+                self._make_folder()
+                lock = self._folder / _ALIVE
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 if _is_open_at(descriptor, lock):
                     return descriptor
                 os.close(descriptor)
+
+    def _make_folder(self) -> None:
+        with suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        found = self._folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise EngineError(
+                f"{self._folder} is no directory or belongs to another user, who could change the weights in it; "
+                "choose another run name"
+            )
 
     def _make(self, path: Path, manifest: WeightsManifest, digests: Sequence[bytes], fetch: Fetch) -> None:
         unfinished = path.with_suffix(".unfinished")
@@ -253,7 +261,10 @@ def _remove_if_dead(folder: Path) -> None:
         return  # removed already, or another user's folder
     try:
         if _lock_at_once(lock) and _is_open_at(lock, folder / _ALIVE):
-            shutil.rmtree(folder)
+            # Renamed at once: a worker that enters meanwhile makes a new folder, and loses no file of its own.
+            doomed = folder.with_name(f"{folder.name[:_LONGEST_NAME]}.removed-{uuid.uuid4().hex}")
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
     finally:
         os.close(lock)
 

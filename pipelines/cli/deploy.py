@@ -31,7 +31,9 @@ def render(
     out: Annotated[Path, typer.Option(help="Output directory.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that override the file: key=value.")] = None,
     kind: Annotated[Kind, typer.Option(help="Kind of manifests to render.")] = "all",
-    image: Annotated[str, typer.Option(help="Container image with rlad.")] = "rlad:0.1.0-gpu",
+    image: Annotated[
+        str, typer.Option(help="Container image with rlad: NAME@sha256:DIGEST, or NAME:TAG.")
+    ] = "rlad:0.1.0-gpu",
     namespace: Annotated[
         str | None,
         typer.Option(help="Namespace of all objects. Default: kubectl's current namespace.", show_default=False),
@@ -151,6 +153,13 @@ def render(
     _print_nodes(console, rendered.groups, gpus_per_node)
     for reason in rendered.left_out:
         console.print(f"[yellow]left out[/] {reason}", soft_wrap=True, highlight=False)
+    if not options.is_image_pinned:
+        console.print(
+            f"[yellow]image {image} is a tag, which can be moved to another image[/]: name it by its digest with "
+            "--image NAME@sha256:DIGEST",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(f"{out}: {', '.join(sorted(rendered.files))}", soft_wrap=True, highlight=False)
 
 

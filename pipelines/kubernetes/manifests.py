@@ -7,13 +7,29 @@ from typing import Literal
 import yaml
 
 from pipelines.kubernetes.options import Deployment, DeploymentOptions
-from pipelines.kubernetes.pods import Manifest, cluster_spec, container_security, fault_tolerance, pod_security
+from pipelines.kubernetes.pods import (
+    COMPONENT_LABEL,
+    INSTANCE_LABEL,
+    RAY_NODE,
+    SUBMITS_LABEL,
+    TEACHER_CLIENT_LABEL,
+    Manifest,
+    cluster_spec,
+    container_security,
+    fault_tolerance,
+    pod_labels,
+    pod_security,
+    scratch_mounts,
+    scratch_volumes,
+)
 from pipelines.kubernetes.workload import CONFIG_FILE, STORAGE, Workload, model_in_storage
 from rlad.config import RunConfig, TeacherConfig
 from rlad.errors import PlanError
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _SUBMITTER_CPUS, _SUBMITTER_GIB = "500m", 1
+_DASHBOARD_PORT, _SERVE_PORT = 8265, 8000
+_OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 # Seconds for which the pods of a finished run are kept for inspection.
 _KEEP_FINISHED_S = 600
 
@@ -22,6 +38,26 @@ def config_map(deployment: Deployment) -> Manifest:
     """Build the ConfigMap with the run's configuration, which the head mounts."""
     text = yaml.safe_dump(dict(deployment.workload.settings), sort_keys=False)
     return _object("v1", "ConfigMap", deployment, {"data": {CONFIG_FILE.name: text}}, suffix="-config", queued=False)
+
+
+def network_policy(deployment: Deployment) -> Manifest:
+    """Build the policy that closes the ports of the Ray pods: GCS (6379), dashboard (8265), Ray client (10001) and all
+    others.
+
+    Open are all ports between the pods of the workload; the dashboard, which accepts jobs, for pods with the label
+    `rlad.io/submits-to` and for KubeRay's operator; and Serve's port for pods with the label `rlad.io/teacher-client`.
+    """
+    name = deployment.workload.name
+    nodes = {"matchLabels": {INSTANCE_LABEL: name, COMPONENT_LABEL: RAY_NODE}}
+    dashboard, serve = ([{"protocol": "TCP", "port": port}] for port in (_DASHBOARD_PORT, _SERVE_PORT))
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": _OPERATOR}}
+    ingress = [
+        {"from": [{"podSelector": nodes}]},
+        {"from": [{"podSelector": {"matchLabels": {SUBMITS_LABEL: name}}}, operator], "ports": dashboard},
+        {"from": [{"podSelector": {"matchLabels": {TEACHER_CLIENT_LABEL: name}}}], "ports": serve},
+    ]
+    spec = {"podSelector": nodes, "policyTypes": ["Ingress"], "ingress": ingress}
+    return _object("networking.k8s.io/v1", "NetworkPolicy", deployment, {"spec": spec}, queued=False)
 
 
 def ray_cluster(deployment: Deployment) -> Manifest:
@@ -73,12 +109,6 @@ def cron_job(deployment: Deployment) -> Manifest:
         if options.tick is not None
         else _exclusive(name, deployment.entrypoint(f"{STORAGE}/runs/$(RUN)"))
     )
-    pod = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "securityContext": pod_security(),
-        "containers": [_submitter(deployment, command)],
-    }
     spec = {
         "schedule": options.schedule,
         "timeZone": options.timezone,
@@ -87,17 +117,51 @@ def cron_job(deployment: Deployment) -> Manifest:
         "startingDeadlineSeconds": _KEEP_FINISHED_S,
         "successfulJobsHistoryLimit": 3,
         "failedJobsHistoryLimit": 3,
-        "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": pod}}},
+        "jobTemplate": {
+            "spec": {"backoffLimit": 0, "template": _submitter_pod(deployment, _submitter(deployment, command))}
+        },
     }
     return _object("batch/v1", "CronJob", deployment, {"spec": spec | _suspended(options)}, queued=False)
 
 
+def _submitter_pod(deployment: Deployment, container: Manifest) -> Manifest:
+    """Build the template of a pod that submits a job and waits for its end."""
+    labels = pod_labels(deployment, "submitter") | {SUBMITS_LABEL: deployment.workload.name}
+    pod = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": scratch_volumes(),
+    }
+    return {"metadata": {"labels": labels}, "spec": pod}
+
+
+def _submitter_container(name: str, deployment: Deployment) -> Manifest:
+    """Build a container that may submit jobs, without its command."""
+    options = deployment.options
+    secret = {"secretKeyRef": {"name": options.token_secret, "key": "auth_token"}}
+    return {
+        "name": name,
+        "image": options.image,
+        "env": [
+            {"name": "RAY_AUTH_MODE", "value": "token"},
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": secret},
+        ],
+        "resources": {
+            "requests": {"cpu": _SUBMITTER_CPUS, "memory": f"{_SUBMITTER_GIB}Gi"},
+            "limits": {"memory": f"{_SUBMITTER_GIB}Gi"},
+        },
+        "volumeMounts": scratch_mounts(),
+        "securityContext": container_security(),
+    }
+
+
 def _submitter(deployment: Deployment, command: str) -> Manifest:
     """Build the container that submits a command to the persistent RayCluster and waits for its end."""
-    options = deployment.options
-    return {
-        "name": "submit",
-        "image": options.image,
+    container = _submitter_container("submit", deployment)
+    run = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
+    return container | {
         "command": [
             "ray",
             "job",
@@ -109,22 +173,7 @@ def _submitter(deployment: Deployment, command: str) -> Manifest:
             "--",
             *command.split(),
         ],
-        "env": [
-            {
-                "name": "RUN",
-                "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}},
-            },
-            {"name": "RAY_AUTH_MODE", "value": "token"},
-            {
-                "name": "RAY_AUTH_TOKEN",
-                "valueFrom": {"secretKeyRef": {"name": options.token_secret, "key": "auth_token"}},
-            },
-        ],
-        "resources": {
-            "requests": {"cpu": _SUBMITTER_CPUS, "memory": f"{_SUBMITTER_GIB}Gi"},
-            "limits": {"memory": f"{_SUBMITTER_GIB}Gi"},
-        },
-        "securityContext": container_security(),
+        "env": [{"name": "RUN", "valueFrom": run}, *container["env"]],
     }
 
 
@@ -187,6 +236,8 @@ def _job_spec(deployment: Deployment, entrypoint: str, *, retries: int) -> Manif
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": _KEEP_FINISHED_S,
         "backoffLimit": retries,
+        # KubeRay adds the command. Its own template has no security context.
+        "submitterPodTemplate": _submitter_pod(deployment, _submitter_container("ray-job-submitter", deployment)),
         "rayClusterSpec": cluster_spec(deployment, deployment.groups),
     }
 
@@ -210,7 +261,7 @@ def _suspended(options: DeploymentOptions) -> Manifest:
 
 def _object(
     api: str,
-    kind: Literal["ConfigMap", "CronJob", "RayCluster", "RayCronJob", "RayJob", "RayService"],
+    kind: Literal["ConfigMap", "CronJob", "NetworkPolicy", "RayCluster", "RayCronJob", "RayJob", "RayService"],
     deployment: Deployment,
     content: Manifest,
     *,

@@ -17,6 +17,11 @@ _HEAD_CPUS, _HEAD_GIB = 4, 16
 _USER = 1000
 # Folders of compiled kernels, by the variable that names each.
 _COMPILE_CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+_HOME = "/home/rlad"
+# Labels of pods, which network policies select by.
+INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
+SUBMITS_LABEL, TEACHER_CLIENT_LABEL = "rlad.io/submits-to", "rlad.io/teacher-client"
+RAY_NODE = "ray-node"
 # Longer than a replica needs to drain its groups, shorter than administrators expect a pod to take.
 _GRACE_S = 60
 
@@ -35,7 +40,7 @@ def cluster_spec(deployment: Deployment, groups: Sequence[PodGroup], *, with_con
         "authOptions": {"mode": "token", "secretName": options.token_secret},
         **_autoscaling(options),
         "headGroupSpec": _head(deployment, with_config=with_config),
-        "workerGroupSpecs": [_worker_group(group, options) for group in groups],
+        "workerGroupSpecs": [_worker_group(group, deployment) for group in groups],
     }
 
 
@@ -43,7 +48,11 @@ def _autoscaling(options: DeploymentOptions) -> Manifest:
     """Enable the autoscaler, except with a queue: Kueue admits clusters of a fixed size."""
     if options.queue is not None:
         return {"enableInTreeAutoscaling": False}
-    return {"enableInTreeAutoscaling": True, "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 300}}
+    sidecar = {"securityContext": container_security(), "volumeMounts": scratch_mounts()}
+    return {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 300, **sidecar},
+    }
 
 
 def _head(deployment: Deployment, *, with_config: bool) -> Manifest:
@@ -67,11 +76,12 @@ def _head(deployment: Deployment, *, with_config: bool) -> Manifest:
         "labels": {POOL_LABEL: HEAD_POOL},
         "resources": {"CPU": "0"},
         "rayStartParams": {},
-        "template": {"spec": pod},
+        "template": {"metadata": {"labels": pod_labels(deployment, RAY_NODE)}, "spec": pod},
     }
 
 
-def _worker_group(group: PodGroup, options: DeploymentOptions) -> Manifest:
+def _worker_group(group: PodGroup, deployment: Deployment) -> Manifest:
+    options = deployment.options
     container = _container("ray-worker", options, cpus=group.cpus, memory_gib=group.memory_gib, gpus=group.gpus)
     _add_site_settings(container, options, on_gpu=group.gpus > 0)
     # Announces the node's end to Ray, so that its workers are replaced at once and not after missed heartbeats.
@@ -93,7 +103,7 @@ def _worker_group(group: PodGroup, options: DeploymentOptions) -> Manifest:
         "minReplicas": group.replicas,
         "maxReplicas": group.max_replicas,
         "rayStartParams": {},
-        "template": {"spec": pod},
+        "template": {"metadata": {"labels": pod_labels(deployment, RAY_NODE)}, "spec": pod},
     }
 
 
@@ -111,7 +121,7 @@ def _container(name: str, options: DeploymentOptions, *, cpus: int, memory_gib: 
             {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         ],
-        "volumeMounts": [{"name": "storage", "mountPath": str(STORAGE)}],
+        "volumeMounts": [{"name": "storage", "mountPath": str(STORAGE)}, *scratch_mounts()],
         "securityContext": container_security(),
     }
 
@@ -130,7 +140,26 @@ def _add_site_settings(container: Manifest, options: DeploymentOptions, *, on_gp
 
 
 def _volumes(options: DeploymentOptions) -> list[Manifest]:
-    return [{"name": "storage", "persistentVolumeClaim": {"claimName": options.storage_claim}}]
+    return [{"name": "storage", "persistentVolumeClaim": {"claimName": options.storage_claim}}, *scratch_volumes()]
+
+
+def scratch_mounts() -> list[Manifest]:
+    """Build the mounts of what a container writes: Ray's sessions and spilled objects, and caches in the home."""
+    return [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": _HOME}]
+
+
+def scratch_volumes() -> list[Manifest]:
+    """Build the volumes of `scratch_mounts`. They end with the pod."""
+    return [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}]
+
+
+def pod_labels(deployment: Deployment, component: str) -> Manifest:
+    """Build the labels of a pod, which the network policy selects by."""
+    return {
+        "app.kubernetes.io/name": "rlad",
+        INSTANCE_LABEL: deployment.workload.name,
+        COMPONENT_LABEL: component,
+    }
 
 
 def pod_security() -> Manifest:
@@ -147,8 +176,8 @@ def pod_security() -> Manifest:
 
 
 def container_security() -> Manifest:
-    """Build the security context of a container."""
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    """Build the security context of a container. It writes to its volumes only."""
+    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
 def fault_tolerance(options: DeploymentOptions) -> Manifest:

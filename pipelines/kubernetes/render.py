@@ -38,6 +38,14 @@ class _File:
 _CONFIG = _File(
     name="config.yaml", build=manifests.config_map, purpose=("Configuration of the run, mounted in the head.",)
 )
+_NETWORK = _File(
+    name="networkpolicy.yaml",
+    build=manifests.network_policy,
+    purpose=(
+        "Closes the ports of the Ray pods. Label a pod of this namespace to open one for it:",
+        "rlad.io/submits-to to submit jobs, rlad.io/teacher-client to reach a teacher over HTTP.",
+    ),
+)
 _SERVE = _File(
     name="serve.yaml",
     build=manifests.serve_config,
@@ -49,6 +57,7 @@ _SERVE = _File(
 _FILES: Mapping[Kind, tuple[_File, ...]] = {
     "rayjob": (
         _CONFIG,
+        _NETWORK,
         _File(
             name="rayjob.yaml",
             build=manifests.ray_job,
@@ -60,6 +69,7 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
     "raycluster": (
         _CONFIG,
+        _NETWORK,
         _File(
             name="raycluster.yaml",
             build=manifests.ray_cluster,
@@ -71,6 +81,7 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
     "rayservice": (
         _SERVE,
+        _NETWORK,
         _File(
             name="rayservice.yaml",
             build=manifests.ray_service,
@@ -79,6 +90,7 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
     "cronjob": (
         _CONFIG,
+        _NETWORK,
         _File(
             name="cronjob.yaml",
             build=manifests.cron_job,
@@ -91,6 +103,7 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
     "raycronjob": (
         _CONFIG,
+        _NETWORK,
         _File(
             name="raycronjob.yaml",
             build=manifests.ray_cron_job,
@@ -103,7 +116,8 @@ _FILES: Mapping[Kind, tuple[_File, ...]] = {
     ),
 }
 # Files that are applied with the folder. The others are applied on request only.
-_APPLIED_BY_DEFAULT = ("config.yaml", "rayjob.yaml")
+_APPLIED_BY_DEFAULT = ("config.yaml", "networkpolicy.yaml", "rayjob.yaml")
+_SHARED = ("config.yaml", "networkpolicy.yaml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +253,7 @@ def _kustomization(files: Mapping[str, str], source: str) -> str:
     """Build kustomization.yaml, for `kubectl apply -k` and for overlays."""
     resources = [name for name in files if name in _APPLIED_BY_DEFAULT]
     others = [name for name in files if name not in (*_APPLIED_BY_DEFAULT, "serve.yaml")]
-    if not resources or (resources == ["config.yaml"] and others):
+    if set(resources) <= set(_SHARED) and others:
         resources, others = [*resources, *others], []
     lines = [
         f"# Rendered from {source} by `rlad deploy render`. Do not edit; render again.",

@@ -13,6 +13,7 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     wait_exponential,
+    wait_random,
     wait_random_exponential,
 )
 
@@ -38,7 +39,7 @@ async def retry_until(
 
     Two errors are retried, each by its own rule:
 
-    - `WorkerLostError`, up to `max_retries` times, with exponential backoff up to 10 s;
+    - `WorkerLostError`, up to `max_retries` times, with exponential backoff up to 10 s, and up to 1 s more at random;
     - `QuotaError`, without a limit, with randomised exponential backoff up to 1 s. It does not count as a retry.
 
     Any other exception is permanent and propagates unchanged.
@@ -89,7 +90,8 @@ def _loss_retries(sleep: Callable[[float], Awaitable[None]], max_retries: int) -
         sleep=sleep,
         retry=retry_if_exception_type(WorkerLostError),
         stop=stop_after_attempt(max_retries + 1),
-        wait=wait_exponential(max=10),
+        # Varied, so that the groups of a lost replica do not all come back at once.
+        wait=wait_exponential(max=10) + wait_random(0, 1),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )

@@ -148,6 +148,9 @@ class ScoringRequest:
         expected = {"prompt_ids", "response_ids", "response_offsets"}
         if arrays.keys() != expected:
             raise ContractError(f"a scoring request must have the arrays {sorted(expected)}; got {sorted(arrays)}")
+        odd = {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items() if array.ndim != 1}
+        if odd:
+            raise ContractError(f"the arrays of a scoring request must be one-dimensional; got {odd}")
         num_tokens, num_responses = len(arrays["response_ids"]), max(0, len(arrays["response_offsets"]) - 1)
         group = RolloutGroup(
             uid=fields.uid,
@@ -228,7 +231,8 @@ def _unpacked(body: bytes, kind: type[FieldsT]) -> tuple[FieldsT, dict[str, Arra
         arrays: dict[str, Array] = load(body)  # checks the header: lengths, bounds, no gap, no overlap
         header = json.loads(body[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")])
         fields = kind.model_validate_json(header["__metadata__"][_FIELDS_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    # A header can also declare a shape that no machine can hold, or nest deeper than Python reads.
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise ContractError(
             f"expected a safetensors body with {kind.__name__.strip('_')} in its header; got {len(body)} bytes of "
             f"another format: {error}"

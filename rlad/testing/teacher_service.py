@@ -11,6 +11,7 @@ import httpx
 from rlad.contracts import TeacherScores
 from rlad.errors import AccessError, RladError
 from rlad.teacher.http_client import TeacherHttpClient
+from rlad.teacher.limits import require_scorable
 from rlad.teacher.wire_format import (
     MEDIA_TYPE,
     ScoringRequest,
@@ -92,6 +93,7 @@ class FakeTeacherService:
             if (request.method, request.url.path) == ("POST", "/v1/score"):
                 scoring = ScoringRequest.from_bytes(request.content)
                 self.requests.append(scoring)
+                require_scorable(scoring.group, scoring.support, vocabulary=self._identity.vocabulary)
                 body = scores_to_bytes(self._rule(scoring))
                 return httpx.Response(200, content=body, headers={"Content-Type": MEDIA_TYPE})
         except RladError as error:

@@ -76,7 +76,7 @@ def test_pins_of_the_site_do_not_conflict_with_those_of_the_environment() -> Non
 def pins(name: str) -> dict[str, str]:
     """Return a lock file's versions by normalized package name."""
     lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pairs = (line.removesuffix(" \\").split("==") for line in lines if "==" in line and not line.startswith("#"))
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in pairs}
 
 

@@ -26,7 +26,7 @@ from actors.engines.hf_engine.scoring_row import scoring_row
 from actors.engines.scorer import TokenScores, support_size
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
-from rlad.errors import EngineError
+from rlad.errors import EngineError, ScoringRefusedError
 from rlad.logprobs import selected_logprobs
 from rlad.topk_logprobs import selected_and_top_logprobs
 
@@ -115,6 +115,12 @@ class TransformersScorer:
         support: TeacherSupport = None,
     ) -> TokenScores:
         size = support_size(support, len(self._output_weight))
+        longest = len(prompt_ids) + int(np.diff(response_offsets).max(initial=0))
+        if longest > self._max_sequence_tokens and len(response_ids):
+            raise ScoringRefusedError(
+                f"a prompt with its response has {longest} tokens; "
+                f"the context of the teacher is {self._max_sequence_tokens}"
+            )
         group = _Group(
             prompt_ids=prompt_ids, temperature=temperature, scores=TokenScores.empty(len(response_ids), size)
         )
@@ -125,12 +131,6 @@ class TransformersScorer:
                 )
         if not group.sequences:
             return group.scores
-        longest = 1 + max(sequence.num_tokens for sequence in group.sequences)
-        if longest > self._max_sequence_tokens:
-            raise EngineError(
-                f"a prompt with its response has {longest} tokens; "
-                f"the context of the teacher is {self._max_sequence_tokens}"
-            )
         await self.check_health()
         group.remaining = len(group.sequences)
         self._arrivals.put(group)

@@ -16,7 +16,7 @@ from actors.engines.scorer import TokenScores, support_size
 from actors.engines.vllm_engine.settings import MASK, VllmSettings, apply_environment, engine_args
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
-from rlad.errors import EngineError, WorkerLostError
+from rlad.errors import EngineError, ScoringRefusedError, WorkerLostError
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -75,12 +75,12 @@ class VllmScorer:
         support: TeacherSupport = None,
     ) -> TokenScores:
         if temperature != 1.0:
-            raise EngineError(
+            raise ScoringRefusedError(
                 f"the vllm teacher engine scores at temperature 1 only; the group was sampled at {temperature}: "
                 "use the transformers engine"
             )
         if support == "full":
-            raise EngineError(
+            raise ScoringRefusedError(
                 "the vllm teacher engine scores a limited number of most likely tokens, not the full vocabulary: "
                 "use the transformers engine"
             )

@@ -35,7 +35,7 @@ from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.config import RemoteTeacherConfig, ServiceTeacherConfig
 from rlad.contracts import RolloutGroup, TeacherScores
 from rlad.data.chat import tokenizer_fingerprint
-from rlad.errors import AccessError, EngineError, PlanError, RladError, VocabularyMismatchError
+from rlad.errors import AccessError, ContractError, PlanError, RladError, VocabularyMismatchError
 from rlad.ledger import Ledger
 from rlad.models.locations import resolve_model
 from rlad.teacher.http_client import TeacherHttpClient
@@ -185,7 +185,9 @@ async def test_invalid_tokens_vocabularies_bodies_and_names_are_refused(
         with pytest.raises(VocabularyMismatchError, match="use a teacher and a student with one vocabulary"):
             await other.score(make_group(0))
         unknown = RolloutGroup(**{**make_group(0).to_columns(), "prompt_ids": np.array([1, 99_999], np.int32)})
-        with pytest.raises(EngineError, match="token ids from 1 to 99999; the teacher's vocabulary has ids from 0 to"):
+        with pytest.raises(
+            ContractError, match="token ids from 1 to 99999; the teacher's vocabulary has ids from 0 to"
+        ):
             await client.score(unknown)
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
         large, odd = [await http.post(f"{url}/v1/score", content=body) for body in (bytes(2 << 20), b"\x80\x04K\x01.")]

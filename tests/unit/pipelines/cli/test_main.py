@@ -152,6 +152,7 @@ def test_deploy_render_writes_manifests(rlad: Rlad, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "manifests").iterdir()) == [
         "config.yaml",
         "kustomization.yaml",
+        "networkpolicy.yaml",
         "rayjob.yaml",
     ]
     shipped = yaml.safe_load(
