@@ -45,15 +45,17 @@ test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest -m engine
 
-chaos: $(STAMP) ## flip bits in every kind of file and count those that go unnoticed, about a minute
+chaos: $(STAMP) ## inject faults: bit flips in every kind of file, and each role stopped in turn; about 15 minutes
 	$(BIN)/python -m benchmarks.chaos.bit_flips
+	$(BIN)/python -m benchmarks.chaos.stopped_roles
 
-lint: $(STAMP) ## check code style, formatting, types, import layers and language
+lint: $(STAMP) ## check code style, formatting, types, import layers, language and waits
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.check_language
+	$(BIN)/python -m tools.check_waits
 
 check: lint $(VENV)/.reasoning-gym ## lint, and run the tests that start no engine
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine" -q

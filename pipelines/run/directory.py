@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlad.config import RunConfig
+from rlad.config.load import validated
 from rlad.errors import ConfigError, CorruptFileError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.integrity.manifest import require_no_links
@@ -21,7 +22,7 @@ from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
@@ -65,6 +66,7 @@ class RunDirectory:
     status = property(lambda self: self.path / "status.json")
     seals = property(lambda self: Seals(self.path))
     prompts = property(lambda self: self.path / "prompts.json")
+    heartbeat = property(lambda self: self.path / "heartbeat.json")
 
     def require_usable(self, config: RunConfig, *, resume: bool) -> None:
         """Check that `hold` would succeed now, without creating or changing anything.
@@ -150,11 +152,12 @@ class RunDirectory:
         Raises:
             RunDirectoryError: The directory holds no run.
             CorruptFileError: A sealed file was damaged or changed.
+            ConfigError: The run was made with settings that have moved or ended since.
         """
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         self.seals.verify(remedy=_DAMAGED)
-        return RunConfig.model_validate(yaml.safe_load(self.config.read_text()))
+        return validated(RunConfig, yaml.safe_load(self.config.read_text()), where=str(self.config))
 
     def record_models(self, models: Mapping[str, PinnedModel]) -> None:
         """Record the models of the run by the setting that names them. A continued run keeps the first record."""

@@ -47,7 +47,7 @@ class HeldLease:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join()  # unlimited wait: the database has timeouts, and a later renewal would hold the lease again
 
     def require(self) -> None:
         """Renew the lease now. Call this before a change that the store does not fence, such as one of the registry.
