@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 from actors.health.node_watch import ProcessId
+
+logger = logging.getLogger(__name__)
 
 _NAMESPACE = "rlad-processes"
 
@@ -52,8 +56,14 @@ def announce(run_id: str, name: str, *, role: str, has_engine: bool = False) -> 
 
 
 def withdraw(run_id: str) -> None:
-    """Withdraw the announcement of the calling process, which ends as planned."""
-    forget(run_id, this_process())
+    """Withdraw the announcement of the calling process, which ends as planned.
+
+    Never raises a failure of the store, which must not replace the result of the process.
+    """
+    try:
+        forget(run_id, this_process())
+    except RayError as error:
+        logger.warning("announcement=not_withdrawn reason=%s", error)
 
 
 def announced(run_id: str) -> list[Announcement]:
@@ -73,8 +83,11 @@ def forget(run_id: str, process: ProcessId) -> None:
 
 
 def forget_all(run_id: str) -> None:
-    """Remove all announcements of a run."""
-    _internal_kv_del(f"{run_id}/", del_by_prefix=True, namespace=_NAMESPACE)
+    """Remove all announcements of a run. Never raises a failure of the store: the next run of this name repeats it."""
+    try:
+        _internal_kv_del(f"{run_id}/", del_by_prefix=True, namespace=_NAMESPACE)
+    except RayError as error:
+        logger.warning("announcements=not_removed run=%s reason=%s", run_id, error)
 
 
 async def process_of(actor: ActorHandle, *, deadline_s: float) -> ProcessId:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,44 +12,18 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
-import ray
 from ray.exceptions import RayActorError
 
 from actors.health.monitor import HeartbeatMonitor
-from actors.health.processes import announce
 from actors.pool.pool import ActorPool
 from rlad.errors import WorkerLostError
+
+from .sleeper import Sleeper
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HEARTBEAT_S = 0.3
 MISSED = 3
-
-
-@ray.remote(num_cpus=0)
-class Sleeper:
-    """Actor with a child process. It waits, or holds the interpreter lock, on request."""
-
-    def __init__(self, number: int = 0) -> None:
-        self._number = number
-        self._child = subprocess.Popen(["sleep", "600"])
-
-    async def pids(self) -> tuple[int, int]:
-        return os.getpid(), self._child.pid
-
-    async def number(self) -> int:
-        return self._number
-
-    async def wait(self) -> None:
-        await asyncio.Event().wait()
-
-    async def hold_interpreter_lock(self, seconds: int) -> int:
-        ctypes.PyDLL(None).sleep(seconds)  # unlike `CDLL`, it keeps the lock
-        return os.getpid()
-
-    async def announce(self, run_id: str) -> int:
-        announce(run_id, "rank-0", role="rank")
-        return os.getpid()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

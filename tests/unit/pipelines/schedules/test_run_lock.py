@@ -194,20 +194,16 @@ def test_run_of_a_frozen_ticker_is_taken_over_without_a_further_attempt(
         store.close()
 
 
-# A run that holds its directory. The first one stops in it, and never ends by itself.
+# A run that stops when it is started the first time, and then never ends by itself.
 STOPPING = """
 import os, signal, sys
 from pathlib import Path
-from pipelines.run.directory import RunDirectory
-from pipelines.run.heartbeat import beating
+mark, *arguments = sys.argv[1:]
+if not Path(mark).exists():
+    Path(mark).touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
 from pipelines.schedules.launcher import RunRequest
-from rlad.config import load_run_config
 from tests.unit.pipelines.schedules.conftest import FakeLauncher
-arguments = sys.argv[1:]
-run, config = RunDirectory(arguments[arguments.index("--run-dir") + 1]), load_run_config(arguments[1])
-if not run.config.exists():
-    with run.hold(config, resume=True), beating(run, config.failures):
-        os.kill(os.getpid(), signal.SIGSTOP)
 FakeLauncher().write_run(RunRequest(arguments=tuple(arguments), working_dir=Path(), log=Path()))
 """
 # A process that holds the directory of a run.
@@ -227,11 +223,13 @@ def with_short_heartbeats(site: Site) -> Site:
     return site
 
 
-def test_stopped_run_is_killed_and_continued_by_the_next_attempt(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_run_is_killed_and_continued_by_the_next_attempt(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     with_short_heartbeats(site)
     site.clock.now = NIGHT
-    launcher = ChildProcess(command=(sys.executable, "-c", STOPPING))
+    launcher = ChildProcess(command=(sys.executable, "-c", STOPPING, str(tmp_path / "started")))
     (ended,) = tick("nightly", Ticker(store=site.store, launcher=launcher, clock=site.clock))
     assert (ended.event, ended.attempts) == ("promoted", 2)
 
