@@ -56,16 +56,18 @@ test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest -m "engine and not chaos"
 
-chaos: $(STAMP) ## what is too slow for `make test`: kills in live runs, and bits flipped in every kind of file
+chaos: $(STAMP) ## faults that take too long for `make test`: bit flips, stopped roles, kills in live runs
 	$(BIN)/python -m benchmarks.chaos.bit_flips
+	$(BIN)/python -m benchmarks.chaos.stopped_roles
 	$(BIN)/python -m pytest -m chaos
 
-lint: $(STAMP) ## check code style, formatting, types, import layers and language
+lint: $(STAMP) ## check code style, formatting, types, import layers, language and waits
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.check_language
+	$(BIN)/python -m tools.check_waits
 
 check: lint $(VENV)/.reasoning-gym ## lint, and run the tests that start no engine
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine" -q

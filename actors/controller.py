@@ -14,6 +14,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
+from actors.health.monitor import ActorHealth
 from actors.pool.pool import PoolState
 from actors.remote_errors import as_rlad_error
 from rlad.errors import RladError, RunDirectoryError
@@ -31,6 +32,7 @@ class RunState:
         step: Number of trained steps.
         total_steps: Number of steps of the run.
         pools: Size of each pool by name.
+        actors: Health of each process; empty for a run that is not alive.
         metrics: Metrics of the last trained step.
         updated_at: Time of this state, in seconds since the epoch.
     """
@@ -41,6 +43,7 @@ class RunState:
     pools: Mapping[str, PoolState]
     metrics: Mapping[str, float]
     updated_at: float
+    actors: tuple[ActorHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from rich.console import Console
 from rich.markup import escape
 
+from actors.health.monitor import HeartbeatMonitor
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.resources import require_labelled_room, require_room
@@ -27,6 +28,7 @@ from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.resolution.run_inputs import input_fingerprints
 from pipelines.run.directory import RunDirectory
 from pipelines.run.downloads import fetch_here
+from pipelines.run.heartbeat import beating
 from pipelines.run.model_card import write_model_card
 from pipelines.run.progress import RunProgress, accuracy_table
 from pipelines.run.result import RunResult, finished_result
@@ -37,7 +39,7 @@ from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import run_unless_failed, together
 from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
-from pipelines.training.pools import fetch_for_pools, require_shared_teachers
+from pipelines.training.pools import fetch_for_pools, heartbeat_monitor, require_shared_teachers
 from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
 from pipelines.training.startup import Services, open_services, start_broker, start_learner
 from pipelines.training.step_loop import run_step_loop
@@ -89,7 +91,11 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
             asyncio.run(require_shared_teachers(run))
             if not is_local:
                 fetch_for_pools(config, run.models, progress)
-            with directory.hold(config, resume=resume), recording_status(directory):
+            with (
+                directory.hold(config, resume=resume),
+                recording_status(directory),
+                beating(directory, config.failures),
+            ):
                 directory.record_models(run.models.by_setting())
                 directory.record_inputs(inputs)
                 asyncio.run(_train(run, progress, console))
@@ -113,13 +119,31 @@ async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> N
     run.directory.record_prompts(run.prompts_record)
     traces = await prepare_traces(run, progress, console) if run.config.offline is not None else None
     training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
+    monitor = heartbeat_monitor(run.config, run.run_id)
+    async with monitor.running():
+        await _train_on(run, training_set, traces, monitor, progress, console)
+
+
+async def _train_on(
+    run: ResolvedRun,
+    training_set: TrainingSet,
+    traces: TrainingTraces | None,
+    monitor: HeartbeatMonitor,
+    progress: RunProgress,
+    console: Console,
+) -> None:
+    """Train on a training set. Any failure of a part ends the others."""
     broker = start_broker(run, group_size=training_set.group_size)
     learner = start_learner(run, broker)
     early_end = EarlyEnd(BrokerClient(handle=broker), grace_period_s=run.config.checkpoints.grace_period_s)
     try:
         await run_unless_failed(
-            _train_with(run, broker, training_set, traces, progress, early_end),
-            watched=together(learner.wait(), early_end.on_sigterm()),
+            _train_with(run, broker, monitor, training_set, traces, progress, early_end),
+            watched=together(
+                learner.wait(),  # unlimited wait: the steps of the run have deadlines
+                early_end.on_sigterm(),
+                monitor.watch(broker, "broker", deadline_s=run.config.cluster.start_timeout_s),
+            ),
         )
     except BaseException as error:
         await stop_after_failure(BrokerClient(handle=broker), error)
@@ -134,13 +158,14 @@ async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> N
 async def _train_with(
     run: ResolvedRun,
     broker: ActorHandle,
+    monitor: HeartbeatMonitor,
     training_set: TrainingSet,
     traces: TrainingTraces | None,
     progress: RunProgress,
     early_end: EarlyEnd,
 ) -> None:
     """Open the services, run all steps, and finish the run."""
-    async with open_services(run, broker, progress) as services:
+    async with open_services(run, broker, progress, monitor) as services:
         scheduler = PromptScheduler(training_set, seed=run.config.seed, used=services.used_uids)
         source = _group_source(run, services, scheduler, traces)
         evaluation = ScheduledEvaluation(run, services.pools, services.telemetry, progress)

@@ -9,13 +9,14 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from actors.engines.devices import hide_gpus
+from actors.health.processes import announce, withdraw
 from actors.learner.checkpoints import drop_unusable_list
 from actors.learner.settings import CHECKPOINTS, LearnerSettings
 from actors.remote_errors import as_rlad_error
@@ -39,6 +40,8 @@ def train_loop(train_loop_config: dict[str, LearnerSettings]) -> RladError | Non
     settings = train_loop_config["settings"]
     if not settings.learner.gpus_per_rank:
         hide_gpus()
+    if settings.run_id is not None:
+        announce(settings.run_id, f"learner-{get_context().get_world_rank()}", role="learner")
     # Imported here so that only ranks import DeepSpeed, not the driver.
     from actors.learner.collectives import AgreedError
     from actors.learner.rank import LearnerRank
@@ -47,6 +50,9 @@ def train_loop(train_loop_config: dict[str, LearnerSettings]) -> RladError | Non
         LearnerRank(settings).run()
     except AgreedError as agreed:
         return agreed.error
+    finally:
+        if settings.run_id is not None:
+            withdraw(settings.run_id)
     return None
 
 
@@ -89,7 +95,7 @@ class LearnerGroup:
 
     async def close(self) -> None:
         """Wait until ranks that the broker has stopped have ended. Never raises: the caller knows the reason."""
-        waiting = asyncio.create_task(self.wait())
+        waiting = asyncio.create_task(self.wait())  # unlimited wait: the deadline is that of the next line
         await asyncio.wait([waiting], timeout=_CLOSE_TIMEOUT_S)
         if waiting.done():
             waiting.exception()  # retrieved, so that asyncio does not report it as never retrieved
@@ -124,7 +130,7 @@ def _torch_trainer(settings: LearnerSettings) -> TorchTrainer:
         train_loop_config={"settings": settings},
         scaling_config=_scaling(learner, settings.label_selector),
         torch_config=TorchConfig(
-            backend="nccl" if learner.gpus_per_rank else "gloo", timeout_s=int(learner.step_timeout_s)
+            backend="nccl" if learner.gpus_per_rank else "gloo", timeout_s=int(settings.step_timeout_s)
         ),
         run_config=TrainRunConfig(
             name=CHECKPOINTS,

@@ -31,6 +31,7 @@ class LearnerSettings:
         updates_per_step: Optimizer updates of a step, over all passes.
         passes: Passes over the batch of a step.
         seed: Seed of the run.
+        step_timeout_s: Deadline of a step, and so of a collective, seconds.
         checkpoint_every_steps: Steps between two checkpoints.
         checkpoints_to_keep: Number of checkpoints that are kept.
         transport: How weight updates travel.
@@ -41,6 +42,7 @@ class LearnerSettings:
         broker: Handle of the `ExperienceBroker`.
         vocabulary_size: Number of token ids. Later entries of the student's output layer have probability 0; None means
             that all entries are tokens.
+        run_id: Run to whose monitor the ranks announce themselves; None for no monitor.
     """
 
     learner: LearnerConfig
@@ -53,6 +55,7 @@ class LearnerSettings:
     updates_per_step: int
     passes: int
     seed: int
+    step_timeout_s: float
     checkpoint_every_steps: int
     checkpoints_to_keep: int
     transport: Literal["object_store", "nccl", "ipc", "gloo"]
@@ -62,6 +65,7 @@ class LearnerSettings:
     run_dir: Path
     broker: ActorHandle
     vocabulary_size: int | None = None
+    run_id: str | None = None
 
     @classmethod
     def of(
@@ -72,6 +76,7 @@ class LearnerSettings:
         run_dir: Path,
         broker: ActorHandle,
         vocabulary_size: int | None = None,
+        run_id: str | None = None,
     ) -> Self:
         """Collect the settings from a run's configuration."""
         return cls(
@@ -85,6 +90,7 @@ class LearnerSettings:
             updates_per_step=config.training.total_updates_per_step,
             passes=config.training.passes,
             seed=config.seed,
+            step_timeout_s=config.failures.step_timeout_s,
             checkpoint_every_steps=config.checkpoints.every_steps,
             checkpoints_to_keep=config.checkpoints.keep,
             transport=config.weights.transport,
@@ -94,4 +100,5 @@ class LearnerSettings:
             run_dir=run_dir.resolve(),
             broker=broker,
             vocabulary_size=vocabulary_size,
+            run_id=run_id,
         )

@@ -2,10 +2,11 @@
 
 A pool belongs to the driver's event loop and owns the actor handles. An actor becomes *ready* once it is up and
 prepared; only ready actors get work. An actor that dies or becomes unreachable is removed at once and replaced in the
-background while the restart budget lasts; its callers get `WorkerLostError` and may submit the work again. When a pool
-shrinks, surplus workers drain: they finish their leases before they are killed.
+background while the restart budget lasts; its callers get `WorkerLostError` and may submit the work again. So does a
+worker whose process was stopped, once the monitor has noticed it. When a pool shrinks, surplus workers drain: they
+finish their leases before they are killed.
 
-Worker states are in `actors.pool.workers`, the rules for replacement in `actors.pool.restart_policy`.
+Worker states are in `actors.pool.workers`, the rules for replacement in `rlad.failures`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import TypeVar
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
 
-from actors.pool.restart_policy import PoolEvent, RestartAction, decide_restart
+from actors.health.monitor import HeartbeatMonitor
 from actors.pool.routing import Router
 from actors.pool.workers import PoolState, Scalable, Worker, WorkerSet, WorkerState
 from actors.remote_errors import as_rlad_error, reason_of
 from rlad.errors import DeadlineError, PoolExhaustedError, RladError, WorkerLostError
+from rlad.failures import Action, Event, decide_for_pool
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ T = TypeVar("T")
 _LOST = (RayActorError, NodeDiedError, WorkerLostError)
 
 _LOSS_EVENTS = {
-    WorkerState.READY: PoolEvent.READY_WORKER_LOST,
-    WorkerState.DRAINING: PoolEvent.DRAINING_WORKER_LOST,
+    WorkerState.READY: Event.WORKER_LOST,
+    WorkerState.DRAINING: Event.DRAINING_WORKER_LOST,
 }
 
 
@@ -57,6 +59,8 @@ class ActorPool:
         start_timeout_s: float,
         retire: Callable[[ActorHandle], Awaitable[None]] | None = None,
         capacity: int | None = None,
+        monitor: HeartbeatMonitor | None = None,
+        has_engine: bool = False,
     ) -> None:
         """
         Args:
@@ -71,6 +75,8 @@ class ActorPool:
             retire: Runs on a healthy actor before it is killed because the pool shrinks. Must end within a deadline of
                 its own.
             capacity: Cost up to which an actor gets more work, see `Router`. None never queues work in the pool.
+            monitor: Ends workers whose process was stopped. Without it, only their deadlines do.
+            has_engine: Whether the child processes of an actor are an engine, without which it cannot work.
         """
         self._name = name
         self._target = size
@@ -82,6 +88,7 @@ class ActorPool:
         self._workers = WorkerSet()
         self._numbers = itertools.count()
         self._names: dict[ActorHandle, str] = {}
+        self._monitor, self._has_engine = monitor, has_engine
         self._router = Router(capacity=capacity)
         self._last_failure: BaseException | None = None
         self._closed = False
@@ -129,7 +136,7 @@ class ActorPool:
         self._target = size
         ready, starting = self._workers.in_state(WorkerState.READY), self._workers.in_state(WorkerState.STARTING)
         for _ in range(size - len(ready) - len(starting)):
-            self._start_worker(event_on_failure=PoolEvent.GROWTH_FAILED)
+            self._start_worker(event_on_failure=Event.GROWTH_FAILED)
         surplus = max(0, len(ready) + len(starting) - size)
         cancelled = starting[::-1][:surplus]
         for worker in cancelled:
@@ -274,22 +281,22 @@ class ActorPool:
             return
         self._workers.move(worker, WorkerState.LOST)
         self._router.remove(worker.name)
-        worker.kill()  # an actor that was only unreachable must not serve again next to its replacement
+        worker.kill(lost=True)  # an actor that was only unreachable must not serve again next to its replacement
         self._last_failure = error
-        logger.warning(
-            "pool=%s worker=%s state=lost restarts_left=%d reason=%s",
-            self._name,
-            worker.name,
-            self._restarts_left,
-            reason_of(error),
-        )
+        self._log_loss(worker, "lost", reason_of(error))
         self._act_on(event)
 
-    def _act_on(self, event: PoolEvent) -> None:
-        """Apply the decision of the restart policy."""
+    def _log_loss(self, worker: Worker, state: str, reason: str) -> None:
+        left = self._restarts_left
+        logger.warning(
+            "pool=%s worker=%s state=%s restarts_left=%d reason=%s", self._name, worker.name, state, left, reason
+        )
+
+    def _act_on(self, event: Event) -> None:
+        """Apply the decision of the failure policy."""
         if self._closed:
             return
-        decision = decide_restart(
+        decision = decide_for_pool(
             event,
             ready=self._workers.count(WorkerState.READY),
             starting=self._workers.count(WorkerState.STARTING),
@@ -297,25 +304,22 @@ class ActorPool:
             restarts_left=self._restarts_left,
         )
         self._target, self._restarts_left = decision.target, decision.restarts_left
-        match decision.action:
-            case RestartAction.REPLACE:
-                self._start_worker(event_on_failure=PoolEvent.REPLACEMENT_FAILED)
-            case RestartAction.SHRINK_TARGET:
-                logger.warning("pool=%s state=could_not_grow target=%d", self._name, self._target)
-            case RestartAction.GIVE_UP:
-                self._router.fail(self._exhausted_error())
-            case RestartAction.NONE:
-                pass
+        if decision.action is Action.REPLACE:
+            self._start_worker(event_on_failure=Event.REPLACEMENT_FAILED)
+        elif decision.action is Action.END:
+            self._router.fail(self._exhausted_error())
+        elif event is Event.GROWTH_FAILED:
+            logger.warning("pool=%s state=could_not_grow target=%d", self._name, self._target)
 
-    def _start_worker(self, *, event_on_failure: PoolEvent | None) -> asyncio.Task[None]:
+    def _start_worker(self, *, event_on_failure: Event | None) -> asyncio.Task[None]:
         """Start one worker in the background.
 
         Args:
-            event_on_failure: Event for the restart policy when the worker does not start; None leaves the failure to
+            event_on_failure: Event for the failure policy when the worker does not start; None leaves the failure to
                 the caller.
         """
         number = next(self._numbers)
-        worker = Worker(name=f"{self._name}-{number}", number=number)
+        worker = Worker(name=f"{self._name}-{number}", number=number, monitor=self._monitor)
         self._workers.add(worker)
         worker.task = asyncio.create_task(self._bring_up(worker))
         # A callback, since a task that is cancelled before its first step runs none of its own code.
@@ -329,6 +333,7 @@ class ActorPool:
             async with deadline:
                 worker.actor = self._spawn(worker.number)
                 self._names[worker.actor] = worker.name
+                await worker.watch(self._name, self._start_timeout_s, self._has_engine, partial(self._lose, worker))
                 await self._prepare(worker.actor)
         except Exception as error:
             if deadline.expired():
@@ -339,26 +344,20 @@ class ActorPool:
         self._router.admit(worker.name)
         logger.info("pool=%s worker=%s state=ready", self._name, worker.name)
 
-    def _start_ended(self, worker: Worker, event_on_failure: PoolEvent | None, task: asyncio.Task[None]) -> None:
-        """Record a start that failed or was cancelled, and let the restart policy decide."""
+    def _start_ended(self, worker: Worker, event_on_failure: Event | None, task: asyncio.Task[None]) -> None:
+        """Record a start that failed or was cancelled, and let the failure policy decide."""
         if task.cancelled() or worker.state is WorkerState.CANCELLED:
             self._stop(worker)
-            self._act_on(PoolEvent.START_CANCELLED)
+            self._act_on(Event.START_CANCELLED)
             return
         error = task.exception()
         if error is None:
             return
         self._workers.move(worker, WorkerState.LOST)
-        worker.kill()
+        worker.kill(lost=True)
         if event_on_failure is not None:
             self._last_failure = error
-            logger.warning(
-                "pool=%s worker=%s state=start_failed restarts_left=%d reason=%s",
-                self._name,
-                worker.name,
-                self._restarts_left,
-                error,
-            )
+            self._log_loss(worker, "start_failed", str(error))
             self._act_on(event_on_failure)
 
     def _cancel_start(self, worker: Worker) -> None:
@@ -388,9 +387,9 @@ class ActorPool:
 
     def _stop(self, worker: Worker) -> None:
         self._workers.move(worker, WorkerState.STOPPED)
-        worker.kill()
+        worker.kill(lost=False)
         logger.info("pool=%s worker=%s state=stopped", self._name, worker.name)
 
 
 async def _wait_until_up(actor: ActorHandle) -> None:
-    await actor.__ray_ready__.remote()
+    await actor.__ray_ready__.remote()  # unlimited wait: the pool's deadline of a start applies

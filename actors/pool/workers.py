@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from types import MappingProxyType
@@ -20,6 +20,10 @@ from typing import Protocol
 
 import ray
 from ray.actor import ActorHandle
+
+from actors.health.monitor import HeartbeatMonitor
+from actors.health.node_watch import ProcessId
+from rlad.errors import WorkerLostError
 
 
 class WorkerState(StrEnum):
@@ -95,6 +99,8 @@ class Worker:
         number: Number passed to the pool's `spawn`; never reused.
         state: Current state. Only `WorkerSet.move` changes it.
         actor: Ray actor; None until it is spawned.
+        monitor: Monitor of the pool; None without one.
+        process: Process of the actor, once the monitor watches it.
         leases: Number of callers that use the actor now.
         task: Background task of the start or the retirement.
     """
@@ -103,11 +109,41 @@ class Worker:
     number: int
     state: WorkerState = WorkerState.STARTING
     actor: ActorHandle | None = None
+    monitor: HeartbeatMonitor | None = None
+    process: ProcessId | None = None
     leases: int = 0
     task: asyncio.Task[None] | None = None
 
-    def kill(self) -> None:
-        """Kill the actor, if it was spawned."""
+    async def watch(
+        self, pool: str, deadline_s: float, has_engine: bool, on_lost: Callable[[WorkerLostError], None]
+    ) -> None:
+        """Let the monitor watch the actor's process, from the end of its constructor on.
+
+        Args:
+            pool: Name of the pool.
+            deadline_s: Deadline of the constructor, seconds.
+            has_engine: Whether the child processes of the actor are an engine, without which it cannot work.
+            on_lost: Called after the process has ended, or was killed because it had stopped.
+        """
+        if self.monitor is None or self.actor is None:
+            return
+        self.process = await self.monitor.watch(
+            self.actor,
+            self.name,
+            role=pool,
+            deadline_s=deadline_s,
+            has_engine=has_engine,
+            on_lost=lambda reason: on_lost(WorkerLostError(reason)),
+        )
+
+    def kill(self, *, lost: bool) -> None:
+        """Kill the actor, if it was spawned.
+
+        Args:
+            lost: Whether the worker was lost, and does not end as planned.
+        """
+        if self.monitor is not None and self.process is not None:
+            self.monitor.forget(self.process, lost=lost)
         if self.actor is not None:
             ray.kill(self.actor)
 

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from actors.engines.vllm_engine.settings import VllmSettings
+from actors.health.monitor import HeartbeatMonitor
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, WeightsPublication
 from actors.pool.pool import ActorPool, PoolState
 from actors.pool.routing import queue_capacity
@@ -97,6 +98,7 @@ class RolloutPool:
         transport: WeightTransport | None = None,
         tokens: SamplingTokens = SamplingTokens(),  # noqa: B008  # frozen
         worker: type = RolloutWorker,
+        monitor: HeartbeatMonitor | None = None,
     ) -> None:
         """
         Args:
@@ -113,6 +115,7 @@ class RolloutPool:
             tokens: Ends of responses, and the number of ids that may be sampled; by default only the model's own
                 end-of-sequence tokens end a response, and every id may be sampled.
             worker: Actor class with the methods of `RolloutWorker`.
+            monitor: Ends workers whose process, or whose engine's, was stopped.
         """
         self._config = config
         self._transport = transport or ObjectStoreTransport()
@@ -137,6 +140,8 @@ class RolloutPool:
             start_timeout_s=start_timeout_s,
             capacity=queue_capacity(config),
             retire=lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"),
+            monitor=monitor,
+            has_engine=True,
         )
 
     async def start(self) -> None:
@@ -245,7 +250,7 @@ class RolloutPool:
 
     async def _prepare(self, worker: ActorHandle) -> None:
         """Start a worker's engine and load the newest weights, again if newer ones were published meanwhile."""
-        await worker.start.remote()
+        await worker.start.remote()  # unlimited wait: the pool's deadline of a start applies
         given: WeightsPublication | None = None
         while (newest := self._newest) is not None and newest is not given:
             try:

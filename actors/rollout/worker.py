@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import xxhash
-from ray.exceptions import ObjectLostError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
@@ -23,6 +23,9 @@ from rlad.weight_file import Bytes, weight_bytes
 
 if TYPE_CHECKING:
     from actors.engines.vllm_engine.sampler import VllmSampler
+
+# Deadline for the buckets of a weight update to arrive on the node. The driver's own deadline of an update is shorter.
+_FETCH_TIMEOUT_S = 600.0
 
 
 class RolloutWorker:
@@ -153,10 +156,15 @@ def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[
     """Get buckets from the object store, mapped and not copied.
 
     Raises:
-        EngineError: The published objects no longer exist.
+        EngineError: The published objects no longer exist, or did not arrive in time.
     """
     try:
-        buckets: list[list[Bytes]] = ray.get([publication.buckets[place].ref for place in places])
+        refs = [publication.buckets[place].ref for place in places]
+        buckets: list[list[Bytes]] = ray.get(refs, timeout=_FETCH_TIMEOUT_S)
+    except GetTimeoutError as error:
+        raise EngineError(
+            f"weights of version {publication.manifest.version} did not arrive within {_FETCH_TIMEOUT_S:g} s"
+        ) from error
     except ObjectLostError as error:
         raise EngineError(
             f"weights of version {publication.manifest.version} were lost with the process that published them; "

@@ -145,7 +145,7 @@ async def ask_identity(handle: Any, *, who: str, max_retries: int = 0) -> Teache
 
     async def ask() -> TeacherIdentity:
         with translated(who=who):
-            identity: TeacherIdentity = await handle.identity.remote()
+            identity: TeacherIdentity = await handle.identity.remote()  # unlimited wait: `retry_until` has the deadline
         return identity
 
     return await retry_until(

@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from actors.pool.pool import PoolState
 from actors.teacher.client import CONTROL_TIMEOUT_S, TeacherClient, ask_identity
-from actors.teacher.replica import TeacherServer
+from actors.teacher.replica import ReplicaAnnouncement, TeacherServer
 from actors.teacher.serve import (
     QUIET,
     delete_application,
@@ -52,6 +52,7 @@ async def deploy_teacher(
     label_selector: dict[str, str] | None = None,
     owner: ActorHandle | None = None,
     vocabulary_size: int | None = None,
+    announced: ReplicaAnnouncement | None = None,
 ) -> TeacherClient:
     """Deploy a teacher for one run and wait until all its replicas run.
 
@@ -65,6 +66,7 @@ async def deploy_teacher(
         owner: Actor of the driver. If it dies, the teacher is deleted; without one the teacher stays until it is
             deleted.
         vocabulary_size: Number of token ids that the student has. Later ids get probability 0; by default none.
+        announced: Monitor to which the replicas announce themselves; by default none.
 
     Raises:
         EngineError: The engine does not start with this model.
@@ -73,7 +75,11 @@ async def deploy_teacher(
         PlanError: Serve is configured so that results cannot be passed by reference.
     """
     application = teacher_application(
-        config, label_selector=label_selector or {}, owner=owner, vocabulary_size=vocabulary_size
+        config,
+        label_selector=label_selector or {},
+        owner=owner,
+        vocabulary_size=vocabulary_size,
+        announced=announced,
     )
     try:
         handle = await deploy_application(
@@ -173,6 +179,7 @@ def teacher_application(
     label_selector: dict[str, str],
     owner: ActorHandle | None = None,
     vocabulary_size: int | None = None,
+    announced: ReplicaAnnouncement | None = None,
 ) -> Application:
     """Return the Serve application of one run's teacher without deploying it.
 
@@ -181,12 +188,13 @@ def teacher_application(
         label_selector: Nodes on which the replicas may run; empty means any node.
         owner: Actor of the driver whose death deletes the application; None keeps it.
         vocabulary_size: Number of token ids that the student has; None means all ids of the teacher.
+        announced: Monitor to which the replicas announce themselves; None for none.
     """
     options = _replica_options(
         config, label_selector, replicas=config.replicas, drain_s=_DRAIN_S, health_timeout_s=_HEALTH_CHECK_TIMEOUT_S
     )
     deployment = serve.deployment(TeacherServer).options(num_replicas=config.replicas, **options)
-    return deployment.bind(config, owner=owner, vocabulary_size=vocabulary_size)
+    return deployment.bind(config, owner=owner, vocabulary_size=vocabulary_size, announced=announced)
 
 
 class TeacherReplicas:

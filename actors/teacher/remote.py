@@ -101,7 +101,7 @@ class RemoteTeacher:
         scores_ref, receipt_ref = self.courier.score.remote(group_ref, support, self.token)
         try:
             with translated(who=who):
-                receipt: Receipt = await receipt_ref
+                receipt: Receipt = await receipt_ref  # unlimited wait: `retry_until` has the deadline
         except asyncio.CancelledError:
             ray.cancel(receipt_ref)
             raise
@@ -155,6 +155,7 @@ async def attach_remote_teacher(
 async def _ask_identity(courier: Any, token: SecretStr, *, who: str, max_retries: int) -> TeacherIdentity:
     async def ask() -> TeacherIdentity:
         with translated(who=who):
+            # unlimited wait: `retry_until` has the deadline
             identity: TeacherIdentity = await courier.identity.remote(token)
         return identity
 

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray import serve
 from ray.actor import ActorHandle
 
 from actors.engines.scorer import Scorer
 from actors.experience.group import ColumnsRef
+from actors.health.processes import announce, withdraw
 from actors.teacher.owner import delete_with_owner
 from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
@@ -38,6 +40,24 @@ class Receipt:
     teacher: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAnnouncement:
+    """Announcement of a replica to the monitor of its run.
+
+    Attributes:
+        run_id: The run.
+        pool: Name of the pool.
+    """
+
+    run_id: str
+    pool: str
+
+    def make(self, *, has_engine: bool) -> None:
+        """Announce the calling process, which is a replica."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        announce(self.run_id, f"{self.pool}-{replica}", role=self.pool, has_engine=has_engine)
+
+
 class TeacherServer:
     """One replica of a teacher."""
 
@@ -48,6 +68,7 @@ class TeacherServer:
         max_groups_per_client: int | None = None,
         vocabulary_size: int | None = None,
         owner: ActorHandle | None = None,
+        announced: ReplicaAnnouncement | None = None,
     ) -> None:
         """Fingerprint the model and start its engine.
 
@@ -57,11 +78,15 @@ class TeacherServer:
             owner: Actor of the run's driver; the application is deleted when it dies. None: the application stays.
             vocabulary_size: Number of token ids of the only student that this teacher serves. Later ids get probability
                 0. None means all ids of the teacher.
+            announced: Monitor to which the replica announces itself; None for a teacher that belongs to no run.
 
         Raises:
             PlanError: The model cannot be found or fetched.
             EngineError: The engine cannot run the model.
         """
+        self._announced = announced
+        if announced is not None:
+            announced.make(has_engine=config.engine == "vllm")
         config = config.model_copy(update={"path": str(fetch_model(config.path))})
         tokenizer = fingerprint_of(config.path)
         self._identity = TeacherIdentity(
@@ -146,6 +171,8 @@ class TeacherServer:
         scorer: Scorer | None = getattr(self, "_scorer", None)  # missing if the constructor failed
         if scorer is not None:
             scorer.close()
+        if scorer is not None and self._announced is not None:
+            withdraw(self._announced.run_id)
 
 
 def _build_scorer(config: TeacherConfig, vocabulary_size: int | None = None) -> Scorer:

@@ -116,7 +116,8 @@ async def set_replicas(deployment: str, app_name: str, replicas: int) -> None:
         ray.get(
             client._controller.update_deployment_replicas.remote(
                 DeploymentID(name=deployment, app_name=app_name), replicas
-            )
+            ),
+            timeout=_MANAGEMENT_TIMEOUT_S,
         )
 
     await _blocking(update, timeout_s=_MANAGEMENT_TIMEOUT_S, who=_who(app_name))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlad.contracts import Outcome
 from rlad.errors import VerifierFailureError
+from rlad.failures import Action, Event, decide
 
 # Latest responses that the fraction is taken over, and the least number that it needs.
 _WINDOW = 256
@@ -40,7 +41,8 @@ class FailureLimit:
         """
         self._latest.extend((Outcome(outcome), problem) for outcome, problem in zip(outcomes, problems, strict=True))
         failed = [(outcome, problem) for outcome, problem in self._latest if not outcome.is_judged]
-        if len(self._latest) < _LEAST or len(failed) <= self._max_fraction * len(self._latest):
+        budget = self._max_fraction * len(self._latest) if len(self._latest) >= _LEAST else len(self._latest)
+        if decide(Event.RESPONSE_UNJUDGED, happened=len(failed), budget=budget) is Action.DROP:
             return
         counts = Counter(outcome.name.lower() for outcome, _ in failed)
         words = Counter(problem for _, problem in failed if problem)

@@ -139,7 +139,7 @@ class Judge:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
-            pool.join()
+            pool.join()  # unlimited wait: the pool kills its child and waits for its own threads
 
     def _in_order(self, task: str, call: Callable[..., Any], arguments: Sequence[tuple[str, ...]]) -> list[Any]:
         """Return the results of calls in the child, with a `Judgement` for a call that killed it.

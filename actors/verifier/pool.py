@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +12,24 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from actors.experience.group import ColumnsRef
+from actors.health.monitor import HeartbeatMonitor
 from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool, PoolState
 from actors.remote_errors import translated
 from actors.verifier.failures import FailureLimit
 from actors.verifier.worker import VerifierWorker, build_verifiers, tagged_verifiers
 from rlad.contracts import Outcome
-from rlad.errors import WorkerLostError
+from rlad.errors import RladError, WorkerLostError
+from rlad.failures import Action, decide, event_of_call
 from rlad.verifiers import VerifierConfig
 
 if TYPE_CHECKING:  # importing it would load all configuration models, which the actor does not use
     from rlad.config import VerifierPoolConfig
 
-_ATTEMPTS = 3
+# Number of retries of a group whose worker was lost.
+_MAX_RETRIES = 2
 MAX_RESTARTS = 3
 # Number of responses of a group that may time out in sequence before the worker itself counts as hung.
 _TIMEOUTS_PER_GROUP = 64
@@ -103,11 +106,8 @@ class JudgingPool:
             EngineError: A worker failed on the group.
             VerifierFailureError: Verification timed out or failed on too many of the latest responses.
         """
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(WorkerLostError), stop=stop_after_attempt(_ATTEMPTS), reraise=True
-        )
         with translated(who=self._who):
-            result: VerifierResult = await retrying(self._verify_once, columns, num_tokens, with_texts)
+            result = await self._verify_repeatedly(columns, num_tokens, with_texts)
         self._busy_s += result.elapsed_s
         self._num_groups += 1
         self._outcomes.update(Outcome(outcome) for outcome in result.outcomes)
@@ -133,6 +133,15 @@ class JudgingPool:
         """Kill all workers and their judge processes. May be called twice."""
         await self._pool.close()
 
+    async def _verify_repeatedly(self, columns: ColumnsRef, num_tokens: int, with_texts: bool) -> VerifierResult:
+        for losses in itertools.count(1):
+            try:
+                return await self._verify_once(columns, num_tokens, with_texts)
+            except RladError as error:
+                if decide(event_of_call(error), happened=losses, budget=_MAX_RETRIES) is not Action.RETRY:
+                    raise
+        raise AssertionError("the policy ends the loop")
+
     async def _verify_once(self, columns: ColumnsRef, num_tokens: int, with_texts: bool) -> VerifierResult:
         async with self._pool.lease(1) as worker:  # a group occupies one process, regardless of its length
             try:
@@ -157,6 +166,7 @@ class VerifierPool(JudgingPool):
         tokenizer_path: str,
         start_timeout_s: float,
         label_selector: dict[str, str] | None = None,
+        monitor: HeartbeatMonitor | None = None,
     ) -> None:
         """
         Args:
@@ -165,6 +175,7 @@ class VerifierPool(JudgingPool):
             tokenizer_path: Model directory whose `tokenizer.json` decodes the responses.
             start_timeout_s: Deadline of the start of a worker, seconds.
             label_selector: Labels of the nodes that workers may run on; any node by default.
+            monitor: Ends workers whose process was stopped.
         """
 
         def spawn(number: int) -> ActorHandle:
@@ -191,6 +202,7 @@ class VerifierPool(JudgingPool):
             max_restarts=MAX_RESTARTS,
             start_timeout_s=start_timeout_s,
             capacity=config.processes_per_worker,
+            monitor=monitor,
         )
         deadline_s = _TIMEOUTS_PER_GROUP * config.timeout_s + start_timeout_s
         super().__init__(

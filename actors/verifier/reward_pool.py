@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.experience.group import ColumnsRef
+from actors.health.monitor import HeartbeatMonitor
 from actors.messages import VerifierResult
 from actors.pool.placement import reward_pool_name, selector_of
 from actors.pool.pool import ActorPool
@@ -93,6 +94,7 @@ class RewardPool(JudgingPool):
         tokenizer_path: str,
         start_timeout_s: float,
         label_selector: dict[str, str] | None = None,
+        monitor: HeartbeatMonitor | None = None,
     ) -> None:
         """
         Args:
@@ -101,6 +103,7 @@ class RewardPool(JudgingPool):
             tokenizer_path: Location of the student.
             start_timeout_s: Deadline of the start of a worker, seconds.
             label_selector: Labels of the nodes that workers may run on; any node by default.
+            monitor: Ends workers whose process was stopped.
         """
 
         def spawn(number: int) -> ActorHandle:
@@ -118,6 +121,7 @@ class RewardPool(JudgingPool):
             max_restarts=MAX_RESTARTS,
             start_timeout_s=start_timeout_s,
             capacity=1,
+            monitor=monitor,
         )
         super().__init__(pool, processes_per_worker=1, deadline_s=config.timeout_s, who=f"a worker of {name}")
 
@@ -136,6 +140,7 @@ class VerdictPools:
         tokenizer_path: str,
         start_timeout_s: float,
         cluster: ClusterConfig | None = None,
+        monitor: HeartbeatMonitor | None = None,
     ) -> None:
         """
         Args:
@@ -143,6 +148,7 @@ class VerdictPools:
             verifiers: Verifier settings by task, reward models included.
             tokenizer_path, start_timeout_s: As for `VerifierPool`.
             cluster: Decides whether each pool has nodes of its own; by default none has.
+            monitor: Ends workers whose process was stopped.
         """
 
         def selector(pool: str) -> dict[str, str]:
@@ -156,6 +162,7 @@ class VerdictPools:
             tokenizer_path=tokenizer_path,
             start_timeout_s=start_timeout_s,
             label_selector=selector("verifier"),
+            monitor=monitor,
         )
         self._reward_models = {
             task: RewardPool(
@@ -164,6 +171,7 @@ class VerdictPools:
                 tokenizer_path=tokenizer_path,
                 start_timeout_s=start_timeout_s,
                 label_selector=selector(reward_pool_name(task)),
+                monitor=monitor,
             )
             for task, model in models.items()
         }

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from actors.messages import VerifierResult
 from actors.verifier.killable_process import BuildVerifiers, Comparison, Extraction, Judge, Judgement
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
-from rlad.errors import ConfigError
+from rlad.errors import ConfigError, EngineError
 from rlad.evaluation.votes import merge_votes
 from rlad.models.locations import fetch_model
 from rlad.tokenizers.decoding import ResponseDecoder
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # with it would come all models of the configuration, which a
 
 logger = logging.getLogger(__name__)
 
+# Deadline for a judge to become free, for callers beyond the number of judges.
+_JUDGE_TIMEOUT_S = 600.0
 # Length of a verifier's words on a response that it failed on.
 _PROBLEM_CHARACTERS = 500
 # A comparison that fails or times out takes up to one deadline, so a group stops comparing after as many.
@@ -105,7 +107,7 @@ class VerifierWorker:
             texts = [with_default_tags(text, tagged) for text in texts]
         answers: list[Extraction] | None = None
         comparisons: list[Comparison] = []
-        judge = self._judges.get()
+        judge = self._judge()
         try:
             for index, judgement in zip(ended, judge.judge(group.task, texts, group.answer), strict=True):
                 judgements[index] = judgement
@@ -142,6 +144,17 @@ class VerifierWorker:
             if any(each.problem for each in judgements)
             else (),
         )
+
+    def _judge(self) -> Judge:
+        """Take a judge. There are as many as groups that the worker takes at once.
+
+        Raises:
+            EngineError: None became free.
+        """
+        try:
+            return self._judges.get(timeout=_JUDGE_TIMEOUT_S)
+        except queue.Empty as error:
+            raise EngineError(f"no judge of the verifier worker became free within {_JUDGE_TIMEOUT_S:g} s") from error
 
     def _decoded(self, group: RolloutGroup, indices: Iterable[int]) -> list[str]:
         return self._decoder.decode([group.response_ids[group.response(index)].tolist() for index in indices])

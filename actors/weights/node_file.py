@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rlad.contracts import WeightsManifest
-from rlad.errors import EngineError
+from rlad.errors import DeadlineError, EngineError
 from rlad.weight_file import BUCKET_BYTES, Bytes, threads
 
 Fetch = Callable[[Sequence[int]], Sequence[Sequence[Bytes]]]
@@ -28,6 +29,10 @@ _ALIVE = "alive.lock"
 _WRITING = "writing.lock"
 _FILES = "v*.safetensors"
 _LONGEST_NAME = 200
+# Deadline for a lock. Its holder writes one model to memory, which takes seconds.
+_LOCK_TIMEOUT_S = 300.0
+# Pauses between two attempts to lock.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class NodeWeights:
             self._known = manifest.checksum, tuple(digests)
             self._mapping.close_unless_maps(path)
             descriptor = os.open(path, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # never blocks: a writer would hold the folder's lock
+            _lock(descriptor, fcntl.LOCK_SH, path)  # at once: a writer would hold the folder's lock
             return HeldFile(path, descriptor)
 
     def remove_older(self, manifest: WeightsManifest) -> None:
@@ -147,7 +152,7 @@ class NodeWeights:
                 self._make_folder()
                 lock = self._folder / _ALIVE
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                _lock(descriptor, fcntl.LOCK_SH, lock)
                 if _is_open_at(descriptor, lock):
                     return descriptor
                 os.close(descriptor)
@@ -287,6 +292,27 @@ def _locked_at_once(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def _lock(descriptor: int, kind: int, path: Path) -> None:
+    """Lock an open file, and wait while other processes have a lock on it that excludes this one.
+
+    Raises:
+        DeadlineError: Another process has held its lock too long. The kernel drops the locks of processes that end.
+    """
+    deadline, pause_s = time.monotonic() + _LOCK_TIMEOUT_S, _FIRST_PAUSE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"{path} was locked by another process for {_LOCK_TIMEOUT_S:g} s: a worker of this node hangs "
+                    "while it writes the weights"
+                ) from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
 def _lock_at_once(descriptor: int) -> bool:
     """Lock an open file exclusively unless another process has a lock on it. Return whether that succeeded."""
     try:
@@ -308,7 +334,7 @@ def _is_open_at(descriptor: int, path: Path) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, fcntl.LOCK_EX, path)
         yield
     finally:
         os.close(descriptor)

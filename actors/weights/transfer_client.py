@@ -138,7 +138,7 @@ class RayTransferClient:
             for ref in done:
                 name = names.pop(ref)
                 try:
-                    check(ray.get(ref))
+                    check(ray.get(ref, timeout=timeout_s))  # it is ready
                 except Exception as error:  # noqa: BLE001 - after any error this worker does not have the weights
                     self._fail({name: str(as_rlad_error(error, who=name))})
                     deadline = min(deadline, time.monotonic() + _GRACE_S)

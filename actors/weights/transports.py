@@ -15,6 +15,9 @@ from actors.remote_errors import as_rlad_error
 from rlad.contracts import WeightsManifest
 from rlad.errors import WeightsMismatchError
 
+# Deadline of a call to the broker, which ends a long poll after 10 s.
+_BROKER_TIMEOUT_S = 60.0
+
 WeightUpdate = Callable[[ActorHandle], Awaitable[WeightsManifest]]
 """Weight update of a set of workers. Call it once for each worker; it returns the manifest that the worker reports.
 
@@ -44,6 +47,7 @@ class ObjectStoreTransport:
     def start_update(self, publication: WeightsPublication, workers: Mapping[str, ActorHandle]) -> WeightUpdate:
         async def update(worker: ActorHandle) -> WeightsManifest:
             try:
+                # unlimited wait: the pool has the deadline of an update
                 reported: WeightsManifest = await worker.update_weights.remote(publication)
             except RayTaskError as error:
                 raise as_rlad_error(error, who="a rollout worker") from error
@@ -70,7 +74,7 @@ class LearnerTransport:
             name, version = names[worker], publication.manifest.version
             if name in failures:
                 raise WeightsMismatchError(failures[name])
-            held = await worker.version.remote()
+            held = await worker.version.remote()  # unlimited wait: the pool has the deadline of an update
             if held != version:
                 raise WeightsMismatchError(f"expected version {version} after the transfer; the worker holds {held}")
             return publication.manifest
@@ -88,12 +92,13 @@ class LearnerTransport:
         """
         failures: dict[str, str] = {}
         while True:
-            number = await self._broker.ask_transfer.remote(
-                version, {name: worker for name, worker in workers.items() if name not in failures}
-            )
+            others = {name: worker for name, worker in workers.items() if name not in failures}
+            async with asyncio.timeout(_BROKER_TIMEOUT_S):
+                number = await self._broker.ask_transfer.remote(version, others)
             outcome: TransferOutcome | None = None
             while outcome is None:
-                outcome = await self._broker.wait_transfer.remote(number)
+                async with asyncio.timeout(_BROKER_TIMEOUT_S):
+                    outcome = await self._broker.wait_transfer.remote(number)
             if outcome.state == "superseded":
                 raise WeightsMismatchError(f"version {version} was not sent because a newer version was requested")
             failures |= outcome.failures

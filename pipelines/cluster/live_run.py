@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
+from actors.health.monitor import ActorHealth
 from pipelines.run.bottleneck import pool_sizes
 from pipelines.run.directory import RunDirectory, read_json_lines
+from pipelines.run.heartbeat import read_heartbeat
 from pipelines.run.progress import step_lines
 from pipelines.run.status import RunStatus, read_status
 from rlad.errors import ConfigError, RunDirectoryError
@@ -116,6 +119,13 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     console.print(
         f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False
     )
+    if (driver := read_heartbeat(run)) is not None and driver.is_late:
+        console.print(
+            f"[red]no heartbeat of the driver[/] for {driver.age_s:.0f} s: it is stopped, or its machine is (process "
+            f"{driver.process.pid} on {driver.process.node}). What follows is its last state",
+            soft_wrap=True,
+            highlight=False,
+        )
     if state.metrics:
         sizes = pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()})
         console.print("\n".join(step_lines(state.metrics, None, sizes)), highlight=False)
@@ -125,6 +135,21 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     for name, pool in state.pools.items():
         table.add_row(name, str(pool.target), str(pool.ready), str(pool.starting), str(pool.draining))
     console.print(table)
+    if state.actors:
+        console.print(_actor_table(state.actors))
+
+
+def _actor_table(actors: Sequence[ActorHealth]) -> Table:
+    """Return a table with the health of each process: at most 80 columns wide."""
+    table = Table()
+    table.add_column("actor", max_width=36, overflow="ellipsis", no_wrap=True)
+    table.add_column("state")
+    table.add_column("last heartbeat", justify="right")
+    table.add_column("restarts", justify="right")
+    for actor in actors:
+        state = actor.state if actor.state == "alive" else f"[red]{actor.state}[/]"
+        table.add_row(escape(actor.name), state, f"{actor.seen_s:.0f} s ago", str(actor.restarts))
+    return table
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from rlad.config import ClusterConfig
 from rlad.models.locations import fetch_model
 from rlad.models.references import ReferenceKind, parse_model
 
+# Deadline for the result of a task that has ended.
+_READY_TIMEOUT_S = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolModel:
@@ -91,9 +94,10 @@ def fetch_on_nodes(config: ClusterConfig, models: Collection[PoolModel]) -> Iter
     }
     waiting = list(running)
     while waiting:
+        # unlimited wait: a download may take hours; its connections have timeouts, and Ray reports a lost node
         ready, waiting = ray.wait(waiting, num_returns=1)
         try:
-            ray.get(ready)
+            ray.get(ready, timeout=_READY_TIMEOUT_S)
         except Exception as error:
             raise as_rlad_error(error, who=f"the download on node {names[running[ready[0]]]}") from error
         yield len(needed) - len(waiting), len(needed)

@@ -137,7 +137,7 @@ def judge_rows(
         judges.put(judge)
 
     def judged(row: AnsweredRow) -> JudgedRow:
-        judge = judges.get()
+        judge = judges.get()  # unlimited wait: there are as many judges as threads
         try:
             text = row.response
             if isinstance(verifier, TaggedVerifierConfig):

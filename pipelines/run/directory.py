@@ -23,7 +23,7 @@ from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "verifier_pool", "weights"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
@@ -67,6 +67,7 @@ class RunDirectory:
     status = property(lambda self: self.path / "status.json")
     seals = property(lambda self: Seals(self.path))
     prompts = property(lambda self: self.path / "prompts.json")
+    heartbeat = property(lambda self: self.path / "heartbeat.json")
 
     def require_usable(self, config: RunConfig, *, resume: bool) -> None:
         """Check that `hold` would succeed now, without creating or changing anything.
@@ -152,13 +153,16 @@ class RunDirectory:
 
         Raises:
             RunDirectoryError: The directory holds no run.
-            CorruptFileError: A sealed file was damaged or changed, or the configuration is not one of this version.
+            CorruptFileError: A sealed file was damaged or changed, or the configuration cannot be read.
+            ConfigError: The run was made with settings that have moved or ended since.
         """
         if not self.config.is_file():
             raise RunDirectoryError(f"no run at {self.path}: it holds no {self.config.name}")
         self.seals.verify(remedy=_DAMAGED)
         try:
             return validated(RunConfig, yaml.safe_load(self.config.read_bytes()), where=str(self.config))
+        except ConfigError:
+            raise
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CorruptFileError(
                 f"{self.config} is damaged, or was written by another version of rlad: {error}. {_DAMAGED}"

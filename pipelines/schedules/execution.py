@@ -13,12 +13,15 @@ from typing import Any
 
 import yaml
 
+from actors.health.node_watch import NodeWatch, ProcessId, Sighting
 from pipelines.run.directory import RunDirectory
+from pipelines.run.heartbeat import read_heartbeat
 from pipelines.run.status import STOPPED_EXIT_CODE
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunLauncher, RunningRun, RunRequest
 from pipelines.schedules.lease import HeldLease
 from pipelines.schedules.records import Schedule, ScheduleDirectory, Tick, TickStatus
 from pipelines.schedules.store import ScheduleStore
+from rlad.config import FailureConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.credentials import redact
 from rlad.errors import (
@@ -51,6 +54,24 @@ class Ticker:
     launcher: RunLauncher = field(default_factory=ChildProcess)
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.time
+
+
+class _Hang:
+    """Measures for how long a process has been stopped.
+
+    Attributes:
+        limit_s: Time after which it counts as hung, seconds.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._since: float | None = None
+
+    def is_over(self, is_stopped: bool) -> bool:
+        """Record a look at the process. Return whether it was stopped at all looks for as long as the limit."""
+        now = time.monotonic()
+        self._since = (self._since or now) if is_stopped else None
+        return self._since is not None and now - self._since >= self.limit_s
 
 
 class TickExecution:
@@ -145,22 +166,35 @@ class TickExecution:
         if not self.is_run_active():
             return False
         logger.info("waiting_for_run schedule=%s run=%s", self.schedule.name, self.run_id)
+        hang = self._hang()
         with self._working_time() as require_continuing:
             while self.is_run_active():
                 require_continuing(", because another process still works in its directory")
+                driver = read_heartbeat(RunDirectory(self.directory.run(self.run_id)))
+                if driver is not None and driver.is_here and hang.is_over(_is_stopped(driver.process)):
+                    logger.warning("run_hung run=%s pid=%d", self.run_id, driver.process.pid)
+                    NodeWatch().kill(driver.process)
                 self.ticker.stop.wait(_WATCH_S)
         return True
 
     def _watch(self, running: RunningRun) -> RunExit:
-        """Wait for a command, and stop it when it must not continue."""
+        """Wait for a command, and stop it when it must not continue or its process is stopped."""
+        hang = self._hang()
         with self._working_time() as require_continuing:
             try:
                 while (ended := running.wait(_WATCH_S)) is None:
                     require_continuing()
+                    if hang.is_over(running.is_stopped()):
+                        running.stop(0.0)
+                        raise RunFailedError(f"its process was stopped for {hang.limit_s:g} s, and killed")
             except BaseException:
                 running.stop(self.config.stop_grace_s)
                 raise
         return ended
+
+    def _hang(self) -> _Hang:
+        failures = FailureConfig.model_validate(self.config.run.get("failures", {}))
+        return _Hang(failures.heartbeat_s * (failures.missed_heartbeats - 1))
 
     @contextmanager
     def _working_time(self) -> Iterator[Callable[..., None]]:
@@ -183,3 +217,7 @@ class TickExecution:
         finally:
             if not self.held.lost.is_set():
                 self.save(spent_s=spent_s + time.monotonic() - began)
+
+
+def _is_stopped(process: ProcessId) -> bool:
+    return NodeWatch().look([(process, False)]) == [Sighting.STOPPED]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pipelines
+from actors.health.node_watch import NodeWatch, ProcessId, Sighting
 from pipelines.run.status import STOPPED_EXIT_CODE
 
 _CHILD_MODULE = "pipelines.schedules.child_process"
@@ -53,6 +54,9 @@ class RunningRun(Protocol):
     def wait(self, timeout_s: float) -> RunExit | None:
         """Return the command's end, or None if it still runs after `timeout_s`."""
 
+    def is_stopped(self) -> bool:
+        """Return whether the command's process is stopped (SIGSTOP), so that it neither works nor ends."""
+
     def stop(self, grace_s: float) -> None:
         """Ask the command to end, and kill it after `grace_s`. It has ended when this method returns."""
 
@@ -94,6 +98,7 @@ class ChildProcess:
 class _Child:
     def __init__(self, process: subprocess.Popen[bytes], log: Path, log_start: int) -> None:
         self._process, self._log, self._log_start = process, log, log_start
+        self._id = ProcessId.of(process.pid, node="")
 
     def wait(self, timeout_s: float) -> RunExit | None:
         try:
@@ -104,6 +109,9 @@ class _Child:
             return RunExit(status=status, reason=last_line_with("stopped:", self._log, self._log_start))
         return RunExit(status=status, reason=None if status == 0 else self._failure_reason(status))
 
+    def is_stopped(self) -> bool:
+        return NodeWatch().look([(self._id, False)]) == [Sighting.STOPPED]
+
     def stop(self, grace_s: float) -> None:
         # To the command only: the processes of its local cluster must live until its checkpoint is written.
         self._process.send_signal(signal.SIGTERM)
@@ -112,8 +120,9 @@ class _Child:
         except subprocess.TimeoutExpired:
             pass
         finally:
+            NodeWatch().kill(self._id)
             self._signal(signal.SIGKILL)  # includes processes that the command left in its group
-            self._process.wait()
+            self._process.wait()  # unlimited wait: the kernel ends a killed process
 
     def _signal(self, number: signal.Signals) -> None:
         try:

@@ -199,6 +199,7 @@ class SimulatedRollout:
         lost = self._lost[name]
         decoding = asyncio.create_task(self._engines[name].decode(lengths))
         try:
+            # unlimited wait: in virtual time, where `StuckError` ends a wait for nothing
             await asyncio.wait({decoding, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not decoding.done():
                 raise WorkerLostError(f"{name} was lost")

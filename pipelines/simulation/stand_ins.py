@@ -16,6 +16,9 @@ from actors.messages import WeightsPublication
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
 
+# Deadline of a call to the broker, which ends a long poll after 10 s.
+_ANSWER_TIMEOUT_S = 120.0
+
 
 class DecodingSlots:
     """Decoding slots of a rollout engine, first come, first served.
@@ -73,14 +76,14 @@ class StandInLearner:
     async def run(self, steps: int, first: int = 0) -> None:
         """Train from policy version `first` to version `steps`."""
         clock = asyncio.get_running_loop().time
-        await self._broker.report_started.remote(first, [publication(first)])
+        await _answer(self._broker.report_started.remote(first, [publication(first)]))
         for step in range(first, steps):
             index, is_done = 0, False
             while not is_done:
                 asked = clock()
                 shard = None
                 while shard is None:
-                    shard = await self._broker.claim.remote(step, 0, index)
+                    shard = await _answer(self._broker.claim.remote(step, 0, index))
                 claimed = clock()
                 tokens = sum(
                     self._lengths.of_group(uid)[response] for batch in shard.micro_batches for uid, response in batch
@@ -91,8 +94,13 @@ class StandInLearner:
                 self.waited_s += claimed - asked
                 self.trained_s += clock() - claimed
                 index, is_done = index + 1, shard.ends_step
-            await self._broker.finish_step.remote(step, [publication(step + 1)], {})
-            await self._broker.commit.remote(step + 1)  # no step is kept, since a stand-in never restarts
+            await _answer(self._broker.finish_step.remote(step, [publication(step + 1)], {}))
+            await _answer(self._broker.commit.remote(step + 1))  # no step is kept, since a stand-in never restarts
+
+
+async def _answer(answer: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        return await answer
 
 
 def publication(version: int) -> WeightsPublication:

@@ -122,7 +122,7 @@ def _build(recipe: StarterRecipe, directories: dict[Role, Path], progress: OnPro
         finally:
             for worker in workers:
                 worker.process.kill()
-                worker.process.join()
+                worker.process.join()  # unlimited wait: the kernel ends a killed process
                 worker.receiver.close()
 
 
@@ -158,7 +158,7 @@ def _watch(
             try:
                 message = worker.receiver.recv()
             except EOFError:
-                worker.process.join()
+                worker.process.join(_SILENCE_TIMEOUT_S)
                 if worker.process.exitcode != 0:
                     raise EngineError(
                         f"the process training starter {name} died with exit code {worker.process.exitcode}. Negative "

@@ -27,6 +27,7 @@ from pipelines.resolution.sampling import sampling_tokens
 from pipelines.run.progress import PhaseProgress, RunProgress
 from pipelines.training.deadlines import together
 from pipelines.training.evaluation import sample_and_judge
+from pipelines.training.pools import heartbeat_monitor
 from rlad.config import OfflineConfig, RunConfig, TeacherConfig
 from rlad.contracts import Outcome, RolloutGroup
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
@@ -108,15 +109,18 @@ async def generate_traces(run: ResolvedRun, folder: Path, progress: RunProgress)
 async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, progress: RunProgress) -> None:
     config, offline, teacher = run.config, offline_settings(run.config), _teacher(run.config)
     generator, timeout_s = offline.generator_of(config.rollout), config.cluster.start_timeout_s
+    run_id = f"{run.run_id}-traces"
+    monitor = heartbeat_monitor(config, run_id)
     rollout = RolloutPool(
         generator,
         model_path=run.models.frozen["teacher"].location,
         dtype=teacher.dtype,
         seed=config.seed,
         start_timeout_s=timeout_s,
-        run_id=f"{run.run_id}-traces",
+        run_id=run_id,
         label_selector=selector_of(config.cluster, "teacher"),
         tokens=sampling_tokens(load_tokenizer(run.student), run.frozen_models["teacher"], config),
+        monitor=monitor,
     )
     verifiers = VerdictPools(
         config.verifier_pool,
@@ -124,6 +128,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         tokenizer_path=run.models.student.location,
         start_timeout_s=timeout_s,
         cluster=config.cluster,
+        monitor=monitor,
     )
     tags = [tag for tagged in tagged_verifiers(config.verifiers).values() for tag in tagged.tags]
     decoder = ResponseDecoder(Tokenizer.from_file(str(run.student / "tokenizer.json")), tags)
@@ -133,6 +138,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         max(1, math.ceil(2 * generator.workers * generator.max_sequences / offline.traces_per_prompt))
     )
     async with AsyncExitStack() as closing:
+        await closing.enter_async_context(monitor.running())
         closing.push_async_callback(rollout.close)
         for pool in verifiers.pools:
             closing.push_async_callback(pool.close)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.controller import PoolBounds, RunState
+from actors.health.monitor import HeartbeatMonitor
 from pipelines.run.bottleneck import pool_sizes
 from pipelines.training.deadlines import within
 from pipelines.training.pools import Pools
@@ -24,15 +25,19 @@ _LISTEN_S = 1.0
 class RunControl:
     """The driver's side of the run's controller. Requests are executed between two awaits of the driver."""
 
-    def __init__(self, config: RunConfig, pools: Pools, controller: Any, *, trained_steps: int) -> None:
+    def __init__(
+        self, config: RunConfig, pools: Pools, controller: Any, monitor: HeartbeatMonitor, *, trained_steps: int
+    ) -> None:
         """
         Args:
             config: The run's configuration.
             pools: The pools, whose sizes may be changed.
             controller: Handle of the `RunController`.
+            monitor: Knows the health of the run's processes.
             trained_steps: Steps that are trained already.
         """
         self._config, self._pools, self._controller = config, pools, controller
+        self._monitor = monitor
         self._trained_steps = trained_steps
         self._metrics: Mapping[str, float] = {}
         self._is_stopping = False
@@ -85,6 +90,7 @@ class RunControl:
             step=self._trained_steps,
             total_steps=self._config.training.steps,
             pools={name: pool.state() for name, pool in self._pools.scalable.items()},
+            actors=self._monitor.health(),
             metrics=self._metrics,
             updated_at=time.time(),
         )

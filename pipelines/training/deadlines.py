@@ -49,6 +49,7 @@ async def run_unless_failed(work: Coroutine[Any, Any, T], *, watched: Coroutine[
     """
     working, watching = asyncio.create_task(work), asyncio.create_task(watched)
     try:
+        # unlimited wait: both coroutines wait with deadlines of their own
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done() and not working.done():
             watching.result()  # raises the error of `watched`

@@ -7,13 +7,12 @@ The pools are given by protocols: real engines, or stand-ins that only take time
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-from tenacity import AsyncRetrying, RetryError, before_sleep_log, retry_if_exception_type, stop_after_attempt
 
 from actors.experience.group import ColumnsRef, ExperienceGroup, WeightedScores
 from actors.messages import SampledGroup, SampleRequest, VerifierResult
@@ -25,7 +24,8 @@ from pipelines.training.step_pipeline import Clock, OpenStep, PromptScheduler, T
 from rlad.advantages import OverlongPenalty, shaped_rewards
 from rlad.config import RolloutConfig, RunConfig
 from rlad.contracts import TeacherSupport
-from rlad.errors import DeadlineError, RladError, WorkerLostError
+from rlad.errors import RladError, WorkerLostError
+from rlad.failures import Action, Event, decide, event_of_attempt
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class GroupSettings:
 
     Attributes:
         rollout: The `rollout` section.
+        max_group_attempts: How often a group is issued before it is abandoned.
+        max_abandoned_groups: Maximum number of groups that the run abandons.
         max_refills: Groups with equal verifier rewards that may be dropped and replaced in a step.
         max_staleness: Versions that a token may be older than the weights it trains.
         teacher_support: Teacher scores that the objective requires besides the sampled tokens'.
@@ -78,6 +80,8 @@ class GroupSettings:
     """
 
     rollout: RolloutConfig
+    max_group_attempts: int
+    max_abandoned_groups: int
     max_refills: int
     max_staleness: int
     teacher_support: TeacherSupport
@@ -88,6 +92,8 @@ class GroupSettings:
         """Collect the settings from a run's configuration."""
         return cls(
             rollout=config.rollout,
+            max_group_attempts=config.failures.max_group_attempts,
+            max_abandoned_groups=config.failures.max_abandoned_groups,
             max_refills=config.training.max_refills,
             max_staleness=config.training.max_staleness,
             teacher_support=config.objective.teacher_support,
@@ -153,10 +159,11 @@ class GroupPipeline:
         Raises:
             RladError: The error of the last attempt, if the run has abandoned as many groups as it may.
         """
-        abandoned, limit = failed.request, self._settings.rollout.max_abandoned_groups
+        abandoned, limit = failed.request, self._settings.max_abandoned_groups
         async with self._abandoning:
-            if (await self._broker.counts())["abandoned"] >= limit:
-                logger.error("The run has abandoned %d groups, its limit (rollout.max_abandoned_groups)", limit)
+            happened = (await self._broker.counts())["abandoned"] + 1
+            if decide(Event.GROUP_FAILED, happened=happened, budget=limit) is Action.END:
+                logger.error("The run has abandoned %d groups, its limit (failures.max_abandoned_groups)", limit)
                 raise failed.cause
             uid, entry = self._scheduler.take()
             prompt_id = self._prompts.records[entry].id
@@ -183,23 +190,20 @@ class GroupPipeline:
         Raises:
             _GroupFailedError: Every attempt failed.
         """
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((WorkerLostError, DeadlineError)),
-            stop=stop_after_attempt(self._settings.rollout.max_group_attempts),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
-        )
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    number = attempt.retry_state.attempt_number
-                    if number > 1:
-                        request = replace(request, attempt=await self._broker.reissue(request.uid))
-                    return await self._produce_once(step, request, number)
-        except RetryError as error:
-            cause = error.last_attempt.exception()
-            assert isinstance(cause, RladError)
-            raise _GroupFailedError(request, cause) from cause
-        raise AssertionError("tenacity raises the last error")
+        for number in itertools.count(1):
+            try:
+                if number > 1:
+                    request = replace(request, attempt=await self._broker.reissue(request.uid))
+                return await self._produce_once(step, request, number)
+            except RladError as error:
+                repetitions = self._settings.max_group_attempts - 1
+                action = decide(event_of_attempt(error), happened=number, budget=repetitions)
+                if action is Action.DROP:
+                    raise _GroupFailedError(request, error) from error
+                if action is not Action.REISSUE:
+                    raise
+                logger.warning("group=%s attempt=%d state=failed reason=%s", request.uid, number, error)
+        raise AssertionError("the policy ends the loop")
 
     async def _produce_once(self, step: OpenStep, request: SampleRequest, attempts: int) -> GroupRecord:
         issued_at = self._clock()

@@ -10,12 +10,14 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from actors.health.monitor import HeartbeatMonitor
 from actors.pool.placement import HEAD_POOL, reward_pool_name, selector_of
 from actors.pool.pool import Scalable
 from actors.rollout.pool import RolloutPool
 from actors.teacher.client import Teacher, TeacherClient
 from actors.teacher.deployment import TeacherReplicas, attach_teacher, delete_teacher, deploy_teacher
 from actors.teacher.remote import attach_remote_teacher
+from actors.teacher.replica import ReplicaAnnouncement
 from actors.verifier.reward_pool import VerdictPools
 from actors.weights.transports import WeightTransport
 from pipelines.cluster.node_models import PoolModel, fetch_on_nodes
@@ -54,7 +56,9 @@ class Pools:
 
 
 @asynccontextmanager
-async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: ActorHandle) -> AsyncIterator[Pools]:
+async def open_pools(
+    run: ResolvedRun, *, transport: WeightTransport, owner: ActorHandle, monitor: HeartbeatMonitor
+) -> AsyncIterator[Pools]:
     """Start all pools of a run concurrently, and close them at the end of the block, also after an error.
 
     Shared teachers are joined before any pool starts, and left running at the end.
@@ -63,10 +67,11 @@ async def open_pools(run: ResolvedRun, *, transport: WeightTransport, owner: Act
         run: The resolved run.
         transport: How weight updates travel to the rollout workers.
         owner: Actor of this driver. If the driver dies, the run's own teachers are deleted.
+        monitor: Ends workers and replicas whose process was stopped.
     """
     config = run.config
-    rollout = _rollout_pool(config, run.models, run.sampling, run_id=run.run_id, transport=transport)
-    verifiers = _verdict_pools(config, run.models)
+    rollout = _rollout_pool(config, run.models, run.sampling, run_id=run.run_id, transport=transport, monitor=monitor)
+    verifiers = _verdict_pools(config, run.models, monitor)
     scoring = config.scoring_pools
     async with AsyncExitStack() as closing:
         clients: dict[str, Teacher] = {}
@@ -104,14 +109,22 @@ async def open_evaluation_pools(
     """Start the pools of an evaluation, rollout workers and verifiers, and close them at the end of the block."""
     student = fetch_model(models.student.location, weights=False)
     sampling = sampling_tokens(load_tokenizer(student), student, suite)
-    rollout = _rollout_pool(suite, models, sampling, run_id=run_id, transport=None)
-    verifiers = _verdict_pools(suite, models)
+    monitor = heartbeat_monitor(suite, run_id)
+    rollout = _rollout_pool(suite, models, sampling, run_id=run_id, transport=None, monitor=monitor)
+    verifiers = _verdict_pools(suite, models, monitor)
     async with AsyncExitStack() as closing:
+        await closing.enter_async_context(monitor.running())
         closing.push_async_callback(rollout.close)
         for pool in verifiers.pools:
             closing.push_async_callback(pool.close)
         await together(rollout.start(), *(pool.start() for pool in verifiers.pools))
         yield rollout, verifiers
+
+
+def heartbeat_monitor(config: RunConfig | EvaluationSuite, run_id: str) -> HeartbeatMonitor:
+    """Return the monitor of a run or an evaluation."""
+    failures = config.failures
+    return HeartbeatMonitor(run_id, heartbeat_s=failures.heartbeat_s, missed_heartbeats=failures.missed_heartbeats)
 
 
 def pool_models(config: RunConfig | EvaluationSuite, models: ResolvedModels) -> list[PoolModel]:
@@ -154,6 +167,7 @@ def _rollout_pool(
     *,
     run_id: str,
     transport: WeightTransport | None,
+    monitor: HeartbeatMonitor,
 ) -> RolloutPool:
     return RolloutPool(
         config.rollout,
@@ -166,16 +180,20 @@ def _rollout_pool(
         updates_in_flight=isinstance(config, RunConfig) and config.training.max_staleness > 0,
         transport=transport,
         tokens=sampling,
+        monitor=monitor,
     )
 
 
-def _verdict_pools(config: RunConfig | EvaluationSuite, models: ResolvedModels) -> VerdictPools:
+def _verdict_pools(
+    config: RunConfig | EvaluationSuite, models: ResolvedModels, monitor: HeartbeatMonitor
+) -> VerdictPools:
     return VerdictPools(
         config.verifier_pool,
         models.verifiers(config),
         tokenizer_path=models.student.location,
         start_timeout_s=config.cluster.start_timeout_s,
         cluster=config.cluster,
+        monitor=monitor,
     )
 
 
@@ -227,6 +245,7 @@ async def _deploy(pool: str, run: ResolvedRun, owner: ActorHandle) -> TeacherCli
         label_selector=selector_of(run.config.cluster, pool),
         owner=owner,
         vocabulary_size=run.vocabulary.size,
+        announced=ReplicaAnnouncement(run_id=run.run_id, pool=pool),
     )
 
 

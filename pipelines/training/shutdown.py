@@ -32,7 +32,7 @@ async def finish_run(
     """
     config = run.config
     with progress.phase("exporting the student"):
-        await broker.wait_exported(deadline_s=config.learner.step_timeout_s)
+        await broker.wait_exported(deadline_s=config.failures.step_timeout_s)
     await evaluation.evaluate_if_due(config.training.steps)
     await broker.dismiss()
 
@@ -86,7 +86,7 @@ class EarlyEnd:
         loop, terminated, before = asyncio.get_running_loop(), asyncio.Event(), signal.getsignal(signal.SIGTERM)
         loop.add_signal_handler(signal.SIGTERM, terminated.set)
         try:
-            await terminated.wait()
+            await terminated.wait()  # unlimited wait: cancelled at the end of the run
             self.is_terminated = True
             await self.checkpoint_and_stop("stopped by SIGTERM")
         finally:

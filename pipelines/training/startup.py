@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from actors.controller import start_controller
 from actors.experience.batch_shards import ShardPolicy
 from actors.experience.broker import ExperienceBroker, StepReport
+from actors.health.monitor import HeartbeatMonitor
 from actors.learner.group import LearnerGroup
 from actors.learner.settings import LearnerSettings
 from actors.pool.placement import HEAD_POOL, selector_of
@@ -78,6 +79,7 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
         run_dir=run.directory.path,
         broker=broker,
         vocabulary_size=None if is_support_padded else run.sampling.vocabulary_size,
+        run_id=run.run_id,
     )
     learner = LearnerGroup(settings, run_id=run.run_id)
     learner.start()
@@ -85,7 +87,9 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
 
 
 @asynccontextmanager
-async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProgress) -> AsyncIterator[Services]:
+async def open_services(
+    run: ResolvedRun, broker: ActorHandle, progress: RunProgress, monitor: HeartbeatMonitor
+) -> AsyncIterator[Services]:
     """Start pools and controller, and wait for the learner. Everything is closed at the end of the block.
 
     Raises:
@@ -96,7 +100,9 @@ async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProg
     async with AsyncExitStack() as closing:
         teachers = "teachers, " if config.scoring_pools else ""
         with progress.phase(f"starting rollout workers, {teachers}verifiers and learner"):
-            pools = await closing.enter_async_context(open_pools(run, transport=transport, owner=broker))
+            pools = await closing.enter_async_context(
+                open_pools(run, transport=transport, owner=broker, monitor=monitor)
+            )
             run.directory.record_teachers({name: each.teacher for name, each in pools.teachers.items()})
             started = await client.wait_started(deadline_s=config.cluster.start_timeout_s)
         controller = start_controller(
@@ -105,7 +111,8 @@ async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProg
         closing.callback(ray.kill, controller)
         record_cluster(run.directory, run.run_id)
         closing.callback(run.directory.cluster.unlink, missing_ok=True)
-        control = RunControl(config, pools, controller, trained_steps=started.version)
+        await monitor.watch(controller, "controller", deadline_s=config.cluster.start_timeout_s)
+        control = RunControl(config, pools, controller, monitor, trained_steps=started.version)
         control.start()
         closing.callback(control.close)
         used_uids = await client.reopen(started.version)

@@ -49,7 +49,7 @@ async def run_step_loop(
         broker=services.broker,
         source=source,
         update_weights=pools.rollout.update_weights,
-        step_timeout_s=config.learner.step_timeout_s,
+        step_timeout_s=config.failures.step_timeout_s,
     )
     recorder = StepRecorder(
         config,

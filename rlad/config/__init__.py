@@ -19,7 +19,7 @@ from rlad.config.prompts import (
 )
 from rlad.config.rollout import GeneratorConfig, OfflineConfig, RolloutConfig, VerifierPoolConfig
 from rlad.config.run import RunConfig, TeacherMix
-from rlad.config.shared import ClusterConfig, ModelConfig
+from rlad.config.shared import ClusterConfig, FailureConfig, ModelConfig
 from rlad.config.teachers import (
     ReferenceConfig,
     RemoteTeacherConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "ClusterConfig",
     "EvaluationConfig",
     "EvaluationSuite",
+    "FailureConfig",
     "GeneratorConfig",
     "HubPrompts",
     "KnightsKnavesPrompts",

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from rlad.config.base import ConfigModel, Fraction, PositiveInt
 from rlad.config.prompts import PromptMixture, PromptSource
 from rlad.config.rollout import RolloutConfig, VerifierPoolConfig
-from rlad.config.shared import ClusterConfig, ModelConfig
+from rlad.config.shared import ClusterConfig, FailureConfig, ModelConfig
 from rlad.errors import ConfigError
 from rlad.verifiers import VerifierConfig
 
@@ -78,6 +78,7 @@ class EvaluationSuite(ConfigModel):
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)], EvaluationConfig],
         Field(min_length=1),
     ] = Field(description="Prompt sets by name. `every_steps` is ignored.")
+    failures: FailureConfig = Field(FailureConfig(), description="Failure handling.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray cluster.")
 
     def only(self, names: Sequence[str]) -> Self:

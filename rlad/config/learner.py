@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
+from rlad.config.base import ConfigModel, Fraction, PositiveInt
 from rlad.config.lora import LoraConfig
 
 
@@ -135,9 +135,6 @@ class LearnerConfig(ConfigModel):
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of times Ray Train restarts the ranks from the last checkpoint."
-    )
-    step_timeout_s: Seconds = Field(
-        3600, description="Deadline for one training step after its last group has arrived, in seconds."
     )
 
 

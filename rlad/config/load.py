@@ -19,6 +19,13 @@ from rlad.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_MOVED = {
+    "rollout.max_group_attempts": "failures.max_group_attempts",
+    "rollout.max_abandoned_groups": "failures.max_abandoned_groups",
+    "learner.step_timeout_s": "failures.step_timeout_s",
+}
+"""Former settings, by their former keys."""
+
 
 def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and validate a run's configuration.
@@ -55,6 +62,7 @@ def load_evaluation_suite(path: Path | str, overrides: Sequence[str] = ()) -> Ev
         verifier_pool=run.verifier_pool,
         rollout=run.rollout,
         sets={"evaluation": run.evaluation},
+        failures=run.failures,
         cluster=run.cluster,
     )
 
@@ -139,7 +147,9 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
         # A location part in parentheses is the tag of a union member, not a key.
         where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("(")) or "configuration"
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and (now := _present_key(where)) is not None:
+            yield f"{where}: this setting is now `{now}`; move it there"
+        elif problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(model))}"
         elif problem["type"] == "missing":
             yield f"{where}: required setting is missing"
@@ -149,6 +159,14 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
                 message += f"; got {', '.join(map(str, problem['input'])) or 'none of them'}"
             value = "" if is_secret_name(where) else _received(message, problem["input"])
             yield redact(f"{where}: {message}{value}")
+
+
+def _present_key(key: str) -> str | None:
+    """Return the present key of a setting that has moved, within its section of the file; None for other keys."""
+    for former, present in _MOVED.items():
+        if key == former or key.endswith(f".{former}"):
+            return key.removesuffix(former) + present
+    return None
 
 
 def _received(message: str, value: object) -> str:

@@ -57,14 +57,6 @@ class RolloutConfig(ConfigModel):
     group_timeout_s: Seconds = Field(
         600, description="Deadline for sampling one group, in seconds. A group that misses it is submitted again."
     )
-    max_group_attempts: PositiveInt = Field(
-        4, description="How often a group is issued before it is abandoned. Each attempt may use other workers."
-    )
-    max_abandoned_groups: Annotated[int, Field(ge=0)] = Field(
-        8,
-        description="Maximum number of groups that the run abandons and replaces by others. The next one ends the run "
-        "with the error of its last attempt.",
-    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of workers the pool replaces before the run fails."
     )

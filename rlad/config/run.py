@@ -16,7 +16,7 @@ from rlad.config.learner import CheckpointConfig, LearnerConfig, TrainingConfig,
 from rlad.config.objectives import ObjectiveConfig
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import OfflineConfig, RolloutConfig, VerifierPoolConfig
-from rlad.config.shared import ClusterConfig, ModelConfig
+from rlad.config.shared import ClusterConfig, FailureConfig, ModelConfig
 from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
 from rlad.verifiers import VerifierConfig
 
@@ -86,6 +86,7 @@ class RunConfig(ConfigModel):
     evaluation: EvaluationConfig = Field(description="Evaluation before, during and after training.")
     weights: WeightsConfig = Field(WeightsConfig(), description="Weight updates.")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
+    failures: FailureConfig = Field(FailureConfig(), description="Failure handling.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray cluster.")
 
     @model_validator(mode="after")

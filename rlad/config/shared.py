@@ -1,8 +1,8 @@
-"""Configuration sections shared by runs and evaluation suites: the model and the Ray cluster."""
+"""Configuration sections shared by runs and evaluation suites: the model, the Ray cluster and failure handling."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -53,4 +53,30 @@ class ClusterConfig(ConfigModel):
         description="Place each pool only on nodes whose Ray label `rlad.io/pool` equals the pool's name, and the "
         "broker on nodes labelled `head`. `rlad plan` prints the pool names; `rlad deploy render` labels the nodes "
         "and turns this setting on.",
+    )
+
+
+class FailureConfig(ConfigModel):
+    """Failure handling: heartbeats, deadlines and budgets."""
+
+    heartbeat_s: Seconds = Field(
+        10,
+        description="Time between two looks at each process of the run, in seconds. A process that is stopped (not "
+        "merely busy) at `missed_heartbeats` looks in a row is killed and replaced.",
+    )
+    missed_heartbeats: PositiveInt = Field(
+        3, description="Number of looks in a row at which a process must be stopped to be killed and replaced."
+    )
+    max_group_attempts: PositiveInt = Field(
+        4, description="How often a group is issued before it is abandoned. Each attempt may use other workers."
+    )
+    max_abandoned_groups: Annotated[int, Field(ge=0)] = Field(
+        8,
+        description="Maximum number of groups that the run abandons and replaces by others. The next one ends the run "
+        "with the error of its last attempt.",
+    )
+    step_timeout_s: Seconds = Field(
+        3600,
+        description="Deadline for one training step after its last group has arrived, and for the export of the "
+        "student, in seconds.",
     )

@@ -19,7 +19,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         assert lock is not None
-        lock.acquire()
+        lock.acquire()  # unlimited wait: a download may take hours, and the death of its process releases the lock
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise

@@ -142,7 +142,7 @@ class SandboxSession:
         self._monitor.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.wait()  # unlimited wait: the kernel ends a killed process
         self._resources.close()
 
     def run(

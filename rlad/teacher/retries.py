@@ -9,15 +9,15 @@ from typing import TypeVar
 
 from tenacity import (
     AsyncRetrying,
+    RetryCallState,
     before_sleep_log,
-    retry_if_exception_type,
-    stop_after_attempt,
     wait_exponential,
     wait_random,
     wait_random_exponential,
 )
 
-from rlad.errors import DeadlineError, QuotaError, WorkerLostError
+from rlad.errors import DeadlineError
+from rlad.failures import Action, Event, decide, event_of_call
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,10 +76,22 @@ async def retry_until(
         raise DeadlineError(f"{failure} within {timeout_s:g} s") from error
 
 
+def _repeats(event: Event, *, budget: int = 0) -> Callable[[RetryCallState], bool]:
+    """Return a condition of tenacity: whether the policy repeats a call after its last attempt ended with an event."""
+
+    def is_repeated(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is None or event_of_call(error) is not event:
+            return False
+        return decide(event, happened=state.attempt_number, budget=budget) is Action.RETRY
+
+    return is_repeated
+
+
 def _quota_retries(sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
     return AsyncRetrying(
         sleep=sleep,
-        retry=retry_if_exception_type(QuotaError),
+        retry=_repeats(Event.CALL_REFUSED),
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
         reraise=True,
     )
@@ -88,8 +100,7 @@ def _quota_retries(sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
 def _loss_retries(sleep: Callable[[float], Awaitable[None]], max_retries: int) -> AsyncRetrying:
     return AsyncRetrying(
         sleep=sleep,
-        retry=retry_if_exception_type(WorkerLostError),
-        stop=stop_after_attempt(max_retries + 1),
+        retry=_repeats(Event.CALL_LOST, budget=max_retries),
         # Varied, so that the groups of a lost replica do not all come back at once.
         wait=wait_exponential(max=10) + wait_random(0, 1),
         before_sleep=before_sleep_log(logger, logging.WARNING),

@@ -19,6 +19,7 @@ PUBLIC: dict[str, list[str]] = {
         "ClusterConfig",
         "EvaluationConfig",
         "EvaluationSuite",
+        "FailureConfig",
         "GeneratorConfig",
         "HubPrompts",
         "KnightsKnavesPrompts",

@@ -30,6 +30,9 @@ from rlad.errors import EngineError, ScoringRefusedError
 from rlad.logprobs import selected_logprobs
 from rlad.topk_logprobs import selected_and_top_logprobs
 
+# Time for the forward pass in progress to end when the engine is closed.
+_CLOSE_TIMEOUT_S = 60.0
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Group:
@@ -143,7 +146,7 @@ class TransformersScorer:
     def close(self) -> None:
         self._closed = True
         self._arrivals.put(None)
-        self._thread.join()
+        self._thread.join(_CLOSE_TIMEOUT_S)  # a daemon thread: it ends with the process at the latest
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
@@ -162,7 +165,7 @@ class TransformersScorer:
         row: list[_Sequence] = []
         while not row:
             while not self._waiting or not self._arrivals.empty():
-                group = self._arrivals.get()
+                group = self._arrivals.get()  # unlimited wait: this thread has nothing to do without work
                 if group is None:
                     return []
                 self._waiting.extend(group.sequences)

@@ -42,7 +42,8 @@ def end_with_parent() -> None:
         return
 
     def wait() -> None:
-        parent.join()  # returns when the kernel closes the parent's end of a pipe
+        # unlimited wait: returns when the kernel closes the parent's end of a pipe
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)  # lets vLLM remove its semaphores and sockets
         time.sleep(_GRACE_S)
         os.kill(os.getpid(), signal.SIGKILL)

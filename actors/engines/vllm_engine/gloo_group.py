@@ -35,4 +35,4 @@ class GlooGroup:
         Raises:
             RuntimeError: A rank is gone, or did not take part in time.
         """
-        self._group.broadcast(tensor, 0).wait()
+        self._group.broadcast(tensor, 0).wait()  # unlimited wait: the group's own timeout applies

@@ -112,7 +112,7 @@ class VllmSampler:
             EngineError: The engine refused the request.
             WeightsMismatchError: The last weight update failed half way, so this engine cannot sample.
         """
-        await self._settled.wait()
+        await self._settled.wait()  # unlimited wait: the driver cancels the call at the group's deadline
         version = self._version
         if version is None:
             raise WeightsMismatchError(

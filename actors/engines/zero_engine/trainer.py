@@ -25,6 +25,7 @@ from actors.engines.zero_engine.policy_model import PolicyModel, load_policy_mod
 from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.learner import LearnerConfig
 from rlad.errors import EngineError, NonFiniteGradientError
+from rlad.failures import Action, Event, decide
 from rlad.logprobs import TokenStatistics
 from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
@@ -323,7 +324,8 @@ class ZeroTrainer:
             self._nonfinite_in_a_row,
             self._applied_updates,
         )
-        if self._nonfinite_in_a_row >= self._config.max_nonfinite_steps:
+        budget = self._config.max_nonfinite_steps - 1
+        if decide(Event.UPDATE_NOT_FINITE, happened=self._nonfinite_in_a_row, budget=budget) is Action.END:
             raise NonFiniteGradientError(
                 f"{self._nonfinite_in_a_row} updates in a row had NaN or infinite gradients "
                 f"(learner.max_nonfinite_steps); the weights are those after update {self._applied_updates}. "

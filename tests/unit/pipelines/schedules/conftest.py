@@ -125,6 +125,9 @@ class FakeRun:
     def wait(self, timeout_s: float) -> RunExit | None:
         return self.script(self.request)
 
+    def is_stopped(self) -> bool:
+        return False
+
     def stop(self, grace_s: float) -> None:
         self.launcher.stopped += 1
 

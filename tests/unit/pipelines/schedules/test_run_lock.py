@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from actors.health.node_watch import ProcessId
 from pipelines.run.directory import RunDirectory
 from pipelines.schedules.execution import Ticker
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunRequest
@@ -190,3 +192,58 @@ def test_run_of_a_frozen_ticker_is_taken_over_without_a_further_attempt(
         frozen.kill()
         frozen.wait()
         store.close()
+
+
+# A run that stops when it is started the first time, and then never ends by itself.
+STOPPING = """
+import os, signal, sys
+from pathlib import Path
+mark, *arguments = sys.argv[1:]
+if not Path(mark).exists():
+    Path(mark).touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
+from pipelines.schedules.launcher import RunRequest
+from tests.unit.pipelines.schedules.conftest import FakeLauncher
+FakeLauncher().write_run(RunRequest(arguments=tuple(arguments), working_dir=Path(), log=Path()))
+"""
+# A process that holds the directory of a run.
+HOLDER = """
+import sys, time
+from pipelines.run.directory import RunDirectory
+run = RunDirectory(sys.argv[1])
+with run.hold(run.read_config(), resume=True):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+HEARTBEAT_S = 0.5
+
+
+def with_short_heartbeats(site: Site) -> Site:
+    site.add(run={**site.settings().run, "failures": {"heartbeat_s": HEARTBEAT_S, "missed_heartbeats": 3}})
+    return site
+
+
+def test_stopped_run_is_killed_and_continued_by_the_next_attempt(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with_short_heartbeats(site)
+    site.clock.now = NIGHT
+    launcher = ChildProcess(command=(sys.executable, "-c", STOPPING, str(tmp_path / "started")))
+    (ended,) = tick("nightly", Ticker(store=site.store, launcher=launcher, clock=site.clock))
+    assert (ended.event, ended.attempts) == ("promoted", 2)
+
+
+def test_stopped_run_of_another_ticker_is_killed_and_continued(site: Site) -> None:
+    run = leave_unfinished(with_short_heartbeats(site), attempts=1)
+    command = [sys.executable, "-c", HOLDER, str(run.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"holds\n"
+        process = ProcessId.of(driver.pid, node=os.uname().nodename)
+        run.heartbeat.write_text(json.dumps({**asdict(process), "late_after_s": 3 * HEARTBEAT_S}))
+        driver.send_signal(signal.SIGSTOP)
+        (ended,) = site.tick()
+        assert driver.wait(10) == -signal.SIGKILL
+    assert (ended.event, ended.attempts) == ("promoted", 1)

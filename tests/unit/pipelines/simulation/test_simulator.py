@@ -52,8 +52,8 @@ def run_config(**training: Any) -> RunConfig:
 
 
 def allowing(config: RunConfig, *, abandoned: int) -> RunConfig:
-    rollout = config.rollout.model_copy(update={"max_abandoned_groups": abandoned})
-    return config.model_copy(update={"rollout": rollout})
+    failures = config.failures.model_copy(update={"max_abandoned_groups": abandoned})
+    return config.model_copy(update={"failures": failures})
 
 
 def simulated(config: RunConfig, **changes: Any) -> SimulatedRun:
@@ -266,7 +266,7 @@ def test_groups_that_lose_every_worker_are_abandoned_and_replaced_once_for_all_d
     attempts = Counter(SomePoisonous.requests)
     assert len(attempts) == counts.states[GroupState.ABANDONED]
     # A driver that ended in the middle of a group's attempts leaves the rest to the next one.
-    assert sum(number == config.rollout.max_group_attempts for number in attempts.values()) >= len(attempts) - 2
+    assert sum(number == config.failures.max_group_attempts for number in attempts.values()) >= len(attempts) - 2
 
 
 def test_one_group_too_many_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
