@@ -112,15 +112,16 @@ async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> N
     traces = await prepare_traces(run, progress, console) if run.config.offline is not None else None
     training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
     broker = start_broker(run, group_size=training_set.group_size)
+    client = BrokerClient(handle=broker)  # the only one: it holds what a restarted broker needs
     learner = start_learner(run, broker)
-    early_end = EarlyEnd(BrokerClient(handle=broker), grace_period_s=run.config.checkpoints.grace_period_s)
+    early_end = EarlyEnd(client, grace_period_s=run.config.checkpoints.grace_period_s)
     try:
         await run_unless_failed(
-            _train_with(run, broker, training_set, traces, progress, early_end),
+            _train_with(run, broker, client, training_set, traces, progress, early_end),
             watched=together(learner.wait(), early_end.on_sigterm()),
         )
     except BaseException as error:
-        await stop_after_failure(BrokerClient(handle=broker), error)
+        await stop_after_failure(client, error)
         if early_end.is_terminated:  # ends like every command on SIGTERM, with the learner's own words
             console.print(f"[yellow]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise SystemExit(signal.SIGTERM) from error
@@ -132,13 +133,14 @@ async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> N
 async def _train_with(
     run: ResolvedRun,
     broker: ActorHandle,
+    client: BrokerClient,
     training_set: TrainingSet,
     traces: TrainingTraces | None,
     progress: RunProgress,
     early_end: EarlyEnd,
 ) -> None:
     """Open the services, run all steps, and finish the run."""
-    async with open_services(run, broker, progress) as services:
+    async with open_services(run, broker, client, progress) as services:
         scheduler = PromptScheduler(training_set, seed=run.config.seed, used=services.used_uids)
         source = _group_source(run, services, scheduler, traces)
         evaluation = ScheduledEvaluation(run, services.pools, services.telemetry, progress)
@@ -152,7 +154,7 @@ async def _train_with(
             progress=progress,
             early_end=early_end,
         )
-        await finish_run(run, services.broker, evaluation, progress)
+        await finish_run(run, services.broker, evaluation)
 
 
 def _training_set(run: ResolvedRun) -> TrainingSet:

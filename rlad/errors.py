@@ -85,6 +85,25 @@ class WorkerLostError(RladError, ConnectionError):
     """Worker that died or became unreachable. Its work may be issued again."""
 
 
+class BrokerRestartedError(RladError, ConnectionError):
+    """Broker that was restarted and lacks what the caller holds. The caller hands it over and repeats the call."""
+
+
+class LostGroupsError(RladError, ConnectionError):
+    """Groups whose data were lost with a node. They are sampled again.
+
+    Attributes:
+        groups: Uid and attempt number of each group.
+    """
+
+    def __init__(self, groups: list[tuple[str, int]]) -> None:
+        super().__init__(groups)
+        self.groups = groups
+
+    def __str__(self) -> str:
+        return f"the data of {len(self.groups)} groups were lost: " + ", ".join(uid for uid, _ in self.groups)
+
+
 class RunStoppedError(RladError, RuntimeError):
     """Run that is stopping, on request or after a failure elsewhere. The message states the reason."""
 

@@ -25,6 +25,9 @@ from pipelines.training.control import RunControl, scaling_bounds
 from pipelines.training.pools import Pools, open_pools
 from rlad.config import RunConfig
 
+# A restart costs seconds. The limit ends a run whose broker cannot work, for example for lack of memory.
+_BROKER_RESTARTS = 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
@@ -50,9 +53,12 @@ class Services:
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
     """Start the broker. It writes the ledger and holds the references to all groups.
 
-    On a labelled cluster it stays with the driver, on the head node, which an autoscaler never removes.
+    On a labelled cluster it stays with the driver, on the head node, which an autoscaler never removes. If its process
+    dies, Ray restarts it under the same handle.
     """
-    broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(run.config.cluster, HEAD_POOL))
+    broker = ray.remote(ExperienceBroker).options(
+        num_cpus=0, max_restarts=_BROKER_RESTARTS, label_selector=selector_of(run.config.cluster, HEAD_POOL)
+    )
     return broker.remote(str(run.directory.ledger), shard_policy(run.config), group_size)
 
 
@@ -85,13 +91,21 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
 
 
 @asynccontextmanager
-async def open_services(run: ResolvedRun, broker: ActorHandle, progress: RunProgress) -> AsyncIterator[Services]:
+async def open_services(
+    run: ResolvedRun, broker: ActorHandle, client: BrokerClient, progress: RunProgress
+) -> AsyncIterator[Services]:
     """Start pools and controller, and wait for the learner. Everything is closed at the end of the block.
+
+    Args:
+        run: The resolved run.
+        broker: Handle of the broker.
+        client: The driver's client of the broker.
+        progress: Shows the start.
 
     Raises:
         RladError: A pool or the learner did not start, or a teacher differs from the one that the run started with.
     """
-    config, client = run.config, BrokerClient(handle=broker)
+    config = run.config
     transport = weight_transport(config.weights.transport, broker)
     async with AsyncExitStack() as closing:
         teachers = "teachers, " if config.scoring_pools else ""
