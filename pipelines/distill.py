@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.node_models import starts_local_cluster
+from pipelines.cluster.owner import owned
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
@@ -87,7 +88,12 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
             asyncio.run(require_shared_teachers(run))
             if not is_local:
                 fetch_for_pools(config, run.models, progress)
-            with directory.hold(config, resume=resume), recording_status(directory):
+            applications = [f"{run.run_id}-{pool}" for pool in config.scoring_pools]
+            with (
+                directory.hold(config, resume=resume),
+                recording_status(directory),
+                owned(directory, run.run_id, applications=applications),
+            ):
                 directory.record_models(run.models.by_setting())
                 directory.record_inputs(inputs)
                 asyncio.run(_train(run, progress, console))
