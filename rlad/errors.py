@@ -53,6 +53,10 @@ class WeightsMismatchError(EngineError):
     """Received weights with a wrong checksum or version. A rollout worker in this state does not serve."""
 
 
+class WeightsLostError(EngineError):
+    """Published weights that ended with the learner's process. A restarted learner publishes them again."""
+
+
 class TeacherScoresError(RladError, RuntimeError):
     """Too many missing, NaN or infinite teacher log-probabilities."""
 

@@ -17,7 +17,7 @@ from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights
 from rlad.contracts import Columns, RolloutGroup, WeightsManifest
-from rlad.errors import EngineError, WeightsMismatchError
+from rlad.errors import WeightsLostError, WeightsMismatchError
 from rlad.models.locations import fetch_model
 from rlad.weight_file import Bytes
 
@@ -109,7 +109,7 @@ class RolloutWorker:
 
         Raises:
             WeightsMismatchError: The weights differ from the publication or do not fit the model.
-            EngineError: The published objects no longer exist.
+            WeightsLostError: The published objects no longer exist.
         """
         manifest = publication.manifest
         held = await asyncio.to_thread(
@@ -148,12 +148,12 @@ def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[
     """Get buckets from the object store, mapped and not copied.
 
     Raises:
-        EngineError: The published objects no longer exist.
+        WeightsLostError: The published objects no longer exist.
     """
     try:
         buckets: list[list[Bytes]] = ray.get([publication.buckets[place].ref for place in places])
     except ObjectLostError as error:
-        raise EngineError(
+        raise WeightsLostError(
             f"weights of version {publication.manifest.version} were lost with the process that published them; "
             "publish them again"
         ) from error

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, TypeVarTuple
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from actors.experience.broker import ExperienceBroker, StepReport
 from actors.experience.group import ExperienceGroup
@@ -24,6 +24,7 @@ Arguments = TypeVarTuple("Arguments")
 _ANSWER_TIMEOUT_S = 60.0
 # Time for a broker that has died to be restarted, and the pause between two attempts.
 _RESTART_TIMEOUT_S = 120.0
+_DEAD_TIMEOUT_S = 10.0
 _RESTART_PAUSE_S = 0.2
 
 
@@ -172,7 +173,7 @@ class BrokerClient:
             WorkerLostError: The broker died and was not restarted in time.
         """
         clock = asyncio.get_running_loop().time
-        deadline = clock() + _RESTART_TIMEOUT_S
+        began = clock()
         while True:
             try:
                 call = getattr(self._handle, method).remote(*arguments)
@@ -181,7 +182,9 @@ class BrokerClient:
                 logger.warning("broker=restarted steps=%s", sorted(self._journal.steps))
                 await self._call(ExperienceBroker.restore.__name__, self._journal)
             except RayActorError as error:
-                if clock() > deadline:
+                is_dead = isinstance(error, ActorDiedError)  # also said of a call that was under way at a restart
+                allowed_s = _DEAD_TIMEOUT_S if is_dead else _RESTART_TIMEOUT_S
+                if error.actor_init_failed or clock() - began > allowed_s:
                     raise as_rlad_error(error, who="the broker") from error
                 await asyncio.sleep(_RESTART_PAUSE_S)
 

@@ -28,9 +28,11 @@ from pipelines.training.deadlines import together
 from pipelines.training.step_metrics import GroupRecord, StepTimes
 from rlad.config import TrainingConfig
 from rlad.data.order import Mixture, training_order
-from rlad.errors import DeadlineError
+from rlad.errors import DeadlineError, WeightsLostError
 
 logger = logging.getLogger(__name__)
+
+_LOST_WEIGHTS_PAUSE_S = 1.0
 
 Clock = Callable[[], float]
 UpdateWeights = Callable[[WeightsPublication], Awaitable[None]]
@@ -217,8 +219,7 @@ class StepPipeline:
         groups_of_step = await submitted
         report = await self._wait_finished(number)
         trained_at = self._clock()
-        async with self._weights_in_use:
-            await self._update_weights(report.publications.pop())
+        report = await self._give_weights(number, report)
         times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=self._clock())
         last_groups = [step.reissued.get(group.summary.uid, group) for group in groups_of_step]
         return TrainedStep(
@@ -254,6 +255,28 @@ class StepPipeline:
             except DeadlineError:
                 if not self._reissuing and reissued == self._reissued:
                     raise
+
+    async def _give_weights(self, number: int, report: StepReport) -> StepReport:
+        """Give the samplers the weights of a step, and return the report with which that succeeded.
+
+        If the learner's process ends meanwhile, its weights end with it. The restarted learner trains the step again,
+        or publishes the weights of its checkpoint.
+
+        Raises:
+            WeightsLostError: The learner did not publish the weights again in time.
+        """
+        deadline = self._clock() + self._step_timeout_s
+        while True:
+            try:
+                async with self._weights_in_use:
+                    await self._update_weights(report.publications.pop())
+                return report
+            except WeightsLostError as error:
+                if self._clock() > deadline:
+                    raise
+                logger.warning("weights=lost version=%d reason=%s", number + 1, error)
+            await asyncio.sleep(_LOST_WEIGHTS_PAUSE_S)  # the broker has the old report until the learner restarts
+            report = await self._wait_finished(number)
 
     async def _reissue_lost(self) -> None:
         """Sample groups again whose data were lost with a node, in the background."""

@@ -14,7 +14,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from actors.experience.broker import ExperienceBroker
-from actors.messages import VerifierResult
+from actors.messages import VerifierResult, WeightsPublication
 from pipelines.simulation.harness import StandInPools, run_steps, stand_in_prompts
 from pipelines.simulation.simulator import (
     SimulatedRollout,
@@ -26,6 +26,7 @@ from pipelines.simulation.simulator import (
 from pipelines.simulation.stand_ins import StandInLearner
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.config import RunConfig, load_run_config
+from rlad.errors import WeightsLostError
 from rlad.ledger import Ledger
 from rlad.testing.virtual_time import run_in_virtual_time
 
@@ -35,6 +36,19 @@ LENGTHS = Lengths(median=100, p99_over_median=3.0, longest=400, group_size=4)
 SPEEDS = Speeds(
     token_s=0.01, slots=16, teacher_token_s=1e-4, verdict_s=0.1, learner_token_s=1e-4, update_s=0.5, weights_s=0.5
 )
+
+
+def run_config(*settings: str) -> RunConfig:
+    return load_run_config(
+        SMOKE,
+        [
+            f"training.steps={STEPS}",
+            f"training.prompts_per_step={PROMPTS}",
+            "training.updates_per_step=2",
+            f"rollout.group_size={LENGTHS.group_size}",
+            *settings,
+        ],
+    )
 
 
 class MortalBroker:
@@ -99,9 +113,11 @@ class SomeEqual(SimulatedVerifiers):
         )
 
 
-async def trained(config: RunConfig, ledger: Path, broker: MortalBroker) -> list[set[str]]:
+async def trained(
+    config: RunConfig, broker: MortalBroker, sampler: type[SimulatedRollout] = SimulatedRollout
+) -> list[set[str]]:
     """Run all steps. Return the groups that each step was trained on."""
-    rollout = SimulatedRollout(config, LENGTHS, SPEEDS, 2, None)
+    rollout = sampler(config, LENGTHS, SPEEDS, 2, None)
     pools = StandInPools(
         rollout=rollout,
         verifiers=SomeEqual(SPEEDS, 2, LENGTHS.group_size),
@@ -118,20 +134,10 @@ async def trained(config: RunConfig, ledger: Path, broker: MortalBroker) -> list
 @pytest.mark.parametrize("staleness", [0, 2])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_broker_that_dies_at_random_costs_no_group_and_no_step(tmp_path: Path, staleness: int, seed: int) -> None:
-    config = load_run_config(
-        SMOKE,
-        [
-            f"training.steps={STEPS}",
-            f"training.prompts_per_step={PROMPTS}",
-            "training.updates_per_step=2",
-            f"training.max_staleness={staleness}",
-            "training.max_refills=8",
-            f"rollout.group_size={LENGTHS.group_size}",
-        ],
-    )
+    config = run_config(f"training.max_staleness={staleness}", "training.max_refills=8")
     ledger = tmp_path / "ledger.sqlite"
     broker = MortalBroker(ledger, config, mortality=0.1, seed=seed)
-    by_step = run_in_virtual_time(trained(config, ledger, broker))
+    by_step = run_in_virtual_time(trained(config, broker))
     assert len(broker.deaths) > 20
     assert {death.partition(" ")[0] for death in broker.deaths} == {"before", "after"}
     assert all(len(uids) == PROMPTS for uids in by_step)
@@ -140,3 +146,27 @@ def test_broker_that_dies_at_random_costs_no_group_and_no_step(tmp_path: Path, s
         counts = book.counts()
     assert (counts.lost, counts.duplicated, counts.trained_steps) == (0, 0, STEPS)
     assert counts.states["committed"] == STEPS * PROMPTS
+
+
+class WeightsGone(SimulatedRollout):
+    """Rollout pool to which the weights of version 2 are lost twice, as when the learner's process ends."""
+
+    updates: list[int] = []  # noqa: RUF012 - filled by the test that uses it
+
+    async def update_weights(self, publication: WeightsPublication) -> None:
+        version = publication.manifest.version
+        self.updates.append(version)
+        if version == 2 and self.updates.count(2) < 3:
+            raise WeightsLostError("weights of version 2 were lost with the process that published them")
+        await super().update_weights(publication)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_weights_that_were_lost_before_the_samplers_had_them_are_taken_again(tmp_path: Path, staleness: int) -> None:
+    config = run_config(f"training.max_staleness={staleness}")
+    ledger = tmp_path / "ledger.sqlite"
+    broker = MortalBroker(ledger, config, mortality=0.0, seed=0)
+    WeightsGone.updates = []
+    by_step = run_in_virtual_time(trained(config, broker, WeightsGone))
+    assert WeightsGone.updates == [0, 1, 2, 2, 2, *range(3, STEPS + 1)]
+    assert len(set.union(*by_step)) == STEPS * PROMPTS
