@@ -174,7 +174,7 @@ class Ledger:
             StaleAttemptError: The attempt was replaced.
             LedgerError: The group is not `sampled`.
         """
-        if self._require_attempt(uid, attempt) != GroupState.CLAIMED:  # repeated after the learner claimed it
+        if self._require_attempt(uid, attempt) not in (GroupState.CLAIMED, GroupState.COMMITTED):  # else it is repeated
             self._advance(uid, attempt, GroupState.SAMPLED, GroupState.SCORED)
 
     def drop(self, uid: str, attempt: int) -> None:

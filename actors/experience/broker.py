@@ -51,6 +51,7 @@ class ExperienceBroker(LearnerWaits):
         self._reports: dict[int, StepReport] = {}
         self._lost: list[LostGroup] = []  # not yet known to the driver
         self._claimed: set[tuple[int, int]] = set()  # step and number of shards that are recorded
+        self._finished: tuple[int, dict[str, float]] | None = None  # last step and its metrics
         self._committed = 0
         self._is_exported = False
         # Methods that never wait, which the driver's client sends several at a time (pipelines/training/broker_client).
@@ -150,7 +151,8 @@ class ExperienceBroker(LearnerWaits):
     async def add(self, step: int, group: ExperienceGroup) -> None:
         """Add a sampled and scored group to its step. A stale attempt is refused."""
         self._ledger.record_scored(group.uid, group.attempt)
-        self._steps[step].add(group)
+        if step in self._steps:  # otherwise repeated after a checkpoint
+            self._steps[step].add(group)
         self._polls.notify()
 
     async def claim(self, step: int, rank: int, index: int) -> BatchShard | EndRequest | None:
@@ -222,7 +224,7 @@ class ExperienceBroker(LearnerWaits):
         self._reports = {version: report for version, report in self._reports.items() if version <= step}
         if step in self._reports:  # the objects it refers to ended with the process that published them
             self._reports[step] = replace(self._reports[step], publications=list(publications))
-        self._claimed = set()
+        self._claimed, self._finished = set(), None
         self._started = StepReport(version=step, publications=publications, metrics={})
         self._drop_old_weights()
         self._polls.notify()
@@ -235,9 +237,12 @@ class ExperienceBroker(LearnerWaits):
         """
         self._require_restored()
         self._require_learner()
-        is_repeated = self.is_restarted and step + 1 not in self._reports and self._ledger.is_trained(step)
-        if not is_repeated:
+        is_lost_report = self.is_restarted and step + 1 not in self._reports and self._ledger.is_trained(step)
+        # Metrics hold times, so those of a step that is trained twice differ.
+        is_repeated = self._finished == (step, metrics)
+        if not is_lost_report and not is_repeated:
             self._ledger.record_trained(step, self._steps[step].uids)
+        self._finished = step, metrics
         self._reports[step + 1] = StepReport(version=step + 1, publications=publications, metrics=metrics)
         self._drop_old_weights()
         self._polls.notify()

@@ -39,7 +39,12 @@ TOKENS = 20_000
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    head = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = {
+        "num_cpus": 1,
+        "include_dashboard": False,
+        "_system_config": {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000},
+    }
+    head = Cluster(initialize_head=True, connect=False, head_node_args=node)
     ray.init(address=head.address, log_to_driver=False, logging_level="ERROR")
     yield head
     ray.shutdown()
@@ -92,6 +97,7 @@ def run_config(*settings: str) -> RunConfig:
             f"training.prompts_per_step={PROMPTS}",
             "training.updates_per_step=1",
             f"rollout.group_size={GROUP_SIZE}",
+            "learner.ranks=1",
             f"learner.micro_batch_tokens={TOKENS + 100}",  # a group of two responses fills a shard
             *settings,
         ],
@@ -158,9 +164,12 @@ async def test_run_continues_when_its_broker_is_killed_in_mid_step(tmp_path: Pat
 
 
 async def test_groups_of_a_removed_node_are_sampled_again_for_their_step(tmp_path: Path, cluster: Cluster) -> None:
-    """Half of the groups of two steps lie on the node when it vanishes, in shards and out of them."""
+    """Half of the groups of step 1 lie on the node when it vanishes, while step 0 is trained."""
     node = cluster.add_node(num_cpus=1, resources={"spot": 1})
-    config = run_config("training.max_staleness=1", "learner.micro_batch_tokens=100000")
+    # The groups of a step are one shard.
+    config = run_config(
+        "training.max_staleness=1", f"learner.micro_batch_tokens={PROMPTS * GROUP_SIZE * (TOKENS + 100)}"
+    )
     ledger = tmp_path / "ledger.sqlite"
     broker = start_broker(ledger, config)
     workers = {
