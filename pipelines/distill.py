@@ -21,6 +21,7 @@ from rich.markup import escape
 from actors.health.monitor import HeartbeatMonitor
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.node_models import starts_local_cluster
+from pipelines.cluster.owner import owned
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.environment.requirements import require_packages
 from pipelines.reports.run_report import write_report
@@ -41,7 +42,7 @@ from pipelines.training.evaluation import ScheduledEvaluation
 from pipelines.training.group_pipeline import GroupPipeline, GroupServices, GroupSettings
 from pipelines.training.pools import fetch_for_pools, heartbeat_monitor, require_shared_teachers
 from pipelines.training.shutdown import EarlyEnd, finish_run, stop_after_failure
-from pipelines.training.startup import Services, open_services, start_broker, start_learner
+from pipelines.training.startup import Services, open_services, start_broker, start_learner, watch_broker
 from pipelines.training.step_loop import run_step_loop
 from pipelines.training.step_pipeline import GroupSource, PromptScheduler, TrainingSet
 from rlad.config import RunConfig
@@ -91,10 +92,12 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
             asyncio.run(require_shared_teachers(run))
             if not is_local:
                 fetch_for_pools(config, run.models, progress)
+            applications = [f"{run.run_id}-{pool}" for pool in config.scoring_pools]
             with (
                 directory.hold(config, resume=resume),
                 recording_status(directory),
                 beating(directory, config.failures),
+                owned(directory, run.run_id, applications=applications),
             ):
                 directory.record_models(run.models.by_setting())
                 directory.record_inputs(inputs)
@@ -134,19 +137,20 @@ async def _train_on(
 ) -> None:
     """Train on a training set. Any failure of a part ends the others."""
     broker = start_broker(run, group_size=training_set.group_size)
+    client = BrokerClient(handle=broker)  # the only one: it holds what a restarted broker needs
     learner = start_learner(run, broker)
-    early_end = EarlyEnd(BrokerClient(handle=broker), grace_period_s=run.config.checkpoints.grace_period_s)
+    early_end = EarlyEnd(client, grace_period_s=run.config.checkpoints.grace_period_s)
     try:
         await run_unless_failed(
-            _train_with(run, broker, monitor, training_set, traces, progress, early_end),
+            _train_with(run, broker, client, monitor, training_set, traces, progress, early_end),
             watched=together(
                 learner.wait(),  # unlimited wait: the steps of the run have deadlines
                 early_end.on_sigterm(),
-                monitor.watch(broker, "broker", deadline_s=run.config.cluster.start_timeout_s),
+                watch_broker(monitor, broker, deadline_s=run.config.cluster.start_timeout_s),
             ),
         )
     except BaseException as error:
-        await stop_after_failure(BrokerClient(handle=broker), error)
+        await stop_after_failure(client, error)
         if early_end.is_terminated:  # ends like every command on SIGTERM, with the learner's own words
             console.print(f"[yellow]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise SystemExit(signal.SIGTERM) from error
@@ -158,6 +162,7 @@ async def _train_on(
 async def _train_with(
     run: ResolvedRun,
     broker: ActorHandle,
+    client: BrokerClient,
     monitor: HeartbeatMonitor,
     training_set: TrainingSet,
     traces: TrainingTraces | None,
@@ -165,7 +170,7 @@ async def _train_with(
     early_end: EarlyEnd,
 ) -> None:
     """Open the services, run all steps, and finish the run."""
-    async with open_services(run, broker, progress, monitor) as services:
+    async with open_services(run, broker, client, progress, monitor) as services:
         scheduler = PromptScheduler(training_set, seed=run.config.seed, used=services.used_uids)
         source = _group_source(run, services, scheduler, traces)
         evaluation = ScheduledEvaluation(run, services.pools, services.telemetry, progress)
@@ -179,7 +184,7 @@ async def _train_with(
             progress=progress,
             early_end=early_end,
         )
-        await finish_run(run, services.broker, evaluation, progress)
+        await finish_run(run, services.broker, evaluation)
 
 
 def _training_set(run: ResolvedRun) -> TrainingSet:

@@ -57,6 +57,10 @@ class WeightsMismatchError(EngineError):
     """Received weights with a wrong checksum or version. A rollout worker in this state does not serve."""
 
 
+class WeightsLostError(EngineError):
+    """Published weights that ended with the learner's process. A restarted learner publishes them again."""
+
+
 class TeacherScoresError(RladError, RuntimeError):
     """Too many missing, NaN or infinite teacher log-probabilities."""
 
@@ -87,6 +91,25 @@ class PoolExhaustedError(RladError, RuntimeError):
 
 class WorkerLostError(RladError, ConnectionError):
     """Worker that died or became unreachable. Its work may be issued again."""
+
+
+class BrokerRestartedError(RladError, ConnectionError):
+    """Broker that was restarted and lacks what the caller holds. The caller hands it over and repeats the call."""
+
+
+class LostGroupsError(RladError, ConnectionError):
+    """Groups whose data were lost with a node. They are sampled again.
+
+    Attributes:
+        groups: Uid and attempt number of each group.
+    """
+
+    def __init__(self, groups: list[tuple[str, int]]) -> None:
+        super().__init__(groups)
+        self.groups = groups
+
+    def __str__(self) -> str:
+        return f"the data of {len(self.groups)} groups were lost: " + ", ".join(uid for uid, _ in self.groups)
 
 
 class RunStoppedError(RladError, RuntimeError):

@@ -6,12 +6,17 @@ version s + 1; a checkpoint at step c contains steps 0 .. c - 1. With dynamic sa
 are all equal is `dropped`, and another group replaces it in the step. A group that failed on every attempt is
 `abandoned`: another group replaces it in the same way, and it is never issued again.
 
-Two operations undo progress:
+Three operations undo progress:
 
+- `withdraw(uid)`: the data of a scored group were lost with their node. The group is issued again for the same step,
+  with a new attempt number.
 - `rewind(c)`: the learner restarted from checkpoint c, and the driver still holds the batches. The ledger forgets the
   training of step c and later; the same groups are claimed again.
 - `reopen(c)`: the driver died, and the batches with it. Groups of step c and later become `returned`. They are issued
   again, possibly for another step, with a new attempt number, which makes late results of the old attempt stale.
+
+The ledger also records the groups of each batch shard until a checkpoint contains the step: a broker that is restarted
+forms the same shards again. A call that is repeated because its answer was lost has no further effect.
 
 The ledger is an SQLite database with one writer (the broker) and any number of readers. Killing a process between two
 statements loses nothing.
@@ -107,13 +112,14 @@ class Ledger:
             Attempt number of each uid. A returned group keeps the number that `reopen` assigned.
 
         Raises:
-            LedgerError: A uid was issued before and is not `returned`.
+            LedgerError: A uid was issued before, and is neither `returned` nor still `issued` for this step.
         """
         with self._file.transaction() as cursor:
             attempts: dict[str, int] = {}
             for uid, prompt_id in groups:
                 known = cursor.execute("SELECT step, attempt, state FROM groups WHERE uid = ?", (uid,)).fetchone()
-                if known is not None and known[2] != GroupState.RETURNED:
+                is_repeated = known is not None and (known[0], known[2]) == (step, GroupState.ISSUED)
+                if known is not None and known[2] != GroupState.RETURNED and not is_repeated:
                     raise LedgerError(
                         f"group {uid} cannot be issued for step {step}: expected a new or returned group, "
                         f"but it is {known[2]} for step {known[0]}"
@@ -135,8 +141,22 @@ class Ledger:
         attempt, state = self._row(uid)
         if state not in (GroupState.ISSUED, GroupState.SAMPLED):
             raise LedgerError(f"group {uid} cannot be issued again: expected issued or sampled, but it is {state}")
-        self._change("UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", attempt + 1, GroupState.ISSUED, uid)
-        return attempt + 1
+        return self._next_attempt(uid, attempt)
+
+    def withdraw(self, uid: str, attempt: int) -> int:
+        """Start a new attempt of a scored group whose data are lost, for the same step. Return its attempt number.
+
+        Raises:
+            StaleAttemptError: The attempt was replaced.
+            LedgerError: The group is neither `scored` nor `claimed`, or is trained on: `rewind` first.
+        """
+        state = self._require_attempt(uid, attempt)
+        if state not in (GroupState.SCORED, GroupState.CLAIMED):
+            raise LedgerError(f"group {uid} cannot be withdrawn: expected scored or claimed, but it is {state}")
+        trained = self._file.query("SELECT step FROM trained WHERE uid = ?", (uid,))
+        if trained:
+            raise LedgerError(f"group {uid} cannot be withdrawn: step {trained[0][0]} was trained on it")
+        return self._next_attempt(uid, attempt)
 
     def record_sampled(self, uid: str, attempt: int) -> None:
         """Record that the responses of an issued group are sampled.
@@ -154,7 +174,8 @@ class Ledger:
             StaleAttemptError: The attempt was replaced.
             LedgerError: The group is not `sampled`.
         """
-        self._advance(uid, attempt, GroupState.SAMPLED, GroupState.SCORED)
+        if self._require_attempt(uid, attempt) not in (GroupState.CLAIMED, GroupState.COMMITTED):  # else it is repeated
+            self._advance(uid, attempt, GroupState.SAMPLED, GroupState.SCORED)
 
     def drop(self, uid: str, attempt: int) -> None:
         """Remove a sampled group from its step permanently. It is not trained on.
@@ -189,6 +210,58 @@ class Ledger:
                     raise LedgerError(f"group {uid} cannot be claimed: expected scored or claimed, but it is {state}")
                 transaction.execute("UPDATE groups SET state = ? WHERE uid = ?", (GroupState.CLAIMED, uid))
 
+    def record_shard(self, step: int, shard: int, update: int, uids: Sequence[str]) -> None:
+        """Record the groups of a batch shard before a rank gets it, and that they are claimed. Repeating is allowed.
+
+        Args:
+            step: The step.
+            shard: Number of the shard within the step.
+            update: Number of the optimizer update within the step.
+            uids: Groups of the shard, those without a trainable response included.
+
+        Raises:
+            LedgerError: A group is neither `scored` nor `claimed`.
+        """
+        with self._file.transaction() as transaction:
+            self.record_claimed(uids)
+            known = transaction.execute("SELECT 1 FROM shards WHERE step = ? AND shard = ?", (step, shard)).fetchone()
+            if known is None:
+                transaction.executemany(
+                    "INSERT INTO shards (step, shard, update_number, uid) VALUES (?, ?, ?, ?)",
+                    [(step, shard, update, uid) for uid in uids],
+                )
+
+    def recorded_shards(self, step: int) -> list[tuple[int, list[str]]]:
+        """Return the update and the groups of each recorded batch shard of a step, in order."""
+        shards: dict[int, tuple[int, list[str]]] = {}
+        rows = self._file.query(
+            "SELECT shard, update_number, uid FROM shards WHERE step = ? ORDER BY shard, rowid", (step,)
+        )
+        for shard, update, uid in rows:
+            shards.setdefault(shard, (update, []))[1].append(uid)
+        return list(shards.values())
+
+    def newest_shard(self) -> tuple[int, int]:
+        """Return step and number of the newest recorded batch shard; (-1, -1) if there is none."""
+        rows = self._file.query("SELECT step, shard FROM shards ORDER BY step DESC, shard DESC LIMIT 1")
+        return (int(rows[0][0]), int(rows[0][1])) if rows else (-1, -1)
+
+    def forget_shards(self, step: int, first: int) -> None:
+        """Forget the batch shards of a step from number `first` on. Their groups stay claimed."""
+        self._change("DELETE FROM shards WHERE step = ? AND shard >= ?", step, first)
+
+    def is_trained(self, step: int) -> bool:
+        """Return whether the surviving history contains a step."""
+        return bool(self._file.query("SELECT 1 FROM trained WHERE step = ? LIMIT 1", (step,)))
+
+    def attempt(self, uid: str) -> int:
+        """Return the present attempt number of a group.
+
+        Raises:
+            LedgerError: The group was never issued.
+        """
+        return self._row(uid)[0]
+
     def record_trained(self, step: int, uids: Iterable[str]) -> None:
         """Record that the learner applied every update of `step`, which consists of these groups."""
         with self._file.transaction() as transaction:
@@ -196,12 +269,14 @@ class Ledger:
 
     def commit(self, checkpoint: int) -> None:
         """Commit the groups of all steps before `checkpoint`, which a durable checkpoint contains."""
-        self._change(
-            "UPDATE groups SET state = ? WHERE step < ? AND state = ?",
-            GroupState.COMMITTED,
-            checkpoint,
-            GroupState.CLAIMED,
-        )
+        with self._file.transaction():
+            self._change(
+                "UPDATE groups SET state = ? WHERE step < ? AND state = ?",
+                GroupState.COMMITTED,
+                checkpoint,
+                GroupState.CLAIMED,
+            )
+            self._change("DELETE FROM shards WHERE step < ?", checkpoint)
         self._file.sync()
 
     def rewind(self, checkpoint: int) -> None:
@@ -237,6 +312,7 @@ class Ledger:
                 GroupState.RETURNED,
                 GroupState.ABANDONED,
             )
+            self._change("DELETE FROM shards")
         return [uid for (uid,) in self._file.query("SELECT uid FROM groups WHERE state != ?", (GroupState.RETURNED,))]
 
     def counts(self) -> LedgerCounts:
@@ -261,12 +337,23 @@ class Ledger:
         )
 
     def _advance(self, uid: str, attempt: int, before: GroupState, after: GroupState) -> None:
-        current, state = self._row(uid)
-        if attempt != current:
-            raise StaleAttemptError(f"group {uid}: attempt {attempt} has been replaced by attempt {current}")
+        state = self._require_attempt(uid, attempt)
+        if state == after:  # repeated, because the answer was lost
+            return
         if state != before:
             raise LedgerError(f"group {uid} cannot become {after}: expected {before}, but it is {state}")
         self._change("UPDATE groups SET state = ? WHERE uid = ?", after, uid)
+
+    def _require_attempt(self, uid: str, attempt: int) -> GroupState:
+        """Return the state of a group, if this is its present attempt."""
+        current, state = self._row(uid)
+        if attempt != current:
+            raise StaleAttemptError(f"group {uid}: attempt {attempt} has been replaced by attempt {current}")
+        return state
+
+    def _next_attempt(self, uid: str, attempt: int) -> int:
+        self._change("UPDATE groups SET attempt = ?, state = ? WHERE uid = ?", attempt + 1, GroupState.ISSUED, uid)
+        return attempt + 1
 
     def _change(self, statement: str, *values: object) -> None:
         with self._file.transaction() as transaction:

@@ -25,7 +25,7 @@ from rlad.errors import CorruptFileError, LedgerError, RunDirectoryError, Storag
 from rlad.integrity.durable import sync_directory, sync_file, write_atomically
 from rlad.integrity.manifest import sha256_of
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _BUSY_TIMEOUT_S = 30
 _REMEDY = (
     "Delete ledger.sqlite.sha256 and replace ledger.sqlite by ledger.sqlite.backup, which is its state at the last "
@@ -45,9 +45,17 @@ CREATE TABLE IF NOT EXISTS groups (
 CREATE INDEX IF NOT EXISTS groups_by_step ON groups (step);
 CREATE TABLE IF NOT EXISTS trained (uid TEXT NOT NULL, step INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS trained_by_step ON trained (step);
+CREATE TABLE IF NOT EXISTS shards (
+    step INTEGER NOT NULL, shard INTEGER NOT NULL, update_number INTEGER NOT NULL, uid TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS shards_by_step ON shards (step, shard);
 CREATE TABLE IF NOT EXISTS digest (only INTEGER PRIMARY KEY CHECK (only = 0), sum TEXT NOT NULL);
 """
-_COLUMNS = {"groups": ("uid", "prompt_id", "step", "attempt", "state"), "trained": ("uid", "step")}
+_COLUMNS = {
+    "groups": ("uid", "prompt_id", "step", "attempt", "state"),
+    "trained": ("uid", "step"),
+    "shards": ("step", "shard", "update_number", "uid"),
+}
 _DIGEST_BITS = 128
 
 
@@ -193,7 +201,7 @@ class LedgerFile:
         tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if version == 0 and "digest" not in tables and not self._read_only:
             self._create()
-        elif version != _SCHEMA_VERSION or not tables >= {"groups", "trained", "digest"}:
+        elif version != _SCHEMA_VERSION or not tables >= {*_COLUMNS, "digest"}:
             raise CorruptFileError(f"{self._path} is damaged, or was written by another version of rlad. {_REMEDY}")
         if not self._read_only:
             self._connection.execute("PRAGMA journal_mode=TRUNCATE")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from actors.experience.group import ExperienceGroup
@@ -105,8 +105,12 @@ class _Update:
     uids: list[str]
     num_responses: int
     arrived: dict[str, ExperienceGroup] = field(default_factory=dict)
-    handed_out: set[str] = field(default_factory=set)
+    parts: list[list[str]] = field(default_factory=list)  # groups of each shard
     shards: list[list[BatchShard]] = field(default_factory=list)  # by shard, then by rank
+
+    @property
+    def handed_out(self) -> set[str]:
+        return {uid for part in self.parts for uid in part}
 
     @property
     def is_complete(self) -> bool:
@@ -116,16 +120,27 @@ class _Update:
 class StepShards:
     """Forms the batch shards of one training step from its groups."""
 
-    def __init__(self, step: int, updates: Sequence[Sequence[str]], group_size: int, policy: ShardPolicy) -> None:
+    def __init__(
+        self,
+        step: int,
+        updates: Sequence[Sequence[str]],
+        group_size: int,
+        policy: ShardPolicy,
+        *,
+        recorded: Sequence[tuple[int, list[str]]] = (),
+    ) -> None:
         """
         Args:
             step: Number of the step.
             updates: Group uids of each optimizer update of a pass, in prompt order.
             group_size: Responses of a group.
             policy: Rules by which shards are formed.
+            recorded: Update and groups of the first shards, which an earlier broker has handed out. They are formed
+                with these groups, regardless of which others have arrived.
         """
         self.step = step
         self._policy = policy
+        self._recorded = list(recorded)
         self._updates = [
             _Update(uids=list(uids), num_responses=len(uids) * group_size)
             for _ in range(policy.passes)
@@ -147,6 +162,8 @@ class StepShards:
 
     def replace(self, uid: str, by: str) -> None:
         """Put another group in the place of one that has not arrived. The updates it belongs to stay the same."""
+        if uid not in self._updates_of and by in self._updates_of:  # repeated, because the answer was lost
+            return
         self._updates_of[by] = self._updates_of.pop(uid)
         for update in self._updates_of[by]:
             update.uids[update.uids.index(uid)] = by
@@ -154,33 +171,78 @@ class StepShards:
     def shard(self, rank: int, index: int) -> BatchShard | None:
         """Return shard `index` for `rank`, and form it if enough groups have arrived. None: ask again later."""
         while len(shards := [shard for update in self._updates for shard in update.shards]) <= index:
-            if not self._form_next():
+            if not self._form_next(len(shards)):
                 return None
         return shards[index][rank]
 
+    def groups_of(self, index: int) -> tuple[int, list[str]]:
+        """Return the update and all groups of a formed shard, those without a trainable response included."""
+        return [(number, part) for number, update in enumerate(self._updates) for part in update.parts][index]
+
+    def first_with(self, uids: Collection[str]) -> int | None:
+        """Return the number of the first formed shard that contains one of the groups; None if none does."""
+        parts = [part for update in self._updates for part in update.parts]
+        return next((index for index, part in enumerate(parts) if not set(uids).isdisjoint(part)), None)
+
+    def dissolve(self, first: int, uids: Collection[str]) -> None:
+        """Take back the shards from number `first` on, and groups whose data are lost.
+
+        The other groups of these shards will be in new shards, and so will the lost ones when they arrive again.
+
+        Args:
+            first: Number of a shard. No earlier one contains a lost group.
+            uids: The lost groups.
+        """
+        self._recorded = self._recorded[:first]
+        for update in self._updates:
+            kept = min(max(first, 0), len(update.shards))
+            del update.shards[kept:], update.parts[kept:]
+            first -= kept
+            for uid in uids:
+                update.arrived.pop(uid, None)
+
     def is_between_updates(self, index: int) -> bool:
         """Return whether an update of the step, but not the last one, is complete before shard `index`."""
+        if index:
+            self.shard(0, index - 1)  # a restarted broker has not formed it again yet
         earlier = [shard[0] for update in self._updates for shard in update.shards][:index]
         return any(shard.ends_update for shard in earlier)
 
-    def _form_next(self) -> bool:
-        """Form a shard of the first incomplete update if its new groups fill all ranks or are its last."""
+    def _form_next(self, index: int) -> bool:
+        """Form a shard of the first incomplete update if its new groups fill all ranks or are its last.
+
+        A shard that an earlier broker has handed out is formed as soon as its groups have arrived.
+        """
         number, update = next(((n, u) for n, u in enumerate(self._updates) if not u.is_complete), (-1, None))
         if update is None:
             return False
-        policy = self._policy
-        fresh = [update.arrived[uid] for uid in update.uids if uid in update.arrived and uid not in update.handed_out]
-        is_last = len(update.arrived) == len(update.uids)
-        sequences = [(group, index) for group in fresh for index in policy.trainable_responses(group)]
-        lengths = [group.summary.prompt_tokens + group.summary.response_lengths[index] for group, index in sequences]
-        if not is_last and (policy.counts_tokens or sum(lengths) < policy.ranks * policy.token_budget):
+        policy, handed_out = self._policy, update.handed_out
+        is_recorded = index < len(self._recorded)
+        candidates = self._recorded[index][1] if is_recorded else update.uids
+        fresh = [update.arrived[uid] for uid in candidates if uid in update.arrived and uid not in handed_out]
+        is_last = len(handed_out) + len(fresh) == len(update.uids)
+        if is_recorded:
+            return len(fresh) == len(candidates) and self._form(number, update, fresh, is_last=is_last)
+        tokens = sum(
+            group.summary.prompt_tokens + group.summary.response_lengths[response]
+            for group in fresh
+            for response in policy.trainable_responses(group)
+        )
+        if not is_last and (policy.counts_tokens or tokens < policy.ranks * policy.token_budget):
             return False
+        return self._form(number, update, fresh, is_last=is_last)
+
+    def _form(self, number: int, update: _Update, groups: list[ExperienceGroup], *, is_last: bool) -> bool:
+        """Form the next shard of an update from groups. Return True."""
+        policy = self._policy
+        sequences = [(group, index) for group in groups for index in policy.trainable_responses(group)]
+        lengths = [group.summary.prompt_tokens + group.summary.response_lengths[index] for group, index in sequences]
         plan = plan_microbatches(lengths, token_budget=policy.token_budget, ranks=policy.ranks)
         if is_last and not any(plan) and not any(shard[0].micro_batches for shard in update.shards):
             # An update without any gradient still needs one backward pass to step on.
             plan = [[[]] for _ in range(policy.ranks)]
         update.shards.append([self._shard_of_rank(number, update, is_last, sequences, batches) for batches in plan])
-        update.handed_out.update(group.uid for group in fresh)
+        update.parts.append([group.uid for group in groups])
         return True
 
     def _shard_of_rank(

@@ -3,70 +3,57 @@
 The driver opens a step with its groups cut into updates (mini-batches) in prompt order, so the update of a group never
 depends on when it finished. Groups of the update in training are handed out in batch shards as they arrive, and the
 learner accumulates gradient while other groups are still being sampled. Shards are kept until a durable checkpoint
-holds
-their step: ranks that restart claim the same shards again. If the learner sends its weights directly to workers, the
-broker passes on the requests.
+holds their step: ranks that restart claim the same shards again. If the learner sends its weights directly to workers,
+the broker passes on the requests.
 
-The broker holds references and small numbers, never token data.
+The broker holds references and small numbers, never token data. If its process dies, Ray restarts it. The ledger then
+has the groups of every shard that a rank has claimed, the driver hands over the groups (`restore`), and the learner its
+reports (`recover_learner`). Until then their calls raise `BrokerRestartedError`, and are repeated. The learner's ranks
+go on with the shards that they have.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
 
 from actors.experience.batch_shards import BatchShard, EndRequest, ShardPolicy, StepShards
 from actors.experience.group import ExperienceGroup
-from actors.experience.transfers import TransferOutcome, TransferQueue, TransferRequest
+from actors.experience.journal import DriverJournal, LostGroup
+from actors.experience.learner_waits import LearnerWaits, StepReport
 from actors.messages import WeightsPublication
-from rlad.errors import RladError, RunStoppedError
+from rlad.errors import RladError, StaleAttemptError
 from rlad.ledger import Ledger
 
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
-T = TypeVar("T")
-
-# Longest time until a waiting caller gets an answer, so that it can check its own deadline and other failures.
-LONG_POLL_S = 10.0
+__all__ = ["ExperienceBroker", "StepReport"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """Report of the learner on a step, or on its start or restart (then without metrics).
-
-    Attributes:
-        version: Trained steps so far, which is the policy version.
-        publications: The published weights, in a list: the receiver takes them out, because every reference to them
-            keeps a model in the object store.
-        metrics: Metrics of the step.
-    """
-
-    version: int
-    publications: list[WeightsPublication]
-    metrics: dict[str, float]
-
-
-class ExperienceBroker:
+class ExperienceBroker(LearnerWaits):
     """Body of the broker actor. Every `wait_*` method returns None after `LONG_POLL_S`; the caller asks again."""
 
-    def __init__(self, ledger_path: str, policy: ShardPolicy, group_size: int) -> None:
+    def __init__(
+        self, ledger_path: str, policy: ShardPolicy, group_size: int, *, is_restarted: bool | None = None
+    ) -> None:
+        """
+        Args:
+            ledger_path: Path of the run's ledger.
+            policy: Rules by which groups become batch shards.
+            group_size: Responses of a group.
+            is_restarted: Whether an earlier broker of the same driver has died. None asks Ray.
+        """
+        super().__init__(is_restarted=_was_restarted() if is_restarted is None else is_restarted)
         self._ledger = Ledger(ledger_path)
         self._policy = policy
         self._group_size = group_size
-        self._steps: dict[int, StepShards] = {}
-        self._started: StepReport | None = None
         self._reports: dict[int, StepReport] = {}
-        self._awaited = 0  # newest version that the driver has requested; it has all versions before
-        self._stopped: str | None = None
-        self._end_request: EndRequest | None = None
-        self._ends_at: tuple[int, int] | None = None  # step and shard at which all ranks get the request
-        self._newest_claim = (-1, -1)  # step and shard that a rank has got
-        self._is_exported = self._is_dismissed = False
-        self._transfers = TransferQueue()
-        self._changed = asyncio.Condition()
+        self._lost: list[LostGroup] = []  # not yet known to the driver
+        self._claimed: set[tuple[int, int]] = set()  # step and number of shards that are recorded
+        self._finished: tuple[int, dict[str, float]] | None = None  # last step and its metrics
+        self._committed = 0
+        self._is_exported = False
         # Methods that never wait, which the driver's client sends several at a time (pipelines/training/broker_client).
         self._batchable: dict[str, Callable[..., Awaitable[Any]]] = {
             method.__name__: method
@@ -85,13 +72,14 @@ class ExperienceBroker:
             )
         }
 
-    async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        """Execute several batchable calls in order, each given as (method, arguments).
+    async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Any], int]:
+        """Execute several batchable calls in order, each given as (method, arguments). They do not yield in between.
 
         Returns:
-            The result of each call, or the `RladError` it raised. Any other error is a fault that ends the run and is
-            raised for all calls.
+            The result of each call, or the `RladError` it raised, and the number of steps that the newest durable
+            checkpoint contains. Any other error is a fault that ends the run and is raised for all calls.
         """
+        self._require_restored()
         answers: list[Any] = []
         with self._ledger.batch():  # one write to the disk for all calls
             for method, arguments in calls:
@@ -99,7 +87,35 @@ class ExperienceBroker:
                     answers.append(await self._batchable[method](*arguments))
                 except RladError as error:
                     answers.append(error)
-        return answers
+        return answers, self._committed
+
+    async def restore(self, journal: DriverJournal) -> None:
+        """Take over what the driver holds, after a restart of the broker. Does nothing if that has been done."""
+        if self._is_restored:
+            return
+        for step, held in journal.steps.items():
+            recorded = self._ledger.recorded_shards(step)
+            self._steps[step] = StepShards(step, held.updates, self._group_size, self._policy, recorded=recorded)
+            for group in held.groups.values():
+                attempt = self._ledger.attempt(group.uid)
+                if attempt == group.attempt:
+                    self._steps[step].add(group)
+                else:  # reported as lost, and the driver has not been told
+                    self._lost.append(LostGroup(step=step, uid=group.uid, attempt=attempt))
+        self._newest_claim = self._ledger.newest_shard()
+        if journal.end_reason is not None:
+            self._end_request = EndRequest(reason=journal.end_reason)
+        self._stopped, self._is_dismissed = journal.stop_reason, journal.is_dismissed
+        self._is_restored = True
+        self._polls.notify()
+
+    async def recover_learner(self, reports: Sequence[StepReport], is_exported: bool) -> None:
+        """Take over the learner's reports, oldest first, after a restart of the broker. May be repeated."""
+        if self._started is None:
+            self._started = replace(reports[0], metrics={})
+            self._reports = {report.version: report for report in reports} | self._reports
+        self._is_exported |= is_exported
+        self._polls.notify()
 
     async def reopen(self, checkpoint: int) -> list[str]:
         """Take over a run from `checkpoint`: groups of later steps will be issued again. Return the uids before it."""
@@ -110,9 +126,8 @@ class ExperienceBroker:
         self._raise_if_stopped()
         attempts = self._ledger.issue(step, [group for update in updates for group in update])
         uids = [[uid for uid, _ in update] for update in updates]
-        async with self._changed:
-            self._steps[step] = StepShards(step, uids, self._group_size, self._policy)
-            self._changed.notify_all()
+        self._steps[step] = StepShards(step, uids, self._group_size, self._policy)
+        self._polls.notify()
         return attempts
 
     async def reissue(self, uid: str) -> int:
@@ -136,12 +151,14 @@ class ExperienceBroker:
     async def add(self, step: int, group: ExperienceGroup) -> None:
         """Add a sampled and scored group to its step. A stale attempt is refused."""
         self._ledger.record_scored(group.uid, group.attempt)
-        async with self._changed:
+        if step in self._steps:  # otherwise repeated after a checkpoint
             self._steps[step].add(group)
-            self._changed.notify_all()
+        self._polls.notify()
 
     async def claim(self, step: int, rank: int, index: int) -> BatchShard | EndRequest | None:
         """Return shard `index` of `step` for `rank`, or the request to end; None if it cannot be formed yet."""
+        if rank == 0:
+            self._require_learner()
 
         def find() -> BatchShard | EndRequest | None:
             if self._must_end(step, index):
@@ -149,10 +166,43 @@ class ExperienceBroker:
             return self._steps[step].shard(rank, index) if step in self._steps else None
 
         shard: BatchShard | EndRequest | None = await self._wait_for(find)
-        if isinstance(shard, BatchShard):
+        if isinstance(shard, BatchShard) and (step, index) not in self._claimed:
+            self._ledger.record_shard(step, index, *self._steps[step].groups_of(index))
+            self._claimed.add((step, index))
             self._newest_claim = max(self._newest_claim, (step, index))
-            self._ledger.record_claimed(shard.groups)
         return shard
+
+    async def report_lost(self, step: int, index: int, groups: list[tuple[str, int]]) -> bool:
+        """Report groups of a shard whose data were lost with a node, as pairs (uid, attempt).
+
+        No rank has trained on the shard. It is dissolved with all later ones of the step, and the groups are issued
+        again.
+
+        Returns:
+            Whether the ranks can go on and claim shard `index` again. They cannot if an earlier shard of the step
+            contains such a group: then they have to restart from their checkpoint.
+        """
+        self._require_restored()
+        shards = self._steps[step]
+        first = shards.first_with([uid for uid, _ in groups])
+        for uid, attempt in groups:
+            try:
+                self._lost.append(LostGroup(step=step, uid=uid, attempt=self._ledger.withdraw(uid, attempt)))
+            except StaleAttemptError:
+                continue  # reported before
+        first = index if first is None else min(first, index)
+        shards.dissolve(first, [lost.uid for lost in self._lost])
+        self._ledger.forget_shards(step, first)
+        self._claimed = {claim for claim in self._claimed if claim < (step, first)}
+        self._polls.notify()
+        return first == index
+
+    async def wait_lost(self) -> list[LostGroup] | None:
+        """Wait for groups whose data were lost. They are issued already, and returned once."""
+        self._require_restored()
+        lost = await self._wait_for(lambda: self._lost or None)
+        self._lost = []
+        return lost
 
     async def end(self, reason: str) -> bool:
         """Ask the learner to write a checkpoint and to end, instead of claiming its next shard.
@@ -162,126 +212,78 @@ class ExperienceBroker:
         Returns:
             Whether the learner has started. One that has not has nothing to write.
         """
-        async with self._changed:
-            self._end_request = EndRequest(reason=reason)
-            self._changed.notify_all()
-        return self._started is not None
-
-    def _must_end(self, step: int, index: int) -> bool:
-        """Return whether the ranks end at a shard: all of them at the same one, and never between two updates."""
-        if self._end_request is None:
-            return False
-        if self._ends_at is None:
-            is_claimed = (step, index) <= self._newest_claim
-            if is_claimed or (step in self._steps and self._steps[step].is_between_updates(index)):
-                return False
-            self._ends_at = (step, index)
-        return self._ends_at == (step, index)
+        self._end_request = EndRequest(reason=reason)
+        self._polls.notify()
+        return self._started is not None or self.is_restarted
 
     async def report_started(self, step: int, publications: list[WeightsPublication]) -> None:
         """Report that the learner's ranks start at `step`, fresh or from a checkpoint. Later training is undone."""
-        async with self._changed:
-            self._ledger.rewind(step)
-            self._newest_claim, self._ends_at = (-1, -1), None
-            self._transfers.sender_restarted()
-            self._reports = {version: report for version, report in self._reports.items() if version <= step}
-            if step in self._reports:  # the objects it refers to ended with the process that published them
-                self._reports[step] = replace(self._reports[step], publications=list(publications))
-            self._started = StepReport(version=step, publications=publications, metrics={})
-            self._drop_old_weights()
-            self._changed.notify_all()
+        self._ledger.rewind(step)
+        self._newest_claim, self._ends_at = (-1, -1), None
+        self._transfers.sender_restarted()
+        self._reports = {version: report for version, report in self._reports.items() if version <= step}
+        if step in self._reports:  # the objects it refers to ended with the process that published them
+            self._reports[step] = replace(self._reports[step], publications=list(publications))
+        self._claimed, self._finished = set(), None
+        self._started = StepReport(version=step, publications=publications, metrics={})
+        self._drop_old_weights()
+        self._polls.notify()
 
-    async def finish_step(self, step: int, publications: list[WeightsPublication], metrics: dict[str, float]) -> None:
-        """Report that every update of `step` is applied and the weights of version `step + 1` are published."""
-        uids = self._steps[step].uids
-        self._ledger.record_claimed(uids)  # groups without any gradient were in no shard, but count as trained
-        self._ledger.record_trained(step, uids)
-        async with self._changed:
-            self._reports[step + 1] = StepReport(version=step + 1, publications=publications, metrics=metrics)
-            self._drop_old_weights()
-            self._changed.notify_all()
+    async def finish_step(self, step: int, publications: list[WeightsPublication], metrics: dict[str, float]) -> int:
+        """Report that every update of `step` is applied and the weights of version `step + 1` are published.
+
+        Returns:
+            Newest version that the driver has requested. It has all versions before.
+        """
+        self._require_restored()
+        self._require_learner()
+        is_lost_report = self.is_restarted and step + 1 not in self._reports and self._ledger.is_trained(step)
+        # Metrics hold times, so those of a step that is trained twice differ.
+        is_repeated = self._finished == (step, metrics)
+        if not is_lost_report and not is_repeated:
+            self._ledger.record_trained(step, self._steps[step].uids)
+        self._finished = step, metrics
+        self._reports[step + 1] = StepReport(version=step + 1, publications=publications, metrics=metrics)
+        self._drop_old_weights()
+        self._polls.notify()
+        return self._awaited
 
     async def commit(self, checkpoint: int) -> None:
         """Record a durable checkpoint of the steps before `checkpoint`, and release their data."""
         self._ledger.commit(checkpoint)
+        self._committed = max(self._committed, checkpoint)
         self._steps = {step: shards for step, shards in self._steps.items() if step >= checkpoint}
 
     async def wait_started(self) -> StepReport | None:
         """Wait until the learner's ranks have started."""
+        self._require_restored()
         return await self._wait_for(lambda: self._started)
 
     async def wait_finished(self, step: int) -> StepReport | None:
         """Wait until the learner has finished `step`."""
+        self._require_restored()
         self._awaited = max(self._awaited, step + 1)
         self._drop_old_weights()
         return await self._wait_for(lambda: self._reports.get(step + 1))
 
     async def report_exported(self) -> None:
         """Report that the student is exported. The ranks stay until dismissed: their publications end with them."""
-        async with self._changed:
-            self._is_exported = True
-            self._changed.notify_all()
+        self._require_learner()
+        self._is_exported = True
+        self._polls.notify()
 
     async def wait_exported(self) -> bool | None:
-        """Wait until the student is exported."""
+        """Wait until the student is exported. The driver has all versions then."""
+        self._require_restored()
+        self._has_all_versions = True
+        self._polls.notify()
         return await self._wait_for(lambda: self._is_exported or None)
 
     async def dismiss(self) -> None:
         """Let the ranks end: no more published weights will be requested."""
         self._ledger.seal()
-        async with self._changed:
-            self._is_dismissed = True
-            self._changed.notify_all()
-
-    async def wait_dismissed(self) -> bool | None:
-        """Wait until the ranks may end."""
-        return await self._wait_for(lambda: self._is_dismissed or None)
-
-    async def ask_transfer(self, version: int, workers: Mapping[str, ActorHandle]) -> int:
-        """Request that the learner sends the weights of `version` to `workers`. Return the request's number."""
-        async with self._changed:
-            number = self._transfers.ask(version, workers)
-            self._changed.notify_all()
-        return number
-
-    async def wait_transfer(self, number: int) -> TransferOutcome | None:
-        """Wait for the outcome of a transfer request. It is returned once."""
-        return await self._wait_for(lambda: self._transfers.outcome(number))
-
-    async def begin_transfer(self, number: int) -> None:
-        """Record that the learner begins to send."""
-        self._transfers.begin(number)
-
-    async def report_transfer(self, number: int, outcome: TransferOutcome) -> None:
-        """Record the outcome of a transfer."""
-        async with self._changed:
-            self._transfers.finish(number, outcome)
-            self._changed.notify_all()
-
-    async def transfer_or_delivered(self, held: int) -> TransferRequest | bool | None:
-        """Wait for a request for version `held`; True once the driver has requested it and none waits."""
-        return await self._wait_for(
-            lambda: (
-                self._transfers.next(held)
-                or self._transfers.is_asked_for(held)
-                or self._end_request is not None  # the driver may request nothing more
-                or None
-            )
-        )
-
-    async def transfer_or_shard(self, held: int, step: int, index: int) -> TransferRequest | bool | None:
-        """Wait for a request for version `held`, or return True once shard `index` of `step` can be claimed."""
-
-        def find() -> TransferRequest | bool | None:
-            shards = self._steps.get(step)
-            can_claim = self._must_end(step, index) or (shards is not None and shards.shard(0, index) is not None)
-            return self._transfers.next(held) or can_claim or None
-
-        return await self._wait_for(find)
-
-    async def transfer_or_dismissed(self, held: int) -> TransferRequest | bool | None:
-        """Wait for a request for version `held`, or return True once the ranks may end."""
-        return await self._wait_for(lambda: self._transfers.next(held) or self._is_dismissed or None)
+        self._is_dismissed = True
+        self._polls.notify()
 
     async def counts(self) -> dict[str, int]:
         """Count the ledger's groups by state."""
@@ -290,9 +292,8 @@ class ExperienceBroker:
     async def stop(self, reason: str) -> None:
         """Make every present and later wait raise `RunStoppedError`."""
         self._ledger.seal()
-        async with self._changed:
-            self._stopped = reason
-            self._changed.notify_all()
+        self._stopped = reason
+        self._polls.notify()
 
     def _replace(self, step: int, replaced: str, uid: str, prompt_id: str) -> int:
         attempts = self._ledger.issue(step, [(uid, prompt_id)])
@@ -308,22 +309,9 @@ class ExperienceBroker:
         if self._started is not None and self._started.version < self._awaited:
             self._started.publications.clear()
 
-    async def _wait_for(self, find: Callable[[], T | None]) -> T | None:
-        # The event loop's clock, which is virtual in the simulator; the wall clock would not advance there.
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + LONG_POLL_S
-        async with self._changed:
-            while True:
-                self._raise_if_stopped()
-                found = find()
-                remaining = deadline - clock()
-                if found is not None or remaining <= 0:
-                    return found
-                try:
-                    await asyncio.wait_for(self._changed.wait(), remaining)
-                except TimeoutError:
-                    return find()
 
-    def _raise_if_stopped(self) -> None:
-        if self._stopped is not None:
-            raise RunStoppedError(self._stopped)
+def _was_restarted() -> bool:
+    """Return whether this process continues an actor that has died."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)

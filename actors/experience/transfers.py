@@ -8,6 +8,7 @@ wait.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -49,7 +50,8 @@ class TransferQueue:
     """Transfer requests of a run."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
+        self._first = time.time_ns()  # no number of an earlier broker's queue is given out again
+        self._numbers = itertools.count(self._first)
         self._waiting: dict[int, TransferRequest] = {}
         self._outcomes: dict[int, TransferOutcome] = {}
         self._being_sent: int | None = None
@@ -88,6 +90,10 @@ class TransferQueue:
             self._outcomes[number] = outcome
         if self._being_sent == number:
             self._being_sent = None
+
+    def is_known(self, number: int) -> bool:
+        """Return whether a number was given out by this queue, and not by that of an earlier broker."""
+        return number >= self._first
 
     def outcome(self, number: int) -> TransferOutcome | None:
         """Return the outcome of a finished request, once."""

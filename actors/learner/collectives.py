@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -25,11 +25,13 @@ class AgreedError(Exception):
 
     Attributes:
         error: This rank's error, or another rank's error where this one had none.
+        errors: Error of each rank; None for those that had none.
     """
 
-    def __init__(self, error: RladError) -> None:
+    def __init__(self, error: RladError, errors: Sequence[RladError | None] = ()) -> None:
         super().__init__(str(error))
         self.error = error
+        self.errors = errors
 
 
 def agree_on_success(action: Callable[[], T]) -> T:
@@ -55,7 +57,7 @@ def agree_on_success(action: Callable[[], T]) -> T:
     if failed:
         errors: list[RladError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(errors, error)
-        raise AgreedError(error or next(raised for raised in errors if raised is not None))
+        raise AgreedError(error or next(raised for raised in errors if raised is not None), errors)
     return result
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
+import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import transformers
@@ -18,12 +18,14 @@ from actors.engines.devices import peak_memory_gib
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.update_metrics import UpdateResult, learner_metrics
 from actors.experience.batch_shards import BatchShard, EndRequest
-from actors.experience.group import ExperienceGroup
+from actors.experience.broker import ExperienceBroker
+from actors.learner.broker_link import BrokerLink
 from actors.learner.checkpoints import checkpoints_in, newest_checkpoint
-from actors.learner.collectives import AgreedError, agree_on_success, answer
+from actors.learner.collectives import AgreedError, agree_on_success, broadcast_from_first
+from actors.learner.group_data import fetch_groups, lost_in
 from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
 from actors.learner.weight_publisher import open_weight_publisher
-from rlad.contracts import ScoredGroup
+from actors.messages import WeightsPublication
 from rlad.errors import DeadlineError, StopRequestedError
 from rlad.integrity.durable import move_into_place
 from rlad.models.locations import fetch_model
@@ -31,10 +33,16 @@ from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
 from rlad.training_batch import TrainingBatch
 
+logger = logging.getLogger(__name__)
+
 MicroBatch = tuple[TrainingBatch, BatchCounts]
 
 _REGISTRATION_TIMEOUT_S = 120.0
 _PARTIAL = ".partial-"
+
+
+class LostHistoryError(Exception):
+    """Lost group that applied updates were trained on. Ray Train restarts the ranks from their checkpoint."""
 
 
 class LearnerRank:
@@ -60,7 +68,8 @@ class LearnerRank:
                 vocabulary_size=settings.vocabulary_size,
             )
         )
-        self._publisher = open_weight_publisher(settings, self._trainer)
+        self._broker = BrokerLink(settings.broker)
+        self._publisher = open_weight_publisher(settings, self._trainer, self._broker)
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step, export the student, and stay until dismissed.
@@ -70,7 +79,7 @@ class LearnerRank:
         """
         settings = self._settings
         first = self._saved_steps = self._restore()
-        self._send_s += self._publisher.publish(first, self._report_started)
+        self._send_s += self._publisher.publish(first, self._broker.report_started)
         for step in range(first, settings.steps):
             metrics = self._train(step)
             if isinstance(metrics, EndRequest):
@@ -108,7 +117,12 @@ class LearnerRank:
         while True:
             asked = time.monotonic()
             spent_s = self._publisher.before_shard(step, index)
-            shard, micro_batches = agree_on_success(functools.partial(self._claim, step, index))
+            work = self._claim_together(step, index)
+            if work is None:  # groups of the shard are sampled again
+                wait_s += time.monotonic() - asked - spent_s
+                self._send_s += spent_s
+                continue
+            shard, micro_batches = work
             if isinstance(shard, EndRequest):
                 return shard
             claimed = time.monotonic()
@@ -130,35 +144,50 @@ class LearnerRank:
                     "learner/peak_memory_gib": peak_memory_gib(self._settings.learner.gpus_per_rank),
                 }
 
+    def _claim_together(self, step: int, index: int) -> tuple[BatchShard | EndRequest, list[MicroBatch]] | None:
+        """Claim the next batch shard on all ranks. None if data of the shard were lost: it has to be claimed again.
+
+        No rank has trained on the shard, so the gradient of the earlier ones stays.
+
+        Raises:
+            LostHistoryError: The step was trained on a lost group before, in an earlier pass.
+        """
+        try:
+            return agree_on_success(functools.partial(self._claim, step, index))
+        except AgreedError as agreed:
+            lost = lost_in(agreed.errors)
+            if not lost:
+                raise
+        logger.warning("step=%d shard=%d state=lost groups=%s", step, index, [uid for uid, _ in lost])
+
+        def report() -> bool:
+            return self._rank != 0 or self._broker.call(ExperienceBroker.report_lost, step, index, lost)
+
+        if not broadcast_from_first(int(agree_on_success(report))):
+            raise LostHistoryError(f"step {step} was trained on groups whose data are lost: " + ", ".join(dict(lost)))
+        return None
+
     def _claim(self, step: int, index: int) -> tuple[BatchShard | EndRequest, list[MicroBatch]]:
         """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""
         shard: BatchShard | EndRequest | None = None
         while shard is None:
-            shard = answer(self._settings.broker.claim.remote(step, self._rank, index), "the broker (claim)")
+            shard = self._broker.call(ExperienceBroker.claim, step, self._rank, index)
         if isinstance(shard, EndRequest):
             return shard, []
-        groups = _fetch(shard.groups)
+        groups = fetch_groups(shard.groups)
         return shard, [
             build_training_batch(groups, sequences, normalizer=shard.normalizer, rules=self._rules)
             for sequences in shard.micro_batches
         ]
 
-    def _report_started(self, publications: list[Any]) -> None:
-        answer(
-            self._settings.broker.report_started.remote(publications[0].manifest.version, publications),
-            "the broker (report_started)",
-        )
-
-    def _report_finished(self, publications: list[Any], *, metrics: dict[str, float], started: float) -> None:
-        metrics = {**metrics, "learner/publish_s": time.monotonic() - started}
-        answer(
-            self._settings.broker.finish_step.remote(publications[0].manifest.version - 1, publications, metrics),
-            "the broker (finish_step)",
-        )
+    def _report_finished(
+        self, publications: list[WeightsPublication], *, metrics: dict[str, float], started: float
+    ) -> None:
+        self._broker.finish_step(publications, {**metrics, "learner/publish_s": time.monotonic() - started})
 
     def _report_exported(self) -> None:
         if self._rank == 0:
-            answer(self._settings.broker.report_exported.remote(), "the broker (report_exported)")
+            self._broker.report_exported()
 
     def _end_early(self, steps: int, reason: str) -> NoReturn:
         """Write a checkpoint after `steps` trained steps if there is none yet, and end on all ranks.
@@ -207,14 +236,7 @@ class LearnerRank:
             raise DeadlineError(
                 f"Ray Train did not register the checkpoint {path} within {_REGISTRATION_TIMEOUT_S:g} s"
             )
-        answer(self._settings.broker.commit.remote(steps), "the broker (commit)")
+        self._broker.call(ExperienceBroker.commit, steps)
         for old in checkpoints_in(self._checkpoints)[: -self._settings.checkpoints_to_keep]:
             if old not in registered:  # Ray Train deletes those that it has registered
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def _fetch(groups: dict[str, ExperienceGroup]) -> dict[str, ScoredGroup]:
-    """Fetch the columns of groups in one request. Arrays are views of shared memory, except mixtures of teachers."""
-    refs = [ref for each in groups.values() for ref in each.all_refs]
-    columns = iter(answer(refs, "the object store") if refs else [])
-    return {uid: each.scored_group(list(itertools.islice(columns, len(each.all_refs)))) for uid, each in groups.items()}

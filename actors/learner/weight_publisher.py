@@ -15,12 +15,13 @@ from typing import Any, Protocol
 
 import ray.util
 import torch.distributed as dist
-from ray.actor import ActorHandle
 
 from actors.engines.zero_engine.trainer import ZeroTrainer
 from actors.engines.zero_engine.weight_source import WeightSource
+from actors.experience.broker import ExperienceBroker
 from actors.experience.transfers import TransferOutcome, TransferRequest
-from actors.learner.collectives import agree_on_success, answer, broadcast_from_first
+from actors.learner.broker_link import BrokerLink
+from actors.learner.collectives import agree_on_success, broadcast_from_first
 from actors.learner.settings import LearnerSettings
 from actors.messages import WeightsPublication
 from actors.weights.publish import publish
@@ -53,14 +54,14 @@ class WeightPublisher(Protocol):
         """Keep the weights available until the driver dismisses the learner."""
 
 
-def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer) -> WeightPublisher:
+def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer, broker: BrokerLink) -> WeightPublisher:
     """Return the publisher for the configured transport."""
     if settings.transport == "object_store":
-        return ObjectStorePublisher(trainer, settings.broker)
+        return ObjectStorePublisher(trainer, broker)
     return TransferPublisher(
         settings.transport,
         trainer.weight_source(),
-        settings.broker,
+        broker,
         processes_per_worker=settings.engine_processes,
         timeout_s=settings.transfer_timeout_s,
     )
@@ -69,7 +70,7 @@ def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer) -> We
 class ObjectStorePublisher:
     """Publisher that gathers the weights on rank 0 and puts them into the object store."""
 
-    def __init__(self, trainer: ZeroTrainer, broker: ActorHandle) -> None:
+    def __init__(self, trainer: ZeroTrainer, broker: BrokerLink) -> None:
         self._trainer = trainer
         self._broker = broker
         self._newest: WeightsPublication | None = None
@@ -96,7 +97,7 @@ class ObjectStorePublisher:
         """
 
         def wait() -> None:
-            while not answer(self._broker.wait_dismissed.remote(), "the broker (wait_dismissed)"):
+            while not self._broker.call(ExperienceBroker.wait_dismissed):
                 pass
 
         agree_on_success(wait)
@@ -109,7 +110,7 @@ class TransferPublisher:
         self,
         transport: str,
         weights: WeightSource,
-        broker: ActorHandle,
+        broker: BrokerLink,
         *,
         processes_per_worker: int,
         timeout_s: float,
@@ -118,7 +119,7 @@ class TransferPublisher:
         Args:
             transport: `nccl`, `ipc` or `gloo`.
             weights: Weight source. Each pass yields the weights as they are at that moment.
-            broker: Experience broker, which queues the driver's transfer requests.
+            broker: Link to the experience broker, which queues the driver's transfer requests.
             processes_per_worker: Engine processes of a rollout worker, its tensor-parallel size.
             timeout_s: Timeout of each call to the workers of a transfer, seconds.
         """
@@ -137,13 +138,13 @@ class TransferPublisher:
         if self._is_first:
             publication = WeightsPublication(manifest=self._manifest(version))
         agree_on_success(lambda: announce([publication]) if self._is_first else None)
-        return self._serve(version, lambda: self._broker.transfer_or_delivered.remote(version))
+        return self._serve(version, lambda: self._broker.call(ExperienceBroker.transfer_or_delivered, version))
 
     def before_shard(self, step: int, index: int) -> float:
-        return self._serve(step, lambda: self._broker.transfer_or_shard.remote(step, step, index))
+        return self._serve(step, lambda: self._broker.call(ExperienceBroker.transfer_or_shard, step, step, index))
 
     def until_dismissed(self, version: int) -> None:
-        self._serve(version, lambda: self._broker.transfer_or_dismissed.remote(version))
+        self._serve(version, lambda: self._broker.call(ExperienceBroker.transfer_or_dismissed, version))
 
     def _serve(self, held: int, poll: Callable[[], Any]) -> float:
         """Serve transfer requests until the broker reports other work. Return the seconds spent on transfers.
@@ -155,9 +156,7 @@ class TransferPublisher:
         """
         spent_s = 0.0
         while True:
-            request: TransferRequest | bool | None = agree_on_success(
-                lambda: answer(poll(), "the broker (transfers)") if self._is_first else None
-            )
+            request: TransferRequest | bool | None = agree_on_success(lambda: poll() if self._is_first else None)
             decision = broadcast_from_first(
                 _TRANSFER if isinstance(request, TransferRequest) else _CONTINUE if request else _POLL_AGAIN
             )
@@ -202,7 +201,7 @@ class TransferPublisher:
             failures = client.failures or dict.fromkeys(client.names, str(error))
             self._report(request, TransferOutcome(state="not_sent", failures=failures))
             return False
-        answer(self._broker.begin_transfer.remote(request.number), "the broker (begin_transfer)")
+        self._broker.call(ExperienceBroker.begin_transfer, request.number)
         return True
 
     def _send(self, request: TransferRequest, client: RayTransferClient) -> None:
@@ -219,7 +218,7 @@ class TransferPublisher:
             pass
 
     def _report(self, request: TransferRequest, outcome: TransferOutcome) -> None:
-        answer(self._broker.report_transfer.remote(request.number, outcome), "the broker (report_transfer)")
+        self._broker.call(ExperienceBroker.report_transfer, request.number, outcome)
 
     def _manifest(self, version: int) -> WeightsManifest:
         layouts = self._weights.layouts()

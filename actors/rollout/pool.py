@@ -22,7 +22,7 @@ from actors.pool.routing import queue_capacity
 from actors.rollout.worker import RolloutWorker
 from actors.weights.transports import ObjectStoreTransport, WeightTransport, WeightUpdate
 from rlad.config import RolloutConfig
-from rlad.errors import DeadlineError, EngineError, RladError, WeightsMismatchError, WorkerLostError
+from rlad.errors import DeadlineError, EngineError, RladError, WeightsLostError, WeightsMismatchError, WorkerLostError
 from rlad.tokenizers.stopping import SamplingTokens
 
 __all__ = ["RolloutPool", "SampleRequest", "SampledGroup", "WorkerStats"]
@@ -30,6 +30,7 @@ __all__ = ["RolloutPool", "SampleRequest", "SampledGroup", "WorkerStats"]
 # Deadline for a worker to abort a group that is past its own deadline. A worker that misses it counts as lost.
 _ABORT_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
+_LOST_WEIGHTS_PAUSE_S = 1.0
 # Groups queue in the engine, not in front of the actor, so that health checks and weight updates get through.
 _MAX_CALLS = 10_000
 
@@ -204,6 +205,7 @@ class RolloutPool:
 
         Raises:
             EngineError: Groups are in flight, which this pool does not allow, or another update is in progress.
+            WeightsLostError: The published weights ended with the learner process. Update again when it has restarted.
             PoolExhaustedError: No worker is left.
         """
         if (self._in_flight and not self._updates_in_flight) or self._is_updating:
@@ -257,6 +259,9 @@ class RolloutPool:
                 await _update_worker(
                     worker, newest, self._transport.start_update(newest, {self._pool.worker_name(worker): worker})
                 )
+            except WeightsLostError:
+                await asyncio.sleep(_LOST_WEIGHTS_PAUSE_S)  # until the restarted learner publishes again
+                continue
             except WeightsMismatchError:
                 if newest is self._newest:
                     raise

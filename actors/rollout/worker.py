@@ -17,7 +17,7 @@ from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights, require_shared_memory
 from rlad.contracts import Columns, RolloutGroup, WeightsManifest
-from rlad.errors import EngineError, WeightsMismatchError
+from rlad.errors import EngineError, WeightsLostError, WeightsMismatchError
 from rlad.models.locations import fetch_model
 from rlad.weight_file import Bytes, weight_bytes
 
@@ -117,7 +117,7 @@ class RolloutWorker:
 
         Raises:
             WeightsMismatchError: The weights differ from the publication or do not fit the model.
-            EngineError: The published objects no longer exist.
+            WeightsLostError: The published objects no longer exist.
         """
         manifest = publication.manifest
         held = await asyncio.to_thread(
@@ -156,7 +156,8 @@ def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[
     """Get buckets from the object store, mapped and not copied.
 
     Raises:
-        EngineError: The published objects no longer exist, or did not arrive in time.
+        EngineError: The published objects did not arrive in time.
+        WeightsLostError: They no longer exist.
     """
     try:
         refs = [publication.buckets[place].ref for place in places]
@@ -166,7 +167,7 @@ def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[
             f"weights of version {publication.manifest.version} did not arrive within {_FETCH_TIMEOUT_S:g} s"
         ) from error
     except ObjectLostError as error:
-        raise EngineError(
+        raise WeightsLostError(
             f"weights of version {publication.manifest.version} were lost with the process that published them; "
             "publish them again"
         ) from error

@@ -259,6 +259,11 @@ def _write_bucket(descriptor: int, offset: int, parts: Sequence[Bytes]) -> None:
             part, offset = part[written:], offset + written
 
 
+def remove_dead_folder(run_id: str, parent: Path | None = None) -> None:
+    """Remove the folder of a run on this node, unless a worker holds it. Args as for `NodeWeights`."""
+    _remove_if_dead((parent or _shared_memory()) / f"{_PREFIX}{run_id}")
+
+
 def _remove_if_dead(folder: Path) -> None:
     try:
         lock = os.open(folder / _ALIVE, os.O_RDWR)

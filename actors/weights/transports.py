@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.experience.transfers import TransferOutcome
 from actors.messages import WeightsPublication
-from actors.remote_errors import as_rlad_error
+from actors.remote_errors import as_rlad_error, reason_of
 from rlad.contracts import WeightsManifest
-from rlad.errors import WeightsMismatchError
+from rlad.errors import BrokerRestartedError, WeightsMismatchError
+
+logger = logging.getLogger(__name__)
+
+# Time for a broker that has died to be restarted, and the pause between two attempts.
+_RESTART_TIMEOUT_S = 180.0
+_RESTART_PAUSE_S = 0.2
 
 # Deadline of a call to the broker, which ends a long poll after 10 s.
 _BROKER_TIMEOUT_S = 60.0
@@ -85,25 +92,38 @@ class LearnerTransport:
         """Transfer a version to workers. Return the reason of each worker that does not have it, by worker name.
 
         A worker that is found dead before the transfer begins is dropped, and the transfer is requested again for the
-        others.
+        others. It is also requested again, for all workers, from a broker that was restarted.
 
         Raises:
             WeightsMismatchError: A newer version was requested before this one was sent.
         """
         failures: dict[str, str] = {}
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _RESTART_TIMEOUT_S
         while True:
-            others = {name: worker for name, worker in workers.items() if name not in failures}
-            async with asyncio.timeout(_BROKER_TIMEOUT_S):
-                number = await self._broker.ask_transfer.remote(version, others)
-            outcome: TransferOutcome | None = None
-            while outcome is None:
-                async with asyncio.timeout(_BROKER_TIMEOUT_S):
-                    outcome = await self._broker.wait_transfer.remote(number)
+            receivers = {name: worker for name, worker in workers.items() if name not in failures}
+            try:
+                outcome = await self._request(version, receivers)
+            except (RayActorError, BrokerRestartedError) as error:
+                if clock() > deadline:
+                    raise WeightsMismatchError(f"version {version} was not sent: {reason_of(error)}") from error
+                logger.warning("weights=requested_again version=%d reason=%s", version, reason_of(error))
+                await asyncio.sleep(_RESTART_PAUSE_S)
+                continue
             if outcome.state == "superseded":
                 raise WeightsMismatchError(f"version {version} was not sent because a newer version was requested")
             failures |= outcome.failures
             if outcome.state == "sent":
                 return failures
+
+    async def _request(self, version: int, workers: Mapping[str, ActorHandle]) -> TransferOutcome:
+        async with asyncio.timeout(_BROKER_TIMEOUT_S):
+            number = await self._broker.ask_transfer.remote(version, workers)
+        outcome: TransferOutcome | None = None
+        while outcome is None:
+            async with asyncio.timeout(_BROKER_TIMEOUT_S):
+                outcome = await self._broker.wait_transfer.remote(number)
+        return outcome
 
 
 def weight_transport(name: str, broker: ActorHandle) -> WeightTransport:

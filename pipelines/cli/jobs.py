@@ -79,6 +79,10 @@ def submit(
         str | None,
         typer.Option(help="Python interpreter on the nodes. Default: python on their PATH.", show_default=False),
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, help="Start a run's driver again this many times, from its last checkpoint, when it dies."),
+    ] = 3,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster.
 
@@ -93,7 +97,12 @@ def submit(
     name = str(read_settings(config, overrides or []).get("name", "run"))
     directory = read_working_directory(working_dir, without=[jobs.absolute_run_dir(run_dir, name)])
     submission = jobs.read_submission(
-        config, overrides or [], run_dir=run_dir, directory=directory, python=py_executable
+        config,
+        overrides or [],
+        run_dir=run_dir,
+        directory=directory,
+        python=py_executable,
+        max_restarts=max_restarts,
     )
     environment = jobs.JobEnvironment(
         variables=jobs.parse_variables(env or []), packages=pip or [], python=py_executable

@@ -89,11 +89,24 @@ def run(
     run_dir: RunDirOption = None,
     resume: Resume = False,
     address: Address = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, help="Start the driver again this many times, from its last checkpoint, when it dies."),
+    ] = 0,
 ) -> None:
     """Train a student as CONFIG describes."""
     from rlad.config import load_run_config
 
-    settings = load_run_config(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    overrides = [*(overrides or []), *([f"cluster.address={address}"] if address else [])]
+    settings = load_run_config(config, overrides)
+    if max_restarts:
+        from pipelines.jobs.supervisor import supervise
+        from pipelines.run.directory import RunDirectory
+
+        where = _run_dir(run_dir, settings.name)
+        options = ["--run-dir", str(where), *(["--resume"] if resume else [])]
+        command = [sys.executable, "-m", "pipelines", "run", str(config), *overrides, *options]
+        raise typer.Exit(supervise(command, RunDirectory(where), max_restarts=max_restarts))
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run.directory import RunDirectory

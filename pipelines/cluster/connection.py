@@ -16,7 +16,7 @@ import ray
 from tenacity import RetryError, Retrying, before_sleep_log, retry_if_exception, stop_after_attempt
 
 from actors.pool.placement import POOL_LABEL
-from pipelines.cluster.job_environment import job_runtime_env
+from pipelines.cluster.job_environment import DRIVER, DRIVER_VARIABLE, job_runtime_env
 from pipelines.cluster.resources import Resources
 from rlad.config import ClusterConfig
 from rlad.errors import PlanError
@@ -79,7 +79,9 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         return
     # Ray refuses variables that the submitted job already sets. The job's values take precedence.
     job_variables = job_runtime_env().get("env_vars") or {}
-    runtime_env = {"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in job_variables}}
+    variables = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in job_variables}
+    runtime_env = {"env_vars": variables | {DRIVER_VARIABLE: DRIVER}}
+    os.environ[DRIVER_VARIABLE] = DRIVER  # for the processes of a local cluster
     try:
         if config.address is None and "RAY_ADDRESS" not in os.environ:
             # Explicitly local: without an address Ray would join the cluster that was started last on this machine.

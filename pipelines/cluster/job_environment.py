@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from rlad.errors import RunDirectoryError
+
+DRIVER = uuid.uuid4().hex
+"""Token of this driver, which tells its processes from those of other drivers."""
+
+DRIVER_VARIABLE = "RLAD_DRIVER"
+"""Environment variable of every process that a driver starts, on every node. Its value is the driver's token."""
 
 
 def job_runtime_env() -> dict[str, Any]:

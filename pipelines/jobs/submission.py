@@ -125,8 +125,17 @@ def read_submission(
     run_dir: Path | None,
     directory: WorkingDirectory,
     python: str | None = None,
+    max_restarts: int = 0,
 ) -> Submission:
     """Read and check the configuration of a run or comparison, and build its submission.
+
+    Args:
+        config: Configuration file.
+        overrides: Settings that override the file.
+        run_dir: Run directory; None for the default.
+        directory: Working directory to upload.
+        python: Python interpreter on the nodes; None for `python` on their PATH.
+        max_restarts: How often a run's driver is started again when it dies. A comparison is not started again.
 
     Raises:
         ConfigError: The configuration is invalid, or names a file that the job would not find.
@@ -157,13 +166,14 @@ def read_submission(
         *overrides,
         "cluster.address=auto",
     ]
+    restarts = ["--max-restarts", str(max_restarts)] if max_restarts and command == "run" else []
     resolved = json.dumps(
         [run_config.model_dump(mode="json", exclude={"cluster"}) for run_config in runs], sort_keys=True
     )
     return Submission(
         name=name,
         run_dir=where,
-        entrypoint=shlex.join([*words, "--run-dir", str(where), "--resume"]),
+        entrypoint=shlex.join([*words, "--run-dir", str(where), "--resume", *restarts]),
         settings=hashlib.sha256(resolved.encode()).hexdigest()[:16],
     )
 

@@ -65,6 +65,7 @@ class RunDirectory:
     inputs = property(lambda self: self.path / "inputs.json")
     models = property(lambda self: self.path / "models.json")
     status = property(lambda self: self.path / "status.json")
+    owner = property(lambda self: self.path / "owner.json")
     seals = property(lambda self: Seals(self.path))
     prompts = property(lambda self: self.path / "prompts.json")
     heartbeat = property(lambda self: self.path / "heartbeat.json")
@@ -137,6 +138,7 @@ class RunDirectory:
         for path in (
             self.config,
             self.status,
+            self.owner,
             self.models,
             self.prompts,
             self.inputs,
@@ -262,7 +264,7 @@ class RunDirectory:
         """Return whether the directory holds anything but the configuration, the lock and remains of an early kill."""
         if not self.path.exists():
             return False
-        own = (self.config.name, self.status.name, SEALS)
+        own = (self.config.name, self.status.name, self.owner.name, SEALS)
         temporary = tuple(f".{name}." for name in own)
         return any(
             path.name not in (*own, _LOCK) and not path.name.startswith(temporary) for path in self.path.iterdir()

@@ -12,9 +12,15 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayActorError
+
+from actors.experience.broker import StepReport
 from actors.messages import WeightsPublication
 from pipelines.simulation.workload import Lengths, Speeds
 from rlad.contracts import WeightsManifest
+from rlad.errors import BrokerRestartedError
+
+_RESTART_PAUSE_S = 0.2
 
 # Deadline of a call to the broker, which ends a long poll after 10 s.
 _ANSWER_TIMEOUT_S = 120.0
@@ -71,19 +77,20 @@ class StandInLearner:
             speeds: Speeds of the pools.
         """
         self._broker, self._lengths, self._speeds = broker, lengths, speeds
+        self._reports: list[StepReport] = []
         self.trained_s = self.waited_s = 0.0
 
     async def run(self, steps: int, first: int = 0) -> None:
         """Train from policy version `first` to version `steps`."""
         clock = asyncio.get_running_loop().time
-        await _answer(self._broker.report_started.remote(first, [publication(first)]))
+        await self._report("report_started", first, first, [publication(first)])
         for step in range(first, steps):
             index, is_done = 0, False
             while not is_done:
                 asked = clock()
                 shard = None
                 while shard is None:
-                    shard = await _answer(self._broker.claim.remote(step, 0, index))
+                    shard = await self._call("claim", step, 0, index)
                 claimed = clock()
                 tokens = sum(
                     self._lengths.of_group(uid)[response] for batch in shard.micro_batches for uid, response in batch
@@ -94,13 +101,28 @@ class StandInLearner:
                 self.waited_s += claimed - asked
                 self.trained_s += clock() - claimed
                 index, is_done = index + 1, shard.ends_step
-            await _answer(self._broker.finish_step.remote(step, [publication(step + 1)], {}))
-            await _answer(self._broker.commit.remote(step + 1))  # no step is kept, since a stand-in never restarts
+            await self._report("finish_step", step + 1, step, [publication(step + 1)], {})
+            await self._call("commit", step + 1)  # no step is kept, since a stand-in never restarts
 
+    async def _report(self, method: str, version: int, *arguments: Any) -> None:
+        await self._call(method, *arguments)
+        self._reports = [
+            *self._reports[-1:],
+            StepReport(version=version, publications=[publication(version)], metrics={}),
+        ]
 
-async def _answer(answer: Awaitable[Any]) -> Any:
-    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-        return await answer
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Call the broker, again after it was restarted, as `BrokerLink` does."""
+        while True:
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    return await getattr(self._broker, method).remote(*arguments)
+            except BrokerRestartedError:
+                if self._reports:
+                    await self._call("recover_learner", self._reports, False)
+            except RayActorError:
+                pass
+            await asyncio.sleep(_RESTART_PAUSE_S)
 
 
 def publication(version: int) -> WeightsPublication:

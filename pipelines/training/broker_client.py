@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, TypeVarTuple
 
+from ray.exceptions import ActorDiedError, RayActorError
+
 from actors.experience.broker import ExperienceBroker, StepReport
 from actors.experience.group import ExperienceGroup
+from actors.experience.journal import DriverJournal, LostGroup
+from actors.remote_errors import as_rlad_error
 from pipelines.training.deadlines import poll, within
+from rlad.errors import BrokerRestartedError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 _ANSWER_TIMEOUT_S = 60.0
+# Time for a broker that has died to be restarted, and the pause between two attempts.
+_RESTART_TIMEOUT_S = 120.0
+_DEAD_TIMEOUT_S = 10.0
+_RESTART_PAUSE_S = 0.2
 
 
 class BrokerClient:
@@ -22,6 +34,9 @@ class BrokerClient:
     Calls made while an earlier call is in progress are sent together in the next one: a busy driver makes one remote
     call for many groups, an idle one sends at once. The order of calls is kept. A missing answer delays a caller by at
     most its own deadline.
+
+    A call that meets the end of the broker's process is repeated once Ray has restarted it. The client holds what the
+    broker has answered, groups included, until a checkpoint contains their step, and hands it to a restarted broker.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -30,6 +45,8 @@ class BrokerClient:
             handle: Actor handle of an `ExperienceBroker`, or any object whose methods have an awaitable `remote`.
         """
         self._handle = handle
+        self._journal = DriverJournal()
+        self._committed = 0
         self._queued: list[tuple[str, tuple[object, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -106,6 +123,20 @@ class BrokerClient:
             ExperienceBroker.wait_exported, deadline_s=deadline_s, waiting_for="the learner to export the student"
         )
 
+    async def wait_lost(self) -> list[LostGroup]:
+        """Wait without limit for groups whose data were lost with a node. They are issued already."""
+        lost: list[LostGroup] | None = None
+        while not lost:
+            lost = await self._call(ExperienceBroker.wait_lost.__name__)
+        for each in lost:
+            self._journal.forget(each)
+        return lost
+
+    @property
+    def committed(self) -> int:
+        """Number of steps that the newest durable checkpoint contains, as of the broker's last answer."""
+        return self._committed
+
     async def _send(self, method: Callable[[ExperienceBroker, *Arguments], Awaitable[T]], *arguments: *Arguments) -> T:
         """Queue a call that the broker answers at once, and await its answer.
 
@@ -118,7 +149,8 @@ class BrokerClient:
         self._queued.append((name, arguments, answer))
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_queued())
-        return await within(answer, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({name})")
+        deadline_s = _ANSWER_TIMEOUT_S + _RESTART_TIMEOUT_S
+        return await within(answer, deadline_s=deadline_s, waiting_for=f"the broker ({name})")
 
     async def _poll(
         self,
@@ -135,18 +167,41 @@ class BrokerClient:
         return await poll(ask, deadline_s=deadline_s, waiting_for=waiting_for)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        call = getattr(self._handle, method).remote(*arguments)
-        return await within(call, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+        """Call a method, and repeat the call while the broker restarts.
+
+        Raises:
+            WorkerLostError: The broker died and was not restarted in time.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            try:
+                call = getattr(self._handle, method).remote(*arguments)
+                return await within(call, deadline_s=_ANSWER_TIMEOUT_S, waiting_for=f"the broker ({method})")
+            except BrokerRestartedError:
+                logger.warning("broker=restarted steps=%s", sorted(self._journal.steps))
+                await self._call(ExperienceBroker.restore.__name__, self._journal)
+            except RayActorError as error:
+                is_dead = isinstance(error, ActorDiedError)  # also said of a call that was under way at a restart
+                allowed_s = _DEAD_TIMEOUT_S if is_dead else _RESTART_TIMEOUT_S
+                if error.actor_init_failed or clock() - began > allowed_s:
+                    raise as_rlad_error(error, who="the broker") from error
+                await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def _send_queued(self) -> None:
         while self._queued:
             # Without calls whose caller has given up.
             calls, self._queued = [call for call in self._queued if not call[2].done()], []
             try:
-                answers = await self._call("answer", [(method, arguments) for method, arguments, _ in calls])
+                answers, committed = await self._call("answer", [(method, arguments) for method, arguments, _ in calls])
             except Exception as error:  # noqa: BLE001 - any error is passed to every caller
                 answers = [error] * len(calls)
-            for (*_, future), answer in zip(calls, answers, strict=True):
+            else:
+                self._committed = max(self._committed, committed)
+                self._journal.commit(self._committed)
+            for (method, arguments, future), answer in zip(calls, answers, strict=True):
+                if not isinstance(answer, Exception):
+                    self._journal.record(method, arguments)
                 if future.done():
                     continue
                 if isinstance(answer, Exception):

@@ -151,6 +151,7 @@ class GroupPipeline:
             uid, entry = self._scheduler.take()
             dropped, prompt_id = record.summary, self._prompts.records[entry].id
             attempt = await self._broker.refill(step.number, dropped.uid, dropped.attempt, uid, prompt_id)
+            step.entries[uid] = entry
             request = self._request(uid, attempt, entry)
 
     async def _in_place_of_abandoned(self, step: OpenStep, failed: _GroupFailedError) -> SampleRequest:
@@ -170,6 +171,7 @@ class GroupPipeline:
             attempt = await self._broker.replace_abandoned(
                 step.number, abandoned.uid, abandoned.attempt, uid, prompt_id
             )
+            step.entries[uid] = entry
         logger.warning("Abandoned group %s of prompt %s: %s", abandoned.uid, abandoned.prompt_id, failed.cause)
         step.abandoned.append(abandoned.uid)
         return self._request(uid, attempt, entry)

@@ -14,7 +14,6 @@ import threading
 from typing import NoReturn
 
 from pipelines.resolution.resolved_run import ResolvedRun
-from pipelines.run.progress import RunProgress
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.evaluation import ScheduledEvaluation
 from rlad.errors import RladError, StopRequestedError
@@ -22,18 +21,9 @@ from rlad.errors import RladError, StopRequestedError
 logger = logging.getLogger(__name__)
 
 
-async def finish_run(
-    run: ResolvedRun, broker: BrokerClient, evaluation: ScheduledEvaluation, progress: RunProgress
-) -> None:
-    """Finish a run whose last step is trained: wait for the export, evaluate, and let the learner end.
-
-    Raises:
-        DeadlineError: The learner did not export the student in time.
-    """
-    config = run.config
-    with progress.phase("exporting the student"):
-        await broker.wait_exported(deadline_s=config.failures.step_timeout_s)
-    await evaluation.evaluate_if_due(config.training.steps)
+async def finish_run(run: ResolvedRun, broker: BrokerClient, evaluation: ScheduledEvaluation) -> None:
+    """Finish a run whose student is exported: evaluate it, and let the learner end."""
+    await evaluation.evaluate_if_due(run.config.training.steps)
     await broker.dismiss()
 
 

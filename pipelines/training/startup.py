@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from actors.controller import start_controller
 from actors.experience.batch_shards import ShardPolicy
@@ -25,6 +28,11 @@ from pipelines.training.broker_client import BrokerClient
 from pipelines.training.control import RunControl, scaling_bounds
 from pipelines.training.pools import Pools, open_pools
 from rlad.config import RunConfig
+
+# A restart costs seconds. The limit ends a run whose broker cannot work, for example for lack of memory.
+_BROKER_RESTARTS = 100
+# Pause between two attempts to reach a broker that is being restarted.
+_RESTART_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +59,43 @@ class Services:
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
     """Start the broker. It writes the ledger and holds the references to all groups.
 
-    On a labelled cluster it stays with the driver, on the head node, which an autoscaler never removes.
+    On a labelled cluster it stays with the driver, on the head node, which an autoscaler never removes. If its process
+    dies, Ray restarts it under the same handle.
     """
-    broker = ray.remote(ExperienceBroker).options(num_cpus=0, label_selector=selector_of(run.config.cluster, HEAD_POOL))
+    broker = ray.remote(ExperienceBroker).options(
+        num_cpus=0, max_restarts=_BROKER_RESTARTS, label_selector=selector_of(run.config.cluster, HEAD_POOL)
+    )
     return broker.remote(str(run.directory.ledger), shard_policy(run.config), group_size)
+
+
+async def watch_broker(monitor: HeartbeatMonitor, broker: ActorHandle, *, deadline_s: float) -> NoReturn:
+    """Watch the process of the broker, and of each one that Ray starts in its place.
+
+    Args:
+        monitor: Monitor of the run.
+        broker: The broker.
+        deadline_s: Deadline for a new process to be up, seconds.
+
+    Raises:
+        RayActorError: The broker has died for good, or was not up in time.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + deadline_s
+    while True:
+        lost = asyncio.Event()
+
+        def on_lost(_: str, lost: asyncio.Event = lost) -> None:
+            lost.set()
+
+        try:
+            await monitor.watch(broker, "broker", deadline_s=deadline_s, on_lost=on_lost)
+        except RayActorError:  # also while Ray restarts it
+            if clock() > deadline:
+                raise
+            await asyncio.sleep(_RESTART_PAUSE_S)
+            continue
+        await lost.wait()  # unlimited wait: the monitor reports the end of the process
+        deadline = clock() + deadline_s
 
 
 def shard_policy(config: RunConfig) -> ShardPolicy:
@@ -88,14 +129,20 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
 
 @asynccontextmanager
 async def open_services(
-    run: ResolvedRun, broker: ActorHandle, progress: RunProgress, monitor: HeartbeatMonitor
+    run: ResolvedRun, broker: ActorHandle, client: BrokerClient, progress: RunProgress, monitor: HeartbeatMonitor
 ) -> AsyncIterator[Services]:
     """Start pools and controller, and wait for the learner. Everything is closed at the end of the block.
+
+    Args:
+        run: The resolved run.
+        broker: Handle of the broker.
+        client: The driver's client of the broker.
+        progress: Shows the start.
 
     Raises:
         RladError: A pool or the learner did not start, or a teacher differs from the one that the run started with.
     """
-    config, client = run.config, BrokerClient(handle=broker)
+    config = run.config
     transport = weight_transport(config.weights.transport, broker)
     async with AsyncExitStack() as closing:
         teachers = "teachers, " if config.scoring_pools else ""

@@ -22,7 +22,7 @@ async def run_step_loop(
     progress: RunProgress,
     early_end: EarlyEnd,
 ) -> None:
-    """Train from the learner's version to the last step.
+    """Train from the learner's version to the last step, and wait until the learner has exported the student.
 
     While a step is trained, groups of up to `training.max_staleness` later steps are sampled.
 
@@ -37,6 +37,7 @@ async def run_step_loop(
         early_end: Ends the run with a checkpoint when a request asks it to stop.
 
     Raises:
+        DeadlineError: The learner did not export the student in time.
         StopRequestedError: A request asked the run to stop, and the learner wrote no checkpoint in time. If it writes
             one, its own end cancels this call.
         RladError: The first error of any part; everything in progress is cancelled.
@@ -66,3 +67,6 @@ async def run_step_loop(
             await evaluation.evaluate_if_due(step)
             trained = await pipeline.train_step(step)
             await recorder.record(trained, accuracy=evaluation.accuracy)
+        # Inside the pipeline: ranks that restart before their last checkpoint claim batch shards once more.
+        with progress.phase("exporting the student"):
+            await services.broker.wait_exported(deadline_s=config.failures.step_timeout_s)

@@ -13,19 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.experience.broker import StepReport
+from actors.experience.journal import LostGroup
 from actors.messages import WeightsPublication
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.deadlines import together
 from pipelines.training.step_metrics import GroupRecord, StepTimes
 from rlad.config import TrainingConfig
 from rlad.data.order import Mixture, training_order
+from rlad.errors import DeadlineError, WeightsLostError
+
+logger = logging.getLogger(__name__)
+
+_LOST_WEIGHTS_PAUSE_S = 1.0
 
 Clock = Callable[[], float]
 UpdateWeights = Callable[[WeightsPublication], Awaitable[None]]
@@ -83,9 +90,13 @@ class OpenStep:
         number: Number of the step.
         dropped: Sampled groups that carried no training signal and were replaced by others.
         abandoned: Uids of groups that failed on every attempt and were replaced by others.
+        entries: Entry of the training set of each group that was issued for the step, by uid.
+        reissued: Records of groups that were sampled again because their data were lost, by uid.
     """
 
     number: int
+    entries: dict[str, int] = field(default_factory=dict)
+    reissued: dict[str, GroupRecord] = field(default_factory=dict)
     dropped: list[GroupRecord] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
 
@@ -160,6 +171,12 @@ class StepPipeline:
         self._step_timeout_s, self._clock = step_timeout_s, clock
         self._open_steps: dict[int, tuple[OpenStep, asyncio.Task[list[GroupRecord]]]] = {}
         self._next_to_open = 0
+        self._uncommitted: dict[int, OpenStep] = {}
+        self._reissuing = self._reissued = 0
+        # Without staleness, weights change only while no group is in flight.
+        self._weights_in_use: AbstractAsyncContextManager[None] = (
+            asyncio.Lock() if training.max_staleness == 0 else nullcontext()
+        )
         self._tasks: asyncio.TaskGroup
 
     @asynccontextmanager
@@ -179,7 +196,11 @@ class StepPipeline:
         try:
             with _frozen_heap():
                 async with asyncio.TaskGroup() as self._tasks:
-                    yield
+                    reissuing = self._tasks.create_task(self._reissue_lost())
+                    try:
+                        yield
+                    finally:
+                        reissuing.cancel()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -196,13 +217,14 @@ class StepPipeline:
             self._next_to_open += 1
         step, submitted = self._open_steps.pop(number)
         groups_of_step = await submitted
-        report = await self._broker.wait_finished(number, deadline_s=self._step_timeout_s)
+        report = await self._wait_finished(number)
         trained_at = self._clock()
-        await self._update_weights(report.publications.pop())
+        report = await self._give_weights(number, report)
         times = StepTimes(started_at=started_at, trained_at=trained_at, weights_at=self._clock())
+        last_groups = [step.reissued.get(group.summary.uid, group) for group in groups_of_step]
         return TrainedStep(
             number=number,
-            groups=[*groups_of_step, *step.dropped],
+            groups=[*last_groups, *step.dropped],
             num_abandoned=len(step.abandoned),
             times=times,
             report=report,
@@ -216,8 +238,61 @@ class StepPipeline:
         size = training.prompts_per_step // training.updates_per_step
         updates = [named[start : start + size] for start in range(0, len(named), size)]
         attempts = await self._broker.open_step(number, updates)
+        step.entries.update(entries)
+        self._uncommitted = {
+            earlier: opened for earlier, opened in self._uncommitted.items() if earlier >= self._broker.committed
+        }
+        self._uncommitted[number] = step
         groups = (self._source.submit_group(step, uid, attempts[uid], entry) for uid, entry in entries)
         return step, together(*groups)
+
+    async def _wait_finished(self, number: int) -> StepReport:
+        """Wait until the learner has finished a step. The deadline starts again while lost groups are sampled again."""
+        while True:
+            reissued = self._reissued
+            try:
+                return await self._broker.wait_finished(number, deadline_s=self._step_timeout_s)
+            except DeadlineError:
+                if not self._reissuing and reissued == self._reissued:
+                    raise
+
+    async def _give_weights(self, number: int, report: StepReport) -> StepReport:
+        """Give the samplers the weights of a step, and return the report with which that succeeded.
+
+        If the learner's process ends meanwhile, its weights end with it. The restarted learner trains the step again,
+        or publishes the weights of its checkpoint.
+
+        Raises:
+            WeightsLostError: The learner did not publish the weights again in time.
+        """
+        deadline = self._clock() + self._step_timeout_s
+        while True:
+            try:
+                async with self._weights_in_use:
+                    await self._update_weights(report.publications.pop())
+                return report
+            except WeightsLostError as error:
+                if self._clock() > deadline:
+                    raise
+                logger.warning("weights=lost version=%d reason=%s", number + 1, error)
+            await asyncio.sleep(_LOST_WEIGHTS_PAUSE_S)  # the broker has the old report until the learner restarts
+            report = await self._wait_finished(number)
+
+    async def _reissue_lost(self) -> None:
+        """Sample groups again whose data were lost with a node, in the background."""
+        while True:
+            for lost in await self._broker.wait_lost():
+                self._reissuing += 1
+                self._tasks.create_task(self._reissue(lost))
+
+    async def _reissue(self, lost: LostGroup) -> None:
+        step = self._uncommitted[lost.step]
+        logger.warning("group=%s step=%d state=lost attempt=%d", lost.uid, lost.step, lost.attempt)
+        async with self._weights_in_use:
+            step.reissued[lost.uid] = await self._source.submit_group(
+                step, lost.uid, lost.attempt, step.entries[lost.uid]
+            )
+        self._reissuing, self._reissued = self._reissuing - 1, self._reissued + 1
 
 
 @contextmanager

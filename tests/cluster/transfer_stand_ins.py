@@ -114,14 +114,15 @@ class StubLearner:
     def __init__(self, broker: Any) -> None:
         from actors.engines.zero_engine.lora import student_weights
         from actors.engines.zero_engine.weight_source import WeightSource
+        from actors.learner.broker_link import BrokerLink
         from actors.learner.weight_publisher import TransferPublisher
 
         store = dist.HashStore()
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=180))
         self._model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        self._broker = broker
+        self._broker = BrokerLink(broker)
         weights = WeightSource(student_weights(self._model, None), is_partitioned=False)
-        self._publisher = TransferPublisher("gloo", weights, broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
+        self._publisher = TransferPublisher("gloo", weights, self._broker, processes_per_worker=1, timeout_s=TIMEOUT_S)
 
     def start(self, first: int, steps: int) -> None:
         threading.Thread(target=self._run, args=(first, steps), daemon=True).start()
@@ -131,11 +132,10 @@ class StubLearner:
 
     def _run(self, first: int, steps: int) -> None:
         def announce(publications: Sequence[WeightsPublication]) -> None:
-            version = publications[0].manifest.version
-            if version == first:
-                ray.get(self._broker.report_started.remote(version, publications))
+            if publications[0].manifest.version == first:
+                self._broker.report_started(list(publications))
             else:
-                ray.get(self._broker.finish_step.remote(version - 1, publications, {}))
+                self._broker.finish_step(list(publications), {})
 
         for version in range(first, steps + 1):
             with torch.no_grad():

@@ -141,8 +141,6 @@ def test_abandoned_group_is_neither_lost_nor_issued_again_even_by_a_new_driver(l
         ledger.abandon(poisonous, 0)
     ledger.abandon(poisonous, attempt)
     ledger.abandon(sampled, 0)
-    with pytest.raises(LedgerError, match="expected issued, but it is abandoned"):
-        ledger.abandon(sampled, 0)
     ledger.issue(0, groups(1))
     assert sorted(ledger.reopen(0)) == sorted([poisonous, sampled])
     with pytest.raises(LedgerError, match="cannot be issued"):
@@ -208,6 +206,95 @@ def test_only_a_group_without_scores_is_issued_again(ledger: Ledger) -> None:
             ledger.reissue(uid)
         ledger.record_claimed([uid])
     assert ledger.counts().retried == 2
+
+
+def test_group_whose_data_were_lost_is_issued_again_for_its_step(ledger: Ledger) -> None:
+    """A late result of the lost attempt is stale, and so is a second report of the loss."""
+    (lost, _), (kept, _) = groups(0)
+    ledger.issue(0, groups(0))
+    for uid in (lost, kept):
+        ledger.record_sampled(uid, 0)
+        with pytest.raises(LedgerError, match="expected scored or claimed, but it is sampled"):
+            ledger.withdraw(uid, 0)
+        ledger.record_scored(uid, 0)
+    ledger.record_claimed([lost])
+    assert ledger.withdraw(lost, 0) == 1
+    states = ledger.counts().states
+    assert (states[GroupState.ISSUED], states[GroupState.SCORED], states[GroupState.CLAIMED]) == (1, 1, 0)
+    for late in (ledger.withdraw, ledger.record_sampled):
+        with pytest.raises(StaleAttemptError, match="attempt 0 has been replaced by attempt 1"):
+            late(lost, 0)
+    ledger.record_sampled(lost, 1)
+    ledger.record_scored(lost, 1)
+    ledger.record_claimed([lost, kept])
+    ledger.record_trained(0, [lost, kept])
+    ledger.commit(1)
+    counts = ledger.counts()
+    assert (counts.lost, counts.duplicated, counts.retried) == (0, 0, 1)
+
+
+def test_group_that_was_trained_on_is_withdrawn_only_after_a_rewind(ledger: Ledger) -> None:
+    lost, kept = train(ledger, 0)
+    with pytest.raises(LedgerError, match="step 0 was trained on it"):
+        ledger.withdraw(lost, 0)
+    ledger.rewind(0)
+    assert ledger.withdraw(lost, 0) == 1
+    with pytest.raises(LedgerError, match="expected scored or claimed, but it is issued"):
+        ledger.record_claimed([lost, kept])
+
+
+def test_repeated_call_whose_answer_was_lost_changes_nothing(ledger: Ledger) -> None:
+    (first, _), (second, _) = groups(0)
+    for _ in range(2):
+        assert ledger.issue(0, groups(0)) == {first: 0, second: 0}
+    for call in (ledger.record_sampled, ledger.record_scored):
+        for _ in range(2):
+            call(first, 0)
+    ledger.record_sampled(second, 0)
+    for _ in range(2):
+        ledger.drop(second, 0)
+    ledger.record_claimed([first])
+    ledger.record_scored(first, 0)  # the learner claimed it before the call was repeated
+    states = ledger.counts().states
+    assert (states[GroupState.CLAIMED], states[GroupState.DROPPED]) == (1, 1)
+    assert ledger.counts().retried == 0
+
+
+def test_groups_of_handed_out_shards_are_known_until_a_checkpoint_contains_their_step(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    for step in (0, 1):
+        ledger.issue(step, groups(step))
+        for uid, _ in groups(step):
+            ledger.record_sampled(uid, 0)
+            ledger.record_scored(uid, 0)
+    (a, _), (b, _) = groups(0)
+    assert ledger.newest_shard() == (-1, -1)
+    for _ in range(2):  # every rank claims it
+        ledger.record_shard(0, 0, 0, [b])
+    ledger.record_shard(0, 1, 1, [a])
+    ledger.record_shard(1, 0, 0, [uid for uid, _ in groups(1)])
+    ledger.close()
+
+    ledger = Ledger(path)
+    assert ledger.recorded_shards(0) == [(0, [b]), (1, [a])]
+    assert ledger.newest_shard() == (1, 0)
+    assert ledger.counts().states[GroupState.CLAIMED] == 4
+    ledger.forget_shards(0, 1)
+    assert ledger.recorded_shards(0) == [(0, [b])]
+    ledger.record_trained(0, [a, b])
+    ledger.commit(1)
+    assert ledger.recorded_shards(0) == []
+    assert ledger.recorded_shards(1) == [(0, [uid for uid, _ in groups(1)])]
+    ledger.reopen(1)
+    assert ledger.newest_shard() == (-1, -1)
+
+
+def test_shard_of_a_group_without_scores_is_refused_and_not_recorded(ledger: Ledger) -> None:
+    ledger.issue(0, groups(0))
+    with pytest.raises(LedgerError, match="cannot be claimed"):
+        ledger.record_shard(0, 0, 0, [uid for uid, _ in groups(0)])
+    assert ledger.recorded_shards(0) == []
 
 
 def test_reading_a_missing_ledger_is_refused(tmp_path: Path) -> None:

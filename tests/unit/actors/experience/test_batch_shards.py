@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.experience.batch_shards import StepShards
+from actors.experience.batch_shards import BatchShard, StepShards
 from rlad.packing import LossNormalizer
 
 from .experience_groups import all_shards, group, policy, sequences
@@ -109,3 +109,88 @@ def test_a_mean_over_tokens_waits_for_all_groups_of_an_update_and_counts_their_t
     shard = shards.shard(0, 0)
     assert shard is not None
     assert shard.normalizer == LossNormalizer(num_responses=4, num_tokens=4 + 1 + 2)
+
+
+def uids_of(shard: BatchShard | None) -> set[str]:
+    assert shard is not None
+    return {uid for uid, _ in sequences(shard)}
+
+
+def test_dissolved_shards_are_formed_again_without_the_lost_group_which_comes_back_later() -> None:
+    """Each group of 60 tokens fills a shard. Of shards {a}, {b}, {c} the second is lost before a rank trains on it."""
+    shards = StepShards(0, [["a", "b", "c", "d"]], 2, policy(token_budget=60))
+    for number, uid in enumerate("abc"):
+        shards.add(group(uid))
+        assert uids_of(shards.shard(0, number)) == {uid}
+    assert shards.first_with({"b", "c"}) == 1
+    shards.dissolve(1, {"b"})
+    assert shards.first_with({"b"}) is None
+    assert uids_of(shards.shard(0, 0)) == {"a"}
+    assert uids_of(shards.shard(0, 1)) == {"c"}
+    shards.add(group("d"))
+    last_but_one = shards.shard(0, 2)
+    assert last_but_one is not None
+    assert (uids_of(last_but_one), last_but_one.ends_update) == ({"d"}, False)
+    assert shards.shard(0, 3) is None
+    shards.add(group("b", attempt=1))
+    last = shards.shard(0, 3)
+    assert last is not None
+    assert (uids_of(last), last.ends_step, last.groups["b"].attempt, last.index) == ({"b"}, True, 1, 3)
+
+
+def test_loss_in_one_update_dissolves_the_shards_of_the_later_ones_too() -> None:
+    """Their numbers may change: the first update has one shard more when its lost group comes back late."""
+    shards = StepShards(0, [["a", "b"], ["c"]], 2, policy(token_budget=60))
+    for uid in "abc":
+        shards.add(group(uid))
+    assert [uids_of(row[0]) for row in all_shards(shards)] == [{"a", "b"}, {"c"}]
+    shards.dissolve(0, {"b"})
+    assert uids_of(shards.shard(0, 0)) == {"a"}
+    assert shards.shard(0, 1) is None
+    shards.add(group("b", attempt=1))
+    rows = all_shards(shards)
+    assert [(row[0].update, uids_of(row[0]), row[0].index) for row in rows] == [
+        (0, {"a"}, 0),
+        (0, {"b"}, 1),
+        (1, {"c"}, 2),
+    ]
+
+
+def test_recorded_shards_are_formed_with_the_same_groups_at_any_time() -> None:
+    """The first broker handed out {c} and then {a, b} of update (a, b, c), and {e} of (d, e)."""
+    updates, rules = [["a", "b", "c"], ["d", "e"]], policy(token_budget=60)
+    before = StepShards(0, updates, 2, rules)
+    handed_out = []
+    for arrived in ("c", "ab", "e"):
+        for uid in arrived:
+            before.add(group(uid))
+        handed_out.append(before.shard(0, len(handed_out)))
+    recorded = [before.groups_of(number) for number in range(3)]
+    assert recorded == [(0, ["c"]), (0, ["a", "b"]), (1, ["e"])]
+
+    after = StepShards(0, updates, 2, rules, recorded=recorded)
+    for uid in "abd":
+        after.add(group(uid))
+    assert after.shard(0, 0) is None, "the first shard has group c, which the driver has not handed over yet"
+    for uid in "ce":
+        after.add(group(uid))
+    for number, earlier in enumerate(handed_out):
+        again = after.shard(0, number)
+        assert again is not None
+        assert earlier is not None
+        assert (again.micro_batches, again.index, again.ends_update, again.ends_step) == (
+            earlier.micro_batches,
+            earlier.index,
+            earlier.ends_update,
+            earlier.ends_step,
+        )
+    last = after.shard(0, 3)
+    assert last is not None
+    assert (uids_of(last), last.ends_step) == ({"d"}, True)
+
+
+def test_repeated_replacement_changes_nothing() -> None:
+    shards = StepShards(0, [["a", "b"]], 2, policy())
+    for _ in range(2):
+        shards.replace("b", by="x")
+    assert shards.uids == ["a", "x"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.experience import broker as broker_module
+from actors.experience import long_poll
 from actors.experience.batch_shards import BatchShard, EndRequest
 from actors.experience.broker import ExperienceBroker
 from actors.messages import WeightsPublication
@@ -19,7 +19,7 @@ from .experience_groups import group, policy, sequences
 
 @pytest.fixture
 def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperienceBroker:
-    monkeypatch.setattr(broker_module, "LONG_POLL_S", 0.05)
+    monkeypatch.setattr(long_poll, "LONG_POLL_S", 0.05)
     return ExperienceBroker(str(tmp_path / "ledger.sqlite"), policy(), group_size=2)
 
 

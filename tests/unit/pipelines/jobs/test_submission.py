@@ -143,6 +143,17 @@ def test_submitter_that_loses_a_race_gets_the_other_job(
     assert len(dashboard.jobs) == 1
 
 
+def test_driver_of_a_submitted_run_is_started_again_as_often_as_asked(project: Path) -> None:
+    directory = read_project(project)
+    entrypoints = [
+        read_submission(
+            Path("configs/smoke.yaml"), (), run_dir=Path("/shared/run"), directory=directory, max_restarts=restarts
+        ).entrypoint
+        for restarts in (0, 3)
+    ]
+    assert entrypoints[1] == f"{entrypoints[0]} --max-restarts 3"
+
+
 def test_next_id_follows_the_highest_suffix() -> None:
     assert next_id("a-1", []) == "a-1"
     assert next_id("a-1", ["a-1"]) == "a-1-2"

@@ -25,10 +25,10 @@ class SlowBroker:
         self.carried: list[list[str]] = []
         self.may_answer = asyncio.Event()
 
-    async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+    async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Any], int]:
         self.carried.append([method for method, _ in calls])
         await self.may_answer.wait()
-        return [f"{method}{arguments}" for method, arguments in calls]
+        return [f"{method}{arguments}" for method, arguments in calls], 0
 
 
 async def test_calls_during_a_remote_call_are_sent_together_in_the_next_one_in_order() -> None:
@@ -47,7 +47,9 @@ async def test_calls_during_a_remote_call_are_sent_together_in_the_next_one_in_o
 
 def test_every_typed_method_has_the_parameters_of_the_broker_s_method() -> None:
     """The broker dispatches by method name, so the two signatures must stay equal."""
-    methods = {name: method for name, method in vars(BrokerClient).items() if not name.startswith("_")}
+    methods = {
+        name: method for name, method in vars(BrokerClient).items() if not name.startswith("_") and callable(method)
+    }
     assert len(methods) >= 12
     for name, method in methods.items():
         ours = [each for each in inspect.signature(method).parameters if each != "deadline_s"]
@@ -58,7 +60,9 @@ def test_every_typed_method_has_the_parameters_of_the_broker_s_method() -> None:
 
 async def test_every_typed_method_that_does_not_wait_is_batchable(tmp_path: Path) -> None:
     broker = ExperienceBroker(str(tmp_path / "ledger.sqlite"), POLICY, 2)
-    sent = {name for name in vars(BrokerClient) if not name.startswith(("_", "wait_"))}
+    sent = {
+        name for name, method in vars(BrokerClient).items() if not name.startswith(("_", "wait_")) and callable(method)
+    }
     assert sent == broker._batchable.keys()
 
 
@@ -89,11 +93,11 @@ async def test_all_callers_of_a_failed_remote_call_get_its_error_and_the_next_ca
     class Dying:
         calls = 0
 
-        async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        async def answer(self, calls: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Any], int]:
             self.calls += 1
             if self.calls == 1:
                 raise WorkerLostError("it died")
-            return [None] * len(calls)
+            return [None] * len(calls), 0
 
     client = BrokerClient(InProcess(Dying()))
     errors = await asyncio.gather(client.counts(), client.reopen(0), return_exceptions=True)
