@@ -45,8 +45,9 @@ test: $(VENV)/.reasoning-gym ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest -m engine
 
-chaos: $(STAMP) ## flip bits in every kind of file and count those that go unnoticed, about a minute
+chaos: $(STAMP) ## inject faults: bit flips in every kind of file, kills and stops of tickers, about five minutes
 	$(BIN)/python -m benchmarks.chaos.bit_flips
+	$(BIN)/python -m benchmarks.chaos.tickers
 
 lint: $(STAMP) ## check code style, formatting, types, import layers and language
 	$(BIN)/ruff check .

@@ -235,7 +235,7 @@ def test_only_the_owner_can_read_the_weights(tmp_path: Path) -> None:
 
 
 def test_folder_can_be_entered_while_others_leave_and_remove_it(tmp_path: Path) -> None:
-    """Workers of one run come and go on a node, and each leaves a folder that nobody uses any more."""
+    """Workers of one run come and go on a node, and each leaves a folder that no other one uses."""
     failures: list[BaseException] = []
 
     def come_and_go() -> None:
