@@ -180,4 +180,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestLedger.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
