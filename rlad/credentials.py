@@ -1,7 +1,8 @@
 """Credentials: their names, their known shapes, and the one function that removes them from text.
 
-Secrets come by reference only: a configuration names an environment variable, a file or a Kubernetes secret. Whatever
-prints or stores text that may hold one passes it through `redact`; whatever stores settings calls `require_no_secrets`.
+Secrets come by reference only: a configuration names an environment variable, a file or a Kubernetes secret. Code that
+prints or stores text that may hold one passes it through `redact`; code that stores settings calls
+`require_no_secrets`.
 
 The shapes are those of credentials that their issuers marked with a prefix. A value without a shape is known by the
 name of its setting, or by the name of the environment variable that holds it.

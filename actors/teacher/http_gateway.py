@@ -200,7 +200,9 @@ class _Shared:
     async def result(self) -> Any:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits for it
+            self._asking.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # if no caller waits for it
         return await asyncio.shield(self._asking)
 
 

@@ -106,7 +106,9 @@ class TickExecution:
         Raises:
             LeaseLostError: Another ticker holds the lease.
         """
-        redacted = {name: redact(value) if isinstance(value, str) else value for name, value in changes.items()}
+        redacted: dict[str, Any] = {
+            name: redact(value) if isinstance(value, str) else value for name, value in changes.items()
+        }
         self.tick = self.ticker.store.save(self.held.lease, replace(self.tick, **redacted))
 
     def end(self, status: TickStatus, reason: str | None) -> None:

@@ -44,6 +44,7 @@ class HeldLease:
         self.lost = threading.Event()
         self._store, self._lease_s = store, lease_s
         self._safe_until = time.monotonic() + lease_s
+        self._attempted_at: float | None = None  # start of a renewal that has not returned
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"lease-{lease.schedule}", daemon=True)
@@ -71,7 +72,7 @@ class HeldLease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._lease_s / _RENEWALS) and not self.lost.is_set():
-            attempted_at = time.monotonic()
+            self._attempted_at = attempted_at = time.monotonic()
             try:
                 self._store.renew(self.lease, self._lease_s)
                 self._safe_until = attempted_at + self._lease_s
@@ -87,11 +88,20 @@ class HeldLease:
                     self._safe_until - attempted_at,
                     reason,
                 )
+                if time.monotonic() > self._safe_until:
+                    self.lost.set()
+                    return
+            finally:
+                self._attempted_at = None
 
     def _watch(self) -> None:
-        """Report the lease as lost when no renewal has succeeded for its duration, even if one is still waiting."""
-        while not self._ended.wait(max(0.0, self._safe_until - time.monotonic())):
-            if time.monotonic() >= self._safe_until:
+        """Report the lease as lost when its duration has passed and a renewal still waits for the database.
+
+        If this process was too slow to begin a renewal, the next one finds out whether the lease is lost.
+        """
+        while not self._ended.wait(max(self._lease_s / 10, self._safe_until - time.monotonic())):
+            now, attempted_at = time.monotonic(), self._attempted_at
+            if now >= self._safe_until and attempted_at is not None and now - attempted_at >= self._lease_s / 2:
                 logger.warning("lease_lost schedule=%s error=not renewed in time", self.lease.schedule)
                 self.lost.set()
                 return

@@ -250,7 +250,7 @@ def test_too_small_shared_memory_is_refused_before_the_first_update(tmp_path: Pa
 
 
 def test_folder_can_be_entered_while_others_leave_and_remove_it(tmp_path: Path) -> None:
-    """Workers of one run come and go on a node, and each leaves a folder that nobody uses any more."""
+    """Workers of one run come and go on a node, and each leaves a folder that no other one uses."""
     failures: list[BaseException] = []
 
     def come_and_go() -> None:

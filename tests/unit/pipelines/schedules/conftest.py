@@ -230,11 +230,11 @@ def _postgres_programs() -> tuple[str, str]:
     return str(programs.with_name("initdb")), str(programs)
 
 
-def _server_user() -> str | None:
+def _server_user() -> str | int | None:
     """Return the user that the server runs as. It refuses to run as root."""
     if os.geteuid() != 0:
         return None
-    return "postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody"
+    return "postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else 65534  # a user without rights
 
 
 @pytest.fixture(scope="package")

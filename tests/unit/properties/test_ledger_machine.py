@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from rlad.errors import LedgerError, StaleAttemptError
 from rlad.ledger import GroupState, Ledger
 
-from ..memory_folder import memory_folder
+from .memory_folder import memory_folder
 
 UIDS = [f"data:0:{index}" for index in range(5)]
 uids, steps = st.sampled_from(UIDS), st.integers(0, 3)
@@ -180,4 +180,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestLedger.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +15,8 @@ from pipelines.schedules.tick import due_tick
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseHeldError, LeaseLostError
 
+from .memory_folder import memory_folder
+
 START = 1_778_464_800.0  # 2026-05-11T02:00:00Z
 MINUTE, LEASE_S, GRACE_S = 60.0, 100.0, 300.0
 tickers = st.sampled_from([0, 1, 2])
@@ -28,7 +27,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+        self.folder = memory_folder()
         self.now = START
         url = f"sqlite:///{self.folder / 'schedules.sqlite'}"
         self.stores = [ScheduleStore(url, clock=lambda: self.now) for _ in range(3)]
@@ -157,4 +156,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestStore.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)

@@ -14,7 +14,7 @@ from rlad.evaluation.accuracy import PromptResult, summarise
 from rlad.registry.registry import ModelRegistry
 from rlad.registry.versions import Lineage
 
-from ...memory_folder import memory_folder
+from .memory_folder import memory_folder
 
 NAME = "kk-student"
 EVALUATION = summarise(
