@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from pipelines.doctor.facts import Facts, Gap, Links, Machine, Sandbox, SharedMemory, Trial
-from pipelines.environment.check import Check
+from pipelines.environment.check import Check, Status
 from pipelines.environment.packages import Packages, package_checks
 
 # First driver branch of CUDA 13, whose libraries PyTorch's wheels contain.
@@ -145,7 +145,7 @@ def _gap(name: str, gap: Gap, trial: Trial) -> Check:
             "The engine's output layer rounds logits to bfloat16: leave out hf_overrides.head_dtype of engine_args, "
             f"which rlad sets to float32. {remedy}"
         )
-    status = "warning" if gap.mean <= error and not math.isnan(gap.mean) else "error"
+    status: Status = "warning" if gap.mean <= error and not math.isnan(gap.mean) else "error"
     return Check(name=name, status=status, detail=f"{detail} (expected {warning:g})", remedy=remedy)
 
 

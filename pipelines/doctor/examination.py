@@ -6,11 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.cluster.connection import connected
 from pipelines.doctor.facts import Facts, Links, Trial
-from pipelines.doctor.links import measure_links
 from pipelines.doctor.machine import collect_machine, collect_sandbox
-from pipelines.doctor.trial import run_trial, trial_config
 from pipelines.environment.packages import Packages, collect_packages
 from rlad.config import ClusterConfig
 from rlad.errors import PlanError
@@ -48,6 +45,11 @@ def examine(
 def _measured(
     packages: Packages, folder: Path, *, address: str | None, transport: str, overrides: Sequence[str]
 ) -> tuple[Trial, Links | None]:
+    # Imported late: they import Ray and the run's pipeline, which takes seconds.
+    from pipelines.cluster.connection import connected
+    from pipelines.doctor.links import measure_links
+    from pipelines.doctor.trial import run_trial, trial_config
+
     try:
         with connected(ClusterConfig(address=address)) as resources:
             # A CPU build cannot use the GPUs that Ray reports.

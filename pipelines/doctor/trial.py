@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,39 +105,37 @@ def run_trial(config: RunConfig, directory: Path) -> Trial:
         directory: New run directory, which all nodes must see.
     """
     run, started = RunDirectory(directory), time.monotonic()
-    device = "GPU" if config.learner.gpus_per_rank else "CPU"
-    known = {"dtype": config.student.dtype, "transport": config.weights.transport, "device": device}
+    trial = Trial(
+        dtype=config.student.dtype,
+        transport=config.weights.transport,
+        device="GPU" if config.learner.gpus_per_rank else "CPU",
+    )
     try:
         ensure_models([config.student.path], Console(quiet=True))
         distill(config, run, resume=False, console=Console(quiet=True))
     except Exception as error:  # noqa: BLE001 - every error of a run is a finding
-        return Trial(**known, error=f"{type(error).__name__}: {str(error) or 'no message'}")
+        return replace(trial, error=f"{type(error).__name__}: {str(error) or 'no message'}")
     shape = shape_of(config.student.path)
-    return measured_trial(
-        read_json_lines(run.metrics),
-        total_s=time.monotonic() - started,
-        planned_gib=None if shape is None else learner_gib(shape, config.learner),
-        **known,
-    )
+    planned_gib = None if shape is None else learner_gib(shape, config.learner)
+    trial = replace(trial, total_s=time.monotonic() - started, planned_gib=planned_gib)
+    return measured_trial(trial, read_json_lines(run.metrics))
 
 
-def measured_trial(steps: Sequence[Mapping[str, Any]], *, planned_gib: float | None, **known: Any) -> Trial:
-    """Return a trial from the metrics of its steps.
+def measured_trial(trial: Trial, steps: Sequence[Mapping[str, Any]]) -> Trial:
+    """Return a trial with the measurements of its steps.
 
     Args:
-        steps: Metrics of each step.
-        planned_gib: Planned memory of the learner, GiB.
-        known: Other fields of `Trial`.
+        trial: The trial without measurements.
+        steps: Metrics of each step, at least one.
     """
     gap, log_ratio = "learner/logprob_gap", "objective/log_ratio_teacher_abs_mean"
     memory = [step["learner/peak_memory_gib"] for step in steps if "learner/peak_memory_gib" in step]
-    return Trial(
+    return replace(
+        trial,
         teacher_gap=Gap(mean=steps[0][log_ratio]) if log_ratio in steps[0] else None,
         learner_gaps=tuple(
             Gap(mean=step[f"{gap}_mean"], largest=step[f"{gap}_max"]) for step in steps if f"{gap}_mean" in step
         ),
         update_s=tuple(step["time/weights_s"] for step in steps[:-1]),
         learner_gib=max(memory) if memory else None,
-        planned_gib=planned_gib,
-        **known,
     )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli.main import app
 from pipelines.doctor.checks import run_checks
-from pipelines.doctor.facts import Gap, Gpu
+from pipelines.doctor.facts import Gap, Gpu, Trial
 from pipelines.doctor.links import all_reduce_gb_s
 from pipelines.doctor.machine import collect_machine, parse_gpus
 from pipelines.doctor.report import as_dict, print_report
@@ -49,7 +49,8 @@ def test_trial_reads_gaps_times_and_memory_from_the_steps() -> None:
         for number in (1, 2)
     ]
     steps.append({"time/weights_s": 3.0})  # no token was trained on
-    trial = measured_trial(steps, planned_gib=1.5, dtype="float32", transport="gloo", device="CPU", total_s=9.0)
+    begun = Trial(dtype="float32", transport="gloo", device="CPU", planned_gib=1.5)
+    trial = measured_trial(begun, steps)
     assert trial.learner_gaps == (Gap(mean=0.1, largest=0.2), Gap(mean=0.2, largest=0.4))
     assert trial.teacher_gap == Gap(mean=0.01)
     assert (trial.update_s, trial.learner_gib, trial.planned_gib) == ((1.0, 2.0), 2.0, 1.5)
