@@ -121,9 +121,10 @@ def kill_processes(driver: str) -> int:
 
 def _driver_of(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(DRIVER_VARIABLE)
+        environment: dict[str, str] = process.environ()
     except (psutil.Error, OSError):  # another user's process, or one that has ended
         return None
+    return environment.get(DRIVER_VARIABLE)
 
 
 @ray.remote(num_cpus=0)

@@ -25,7 +25,7 @@ from pipelines.simulation.simulator import stand_in_shard_policy
 from pipelines.training.deadlines import together
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig, load_run_config
-from rlad.contracts import Columns, RolloutGroup
+from rlad.contracts import Columns
 from rlad.ledger import Ledger
 from rlad.testing.records import make_group, make_verdicts
 
@@ -64,29 +64,34 @@ class Worker:
     """Samples groups on its node."""
 
     @ray.method(num_returns=2)
-    def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
+    def sample(self, request: SampleRequest, version: int) -> tuple[GroupSummary, Columns]:
         responses = [np.full(TOKENS, token).tolist() for token in range(request.num_responses)]
-        group = make_group(responses, uid=request.uid, attempt=request.attempt)
+        group = make_group(responses, uid=request.uid, attempt=request.attempt, policy_version=version)
         return GroupSummary.of(group), group.to_columns()
 
 
 class Sampler:
-    """Samples on the workers in turn, except on those that are gone."""
+    """Samples on the workers in turn, except on those that are gone, and judges the groups."""
 
     def __init__(self, workers: dict[str, ActorHandle]) -> None:
-        self.workers, self._turn = workers, 0
+        self.workers, self._turn, self._version = workers, 0, 0
+        self._requests: dict[str, SampleRequest] = {}
 
     async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
         self._turn += 1
         name = sorted(self.workers)[self._turn % len(self.workers)]
-        summary, columns = self.workers[name].sample.remote(request)
+        summary, columns = self.workers[name].sample.remote(request, self._version)
+        self._requests[columns.hex()] = request
         return SampledGroup(summary=await summary, columns=columns, worker=name)
 
-
-class Verifiers:
     async def verify(self, columns: ColumnsRef, *, task: str, num_tokens: int) -> VerifierResult:
-        verdicts = make_verdicts(RolloutGroup.from_columns(await columns), [1.0, 0.0])
-        return VerifierResult(verdicts=verdicts, elapsed_s=0.0)
+        """Judge a group without its columns: fetching them would copy them to the driver's node."""
+        request = self._requests[columns.hex()]
+        group = make_group([[1]] * GROUP_SIZE, uid=request.uid, attempt=request.attempt)
+        return VerifierResult(verdicts=make_verdicts(group, [1.0, 0.0]), elapsed_s=0.0)
+
+    async def update_weights(self, publication: WeightsPublication) -> None:
+        self._version = publication.manifest.version
 
 
 def run_config(*settings: str) -> RunConfig:
@@ -105,10 +110,7 @@ def run_config(*settings: str) -> RunConfig:
 
 
 async def train(config: RunConfig, broker: ActorHandle, sampler: Sampler, learner: LearnerThread) -> list[TrainedStep]:
-    async def update_weights(publication: WeightsPublication) -> None:
-        pass
-
-    pools = StandInPools(rollout=sampler, verifiers=Verifiers(), teacher=None, update_weights=update_weights)
+    pools = StandInPools(rollout=sampler, verifiers=sampler, teacher=None, update_weights=sampler.update_weights)
 
     async def learn() -> None:
         learner.start()
