@@ -1,0 +1,110 @@
+"""A run with the Gemma 3 architecture: alternating attention windows, norms of queries and keys, a padded tied output.
+
+The weights are random, so that the test is short. With `RLAD_GEMMA3` set to a model directory that
+`python -m examples.real_models.fetch gemma3 DIR` has written, the same test runs with Gemma 3 270M.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+
+from pipelines.run.directory import RunDirectory, read_json_lines
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+# In plain vLLM, without any code of rlad: the greedy continuation of a prompt.
+PLAIN_VLLM = """
+import sys
+from vllm import LLM, SamplingParams
+if __name__ == "__main__":
+    engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=1 << 28)
+    prompt = {"prompt_token_ids": [int(token) for token in sys.argv[2].split(",")]}
+    (request,) = engine.generate([prompt], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+    print("tokens", *request.outputs[0].token_ids)
+"""
+
+
+@pytest.fixture(scope="module")
+def gemma(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if given := os.environ.get("RLAD_GEMMA3"):
+        return Path(given)
+    directory = tmp_path_factory.mktemp("gemma3")
+    AutoTokenizer.from_pretrained(make_model()).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=64,  # of which the tokenizer has 31
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=6,  # the last of six has full attention, the others a window
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        max_position_embeddings=512,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    Gemma3ForCausalLM(config).float().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "gemma3")
+    settings = [
+        f"student.path={gemma}",
+        f"teacher.path={gemma}",
+        "prompts.count=8",
+        "evaluation.prompts.count=4",
+        "evaluation.every_steps=0",
+        "training={steps: 1, prompts_per_step: 4}",
+        # Responses of random weights earn no reward, and the teacher is the student, so the entropy moves the weights.
+        "objective={name: trrd, entropy_bonus: {coefficient: 0.1}}",
+        "rollout.max_response_tokens=40",
+    ]
+    command = [sys.executable, "-m", "pipelines", "run", str(CONFIGS / "smoke_cpu.yaml"), *settings]
+    finished = subprocess.run(
+        [*command, "--run-dir", str(directory.path)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    return directory
+
+
+def test_sampler_teacher_and_learner_agree(run: RunDirectory) -> None:
+    (step,) = read_json_lines(run.metrics)
+    assert step["teacher/teacher_tokens"] == step["rollout/response_tokens"] > 0
+    assert step["rollout/response_tokens_mean"] > 16, "no response is longer than the window"
+    assert step["learner/logprob_gap_max"] <= 1e-3
+    assert step["objective/log_ratio_teacher_abs_mean"] <= 1e-4
+
+
+def test_plain_vllm_continues_the_export_as_plain_transformers_does(
+    run: RunDirectory, gemma: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "plain_vllm.py"
+    script.write_text(PLAIN_VLLM)
+    prompt = [2, 18, 10, 19, 3, 18, 4, 20] * 10  # longer than the window
+    finished = subprocess.run(
+        [sys.executable, str(script), str(run.export), ",".join(map(str, prompt))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    tokens = [int(token) for token in finished.stdout.splitlines()[-1].split()[1:]]
+    student, start = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (run.export, gemma))
+    assert all(not torch.equal(new, old) for new, old in zip(student.parameters(), start.parameters(), strict=True))
+    generated = student.generate(torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert tokens == generated[0, len(prompt) :].tolist()
