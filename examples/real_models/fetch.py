@@ -9,6 +9,7 @@ hashes, and the weights are converted to a Hugging Face model directory in bfloa
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -84,20 +85,18 @@ def _gguf_file(carrier: Carrier, packages: Path) -> Path:
 
 def _convert(gguf: Path, model: Path, packages: Path) -> None:
     """Write weights, configuration and tokenizer of a GGUF file as a model directory in bfloat16."""
+    os.environ["TQDM_DISABLE"] = "1"
     sys.path.insert(0, str(packages))  # for the package gguf, before transformers looks for it
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
-    # transformers does not save a model that was loaded as quantized, so its weights move into a fresh one.
+    # transformers does not save a model that was loaded as quantized, so its weights move into another one.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.to(torch.bfloat16).save_pretrained(model)
+    converted = type(loaded).from_pretrained(None, config=config, state_dict=loaded.state_dict(), dtype=torch.bfloat16)
+    converted.save_pretrained(model)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(model)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 
@@ -33,30 +33,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def gemma(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if given := os.environ.get("RLAD_GEMMA3"):
-        return Path(given)
-    directory = tmp_path_factory.mktemp("gemma3")
-    AutoTokenizer.from_pretrained(make_model()).save_pretrained(directory)
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=64,  # of which the tokenizer has 31
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=6,  # the last of six has full attention, the others a window
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        query_pre_attn_scalar=32,
-        sliding_window=16,
-        max_position_embeddings=512,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    Gemma3ForCausalLM(config).float().save_pretrained(directory)
-    return directory
+def gemma(gemma3_model: Path) -> Path:
+    return Path(os.environ.get("RLAD_GEMMA3", gemma3_model))
 
 
 @pytest.fixture(scope="module")
