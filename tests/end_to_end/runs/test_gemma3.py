@@ -6,6 +6,7 @@ The weights are random, so that the test is short. With `RLAD_GEMMA3` set to a m
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,16 +21,16 @@ from pipelines.run.directory import RunDirectory, read_json_lines
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-# In plain vLLM, without any code of rlad: the greedy continuation of a prompt.
+# Plain vLLM, without any code of rlad, prints the log-probability of each token of a prompt but the first.
 PLAIN_VLLM = """
-import sys
+import json, sys
 from vllm import LLM, SamplingParams
-if __name__ == "__main__":
-    engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=1 << 28)
-    prompt = {"prompt_token_ids": [int(token) for token in sys.argv[2].split(",")]}
-    (request,) = engine.generate([prompt], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), use_tqdm=False)
-    print("tokens", *request.outputs[0].token_ids)
+prompt = json.loads(sys.argv[2])
+engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128, kv_cache_memory_bytes=1 << 28)
+(request,) = engine.generate([{"prompt_token_ids": prompt}], SamplingParams(max_tokens=1, prompt_logprobs=0))
+print("scores", json.dumps([at[token].logprob for token, at in zip(prompt[1:], request.prompt_logprobs[1:])]))
 """
+IN_ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +68,22 @@ def test_sampler_teacher_and_learner_agree(run: RunDirectory) -> None:
     assert step["objective/log_ratio_teacher_abs_mean"] <= 1e-4
 
 
-def test_plain_vllm_continues_the_export_as_plain_transformers_does(
-    run: RunDirectory, gemma: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "plain_vllm.py"
-    script.write_text(PLAIN_VLLM)
+def test_plain_vllm_and_plain_transformers_load_the_export_alike(run: RunDirectory, gemma: Path) -> None:
     prompt = [2, 18, 10, 19, 3, 18, 4, 20] * 10  # longer than the window
     finished = subprocess.run(
-        [sys.executable, str(script), str(run.export), ",".join(map(str, prompt))],
+        [sys.executable, "-c", PLAIN_VLLM, str(run.export), json.dumps(prompt)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env={**os.environ, **IN_ONE_PROCESS},
     )
     assert finished.returncode == 0, finished.stderr
-    tokens = [int(token) for token in finished.stdout.splitlines()[-1].split()[1:]]
+    (scores,) = (line.removeprefix("scores") for line in finished.stdout.splitlines() if line.startswith("scores"))
+
     student, start = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (run.export, gemma))
     assert all(not torch.equal(new, old) for new, old in zip(student.parameters(), start.parameters(), strict=True))
-    generated = student.generate(torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
-    assert tokens == generated[0, len(prompt) :].tolist()
+    with torch.no_grad():
+        logprobs = student(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+    expected = logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+    assert json.loads(scores) == pytest.approx(expected, abs=1e-3)
