@@ -42,7 +42,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "evaluation.every_steps=0",
         "rollout.group_size=4",
         "rollout.max_response_tokens=48",
-        "training={steps: 2, prompts_per_step: 4}",
+        "training={steps: 2, prompts_per_step: 8}",
     ]
     directory = RunDirectory(folder / "run")
     config = ROOT / "configs" / "smollm2_arithmetic_cpu.yaml"
