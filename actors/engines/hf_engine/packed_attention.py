@@ -96,7 +96,7 @@ def packed_attention(
         packed_layout: Layout of the sequences in the row.
         scaling: Factor of the attention scores; the default of PyTorch if None.
         dropout: Dropout probability; must be 0.
-        sliding_window: Window size; must not be smaller than the longest sequence.
+        sliding_window: Number of latest tokens that a token attends to, itself included; None means all.
         softcap: Soft cap of the attention scores; must be None.
         s_aux: Attention sinks; must be None.
 
@@ -106,32 +106,45 @@ def packed_attention(
     Raises:
         EngineError: The model needs attention other than plain causal attention.
     """
-    _require_plain_attention(packed_layout, dropout, sliding_window, softcap, s_aux)
+    _require_plain_attention(dropout, softcap, s_aux)
+    window = None if sliding_window is None or sliding_window >= packed_layout.longest else sliding_window
     if packed_layout.sources is not None:
         query, key, value = (states.index_select(2, packed_layout.sources) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        attended = _varlen_attention(query, key, value, packed_layout, scaling)
+        attended = _varlen_attention(query, key, value, packed_layout, scaling, window)
     else:
-        attended = _attention_by_sequence(query, key, value, packed_layout, scaling)
+        attended = _attention_by_sequence(query, key, value, packed_layout, scaling, window)
     # A shared token has the same preceding tokens in each of its sequences, so any one of its results is the result.
     return attended if packed_layout.places is None else attended.index_select(1, packed_layout.places), None
 
 
 def _attention_by_sequence(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None, window: int | None
 ) -> Tensor:
     enable_gqa = query.shape[1] != key.shape[1]
     sequences = zip(*(states.split(layout.lengths, dim=2) for states in (query, key, value)), strict=True)
+    masks = [_window_mask(length, window, query.device) for length in layout.lengths]
     attended = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=enable_gqa)
-        for q, k, v in sequences
+        F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=enable_gqa
+        )
+        for (q, k, v), mask in zip(sequences, masks, strict=True)
     ]
     return torch.cat(attended, dim=2).transpose(1, 2)
 
 
-def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return which tokens [L] attend to which [L], for a sequence longer than the window; None if it is not."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None, window: int | None
+) -> Tensor:
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    causal = (-1, 0)  # any number of tokens back, none ahead
+    causal = (-1 if window is None else window - 1, 0)  # this number of tokens back (-1: any), none ahead
     enable_gqa = query.shape[1] != key.shape[1]
     longest = layout.longest
     attended = varlen_attn(
@@ -149,18 +162,11 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedL
     return cast(Tensor, attended)[None]
 
 
-def _require_plain_attention(
-    layout: PackedLayout, dropout: float, sliding_window: int | None, softcap: float | None, s_aux: Tensor | None
-) -> None:
+def _require_plain_attention(dropout: float, softcap: float | None, s_aux: Tensor | None) -> None:
     """Raise `EngineError` for features that the packed kernels lack. Log-probabilities would be silently wrong."""
     if dropout:
         raise EngineError(
             f"packed attention requires dropout 0; the model sets {dropout}: a random policy has no likelihood ratio"
-        )
-    if sliding_window is not None and layout.longest > sliding_window:
-        raise EngineError(
-            f"packed attention has no sliding window; the model's window is {sliding_window} tokens and the longest "
-            f"sequence has {layout.longest}"
         )
     if softcap is not None or s_aux is not None:
         raise EngineError(

@@ -255,6 +255,9 @@ def sampler_arguments(settings: VllmSettings) -> AsyncEngineArgs:
         # Log-probabilities after temperature and top-p: those of the behaviour policy in the importance ratio.
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
+        # When only a part of a prompt is computed, vLLM rewinds the random stream of a request with a seed. It cannot
+        # do that on CPU, and the engine ends. Whole prompts need no rewinding.
+        enable_chunked_prefill=settings.arguments.get("enable_chunked_prefill", None if settings.on_gpu else False),
         weight_transfer_config=WeightTransferConfig(backend=f"rlad_{settings.weight_transport}"),
         worker_extension_cls=_EXTENSION,
     )

@@ -158,6 +158,19 @@ async def test_concurrent_groups_are_not_mixed_up(pool: RolloutPool, policy) -> 
         assert largest_gap(policy, group) <= 1e-4
 
 
+async def test_prompts_that_do_not_fit_into_one_batch_are_sampled_with_their_seeds(pool: RolloutPool, policy) -> None:
+    """The engine computes 2048 tokens at once on CPU. It cannot divide a prompt whose request has a seed."""
+    prompts = [np.resize(np.array([2 + index, 18, 10, 19], np.int32), 440) for index in range(8)]
+    sampled = await asyncio.gather(
+        *(
+            pool.sample(request(uid=f"long{index}", prompt_ids=prompt, num_responses=2, max_response_tokens=4, seed=5))
+            for index, prompt in enumerate(prompts)
+        )
+    )
+    for summary in sampled:
+        assert largest_gap(policy, RolloutGroup.from_columns(await summary.columns)) <= 1e-4
+
+
 async def test_refusal_of_a_long_request_names_the_setting_to_raise(pool: RolloutPool) -> None:
     with pytest.raises(
         EngineError,

@@ -46,8 +46,8 @@ def test_reserved_folders_do_not_exist_yet(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_make_targets_in_the_guide_exist(guide: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)", (ROOT / guide).read_text()))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z0-9-]+)", (ROOT / guide).read_text()))
     assert named
     assert named - targets == set()
 

@@ -45,7 +45,7 @@ def test_every_configuration_renders_to_valid_manifests(
 
 def test_only_rayservice_is_left_out_if_no_teacher_scores(project_config: tuple[str, Rendered]) -> None:
     name, files = project_config
-    has_teacher = name not in ("eval_math.yaml", "offline_kk_cpu.yaml")
+    has_teacher = name not in ("eval_math.yaml", "offline_kk_cpu.yaml", "smollm2_teacher_cpu.yaml")
     assert ("RayService" in manifests(files)) == has_teacher
     assert (files.left_out == ()) == has_teacher
 

@@ -23,11 +23,12 @@ def layout_of(lengths: tuple[int, ...]) -> PackedLayout:
     return PackedLayout.from_offsets(offsets, torch.device("cpu"))
 
 
-def dense_causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def dense_causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int = 1000) -> Tensor:
     """Return masked attention, [H, L, D], from states of the same shape."""
     length = query.shape[1]
     scores = query @ key.transpose(1, 2) * scaling
-    scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    scores = scores.masked_fill((distance < 0) | (distance >= window), -torch.inf)
     return scores.softmax(dim=-1) @ value
 
 
@@ -59,22 +60,37 @@ def test_attention_is_causal_within_sequences_and_absent_between_them(key_value_
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("window", [1, 5, 29, 30])
+def test_token_attends_to_the_latest_tokens_of_its_sequence_within_the_window(window: int) -> None:
+    torch.manual_seed(1)
+    query, key, value = (torch.randn(1, 2, sum(LENGTHS), 8, dtype=torch.float64) for _ in range(3))
+    packed, _ = packed_attention(
+        torch.nn.Module(), query, key, value, None, packed_layout=layout_of(LENGTHS), scaling=0.3, sliding_window=window
+    )
+    parts = [
+        dense_causal_attention(q[0], k[0], v[0], 0.3, window)
+        for q, k, v in zip(*(states.split(LENGTHS, dim=2) for states in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(packed, torch.cat(parts, dim=1).transpose(0, 1)[None], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["Qwen3, tied", "Qwen3, untied", "Gemma 3"])
 def test_packed_row_matches_logprobs_and_gradients_of_separate_forward_passes(
-    make_model: Callable[..., Path], tied: bool
+    make_model: Callable[..., Path], gemma3_model: Path, model: str
 ) -> None:
-    path = str(make_model(tied=tied))
+    """The longest sequence is longer than Gemma's window of 16 tokens."""
+    path = str(gemma3_model if model == "Gemma 3" else make_model(tied=model == "Qwen3, tied"))
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(2, 28, (length,), generator=generator) for length in LENGTHS]
     cotangents = [torch.randn(length, generator=generator) for length in LENGTHS]
 
-    model = load_policy_model(
+    policy = load_policy_model(
         path, dtype=torch.float32, temperature=0.7, chunk_tokens=16, activation_checkpointing=False
     )
     row = torch.cat(sequences)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     # All positions are selected. The targets are arbitrary tokens.
-    logprobs, _, _ = model(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
+    logprobs, _, _ = policy(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
     logprobs.backward(torch.cat(cotangents))
 
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
@@ -85,7 +101,7 @@ def test_packed_row_matches_logprobs_and_gradients_of_separate_forward_passes(
         expected.append(scores.detach())
 
     torch.testing.assert_close(logprobs.detach(), torch.cat(expected), rtol=0, atol=2e-5)
-    gradients = dict(model.causal_lm.named_parameters())
+    gradients = dict(policy.causal_lm.named_parameters())
     assert gradients.keys() == dict(reference.named_parameters()).keys()
     for name, parameter in reference.named_parameters():
         assert parameter.grad is not None
@@ -114,18 +130,9 @@ def test_activation_checkpointing_does_not_change_the_gradient(make_model: Calla
 
 @pytest.mark.parametrize(
     ("feature", "name"),
-    [({"sliding_window": 29}, "sliding window"), ({"softcap": 30.0}, "soft-capped"), ({"dropout": 0.1}, "dropout")],
+    [({"softcap": 30.0}, "soft-capped"), ({"dropout": 0.1}, "dropout")],
 )
 def test_unsupported_attention_is_refused(feature: dict[str, float], name: str) -> None:
     states = torch.randn(1, 2, sum(LENGTHS), 8)
     with pytest.raises(EngineError, match=name):
         packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), **feature)
-
-
-def test_sliding_window_longer_than_every_sequence_has_no_effect() -> None:
-    states = torch.randn(1, 2, sum(LENGTHS), 8)
-    with_window, _ = packed_attention(
-        torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS), sliding_window=30
-    )
-    without, _ = packed_attention(torch.nn.Module(), states, states, states, None, packed_layout=layout_of(LENGTHS))
-    assert torch.equal(with_window, without)
