@@ -87,6 +87,9 @@ class _Runs:
         is_over = time.monotonic() >= self._ends_at
         return RunExit(status=STOPPED_EXIT_CODE, reason="stopped: it is over") if is_over else None
 
+    def is_stopped(self) -> bool:
+        return False
+
     def stop(self, grace_s: float) -> None:
         self._ends_at = 0.0
 
