@@ -10,6 +10,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray starts its workers at nice 15. Beside a busy process they would get a thirtieth of a core, and miss deadlines.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import itertools
 import json
