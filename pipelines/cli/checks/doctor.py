@@ -38,7 +38,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Check this machine or a cluster, in less than five minutes.
+    """Check this machine or a cluster.
 
     Checks packages, driver, shared memory and sandbox. Then trains a small
     model for three steps with every engine: compares the log-probabilities of
