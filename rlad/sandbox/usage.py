@@ -85,8 +85,9 @@ def _children(pid: int) -> list[psutil.Process]:
     """Return the children of a process. The kernel lists them by thread; the list of all processes is long."""
     pids: list[int] = []
     try:
-        for task in os.scandir(f"/proc/{pid}/task"):
-            pids += map(int, Path(task.path, "children").read_text().split())
+        with os.scandir(f"/proc/{pid}/task") as tasks:
+            for task in tasks:
+                pids += map(int, Path(task.path, "children").read_text().split())
     except FileNotFoundError:
         if Path("/proc/self/task", str(os.getpid()), "children").exists():
             return []  # the process has ended
@@ -140,8 +141,8 @@ def _files(directory: Path, processes: list[psutil.Process]) -> int:
             with contextlib.suppress(OSError):
                 add(os.lstat(os.path.join(root, name)))  # noqa: PTH118
     for process in processes:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{process.pid}/fd") as entries:
+            for entry in entries:
                 with contextlib.suppress(OSError):
                     if (status := entry.stat()).st_nlink == 0:
                         add(status)

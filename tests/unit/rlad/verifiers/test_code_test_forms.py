@@ -76,10 +76,11 @@ def test_only_expected_decimals_have_a_tolerance(given: str, expected: str, is_e
 
 
 def test_many_tests_share_one_interpreter() -> None:
+    verifier = build_verifier({"name": "code_tests", "timeout_s": 120.0, "cpu_s": 2, "memory_mib": 256})
     tests = [{"input": f"{number} 1", "output": str(number + 1)} for number in range(60)]
-    assert VERIFIER.verify(fenced(SUM), json.dumps(tests)).outcome == C
+    assert verifier.verify(fenced(SUM), json.dumps(tests)).outcome == C  # 60 interpreters would need more than 2 s
     tests[-1]["output"] = "0"
-    assert VERIFIER.verify(fenced(SUM), json.dumps(tests)).outcome == W
+    assert verifier.verify(fenced(SUM), json.dumps(tests)).outcome == W
 
 
 def test_runs_of_a_program_share_no_files() -> None:

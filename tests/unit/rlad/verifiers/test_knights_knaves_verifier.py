@@ -264,10 +264,10 @@ def test_verifier_processes_start_without_torch_or_transformers() -> None:
 )
 def test_verification_time_is_linear_in_the_length_of_a_response(hostile: str) -> None:
     for response in (hostile * 100_000, "<answer>Zoey" + hostile * 100_000 + "</answer>"):
-        started = time.monotonic()
+        started = time.process_time()
         judge(response)
         COMPACT.verify(response, "TFT")
-        assert time.monotonic() - started < 2  # about 0.05 s; quadratic time would take minutes
+        assert time.process_time() - started < 2  # about 0.05 s; quadratic time would take minutes
 
 
 @pytest.mark.parametrize(
