@@ -64,7 +64,7 @@ def test_a_flipped_bit_after_a_kill_is_found_or_changes_nothing(tmp_path: Path) 
     path, chance = tmp_path / "ledger.sqlite", random.Random(8)
     fork = os.fork()
     if fork == 0:
-        fill(Ledger(path), 20)
+        fill(Ledger(path), 100)  # enough rows that most of the file holds something
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(fork, 0)
     assert not (tmp_path / "ledger.sqlite.sha256").exists()
@@ -143,7 +143,7 @@ async def test_overlapping_batches_record_everything(tmp_path: Path) -> None:
                 ledger.issue(step, [(f"{step}:{index}", "prompt")])
                 await asyncio.sleep(0)
                 with pytest.raises(LedgerError):
-                    ledger.issue(step, [(f"{step}:new:{index}", "prompt"), (f"{step}:{index}", "prompt")])
+                    ledger.issue(step + 10, [(f"{step}:new:{index}", "prompt"), (f"{step}:{index}", "prompt")])
 
     await asyncio.gather(issue(0), issue(1))
     reader = Ledger(tmp_path / "ledger.sqlite", read_only=True)
