@@ -47,7 +47,7 @@ def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "prompts.count=8",
         "evaluation.prompts.count=4",
         "evaluation.every_steps=0",
-        "training={steps: 1, prompts_per_step: 4}",
+        "training={steps: 1, prompts_per_step: 4, updates_per_step: 1}",
         # Responses of random weights earn no reward, and the teacher is the student, so the entropy moves the weights.
         "objective={name: trrd, entropy_bonus: {coefficient: 0.1}}",
         "rollout.max_response_tokens=40",
