@@ -22,9 +22,6 @@ from rlad.errors import BrokerRestartedError
 
 _RESTART_PAUSE_S = 0.2
 
-# Deadline of a call to the broker, which ends a long poll after 10 s.
-_ANSWER_TIMEOUT_S = 120.0
-
 
 class DecodingSlots:
     """Decoding slots of a rollout engine, first come, first served.
@@ -115,8 +112,7 @@ class StandInLearner:
         """Call the broker, again after it was restarted, as `BrokerLink` does."""
         while True:
             try:
-                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                    return await getattr(self._broker, method).remote(*arguments)
+                return await getattr(self._broker, method).remote(*arguments)  # unlimited wait: the run has a deadline
             except BrokerRestartedError:
                 if self._reports:
                     await self._call("recover_learner", self._reports, False)
