@@ -14,11 +14,10 @@ go on with the shards that they have.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
-
-import ray
 
 from actors.experience.batch_shards import BatchShard, EndRequest, ShardPolicy, StepShards
 from actors.experience.group import ExperienceGroup
@@ -312,6 +311,7 @@ class ExperienceBroker(LearnerWaits):
 
 def _was_restarted() -> bool:
     """Return whether this process continues an actor that has died."""
-    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+    ray: Any = sys.modules.get("ray")  # a simulation uses the broker without Ray
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return False
     return bool(ray.get_runtime_context().was_current_actor_reconstructed)

@@ -12,8 +12,6 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError
-
 from actors.experience.broker import StepReport
 from actors.messages import WeightsPublication
 from pipelines.simulation.workload import Lengths, Speeds
@@ -116,9 +114,16 @@ class StandInLearner:
             except BrokerRestartedError:
                 if self._reports:
                     await self._call("recover_learner", self._reports, False)
-            except RayActorError:
-                pass
+            except Exception as error:
+                if not _is_actor_death(error):
+                    raise
             await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+def _is_actor_death(error: Exception) -> bool:
+    from ray.exceptions import RayActorError  # imported late: a simulation needs no Ray
+
+    return isinstance(error, RayActorError)
 
 
 def publication(version: int) -> WeightsPublication:

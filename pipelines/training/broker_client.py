@@ -7,12 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, TypeVarTuple
 
-from ray.exceptions import ActorDiedError, RayActorError
-
 from actors.experience.broker import ExperienceBroker, StepReport
 from actors.experience.group import ExperienceGroup
 from actors.experience.journal import DriverJournal, LostGroup
-from actors.remote_errors import as_rlad_error
 from pipelines.training.deadlines import poll, within
 from rlad.errors import BrokerRestartedError
 
@@ -181,7 +178,14 @@ class BrokerClient:
             except BrokerRestartedError:
                 logger.warning("broker=restarted steps=%s", sorted(self._journal.steps))
                 await self._call(ExperienceBroker.restore.__name__, self._journal)
-            except RayActorError as error:
+            except Exception as error:
+                # Imported late: a simulation uses this client without Ray.
+                from ray.exceptions import ActorDiedError, RayActorError
+
+                from actors.remote_errors import as_rlad_error
+
+                if not isinstance(error, RayActorError):
+                    raise
                 is_dead = isinstance(error, ActorDiedError)  # also said of a call that was under way at a restart
                 allowed_s = _DEAD_TIMEOUT_S if is_dead else _RESTART_TIMEOUT_S
                 if error.actor_init_failed or clock() - began > allowed_s:
