@@ -144,6 +144,8 @@ def start_broker(ledger: Path, config: RunConfig) -> ActorHandle:
     return Mortal.options(max_restarts=5).remote(str(ledger), stand_in_shard_policy(config), GROUP_SIZE)
 
 
+@pytest.mark.engine
+@pytest.mark.chaos
 @pytest.mark.parametrize("staleness", [0, 1])
 async def test_run_continues_when_its_broker_is_killed_in_mid_step(tmp_path: Path, staleness: int) -> None:
     """The learner continues with the shards that it has: the second of step 1 was claimed before the kill."""
