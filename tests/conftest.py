@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("engine"):
             item.add_marker(only_ours)
+
+
+@pytest.fixture(autouse=True)
+def _same_ray_authentication() -> Iterator[None]:
+    """Fail a test that leaves Ray's token authentication switched on or off: later tests could not start Ray."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    yield
+    assert os.environ.get("RAY_AUTH_MODE") == before
 
 
 @pytest.fixture(scope="session")

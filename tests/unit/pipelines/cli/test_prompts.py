@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -173,7 +175,7 @@ def test_markers_of_templates_in_an_error_are_printed_as_they_stand(
     baked = {"id": "b", "prompt": [{"role": "user", "content": "x [/INST]"}], "task": "math", "answer": "1"}
     path = write(tmp_path / "rows.jsonl", baked)
     monkeypatch.setattr("sys.argv", ["rlad", "prompts", str(path), "--model", str(model)])
-    with pytest.raises(SystemExit) as end:
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1
     assert f"{path}, line 1: prompt 'b': a message contains the template marker '[/INST]'" in capsys.readouterr().err

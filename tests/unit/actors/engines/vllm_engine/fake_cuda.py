@@ -48,8 +48,11 @@ def pretend_h200() -> None:
     }
     vllm.platforms._current_platform = type("FakeCuda", (CudaPlatformBase,), methods)()
     import vllm.config.vllm
+    import vllm.model_executor.models.registry as registry
     import vllm.utils.flashinfer
 
+    # To write its cache of model properties, vLLM would import FlashAttention's CUDA extension here.
+    registry._LazyRegisteredModel._save_modelinfo_to_cache = lambda *_: None
     vllm.config.vllm.HAS_TRITON = True
     # As in the image: FlashInfer is installed. Its kernels are compiled at the first use, which needs a CUDA toolkit.
     vllm.utils.flashinfer.has_flashinfer = lambda: True
