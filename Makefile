@@ -8,7 +8,8 @@ STAMP  := $(VENV)/.installed
 GPU_VENV := .venv-gpu
 
 # Tests without engines run in two processes; the tests of a file stay together. An engine uses both cores by itself.
-PARALLEL := -n 2 --dist loadfile
+# A process that dies ends the run: pytest-xdist waits for ever for the tests of one that it replaced.
+PARALLEL := -n 2 --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean

@@ -39,6 +39,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(only_ours)
 
 
+class _FailuresAtOnce:
+    """Plugin that prints each failure when it happens, since a run that is killed prints no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\n{report.nodeid} failed in {report.when}:\n{report.longreprtext[-4000:]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.getplugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_FailuresAtOnce(terminal))
+
+
 @pytest.fixture(autouse=True)
 def _same_ray_authentication() -> Iterator[None]:
     """Fail a test that leaves Ray's token authentication switched on or off: later tests could not start Ray."""
