@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,6 @@ def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.getplugin("terminalreporter")
     if terminal is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_FailuresAtOnce(terminal))
-
-
-@pytest.fixture(autouse=True)
-def _same_ray_authentication() -> Iterator[None]:
-    """Fail a test that leaves Ray's token authentication switched on or off: later tests could not start Ray."""
-    before = os.environ.get("RAY_AUTH_MODE")
-    yield
-    assert os.environ.get("RAY_AUTH_MODE") == before
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""S3 object store on loopback, for tests of code that writes to one."""
+"""Fixtures of the unit tests: an S3 object store on loopback, for code that writes to one."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ class OneAtATime:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         with self._lock:
             return list(self._application(environ, start_response))
+
+
+@pytest.fixture(autouse=True)
+def _same_ray_authentication() -> Iterator[None]:
+    """Fail a test that leaves the variable of Ray's token authentication changed: later tests could not start Ray.
+
+    Ray sets it itself when it starts a cluster, and then knows of it.
+    """
+    before = os.environ.get("RAY_AUTH_MODE")
+    yield
+    assert os.environ.get("RAY_AUTH_MODE") == before
 
 
 @pytest.fixture(scope="session")
