@@ -82,7 +82,7 @@ def submit(
     max_restarts: Annotated[
         int,
         typer.Option(min=0, help="Start a run's driver again this many times, from its last checkpoint, when it dies."),
-    ] = 0,
+    ] = 3,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster.
 
