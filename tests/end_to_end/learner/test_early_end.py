@@ -20,7 +20,7 @@ from rlad.integrity.manifest import verify
 from .learner_reference import make_groups
 from .test_learner import PROMPTS, STEPS, Run, checkpoints, exported, ray_folder, run_config, start_ray
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(autouse=True)

@@ -155,6 +155,7 @@ async def test_passes_train_on_the_batch_again_with_the_behaviour_of_sampling(
     )
 
 
+@pytest.mark.chaos
 async def test_new_driver_continues_from_the_checkpoint_of_a_killed_one(
     model_path: Path, groups: dict[str, ScoredGroup], reference: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
