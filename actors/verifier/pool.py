@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # importing it would load all configuration models, which the
 
 # Number of retries of a group whose worker was lost.
 _MAX_RETRIES = 2
-MAX_RESTARTS = 3
 # Number of responses of a group that may time out in sequence before the worker itself counts as hung.
 _TIMEOUTS_PER_GROUP = 64
 
@@ -199,7 +198,7 @@ class VerifierPool(JudgingPool):
             size=config.workers,
             spawn=spawn,
             prepare=None,
-            max_restarts=MAX_RESTARTS,
+            max_restarts=config.max_restarts,
             start_timeout_s=start_timeout_s,
             capacity=config.processes_per_worker,
             monitor=monitor,

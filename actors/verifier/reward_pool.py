@@ -16,7 +16,7 @@ from actors.health.monitor import HeartbeatMonitor
 from actors.messages import VerifierResult
 from actors.pool.placement import reward_pool_name, selector_of
 from actors.pool.pool import ActorPool
-from actors.verifier.pool import MAX_RESTARTS, JudgingPool, VerifierPool, VerifierStats
+from actors.verifier.pool import JudgingPool, VerifierPool, VerifierStats
 from actors.verifier.worker import load_fast_tokenizer
 from rlad.contracts import Columns, Outcome, RolloutGroup, Verdicts
 from rlad.errors import VocabularyMismatchError
@@ -24,6 +24,8 @@ from rlad.verifiers import RewardModelVerifierConfig, VerifierConfig, reward_mod
 
 if TYPE_CHECKING:  # importing it would load all configuration models, which the actor does not use
     from rlad.config import ClusterConfig, VerifierPoolConfig
+
+_MAX_RESTARTS = 3
 
 
 class RewardWorker:
@@ -118,7 +120,7 @@ class RewardPool(JudgingPool):
             size=config.workers,
             spawn=spawn,
             prepare=None,
-            max_restarts=MAX_RESTARTS,
+            max_restarts=_MAX_RESTARTS,
             start_timeout_s=start_timeout_s,
             capacity=1,
             monitor=monitor,

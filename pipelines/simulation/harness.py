@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +73,26 @@ async def run_steps(
     Returns:
         The trained steps, in order.
     """
+    async with open_pipeline(config, prompts, pools, broker, clock=clock) as (pipeline, first):
+        return [await pipeline.train_step(step) for step in range(first, config.training.steps)]
+
+
+@asynccontextmanager
+async def open_pipeline(
+    config: RunConfig, prompts: EncodedPrompts, pools: StandInPools, broker: Any, *, clock: Clock
+) -> AsyncIterator[tuple[StepPipeline, int]]:
+    """Open the step pipeline of a run, whose learner must have been started; it is awaited.
+
+    Args:
+        config: The run's configuration.
+        prompts: Stand-in prompts.
+        pools: Stand-in pools.
+        broker: Handle of an `ExperienceBroker`.
+        clock: Clock of all recorded times, seconds.
+
+    Yields:
+        The pipeline and the first step to train.
+    """
     client = BrokerClient(handle=broker)
     training_set = _training_set(config, prompts)
     started = await client.wait_started(deadline_s=_TIMEOUT_S)
@@ -97,7 +119,7 @@ async def run_steps(
         clock=clock,
     )
     async with pipeline.open(started):
-        return [await pipeline.train_step(step) for step in range(started.version, config.training.steps)]
+        yield pipeline, started.version
 
 
 def _training_set(config: RunConfig, prompts: EncodedPrompts) -> TrainingSet:

@@ -188,3 +188,6 @@ class VerifierPoolConfig(ConfigModel):
         "outcome `timeout` or `error`. Such responses are left out of the update and of the group's baseline. Above "
         "the fraction the run ends with the verifier's own words; 1 means unlimited.",
     )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="Maximum number of verifier actors that the pool replaces before the run fails."
+    )

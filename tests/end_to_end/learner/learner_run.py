@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -179,3 +181,36 @@ def start_weights(model_path: Path) -> dict[str, Tensor]:
 
 def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir())
+
+
+def learner_state(run_dir: Path, step: int) -> list[Any]:
+    """Return weights, optimizer state and counters of the checkpoint after a number of steps, of two ranks."""
+    files = sorted((run_dir / "checkpoints" / f"step-{step:06d}").rglob("*.pt"))
+    assert len(files) == 3  # weights, and the optimizer state of two ranks
+    return [leaf for file in files for leaf in _leaves(torch.load(file, weights_only=False))]
+
+
+def require_equal(found: list[Any], expected: list[Any]) -> None:
+    """Compare two states bit for bit."""
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, Tensor):
+            assert torch.equal(one, other)
+        elif isinstance(other, str | int | float | bool | None):
+            assert one == other
+
+
+def _leaves(state: Any) -> list[Any]:
+    """Return the tensors and values of a nested state, in order."""
+    if isinstance(state, dict):
+        return [leaf for key in sorted(state, key=str) for leaf in (str(key), *_leaves(state[key]))]
+    if isinstance(state, list | tuple):
+        return [leaf for each in state for leaf in _leaves(each)]
+    return [state]
+
+
+def trained_groups(run_dir: Path) -> list[tuple[str, int]]:
+    """Return the uid and step of each group, in the order of training."""
+    connection = sqlite3.connect(run_dir / "ledger.sqlite")
+    found = connection.execute("SELECT uid, step FROM trained ORDER BY rowid").fetchall()
+    connection.close()
+    return found

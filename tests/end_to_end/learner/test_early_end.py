@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -18,7 +16,19 @@ from rlad.errors import RunStoppedError
 from rlad.integrity.manifest import verify
 
 from .learner_reference import make_groups
-from .test_learner import PROMPTS, STEPS, Run, checkpoints, exported, ray_folder, run_config, start_ray
+from .learner_run import (
+    PROMPTS,
+    STEPS,
+    Run,
+    checkpoints,
+    exported,
+    learner_state,
+    ray_folder,
+    require_equal,
+    run_config,
+    start_ray,
+    trained_groups,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -29,29 +39,6 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(ray_folder(os.getpid()), ignore_errors=True)
-
-
-def leaves(state: Any) -> list[Any]:
-    """Return the tensors and values of a nested state, in order."""
-    if isinstance(state, dict):
-        return [leaf for key in sorted(state, key=str) for leaf in (str(key), *leaves(state[key]))]
-    if isinstance(state, list | tuple):
-        return [leaf for each in state for leaf in leaves(each)]
-    return [state]
-
-
-def learner_state(run_dir: Path) -> list[Any]:
-    """Return weights, optimizer state and counters of the last checkpoint."""
-    files = sorted((run_dir / "checkpoints" / f"step-{STEPS:06d}").rglob("*.pt"))
-    assert len(files) == 3  # weights, and the optimizer state of two ranks
-    return [leaf for file in files for leaf in leaves(torch.load(file, weights_only=False))]
-
-
-def trained_groups(run_dir: Path) -> list[tuple[str, int]]:
-    connection = sqlite3.connect(run_dir / "ledger.sqlite")
-    found = connection.execute("SELECT uid, step FROM trained ORDER BY rowid").fetchall()
-    connection.close()
-    return found
 
 
 async def test_stop_in_mid_step_and_resume_equal_an_uninterrupted_run(
@@ -90,11 +77,7 @@ async def test_stop_in_mid_step_and_resume_equal_an_uninterrupted_run(
         await run.train(step)
     await run.end()
 
-    for found, expected in zip(learner_state(parts), learner_state(whole), strict=True):
-        if isinstance(expected, torch.Tensor):
-            assert torch.equal(found, expected)
-        elif isinstance(expected, str | int | float | bool | None):
-            assert found == expected
+    require_equal(learner_state(parts, STEPS), learner_state(whole, STEPS))
     assert trained_groups(parts) == trained_groups(whole)
     first, second = exported(parts), exported(whole)
     assert all(torch.equal(first[name], second[name]) for name in second)

@@ -25,16 +25,23 @@ class LearnerThread(threading.Thread):
     """
 
     def __init__(
-        self, broker: ActorHandle, *, steps: int, on_shard: Callable[[BatchShard], None] = lambda _: None
+        self,
+        broker: ActorHandle,
+        *,
+        steps: int,
+        commit_every_steps: int = 2,
+        on_shard: Callable[[BatchShard], None] = lambda _: None,
     ) -> None:
         """
         Args:
             broker: The broker.
             steps: Number of steps to train.
+            commit_every_steps: Number of steps after which it reports a checkpoint.
             on_shard: Called with each shard after its data were fetched.
         """
         super().__init__(daemon=True)
         self._link, self._steps, self._on_shard = BrokerLink(broker), steps, on_shard
+        self._commit_every_steps = commit_every_steps
         self.trained: list[list[tuple[str, int]]] = []
         self.lost = 0
         self.error: BaseException | None = None
@@ -42,7 +49,7 @@ class LearnerThread(threading.Thread):
     def run(self) -> None:
         try:
             self._run()
-        except Exception as error:  # noqa: BLE001 - the test raises it
+        except Exception as error:  # noqa: BLE001 - `train` raises it
             self.error = error
 
     def _run(self) -> None:
@@ -50,7 +57,7 @@ class LearnerThread(threading.Thread):
         for step in range(self._steps):
             self.trained.append(self._train(step))
             self._link.finish_step([publication(step + 1)], {})
-            if step % 2:
+            if (step + 1) % self._commit_every_steps == 0:
                 self._link.call(ExperienceBroker.commit, step + 1)
         self._link.report_exported()
         while not self._link.call(ExperienceBroker.wait_dismissed):
