@@ -155,8 +155,8 @@ class RunConfig(ConfigModel):
     def _reference_matches_objective(self) -> Self:
         if self.needs_reference and self.reference is None:
             raise ValueError(
-                f"objective {self.objective.name!r} with reference_kl above 0 requires a `reference` section; got "
-                "null. `reference: {}` uses the initial student"
+                f"objective {self.objective.name!r} with these settings requires a `reference` section; got null. "
+                "`reference: {}` uses the initial student"
             )
         if self.reference is not None and not self.needs_reference:
             raise ValueError(
@@ -219,7 +219,7 @@ class RunConfig(ConfigModel):
                 f"learner's sampled the responses; got {self.training.max_staleness}. Use 'rollout', or correct the "
                 "difference with objective.mismatch"
             )
-        if self.training.max_refills and self.objective.name in ("opd", "sft"):
+        if self.training.max_refills and self.objective.ignores_rewards:
             raise ValueError(
                 f"training.max_refills must be 0 with objective {self.objective.name!r}, which ignores rewards; got "
                 f"{self.training.max_refills}"
