@@ -163,7 +163,7 @@ def _student_scorer(config: RunConfig) -> ReferenceConfig:
     teachers = [teacher for teacher in config.teachers_by_id.values() if isinstance(teacher, TeacherConfig)]
     rollout = config.rollout
     if teachers:
-        settings = teachers[0].model_dump(exclude={"engine_args"})
+        settings = teachers[0].model_dump(exclude={"engine_args", "prompt_template"})
     else:
         settings = {"engine": "vllm" if rollout.temperature == 1.0 else "transformers"}
     return ReferenceConfig.model_validate(
@@ -233,7 +233,15 @@ async def _score_prompt(run: ResolvedRun, config: RunConfig, pools: Pools, index
     )
     sampled, judged = await sample_and_judge(pools.rollout, pools.verifiers, request)
     mix, tokens, support = run.teachers_by_prompt[record.id], sampled.summary.num_tokens, top_k or None
-    calls = [pools.teachers[name].score(sampled.columns, num_tokens=tokens, support=support) for name in mix]
+    calls = [
+        pools.teachers[name].score(
+            sampled.columns,
+            num_tokens=tokens,
+            support=support,
+            prompt_ids=run.teacher_prompts.get(name, {}).get(record.id),
+        )
+        for name in mix
+    ]
     if pools.reference is not None:
         calls.append(pools.reference.score(sampled.columns, num_tokens=tokens, support=support))
     scores = [TeacherScores.from_columns(await ref) for ref in await together(*calls)]

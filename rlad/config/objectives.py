@@ -321,7 +321,7 @@ class RlsdConfig(ClippedSurrogateSettings):
 
     The advantage of a token is `A ((1 - lambda) + lambda clip(w, 1 - eps_w, 1 + eps_w))` with
     `w = (pi_T / pi_old)^sign(A)`: the teacher scales it, and never turns it. The paper's teacher is the student itself
-    behind a prompt with the reference answer.
+    behind a prompt with the reference answer (`teacher.prompt_template`).
     """
 
     name: Annotated[Literal["rlsd"], Field(description=_SELECTS)] = "rlsd"

@@ -150,6 +150,11 @@ class RunConfig(ConfigModel):
                 f"offline runs sample from the teacher, but a shared teacher only scores; got {self.teacher.label}. "
                 "Set teacher.path"
             )
+        if self.teacher is not None and self.teacher.prompt_template is not None:
+            raise ValueError(
+                "offline runs do not support teacher.prompt_template, because the teacher answers the student's prompts"
+                "; remove it"
+            )
 
     @model_validator(mode="after")
     def _reference_matches_objective(self) -> Self:
