@@ -213,4 +213,5 @@ def _group_source(
         services=GroupServices(
             sampler=pools.rollout, verifier=pools.verifiers, teachers=pools.teachers, reference=pools.reference
         ),
+        teacher_prompts=run.teacher_prompts,
     )

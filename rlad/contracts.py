@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -174,6 +174,10 @@ class RolloutGroup(ColumnarRecord):
         """True for each response that reached the token budget, bool [G]."""
         is_truncated: Array = self.finish_reasons == FinishReason.LENGTH
         return is_truncated
+
+    def behind(self, prompt_ids: Array | None) -> RolloutGroup:
+        """Return the responses behind another prompt, int32 [P]; None keeps the group. Token columns are shared."""
+        return self if prompt_ids is None else replace(self, prompt_ids=prompt_ids)
 
     def response(self, index: int) -> slice:
         """Return the slice of response `index` in every token column."""

@@ -15,7 +15,7 @@ from actors.experience.group import ColumnsRef
 from actors.remote_errors import translated
 from actors.teacher.quota import TeacherStats
 from actors.teacher.replica import Receipt
-from rlad.contracts import TeacherSupport
+from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError
 from rlad.teacher.retries import retry_until
 from rlad.teacher.wire_format import TeacherIdentity
@@ -32,13 +32,21 @@ class Teacher(Protocol):
         """Fingerprint of the teacher's weights and tokenizer."""
         ...
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ColumnsRef:
         """Score a group.
 
         Args:
             group_ref: Reference to the columns of a `RolloutGroup`.
             num_tokens: Number of response tokens of the group.
             support: Tokens to score in addition to the sampled ones. None is the cheapest.
+            prompt_ids: Prompt behind which the tokens are scored, int32 [P]; None means that of the group.
 
         Returns:
             Reference to the columns of the group's `TeacherScores`. This process owns the object, so that it outlives
@@ -78,10 +86,17 @@ class TeacherClient:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scoring", scoring_calls(self.handle))
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ColumnsRef:
         """Score a group, see `Teacher.score`."""
         return await retry_until(
-            lambda: self._score_once(group_ref, num_tokens, support),
+            lambda: self._score_once(group_ref, num_tokens, support, prompt_ids),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
             failure=f"teacher {self.app_name!r} did not score a group of {num_tokens} tokens",
@@ -91,10 +106,12 @@ class TeacherClient:
         """Return statistics summed over the running replicas. Counts of replicas that died are lost."""
         return await ask_stats(self.handle, who=f"teacher {self.app_name!r}")
 
-    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
+    async def _score_once(
+        self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport, prompt_ids: Array | None
+    ) -> ColumnsRef:
         who = f"teacher {self.app_name!r}"
         scores_ref, receipt = await score_once(
-            self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who
+            self._scoring, group_ref, self.tokenizer_fingerprint, support, self.client, who=who, prompt_ids=prompt_ids
         )
         if receipt.num_tokens != num_tokens:
             raise EngineError(f"{who} scored {receipt.num_tokens} tokens of a group; expected {num_tokens}")
@@ -108,7 +125,14 @@ def scoring_calls(handle: Any) -> Any:
 
 
 async def score_once(
-    scoring: Any, group_ref: ColumnsRef, tokenizer_fingerprint: str, support: TeacherSupport, client: str, *, who: str
+    scoring: Any,
+    group_ref: ColumnsRef,
+    tokenizer_fingerprint: str,
+    support: TeacherSupport,
+    client: str,
+    *,
+    who: str,
+    prompt_ids: Array | None = None,
 ) -> tuple[ColumnsRef, Receipt]:
     """Score a group at a Serve deployment of `TeacherServer`, in one attempt and without a deadline.
 
@@ -119,6 +143,7 @@ async def score_once(
         support: Tokens to score in addition to the sampled ones.
         client: Name of the client, for quotas.
         who: Name of the teacher in error messages.
+        prompt_ids: Prompt behind which the tokens are scored, int32 [P]; None means that of the group.
 
     Returns:
         Reference to the columns of the scores, which are not fetched, and the receipt.
@@ -127,7 +152,7 @@ async def score_once(
         QuotaError, WorkerLostError: Another attempt may succeed.
         VocabularyMismatchError, DeadlineError, EngineError: See `TeacherServer.score`.
     """
-    response = scoring.remote([group_ref], tokenizer_fingerprint, support, client)
+    response = scoring.remote([group_ref], tokenizer_fingerprint, support, client, prompt_ids)
     try:
         with translated(who=who):
             return await _scores_and_receipt(response)

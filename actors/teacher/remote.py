@@ -20,7 +20,7 @@ from actors.teacher.client import CONTROL_TIMEOUT_S, require_same_model
 from actors.teacher.deployment import require_fingerprint, require_tokenizer
 from actors.teacher.replica import Receipt
 from rlad.config import RemoteTeacherConfig
-from rlad.contracts import Columns, RolloutGroup, TeacherSupport
+from rlad.contracts import Array, Columns, RolloutGroup, TeacherSupport
 from rlad.errors import EngineError, RladError
 from rlad.teacher.http_client import TeacherHttpClient, read_token
 from rlad.teacher.retries import retry_until
@@ -48,13 +48,17 @@ class TeacherCourier:
         return await self._client(token).identity()
 
     @ray.method(num_returns=2)
-    async def score(self, columns: Columns, support: TeacherSupport, token: SecretStr) -> tuple[Columns, Receipt]:
-        """Score a group. The receipt is a separate return value, so that the caller need not fetch the scores.
+    async def score(
+        self, columns: Columns, support: TeacherSupport, token: SecretStr, prompt_ids: Array | None = None
+    ) -> tuple[Columns, Receipt]:
+        """Score a group, behind another prompt if `prompt_ids` is given.
+
+        The receipt is a separate return value, so that the caller need not fetch the scores.
 
         Returns:
             Columns of the group's `TeacherScores`, and the receipt.
         """
-        scores = await self._client(token).score(RolloutGroup.from_columns(columns), support)
+        scores = await self._client(token).score(RolloutGroup.from_columns(columns).behind(prompt_ids), support)
         return scores.to_columns(), Receipt(num_tokens=len(scores.logprobs), teacher=scores.teacher)
 
     def _client(self, token: SecretStr) -> TeacherHttpClient:
@@ -83,10 +87,17 @@ class RemoteTeacher:
     timeout_s: float
     max_retries: int
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ColumnsRef:
         """Score a group, see `actors.teacher.client.Teacher.score`."""
         return await retry_until(
-            lambda: self._score_once(group_ref, num_tokens, support),
+            lambda: self._score_once(group_ref, num_tokens, support, prompt_ids),
             max_retries=self.max_retries,
             timeout_s=self.timeout_s,
             failure=f"the teacher at {self.url} did not score a group of {num_tokens} tokens",
@@ -96,9 +107,11 @@ class RemoteTeacher:
         """Kill the courier."""
         ray.kill(self.courier)
 
-    async def _score_once(self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport) -> ColumnsRef:
+    async def _score_once(
+        self, group_ref: ColumnsRef, num_tokens: int, support: TeacherSupport, prompt_ids: Array | None
+    ) -> ColumnsRef:
         who = f"the teacher at {self.url}"
-        scores_ref, receipt_ref = self.courier.score.remote(group_ref, support, self.token)
+        scores_ref, receipt_ref = self.courier.score.remote(group_ref, support, self.token, prompt_ids)
         try:
             with translated(who=who):
                 receipt: Receipt = await receipt_ref  # unlimited wait: `retry_until` has the deadline

@@ -17,7 +17,7 @@ from actors.teacher.owner import delete_with_owner
 from actors.teacher.quota import Activity, TeacherStats
 from actors.teacher.score_cache import CachedScorer, ScoreCache
 from rlad.config import TeacherConfig
-from rlad.contracts import Columns, RolloutGroup, TeacherScores, TeacherSupport
+from rlad.contracts import Array, Columns, RolloutGroup, TeacherScores, TeacherSupport
 from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, VocabularyMismatchError
@@ -112,7 +112,12 @@ class TeacherServer:
         return self._identity
 
     async def score(
-        self, group_refs: list[ColumnsRef], tokenizer_fingerprint: str, support: TeacherSupport = None, client: str = ""
+        self,
+        group_refs: list[ColumnsRef],
+        tokenizer_fingerprint: str,
+        support: TeacherSupport = None,
+        client: str = "",
+        prompt_ids: Array | None = None,
     ) -> AsyncIterator[Columns | Receipt]:
         """Score one group.
 
@@ -122,6 +127,7 @@ class TeacherServer:
             tokenizer_fingerprint: Fingerprint of the tokenizer of the model that sampled the group.
             support: Tokens to score in addition to the sampled ones.
             client: Name of the client, for quotas.
+            prompt_ids: Prompt behind which the tokens are scored, int32 [P]; None means that of the group.
 
         Yields:
             First the columns of the group's `TeacherScores`, then a receipt. The caller awaits the receipt, and gets
@@ -141,11 +147,13 @@ class TeacherServer:
             )
         with self._activity.of(client):
             try:
-                group = RolloutGroup.from_columns(await asyncio.wait_for(_value_of(group_refs[0]), self._timeout_s))
+                columns = await asyncio.wait_for(_value_of(group_refs[0]), self._timeout_s)
             except TimeoutError as error:
                 raise DeadlineError(
                     f"the columns of a group did not arrive at the teacher within {self._timeout_s:g} s"
                 ) from error
+            # Limits, score cache and engine see the group behind this prompt only.
+            group = RolloutGroup.from_columns(columns).behind(prompt_ids)
             require_scorable(group, support, vocabulary=self._identity.vocabulary)
             scores = await self._scorer.score(
                 group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support

@@ -1,4 +1,4 @@
-"""`rlad teacher`: teacher services that several runs share."""
+"""`rlad teacher`: teacher services that several runs share, and the check of a run's teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cli.arguments import ConfigFile, Overrides
+
 if TYPE_CHECKING:
     from pipelines.teacher_service import ServiceState
 
-_HELP = "Manage teacher services: teachers on a Ray cluster that several runs share."
+_HELP = "Manage teacher services, which several runs share, and check the teacher of a run."
 
 app = typer.Typer(name="teacher", help=_HELP, no_args_is_help=True)
 
@@ -115,6 +117,48 @@ def delete(
 
     teacher_service.delete(name, address=address, timeout_s=timeout)
     typer.echo(f"deleted {name}")
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Training prompts to answer, `rollout.group_size` responses each.")
+    ] = 64,
+    top_k: Annotated[
+        int,
+        typer.Option(min=0, help="Likely tokens whose overlap is computed; 0 leaves the overlap out."),
+    ] = 8,
+    picture: Annotated[
+        Path | None, typer.Option(help="File for the picture (PNG).", show_default="runs/NAME-teacher.png")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether the teacher of CONFIG is worth it, before a run.
+
+    The untrained student answers training prompts. The teacher scores the
+    responses, and the verifier judges them: does the teacher prefer the right
+    ones? Nothing is trained.
+    """
+    from rlad.config import load_run_config
+
+    settings = load_run_config(config, overrides or [])
+    from pipelines.cli.tables.teacher import print_check
+    from pipelines.teacher_check import run_check
+
+    console = Console(stderr=as_json)
+    result = run_check(
+        settings,
+        console,
+        prompts=prompts,
+        top_k=top_k,
+        picture=picture or Path("runs") / f"{settings.name}-teacher.png",
+    )
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    else:
+        print_check(result, console)
 
 
 def print_services(states: Sequence[ServiceState], console: Console) -> None:

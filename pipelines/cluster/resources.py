@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from actors.pool.placement import HEAD_POOL, POOL_LABEL, label_of, reward_pool_name
@@ -66,19 +66,22 @@ def _reward_demand(config: RunConfig) -> dict[str, Resources]:
     }
 
 
-def require_room(config: RunConfig, available: Resources, where: str) -> None:
+def require_room(
+    config: RunConfig, available: Resources, where: str, *, without: Collection[str] = frozenset()
+) -> None:
     """Check that the cluster can place the run.
 
     Args:
         config: Run configuration.
         available: Resources of the cluster.
         where: Name of the cluster in the error message.
+        without: Pools that are not started.
 
     Raises:
         PlanError: The cluster has too few CPUs or GPUs.
     """
     for demand in (generation_demand(config), demand_by_pool(config)):
-        _require_room_for(demand, available, where)
+        _require_room_for({pool: each for pool, each in demand.items() if pool not in without}, available, where)
 
 
 def require_labelled_room(config: RunConfig, by_label: Mapping[str, Resources]) -> None:

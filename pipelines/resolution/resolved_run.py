@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.sampling import sampling_tokens
-from pipelines.resolution.teacher_routing import require_one_vocabulary, route_prompts
+from pipelines.resolution.teacher_routing import privileged_prompts, require_one_vocabulary, route_prompts
 from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from pipelines.run.directory import PromptsRecord, RunDirectory
 from pipelines.run.result import run_id_of
@@ -47,6 +49,7 @@ class ResolvedRun:
         dataset_fingerprint: Fingerprint of the training prompts.
         evaluation_prompts: Evaluation prompts; none of them is a training prompt.
         teachers_by_prompt: Teachers of every prompt, by prompt id: teacher ids with their weights.
+        teacher_prompts: Prompts behind which privileged teachers score, int32 [P], by teacher id and prompt id.
     """
 
     config: RunConfig
@@ -62,6 +65,7 @@ class ResolvedRun:
     dataset_fingerprint: str
     evaluation_prompts: EncodedPrompts
     teachers_by_prompt: Mapping[str, Mapping[str, float]]
+    teacher_prompts: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def prompts_record(self) -> PromptsRecord:
@@ -125,6 +129,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         dataset_fingerprint=prompts.fingerprint,
         evaluation_prompts=evaluation_prompts,
         teachers_by_prompt=teachers_by_prompt,
+        teacher_prompts=privileged_prompts(config, prompts.records, teachers_by_prompt, tokenizer),
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from actors.pool.placement import reward_pool_name
 from rlad.config import RunConfig, TeacherMix
-from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
+from rlad.data.chat import encode_prompts, load_tokenizer, tokenizer_fingerprint
 from rlad.data.records import PromptRecord
+from rlad.data.teacher_prompts import teacher_record
 from rlad.errors import PlanError, VocabularyMismatchError
 from rlad.model_fingerprint import output_size
 from rlad.teacher.wire_format import TeacherIdentity
@@ -20,6 +22,7 @@ from rlad.tokenizers.vocabulary import Vocabulary, scoring_problem, vocabulary_o
 TEACHER_KEY = "teacher_id"
 """Metadata key of a prompt for its teacher's id, or for a mapping of ids to weights."""
 
+_NO_LIMIT = 2**31 - 1
 _MIX: TypeAdapter[dict[str, float]] = TypeAdapter(TeacherMix)
 
 
@@ -41,6 +44,31 @@ def route_prompts(config: RunConfig, records: Sequence[PromptRecord]) -> dict[st
             "a task to it"
         )
     return routes
+
+
+def privileged_prompts(
+    config: RunConfig, records: Sequence[PromptRecord], routes: Mapping[str, Mapping[str, float]], tokenizer: Any
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the prompts behind which teachers with a `prompt_template` score, int32 [P], by teacher id and prompt id.
+
+    Args:
+        config: The run's configuration.
+        records: Training prompts.
+        routes: Teachers of every prompt, by prompt id.
+        tokenizer: The student's. Its chat template is applied, as to the student's prompts.
+
+    Raises:
+        DataError: A prompt lacks a value that a template names, or cannot be encoded.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in config.teacher_pools:
+        template = config.teachers_by_id[name].prompt_template
+        if template is None:
+            continue
+        own = [teacher_record(record, template) for record in records if name in routes[record.id]]
+        encoded = encode_prompts(tokenizer, own, _NO_LIMIT, config.student.chat_template_kwargs)
+        found[name] = {record.id: ids for record, ids in zip(own, encoded, strict=True)}
+    return found
 
 
 def _route(config: RunConfig, record: PromptRecord) -> Mapping[str, float]:

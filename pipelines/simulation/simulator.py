@@ -21,7 +21,7 @@ from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, Sta
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig
-from rlad.contracts import Outcome, TeacherSupport, Verdicts
+from rlad.contracts import Array, Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
 from rlad.testing.virtual_time import run_in_virtual_time
 
@@ -242,7 +242,14 @@ class SimulatedTeacher:
             self._router.admit(name)
         self.busy_s = 0.0
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef:
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ColumnsRef:
         name = await self._router.enqueue(num_tokens)
         try:
             await self._replicas[name].work(num_tokens * self._speeds.teacher_token_s)

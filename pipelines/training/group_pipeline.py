@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from actors.experience.group import ColumnsRef, ExperienceGroup, WeightedScores
@@ -23,7 +24,7 @@ from pipelines.training.step_metrics import GroupRecord, GroupTimes, sampling_me
 from pipelines.training.step_pipeline import Clock, OpenStep, PromptScheduler, TrainedStep
 from rlad.advantages import OverlongPenalty, shaped_rewards
 from rlad.config import RolloutConfig, RunConfig
-from rlad.contracts import TeacherSupport
+from rlad.contracts import Array, TeacherSupport
 from rlad.errors import RladError, WorkerLostError
 from rlad.failures import Action, Event, decide, event_of_attempt
 
@@ -45,7 +46,14 @@ class GroupVerifier(Protocol):
 class Scorer(Protocol):
     """Scores groups, as `TeacherClient` does."""
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ColumnsRef: ...
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ColumnsRef: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +129,7 @@ class GroupPipeline:
         scheduler: PromptScheduler,
         broker: BrokerClient,
         services: GroupServices,
+        teacher_prompts: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
         clock: Clock = time.time,
     ) -> None:
         """
@@ -131,10 +140,12 @@ class GroupPipeline:
             scheduler: Gives out groups that replace dropped ones.
             broker: Client of the broker.
             services: The pools.
+            teacher_prompts: Prompts behind which privileged teachers score, int32 [P], by teacher id and prompt id.
             clock: Clock of all recorded times, seconds.
         """
         self._settings, self._prompts, self._teachers_by_prompt = settings, prompts, teachers_by_prompt
         self._scheduler, self._broker, self._services, self._clock = scheduler, broker, services, clock
+        self._teacher_prompts = teacher_prompts
         self._abandoning = asyncio.Lock()  # the limit holds although groups fail at the same time
 
     async def submit_group(self, step: OpenStep, uid: str, attempt: int, entry: int) -> GroupRecord:
@@ -225,9 +236,10 @@ class GroupPipeline:
             _, (result, verified_at) = await together(recording, verify())
             rewards = self._shaped_rewards(sampled, result)
             is_dropped = self._is_droppable(step, result)
-            scores = [] if is_dropped else await together(*self._scoring(sampled, teachers))
+            scores = [] if is_dropped else await together(*self._scoring(sampled, request.prompt_id, teachers))
         else:
-            _, (result, verified_at), *scores = await together(recording, verify(), *self._scoring(sampled, teachers))
+            scoring = self._scoring(sampled, request.prompt_id, teachers)
+            _, (result, verified_at), *scores = await together(recording, verify(), *scoring)
             rewards, is_dropped = self._shaped_rewards(sampled, result), False
         if not is_dropped:
             await self._broker.add(step.number, self._experience(sampled, result, rewards, teachers, scores))
@@ -270,11 +282,18 @@ class GroupPipeline:
         lengths = sampled.summary.response_lengths
         return tuple(shaped_rewards(result.rewards, lengths, self._settings.overlong_penalty).tolist())
 
-    def _scoring(self, sampled: SampledGroup, teachers: Mapping[str, float]) -> list[Coroutine[Any, Any, ColumnsRef]]:
+    def _scoring(
+        self, sampled: SampledGroup, prompt_id: str, teachers: Mapping[str, float]
+    ) -> list[Coroutine[Any, Any, ColumnsRef]]:
         """Return the scoring calls of a group: its teachers in order, then the reference if there is one."""
         num_tokens, services, support = sampled.summary.num_tokens, self._services, self._settings.teacher_support
         calls = [
-            services.teachers[teacher].score(sampled.columns, num_tokens=num_tokens, support=support)
+            services.teachers[teacher].score(
+                sampled.columns,
+                num_tokens=num_tokens,
+                support=support,
+                prompt_ids=self._teacher_prompts.get(teacher, {}).get(prompt_id),
+            )
             for teacher in teachers
         ]
         if services.reference is not None:

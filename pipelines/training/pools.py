@@ -57,7 +57,7 @@ class Pools:
 
 @asynccontextmanager
 async def open_pools(
-    run: ResolvedRun, *, transport: WeightTransport, owner: ActorHandle, monitor: HeartbeatMonitor
+    run: ResolvedRun, *, transport: WeightTransport | None, owner: ActorHandle, monitor: HeartbeatMonitor
 ) -> AsyncIterator[Pools]:
     """Start all pools of a run concurrently, and close them at the end of the block, also after an error.
 
@@ -65,7 +65,7 @@ async def open_pools(
 
     Args:
         run: The resolved run.
-        transport: How weight updates travel to the rollout workers.
+        transport: How weight updates travel to the rollout workers; None if the weights stay those of the start.
         owner: Actor of this driver. If the driver dies, the run's own teachers are deleted.
         monitor: Ends workers and replicas whose process was stopped.
     """

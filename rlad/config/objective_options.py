@@ -157,6 +157,11 @@ class ObjectiveSettings(BaseModel, abc.ABC):
         """Whether the loss uses the teacher's log-probabilities."""
 
     @property
+    def ignores_rewards(self) -> bool:
+        """Whether rewards only affect metrics."""
+        return False
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the loss uses the reference policy's log-probabilities."""
         return self.reference_kl > 0
@@ -272,17 +277,9 @@ class ClippedSurrogateSettings(ObjectiveSettings):
         return True
 
 
-class ImitationSettings(BaseModel):
-    """Options of the objectives with a distillation term (mixin)."""
+class RewardStudentSettings(BaseModel):
+    """Option of the objectives whose reward is a log ratio of teacher and student (mixin)."""
 
-    estimator: Annotated[
-        Estimator,
-        Field(description=ESTIMATOR_DESCRIPTION),
-    ]
-    top_k: Annotated[
-        int | None,
-        Field(ge=1, description="Number of tokens of the `topk` estimator. Required by it, otherwise null."),
-    ] = None
     reward_student: Annotated[
         RewardStudent,
         Field(
@@ -293,6 +290,25 @@ class ImitationSettings(BaseModel):
             "student."
         ),
     ] = "auto"
+
+    def resolved(self, *, max_staleness: int) -> Self:
+        """Return the settings with `reward_student` resolved."""
+        if self.reward_student != "auto":
+            return self
+        return self.model_copy(update={"reward_student": "current" if max_staleness else "behaviour"})
+
+
+class ImitationSettings(RewardStudentSettings):
+    """Options of the objectives with a distillation term (mixin)."""
+
+    estimator: Annotated[
+        Estimator,
+        Field(description=ESTIMATOR_DESCRIPTION),
+    ]
+    top_k: Annotated[
+        int | None,
+        Field(ge=1, description="Number of tokens of the `topk` estimator. Required by it, otherwise null."),
+    ] = None
 
     @field_validator("estimator", mode="before")
     @classmethod
@@ -316,9 +332,3 @@ class ImitationSettings(BaseModel):
     @property
     def teacher_support(self) -> TeacherSupport:
         return "full" if self.estimator == "full" else self.top_k
-
-    def resolved(self, *, max_staleness: int) -> Self:
-        """Return the settings with `reward_student` resolved."""
-        if self.reward_student != "auto":
-            return self
-        return self.model_copy(update={"reward_student": "current" if max_staleness else "behaviour"})

@@ -20,14 +20,18 @@ from rlad.config.objective_options import (
     ImitationSettings,
     ObjectiveSettings,
     RewardStudent,
+    RewardStudentSettings,
     SampledEstimator,
 )
+from rlad.contracts import TeacherSupport
 
 __all__ = [
     "Aggregation",
     "ClippedSurrogateSettings",
     "EntropyBonus",
+    "EopdConfig",
     "Estimator",
+    "ExopdConfig",
     "GrpoConfig",
     "ImitationSettings",
     "KdrlConfig",
@@ -35,6 +39,7 @@ __all__ = [
     "ObjectiveSettings",
     "OpdConfig",
     "RewardStudent",
+    "RlsdConfig",
     "SampledEstimator",
     "SftConfig",
     "TeacherClampGradient",
@@ -228,8 +233,123 @@ class OpdConfig(ImitationSettings, ClippedSurrogateSettings):
         return True
 
     @property
+    def ignores_rewards(self) -> bool:
+        return True
+
+    @property
     def _is_advantage_times_something(self) -> bool:
         return False
+
+
+class ExopdConfig(RewardStudentSettings, ClippedSurrogateSettings):
+    """On-policy distillation that extrapolates beyond the teacher (ExOPD).
+
+    The advantage of each token is `lambda (log pi_T - log pi_ref) - (log pi_old - log pi_ref)` under the clipped
+    surrogate (G-OPD, arXiv:2602.12125). Its optimum is proportional to `pi_ref (pi_T / pi_ref)^lambda`: with lambda = 1
+    the teacher, which is `opd`; above 1 the step from reference to teacher is continued. The reference is the
+    student at the start, or the model from which the teacher was trained. Rewards only affect metrics.
+    """
+
+    name: Annotated[Literal["exopd"], Field(description=_SELECTS)] = "exopd"
+    extrapolation: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Scale lambda of the teacher's reward log(pi_T / pi_ref). 1 is `opd`, and needs no reference; "
+            "other values require a `reference` section. The paper has 1.25.",
+        ),
+    ] = 1.25
+
+    @property
+    def uses_teacher(self) -> bool:
+        return True
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.reference_kl > 0 or self.extrapolation != 1
+
+    @property
+    def ignores_rewards(self) -> bool:
+        return True
+
+    @property
+    def _is_advantage_times_something(self) -> bool:
+        return False
+
+
+class EopdConfig(RewardStudentSettings, ClippedSurrogateSettings):
+    """Entropy-aware on-policy distillation: adds a forward KL where the teacher is uncertain (arXiv:2603.07079).
+
+    The loss is that of `opd` with `k1_reward`, plus `sum_k p_T(k) (log p_T(k) - log pi(k))` over the teacher's `top_k`
+    likeliest tokens where its entropy exceeds a threshold. Rewards only affect metrics.
+    """
+
+    name: Annotated[Literal["eopd"], Field(description=_SELECTS)] = "eopd"
+    top_k: Annotated[
+        int, Field(ge=1, description="Number of the teacher's likeliest tokens in the forward KL and in its entropy.")
+    ] = 16
+    entropy_threshold: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Entropy of the teacher in nats, above which a token has the forward KL. All tokens outside "
+            "`top_k` count as one, so the entropy is a lower bound.",
+        ),
+    ] = 0.8
+    forward_kl: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Coefficient of the forward KL.")] = 1.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        return True
+
+    @property
+    def teacher_support(self) -> TeacherSupport:
+        return self.top_k
+
+    @property
+    def ignores_rewards(self) -> bool:
+        return True
+
+    @property
+    def _is_advantage_times_something(self) -> bool:
+        return False
+
+
+class RlsdConfig(ClippedSurrogateSettings):
+    """RLSD: GRPO in which the teacher distributes each response's advantage over its tokens (arXiv:2604.03128).
+
+    The advantage of a token is `A ((1 - lambda) + lambda clip(w, 1 - eps_w, 1 + eps_w))` with
+    `w = (pi_T / pi_old)^sign(A)`: the teacher scales it, and never turns it. The paper's teacher is the student itself
+    behind a prompt with the reference answer (`teacher.prompt_template`).
+    """
+
+    name: Annotated[Literal["rlsd"], Field(description=_SELECTS)] = "rlsd"
+    weight_clip: Annotated[
+        float, Field(gt=0, lt=1, description="Range eps_w of the weights: clipped to [1 - eps_w, 1 + eps_w].")
+    ] = 0.2
+    mixing: Annotated[
+        float, Field(ge=0, le=1, description="Share lambda of the weights at the first update. 0 is GRPO.")
+    ] = 0.5
+    mixing_decay: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="Fraction of the run's updates over which `mixing` decreases linearly to 0; null keeps it. The "
+            "paper decreases it over its first 50 steps.",
+        ),
+    ] = 1.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.mixing > 0
+
+    def mixing_at(self, progress: float) -> float:
+        """Return the share of the weights after a fraction of the updates, `progress` in [0, 1]."""
+        if self.mixing_decay is None:
+            return self.mixing
+        return self.mixing * max(0.0, 1 - progress / self.mixing_decay)
 
 
 class SftConfig(ObjectiveSettings):
@@ -246,8 +366,15 @@ class SftConfig(ObjectiveSettings):
         return False
 
     @property
+    def ignores_rewards(self) -> bool:
+        return True
+
+    @property
     def _is_advantage_times_something(self) -> bool:
         return False
 
 
-ObjectiveConfig = Annotated[TrrdConfig | GrpoConfig | KdrlConfig | OpdConfig | SftConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    TrrdConfig | GrpoConfig | KdrlConfig | OpdConfig | ExopdConfig | EopdConfig | RlsdConfig | SftConfig,
+    Field(discriminator="name"),
+]

@@ -50,7 +50,7 @@ _MAPPING_KEYS = {"verifiers": "TASK", "teachers": "ID", "parts": "NAME"}
 # Base classes of several sections. Their settings are listed once, in a section of their own.
 _SHARED_OPTIONS: dict[type[BaseModel], str] = {
     ObjectiveSettings: "`objective`: options of all objectives",
-    ClippedSurrogateSettings: "`objective`: options of `trrd`, `grpo`, `kdrl` and `opd`",
+    ClippedSurrogateSettings: "`objective`: options of the objectives with a clipped ratio",
     PromptRows: "`prompts`: options of `file` and `hub`",
 }
 _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", Any: "any"}

@@ -150,13 +150,18 @@ class RunConfig(ConfigModel):
                 f"offline runs sample from the teacher, but a shared teacher only scores; got {self.teacher.label}. "
                 "Set teacher.path"
             )
+        if self.teacher is not None and self.teacher.prompt_template is not None:
+            raise ValueError(
+                "offline runs do not support teacher.prompt_template, because the teacher answers the student's prompts"
+                "; remove it"
+            )
 
     @model_validator(mode="after")
     def _reference_matches_objective(self) -> Self:
         if self.needs_reference and self.reference is None:
             raise ValueError(
-                f"objective {self.objective.name!r} with reference_kl above 0 requires a `reference` section; got "
-                "null. `reference: {}` uses the initial student"
+                f"objective {self.objective.name!r} with these settings requires a `reference` section; got null. "
+                "`reference: {}` uses the initial student"
             )
         if self.reference is not None and not self.needs_reference:
             raise ValueError(
@@ -219,7 +224,7 @@ class RunConfig(ConfigModel):
                 f"learner's sampled the responses; got {self.training.max_staleness}. Use 'rollout', or correct the "
                 "difference with objective.mismatch"
             )
-        if self.training.max_refills and self.objective.name in ("opd", "sft"):
+        if self.training.max_refills and self.objective.ignores_rewards:
             raise ValueError(
                 f"training.max_refills must be 0 with objective {self.objective.name!r}, which ignores rewards; got "
                 f"{self.training.max_refills}"

@@ -6,9 +6,10 @@ A run either deploys a teacher itself (`path`), or uses one that other runs shar
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 from rlad.config.engine_arguments import EngineArguments, require_engine_arguments
@@ -17,6 +18,33 @@ from rlad.config.engine_arguments import EngineArguments, require_engine_argumen
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 TOKEN_VARIABLE = "RLAD_TEACHER_TOKEN"
+
+PROMPT_FIELD = re.compile(r"\{([A-Za-z_][\w.-]*)\}")
+"""Field of a prompt template. Other braces are literal."""
+
+
+def _prompt_template(template: str) -> str:
+    """Refuse a template without the question, or with unknown fields."""
+    fields = PROMPT_FIELD.findall(template)
+    unknown = [name for name in fields if name not in ("question", "answer") and not name.startswith("metadata.")]
+    if unknown:
+        raise ValueError(
+            f"unknown field {{{unknown[0]}}}; expected {{question}}, {{answer}} or {{metadata.KEY}}. Braces around "
+            "anything but a name are literal"
+        )
+    if "question" not in fields:
+        raise ValueError("must contain {question}, the text of the student's prompt")
+    return template
+
+
+PromptTemplate = Annotated[str, AfterValidator(_prompt_template)]
+PROMPT_TEMPLATE = Field(
+    None,
+    description="Prompt behind which the teacher scores the student's tokens: a privileged teacher. `{question}` is "
+    "the text of the student's prompt (of its last message, if it consists of messages), `{answer}` the expected "
+    "answer, `{metadata.KEY}` a value of the prompt's metadata, such as a reference solution or a hint. Null means the "
+    "student's own prompt.",
+)
 
 
 class ScoringConfig(ConfigModel):
@@ -69,6 +97,7 @@ class TeacherConfig(ScoringConfig):
     """A teacher that the run deploys as a Ray Serve application and deletes when it ends."""
 
     path: str = Field(description="Model reference, as `student.path`.")
+    prompt_template: PromptTemplate | None = PROMPT_TEMPLATE
 
     @property
     def label(self) -> str:
@@ -97,6 +126,7 @@ class _SharedTeacherConfig(ConfigModel):
     max_retries: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of retries for a group after its replica or connection was lost."
     )
+    prompt_template: PromptTemplate | None = PROMPT_TEMPLATE
 
 
 class ServiceTeacherConfig(_SharedTeacherConfig):
@@ -221,6 +251,15 @@ class TeacherServiceConfig(TeacherConfig):
         description="HTTP access for clients outside the Ray cluster. `{}` turns it on with defaults; null turns it "
         "off.",
     )
+
+    @model_validator(mode="after")
+    def _has_no_prompt(self) -> Self:
+        if self.prompt_template is not None:
+            raise ValueError(
+                "prompt_template belongs to a run, because a service scores tokens behind any prompt; set it in the "
+                "`teacher` section of the run"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bounds_are_consistent(self) -> Self:

@@ -230,7 +230,7 @@ def summarise(results: Sequence[PromptResult]) -> EvaluationSummary:
         overall=_accuracy(results),
         groups={
             group: _accuracy(by_group[group])
-            for group in sorted(by_group, key=_natural)
+            for group in sorted(by_group, key=natural_order)
             if any(result.judged for result in by_group[group])
         },
         prompts={result.prompt_id: float(np.mean(result.judged_rewards)) for result in judged},
@@ -276,7 +276,7 @@ def _interval(values: Sequence[float]) -> Interval:
     return Interval(mean=mean, low=low, high=high)
 
 
-def _natural(group: str) -> tuple[str, int, float, str]:
+def natural_order(group: str) -> tuple[str, int, float, str]:
     """Return a sort key in natural order: `people 10` comes after `people 9`."""
     prefix, _, last = group.rpartition(" ")
     try:

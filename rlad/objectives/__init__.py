@@ -7,11 +7,14 @@ computes its token losses. `build.py` maps settings to objectives.
 from rlad.advantages import group_advantages
 from rlad.config.objectives import (
     EntropyBonus,
+    EopdConfig,
+    ExopdConfig,
     GrpoConfig,
     KdrlConfig,
     ObjectiveConfig,
     ObjectiveSettings,
     OpdConfig,
+    RlsdConfig,
     SftConfig,
     TrrdConfig,
 )
@@ -24,6 +27,8 @@ from rlad.objectives.tokens import Extras
 __all__ = [
     "EntropyBonus",
     "EntropyController",
+    "EopdConfig",
+    "ExopdConfig",
     "Extras",
     "GrpoConfig",
     "KdrlConfig",
@@ -33,6 +38,7 @@ __all__ = [
     "ObjectiveOutput",
     "ObjectiveSettings",
     "OpdConfig",
+    "RlsdConfig",
     "SftConfig",
     "TrrdConfig",
     "build_objective",

@@ -9,11 +9,14 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from rlad.config.objectives import (
+    EopdConfig,
+    ExopdConfig,
     GrpoConfig,
     KdrlConfig,
     ObjectiveConfig,
     ObjectiveSettings,
     OpdConfig,
+    RlsdConfig,
     SftConfig,
     TrrdConfig,
 )
@@ -23,6 +26,9 @@ from rlad.objectives.kdrl import KdrlObjective
 from rlad.objectives.objective import Objective
 from rlad.objectives.opd import OpdObjective
 from rlad.objectives.sft import SftObjective
+from rlad.objectives.successors.eopd import EopdObjective
+from rlad.objectives.successors.exopd import ExopdObjective
+from rlad.objectives.successors.rlsd import RlsdObjective
 from rlad.objectives.trrd import TrrdObjective
 
 _OBJECTIVES: Mapping[type[ObjectiveSettings], type[Objective[Any]]] = {
@@ -30,6 +36,9 @@ _OBJECTIVES: Mapping[type[ObjectiveSettings], type[Objective[Any]]] = {
     GrpoConfig: GrpoObjective,
     KdrlConfig: KdrlObjective,
     OpdConfig: OpdObjective,
+    ExopdConfig: ExopdObjective,
+    EopdConfig: EopdObjective,
+    RlsdConfig: RlsdObjective,
     SftConfig: SftObjective,
 }
 

@@ -61,3 +61,33 @@ def support_divergence(policy: Tensor, teacher: Tensor, teacher_tail: Tensor) ->
     has_tail = teacher_tail > -math.inf
     tail = teacher_tail.where(has_tail, 0).clamp(min=math.log(_SMALLEST_MASS))
     return inside + (mass * (mass.log() - tail)).where(has_tail, 0)
+
+
+def forward_divergence(policy: Tensor, teacher: Tensor) -> Tensor:
+    """Return the part of `KL(q, pi)` on K selected tokens: `sum_k q_k (log q_k - log pi_k)`.
+
+    The tokens outside the support are left out, so the value is not a divergence: it is negative where the student puts
+    more mass on the support than the teacher. Its gradient in `log pi_k` is `-q_k`.
+
+    Args:
+        policy: Student log-probabilities of the support, [..., K], with graph.
+        teacher: Teacher log-probabilities `log q` of the support, [..., K].
+
+    Returns:
+        Values in nats, [...].
+    """
+    return (teacher.exp() * (teacher - policy)).sum(dim=-1)
+
+
+def support_entropy(teacher: Tensor, teacher_tail: Tensor) -> Tensor:
+    """Return the teacher's entropy with all tokens outside its support as one: a lower bound of its entropy.
+
+    Args:
+        teacher: Teacher log-probabilities of the support, [..., K].
+        teacher_tail: Log of the teacher's mass outside the support, [...]; -inf if the support is the whole vocabulary.
+
+    Returns:
+        Entropies in nats, [...].
+    """
+    tail = teacher_tail.where(teacher_tail > -math.inf, 0)  # log 1: an empty tail contributes 0
+    return -(teacher.exp() * teacher).sum(dim=-1) - tail.exp() * tail

@@ -53,6 +53,8 @@ PUBLIC: dict[str, list[str]] = {
     "rlad.objectives": [
         "EntropyBonus",
         "EntropyController",
+        "EopdConfig",
+        "ExopdConfig",
         "Extras",
         "GrpoConfig",
         "KdrlConfig",
@@ -62,6 +64,7 @@ PUBLIC: dict[str, list[str]] = {
         "ObjectiveOutput",
         "ObjectiveSettings",
         "OpdConfig",
+        "RlsdConfig",
         "SftConfig",
         "TrrdConfig",
         "build_objective",

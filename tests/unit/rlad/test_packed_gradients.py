@@ -33,6 +33,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "kdrl", "beta": 0.5, "estimator": "k1_reward", "imitate": "group"},
     {"name": "opd", "estimator": "topk", "top_k": SUPPORT},
     {"name": "opd", "aggregation": "token_mean"},
+    {"name": "exopd"},
+    {"name": "eopd", "top_k": SUPPORT, "entropy_threshold": 0.5},
+    {"name": "rlsd"},
     {"name": "sft"},
 ]
 

@@ -13,7 +13,12 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from pipelines.cluster.resources import demand_by_pool
-from pipelines.resolution.teacher_routing import require_can_score, require_one_vocabulary, route_prompts
+from pipelines.resolution.teacher_routing import (
+    privileged_prompts,
+    require_can_score,
+    require_one_vocabulary,
+    route_prompts,
+)
 from rlad.config import RunConfig, load_run_config
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.data.records import PromptRecord
@@ -268,3 +273,19 @@ def test_a_shared_teacher_that_cannot_score_what_the_run_needs_is_refused(
             require_can_score("teacher", larger, config, student=student)
     elif problem is None:
         require_can_score("teacher", larger, config, student=student)
+
+
+def test_privileged_teacher_has_a_prompt_for_each_of_its_prompts(make_model: Callable[..., Path]) -> None:
+    """The tiny tokenizer has one token for each character. Teachers without a template have no entry."""
+    settings = {"teachers": {"own": {"path": "/m", "prompt_template": "{question}={answer}:"}, "plain": {"path": "/p"}}}
+    config = run_config(**settings, teacher_routes={"math": "own", "knights_knaves": "plain"})
+    records = [
+        PromptRecord(id="1", task="math", prompt="A&B", answer="T"),
+        PromptRecord(id="2", task="knights_knaves", prompt="C", answer="F"),
+    ]
+    routes = route_prompts(config, records)
+    tokenizer = AutoTokenizer.from_pretrained(make_model())
+    found = privileged_prompts(config, records, routes, tokenizer)
+    assert {name: list(prompts) for name, prompts in found.items()} == {"own": ["1"]}
+    assert tokenizer.convert_ids_to_tokens(found["own"]["1"].tolist()) == list("A&B=T:")
+    assert found["own"]["1"].dtype == "int32"

@@ -71,7 +71,9 @@ class Scorer:
 
     calls = 0
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: object = None) -> ColumnsRef:
+    async def score(
+        self, group_ref: ColumnsRef, *, num_tokens: int, support: object = None, prompt_ids: object = None
+    ) -> ColumnsRef:
         self.calls += 1
         return None
 

@@ -33,6 +33,12 @@ SETTINGS: dict[str, Any] = {
     "beta_end": None,
     "beta_schedule": "linear",
     "imitate": "none",
+    "extrapolation": 1.25,
+    "entropy_threshold": 0.8,
+    "forward_kl": 1.0,
+    "weight_clip": 0.2,
+    "mixing": 0.5,
+    "mixing_decay": 1.0,
 }
 
 
@@ -118,6 +124,23 @@ def token_loss(s: dict[str, Any], token: Token, progress: float) -> Tensor:
             if s["estimator"] == "k1_reward":
                 return surrogate_loss(s, plain, token.teacher - student_of(s, token), token)
             return divergence(s, token)
+        case "exopd":
+            base = token.reference
+            reward = s["extrapolation"] * (token.teacher - base) - (student_of(s, token) - base)
+            return surrogate_loss(s, plain, reward, token)
+        case "eopd":
+            value = surrogate_loss(s, plain, token.teacher - student_of(s, token), token)
+            masses = [math.exp(logprob) for logprob in [*token.teacher_support, token.teacher_tail]]
+            if -sum(mass * math.log(mass) for mass in masses) > s["entropy_threshold"]:
+                for ours, theirs in zip(token.support, token.teacher_support, strict=True):
+                    value = value + s["forward_kl"] * math.exp(theirs) * (theirs - ours)
+            return value
+        case "rlsd":
+            evidence = math.exp(token.teacher) / math.exp(token.behaviour)
+            w = evidence if token.advantage > 0 else 1 / evidence
+            w = min(max(w, 1 - s["weight_clip"]), 1 + s["weight_clip"])
+            share = s["mixing"] if s["mixing_decay"] is None else s["mixing"] * (1 - progress / s["mixing_decay"])
+            return surrogate_loss(s, plain, token.advantage * (1 - share) + token.advantage * share * w, token)
         case _:
             return -token.policy
 

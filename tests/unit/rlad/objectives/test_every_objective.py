@@ -81,7 +81,9 @@ def test_gradient_equals_finite_differences(config: dict[str, Any]) -> None:
             assert gradient[name].flatten()[index].item() == pytest.approx(slope, rel=1e-5, abs=1e-8), (name, index)
 
 
-@pytest.mark.parametrize("config", [config for config in EVERY_CONFIG if config["name"] in ("kdrl", "opd")], ids=str)
+@pytest.mark.parametrize(
+    "config", [each for each in EVERY_CONFIG if each["name"] in ("kdrl", "opd", "exopd", "eopd", "rlsd")], ids=str
+)
 def test_gradient_of_a_distilling_objective_depends_on_the_teacher(config: dict[str, Any]) -> None:
     batch = ragged_batch([4, 3], seed=1)
     everything = replace(batch, extras=replace(batch.extras, is_imitated=torch.ones_like(batch.mask)))

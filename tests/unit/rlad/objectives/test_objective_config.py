@@ -24,11 +24,15 @@ from rlad.objectives import (
 
 from .configurations import EVERY_CONFIG
 
+NAMES = "'trrd', 'grpo', 'kdrl', 'opd', 'exopd', 'eopd', 'rlsd', 'sft'"
+
 
 def test_public_names_are_pinned() -> None:
     assert rlad.objectives.__all__ == [
         "EntropyBonus",
         "EntropyController",
+        "EopdConfig",
+        "ExopdConfig",
         "Extras",
         "GrpoConfig",
         "KdrlConfig",
@@ -38,6 +42,7 @@ def test_public_names_are_pinned() -> None:
         "ObjectiveOutput",
         "ObjectiveSettings",
         "OpdConfig",
+        "RlsdConfig",
         "SftConfig",
         "TrrdConfig",
         "build_objective",
@@ -183,8 +188,14 @@ def test_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"name": "ppo"}, "unknown objective 'ppo': expected one of 'trrd', 'grpo', 'kdrl', 'opd', 'sft'"),
-        ({}, "an objective needs a `name`, one of 'trrd', 'grpo', 'kdrl', 'opd', 'sft'; got {}"),
+        (
+            {"name": "ppo"},
+            f"unknown objective 'ppo': expected one of {NAMES}",
+        ),
+        (
+            {},
+            f"an objective needs a `name`, one of {NAMES}; got {{}}",
+        ),
         ({"name": "trrd", "alhpa": 0.5}, "objective 'trrd' has no setting `alhpa`; did you mean `alpha`?"),
         (
             {"name": "grpo", "alpha": 0.5},

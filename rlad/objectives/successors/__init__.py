@@ -1,0 +1,1 @@
+"""Objectives that were published after RLAD."""
