@@ -211,6 +211,10 @@ def _group_source(
         scheduler=scheduler,
         broker=services.broker,
         services=GroupServices(
-            sampler=pools.rollout, verifier=pools.verifiers, teachers=pools.teachers, reference=pools.reference
+            sampler=pools.rollout,
+            verifier=pools.verifiers,
+            teachers=pools.teachers,
+            reference=pools.reference,
+            samples=services.samples,
         ),
     )

@@ -23,7 +23,7 @@ from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "verifier_pool", "weights"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "samples", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
@@ -55,6 +55,7 @@ class RunDirectory:
     ledger = property(lambda self: self.path / "ledger.sqlite")
     traces = property(lambda self: self.path / "traces")
     training_traces = property(lambda self: self.path / "training_traces.arrow")
+    samples = property(lambda self: self.path / "samples")
     checkpoints = property(lambda self: self.path / "checkpoints")
     export = property(lambda self: self.path / "export")
     timeline = property(lambda self: self.path / "timeline.json")

@@ -27,6 +27,7 @@ from pipelines.run.telemetry import Telemetry
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.control import RunControl, scaling_bounds
 from pipelines.training.pools import Pools, open_pools
+from pipelines.training.samples import SampleLogger, open_sample_log
 from rlad.config import RunConfig
 
 # A restart costs seconds. The limit ends a run whose broker cannot work, for example for lack of memory.
@@ -46,6 +47,7 @@ class Services:
         telemetry: Records metrics, evaluations and the timeline.
         started: The learner's report on its start.
         used_uids: Uids of the groups that the learner's checkpoint contains.
+        samples: Logs sampled groups; None if the run logs none.
     """
 
     broker: BrokerClient
@@ -54,6 +56,7 @@ class Services:
     telemetry: Telemetry
     started: StepReport
     used_uids: list[str]
+    samples: SampleLogger | None
 
 
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
@@ -165,6 +168,7 @@ async def open_services(
         used_uids = await client.reopen(started.version)
         telemetry = Telemetry(run.directory, start_step=started.version)
         closing.callback(telemetry.close)
+        samples = await closing.enter_async_context(open_sample_log(run, last_step=started.version))
         yield Services(
             broker=client,
             pools=pools,
@@ -172,4 +176,5 @@ async def open_services(
             telemetry=telemetry,
             started=started,
             used_uids=used_uids,
+            samples=samples,
         )

@@ -1,0 +1,1 @@
+"""Configuration of what a run tells about itself: the sample log and the trackers."""
