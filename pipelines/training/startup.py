@@ -21,6 +21,8 @@ from actors.learner.settings import LearnerSettings
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import weight_transport
 from pipelines.cluster.live_run import record_cluster
+from pipelines.monitoring.trackers.opening import open_trackers
+from pipelines.monitoring.trackers.tracker import TrackedRun
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
 from pipelines.run.telemetry import Telemetry
@@ -130,6 +132,16 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
     return learner
 
 
+def _tracked(run: ResolvedRun, *, start_step: int) -> TrackedRun:
+    return TrackedRun(
+        run_id=run.run_id,
+        config=run.config.model_dump(mode="json"),
+        folder=run.directory.tracking,
+        tensorboard=run.directory.tensorboard,
+        start_step=start_step,
+    )
+
+
 @asynccontextmanager
 async def open_services(
     run: ResolvedRun, broker: ActorHandle, client: BrokerClient, progress: RunProgress, monitor: HeartbeatMonitor
@@ -166,7 +178,9 @@ async def open_services(
         control.start()
         closing.callback(control.close)
         used_uids = await client.reopen(started.version)
-        telemetry = Telemetry(run.directory, start_step=started.version)
+        trackers = open_trackers(config.tracking, _tracked(run, start_step=started.version))
+        closing.push_async_callback(asyncio.to_thread, trackers.close)
+        telemetry = Telemetry(run.directory, start_step=started.version, trackers=trackers)
         closing.callback(telemetry.close)
         samples = await closing.enter_async_context(open_sample_log(run, last_step=started.version))
         yield Services(

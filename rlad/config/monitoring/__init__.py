@@ -1,1 +1,1 @@
-"""Configuration of what a run tells about itself: the sample log and the trackers."""
+"""Configuration of the sample log and the trackers."""
