@@ -70,7 +70,13 @@ $(VENV)/.reasoning-gym: $(STAMP) requirements/reasoning-gym.lock
 	  echo "reasoning-gym is not installed (it wants a C compiler): its tests will be skipped."
 	@touch $@
 
-test: $(VENV)/.reasoning-gym ## all tests, real engines included
+# Their versions of cachetools and pillow are those of the lock, which their metadata refuse.
+$(VENV)/.trackers: $(STAMP) requirements/trackers.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/trackers.lock || \
+	  echo "W&B, MLflow and trackio are not installed: their tests will be skipped."
+	@touch $@
+
+test: $(VENV)/.reasoning-gym $(VENV)/.trackers ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest -m "engine and not chaos"
 
@@ -88,7 +94,7 @@ lint: $(STAMP) ## check code style, formatting, types, import layers, language a
 	$(BIN)/python -m tools.check_language
 	$(BIN)/python -m tools.check_waits
 
-check: lint $(VENV)/.reasoning-gym ## lint, and run the tests that start no engine
+check: lint $(VENV)/.reasoning-gym $(VENV)/.trackers ## lint, and run the tests that start no engine
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine" -q
 
 format: $(STAMP) ## write the code as `make check` wants it

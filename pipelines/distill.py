@@ -24,6 +24,7 @@ from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.owner import owned
 from pipelines.cluster.resources import require_labelled_room, require_room
 from pipelines.environment.requirements import require_packages
+from pipelines.monitoring.trackers.opening import require_trackers
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.resolution.run_inputs import input_fingerprints
@@ -78,6 +79,7 @@ def _train_on_cluster(run: ResolvedRun, console: Console, *, resume: bool) -> Ru
     config, directory = run.config, run.directory
     require_reusable_traces(run)
     require_packages(config)
+    require_trackers(config.tracking)
     is_local = starts_local_cluster(config.cluster)
     if is_local:
         fetch_here(run.models.by_setting().values(), console)
@@ -211,7 +213,11 @@ def _group_source(
         scheduler=scheduler,
         broker=services.broker,
         services=GroupServices(
-            sampler=pools.rollout, verifier=pools.verifiers, teachers=pools.teachers, reference=pools.reference
+            sampler=pools.rollout,
+            verifier=pools.verifiers,
+            teachers=pools.teachers,
+            reference=pools.reference,
+            samples=services.samples,
         ),
         teacher_prompts=run.teacher_prompts,
     )

@@ -28,6 +28,7 @@ from pipelines.cli import jobs as jobs_cli
 from pipelines.cli import plan as plan_cli
 from pipelines.cli import prompts as prompts_cli
 from pipelines.cli import registry as registry_cli
+from pipelines.cli import samples as samples_cli
 from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 
 app.add_typer(jobs_cli.app)
+app.add_typer(samples_cli.app)
 app.add_typer(init_cli.app)
 app.add_typer(plan_cli.app)
 app.add_typer(prompts_cli.app)

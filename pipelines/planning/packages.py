@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.environment.packages import Packages, package_checks
 from pipelines.environment.requirements import device_checks
+from pipelines.monitoring.trackers.opening import missing_libraries
 from pipelines.planning.plan import Finding
 from rlad.config import RunConfig
 
@@ -18,6 +19,8 @@ def package_findings(config: RunConfig, packages: Packages, *, is_elsewhere: boo
         packages: Packages of this machine.
         is_elsewhere: Whether the plan is for other machines, whose packages are not known.
     """
+    for missing in missing_libraries(config.tracking):
+        yield Finding(level="warning" if is_elsewhere else "error", text=missing)
     devices = [check for check in device_checks(config, packages) if check.status == "error"]
     if is_elsewhere:
         for check in devices:

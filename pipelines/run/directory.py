@@ -23,7 +23,7 @@ from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "verifier_pool", "weights"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "samples", "tracking", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
@@ -52,9 +52,11 @@ class RunDirectory:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     tensorboard = property(lambda self: self.path / "tensorboard")
+    tracking = property(lambda self: self.path / "tracking")
     ledger = property(lambda self: self.path / "ledger.sqlite")
     traces = property(lambda self: self.path / "traces")
     training_traces = property(lambda self: self.path / "training_traces.arrow")
+    samples = property(lambda self: self.path / "samples")
     checkpoints = property(lambda self: self.path / "checkpoints")
     export = property(lambda self: self.path / "export")
     timeline = property(lambda self: self.path / "timeline.json")
@@ -99,7 +101,8 @@ class RunDirectory:
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            require_no_links(self.path)
+            # Libraries of trackers link to their logs, and rlad reads nothing there.
+            require_no_links(self.path, except_below=[self.tracking])
             if self.config.exists():
                 self._require_same(config)
                 yield

@@ -1,14 +1,13 @@
-"""Records of a run: metrics.jsonl, evaluations.jsonl, TensorBoard and timeline.json."""
+"""Records of a run: metrics.jsonl, evaluations.jsonl, timeline.json, and the figures that its trackers get."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
+from typing import Any, Protocol
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.evaluation.accuracy import EvaluationSummary
@@ -17,14 +16,25 @@ from rlad.evaluation.accuracy import EvaluationSummary
 _TIMELINE_EVENTS = 200_000
 
 
+class FigureLog(Protocol):
+    """Takes the figures of steps without waiting and without errors, as the trackers of a run do."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
 class Telemetry:
     """Recorder of one run. When a run continues from a checkpoint, records of later steps are removed."""
 
-    def __init__(self, run: RunDirectory, *, start_step: int) -> None:
-        self._run = run
+    def __init__(self, run: RunDirectory, *, start_step: int, trackers: FigureLog) -> None:
+        """
+        Args:
+            run: The run directory.
+            start_step: Number of trained steps from which the run starts.
+            trackers: Get all figures too.
+        """
+        self._run, self._trackers = run, trackers
         for path in (run.metrics, run.evaluations):
             self._keep_up_to(path, start_step)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
         self._events: deque[dict[str, Any]] = deque(maxlen=_TIMELINE_EVENTS)
         if run.timeline.exists():
             self._events.extend(json.loads(run.timeline.read_text())["traceEvents"])
@@ -37,19 +47,15 @@ class Telemetry:
             metrics: Metrics named `area/name_unit`.
         """
         self._append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        self._trackers.log(step, metrics)
 
     def record_evaluation(self, step: int, summary: EvaluationSummary, elapsed_s: float) -> None:
         self._append(
             self._run.evaluations,
             {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()},
         )
-        self._board.add_scalar("evaluation/accuracy", summary.overall.mean, step)
-        for group, row in summary.groups.items():
-            self._board.add_scalar(f"evaluation/accuracy_{group}", row.mean, step)
-        self._board.flush()
+        groups = {f"evaluation/accuracy_{group}": row.mean for group, row in summary.groups.items()}
+        self._trackers.log(step, {"evaluation/accuracy": summary.overall.mean, **groups})
 
     def add_span(self, pool: str, name: str, start: float, end: float, *, worker: str | None = None) -> None:
         """Add an event of a pool, or of one of its workers, to the timeline.
@@ -85,7 +91,6 @@ class Telemetry:
 
     def close(self) -> None:
         self.write_timeline()
-        self._board.close()
 
     def _keep_up_to(self, path: Path, step: int) -> None:
         """Remove the lines of later steps, and a last line that a kill cut short."""

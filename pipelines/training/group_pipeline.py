@@ -43,6 +43,12 @@ class GroupVerifier(Protocol):
     async def verify(self, columns: ColumnsRef, *, task: str, num_tokens: int) -> VerifierResult: ...
 
 
+class GroupLog(Protocol):
+    """Logs groups without waiting, as `SampleLogger` does."""
+
+    def add(self, step: int, group: ExperienceGroup, *, is_dropped: bool, worker: str) -> None: ...
+
+
 class Scorer(Protocol):
     """Scores groups, as `TeacherClient` does."""
 
@@ -65,12 +71,14 @@ class GroupServices:
         verifier: Judges them.
         teachers: Teachers by id; empty if the objective uses none.
         reference: The reference policy; None if the objective uses none.
+        samples: Logs the groups; None if the run logs none.
     """
 
     sampler: Sampler
     verifier: GroupVerifier
     teachers: Mapping[str, Scorer]
     reference: Scorer | None
+    samples: GroupLog | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,8 +249,11 @@ class GroupPipeline:
             scoring = self._scoring(sampled, request.prompt_id, teachers)
             _, (result, verified_at), *scores = await together(recording, verify(), *scoring)
             rewards, is_dropped = self._shaped_rewards(sampled, result), False
+        experience = self._experience(sampled, result, rewards, {} if is_dropped else teachers, scores)
+        if self._services.samples is not None:
+            self._services.samples.add(step.number, experience, is_dropped=is_dropped, worker=sampled.worker)
         if not is_dropped:
-            await self._broker.add(step.number, self._experience(sampled, result, rewards, teachers, scores))
+            await self._broker.add(step.number, experience)
         record = GroupRecord(
             summary=summary,
             verdicts=result.verdicts,
@@ -308,8 +319,8 @@ class GroupPipeline:
         teachers: Mapping[str, float],
         scores: list[ColumnsRef],
     ) -> ExperienceGroup:
-        """Assemble the group for the broker from its scores, in the order of `_scoring`."""
-        reference_scores = None if self._services.reference is None else scores.pop()
+        """Assemble the group for the broker from its scores, in the order of `_scoring`. A dropped group has none."""
+        reference_scores = scores.pop() if len(scores) > len(teachers) else None
         return ExperienceGroup(
             summary=sampled.summary,
             columns=sampled.columns,

@@ -21,12 +21,15 @@ from actors.learner.settings import LearnerSettings
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import weight_transport
 from pipelines.cluster.live_run import record_cluster
+from pipelines.monitoring.trackers.opening import open_trackers
+from pipelines.monitoring.trackers.tracker import TrackedRun
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
 from pipelines.run.telemetry import Telemetry
 from pipelines.training.broker_client import BrokerClient
 from pipelines.training.control import RunControl, scaling_bounds
 from pipelines.training.pools import Pools, open_pools
+from pipelines.training.samples import SampleLogger, open_sample_log
 from rlad.config import RunConfig
 
 # A restart costs seconds. The limit ends a run whose broker cannot work, for example for lack of memory.
@@ -46,6 +49,7 @@ class Services:
         telemetry: Records metrics, evaluations and the timeline.
         started: The learner's report on its start.
         used_uids: Uids of the groups that the learner's checkpoint contains.
+        samples: Logs sampled groups; None if the run logs none.
     """
 
     broker: BrokerClient
@@ -54,6 +58,7 @@ class Services:
     telemetry: Telemetry
     started: StepReport
     used_uids: list[str]
+    samples: SampleLogger | None
 
 
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
@@ -127,6 +132,16 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
     return learner
 
 
+def _tracked(run: ResolvedRun, *, start_step: int) -> TrackedRun:
+    return TrackedRun(
+        run_id=run.run_id,
+        config=run.config.model_dump(mode="json"),
+        folder=run.directory.tracking,
+        tensorboard=run.directory.tensorboard,
+        start_step=start_step,
+    )
+
+
 @asynccontextmanager
 async def open_services(
     run: ResolvedRun, broker: ActorHandle, client: BrokerClient, progress: RunProgress, monitor: HeartbeatMonitor
@@ -163,8 +178,11 @@ async def open_services(
         control.start()
         closing.callback(control.close)
         used_uids = await client.reopen(started.version)
-        telemetry = Telemetry(run.directory, start_step=started.version)
+        trackers = open_trackers(config.tracking, _tracked(run, start_step=started.version))
+        closing.push_async_callback(asyncio.to_thread, trackers.close)
+        telemetry = Telemetry(run.directory, start_step=started.version, trackers=trackers)
         closing.callback(telemetry.close)
+        samples = await closing.enter_async_context(open_sample_log(run, last_step=started.version))
         yield Services(
             broker=client,
             pools=pools,
@@ -172,4 +190,5 @@ async def open_services(
             telemetry=telemetry,
             started=started,
             used_uids=used_uids,
+            samples=samples,
         )

@@ -56,6 +56,7 @@ async def run_step_loop(
         config,
         pools,
         telemetry=services.telemetry,
+        samples=services.samples,
         control=services.control,
         progress=progress,
         source=source,

@@ -1,4 +1,4 @@
-"""Records a trained step: metrics, timeline, progress, and the autoscaler's decision."""
+"""Records a trained step: metrics, samples, timeline, progress, and the autoscaler's decision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pipelines.run.telemetry import Telemetry
 from pipelines.training.autoscaler import RolloutAutoscaler
 from pipelines.training.control import RunControl
 from pipelines.training.pools import Pools
+from pipelines.training.samples import SampleLogger
 from pipelines.training.step_pipeline import GroupSource, TrainedStep
 from pipelines.training.utilization import UtilizationMeter
 from rlad.config import RunConfig
@@ -26,6 +27,7 @@ class StepRecorder:
         pools: Pools,
         *,
         telemetry: Telemetry,
+        samples: SampleLogger | None,
         control: RunControl,
         progress: RunProgress,
         source: GroupSource,
@@ -35,12 +37,13 @@ class StepRecorder:
             config: Configuration of the run, with the settings of the autoscaler and the limit of the gap.
             pools: The pools, whose utilization is measured.
             telemetry: Records metrics and timeline.
+            samples: Writes the samples of the step; None if the run logs none.
             control: Gets the run's present state.
             progress: Shows the step.
             source: Computes the metrics of a step's groups.
         """
         self._pools, self._telemetry, self._control, self._progress = pools, telemetry, control, progress
-        self._source = source
+        self._source, self._samples = source, samples
         self._utilization = UtilizationMeter(pools)
         self._autoscaler = RolloutAutoscaler(config.rollout)
         self._gap = LogprobGapLimit.of(config)
@@ -57,6 +60,8 @@ class StepRecorder:
         """
         metrics = self._source.metrics(trained) | await self._utilization.idle_shares(trained.report.metrics)
         self._telemetry.record_step(trained.number + 1, metrics)
+        if self._samples is not None:
+            self._samples.write_step(trained.number, [group.summary.uid for group in trained.groups])
         self._add_spans(trained)
         self._control.record_step(trained.number + 1, metrics)
         sizes = self._control.pool_sizes()

@@ -245,6 +245,8 @@ def _default(name: str, info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "`{}`"
+    if isinstance(value, list) and any(isinstance(each, BaseModel) for each in value):
+        return f"`[{', '.join(each.name for each in value)}]`"
     return f"`{value if isinstance(value, str | float) and not isinstance(value, bool) else json.dumps(value)}`"
 
 

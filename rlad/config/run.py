@@ -13,6 +13,8 @@ from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel, PositiveInt, or_null
 from rlad.config.evaluation import EvaluationConfig
 from rlad.config.learner import CheckpointConfig, LearnerConfig, TrainingConfig, WeightsConfig
+from rlad.config.monitoring.samples import SamplesConfig
+from rlad.config.monitoring.trackers import TensorBoardTracker, TrackingConfig
 from rlad.config.objectives import ObjectiveConfig
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import OfflineConfig, RolloutConfig, VerifierPoolConfig
@@ -86,6 +88,11 @@ class RunConfig(ConfigModel):
     evaluation: EvaluationConfig = Field(description="Evaluation before, during and after training.")
     weights: WeightsConfig = Field(WeightsConfig(), description="Weight updates.")
     checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
+    samples: SamplesConfig = Field(SamplesConfig(), description="Log of sampled groups.")
+    tracking: TrackingConfig = Field(
+        [TensorBoardTracker()],
+        description="Experiment trackers: names, such as `[tensorboard, wandb]`, or sections with settings.",
+    )
     failures: FailureConfig = Field(FailureConfig(), description="Failure handling.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray cluster.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,8 +41,12 @@ def files_below(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def require_no_links(directory: Path) -> None:
+def require_no_links(directory: Path, *, except_below: Collection[Path] = ()) -> None:
     """Refuse symbolic links below a directory: they could redirect reads and writes to other places.
+
+    Args:
+        directory: The directory.
+        except_below: Folders in it that may contain links, but must not be links themselves.
 
     Raises:
         CorruptFileError: There is one.
@@ -55,6 +59,7 @@ def require_no_links(directory: Path) -> None:
                     f"{path} is a symbolic link to {path.readlink()}; links are not followed here. Put the content in "
                     "its place. To keep a run on another disk, choose another --run-dir"
                 )
+        folders[:] = [name for name in folders if Path(folder, name) not in except_below]
 
 
 def digests_of(directory: Path, names: Iterable[str]) -> dict[str, str]:

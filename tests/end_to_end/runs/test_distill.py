@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.evaluation.accuracy import EvaluationSummary, majority_vote
+from rlad.samples.reading import read_samples
 
 from ..live_run import LiveRun
 
@@ -29,7 +30,7 @@ PLANTED = {
     "RLAD_TEST_API_KEY": "planted-1-f3a91c07be52",
     "DATABASE_URL": "postgresql://rlad:planted-2-77d0@nowhere/rlad",
 }
-OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}"]
+OVERRIDES = [f"training.steps={STEPS}", f"training.max_refills={REFILLS}", "samples.share=1"]
 
 
 def rlad(*arguments: str | Path, timeout_s: float = 1200) -> subprocess.CompletedProcess[str]:
@@ -91,6 +92,20 @@ def test_metrics_and_evaluations_have_no_gaps_or_repetitions(run: RunDirectory) 
     assert "| all | 24 |" in (run.export / "README.md").read_text()
     for path in (run.config, run.tensorboard, run.ledger, run.checkpoints, run.export, run.timeline, run.report):
         assert path.exists(), path
+
+
+def test_samples_are_those_of_the_metrics_although_the_driver_was_killed(run: RunDirectory) -> None:
+    rows = read_samples(run.samples, limit=10_000)
+    responses = [(row["group_uid"], row["response_index"]) for row in rows]
+    assert len(responses) == len(set(responses))
+    rewards = defaultdict(list)
+    for row in rows:
+        rewards[row["step"]].append(row["reward"])
+        assert (row["teacher_logprobs"] is None) == row["is_dropped"]
+    recorded = {line["step"]: line["reward/mean"] for line in read_json_lines(run.metrics)}
+    assert rewards.keys() >= {3, 4, 5, 6}  # the kill may have cost the part of the step before the checkpoint
+    for step, found in rewards.items():
+        assert sum(found) / len(found) == pytest.approx(recorded[step])
 
 
 def test_engine_and_learner_agree_on_log_probabilities_in_every_step(run: RunDirectory) -> None:

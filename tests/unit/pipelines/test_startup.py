@@ -79,6 +79,7 @@ def test_commands_without_cluster_and_model_import_neither_torch_nor_ray(
         (BY_HAND, "x lower"),
         ("deploy render {elsewhere} --out {tmp}/manifests", "rayjob.yaml"),
         ("report {run}", "nothing to report yet"),
+        ("samples {run}", "no samples at"),
     ]
     filled = [
         (command.format(smoke=SMOKE, elsewhere=OF_MODELS_ELSEWHERE, tmp=tmp_path, run=ended_run.path), says)
@@ -107,6 +108,7 @@ def test_actors_without_computation_and_the_step_pipeline_import_no_torch() -> N
         "actors.verifier.killable_process",
         "actors.verifier.worker",
         "actors.verifier.reward_pool",
+        "actors.samples.recorder",
         "actors.teacher.client",
         "actors.teacher.http_gateway",
         "actors.teacher.deployment",

@@ -12,36 +12,22 @@ GUIDES = ["AGENTS.md", "CONTRIBUTING.md"]
 TOP_LEVEL_FILES = re.compile(r"[\w.]+\.(md|toml|yaml)")
 
 
-def quoted(guide: str) -> list[tuple[str, bool]]:
-    """Return each text in backquotes, and whether the guide marks it as reserved."""
-    text = re.sub(r"```.*?```", "", (ROOT / guide).read_text(), flags=re.DOTALL)
-    return [(quote, bool(mark)) for quote, mark in re.findall(r"`([^`]+)`( \(reserved\))?", text)]
-
-
-def paths_in(guide: str, *, reserved: bool) -> list[str]:
+def paths_in(guide: str) -> list[str]:
     """Return the paths that a guide names: folders end with a slash, files have an ending."""
+    text = re.sub(r"```.*?```", "", (ROOT / guide).read_text(), flags=re.DOTALL)
     known = {path.name for path in ROOT.iterdir()}
     return [
         quote
-        for quote, mark in quoted(guide)
-        if mark == reserved
-        and " " not in quote
-        and (TOP_LEVEL_FILES.fullmatch(quote) or (quote.split("/")[0] in known and "/" in quote))
+        for quote in re.findall(r"`([^`]+)`", text)
+        if " " not in quote and (TOP_LEVEL_FILES.fullmatch(quote) or (quote.split("/")[0] in known and "/" in quote))
     ]
 
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_paths_in_the_guide_exist(guide: str) -> None:
-    paths = paths_in(guide, reserved=False)
+    paths = paths_in(guide)
     assert len(paths) > 15
     assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("guide", GUIDES)
-def test_reserved_folders_do_not_exist_yet(guide: str) -> None:
-    paths = paths_in(guide, reserved=True)
-    assert set(paths) == {"pipelines/monitoring/"}
-    assert [path for path in paths if (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("guide", GUIDES)

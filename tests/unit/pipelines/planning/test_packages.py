@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import pytest
 
 from pipelines.environment.packages import Packages
 from pipelines.planning.packages import package_findings
@@ -28,3 +31,12 @@ def test_run_on_other_machines_is_only_warned() -> None:
     (finding,) = package_findings(config, MIXED, is_elsewhere=True)
     assert finding.level == "warning"
     assert finding.text.startswith("here rollout asks for GPUs")
+
+
+@pytest.mark.parametrize(("is_elsewhere", "level"), [(False, "error"), (True, "warning")])
+def test_missing_library_of_a_tracker_is_found(monkeypatch: pytest.MonkeyPatch, is_elsewhere: bool, level: str) -> None:
+    config = load_run_config(CONFIGS / "smoke_cpu.yaml", ["tracking=[tensorboard,trackio]"])
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    (finding,) = package_findings(config, CPU, is_elsewhere=is_elsewhere)
+    assert (finding.level, "`pip install trackio`" in finding.text) == (level, True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.reports.run_report import write_report
 from pipelines.run.directory import RunDirectory, read_json_lines
@@ -19,6 +19,13 @@ from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.ledger import Ledger
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
+
+
+class NoTrackers:
+    """The trackers of a run that has none."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        pass
 
 
 def evaluation(solved: int) -> EvaluationSummary:
@@ -59,7 +66,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def record(run: RunDirectory, start_step: int, end_step: int) -> None:
-    telemetry = Telemetry(run, start_step=start_step)
+    telemetry = Telemetry(run, start_step=start_step, trackers=NoTrackers())
     if start_step == 0:
         telemetry.record_evaluation(0, evaluation(4), 1.0)
     for step in range(start_step + 1, end_step + 1):
@@ -76,8 +83,6 @@ def test_resuming_drops_records_after_the_checkpoint(run: RunDirectory) -> None:
     record(run, 3, 6)
     assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 6]
-    board = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
-    assert [event.step for event in board.Scalars("reward/mean")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_timeline_is_a_chrome_trace_of_begin_and_end_pairs(run: RunDirectory) -> None:
@@ -102,7 +107,7 @@ def test_report_is_one_self_contained_page(run: RunDirectory) -> None:
 
 
 def test_report_of_offline_run_shows_loss_and_no_reward(run: RunDirectory) -> None:
-    telemetry = Telemetry(run, start_step=0)
+    telemetry = Telemetry(run, start_step=0, trackers=NoTrackers())
     for step in (1, 2):
         times = {name: value for name, value in step_metrics(step).items() if name.startswith("time/")}
         telemetry.record_step(

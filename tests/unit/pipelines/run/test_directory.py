@@ -172,7 +172,7 @@ def test_a_flipped_bit_in_a_file_that_a_resume_depends_on_is_found(config: RunCo
         pass
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "export/model.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["checkpoints", "export/model.safetensors", "metrics.jsonl", "tracking"])
 def test_a_run_directory_with_a_planted_link_is_refused(config: RunConfig, tmp_path: Path, name: str) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.hold(config, resume=False):
@@ -180,6 +180,17 @@ def test_a_run_directory_with_a_planted_link_is_refused(config: RunConfig, tmp_p
     (run.path / name).parent.mkdir(exist_ok=True)
     (run.path / name).symlink_to(tmp_path)
     with pytest.raises(CorruptFileError, match="is a symbolic link"), run.hold(config, resume=True):
+        pass
+
+
+def test_links_that_a_tracker_made_for_itself_do_not_keep_a_run_from_continuing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        (run.tracking / "wandb").mkdir(parents=True)
+        (run.tracking / "wandb" / "latest-run").symlink_to(tmp_path)
+    with run.hold(config, resume=True):
         pass
 
 

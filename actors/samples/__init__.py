@@ -1,0 +1,1 @@
+"""The sample recorder: fetches sampled groups from the object store and writes the sample log."""

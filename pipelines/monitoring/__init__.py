@@ -1,0 +1,1 @@
+"""Figures of runs for other systems: experiment trackers and Prometheus."""

@@ -1,0 +1,1 @@
+"""The sample log: sampled groups of a run as parquet files."""
