@@ -15,8 +15,8 @@ import psutil
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.ledger import Ledger
 
-_ROOT = Path(__file__).parents[2]
-SMOKE = _ROOT / "configs" / "smoke_cpu.yaml"
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "configs" / "smoke_cpu.yaml"
 TIMEOUT_S = 420.0
 # Roles with a part of their process titles.
 ROLES: Mapping[str, str] = {
@@ -101,6 +101,11 @@ class SmokeRun:
         if self._process.poll() not in (None, 0):
             self._process, self.resumed = self._start(), self.resumed + 1
 
+    def kill_driver(self) -> None:
+        """Kill the process of the run, and nothing else."""
+        self._process.kill()
+        self._process.wait(60)
+
     def finish(self, name: str) -> Ending:
         """Wait for the end of the run.
 
@@ -129,7 +134,7 @@ class SmokeRun:
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [*self._prefix, *command, "--resume", *self._settings],
-                cwd=_ROOT,
+                cwd=ROOT,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
