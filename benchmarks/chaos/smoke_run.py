@@ -66,15 +66,14 @@ class SmokeRun:
         resumed: Number of times that it was continued.
     """
 
-    def __init__(self, folder: Path, settings: Sequence[str], *, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str]) -> None:
         """
         Args:
             folder: Folder of the run, which is created.
             settings: Settings as `key=value`.
-            prefix: Command in whose environment the run is started, with its arguments.
         """
         self.directory, self._log = RunDirectory(folder), folder.with_suffix(".log")
-        self._settings, self._prefix = settings, prefix
+        self._settings = settings
         self.resumed = 0
         self._process = self._start()
 
@@ -100,11 +99,6 @@ class SmokeRun:
         """Continue the run if it has failed."""
         if self._process.poll() not in (None, 0):
             self._process, self.resumed = self._start(), self.resumed + 1
-
-    def kill_driver(self) -> None:
-        """Kill the process of the run, and nothing else."""
-        self._process.kill()
-        self._process.wait(60)
 
     def finish(self, name: str) -> Ending:
         """Wait for the end of the run.
@@ -133,7 +127,7 @@ class SmokeRun:
         command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), "--run-dir", str(self.directory.path)]
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [*self._prefix, *command, "--resume", *self._settings],
+                [*command, "--resume", *self._settings],
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
@@ -142,9 +136,9 @@ class SmokeRun:
 
 
 @contextmanager
-def smoke_run(folder: Path, settings: Sequence[str], *, prefix: Sequence[str] = ()) -> Iterator[SmokeRun]:
+def smoke_run(folder: Path, settings: Sequence[str]) -> Iterator[SmokeRun]:
     """Run the smoke configuration for the duration of the block. The arguments are those of `SmokeRun`."""
-    run = SmokeRun(folder, settings, prefix=prefix)
+    run = SmokeRun(folder, settings)
     try:
         yield run
     finally:
