@@ -80,10 +80,13 @@ test: $(VENV)/.reasoning-gym $(VENV)/.trackers ## all tests, real engines includ
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest -m "engine and not chaos"
 
-chaos: $(STAMP) ## faults that take too long for `make test`: bit flips, stopped roles, tickers, kills in live runs
+chaos: $(STAMP) ## faults that take too long for `make test`: bit flips, stops, kills, long runs
 	$(BIN)/python -m benchmarks.chaos.bit_flips
+	$(BIN)/python -m benchmarks.chaos.long_run
+	$(BIN)/python -m benchmarks.chaos.small_store
 	$(BIN)/python -m benchmarks.chaos.tickers
 	$(BIN)/python -m benchmarks.chaos.stopped_roles
+	$(BIN)/python -m benchmarks.chaos.random_kills
 	$(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP) ## check code style, formatting, types, import layers, language and waits

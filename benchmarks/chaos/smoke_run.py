@@ -15,8 +15,8 @@ import psutil
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.ledger import Ledger
 
-_ROOT = Path(__file__).parents[2]
-SMOKE = _ROOT / "configs" / "smoke_cpu.yaml"
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "configs" / "smoke_cpu.yaml"
 TIMEOUT_S = 420.0
 # Roles with a part of their process titles.
 ROLES: Mapping[str, str] = {
@@ -66,15 +66,14 @@ class SmokeRun:
         resumed: Number of times that it was continued.
     """
 
-    def __init__(self, folder: Path, settings: Sequence[str], *, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str]) -> None:
         """
         Args:
             folder: Folder of the run, which is created.
             settings: Settings as `key=value`.
-            prefix: Command in whose environment the run is started, with its arguments.
         """
         self.directory, self._log = RunDirectory(folder), folder.with_suffix(".log")
-        self._settings, self._prefix = settings, prefix
+        self._settings = settings
         self.resumed = 0
         self._process = self._start()
 
@@ -128,8 +127,8 @@ class SmokeRun:
         command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), "--run-dir", str(self.directory.path)]
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [*self._prefix, *command, "--resume", *self._settings],
-                cwd=_ROOT,
+                [*command, "--resume", *self._settings],
+                cwd=ROOT,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -137,9 +136,9 @@ class SmokeRun:
 
 
 @contextmanager
-def smoke_run(folder: Path, settings: Sequence[str], *, prefix: Sequence[str] = ()) -> Iterator[SmokeRun]:
+def smoke_run(folder: Path, settings: Sequence[str]) -> Iterator[SmokeRun]:
     """Run the smoke configuration for the duration of the block. The arguments are those of `SmokeRun`."""
-    run = SmokeRun(folder, settings, prefix=prefix)
+    run = SmokeRun(folder, settings)
     try:
         yield run
     finally:
