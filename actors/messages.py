@@ -158,14 +158,58 @@ class WeightsBucket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedDelta:
+    """Delta from a policy version to the next one.
+
+    Attributes:
+        checksum: Checksum of the file that the delta leads to.
+        changed: Places of the tensors that changed, in the file's order, as a bit mask in little-endian order.
+        num_bytes: Size of the delta in bytes.
+        ref: Reference to a list of uint8 arrays, the encoded buckets. It ends like that of a `WeightsBucket`.
+    """
+
+    checksum: str
+    changed: bytes
+    num_bytes: int
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublication:
-    """Published weights of one policy version.
+    """Published weights of one policy version: a full version, and the deltas that lead from it to this one.
 
     Attributes:
         manifest: Version, checksum and size.
-        buckets: Buckets that form a safetensors file end to end. Empty if the learner keeps the weights and sends them
-            on request; the checksum is then that of their layout.
+        buckets: Buckets that form the safetensors file of the full version end to end. Empty if the learner keeps the
+            weights and sends them on request; the checksum is then that of their layout.
+        deltas: Deltas in the order in which they apply; empty if the buckets are those of this version.
+        full_checksum: Checksum of the full version.
+        digests: Digests of this version's buckets, in order.
     """
 
     manifest: WeightsManifest
     buckets: tuple[WeightsBucket, ...] = ()
+    deltas: tuple[PublishedDelta, ...] = ()
+    full_checksum: str = ""
+    digests: tuple[bytes, ...] = ()
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """Checksum of the full version, then that of the version after each delta."""
+        return (self.full_checksum, *(delta.checksum for delta in self.deltas))
+
+    def changed_since(self, checksum: str) -> list[int] | None:
+        """Return the places of the tensors that changed since a version, in the file's order.
+
+        Args:
+            checksum: Checksum of the version.
+
+        Returns:
+            Places, ascending; None if the version is not one from which the deltas lead to this one.
+        """
+        if not self.deltas or checksum not in self.checksums:
+            return None
+        mask = 0
+        for delta in self.deltas[self.checksums.index(checksum) :]:
+            mask |= int.from_bytes(delta.changed, "little")
+        return [place for place in range(mask.bit_length()) if mask >> place & 1]

@@ -35,6 +35,7 @@ class LearnerSettings:
         checkpoint_every_steps: Steps between two checkpoints.
         checkpoints_to_keep: Number of checkpoints that are kept.
         transport: How weight updates travel.
+        full_every: Policy versions from one full publication to the next, as in `weights.full_every`.
         engine_processes: Processes of one rollout engine, each of which receives the weights of a transfer.
         transfer_timeout_s: Deadline of a weight transfer, seconds.
         label_selector: Labels of the nodes that ranks may run on; empty for any node.
@@ -59,6 +60,7 @@ class LearnerSettings:
     checkpoint_every_steps: int
     checkpoints_to_keep: int
     transport: Literal["object_store", "nccl", "ipc", "gloo"]
+    full_every: int
     engine_processes: int
     transfer_timeout_s: float
     label_selector: dict[str, str]
@@ -94,6 +96,7 @@ class LearnerSettings:
             checkpoint_every_steps=config.checkpoints.every_steps,
             checkpoints_to_keep=config.checkpoints.keep,
             transport=config.weights.transport,
+            full_every=config.weights.full_every,
             engine_processes=config.rollout.tensor_parallel,
             transfer_timeout_s=config.cluster.start_timeout_s,
             label_selector=selector_of(config.cluster, "learner"),

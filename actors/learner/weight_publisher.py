@@ -24,7 +24,7 @@ from actors.learner.broker_link import BrokerLink
 from actors.learner.collectives import agree_on_success, broadcast_from_first
 from actors.learner.settings import LearnerSettings
 from actors.messages import WeightsPublication
-from actors.weights.publish import publish
+from actors.weights.publish import DeltaPublisher
 from actors.weights.transfer_client import RayTransferClient
 from rlad.contracts import WeightsManifest
 from rlad.errors import EngineError
@@ -57,7 +57,7 @@ class WeightPublisher(Protocol):
 def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer, broker: BrokerLink) -> WeightPublisher:
     """Return the publisher for the configured transport."""
     if settings.transport == "object_store":
-        return ObjectStorePublisher(trainer, broker)
+        return ObjectStorePublisher(trainer, broker, full_every=settings.full_every)
     return TransferPublisher(
         settings.transport,
         trainer.weight_source(),
@@ -70,18 +70,17 @@ def open_weight_publisher(settings: LearnerSettings, trainer: ZeroTrainer, broke
 class ObjectStorePublisher:
     """Publisher that gathers the weights on rank 0 and puts them into the object store."""
 
-    def __init__(self, trainer: ZeroTrainer, broker: BrokerLink) -> None:
+    def __init__(self, trainer: ZeroTrainer, broker: BrokerLink, *, full_every: int) -> None:
         self._trainer = trainer
         self._broker = broker
-        self._newest: WeightsPublication | None = None
+        self._publisher = DeltaPublisher(full_every)
 
     def publish(self, version: int, announce: Announce) -> float:
         weights = self._trainer.gather_weights()
 
         def publish_and_announce() -> None:
             if weights is not None:
-                self._newest = publish(weights, version, earlier=self._newest)
-                announce([self._newest])
+                announce([self._publisher.publish(weights, version)])
 
         agree_on_success(publish_and_announce)
         return 0.0

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 import xxhash
-from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights, require_shared_memory
+from actors.weights.published_file import hold_published
 from rlad.contracts import Columns, RolloutGroup, WeightsManifest
-from rlad.errors import EngineError, WeightsLostError, WeightsMismatchError
+from rlad.errors import WeightsMismatchError
 from rlad.models.locations import fetch_model
-from rlad.weight_file import Bytes, weight_bytes
+from rlad.weight_file import weight_bytes
 
 if TYPE_CHECKING:
     from actors.engines.vllm_engine.sampler import VllmSampler
 
-# Deadline for the buckets of a weight update to arrive on the node. The driver's own deadline of an update is shorter.
-_FETCH_TIMEOUT_S = 600.0
+logger = logging.getLogger(__name__)
 
 
 class RolloutWorker:
@@ -36,6 +34,8 @@ class RolloutWorker:
         self._run_id = run_id
         self._weights: NodeWeights
         self._sampler: VllmSampler
+        # Checksum of the file that the engine loaded last.
+        self._loaded = ""
 
     async def start(self) -> int:
         """Start the engine.
@@ -120,27 +120,37 @@ class RolloutWorker:
             WeightsLostError: The published objects no longer exist.
         """
         manifest = publication.manifest
-        held = await asyncio.to_thread(
-            self._weights.hold,
-            manifest,
-            [bucket.digest for bucket in publication.buckets],
-            partial(_fetch, publication),
-        )
+        try:
+            await self._load(publication)
+        except WeightsMismatchError as error:
+            # The file that the deltas were applied to may have been wrong. A full version takes its place once.
+            if not publication.deltas or await self._sampler.version() is None:
+                raise
+            logger.warning("weights=written_again policy_version=%d reason=%s", manifest.version, error)
+            await self._load(publication)
+        self._loaded = manifest.checksum
+        await asyncio.to_thread(self._weights.remove_older, manifest)
+        return manifest
+
+    async def _load(self, publication: WeightsPublication) -> None:
+        """Write the node's file, unless another worker has, and load it. A file that is refused is removed."""
+        manifest = publication.manifest
+        held = await asyncio.to_thread(hold_published, self._weights, publication)
         try:
             file = {
                 "path": str(held.path),
                 "version": manifest.version,
                 "checksum": manifest.checksum,
                 "num_bytes": manifest.num_bytes,
+                "base": self._loaded,
+                "changed": publication.changed_since(self._loaded),
             }
-            reported = await self._sampler.update_weights(file, manifest)
+            await self._sampler.update_weights(file, manifest)
         except WeightsMismatchError:
             held.remove()
             raise
         finally:
             held.release()
-        await asyncio.to_thread(self._weights.remove_older, manifest)
-        return reported
 
     async def version(self) -> int | None:
         """Return the policy version that the engine process holds. An answer also shows that the process is alive."""
@@ -150,25 +160,3 @@ class RolloutWorker:
         """Shut down the engine and remove the worker's files from the node."""
         await self._sampler.close()
         self._weights.close()
-
-
-def _fetch(publication: WeightsPublication, places: Sequence[int]) -> list[list[Bytes]]:
-    """Get buckets from the object store, mapped and not copied.
-
-    Raises:
-        EngineError: The published objects did not arrive in time.
-        WeightsLostError: They no longer exist.
-    """
-    try:
-        refs = [publication.buckets[place].ref for place in places]
-        buckets: list[list[Bytes]] = ray.get(refs, timeout=_FETCH_TIMEOUT_S)
-    except GetTimeoutError as error:
-        raise EngineError(
-            f"weights of version {publication.manifest.version} did not arrive within {_FETCH_TIMEOUT_S:g} s"
-        ) from error
-    except ObjectLostError as error:
-        raise WeightsLostError(
-            f"weights of version {publication.manifest.version} were lost with the process that published them; "
-            "publish them again"
-        ) from error
-    return buckets

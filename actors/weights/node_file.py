@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from actors.weights.file_content import FileMapping, write_new
+from actors.weights.file_locks import is_open_at, lock, lock_at_once, locked, locked_at_once
 from rlad.contracts import WeightsManifest
-from rlad.errors import DeadlineError, EngineError
-from rlad.weight_file import BUCKET_BYTES, Bytes, threads
+from rlad.errors import EngineError
+from rlad.weight_file import Bytes
 
 Fetch = Callable[[Sequence[int]], Sequence[Sequence[Bytes]]]
 """Returns the content of the buckets at the given indices. Each bucket is a sequence of parts to concatenate."""
@@ -29,10 +27,6 @@ _ALIVE = "alive.lock"
 _WRITING = "writing.lock"
 _FILES = "v*.safetensors"
 _LONGEST_NAME = 200
-# Deadline for a lock. Its holder writes one model to memory, which takes seconds.
-_LOCK_TIMEOUT_S = 300.0
-# Pauses between two attempts to lock.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +40,24 @@ class HeldFile:
         os.close(self._descriptor)
 
     def remove(self) -> None:
-        """Delete the file because its content is wrong. The next `hold` writes it again."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file because its content is wrong, unless that has happened. The next `hold` writes it again."""
+        if is_open_at(self._descriptor, self.path):
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaChain:
+    """Deltas that lead from a full version to a newer one.
+
+    Attributes:
+        checksums: Checksum of the full version, then that of the version after each delta.
+        digests: Digests of the newest version's buckets, in order.
+        fetch: Returns the deltas from the one at the given place on. Each is a sequence of encoded buckets.
+    """
+
+    checksums: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    fetch: Callable[[int], Sequence[Sequence[Bytes]]]
 
 
 def require_shared_memory(num_bytes: int, run_id: str, parent: Path | None = None) -> None:
@@ -98,32 +108,39 @@ class NodeWeights:
         self._alive = self._enter()
         # Checksum of the last held file, and the digests of its buckets.
         self._known: tuple[str, tuple[bytes, ...]] = "", ()
-        self._mapping = _Mapping()
+        self._mapping = FileMapping()
         self._remove_dead_runs()
 
     def path(self, manifest: WeightsManifest) -> Path:
         """Return the path of these weights on this node. The file exists at least as long as it is held."""
         return self._folder / f"v{manifest.version}-{manifest.checksum}.safetensors"
 
-    def hold(self, manifest: WeightsManifest, digests: Sequence[bytes], fetch: Fetch) -> HeldFile:
+    def hold(
+        self, manifest: WeightsManifest, digests: Sequence[bytes], fetch: Fetch, chain: DeltaChain | None = None
+    ) -> HeldFile:
         """Return the file with these weights, locked until it is released.
 
         The first caller on the node writes the file; other callers block meanwhile. It overwrites an older file that no
-        worker holds, writing only the buckets that differ, or creates a new file if there is none.
+        worker holds, writing only the buckets that differ, or creates a new file if there is none. If the weights are
+        published as deltas, it applies those that the older file lacks, or writes the full version and applies all.
 
         Args:
             manifest: Manifest of the weights.
-            digests: Digests of the buckets, in order.
+            digests: Digests of the buckets that `fetch` returns, in order.
             fetch: Called with the indices of the buckets to write. Its exceptions propagate; no partial file remains.
+            chain: Deltas from the buckets that `fetch` returns to the weights. None if those are the weights.
+
+        Raises:
+            WeightsMismatchError: A delta is corrupt or does not fit. No file of these weights remains.
         """
-        with _locked(self._folder / _WRITING):
+        with locked(self._folder / _WRITING):
             path = self.path(manifest)
             if not path.exists():
-                self._make(path, manifest, digests, fetch)
-            self._known = manifest.checksum, tuple(digests)
+                self._make(path, manifest, digests, fetch, chain)
+            self._known = manifest.checksum, tuple(chain.digests if chain else digests)
             self._mapping.close_unless_maps(path)
             descriptor = os.open(path, os.O_RDONLY)
-            _lock(descriptor, fcntl.LOCK_SH, path)  # at once: a writer would hold the folder's lock
+            lock(descriptor, fcntl.LOCK_SH, path)  # at once: a writer would hold the folder's lock
             return HeldFile(path, descriptor)
 
     def remove_older(self, manifest: WeightsManifest) -> None:
@@ -131,12 +148,12 @@ class NodeWeights:
 
         Blocks while another worker writes. An engine that has mapped a removed file keeps its mapping.
         """
-        with _locked(self._folder / _WRITING):
+        with locked(self._folder / _WRITING):
             for path in self._folder.glob("*.unfinished"):
                 path.unlink()
             for path in self._folder.glob(_FILES):
                 if _version(path) < manifest.version:
-                    with _locked_at_once(path) as is_free:
+                    with locked_at_once(path) as is_free:
                         if is_free:
                             path.unlink()
 
@@ -150,10 +167,10 @@ class NodeWeights:
         while True:
             with suppress(FileNotFoundError):
                 self._make_folder()
-                lock = self._folder / _ALIVE
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-                _lock(descriptor, fcntl.LOCK_SH, lock)
-                if _is_open_at(descriptor, lock):
+                alive = self._folder / _ALIVE
+                descriptor = os.open(alive, os.O_RDWR | os.O_CREAT, 0o600)
+                lock(descriptor, fcntl.LOCK_SH, alive)
+                if is_open_at(descriptor, alive):
                     return descriptor
                 os.close(descriptor)
 
@@ -167,25 +184,42 @@ class NodeWeights:
                 "choose another run name"
             )
 
-    def _make(self, path: Path, manifest: WeightsManifest, digests: Sequence[bytes], fetch: Fetch) -> None:
+    def _make(
+        self,
+        path: Path,
+        manifest: WeightsManifest,
+        digests: Sequence[bytes],
+        fetch: Fetch,
+        chain: DeltaChain | None,
+    ) -> None:
         unfinished = path.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
-        with self._spare(manifest.num_bytes) as spare:
-            indices = self._changed(spare, digests)
+        bases = chain.checksums if chain else ()
+        with self._spare(manifest.num_bytes, bases) as spare:
+            is_base = spare is not None and _checksum(spare) in bases
+            indices = [] if is_base else self._changed(spare, digests)
             buckets = list(zip(indices, fetch(indices), strict=True))
+            deltas = chain.fetch(bases.index(_checksum(spare)) if spare and is_base else 0) if chain else ()
             if spare is None:
-                _write(unfinished, buckets)
+                write_new(unfinished, buckets)
             else:
                 # Renamed before writing: if this worker is killed, no file with mixed content looks like valid weights.
                 spare.rename(unfinished)
                 self._mapping.write(unfinished, buckets)
+            if deltas:
+                self._mapping.apply(unfinished, deltas)
         unfinished.rename(path)
 
     @contextmanager
-    def _spare(self, num_bytes: int) -> Iterator[Path | None]:
-        """Lock an unheld file of another version and the same size, for overwriting. Yield None if there is none."""
-        for path in self._folder.glob(_FILES):
-            with _locked_at_once(path) as is_free:
+    def _spare(self, num_bytes: int, bases: Sequence[str]) -> Iterator[Path | None]:
+        """Lock an unheld file of another version and the same size, for overwriting. Yield None if there is none.
+
+        Args:
+            num_bytes: Size of the file.
+            bases: Checksums of the versions to which deltas apply. A file of one of them is preferred.
+        """
+        for path in sorted(self._folder.glob(_FILES), key=lambda path: _checksum(path) not in bases):
+            with locked_at_once(path) as is_free:
                 if is_free and path.stat().st_size == num_bytes:
                     yield path
                     return
@@ -204,61 +238,6 @@ class NodeWeights:
                 _remove_if_dead(folder)
 
 
-class _Mapping:
-    """Writable memory map of the weight file. Its pages are mapped once, so later writes run at memory speed."""
-
-    def __init__(self) -> None:
-        self._inode: int | None = None
-        self._content: Bytes = np.zeros(0, np.uint8)
-
-    def close_unless_maps(self, path: Path) -> None:
-        """Drop the mapping of another file. A deleted file keeps its memory as long as it is mapped."""
-        if self._inode != path.stat().st_ino:
-            self._inode, self._content = None, np.zeros(0, np.uint8)
-
-    def write(self, path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
-        """Write buckets, given by index, to an existing file that has all its pages.
-
-        A file with missing pages must not be written through a mapping: if no memory is left for a page, the kernel
-        ends the process with SIGBUS.
-        """
-        with path.open("r+b") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
-                self._inode, self._content = inode, np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
-        with threads() as copying:
-            for copied in [copying.submit(self._copy, index * BUCKET_BYTES, parts) for index, parts in buckets]:
-                copied.result()
-
-    def _copy(self, offset: int, parts: Sequence[Bytes]) -> None:
-        for part in parts:
-            np.copyto(self._content[offset : offset + len(part)], part)
-            offset += len(part)
-
-
-def _write(path: Path, buckets: Sequence[tuple[int, Sequence[Bytes]]]) -> None:
-    """Write buckets, given by index, to a new file. Uses several threads because page allocation dominates the time."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with threads() as writers:
-            for written in [
-                writers.submit(_write_bucket, descriptor, index * BUCKET_BYTES, parts) for index, parts in buckets
-            ]:
-                written.result()
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_bucket(descriptor: int, offset: int, parts: Sequence[Bytes]) -> None:
-    for part in parts:
-        while len(part):
-            written = os.pwrite(descriptor, part.data, offset)
-            part, offset = part[written:], offset + written
-
-
 def remove_dead_folder(run_id: str, parent: Path | None = None) -> None:
     """Remove the folder of a run on this node, unless a worker holds it. Args as for `NodeWeights`."""
     _remove_if_dead((parent or _shared_memory()) / f"{_PREFIX}{run_id}")
@@ -266,17 +245,17 @@ def remove_dead_folder(run_id: str, parent: Path | None = None) -> None:
 
 def _remove_if_dead(folder: Path) -> None:
     try:
-        lock = os.open(folder / _ALIVE, os.O_RDWR)
+        alive = os.open(folder / _ALIVE, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return  # removed already, or another user's folder
     try:
-        if _lock_at_once(lock) and _is_open_at(lock, folder / _ALIVE):
+        if lock_at_once(alive) and is_open_at(alive, folder / _ALIVE):
             # Renamed at once: a worker that enters meanwhile makes a new folder, and loses no file of its own.
             doomed = folder.with_name(f"{folder.name[:_LONGEST_NAME]}.removed-{uuid.uuid4().hex}")
             folder.rename(doomed)
             shutil.rmtree(doomed)
     finally:
-        os.close(lock)
+        os.close(alive)
 
 
 def _version(path: Path) -> int:
@@ -285,64 +264,6 @@ def _version(path: Path) -> int:
 
 def _checksum(path: Path) -> str:
     return path.stem.partition("-")[2]
-
-
-@contextmanager
-def _locked_at_once(path: Path) -> Iterator[bool]:
-    """Try to lock a file exclusively until the end of the block. Yield whether that succeeded."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield _lock_at_once(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int, path: Path) -> None:
-    """Lock an open file, and wait while other processes have a lock on it that excludes this one.
-
-    Raises:
-        DeadlineError: Another process has held its lock too long. The kernel drops the locks of processes that end.
-    """
-    deadline, pause_s = time.monotonic() + _LOCK_TIMEOUT_S, _FIRST_PAUSE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"{path} was locked by another process for {_LOCK_TIMEOUT_S:g} s: a worker of this node hangs "
-                    "while it writes the weights"
-                ) from error
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-def _lock_at_once(descriptor: int) -> bool:
-    """Lock an open file exclusively unless another process has a lock on it. Return whether that succeeded."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_open_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is still the file at `path`, which may have been replaced since it was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        _lock(descriptor, fcntl.LOCK_EX, path)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _shared_memory() -> Path:

@@ -148,6 +148,13 @@ class WeightsConfig(ConfigModel):
         "checksum: `nccl` broadcasts between GPUs, `ipc` maps the memory of a GPU that learner and rollout worker "
         "share, and `gloo` broadcasts between CPUs.",
     )
+    full_every: PositiveInt = Field(
+        16,
+        description="Policy versions from one full publication to the next (`object_store`). The versions between are "
+        "exact deltas: only the elements that changed are published, compressed. A version is published in full also "
+        "where its delta would be larger. Deltas take a copy of the weights in the host memory of learner rank 0. "
+        "1 publishes every version in full.",
+    )
 
 
 class CheckpointConfig(ConfigModel):

@@ -12,10 +12,10 @@ from typing import Any
 
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.vllm_engine.loaded_model import WholeModelLoader
 from actors.engines.vllm_engine.masking import MaskExtension
+from actors.engines.vllm_engine.partial_reload import PartialReload
 from rlad.contracts import WeightsManifest
 from rlad.weight_file import MappedFile
 
@@ -27,16 +27,27 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightsFile(WeightTransferUpdateInfo):
-    """Weight file on this node, with its expected checksum and size."""
+    """Weight file on this node, with its expected checksum and size.
+
+    Attributes:
+        changed: Places of the tensors, in the file's order, that differ from the version with the checksum `base`;
+            None if that is not known.
+    """
 
     path: str
     version: int
     checksum: str
     num_bytes: int
+    base: str = ""
+    changed: list[int] | None = None
 
 
 class ObjectStoreEngine(WholeModelLoader, WeightTransferEngine[NoInit, WeightsFile]):
-    """Loads weights from the node's weight file, one file per update."""
+    """Loads weights from the node's weight file, one file per update.
+
+    Attributes:
+        num_loaded: Number of tensors that the last update loaded.
+    """
 
     init_info_cls = NoInit
     update_info_cls = WeightsFile
@@ -44,12 +55,14 @@ class ObjectStoreEngine(WholeModelLoader, WeightTransferEngine[NoInit, WeightsFi
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._file = MappedFile()
+        self._reload = PartialReload()
+        self.num_loaded = 0
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         pass
 
     def receive_weights(self, update_info: WeightsFile) -> None:
-        """Verify the file and load it.
+        """Verify the file and load it, or of it the tensors that changed since the version in the model.
 
         Raises:
             WeightsMismatchError: The file differs from its manifest, or its tensors are not those of this model. The
@@ -60,10 +73,12 @@ class ObjectStoreEngine(WholeModelLoader, WeightTransferEngine[NoInit, WeightsFi
         )
         tensors = self._file.tensors(Path(update_info.path), manifest)
         self.require_whole_model({name: tuple(tensor.shape) for name, tensor in tensors.items()}, update_info.version)
+        names = list(tensors)
+        changed = None
+        if update_info.changed is not None and self.loaded is not None and self.loaded[1] == update_info.base:
+            changed = [names[place] for place in update_info.changed]
         self.loaded = None
-        initialize_layerwise_reload(self.model)
-        self.model.load_weights(iter(tensors.items()))
-        finalize_layerwise_reload(self.model, self.model_config)
+        self.num_loaded = self._reload.load(self.model, self.model_config, tensors, changed)
         self.repack_tied_head()
         self.loaded = update_info.version, update_info.checksum
 

@@ -15,9 +15,10 @@ import ray
 import torch
 
 from actors.engines.vllm_engine.settings import VllmSettings
+from actors.messages import WeightsPublication
 from actors.rollout.pool import RolloutPool
 from actors.rollout.worker import RolloutWorker
-from actors.weights.publish import publish
+from actors.weights.publish import DeltaPublisher, publish
 from rlad.config import RolloutConfig
 from rlad.contracts import RolloutGroup
 from rlad.errors import WeightsMismatchError
@@ -78,7 +79,7 @@ async def engines(cluster: None, make_model) -> AsyncIterator[Engines]:
     yield Engines(tied=pool, untied=worker)
     await worker.close.remote()
     await pool.close()
-    assert not in_shared_memory("rlad-test-*"), "the pool and the worker must remove their files"
+    assert not in_shared_memory("rlad-test-*tied"), "the pool and the worker must remove their files"
 
 
 def in_shared_memory(pattern: str) -> list[Path]:
@@ -240,3 +241,72 @@ async def test_corrupted_weight_file_is_refused(engines: Engines, make_model) ->
         await engines.untied.update_weights.remote(publication)
     assert await engines.untied.version.remote() == 7
     assert await engines.untied.update_weights.remote(publication) == publication.manifest, "the file must be replaced"
+
+
+async def updated(worker: Any, publication: WeightsPublication) -> RolloutGroup:
+    """Update a worker's weights, and sample a group of fixed seed with them."""
+    assert await worker.update_weights.remote(publication) == publication.manifest
+    return await sample(worker, seed=3, prompt_ids=LONG_PROMPT)
+
+
+def is_bit_equal(first: RolloutGroup, second: RolloutGroup) -> bool:
+    return (
+        first.response_ids.tolist() == second.response_ids.tolist()
+        and first.behaviour_logprobs.tobytes() == second.behaviour_logprobs.tobytes()
+    )
+
+
+async def test_deltas_give_the_same_engine_as_full_versions(engines: Engines, make_model) -> None:
+    policy = load_policy(make_model(tied=False, seed=9))
+    weights, publisher = policy.state_dict(), DeltaPublisher(full_every=100)
+    group = await updated(engines.untied, publisher.publish(weights, 100))
+    changes = ["self_attn.k_proj", "mlp.up_proj", "lm_head", "model.norm", "embed_tokens"]
+    for version, change in enumerate(changes, start=101):
+        name = next(name for name in weights if change in name)
+        weights[name].view(-1)[::5] *= 1.5
+        publication = publisher.publish(weights, version)
+        assert len(publication.deltas) == version - 100
+        before, group = group, await updated(engines.untied, publication)
+        assert largest_gap(policy, group) <= 1e-4
+        assert not is_bit_equal(group, before), f"{name} must matter"
+        # The same file again, without a statement of what changed: the engine loads every tensor.
+        assert is_bit_equal(group, await updated(engines.untied, publish(weights, version)))
+
+
+async def test_tensors_that_did_not_change_are_not_loaded_again(engines: Engines, make_model) -> None:
+    """A delta with a false statement of what changed leaves the engine with the old values of that tensor."""
+    weights, publisher = load_policy(make_model(tied=False, seed=9)).state_dict(), DeltaPublisher(full_every=100)
+    before = await updated(engines.untied, publisher.publish(weights, 110))
+    weights["lm_head.weight"].view(-1)[::5] *= 1.5
+    publication = publisher.publish(weights, 111)
+    forged = replace(publication, deltas=(replace(publication.deltas[0], changed=b""),))
+    assert is_bit_equal(before, await updated(engines.untied, forged))
+    assert not is_bit_equal(before, await updated(engines.untied, publish(weights, 112)))
+
+
+async def test_wrong_file_under_a_delta_is_replaced_by_a_full_version(engines: Engines, make_model) -> None:
+    policy = load_policy(make_model(tied=False, seed=9))
+    weights, publisher = policy.state_dict(), DeltaPublisher(full_every=100)
+    await engines.untied.update_weights.remote(publisher.publish(weights, 120))
+    [file] = in_shared_memory("rlad-test-untied/*.safetensors")
+    with file.open("r+b") as content:  # a bit flip in memory
+        content.seek(-1, 2)
+        content.write(b"\xff")
+    weights["model.norm.weight"][0] += 1
+    assert largest_gap(policy, await updated(engines.untied, publisher.publish(weights, 121))) <= 1e-4
+
+
+async def test_workers_with_tied_weights_load_deltas_and_make_up_for_missed_versions(
+    engines: Engines, make_model
+) -> None:
+    policy = load_policy(make_model(tied=True, seed=4))
+    weights, publisher = policy.state_dict(), DeltaPublisher(full_every=100)
+    for version in range(100, 104):
+        weights["model.embed_tokens.weight"].view(-1)[version::9] *= 1.5
+        publication = publisher.publish(weights, version)
+        if version == 102:  # missed
+            continue
+        await engines.tied.update_weights(publication)
+        for group in await sample_on_both(engines.tied):
+            assert group.policy_versions.tolist() == [version] * group.num_tokens
+            assert largest_gap(policy, group) <= 1e-4
