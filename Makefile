@@ -104,8 +104,9 @@ format: $(STAMP) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reference: $(STAMP) ## docs/configuration.md from the configuration models
+reference: $(STAMP) ## docs/configuration.md and docs/reference/metrics.md from the code
 	$(BIN)/python -m rlad.config.reference > docs/configuration.md
+	$(BIN)/python -m rlad.monitoring.reference > docs/reference/metrics.md
 
 $(VENV)/.docs: $(STAMP) requirements/docs.lock
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.lock
@@ -114,10 +115,11 @@ $(VENV)/.docs: $(STAMP) requirements/docs.lock
 docs: $(VENV)/.docs ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-manifests: $(STAMP) ## deploy/kuberay and deploy/serve from configs/
+manifests: $(STAMP) ## deploy/kuberay and deploy/serve from configs/, and deploy/monitoring
 	$(BIN)/rlad deploy render configs/qwen3_0.6b_kk_2k.yaml --out deploy/kuberay/overlays/8-gpus
 	$(BIN)/rlad deploy render configs/qwen3_8b_math_30k.yaml --out deploy/kuberay/overlays/64-gpus --gpu-memory-gib 141
 	$(BIN)/rlad teacher deploy configs/teachers/qwen3_8b.yaml --serve-file deploy/serve/teacher.yaml
+	$(BIN)/python -m pipelines.monitoring.deployment.files deploy/monitoring
 
 lock: ## renew the lock from a fresh environment (requirements/lock.sh)
 	bash requirements/lock.sh

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.teacher.client import ask_identity, score_once, scoring_calls
+from actors.teacher.gateway_metrics import GatewayMetrics
 from actors.teacher.serve import QUIET
 from rlad import __version__
 from rlad.config import TeacherHttpConfig
@@ -92,7 +93,8 @@ def http_application(
 
     Args:
         replicas: Scoring backend.
-        token: Token that all requests must carry, except those for health and API documentation.
+        token: Token that all requests must carry, except those for health and API documentation. `/metrics` requires it
+            too.
         timeout_s: Deadline of one request in seconds, including the upload of its body.
         max_request_bytes: Maximum size of a body. A larger body is refused, and not read if it declares its size.
         upload_timeout_s: Deadline of the upload of a body in seconds.
@@ -107,7 +109,8 @@ def http_application(
         responses={status: {"model": Problem} for status in sorted(set(STATUS.values()))},
     )
 
-    asked = _Shared(replicas.identity)
+    asked, metrics = _Shared(replicas.identity), GatewayMetrics()
+    app.add_middleware(metrics.counting)
 
     def require_token(credentials: _Credentials) -> None:
         if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
@@ -134,9 +137,15 @@ def http_application(
     async def identity() -> TeacherIdentity:
         return await replicas.identity()
 
+    @app.get("/metrics", include_in_schema=False, dependencies=[Depends(require_token)])
+    async def metrics_text() -> Response:
+        text, media_type = metrics.text()
+        return Response(text, media_type=media_type)
+
     _add_score_route(
         app,
         replicas,
+        metrics,
         Depends(require_token),
         timeout_s=timeout_s,
         upload_timeout_s=min(timeout_s, upload_timeout_s),
@@ -148,6 +157,7 @@ def http_application(
 def _add_score_route(
     app: FastAPI,
     replicas: Replicas,
+    metrics: GatewayMetrics,
     authorisation: Any,
     *,
     timeout_s: float,
@@ -187,6 +197,7 @@ def _add_score_route(
             if body is None:
                 what = f"receive the whole request within {upload_timeout_s:g} s"
             raise DeadlineError(f"the teacher did not {what}") from error
+        metrics.count_tokens(len(scores.logprobs))
         return Response(scores_to_bytes(scores), media_type=MEDIA_TYPE)
 
 

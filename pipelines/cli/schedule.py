@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
@@ -296,17 +296,33 @@ def serve(
             help="Seconds between checks of the store for changes, unfinished runs and missed ticks.", min=0.1
         ),
     ] = 10,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Port of Prometheus metrics, at /metrics.", show_default="no metrics", min=1, max=65535),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address that serves the metrics, without authentication.")
+    ] = "127.0.0.1",
     store: StoreUrl = None,
 ) -> None:
     """Tick every schedule at its times until SIGTERM.
 
     On SIGTERM, active runs are stopped. The next tick of their schedule continues them.
     """
+    from pipelines.monitoring.schedule_metrics import serving_metrics
     from pipelines.schedules.daemon import ScheduleDaemon
+
+    def tick_all(ticker: Ticker) -> None:
+        with ExitStack() as closing:
+            if metrics_port is not None:
+                closing.enter_context(
+                    serving_metrics(ticker.store, clock=ticker.clock, host=metrics_host, port=metrics_port)
+                )
+            ScheduleDaemon(ticker, look_s=look_s).serve()
 
     for package in ("pipelines", "rlad"):
         logging.getLogger(package).setLevel(logging.INFO)
-    _foreground(store, lambda ticker: ScheduleDaemon(ticker, look_s=look_s).serve())
+    _foreground(store, tick_all)
 
 
 def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:

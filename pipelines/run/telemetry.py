@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ _TIMELINE_EVENTS = 200_000
 
 
 class FigureLog(Protocol):
-    """Takes the figures of steps without waiting and without errors, as the trackers of a run do."""
+    """Takes the figures of steps without waiting and without errors, as trackers and metrics of a run do."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -25,14 +25,14 @@ class FigureLog(Protocol):
 class Telemetry:
     """Recorder of one run. When a run continues from a checkpoint, records of later steps are removed."""
 
-    def __init__(self, run: RunDirectory, *, start_step: int, trackers: FigureLog) -> None:
+    def __init__(self, run: RunDirectory, *, start_step: int, figure_logs: Sequence[FigureLog]) -> None:
         """
         Args:
             run: The run directory.
             start_step: Number of trained steps from which the run starts.
-            trackers: Get all figures too.
+            figure_logs: Get all figures too.
         """
-        self._run, self._trackers = run, trackers
+        self._run, self._figure_logs = run, figure_logs
         for path in (run.metrics, run.evaluations):
             self._keep_up_to(path, start_step)
         self._events: deque[dict[str, Any]] = deque(maxlen=_TIMELINE_EVENTS)
@@ -47,7 +47,7 @@ class Telemetry:
             metrics: Metrics named `area/name_unit`.
         """
         self._append(self._run.metrics, {"step": step, "time": round(time.time(), 3), **metrics})
-        self._trackers.log(step, metrics)
+        self._log_figures(step, metrics)
 
     def record_evaluation(self, step: int, summary: EvaluationSummary, elapsed_s: float) -> None:
         self._append(
@@ -55,7 +55,11 @@ class Telemetry:
             {"step": step, "time": round(time.time(), 3), "elapsed_s": elapsed_s, **summary.as_dict()},
         )
         groups = {f"evaluation/accuracy_{group}": row.mean for group, row in summary.groups.items()}
-        self._trackers.log(step, {"evaluation/accuracy": summary.overall.mean, **groups})
+        self._log_figures(step, {"evaluation/accuracy": summary.overall.mean, **groups})
+
+    def _log_figures(self, step: int, values: Mapping[str, float]) -> None:
+        for each in self._figure_logs:
+            each.log(step, values)
 
     def add_span(self, pool: str, name: str, start: float, end: float, *, worker: str | None = None) -> None:
         """Add an event of a pool, or of one of its workers, to the timeline.

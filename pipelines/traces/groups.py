@@ -52,6 +52,7 @@ class TraceGroups:
         await self._broker.add(step.number, experience)
         return GroupRecord(
             summary=experience.summary,
+            task=group.task,
             verdicts=verdicts,
             worker="traces",
             times=GroupTimes(issued_at=issued_at, sampled_at=read_at, verified_at=read_at, scored_at=read_at),

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.controller import PoolBounds, RunState
 from actors.health.monitor import HeartbeatMonitor
+from pipelines.monitoring.run_metrics import RunMetrics
 from pipelines.run.bottleneck import pool_sizes
 from pipelines.training.deadlines import within
 from pipelines.training.pools import Pools
@@ -26,7 +27,14 @@ class RunControl:
     """The driver's side of the run's controller. Requests are executed between two awaits of the driver."""
 
     def __init__(
-        self, config: RunConfig, pools: Pools, controller: Any, monitor: HeartbeatMonitor, *, trained_steps: int
+        self,
+        config: RunConfig,
+        pools: Pools,
+        controller: Any,
+        monitor: HeartbeatMonitor,
+        *,
+        trained_steps: int,
+        metrics: RunMetrics,
     ) -> None:
         """
         Args:
@@ -35,9 +43,10 @@ class RunControl:
             controller: Handle of the `RunController`.
             monitor: Knows the health of the run's processes.
             trained_steps: Steps that are trained already.
+            metrics: Gets the run's present state too.
         """
         self._config, self._pools, self._controller = config, pools, controller
-        self._monitor = monitor
+        self._monitor, self._run_metrics = monitor, metrics
         self._trained_steps = trained_steps
         self._metrics: Mapping[str, float] = {}
         self._is_stopping = False
@@ -68,8 +77,10 @@ class RunControl:
 
     async def _handle_requests(self) -> None:
         while True:
+            state = self._state()
+            self._run_metrics.record_state(state)
             await within(
-                self._controller.publish.remote(self._state()),
+                self._controller.publish.remote(state),
                 deadline_s=_CONTROLLER_TIMEOUT_S,
                 waiting_for="the run's controller",
             )

@@ -256,6 +256,7 @@ class GroupPipeline:
             await self._broker.add(step.number, experience)
         record = GroupRecord(
             summary=summary,
+            task=request.task,
             verdicts=result.verdicts,
             worker=sampled.worker,
             times=GroupTimes(

@@ -21,7 +21,8 @@ from actors.learner.settings import LearnerSettings
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import weight_transport
 from pipelines.cluster.live_run import record_cluster
-from pipelines.monitoring.trackers.opening import open_trackers
+from pipelines.monitoring.run_metrics import RunMetrics
+from pipelines.monitoring.trackers.opening import Trackers, open_trackers
 from pipelines.monitoring.trackers.tracker import TrackedRun
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
@@ -50,6 +51,8 @@ class Services:
         started: The learner's report on its start.
         used_uids: Uids of the groups that the learner's checkpoint contains.
         samples: Logs sampled groups; None if the run logs none.
+        trackers: The trackers, which `telemetry` serves.
+        metrics: Metrics for Prometheus.
     """
 
     broker: BrokerClient
@@ -59,6 +62,8 @@ class Services:
     started: StepReport
     used_uids: list[str]
     samples: SampleLogger | None
+    trackers: Trackers
+    metrics: RunMetrics
 
 
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
@@ -174,13 +179,14 @@ async def open_services(
         record_cluster(run.directory, run.run_id)
         closing.callback(run.directory.cluster.unlink, missing_ok=True)
         await monitor.watch(controller, "controller", deadline_s=config.cluster.start_timeout_s)
-        control = RunControl(config, pools, controller, monitor, trained_steps=started.version)
+        metrics = RunMetrics(run.run_id, total_steps=config.training.steps, trained_steps=started.version)
+        control = RunControl(config, pools, controller, monitor, trained_steps=started.version, metrics=metrics)
         control.start()
         closing.callback(control.close)
         used_uids = await client.reopen(started.version)
         trackers = open_trackers(config.tracking, _tracked(run, start_step=started.version))
         closing.push_async_callback(asyncio.to_thread, trackers.close)
-        telemetry = Telemetry(run.directory, start_step=started.version, trackers=trackers)
+        telemetry = Telemetry(run.directory, start_step=started.version, figure_logs=[trackers, metrics])
         closing.callback(telemetry.close)
         samples = await closing.enter_async_context(open_sample_log(run, last_step=started.version))
         yield Services(
@@ -191,4 +197,6 @@ async def open_services(
             started=started,
             used_uids=used_uids,
             samples=samples,
+            trackers=trackers,
+            metrics=metrics,
         )

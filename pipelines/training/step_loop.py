@@ -57,6 +57,8 @@ async def run_step_loop(
         pools,
         telemetry=services.telemetry,
         samples=services.samples,
+        trackers=services.trackers,
+        metrics=services.metrics,
         control=services.control,
         progress=progress,
         source=source,

@@ -35,6 +35,7 @@ class GroupRecord:
 
     Attributes:
         summary: Identity and sizes.
+        task: Task of the prompt.
         verdicts: The verifier's verdicts.
         worker: Name of the rollout worker, or `traces` for a group that was read from traces.
         times: When it passed its stages.
@@ -45,6 +46,7 @@ class GroupRecord:
     """
 
     summary: GroupSummary
+    task: str
     verdicts: Verdicts
     worker: str
     times: GroupTimes
@@ -112,6 +114,7 @@ def sampling_metrics(
             if judged
             else {}
         ),
+        **_rewards_by_task(groups),
         "verifier/left_out_fraction": 1 - sum(map(len, rewards)) / sum(len(group.verdicts.rewards) for group in groups),
         **{f"verifier/{outcome.name.lower()}": float(outcomes[outcome]) for outcome in Outcome},
         **{f"teacher/{teacher}_tokens": float(tokens) for teacher, tokens in tokens_by_teacher.items()},
@@ -129,6 +132,17 @@ def sampling_metrics(
         **exposed_times(groups, times),
         **learner,
     }
+
+
+def _rewards_by_task(groups: Sequence[GroupRecord]) -> dict[str, float]:
+    """Return `reward/mean_TASK` of each task; empty if all groups are of one task."""
+    rewards: dict[str, list[float]] = {}
+    for group in groups:
+        judged = group.verdicts.rewards[group.verdicts.is_judged]
+        rewards.setdefault(group.task, []).extend(judged.tolist())
+    if len(rewards) == 1:
+        return {}
+    return {f"reward/mean_{task}": float(np.mean(found)) for task, found in rewards.items() if found}
 
 
 def trace_metrics(groups: Sequence[GroupRecord], times: StepTimes, learner: Mapping[str, float]) -> dict[str, float]:

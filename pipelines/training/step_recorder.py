@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from pipelines.monitoring.run_metrics import RunMetrics
+from pipelines.monitoring.trackers.opening import Trackers
 from pipelines.run.logprob_gap import LogprobGapLimit
 from pipelines.run.progress import RunProgress
 from pipelines.run.telemetry import Telemetry
@@ -28,6 +30,8 @@ class StepRecorder:
         *,
         telemetry: Telemetry,
         samples: SampleLogger | None,
+        trackers: Trackers,
+        metrics: RunMetrics,
         control: RunControl,
         progress: RunProgress,
         source: GroupSource,
@@ -38,12 +42,15 @@ class StepRecorder:
             pools: The pools, whose utilization is measured.
             telemetry: Records metrics and timeline.
             samples: Writes the samples of the step; None if the run logs none.
+            trackers: Count the figures that they lost.
+            metrics: Gets the numbers of lost figures and samples.
             control: Gets the run's present state.
             progress: Shows the step.
             source: Computes the metrics of a step's groups.
         """
         self._pools, self._telemetry, self._control, self._progress = pools, telemetry, control, progress
         self._source, self._samples = source, samples
+        self._trackers, self._metrics = trackers, metrics
         self._utilization = UtilizationMeter(pools)
         self._autoscaler = RolloutAutoscaler(config.rollout)
         self._gap = LogprobGapLimit.of(config)
@@ -62,6 +69,8 @@ class StepRecorder:
         self._telemetry.record_step(trained.number + 1, metrics)
         if self._samples is not None:
             self._samples.write_step(trained.number, [group.summary.uid for group in trained.groups])
+        left_out = 0 if self._samples is None else self._samples.left_out
+        self._metrics.record_losses(self._trackers.counts, left_out_samples=left_out)
         self._add_spans(trained)
         self._control.record_step(trained.number + 1, metrics)
         sizes = self._control.pool_sizes()

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors.teacher.http_gateway import http_application
 from actors.teacher.quota import Activity
@@ -126,6 +127,36 @@ def make_group(num_tokens: int = 3) -> RolloutGroup:
         policy_versions=np.zeros(num_tokens, np.int32),
         finish_reasons=np.zeros(1, np.uint8),
     )
+
+
+async def test_metrics_count_requests_by_route_and_status() -> None:
+    app = application(FakeReplicas())
+    async with client_of(app) as client:
+        await client.score(make_group(3))
+        await client.score(make_group(4))
+    async with plain_http(app, token="wrong") as http:
+        assert (await http.get("/metrics")).status_code == 401
+        assert (await http.get("/v1/teacher")).status_code == 401
+        assert (await http.get("/somewhere/else")).status_code == 404
+    async with plain_http(app) as http:
+        answer = await http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+    def requests(route: str, status: str) -> float:
+        return samples["rlad_teacher_requests_total", ("route", route), ("status", status)]
+
+    assert requests("/v1/score", "200") == 2
+    assert requests("/v1/teacher", "401") == 1
+    assert requests("/metrics", "401") == 1
+    assert requests("other", "404") == 1
+    assert samples["rlad_teacher_request_seconds_count", ("route", "/v1/score")] == 2
+    assert samples["rlad_teacher_scored_tokens_total",] == 7
+    assert samples["rlad_teacher_requests_in_progress",] == 1  # this one
 
 
 async def test_group_is_scored_with_the_right_token() -> None:

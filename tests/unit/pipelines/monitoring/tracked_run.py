@@ -34,7 +34,7 @@ def main(folder: str, tracking: str, start_step: int, end_step: int) -> None:
                 start_step=start_step,
             ),
         )
-        telemetry = Telemetry(run, start_step=start_step, trackers=trackers)
+        telemetry = Telemetry(run, start_step=start_step, figure_logs=[trackers])
         if start_step == 0:
             result = PromptResult(
                 prompt_id="p", groups=("2",), rewards=(1.0, 0.0), response_tokens=(9, 9), num_truncated=0

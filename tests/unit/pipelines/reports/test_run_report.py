@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.ledger import Ledger
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
-
-
-class NoTrackers:
-    """The trackers of a run that has none."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        pass
 
 
 def evaluation(solved: int) -> EvaluationSummary:
@@ -66,7 +58,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def record(run: RunDirectory, start_step: int, end_step: int) -> None:
-    telemetry = Telemetry(run, start_step=start_step, trackers=NoTrackers())
+    telemetry = Telemetry(run, start_step=start_step, figure_logs=[])
     if start_step == 0:
         telemetry.record_evaluation(0, evaluation(4), 1.0)
     for step in range(start_step + 1, end_step + 1):
@@ -107,7 +99,7 @@ def test_report_is_one_self_contained_page(run: RunDirectory) -> None:
 
 
 def test_report_of_offline_run_shows_loss_and_no_reward(run: RunDirectory) -> None:
-    telemetry = Telemetry(run, start_step=0, trackers=NoTrackers())
+    telemetry = Telemetry(run, start_step=0, figure_logs=[])
     for step in (1, 2):
         times = {name: value for name, value in step_metrics(step).items() if name.startswith("time/")}
         telemetry.record_step(
