@@ -144,10 +144,12 @@ def _carry_out(work: TickExecution) -> Tick:
     If another process works in the run's directory, such as the run of a frozen ticker, the tick waits for its end.
     Continuing that run is the same attempt and not a further one.
     """
+    was_taken = False
     while work.tick.status == "running":
         before, waited = work.tick.attempts, False
         try:
-            waited = work.wait_for_run()
+            # The other process may have ended since it was seen.
+            waited = work.wait_for_run() or was_taken
             if before > work.config.retries and not waited:
                 work.end("failed", work.tick.reason or f"its ticker died in each of {before} attempts")
                 break
@@ -164,6 +166,7 @@ def _carry_out(work: TickExecution) -> Tick:
             if isinstance(error, RunFailedError) and not waited and work.is_run_active():
                 logger.warning("run_is_active schedule=%s run=%s error=%s", work.schedule.name, work.run_id, error)
                 work.save(reason=str(error))
+                was_taken = True
                 continue  # another process took the directory first
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):

@@ -149,11 +149,11 @@ class WeightsConfig(ConfigModel):
         "share, and `gloo` broadcasts between CPUs.",
     )
     full_every: PositiveInt = Field(
-        16,
-        description="Policy versions from one full publication to the next (`object_store`). The versions between are "
-        "exact deltas: only the elements that changed are published, compressed. A version is published in full also "
-        "where its delta would be larger. Deltas take a copy of the weights in the host memory of learner rank 0. "
-        "1 publishes every version in full.",
+        1,
+        description="Policy versions from one full publication to the next (`object_store`); 1 publishes every version "
+        "in full. The versions between are exact deltas: only the elements that changed are published, compressed. A "
+        "version is published in full also where its delta would be larger. Deltas are for nodes joined by a slow "
+        "network. They take CPU time to encode, and a copy of the weights in the host memory of learner rank 0.",
     )
 
 

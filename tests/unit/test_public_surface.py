@@ -120,10 +120,13 @@ WITHOUT_EXPORTS = {
     "rlad.evaluation",
     "rlad.integrity",
     "rlad.models",
+    "rlad.monitoring",
     "rlad.registry",
+    "rlad.samples",
     "rlad.sandbox",
     "rlad.teacher",
     "rlad.tokenizers",
+    "rlad.weight_deltas",
 }
 
 

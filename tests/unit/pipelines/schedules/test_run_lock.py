@@ -18,7 +18,7 @@ import pytest
 
 from actors.health.node_watch import ProcessId
 from pipelines.run.directory import RunDirectory
-from pipelines.schedules.execution import Ticker
+from pipelines.schedules.execution import TickExecution, Ticker
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunRequest
 from pipelines.schedules.records import Tick
 from pipelines.schedules.store import ScheduleStore
@@ -102,23 +102,31 @@ def test_waiting_for_the_run_lock_can_be_interrupted(site: Site) -> None:
     assert left.attempts == 2
 
 
-def test_run_that_starts_after_another_process_took_the_directory_is_continued(site: Site) -> None:
+def test_run_that_starts_after_another_process_took_the_directory_is_continued(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.add(retries=0)
     run = leave_unfinished(site, attempts=0)
     took, ended = threading.Event(), threading.Event()
+    look = TickExecution.is_run_active
+
+    def look_and_end_the_other(self: TickExecution) -> bool:
+        is_active = look(self)
+        if is_active:
+            ended.set()
+        return is_active
 
     def other_process() -> None:
         with run.hold(run.read_config(), resume=True):
             took.set()
             assert ended.wait(60)
-            time.sleep(0.3)
 
     other = threading.Thread(target=other_process)
 
     def refused(_: RunRequest) -> RunExit:
         other.start()
         assert took.wait(60)
-        ended.set()
+        monkeypatch.setattr(TickExecution, "is_run_active", look_and_end_the_other)
         return failed_exit(f"another process is running in {run.path}")
 
     site.launcher.scripts = [refused]
@@ -129,7 +137,7 @@ def test_run_that_starts_after_another_process_took_the_directory_is_continued(s
 
 FROZEN = """
 import sys
-from pipelines.schedules.execution import Ticker
+from pipelines.schedules.execution import TickExecution, Ticker
 from pipelines.schedules.launcher import ChildProcess
 from pipelines.schedules.store import ScheduleStore
 from pipelines.schedules.tick import tick
