@@ -29,6 +29,9 @@ from rlad.errors import PlanError
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _SUBMITTER_CPUS, _SUBMITTER_GIB = "500m", 1
 _DASHBOARD_PORT, _SERVE_PORT = 8265, 8000
+_METRICS_PORT = 8080  # KubeRay sets it
+# Label that the Prometheus operator and its charts give to their pods.
+_PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
 _OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 # Seconds for which the pods of a finished run are kept for inspection.
 _KEEP_FINISHED_S = 600
@@ -45,16 +48,22 @@ def network_policy(deployment: Deployment) -> Manifest:
     others.
 
     Open are all ports between the pods of the workload; the dashboard, which accepts jobs, for pods with the label
-    `rlad.io/submits-to` and for KubeRay's operator; and Serve's port for pods with the label `rlad.io/teacher-client`.
+    `rlad.io/submits-to` and for KubeRay's operator; Serve's port for pods with the label `rlad.io/teacher-client`; and
+    Ray's metrics (8080) for pods of Prometheus.
     """
     name = deployment.workload.name
     nodes = {"matchLabels": {INSTANCE_LABEL: name, COMPONENT_LABEL: RAY_NODE}}
-    dashboard, serve = ([{"protocol": "TCP", "port": port}] for port in (_DASHBOARD_PORT, _SERVE_PORT))
+    ports = (_DASHBOARD_PORT, _SERVE_PORT, _METRICS_PORT)
+    dashboard, serve, metrics = ([{"protocol": "TCP", "port": port}] for port in ports)
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": _OPERATOR}}
     ingress = [
         {"from": [{"podSelector": nodes}]},
         {"from": [{"podSelector": {"matchLabels": {SUBMITS_LABEL: name}}}, operator], "ports": dashboard},
         {"from": [{"podSelector": {"matchLabels": {TEACHER_CLIENT_LABEL: name}}}], "ports": serve},
+        {
+            "from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": _PROMETHEUS}}],
+            "ports": metrics,
+        },
     ]
     spec = {"podSelector": nodes, "policyTypes": ["Ingress"], "ingress": ingress}
     return _object("networking.k8s.io/v1", "NetworkPolicy", deployment, {"spec": spec}, queued=False)

@@ -44,6 +44,7 @@ _NETWORK = _File(
     purpose=(
         "Closes the ports of the Ray pods. Label a pod of this namespace to open one for it:",
         "rlad.io/submits-to to submit jobs, rlad.io/teacher-client to reach a teacher over HTTP.",
+        "Pods of Prometheus (app.kubernetes.io/name: prometheus) reach the metrics.",
     ),
 )
 _SERVE = _File(

@@ -54,7 +54,7 @@ def test_ports_of_ray_are_open_to_the_clusters_own_pods_and_the_submitter_only(f
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= node.items()
     assert not policy["spec"]["podSelector"]["matchLabels"].items() <= submitter.items()
-    for port in (6379, 8265, 10001, 8000, 12345):
+    for port in (6379, 8265, 10001, 8000, 8080, 12345):
         assert is_allowed(policy, node, port)
         assert not is_allowed(policy, node, port, same_namespace=False)
         assert not is_allowed(policy, {}, port)
@@ -62,6 +62,8 @@ def test_ports_of_ray_are_open_to_the_clusters_own_pods_and_the_submitter_only(f
         assert is_allowed(policy, submitter, port) == (port == 8265)
         operator = {"app.kubernetes.io/name": "kuberay-operator"}
         assert is_allowed(policy, operator, port, same_namespace=False) == (port == 8265)
+        prometheus = {"app.kubernetes.io/name": "prometheus"}
+        assert is_allowed(policy, prometheus, port, same_namespace=False) == (port == 8080)
         client = {"rlad.io/teacher-client": policy["metadata"]["name"]}
         assert is_allowed(policy, client, port) == (port == 8000)
 
