@@ -1,8 +1,7 @@
 """Run whose teachers are the initial student: sampler, both teacher engines and learner agree on log-probabilities.
 
 Two teachers, one per engine, score every group. Their mixture equals the student again, as does the frozen reference
-policy. The run therefore also covers several scoring pools. One teacher gets its prompt from a template that leaves the
-question as it is, so a prompt of its own reaches the engine, and the score must still be the student's.
+policy. The run therefore also covers several scoring pools.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SETTINGS = [
     "objective.reference_kl=0.01",
     "reference={dtype: float32, engine: transformers, cpus_per_replica: 0.25}",
     "teacher=null",
-    f"teachers.plain={{{STUDENT}, engine: transformers, prompt_template: '{{question}}'}}",
+    f"teachers.plain={{{STUDENT}, engine: transformers}}",
     f"teachers.paged={{{STUDENT}, engine: vllm, token_budget: 2048}}",
     "teacher_routes.knights_knaves={plain: 1, paged: 3}",
 ]
