@@ -18,7 +18,7 @@ import pytest
 
 from actors.health.node_watch import ProcessId
 from pipelines.run.directory import RunDirectory
-from pipelines.schedules.execution import TickExecution, Ticker
+from pipelines.schedules.execution import Ticker, TickExecution
 from pipelines.schedules.launcher import ChildProcess, RunExit, RunRequest
 from pipelines.schedules.records import Tick
 from pipelines.schedules.store import ScheduleStore
