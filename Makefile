@@ -22,6 +22,7 @@ setup: $(STAMP) ## the environment in .venv, with the `rlad` command in it
 $(PACKAGES): $(LOCK)
 	@echo "Making the environment in $(VENV): about 4 GB of packages, a few minutes, once."
 	@$(PYTHON) -c 'import sys; sys.exit("rlad needs Python 3.11 or newer; name one: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to another checkout's environment: run make setup there, or remove the link."; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r $(LOCK) || { \
 	  echo "If pip found no torch+cpu: PyTorch's CPU builds are on PyTorch's own index; set PIP_EXTRA_INDEX_URL to it and run make again."; exit 1; }
