@@ -37,6 +37,8 @@ _IMPLICIT_PRODUCT = re.compile(r"(?<=\d)\s*(?=\()|(?<=\))\s*(?=[\d(])")
 _BRACKETS = str.maketrans("[]{}", "()()")
 _MAX_NESTED_FRACTIONS = 8
 _EXPRESSION = re.compile(r"[\d+\-*/()\s]+")
+# Text without LaTeX and Markdown, which most answers are.
+_PLAIN_EQUATION = re.compile(r"(?:[\d+\-/()=\s]|\*(?!\*))+")
 # Maximum length of an expression: more than a puzzle needs, but too short to exceed the interpreter's recursion limit.
 _MAX_CHARACTERS = 500
 
@@ -112,6 +114,8 @@ class CountdownVerifier:
 
 def _plain(block: str) -> str:
     """Return an expression in LaTeX or Markdown as plain text."""
+    if _PLAIN_EQUATION.fullmatch(block):
+        return _IMPLICIT_PRODUCT.sub("*", block.strip())
     boxed = last_boxed(block)
     text = (block if boxed is None else boxed).translate(_WRITTEN_OTHERWISE)
     text = _DECORATION.sub("", text)

@@ -118,7 +118,8 @@ class MultipleChoiceVerifier:
 
 def _chosen(text: str) -> str | None:
     """Return the letter that a response chooses, in upper case; None if it chooses none or several."""
-    text = text.translate(_LATIN)
+    if not text.isascii():
+        text = text.translate(_LATIN)
     block = last_answer_block(text)
     text = text if block is None else block
     boxed = last_boxed(text)
@@ -134,6 +135,8 @@ def _chosen(text: str) -> str | None:
 
 
 def _letter_of_mark(marked: str) -> str | None:
+    if len(marked) == 1 and marked.isascii() and marked.isalpha():
+        return marked.upper()
     return _one_letter(_MARKED_LETTER, marked) or next(
         (_one_letter(_STATED_LETTER, stated) for _, stated in _statements(marked)), None
     )

@@ -15,6 +15,8 @@ def after_thinking(response_text: str) -> str | None:
 
     Return None if the thinking has not ended. The prompt may already have opened `<think>`.
     """
+    if "<" not in response_text:
+        return response_text
     tags = list(_THINK_TAG.finditer(response_text))
     if tags and not tags[-1][1]:
         return None
@@ -23,6 +25,8 @@ def after_thinking(response_text: str) -> str | None:
 
 def last_answer_block(text: str) -> str | None:
     """Return the content of the last complete pair of `<answer>` tags; None if there is none."""
+    if "<" not in text:
+        return None
     tags = list(_ANSWER_TAG.finditer(text))
     for opening, closing in zip(tags[-2::-1], tags[:0:-1], strict=True):
         if closing[1] and not opening[1]:
@@ -35,6 +39,8 @@ def last_boxed(text: str) -> str | None:
 
     Braces are balanced. A percent sign after the box belongs to its number.
     """
+    if "\\" not in text:
+        return None
     open_braces: list[re.Match[str]] = []
     last, content = -1, None
     for token in _BOX_OR_BRACE.finditer(text):
