@@ -81,7 +81,7 @@ def submit(
     ] = None,
     max_restarts: Annotated[
         int,
-        typer.Option(min=0, help="Start a run's driver again this many times, from its last checkpoint, when it dies."),
+        typer.Option(min=0, help="Restarts of a run's driver, from its last checkpoint, after it died or hung."),
     ] = 3,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster.

@@ -93,7 +93,7 @@ def run(
     address: Address = None,
     max_restarts: Annotated[
         int,
-        typer.Option(min=0, help="Start the driver again this many times, from its last checkpoint, when it dies."),
+        typer.Option(min=0, help="Restarts of the driver, from its last checkpoint, after it died or hung."),
     ] = 0,
 ) -> None:
     """Train a student as CONFIG describes."""
@@ -108,7 +108,8 @@ def run(
         where = _run_dir(run_dir, settings.name)
         options = ["--run-dir", str(where), *(["--resume"] if resume else [])]
         command = [sys.executable, "-m", "pipelines", "run", str(config), *overrides, *options]
-        raise typer.Exit(supervise(command, RunDirectory(where), max_restarts=max_restarts))
+        status = supervise(command, RunDirectory(where), max_restarts=max_restarts, failures=settings.failures)
+        raise typer.Exit(status)
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
     from pipelines.run.directory import RunDirectory

@@ -1,7 +1,8 @@
-"""A run under supervision: `rlad run --max-restarts N` starts the driver again when it dies.
+"""A run under supervision: `rlad run --max-restarts N` starts the driver again when it dies, and kills one that hangs.
 
 The driver is a child process, which the kernel kills together with this one. A restarted driver continues the run from
-its last checkpoint.
+its last checkpoint. The driver watches all other processes of the run; this one watches the driver, which is in a
+session of its own: a stop in the terminal (Ctrl-Z) does not reach it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Self
 
+from actors.health.node_watch import NodeWatch, ProcessId, Sighting
 from pipelines.run.directory import RunDirectory
 from pipelines.run.status import STOPPED_EXIT_CODES, RunStatus, read_status
+from rlad.config import FailureConfig
+from rlad.failures import Action, Event, decide
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +31,10 @@ _RESUME = "--resume"
 _MAX_PAUSE_S = 60.0
 
 
-def supervise(command: Sequence[str], run: RunDirectory, *, max_restarts: int) -> int:
+def supervise(command: Sequence[str], run: RunDirectory, *, max_restarts: int, failures: FailureConfig) -> int:
     """Run a command, and start it again with `--resume` when it dies or its run fails. Return its exit status.
 
+    A driver that is stopped (SIGSTOP) at several heartbeats in a row is killed, and started again like one that died.
     A run that was stopped on request is not started again, and neither is one that was refused before it began: its
     configuration has to be corrected.
 
@@ -37,8 +42,9 @@ def supervise(command: Sequence[str], run: RunDirectory, *, max_restarts: int) -
         command: Command of the driver.
         run: The run.
         max_restarts: Largest number of restarts.
+        failures: Heartbeat of the driver, and the number of heartbeats that it may miss.
     """
-    with _Child(command) as child:
+    with _Child(command, failures) as child:
         return _run_until_over(child, run, max_restarts)
 
 
@@ -68,11 +74,37 @@ def _may_succeed(status: int, run: RunDirectory, began: float) -> bool:
     return recorded is not None and recorded.status is not RunStatus.FINISHED and recorded.updated_at >= began
 
 
+class DriverWatch:
+    """Watch over a driver on this machine, which kills it when it hangs."""
+
+    def __init__(self, pid: int, failures: FailureConfig) -> None:
+        """
+        Args:
+            pid: Process id of the driver, which this process has started.
+            failures: Number of heartbeats that it may miss.
+        """
+        self._driver, self._failures, self._missed = ProcessId.of(pid, node=""), failures, 0
+
+    def look(self) -> None:
+        """Look at the driver, once a heartbeat. Kill it with its children if it was stopped at too many looks in a row.
+
+        A driver that is busy is never taken for a stopped one.
+        """
+        if NodeWatch().look([(self._driver, False)]) != [Sighting.STOPPED]:
+            self._missed = 0
+            return
+        self._missed += 1
+        budget = self._failures.missed_heartbeats - 1
+        if decide(Event.HEARTBEAT_MISSED, happened=self._missed, budget=budget) is Action.REPLACE:
+            logger.warning("driver=hung pid=%d missed=%d", self._driver.pid, self._missed)
+            NodeWatch().kill(self._driver)
+
+
 class _Child:
     """The driver's process. SIGTERM and SIGINT are passed on to it."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self.command = list(command)
+    def __init__(self, command: Sequence[str], failures: FailureConfig) -> None:
+        self.command, self._failures = list(command), failures
         self.is_stopping = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -90,8 +122,14 @@ class _Child:
             return 128 + signal.SIGTERM
         guard = [sys.executable, "-m", _CHILD_MODULE, str(os.getpid())]
         self._process = subprocess.Popen([*guard, *self.command], start_new_session=True)
-        status = self._process.wait()  # unlimited wait: the run decides how long it takes
-        return status if status >= 0 else 128 - status
+        watch = DriverWatch(self._process.pid, self._failures)
+        while True:  # the run decides how long it takes
+            try:
+                status = self._process.wait(self._failures.heartbeat_s)
+            except subprocess.TimeoutExpired:
+                watch.look()
+            else:
+                return status if status >= 0 else 128 - status
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.is_stopping = True

@@ -30,6 +30,8 @@ _PATH_KEYS = ("path", "traces")
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
 # Settings that direct the run to the rendered nodes.
 _OVERRIDES = ("cluster.address=auto", "cluster.pool_labels=true")
+# Restarts of a run's driver on the same cluster. KubeRay's retries begin with a new cluster, and only after a failure.
+_DRIVER_RESTARTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,11 @@ def read_workload(path: Path, overrides: Sequence[str]) -> Workload:
     run = load_run_config(path, overrides)
     train = ("rlad", "run", str(CONFIG_FILE))
     return Workload(
-        name=kubernetes_name(run.name), settings=shipped, runs=(run,), command=train, output=("--run-dir", "--resume")
+        name=kubernetes_name(run.name),
+        settings=shipped,
+        runs=(run,),
+        command=train,
+        output=("--run-dir", "--resume", f"--max-restarts={_DRIVER_RESTARTS}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A supervised driver is started again when it dies, and not when it was stopped, refused or has finished."""
+"""A supervised driver is started again when it dies or hangs, not when it was stopped, refused or has finished."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.jobs import supervisor
 from pipelines.run.directory import RunDirectory
+from rlad.config import FailureConfig
 
 ROOT = Path(__file__).parents[4]
 
@@ -37,6 +38,8 @@ elif action == "fail":
     sys.exit(1)
 elif action == "sleep":
     time.sleep(600)
+elif action == "hang":
+    os.kill(os.getpid(), signal.SIGSTOP)
 elif action == "terminated":
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     (folder / "ready").touch()
@@ -48,10 +51,15 @@ import sys
 from pathlib import Path
 from pipelines.jobs import supervisor
 from pipelines.run.directory import RunDirectory
+from rlad.config import FailureConfig
 
 folder, *command = sys.argv[1:]
-sys.exit(supervisor.supervise(command, RunDirectory(folder), max_restarts=2))
+failures = FailureConfig(heartbeat_s=60)
+sys.exit(supervisor.supervise(command, RunDirectory(folder), max_restarts=2, failures=failures))
 """
+
+
+FAILURES = FailureConfig(heartbeat_s=0.05, missed_heartbeats=3)
 
 
 def driver(folder: Path, actions: str) -> list[str]:
@@ -74,6 +82,8 @@ def attempts(folder: Path) -> list[tuple[int, bool]]:
     [
         ("die,fail,0", 0, [False, True, True]),
         ("die,die,die,0", 128 + signal.SIGKILL, [False, True, True]),  # two restarts are allowed
+        ("hang,0", 0, [False, True]),
+        ("hang,hang,hang,0", 128 + signal.SIGKILL, [False, True, True]),
         ("1,0", 1, [False]),  # refused before the run began
         ("90,0", 90, [False]),  # `rlad stop`
     ],
@@ -84,9 +94,30 @@ def test_driver_is_started_again_only_if_another_attempt_may_succeed(
     monkeypatch.setattr(supervisor, "_MAX_PAUSE_S", 0.0)
     monkeypatch.chdir(ROOT)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    assert supervisor.supervise(driver(tmp_path, actions), RunDirectory(tmp_path), max_restarts=2) == status
+    command, run = driver(tmp_path, actions), RunDirectory(tmp_path)
+    assert supervisor.supervise(command, run, max_restarts=2, failures=FAILURES) == status
     assert {number: signal.getsignal(number) for number in before} == before
     assert [is_resumed for _, is_resumed in attempts(tmp_path)] == resumed
+
+
+def test_driver_is_killed_when_it_is_stopped_at_three_looks_in_a_row(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        watch = supervisor.DriverWatch(process.pid, FAILURES)
+        for looks in (1, 2):  # a stop that ends before the third look has no effect
+            process.send_signal(signal.SIGSTOP)
+            wait_for_state(process, psutil.STATUS_STOPPED)
+            for _ in range(looks):
+                watch.look()
+            process.send_signal(signal.SIGCONT)
+            wait_for_state(process, psutil.STATUS_SLEEPING)
+            watch.look()
+        process.send_signal(signal.SIGSTOP)
+        wait_for_state(process, psutil.STATUS_STOPPED)
+        watch.look()
+        watch.look()
+        assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        watch.look()
+        assert process.wait(30) == -signal.SIGKILL
 
 
 def test_sigterm_reaches_the_driver_and_ends_the_run(tmp_path: Path) -> None:
@@ -106,6 +137,13 @@ def test_driver_ends_with_its_supervisor(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         driver.wait(30)
     assert not driver.is_running()
+
+
+def wait_for_state(process: subprocess.Popen[bytes], state: str) -> None:
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).status() != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def wait_for(path: Path) -> None:
