@@ -42,6 +42,7 @@ _SETTINGS = (
 )
 # Groups that the node must hold when it is killed, beyond those of trained steps.
 _HELD = 4
+_NODE_STARTS = 3
 # Steps after the kill: the first one may have been complete.
 _STEPS_AFTER = 2
 
@@ -87,6 +88,17 @@ def _cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+def _add_node(cluster: Cluster) -> Any:
+    """Add a node for the rollout worker and the teacher. On a loaded machine Ray's 30 s for its start may not do."""
+    for attempt in range(_NODE_STARTS):
+        try:
+            return cluster.add_node(num_cpus=_NODE_CPUS)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == _NODE_STARTS - 1:
+                raise
+    raise AssertionError
+
+
 def _kill(node: Any) -> None:
     """Kill all processes of a node at once: its raylet with the object store, its agents and its workers."""
     family = [psutil.Process(each.process.pid) for each in _processes(node)]
@@ -127,7 +139,7 @@ def measure(folder: Path, *, steps: int, console: Console) -> Result:
         console: Where the progress is printed.
     """
     with _cluster() as cluster:
-        node = cluster.add_node(num_cpus=_NODE_CPUS)
+        node = _add_node(cluster)
         settings = [*_SETTINGS, f"training.steps={steps}", f"cluster.address={cluster.address}"]
         with smoke_run(folder / "run", settings) as run:
 
@@ -144,7 +156,7 @@ def measure(folder: Path, *, steps: int, console: Console) -> Result:
                 held, before, killed_at = _held(run), run.steps(), time.monotonic()
                 _kill(node)
                 console.print(f"killed the node at step {before}: {held}", highlight=False)
-                cluster.add_node(num_cpus=_NODE_CPUS)
+                _add_node(cluster)
                 wait_for(lambda: not _is_alive(node.node_id), "the death of the node in Ray")
                 noticed_s = time.monotonic() - killed_at
                 wait_for(lambda: run.has_ended() or run.steps() >= before + _STEPS_AFTER, "two further steps")

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from rlad.integrity.durable import move_into_place
+from rlad.errors import StorageError
+from rlad.integrity.durable import move_into_place, storage_errors
 from rlad.integrity.manifest import write_manifest
 
 _ADAPTER = "adapter"
@@ -58,9 +60,30 @@ def export_model(
         source: Directory of the student's initial model, which provides the configuration and the tokenizer.
         directory: Directory to write.
         adapter: Adapter of the student, also written separately to the subdirectory `adapter`.
+
+    Raises:
+        StorageError: The disk refused a write. The older directory is unchanged.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with storage_errors(directory):
+            _write(weights, source, partial, adapter)
+    except SafetensorError as error:  # of a full disk, too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"cannot write {directory}: {error}. What was there before is unchanged; free space or repair the disk, "
+            "and continue the run with --resume"
+        ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if directory.exists():
+        shutil.rmtree(directory)
+    move_into_place(partial, directory)
+
+
+def _write(weights: Mapping[str, Tensor], source: Path, partial: Path, adapter: AdapterExport | None) -> None:
     partial.mkdir(parents=True)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config.dtype = next(iter(weights.values())).dtype
@@ -75,9 +98,6 @@ def export_model(
     for path in partial.rglob("*.safetensors*"):
         shutil.copymode(partial / "config.json", path)
     write_manifest(partial)
-    if directory.exists():
-        shutil.rmtree(directory)
-    move_into_place(partial, directory)
 
 
 def _write_adapter(adapter: AdapterExport, directory: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayActorError
+from safetensors import safe_open
 from torch import nn
 from vllm.distributed.weight_transfer.base import layerwise_groups
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
@@ -22,6 +23,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from actors.engines.vllm_engine import executors, sampler, settings, weight_loading
 from actors.engines.vllm_engine.gloo_group import GlooGroup
+from actors.engines.vllm_engine.loaded_model import shapes_in
 from actors.engines.vllm_engine.weight_receiving import GlooEngine, IpcEngine, NcclEngine
 from actors.engines.vllm_engine.weight_sending import (
     STUCK,
@@ -270,12 +272,20 @@ def test_stuck_transfer_ends_the_process() -> None:
     assert process.exitcode == STUCK
 
 
-def test_weights_of_another_model_are_refused_before_the_model_changes(make_model: Any) -> None:
-    receiving = engine(GlooEngine)
+@pytest.mark.parametrize("kind", [GlooEngine, NcclEngine, IpcEngine])
+def test_update_without_one_tensor_is_refused_before_the_model_changes(make_model: Any, kind: type) -> None:
+    """The model is None here: an engine that touched it would fail with another error."""
+    receiving = engine(kind)
     receiving.model_config = SimpleNamespace(
         model=str(make_model(tied=True)), hf_config=SimpleNamespace(tie_word_embeddings=True)
     )
-    update = {"names": ["model.norm.weight"], "dtype_names": ["float32"], "shapes": [[64]], "version": 4}
-    with pytest.raises(WeightsMismatchError, match="version 4 does not fit the model"):
-        receiving.receive_weights(receiving.parse_update_info(update))
-    assert receiving.loaded == (0, ""), "the initial weights"
+    with safe_open(make_model(tied=True) / "model.safetensors", framework="pt") as file:
+        shapes = {name: shape for name, shape in shapes_in(file).items() if name != "lm_head.weight"}
+    for missing in shapes:
+        names = [name for name in shapes if name != missing]
+        update = SimpleNamespace(
+            names=names, dtype_names=["float32"] * len(names), shapes=[shapes[name] for name in names], version=4
+        )
+        with pytest.raises(WeightsMismatchError, match=rf"version 4 does not fit the model at .*\['{missing}'\]"):
+            receiving.receive_weights(update)
+        assert receiving.loaded == (0, ""), "the initial weights"
