@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,10 +76,8 @@ class Result:
 def _cluster() -> Iterator[Cluster]:
     """Start a head and one further node, and connect this process to them as an observer."""
     system = {"max_direct_call_object_size": _LARGEST_INLINE_BYTES}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": _HEAD_CPUS, "include_dashboard": False, "_system_config": system},
-    )
+    head = {"num_cpus": _HEAD_CPUS, "include_dashboard": False, "_system_config": system}
+    cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
@@ -89,10 +87,15 @@ def _cluster() -> Iterator[Cluster]:
 
 
 def _add_node(cluster: Cluster) -> Any:
-    """Add a node for the rollout worker and the teacher. On a loaded machine Ray's 30 s for its start may not do."""
+    """Add a node for the rollout worker and the teacher."""
+    return _started(lambda: cluster.add_node(num_cpus=_NODE_CPUS))
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """Start a node. On a loaded machine the 30 s that Ray allows for it may not do, so it is tried again."""
     for attempt in range(_NODE_STARTS):
         try:
-            return cluster.add_node(num_cpus=_NODE_CPUS)
+            return start()
         except Exception as error:
             if "timed out during startup" not in str(error) or attempt == _NODE_STARTS - 1:
                 raise

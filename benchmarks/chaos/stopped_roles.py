@@ -3,7 +3,8 @@
 python -m benchmarks.chaos.stopped_roles --json OUT
 
 One smoke run has its rollout worker, engine, verifier, teacher, learner rank and broker stopped; if it ends, it is
-continued. A scheduled run has its driver stopped. Both must finish with nothing lost and nothing trained on twice.
+continued. A scheduled run and a run with `--max-restarts`, as a job has it, have their drivers stopped. All must finish
+with nothing lost and nothing trained on twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from pipelines.schedules.tick import tick
 
 # Steps that are trained after each replacement: the first one may have been complete when the role was stopped.
 _STEPS_AFTER = 2
+SCHEDULED_DRIVER, SUPERVISED_DRIVER = "driver of a schedule", "driver of a job"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ def stop_role(run: SmokeRun, role: str) -> Recovery:
     )
 
 
-def stop_driver(folder: Path, settings: list[str]) -> tuple[Recovery, Ending]:
+def stop_scheduled_driver(folder: Path, settings: list[str]) -> tuple[Recovery, Ending]:
     """Stop the driver of a scheduled run, and wait until its ticker has killed it and finished the run."""
     store = ScheduleStore(f"sqlite:///{folder / 'schedules.sqlite'}")
     schedule = schedule_settings(
@@ -104,18 +107,29 @@ def stop_driver(folder: Path, settings: list[str]) -> tuple[Recovery, Ending]:
         wait_for(lambda: steps() > 0, "the first step of the scheduled run")
         run = found()
         assert run is not None
-        heartbeat, before = read_heartbeat(run), steps()
-        assert heartbeat is not None
-        driver, began = psutil.Process(heartbeat.process.pid), time.monotonic()
-        os.kill(driver.pid, signal.SIGSTOP)
-        wait_for(lambda: has_ended(driver), "the end of the stopped driver")
-        detected_s = time.monotonic() - began
-        wait_for(lambda: steps() > before, "the recovery from the stopped driver")
-        recovered_s = time.monotonic() - began
+        recovery = _stop_driver_of(run, steps, role=SCHEDULED_DRIVER)
         [ended] = ticking.result(TIMEOUT_S)
     store.close()
-    recovery = Recovery(role="driver", detected_s=detected_s, recovered_s=recovered_s, is_resumed=True)
     return recovery, Ending.of("scheduled run", run, is_finished=ended.status == "finished")
+
+
+def stop_supervised_driver(folder: Path, settings: list[str]) -> tuple[Recovery, Ending]:
+    """Stop the driver of a run with `--max-restarts`, and wait until its supervisor has replaced it."""
+    with smoke_run(folder / "supervised", [*settings, "--max-restarts=1"]) as run:
+        wait_for(lambda: run.steps() > 0, "the first step of the supervised run")
+        recovery = _stop_driver_of(run.directory, run.steps, role=SUPERVISED_DRIVER)
+        return recovery, run.finish("supervised run")
+
+
+def _stop_driver_of(run: RunDirectory, steps: Callable[[], int], *, role: str) -> Recovery:
+    heartbeat, before = read_heartbeat(run), steps()
+    assert heartbeat is not None
+    driver, began = psutil.Process(heartbeat.process.pid), time.monotonic()
+    os.kill(driver.pid, signal.SIGSTOP)
+    wait_for(lambda: has_ended(driver), f"the end of the stopped {role}")
+    detected_s = time.monotonic() - began
+    wait_for(lambda: steps() > before, f"the recovery from the stopped {role}")
+    return Recovery(role=role, detected_s=detected_s, recovered_s=time.monotonic() - began, is_resumed=True)
 
 
 def main(
@@ -127,7 +141,11 @@ def main(
     json_path: JsonPath = None,
 ) -> None:
     """Stop each role of a run in turn, and print when it was noticed and when the run had recovered."""
-    chosen = [role.strip() for role in roles.split(",") if role.strip()] or [*ROLES, "driver"]
+    chosen = [role.strip() for role in roles.split(",") if role.strip()] or [
+        *ROLES,
+        SCHEDULED_DRIVER,
+        SUPERVISED_DRIVER,
+    ]
     settings = [f"failures.heartbeat_s={heartbeat_s:g}"]
     recoveries: list[Recovery] = []
     endings: list[Ending] = []
@@ -143,10 +161,11 @@ def main(
                     recoveries.append(stop_role(run, role))
                     console.print(recoveries[-1])
                 endings.append(run.finish("smoke run"))
-        if "driver" in chosen:
-            recovery, end = stop_driver(folder, [*settings, "training.steps=3", "checkpoints.every_steps=1"])
-            recoveries.append(recovery)
-            endings.append(end)
+        for role, stop in ((SCHEDULED_DRIVER, stop_scheduled_driver), (SUPERVISED_DRIVER, stop_supervised_driver)):
+            if role in chosen:
+                recovery, end = stop(folder, [*settings, "training.steps=3", "checkpoints.every_steps=1"])
+                recoveries.append(recovery)
+                endings.append(end)
     _show(console, recoveries, endings)
     if json_path is not None:
         found = {"recoveries": [asdict(each) for each in recoveries], "endings": [asdict(each) for each in endings]}
