@@ -209,7 +209,8 @@ def copy_of_repository(folder: Path) -> Path:
 
 def main(json_path: JsonPath = None) -> None:
     """Run the tests of every mutant, and exit with 1 if the tests of one pass, or if they fail without a mutant."""
-    console, outcomes = Console(), []
+    console = Console()
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as temporary:
         copy = copy_of_repository(Path(temporary))
         status, output = run_tests(sorted({mutant.tests for mutant in MUTANTS}), copy)

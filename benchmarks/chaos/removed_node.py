@@ -104,29 +104,25 @@ def _started(start: Callable[[], Any]) -> Any:
 
 def _kill(node: Any) -> None:
     """Kill all processes of a node at once: its raylet with the object store, its agents and its workers."""
-    family = [psutil.Process(each.process.pid) for each in _processes(node)]
-    family += [child for process in family for child in process.children(recursive=True)]
+    family: list[psutil.Process] = []
+    for started in (each for infos in node.all_processes.values() for each in infos):
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(started.process.pid)
+            family += [process, *process.children(recursive=True)]
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _processes(node: Any) -> list[Any]:
-    return [each for infos in node.all_processes.values() for each in infos]
-
-
-def _counts(run: SmokeRun) -> LedgerCounts | None:
-    """Count the ledger of the live run; None while it does not exist."""
-    if not run.directory.ledger.is_file():
-        return None
+def _counts(run: SmokeRun) -> LedgerCounts:
     with closing(Ledger(run.directory.ledger, read_only=True)) as ledger:
         return ledger.counts()
 
 
-def _held(run: SmokeRun) -> dict[str, int]:
+def _held(run: SmokeRun) -> dict[GroupState, int]:
     """Return the number of groups whose data are needed, by state."""
-    counts = _counts(run)
-    return {} if counts is None else {state: counts.states[state] for state in (GroupState.SAMPLED, GroupState.SCORED)}
+    states = _counts(run).states
+    return {state: states[state] for state in (GroupState.SAMPLED, GroupState.SCORED)}
 
 
 def _is_alive(node_id: str) -> bool:
@@ -147,15 +143,15 @@ def measure(folder: Path, *, steps: int, console: Console) -> Result:
         with smoke_run(folder / "run", settings) as run:
 
             def holds_groups() -> bool:
+                if not run.steps():
+                    return run.has_ended()
                 held = _held(run)
-                return run.has_ended() or (
-                    run.steps() > 0
-                    and held.get(GroupState.SCORED, 0) >= _HELD
-                    and held.get(GroupState.SAMPLED, 0) + held[GroupState.SCORED] > _HELD
-                )
+                return run.has_ended() or (held[GroupState.SCORED] >= _HELD and sum(held.values()) > _HELD)
 
             try:
                 wait_for(holds_groups, "groups on the second node")
+                if run.has_ended():
+                    raise TimeoutError("the run ended before the node was killed")
                 held, before, killed_at = _held(run), run.steps(), time.monotonic()
                 _kill(node)
                 console.print(f"killed the node at step {before}: {held}", highlight=False)
@@ -170,12 +166,10 @@ def measure(folder: Path, *, steps: int, console: Console) -> Result:
                 raise
             if not ending.is_right:
                 console.print(run.tail(60), markup=False)
-            counts = _counts(run)
-            assert counts is not None
             return Result(
                 ending=ending,
                 held={str(state): number for state, number in held.items()},
-                reissued=counts.retried,
+                reissued=_counts(run).retried,
                 noticed_s=round(noticed_s, 1),
                 recovered_s=round(recovered_s, 1),
                 resumed=run.resumed,
