@@ -88,9 +88,9 @@ chaos: $(STAMP) ## faults that take too long for `make test`: bit flips, stops, 
 	$(BIN)/python -m benchmarks.chaos.tickers
 	$(BIN)/python -m benchmarks.chaos.stopped_roles
 	$(BIN)/python -m benchmarks.chaos.random_kills
-	$(BIN)/python -m benchmarks.chaos.removed_node
 	$(BIN)/python -m benchmarks.chaos.mutants
 	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m benchmarks.chaos.removed_node
 
 lint: $(STAMP) ## check code style, formatting, types, import layers, language and waits
 	$(BIN)/ruff check .
