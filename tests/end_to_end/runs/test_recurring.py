@@ -28,7 +28,7 @@ from rlad.registry.registry import ModelRegistry
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]  # the first test waits for the whole fixture
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
-STEPS, LEASE_S = 3, 8
+STEPS, LEASE_S = 3, 20
 SHORT = ["evaluation.every_steps=0", "evaluation.samples=4", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
 MODEL = "kk-student"
 # Runs in its own process, since Ray reads the token when a process starts. It ends when its standard input is closed.
