@@ -9,7 +9,8 @@ GPU_VENV := .venv-gpu
 
 # Tests run in two processes; the tests of a file stay together, since they share its cluster and engines.
 # A process that dies ends the run: pytest-xdist waits for ever for the tests of one that it replaced.
-PARALLEL := -n 2 --dist loadfile --max-worker-restart 0
+# In the order of the folders the long files come first, and no process waits for the other one's last file.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean
