@@ -122,7 +122,7 @@ MUTANTS = (
         "rlad/advantages.py",
         "group_advantages(values[judged], estimator)",
         "group_advantages(values, estimator)[judged]",
-        "rlad/test_advantages.py",
+        "rlad/test_unjudged_responses.py",
     ),
     _mutant(
         "gradient without the temperature",
