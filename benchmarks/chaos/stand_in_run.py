@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 
@@ -23,12 +22,13 @@ from actors.experience.broker import ExperienceBroker
 from actors.experience.group import ColumnsRef
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierResult, WeightsPublication
 from benchmarks.chaos.learner_thread import LearnerThread
+from benchmarks.chaos.network.far_actors import filled_group
 from pipelines.simulation.harness import StandInPools, open_pipeline, stand_in_prompts
 from pipelines.simulation.simulator import stand_in_result, stand_in_shard_policy
 from pipelines.training.deadlines import together
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig, load_run_config
-from rlad.contracts import Columns, FinishReason, RolloutGroup
+from rlad.contracts import Columns
 from rlad.ledger import GroupState, Ledger
 
 _SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
@@ -68,33 +68,6 @@ class ArrayWorker:
     def sample(self, request: SampleRequest, version: int) -> tuple[GroupSummary, Columns]:
         """Fill one group. The summary and the columns become two objects."""
         return filled_group(request, version, self._response_tokens)
-
-
-def filled_group(request: SampleRequest, version: int, response_tokens: int) -> tuple[GroupSummary, Columns]:
-    """Return a group whose responses are equal, with its summary.
-
-    Args:
-        request: The request.
-        version: Policy version of all tokens.
-        response_tokens: Number of tokens of each response.
-    """
-    offsets = np.arange(request.num_responses + 1, dtype=np.int64) * response_tokens
-    tokens = int(offsets[-1])
-    group = RolloutGroup(
-        uid=request.uid,
-        attempt=request.attempt,
-        prompt_id=request.prompt_id,
-        task=request.task,
-        answer=request.answer,
-        temperature=1.0,
-        prompt_ids=request.prompt_ids,
-        response_ids=np.ones(tokens, np.int32),
-        response_offsets=offsets,
-        behaviour_logprobs=np.full(tokens, -1.0, np.float32),
-        policy_versions=np.full(tokens, version, np.int32),
-        finish_reasons=np.full(request.num_responses, FinishReason.STOP, np.uint8),
-    )
-    return GroupSummary.of(group), group.to_columns()
 
 
 class ArraySampler:

@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
 
 from actors.experience.group import ColumnsRef
 from actors.health.monitor import HeartbeatMonitor
-from actors.messages import GroupSummary, SampleRequest, VerifierResult, WeightsPublication
+from actors.messages import VerifierResult
 from actors.pool.pool import ActorPool
 from actors.rollout.pool import RolloutPool
 from actors.verifier.pool import JudgingPool
-from benchmarks.chaos.stand_in_run import filled_group
+from benchmarks.chaos.network.far_actors import FarVerifier, FarWorker
 from pipelines.simulation.harness import StandInPools
-from pipelines.simulation.simulator import stand_in_result
 from rlad.config import RunConfig
-from rlad.contracts import Columns, RolloutGroup, WeightsManifest
-
-RESPONSE_TOKENS = 20_000
-"""480 KiB for a group of two: above the 100 KiB up to which Ray sends an object with the answer of its call."""
-
-# Time that a worker takes for a group, so that groups are in flight whenever a fault begins.
-_SAMPLE_S, _JUDGE_S = 0.2, 0.05
-
-
-class FarWorker:
-    """Rollout worker that fills arrays, with the methods of `RolloutWorker`."""
-
-    def __init__(self, *_: object) -> None:
-        self._version = 0
-
-    async def start(self) -> int:
-        return os.getpid()
-
-    @ray.method(num_returns=2)
-    async def sample(self, request: SampleRequest) -> tuple[GroupSummary, Columns]:
-        version = self._version
-        await asyncio.sleep(_SAMPLE_S)
-        return filled_group(request, version, RESPONSE_TOKENS)
-
-    async def update_weights(self, publication: WeightsPublication) -> WeightsManifest:
-        self._version = publication.manifest.version
-        return publication.manifest
-
-    async def version(self) -> int:
-        return self._version
-
-    async def close(self) -> None:
-        pass
-
-
-class FarVerifier:
-    """Verifier that reads the columns of a group and gives verdicts."""
-
-    def verify(self, columns: Columns, with_texts: bool) -> VerifierResult:
-        group = RolloutGroup.from_columns(columns)
-        time.sleep(_JUDGE_S)
-        result = stand_in_result(group.num_responses, elapsed_s=_JUDGE_S)
-        return replace(result, verdicts=replace(result.verdicts, uid=group.uid, attempt=group.attempt))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
