@@ -45,8 +45,15 @@ _PORT = 6379
 _STEPS, _PROMPTS_PER_STEP, _WORKERS = 12, 4, 2
 # Step after which a fault begins.
 _FAULT_AFTER = 3
-# No processes that wait for work: each costs seconds of CPU time to start.
-_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+# A loaded machine starts slowly: no processes that wait for work, and longer deadlines of starts. The deadlines that
+# count during a fault keep their defaults.
+_ENVIRONMENT = {
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_worker_register_timeout_seconds": "120",
+    "RAY_py_gcs_connect_timeout_s": "120",
+}
 _START_TIMEOUT_S, _RUN_TIMEOUT_S, _STOP_TIMEOUT_S = 120.0, 200.0, 30.0
 
 

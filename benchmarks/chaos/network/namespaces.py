@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -215,17 +215,13 @@ def network() -> Iterator[Network]:
         Namespace(name=name, device=device, address=address)
         for name, device, address in zip(names, devices, (_NEAR_ADDRESS, _FAR_ADDRESS), strict=True)
     )
-    link: Link | None = None
-    try:
+    with ExitStack() as closing:
         for each in (near, far):
+            closing.callback(_remove, each)
             _run("ip", "netns", "add", each.name)
         link = _open_link(near, far)
+        closing.callback(link.close)
         yield Network(near=near, far=far, link=link)
-    finally:
-        for each in (near, far):
-            _remove(each)
-        if link is not None:
-            link.close()
 
 
 @contextmanager
