@@ -78,6 +78,7 @@ class Result:
 
     Attributes:
         fault: Name of the fault.
+        partition_s: Duration of the partition, seconds; None for other faults.
         counts: Counts of the ledger.
         elapsed_s: Seconds from the beginning of the fault to the end of the run.
         recovered_s: Seconds from the end of a partition to the end of the second step after it; None for other faults.
@@ -88,6 +89,7 @@ class Result:
     """
 
     fault: str
+    partition_s: float | None
     counts: Counts
     elapsed_s: float
     recovered_s: float | None
@@ -100,10 +102,11 @@ class Result:
     def is_right(self) -> bool:
         groups = _STEPS * _PROMPTS_PER_STEP
         data_mib = groups * GROUP_SIZE * RESPONSE_TOKENS * TOKEN_BYTES / _MIB
+        was_cut = self.crossed_meanwhile == 0 and self.recovered_s is not None
         return (
             self.counts == Counts(steps=_STEPS, committed=groups, lost=0, twice=0)
             and self.crossed_mib >= data_mib
-            and not self.crossed_meanwhile
+            and (self.partition_s is None or was_cut)
         )
 
 
@@ -135,6 +138,7 @@ class _Injection:
         is_recovered = self._ended is not None and len(self._steps_after) >= 2
         return Result(
             fault=self._fault.name,
+            partition_s=self._fault.seconds,
             counts=counts,
             elapsed_s=round(time.monotonic() - (self.began or 0.0), 1),
             recovered_s=round(self._steps_after[1] - (self._ended or 0.0), 1) if is_recovered else None,
@@ -177,7 +181,7 @@ async def run_under(fault: Fault, net: Network, folder: Path) -> Result:
         await monitor.watch(broker, "broker", deadline_s=_START_TIMEOUT_S)
         async with open_far_pools(config, monitor, run_id=run_id, node={"side": "far"}) as far:
             await train(config, broker, far, learner, on_step=injection.on_step, timeout_s=_RUN_TIMEOUT_S)
-            replaced = len(far.rollout.stats()) - _WORKERS
+            replaced = max(0, len(far.rollout.stats()) - _WORKERS)
     net.link.impair(Impairment())
     ray.kill(broker)
     return injection.result(learner, Counts.of(ledger), replaced=replaced)
@@ -214,7 +218,7 @@ def _start_node(namespace: Namespace, folder: Path, *arguments: str) -> None:
             stdout=output,
             stderr=output,
             timeout=_START_TIMEOUT_S,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     if started.returncode != 0:
         raise RuntimeError(f"the {side} node did not start:\n{log.read_text()}")
