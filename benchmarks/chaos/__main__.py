@@ -36,7 +36,7 @@ _TAIL_LINES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class ChaosPart:
     """A part of `make chaos`.
 
     Attributes:
@@ -57,15 +57,15 @@ class Part:
 
 
 PARTS = (
-    Part(name="bit_flips", shows="a flipped bit in any kind of file is noticed"),
-    Part(name="long_run", shows="500 steps leave nothing behind"),
-    Part(name="small_store", shows="2 GiB of groups pass a small object store"),
-    Part(name="tickers", shows="three tickers run each due time once, under kills and stops"),
-    Part(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
-    Part(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
-    Part(name="stopped_roles", shows="each role is stopped and replaced"),
-    Part(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
-    Part(
+    ChaosPart(name="bit_flips", shows="a flipped bit in any kind of file is noticed"),
+    ChaosPart(name="long_run", shows="500 steps leave nothing behind"),
+    ChaosPart(name="small_store", shows="2 GiB of groups pass a small object store"),
+    ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
+    ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
+    ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
+    ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
+    ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
+    ChaosPart(
         name="tests",
         shows="the tests with the mark `chaos`: kills in live runs, exact resume",
         arguments=("-m", "pytest", "-m", "chaos", "-q", "--durations=0"),
@@ -95,7 +95,7 @@ class Result:
         log: File with its output.
     """
 
-    part: Part
+    part: ChaosPart
     outcome: Outcome
     elapsed_s: float
     cpu_s: float
@@ -115,7 +115,7 @@ class Result:
         return [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
 
 
-def run_part(part: Part, logs: Path) -> Result:
+def run_part(part: ChaosPart, logs: Path) -> Result:
     """Run a part, and kill what it leaves.
 
     Args:
@@ -143,7 +143,7 @@ def run_part(part: Part, logs: Path) -> Result:
 _OUTCOMES = {0: Outcome.PASSED, SKIPPED: Outcome.SKIPPED}
 
 
-def run_parts(parts: Sequence[Part], logs: Path, console: Console) -> list[Result]:
+def run_parts(parts: Sequence[ChaosPart], logs: Path, console: Console) -> list[Result]:
     """Run parts one after another, also after failures. Kills every descendant of this process.
 
     Args:

@@ -19,7 +19,7 @@ RUN = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from benchmarks.chaos.__main__ import Part, run_parts, show
+from benchmarks.chaos.__main__ import ChaosPart, run_parts, show
 
 codes = {
     "failing": "print('the cause'); raise SystemExit(3)",
@@ -29,7 +29,7 @@ codes = {
     "leaving": "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)",
 }
 parts = [
-    Part(name=name, shows="-", arguments=("-c", code), timeout_s=1.0 if name == "late" else 60.0)
+    ChaosPart(name=name, shows="-", arguments=("-c", code), timeout_s=1.0 if name == "late" else 60.0)
     for name, code in codes.items()
 ]
 console = Console(width=120)
