@@ -136,7 +136,7 @@ def trial_checks(trial: Trial) -> Iterator[Check]:
 
 
 def _logits(trial: Trial) -> Check:
-    """Check the output layers. The loss of a rounded one grows with the vocabulary, so a small model may not show it."""
+    """Check the output layers. A small vocabulary may not show the loss of a rounded one."""
     name, rounded = "logits", [pool for pool, dtype in trial.logits.items() if dtype != "float32"]
     if not rounded:
         return Check(name=name, status="ok", detail=f"float32 in {' and '.join(trial.logits)}, as in the learner")

@@ -140,9 +140,7 @@ def _locked_versions(packages: Packages) -> Iterator[Check]:
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         detail = f"{len(wrong)} of {len(packages.lock)} packages differ from {name}: "
-        yield Check(
-            name="lock", status="warning", detail=detail + "; ".join(wrong[:_MOST_NAMED]) + more, remedy=_SETUP
-        )
+        yield Check(name="lock", status="warning", detail=detail + "; ".join(wrong[:_MOST_NAMED]) + more, remedy=_SETUP)
     elif packages.lock:
         yield Check(name="lock", status="ok", detail=f"{len(packages.lock)} packages have the versions of {name}")
 

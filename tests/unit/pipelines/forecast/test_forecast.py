@@ -41,6 +41,9 @@ FULL_SPEED = Assumptions(
     verdict_ms=10,
     network_gbit=80,
     gpus_per_node=8,
+    store_gbit=40,
+    delta_share=0.1,
+    delta_gb_s=10,
 )
 MACHINE = Machine(device=ROUND, assumptions=FULL_SPEED)
 SHAPE = ModelShape(
@@ -231,7 +234,30 @@ def test_adapters_save_gradients_of_frozen_weights_and_optimizer_time(costs: Poo
 
 def test_weight_update_uses_the_network_beyond_one_node(costs: PoolCosts) -> None:
     assert costs.weights_s(8) == pytest.approx(2 * STUDENT * 2 / 1e10)
-    assert costs.weights_s(9) == pytest.approx(3 * STUDENT * 2 / 1e10)  # the network also has 10 GB/s
+    # Transfers between object stores have 5 GB/s.
+    assert costs.weights_s(9) == pytest.approx(2 * STUDENT * 2 / 1e10 + STUDENT * 2 / 5e9)
+
+
+def test_weight_update_to_many_nodes_takes_far_less_than_one_copy_after_the_other(costs: PoolCosts) -> None:
+    here, copy = 2 * STUDENT * 2 / 1e10, STUDENT * 2 / 5e9
+    away = costs.weights_s(41 * 8) - here
+    assert 2 * copy < away < 12 * copy
+
+
+def test_weight_deltas_send_less_and_are_encoded_first(costs: PoolCosts) -> None:
+    """Of four versions one is full, and three have a tenth of its size."""
+    weights = costs.config.weights.model_copy(update={"full_every": 4})
+    found = PoolCosts(costs.config.model_copy(update={"weights": weights}), MACHINE, costs.work)
+    size = STUDENT * 2
+    encoding = 0.75 * size / 1e10
+    assert found.weights_s(8) == pytest.approx(2 * size / 1e10 + encoding)
+    assert found.weights_s(9) == pytest.approx(2 * size / 1e10 + encoding + (0.25 + 0.75 * 0.1) * size / 5e9)
+
+
+def test_direct_transfer_to_other_nodes_takes_one_copy(costs: PoolCosts) -> None:
+    weights = costs.config.weights.model_copy(update={"transport": "nccl"})
+    found = PoolCosts(costs.config.model_copy(update={"weights": weights}), MACHINE, costs.work)
+    assert found.weights_s(800) == pytest.approx(3 * STUDENT * 2 / 1e10)  # the network also has 10 GB/s
 
 
 def test_on_policy_step_ends_after_the_last_group(costs: PoolCosts) -> None:
