@@ -19,8 +19,9 @@ from rlad.config import RunConfig
 from rlad.config.teachers import ScoringConfig
 from rlad.errors import PlanError, RladError
 
-# Size of an object of published weights (`rlad.weight_file`, which imports torch), and the most that are simulated.
-_OBJECT_BYTES = 64 << 20
+# Sizes of the objects of a full version and of a delta (`actors.weights.publish`, which imports torch), and the most of
+# them that are simulated.
+_BUCKET_BYTES, _PART_BYTES = 64 << 20, 8 << 20
 _MOST_OBJECTS = 512
 
 
@@ -178,23 +179,22 @@ class PoolCosts:
         Args:
             devices: Number of devices of the run. If they exceed one node, every other node gets the weights.
         """
-        num_bytes, assumed = self._weight_bytes, self.machine.assumptions
-        sent, encoding_s, transport = num_bytes, 0.0, self.config.weights
-        if transport.transport == "object_store" and transport.full_every > 1:
-            # One version of `full_every` is full. The others are encoded first.
-            deltas = 1 - 1 / transport.full_every
-            sent *= 1 - deltas * (1 - assumed.delta_share)
-            encoding_s = deltas * num_bytes / (assumed.delta_gb_s * 1e9)
-        return self.machine.host_s(num_bytes) + encoding_s + self._away_s(sent, devices) + self.load_s
+        num_bytes, assumed, weights = self._weight_bytes, self.machine.assumptions, self.config.weights
+        # One version of `full_every` is full. The others are deltas, which are encoded first.
+        deltas = 1 - 1 / weights.full_every if weights.transport == "object_store" else 0.0
+        away_s = (1 - deltas) * self._away_s(num_bytes, devices, _BUCKET_BYTES) + deltas * (
+            num_bytes / (assumed.delta_gb_s * 1e9) + self._away_s(assumed.delta_share * num_bytes, devices, _PART_BYTES)
+        )
+        return self.machine.host_s(num_bytes) + away_s + self.load_s
 
-    def _away_s(self, num_bytes: float, devices: float) -> float:
-        """Return the seconds until all other nodes of the run have bytes that one node publishes."""
+    def _away_s(self, num_bytes: float, devices: float, object_bytes: int) -> float:
+        """Return the seconds until all other nodes of the run have bytes that one node publishes as objects."""
         if self.machine.is_one_node(devices):
             return 0.0
         if self.config.weights.transport != "object_store":
             return self.machine.network_s(num_bytes)
         others = math.ceil(devices / self.machine.assumptions.gpus_per_node) - 1
-        objects = max(1, min(_MOST_OBJECTS, math.ceil(num_bytes / _OBJECT_BYTES)))
+        objects = max(1, min(_MOST_OBJECTS, math.ceil(num_bytes / object_bytes)))
         return self.machine.store_s(num_bytes) * distribute(others, objects=objects, in_flight=IN_FLIGHT).transfers
 
     @property
