@@ -106,7 +106,9 @@ def _batches(directory: Path | None) -> Iterator[torch.Tensor]:
     seed = 0
     while True:
         puzzles = generate_prompts(form="sentences", people={3: 1.0}, count=8, split="train", seed=seed)
-        ids = tokenizer(" ".join(puzzle.prompt for puzzle in puzzles), return_tensors="pt").input_ids
+        ids = tokenizer(
+            " ".join(message.content for puzzle in puzzles for message in puzzle.prompt), return_tensors="pt"
+        ).input_ids
         yield ids[:, :_TOKENS]
         seed += 1
 
