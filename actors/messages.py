@@ -165,13 +165,13 @@ class PublishedDelta:
         checksum: Checksum of the file that the delta leads to.
         changed: Places of the tensors that changed, in the file's order, as a bit mask in little-endian order.
         num_bytes: Size of the delta in bytes.
-        ref: Reference to a list of uint8 arrays, the encoded buckets. It ends like that of a `WeightsBucket`.
+        refs: References to lists of uint8 arrays, the encoded buckets. They end like those of buckets.
     """
 
     checksum: str
     changed: bytes
     num_bytes: int
-    ref: ObjectRef
+    refs: tuple[ObjectRef, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

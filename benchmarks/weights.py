@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from rich.console import Console
 from actors.messages import WeightsPublication
 from actors.weights.node_file import HeldFile, NodeWeights
 from actors.weights.publish import publish
+from actors.weights.published_file import hold_published
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, measure_pairs, show
 from pipelines.run.progress import RunProgress
 from rlad.contracts import WeightsManifest
@@ -105,11 +106,8 @@ class Writer:
         self._weights = NodeWeights(run_id)
 
     def write(self, publication: WeightsPublication, watch: bool) -> tuple[str, Stage]:
-        def fetch(places: Sequence[int]) -> Any:
-            return ray.get([publication.buckets[place].ref for place in places], timeout=_TIMEOUT_S)
-
         def hold() -> HeldFile:
-            return self._weights.hold(publication.manifest, [bucket.digest for bucket in publication.buckets], fetch)
+            return hold_published(self._weights, publication)
 
         held, stage = watched(hold) if watch else timed(hold)
         held.release()

@@ -13,7 +13,7 @@ with deltas a copy of the last version there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import ray
@@ -25,6 +25,9 @@ from rlad.weight_deltas.versions import LastVersion, WeightDelta
 from rlad.weight_file import Bytes, buckets_of, checksum_of, digest, safetensors_parts, threads
 
 logger = logging.getLogger(__name__)
+
+# Bytes of encoded buckets in one object, at least. Nodes pass on whole objects, so several small ones spread faster.
+_PART_BYTES = 8 << 20
 
 
 def publish(
@@ -111,7 +114,7 @@ def _publish_delta(delta: WeightDelta, version: int, newest: WeightsPublication)
         checksum=checksum_of(delta.digests),
         changed=mask.to_bytes(-(-mask.bit_length() // 8), "little"),
         num_bytes=delta.num_bytes,
-        ref=ray.put(list(delta.buckets)),
+        refs=tuple(ray.put(part) for part in _in_parts(delta.buckets)),
     )
     num_bytes = newest.manifest.num_bytes
     logger.info(
@@ -127,3 +130,15 @@ def _publish_delta(delta: WeightDelta, version: int, newest: WeightsPublication)
         deltas=(*newest.deltas, published),
         digests=delta.digests,
     )
+
+
+def _in_parts(buckets: Sequence[Bytes]) -> Iterator[list[Bytes]]:
+    """Yield the encoded buckets in order, in lists of `_PART_BYTES` or a little more."""
+    part: list[Bytes] = []
+    for bucket in buckets:
+        part.append(bucket)
+        if sum(map(len, part)) >= _PART_BYTES:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.messages import WeightsPublication
+from actors.weights.distribution import fetch_in_turns
 from actors.weights.node_file import DeltaChain, HeldFile, NodeWeights
 from rlad.errors import EngineError, WeightsLostError
 from rlad.weight_file import Bytes
@@ -31,7 +33,9 @@ def hold_published(weights: NodeWeights, publication: WeightsPublication) -> Hel
         return _get(publication, [publication.buckets[place].ref for place in places])
 
     def fetch_deltas(first: int) -> list[list[Bytes]]:
-        return _get(publication, [delta.ref for delta in publication.deltas[first:]])
+        deltas = publication.deltas[first:]
+        parts = iter(_get(publication, [ref for delta in deltas for ref in delta.refs]))
+        return [[bucket for _ in delta.refs for bucket in next(parts)] for delta in deltas]
 
     chain = None
     if publication.deltas:
@@ -40,14 +44,20 @@ def hold_published(weights: NodeWeights, publication: WeightsPublication) -> Hel
 
 
 def _get(publication: WeightsPublication, refs: list[ray.ObjectRef]) -> list[list[Bytes]]:
-    """Get published objects, mapped and not copied.
+    """Get published objects, mapped and not copied, in an order in which nodes pass them on to each other.
 
     Raises:
         EngineError: The published objects did not arrive in time.
         WeightsLostError: They no longer exist.
     """
+    deadline = time.monotonic() + _FETCH_TIMEOUT_S
+
+    def get(some: list[ray.ObjectRef]) -> Sequence[list[Bytes]]:
+        found: list[list[Bytes]] = ray.get(some, timeout=max(0.0, deadline - time.monotonic()))
+        return found
+
     try:
-        found: list[list[Bytes]] = ray.get(refs, timeout=_FETCH_TIMEOUT_S)
+        return fetch_in_turns(refs, ray.get_runtime_context().get_node_id(), get)
     except GetTimeoutError as error:
         raise EngineError(
             f"weights of version {publication.manifest.version} did not arrive within {_FETCH_TIMEOUT_S:g} s"
@@ -57,4 +67,3 @@ def _get(publication: WeightsPublication, refs: list[ray.ObjectRef]) -> list[lis
             f"weights of version {publication.manifest.version} were lost with the process that published them; "
             "publish them again"
         ) from error
-    return found

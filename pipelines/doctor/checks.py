@@ -111,6 +111,8 @@ def _sandbox(sandbox: Sandbox) -> Check:
 
 def trial_checks(trial: Trial) -> Iterator[Check]:
     """Check engines, log-probabilities, weight updates and memory of the trial run."""
+    if trial.logits:
+        yield _logits(trial)
     if trial.error is not None:
         yield Check(
             name="engines",
@@ -133,6 +135,19 @@ def trial_checks(trial: Trial) -> Iterator[Check]:
         yield _memory(trial.learner_gib, trial.planned_gib)
 
 
+def _logits(trial: Trial) -> Check:
+    """Check the output layers. A small vocabulary may not show the loss of a rounded one."""
+    name, rounded = "logits", [pool for pool, dtype in trial.logits.items() if dtype != "float32"]
+    if not rounded:
+        return Check(name=name, status="ok", detail=f"float32 in {' and '.join(trial.logits)}, as in the learner")
+    return Check(
+        name=name,
+        status="error",
+        detail=f"{' and '.join(rounded)} rounds logits to {trial.logits[rounded[0]]}; the learner's are float32",
+        remedy="Leave out hf_overrides.head_dtype of engine_args, which rlad sets to float32.",
+    )
+
+
 def _gap(name: str, gap: Gap, trial: Trial) -> Check:
     warning, error = _GAPS[trial.dtype]
     largest = "" if gap.largest is None else f", at most {gap.largest:.1g}"
@@ -140,11 +155,6 @@ def _gap(name: str, gap: Gap, trial: Trial) -> Check:
     if gap.mean <= warning:
         return Check(name=name, status="ok", detail=detail)
     remedy = "Remove engine_args that change the computation (quantization, kv_cache_dtype)."
-    if trial.dtype == "bfloat16":
-        remedy = (
-            "The engine's output layer rounds logits to bfloat16: leave out hf_overrides.head_dtype of engine_args, "
-            f"which rlad sets to float32. {remedy}"
-        )
     status: Status = "warning" if gap.mean <= error and not math.isnan(gap.mean) else "error"
     return Check(name=name, status=status, detail=f"{detail} (expected {warning:g})", remedy=remedy)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipelines.environment.packages import Packages
 
@@ -69,6 +70,7 @@ class Trial:
         dtype: Data type of the weights in the engines.
         transport: Transport of weight updates.
         device: `GPU` or `CPU`.
+        logits: Data type in which each vLLM engine computes logits, by pool.
         total_s: Seconds of the run, with the start of the engines.
         teacher_gap: Gap between learner and teacher, which is the same model, before the first weight update.
         learner_gaps: Gap between rollout engine and learner, before the first weight update and after each.
@@ -81,6 +83,7 @@ class Trial:
     dtype: str
     transport: str
     device: str
+    logits: Mapping[str, str] = field(default_factory=dict)
     total_s: float = 0.0
     teacher_gap: Gap | None = None
     learner_gaps: tuple[Gap, ...] = ()

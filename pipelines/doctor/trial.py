@@ -97,6 +97,17 @@ def _shares(gpus: float, transport: str) -> dict[str, float]:
     return {"rollout": 0.3, "teacher": 0.3, "learner": 0.4}
 
 
+def logit_dtypes(config: RunConfig) -> dict[str, str]:
+    """Return the data type in which each vLLM engine of a run computes logits, by pool."""
+    pools = {"rollout": (config.student.dtype, config.rollout.engine_args)} | {
+        pool: (model.dtype, model.engine_args) for pool, model in config.scoring_pools.items() if model.engine == "vllm"
+    }
+    return {
+        pool: "float32" if dtype == "float32" else (arguments.get("hf_overrides") or {}).get("head_dtype", "float32")
+        for pool, (dtype, arguments) in pools.items()
+    }
+
+
 def run_trial(config: RunConfig, directory: Path) -> Trial:
     """Run the trial, and return what it measured, or the error that ended it.
 
@@ -109,6 +120,7 @@ def run_trial(config: RunConfig, directory: Path) -> Trial:
         dtype=config.student.dtype,
         transport=config.weights.transport,
         device="GPU" if config.learner.gpus_per_rank else "CPU",
+        logits=logit_dtypes(config),
     )
     try:
         ensure_models([config.student.path], Console(quiet=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,11 @@ from pathlib import Path
 from pipelines.environment.check import Check
 
 _SETUP = "Make a new environment: `make setup` for CPU, `make setup-gpu` for GPUs (requirements/*.lock)."
-_PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)$")
+_PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)(?: *\\)?$")
+# Locks of a source tree, and of an image.
+_LOCK_FOLDERS = (Path(__file__).parents[2] / "requirements", Path(sys.prefix))
+# Packages that a check names; the number of the others follows.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +29,13 @@ class Packages:
         versions: Version of each installed distribution, by normalized name.
         pins: Exact versions that rlad requires, by normalized name, without extras.
         torch_cuda: CUDA version of PyTorch's build, for example `13.0`; None for the CPU build, or without PyTorch.
+        lock: Exact versions of this build's lock, by normalized name; empty if there is no lock to compare with.
     """
 
     versions: Mapping[str, str]
     pins: Mapping[str, str]
     torch_cuda: str | None
+    lock: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_gpu_engine(self) -> bool:
@@ -36,10 +43,18 @@ class Packages:
         return "vllm" in self.versions
 
 
-def collect_packages() -> Packages:
-    """Read the installed packages, without importing any of them."""
-    versions = {_normalized(each.name): each.version for each in metadata.distributions() if each.name}
-    return Packages(versions=versions, pins=_pins(), torch_cuda=_torch_cuda())
+def collect_packages(lock_folders: Sequence[Path] = _LOCK_FOLDERS) -> Packages:
+    """Read the installed packages, without importing any of them.
+
+    Args:
+        lock_folders: Folders in which `cpu.lock` or `gpu.lock` may be. The first one that has it counts.
+    """
+    versions: dict[str, str] = {}
+    for each in metadata.distributions():  # of two with one name, the first on the path is imported
+        if each.name:
+            versions.setdefault(_normalized(each.name), each.version)
+    cuda = _torch_cuda()
+    return Packages(versions=versions, pins=_pins(), torch_cuda=cuda, lock=_lock(cuda, lock_folders))
 
 
 def _pins() -> dict[str, str]:
@@ -47,6 +62,18 @@ def _pins() -> dict[str, str]:
         requirements = metadata.requires("rlad") or []
     except metadata.PackageNotFoundError:  # used from the source tree
         return {}
+    return _pinned(requirements)
+
+
+def _lock(cuda: str | None, folders: Sequence[Path]) -> dict[str, str]:
+    name = "cpu.lock" if cuda is None else "gpu.lock"
+    for path in (folder / name for folder in folders):
+        if path.is_file():
+            return _pinned(path.read_text().splitlines())
+    return {}
+
+
+def _pinned(requirements: Iterable[str]) -> dict[str, str]:
     found = (_PINNED.match(requirement) for requirement in requirements)
     return {_normalized(match[1]): match[2] for match in found if match is not None}
 
@@ -67,6 +94,7 @@ def package_checks(packages: Packages) -> Iterator[Check]:
     """Check that the packages are of one build and at the required versions."""
     yield _one_build(packages)
     yield _pinned_versions(packages)
+    yield from _locked_versions(packages)
     if "cuda-bindings" in packages.versions:
         yield _cuda_bindings(packages)
 
@@ -99,6 +127,28 @@ def _pinned_versions(packages: Packages) -> Check:
     if wrong:
         return Check(name="versions", status="error", detail="; ".join(wrong), remedy=_SETUP)
     return Check(name="versions", status="ok", detail=f"{len(packages.pins)} pinned packages have their versions")
+
+
+def _locked_versions(packages: Packages) -> Iterator[Check]:
+    """Check that the packages of the lock are installed at its versions. Other packages are not examined."""
+    name = "cpu.lock" if packages.torch_cuda is None else "gpu.lock"
+    wrong = [
+        f"{package} {packages.versions.get(package, 'missing')} instead of {version}"
+        for package, version in packages.lock.items()
+        if not _is_same(packages.versions.get(package, ""), version)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        detail = f"{len(wrong)} of {len(packages.lock)} packages differ from {name}: "
+        yield Check(name="lock", status="warning", detail=detail + "; ".join(wrong[:_MOST_NAMED]) + more, remedy=_SETUP)
+    elif packages.lock:
+        yield Check(name="lock", status="ok", detail=f"{len(packages.lock)} packages have the versions of {name}")
+
+
+def _is_same(installed: str, locked: str) -> bool:
+    """Compare versions. The build (`+cpu`) counts only where both name one: indexes name it differently."""
+    (version, _, build), (wanted, _, wanted_build) = installed.partition("+"), locked.partition("+")
+    return version == wanted and (not build or not wanted_build or build == wanted_build)
 
 
 def _cuda_bindings(packages: Packages) -> Check:

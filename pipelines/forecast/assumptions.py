@@ -29,6 +29,9 @@ class Assumptions:
         verdict_ms: Time of a verifier process for one response.
         network_gbit: Network bandwidth between nodes per device, in Gbit/s.
         gpus_per_node: GPUs of one node.
+        store_gbit: Bandwidth of Ray's object transfers out of and into a node, in Gbit/s. They use TCP.
+        delta_share: Size of a weight delta over that of the weights.
+        delta_gb_s: Speed of encoding a weight delta, in GB of weights per second.
     """
 
     memory_share: float = 0.7
@@ -39,6 +42,9 @@ class Assumptions:
     verdict_ms: float = 10.0
     network_gbit: float = 400.0
     gpus_per_node: float = 8.0
+    store_gbit: float = 40.0
+    delta_share: float = 0.05
+    delta_gb_s: float = 8.0
 
     def sentence(self) -> str:
         """Return all assumptions as text."""

@@ -69,6 +69,10 @@ class Machine:
         """Return the seconds of a transfer between nodes."""
         return num_bytes / (self.assumptions.network_gbit * _GBIT_BYTES * self.assumptions.link_share)
 
+    def store_s(self, num_bytes: float) -> float:
+        """Return the seconds of a transfer between the object stores of two nodes."""
+        return num_bytes / (self.assumptions.store_gbit * _GBIT_BYTES)
+
     def peers_s(self, num_bytes: float, devices: float) -> float:
         """Return the seconds of a transfer from each device to the next.
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from actors.weights.distribution import IN_FLIGHT
 from pipelines.forecast.assumptions import Array, Work
 from pipelines.forecast.costs import Engine, Machine, forward_flops, training_flops
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib
 from pipelines.resolution.models import ModelFiles
+from pipelines.simulation.distribution import distribute
 from rlad.config import RunConfig
 from rlad.config.teachers import ScoringConfig
 from rlad.errors import PlanError, RladError
+
+# Sizes of the objects of a full version and of a delta (`actors.weights.publish`, which imports torch), and the most of
+# them that are simulated.
+_BUCKET_BYTES, _PART_BYTES = 64 << 20, 8 << 20
+_MOST_OBJECTS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,18 +177,34 @@ class PoolCosts:
         """Return the seconds of a weight update: learner device to host, host to other nodes, host to engine devices.
 
         Args:
-            devices: Number of devices of the run. If they exceed one node, the network is used.
+            devices: Number of devices of the run. If they exceed one node, every other node gets the weights.
         """
-        num_bytes = self.student.parameters * DTYPE_BYTES[self.config.student.dtype]
-        away_s = 0.0 if self.machine.is_one_node(devices) else self.machine.network_s(num_bytes)
+        num_bytes, assumed, weights = self._weight_bytes, self.machine.assumptions, self.config.weights
+        # One version of `full_every` is full. The others are deltas, which are encoded first.
+        deltas = 1 - 1 / weights.full_every if weights.transport == "object_store" else 0.0
+        away_s = (1 - deltas) * self._away_s(num_bytes, devices, _BUCKET_BYTES) + deltas * (
+            num_bytes / (assumed.delta_gb_s * 1e9) + self._away_s(assumed.delta_share * num_bytes, devices, _PART_BYTES)
+        )
         return self.machine.host_s(num_bytes) + away_s + self.load_s
+
+    def _away_s(self, num_bytes: float, devices: float, object_bytes: int) -> float:
+        """Return the seconds until all other nodes of the run have bytes that one node publishes as objects."""
+        if self.machine.is_one_node(devices):
+            return 0.0
+        if self.config.weights.transport != "object_store":
+            return self.machine.network_s(num_bytes)
+        others = math.ceil(devices / self.machine.assumptions.gpus_per_node) - 1
+        objects = max(1, min(_MOST_OBJECTS, math.ceil(num_bytes / object_bytes)))
+        return self.machine.store_s(num_bytes) * distribute(others, objects=objects, in_flight=IN_FLIGHT).transfers
 
     @property
     def load_s(self) -> float:
         """Seconds in which an engine loads new weights from host memory. It samples nothing meanwhile."""
-        return self.machine.host_s(
-            self.student.parameters * DTYPE_BYTES[self.config.student.dtype] / max(1.0, self.engine.devices)
-        )
+        return self.machine.host_s(self._weight_bytes / max(1.0, self.engine.devices))
+
+    @property
+    def _weight_bytes(self) -> float:
+        return float(self.student.parameters * DTYPE_BYTES[self.config.student.dtype])
 
     def fits_learner(self, ranks: int) -> bool:
         """Return whether the learner fits in the memory of this number of ranks."""

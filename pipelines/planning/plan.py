@@ -16,7 +16,7 @@ from actors.pool.placement import reward_pool_name
 from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
-from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, run_pools
+from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, publishing_gib, run_pools
 from pipelines.planning.prompt_findings import source_findings
 from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ModelFiles
@@ -120,7 +120,7 @@ def make_plan(
         *_check_prompts(config, found),
         *_check_verifiers(config, found),
         *_check_placement(config, available),
-        *_check_memory(config, pools, available, gpu_memory_gib),
+        *_check_memory(config, pools, student, available, gpu_memory_gib),
     ]
     return Plan(pools=pools, findings=findings)
 
@@ -314,13 +314,22 @@ def _check_placement(config: RunConfig, available: Resources) -> Iterator[Findin
 
 
 def _check_memory(
-    config: RunConfig, pools: list[PoolPlan], available: Resources, gpu_memory_gib: float
+    config: RunConfig,
+    pools: list[PoolPlan],
+    student: ModelShape | None,
+    available: Resources,
+    gpu_memory_gib: float,
 ) -> Iterator[Finding]:
     known = [pool for pool in pools if pool.worker_gib is not None]
     if len(known) < len(pools):
         yield Finding(level="warning", text="memory is not checked for models of unknown size")
     yield from (Finding(level="error", text=problem) for problem in gpu_memory_problems(known, gpu_memory_gib))
+    published = publishing_gib(config, student) if student is not None else 0.0
+    if published:
+        what = "gathered weights" if config.weights.full_every == 1 else "gathered weights and a copy for deltas"
+        yield Finding(level="ok", text=f"learner rank 0 holds {published:.1f} GiB of {what} in host memory")
     total = sum((pool.worker_gib or 0.0) * pool.workers for pool in known if not pool.resources.gpus)
+    total += 0.0 if config.learner.gpus_per_rank else published
     machine = psutil.virtual_memory().total / GIB
     is_elsewhere = config.cluster.address is not None or available.gpus > local_resources(config.cluster).gpus
     if not is_elsewhere and total > machine:

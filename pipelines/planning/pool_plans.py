@@ -63,6 +63,18 @@ def offloaded_gib(config: RunConfig) -> float | None:
     return None if shape is None else 12 * shape.trained_parameters(config.learner.lora) / config.learner.ranks / GIB
 
 
+def publishing_gib(config: RunConfig, student: ModelShape) -> float:
+    """Return the host memory that learner rank 0 needs to publish weights, in GiB, besides its objects in the store.
+
+    These are the gathered weights, and with deltas a copy of the last version (`weights.full_every`). Direct transports
+    hold one bucket of tensors at a time, which is not counted.
+    """
+    if config.weights.transport != "object_store" or config.offline is not None:
+        return 0.0
+    copies = 1 if config.weights.full_every == 1 else 2
+    return copies * student.parameters * DTYPE_BYTES[config.student.dtype] / GIB
+
+
 def run_pools(
     config: RunConfig,
     student: ModelShape | None,

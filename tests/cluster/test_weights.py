@@ -63,7 +63,7 @@ def after_deltas(publication: WeightsPublication) -> np.ndarray:
     """Return the content of the file after all deltas."""
     content = content_of(publication)
     for delta in publication.deltas:
-        apply_delta(content, ray.get(delta.ref, timeout=30))
+        apply_delta(content, [bucket for part in ray.get(list(delta.refs), timeout=30) for bucket in part])
     return content
 
 

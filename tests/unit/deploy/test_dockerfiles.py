@@ -61,7 +61,7 @@ def test_packages_come_from_the_lock_and_copied_files_are_in_the_build_context(v
     installs = [line for line in lines if "pip install" in line]
     assert len(installs) == 2
     assert all("--no-deps" in line for line in installs)
-    assert f"-r /tmp/{variant}.lock" in installs[0]
+    assert f"-r /opt/rlad/{variant}.lock" in installs[0]
     allowed = {
         line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
@@ -108,7 +108,7 @@ def test_every_package_of_a_lock_with_hashes_has_one(lock: str) -> None:
 
 
 def test_gpu_image_is_installed_with_hashes() -> None:
-    assert any("--require-hashes -r /tmp/gpu.lock" in line for line in instructions("gpu"))
+    assert any("--require-hashes -r /opt/rlad/gpu.lock" in line for line in instructions("gpu"))
 
 
 def test_gpu_lock_contains_every_dependency() -> None:

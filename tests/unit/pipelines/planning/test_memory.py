@@ -10,10 +10,10 @@ import pytest
 from pipelines.cluster.resources import Resources
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.plan import Finding, make_plan
-from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib, offloaded_gib
+from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib, offloaded_gib, publishing_gib
 from rlad.config import LearnerConfig, RunConfig, load_run_config
 
-from .plan_inputs import CONFIGS, prompt_files
+from .plan_inputs import BYTES, CONFIGS, prompt_files
 
 
 def test_memory_of_engine_and_learner() -> None:
@@ -109,3 +109,25 @@ def test_adapter_parameters_are_counted_and_unknown_targets_are_errors(qwen: dic
     assert [finding.text for finding in wrong if finding.level == "error"] == [
         "learner.lora.target_modules: the student has no linear layer qkv_proj"
     ]
+
+
+def test_memory_for_publishing_counts_the_copy_that_deltas_need(qwen: dict[str, Path]) -> None:
+    shape = shape_of(str(qwen["0.6B"]))
+    assert shape is not None
+    gathered = 2 * shape.parameters / GIB
+
+    def published(*settings: str) -> tuple[float, list[str]]:
+        config = load_run_config(
+            CONFIGS / "qwen3_0.6b_kk_2k.yaml",
+            [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES, *settings],
+        )
+        plan = make_plan(config, Resources(cpus=512, gpus=128), gpu_memory_gib=80)
+        found = [finding.text for finding in plan.findings if "in host memory" in finding.text]
+        return publishing_gib(config, shape), found
+
+    assert published() == (gathered, [f"learner rank 0 holds {gathered:.1f} GiB of gathered weights in host memory"])
+    assert published("weights.full_every=10") == (
+        2 * gathered,
+        [f"learner rank 0 holds {2 * gathered:.1f} GiB of gathered weights and a copy for deltas in host memory"],
+    )
+    assert published("weights.transport=nccl") == (0.0, [])
