@@ -54,8 +54,8 @@ class ShardPolicy:
     """Rules by which groups become batch shards.
 
     Attributes:
-        ranks: Data-parallel ranks of the learner.
-        token_budget: Tokens (prompts included) of a rank's micro-batch.
+        ranks: Ranks of the learner, or sequence groups of them, that train different micro-batches.
+        token_budget: Tokens (prompts included) of a micro-batch.
         skip_equal_rewards: Leave out groups whose judged rewards are all equal: the objective gives them exactly zero
             gradient.
         skip_truncated: Leave out responses that reached the token budget.

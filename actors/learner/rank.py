@@ -66,6 +66,7 @@ class LearnerRank:
                 total_updates=settings.steps * settings.updates_per_step,
                 seed=settings.seed,
                 vocabulary_size=settings.vocabulary_size,
+                timeout_s=settings.step_timeout_s,
             )
         )
         self._broker = BrokerLink(settings.broker)
@@ -168,10 +169,14 @@ class LearnerRank:
         return None
 
     def _claim(self, step: int, index: int) -> tuple[BatchShard | EndRequest, list[MicroBatch]]:
-        """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it."""
+        """Claim this rank's next batch shard and build its micro-batches. Waits until the broker has formed it.
+
+        All ranks of a sequence group claim the same shard, and each builds the whole rows of which it trains a slice.
+        """
+        group = self._rank // self._settings.learner.sequence_parallel
         shard: BatchShard | EndRequest | None = None
         while shard is None:
-            shard = self._broker.call(ExperienceBroker.claim, step, self._rank, index)
+            shard = self._broker.call(ExperienceBroker.claim, step, group, index)
         if isinstance(shard, EndRequest):
             return shard, []
         groups = fetch_groups(shard.groups)

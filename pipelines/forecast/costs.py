@@ -46,6 +46,20 @@ def training_flops(shape: ModelShape, sequences: Array, *, checkpointing: bool, 
     return forward_flops(shape, sequences) * (4 if checkpointing else 3) - saved
 
 
+def exchanged_bytes(shape: ModelShape, tokens: float, ranks: int, *, checkpointing: bool) -> float:
+    """Return the bytes that a rank sends when N ranks share each row, for one forward and backward pass.
+
+    In every layer it sends (N - 1) / N of the queries, keys, values and results of its tokens, and of their gradients.
+
+    Args:
+        tokens: Tokens of the rank's slices.
+        ranks: Number of ranks that share a row, N.
+        checkpointing: Whether the backward pass repeats the forward pass.
+    """
+    values = 2.0 * shape.layers * shape.attention_width + shape.kv_values_per_token
+    return tokens * values * WEIGHT_BYTES * (ranks - 1) / ranks * (3 if checkpointing else 2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Device type with the assumptions on its use."""

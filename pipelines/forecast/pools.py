@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.weights.distribution import IN_FLIGHT
 from pipelines.forecast.assumptions import Array, Work
-from pipelines.forecast.costs import Engine, Machine, forward_flops, training_flops
+from pipelines.forecast.costs import Engine, Machine, exchanged_bytes, forward_flops, training_flops
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, engine_gib, learner_gib
 from pipelines.resolution.models import ModelFiles
@@ -160,15 +160,23 @@ class PoolCosts:
         return Scoring(seconds=group_s * self.work.groups / processes, group_s=group_s)
 
     def learning(self, ranks: int) -> Learning:
-        """Return the training of a step. Packing divides the tokens evenly among the ranks."""
+        """Return the training of a step. Packing divides the tokens evenly among the ranks.
+
+        Ranks that share rows exchange their slices for heads in every layer, which nothing hides.
+        """
         learner, training, sequences = self.config.learner, self.config.training, self.work.sequences
+        tokens, shared = float(sequences.sum()), learner.sequence_parallel
         devices = ranks * learner.gpus_per_rank
         flops = training_flops(
             self.student, sequences, checkpointing=learner.activation_checkpointing, frozen=learner.lora is not None
         )
-        pass_s = self.machine.training_s(flops, devices)
+        exchanged = exchanged_bytes(
+            self.student, tokens / ranks, shared, checkpointing=learner.activation_checkpointing
+        )
+        exchange_s = self.machine.peers_s(exchanged, shared * learner.gpus_per_rank)
+        pass_s = self.machine.training_s(flops, devices) + exchange_s
         update = 1 / training.updates_per_step
-        part = min(update, learner.micro_batch_tokens * ranks / float(sequences.sum()))
+        part = min(update, learner.micro_batch_tokens * ranks / shared / tokens)
         trained = self.student.trained_parameters(learner.lora)
         update_s = self.machine.optimizer_s(trained, ranks, devices=devices, offloaded=learner.offload_optimizer)
         return Learning(seconds=pass_s * training.passes, last_part_s=pass_s * part, update_s=update_s)

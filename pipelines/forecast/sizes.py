@@ -30,7 +30,7 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
     """Return the splits of the devices that fit in memory, fastest first.
 
     Only the number of workers changes, not the devices of a worker. Each pool has at least one worker, and the learner
-    gets all remaining devices.
+    gets the remaining devices, as far as they form whole sequence groups.
     """
     config, pools = costs.config, costs.config.scoring_pools
     by_unit = {
@@ -48,6 +48,7 @@ def splits(costs: PoolCosts, devices: float, *, staleness: int) -> list[Split]:
         scorers = dict(zip(pools, replicas, strict=True))
         used = workers * by_unit["rollout"] + sum(number * by_unit[pool] for pool, number in scorers.items())
         ranks = math.floor((devices - used) / config.learner.gpus_per_rank + 1e-9)
+        ranks -= ranks % config.learner.sequence_parallel
         if ranks < 1 or not costs.fits_learner(ranks):
             continue
         scoring = {pool: scorings[pool][number] for pool, number in scorers.items()}

@@ -28,6 +28,8 @@ class ModelShape:
         max_tokens: Maximum sequence length.
         linear_layers: Name, and inputs plus outputs, of each linear layer that can have an adapter: all but the output
             layer.
+        heads: Query heads of a layer; 0 if unknown.
+        kv_heads: Key-value heads of a layer; 0 if unknown.
         is_from_table: Whether the shape comes from the built-in table, because the model's hub cannot be reached.
     """
 
@@ -39,6 +41,8 @@ class ModelShape:
     kv_values_per_token: int
     max_tokens: int
     linear_layers: tuple[tuple[str, int], ...] = ()
+    heads: int = 0
+    kv_heads: int = 0
     is_from_table: bool = False
 
     def trained_parameters(self, lora: LoraConfig | None) -> int:
@@ -96,6 +100,8 @@ def shape_from(full_config: Any) -> ModelShape:
         attention_width=config.num_attention_heads * head,
         kv_values_per_token=2 * config.num_hidden_layers * config.num_key_value_heads * head,
         max_tokens=config.max_position_embeddings,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
         linear_layers=tuple(
             (name, module.in_features + module.out_features)
             for name, module in model.named_modules()

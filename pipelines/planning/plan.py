@@ -28,6 +28,7 @@ from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import ModelUnreachableError, PlanError, RladError
+from rlad.sequence_parallel import head_problem
 from rlad.starters import is_missing_starter
 from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
 from rlad.verifiers import build_verifier, reward_models
@@ -194,6 +195,7 @@ def _check_models(
                 text=f"student and {pool} have different chat templates; the student's is applied to all prompts",
             )
     yield from _check_adapters(config.learner, student)
+    yield from _check_sequence_parallel(config, student)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if student is not None and longest > student.max_tokens:
         yield Finding(
@@ -218,6 +220,22 @@ def _check_adapters(config: LearnerConfig, student: ModelShape | None) -> Iterat
     trained = student.trained_parameters(config.lora)
     share = f"{trained / 1e6:.1f} of {student.parameters / 1e6:.0f} million parameters"
     yield Finding(level="ok", text=f"LoRA adapters of rank {config.lora.rank} train {share}")
+
+
+def _check_sequence_parallel(config: RunConfig, student: ModelShape | None) -> Iterator[Finding]:
+    learner = config.learner
+    if learner.sequence_parallel == 1:
+        return
+    if student is not None and student.heads:
+        problem = head_problem(learner.sequence_parallel, heads=student.heads, kv_heads=student.kv_heads)
+        if problem is not None:
+            yield Finding(level="error", text=problem)
+            return
+    tokens = -(-learner.micro_batch_tokens // learner.sequence_parallel)
+    yield Finding(
+        level="ok",
+        text=f"{learner.sequence_parallel} learner ranks share each micro-batch, at most {tokens} tokens a rank",
+    )
 
 
 def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:

@@ -167,7 +167,8 @@ def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
     over the ranks. Frozen weights of a student with adapters have neither gradients nor optimizer state.
 
     Activations take 34 bytes per token, layer and hidden unit (Korthikanti et al., arXiv:2205.05198, without the
-    attention matrix). With checkpointing that is one layer, and 2 bytes for the input of each. Further terms: the
+    attention matrix). With checkpointing that is one layer, and 2 bytes for the input of each. Ranks that share a row
+    (`sequence_parallel`) hold their slices of it. Further terms: the
     logits of one chunk, twice; the float32 gradient of the output layer, on GPU with a product of the same size that is
     added to it; the buffers in which gradients are reduced, two where communication overlaps with the backward pass.
     """
@@ -182,7 +183,7 @@ def learner_gib(shape: ModelShape, config: LearnerConfig) -> float:
     )
     layer = 34 * shape.hidden
     per_token = shape.layers * layer if not config.activation_checkpointing else 2 * shape.layers * shape.hidden + layer
-    activations = config.micro_batch_tokens * per_token * (1 if on_gpu else 2)
+    activations = config.micro_batch_tokens / config.sequence_parallel * per_token * (1 if on_gpu else 2)
     logits = config.logprob_chunk_tokens * shape.vocabulary * 4 * 2
     head = 0 if config.lora is not None else shape.hidden * shape.vocabulary * 4 * (2 if on_gpu else 1)
     buckets = min(trained, LARGEST_REDUCE_BUCKET) * 4 * (2 if on_gpu and config.zero_stage >= 2 else 1)

@@ -133,7 +133,7 @@ def stand_in_shard_policy(config: RunConfig) -> ShardPolicy:
     """Return the shard policy of a simulated run. Every stand-in group has different rewards, so none is left out."""
     return ShardPolicy(
         ranks=1,  # the stand-in learner stands for all ranks
-        token_budget=config.learner.micro_batch_tokens * config.learner.ranks,
+        token_budget=config.learner.micro_batch_tokens * config.learner.sequence_groups,
         skip_equal_rewards=True,
         skip_truncated=False,
         counts_tokens=config.objective.aggregation == "token_mean",

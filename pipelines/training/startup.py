@@ -111,7 +111,7 @@ async def watch_broker(monitor: HeartbeatMonitor, broker: ActorHandle, *, deadli
 def shard_policy(config: RunConfig) -> ShardPolicy:
     """Return the rules by which a run's groups become batch shards."""
     return ShardPolicy(
-        ranks=config.learner.ranks,
+        ranks=config.learner.sequence_groups,
         token_budget=config.learner.micro_batch_tokens,
         skip_equal_rewards=config.objective.zero_advantage_gives_zero_gradient,
         skip_truncated=config.learner.truncated == "mask",

@@ -79,7 +79,14 @@ class OptimizerConfig(ConfigModel):
 class LearnerConfig(ConfigModel):
     """The learner: trains the student with DeepSpeed ZeRO inside Ray Train."""
 
-    ranks: PositiveInt = Field(1, description="Number of learner ranks (data parallelism).")
+    ranks: PositiveInt = Field(1, description="Number of learner ranks, over which ZeRO shards.")
+    sequence_parallel: PositiveInt = Field(
+        1,
+        description="Number of consecutive ranks that share each micro-batch (sequence parallelism, DeepSpeed's "
+        "Ulysses). Each holds an equal slice of its tokens, and computes attention for a share of the heads. "
+        "Activations per rank are divided by it, for long sequences. It must divide `learner.ranks` and the student's "
+        "attention heads; ranks that share a micro-batch should be on one node.",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2,
         description="DeepSpeed ZeRO stage: 1 shards the optimizer state across ranks, 2 also the gradients, 3 also "
@@ -90,7 +97,9 @@ class LearnerConfig(ConfigModel):
         None, description="Train LoRA adapters instead of all weights. `{}` uses the defaults; null trains all weights."
     )
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="Maximum number of tokens (prompts included) in one micro-batch of a rank."
+        16384,
+        description="Maximum number of tokens (prompts included) in one micro-batch, which a rank processes, or "
+        "`learner.sequence_parallel` ranks together.",
     )
     logprob_chunk_tokens: PositiveInt = Field(
         1024, description="Tokens whose logits are in memory at once. Lower values need less memory."
@@ -136,6 +145,21 @@ class LearnerConfig(ConfigModel):
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="Maximum number of times Ray Train restarts the ranks from the last checkpoint."
     )
+
+    @model_validator(mode="after")
+    def _ranks_form_sequence_groups(self) -> Self:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                "learner.sequence_parallel must divide learner.ranks, since that many ranks share each micro-batch; "
+                f"got sequence_parallel {self.sequence_parallel} and ranks {self.ranks}. Set learner.ranks to a "
+                f"multiple of {self.sequence_parallel}, or learner.sequence_parallel to a divisor of {self.ranks}"
+            )
+        return self
+
+    @property
+    def sequence_groups(self) -> int:
+        """Number of groups of ranks that share each micro-batch; `ranks` without sequence parallelism."""
+        return self.ranks // self.sequence_parallel
 
 
 class WeightsConfig(ConfigModel):

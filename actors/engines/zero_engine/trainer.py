@@ -29,6 +29,7 @@ from rlad.failures import Action, Event, decide
 from rlad.logprobs import TokenStatistics
 from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
+from rlad.sequence_parallel import padded_row
 from rlad.training_batch import TrainingBatch
 
 if not torch.cuda.is_available():
@@ -37,6 +38,7 @@ if not torch.cuda.is_available():
 # These import DeepSpeed.
 from actors.engines.zero_engine.checkpoint_files import SafeCheckpointEngine, require_intact, write_checkpoint
 from actors.engines.zero_engine.deepspeed_start import start_deepspeed
+from actors.engines.zero_engine.sequence_parallel import SequenceGroup
 from actors.engines.zero_engine.weight_source import WeightSource
 
 # DeepSpeed 0.19 calls a collective by its deprecated name for every gradient bucket.
@@ -61,6 +63,7 @@ class ZeroTrainer:
         total_updates: int,
         seed: int = 0,
         vocabulary_size: int | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Load the student and initialize DeepSpeed. Collective.
 
@@ -75,9 +78,11 @@ class ZeroTrainer:
             seed: Seed of the adapters (`config.lora`).
             vocabulary_size: Number of token ids. Later entries of the output layer have probability 0, as in the
                 rollouts; None means that all entries are tokens.
+            timeout_s: Deadline of a collective of `config.sequence_parallel`; None for the default of the backend.
 
         Raises:
-            ConfigError: ZeRO does not support the settings, or the student lacks a layer that needs an adapter.
+            ConfigError: ZeRO does not support the settings, the student lacks a layer that needs an adapter, or its
+                heads cannot be divided by `config.sequence_parallel`.
             EngineError: The engine cannot compute correct log-probabilities for this model.
         """
         self._model_path = Path(model_path)
@@ -101,13 +106,16 @@ class ZeroTrainer:
         self._engine = start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()
         self._device = torch.device(self._engine.device)
+        self._group = SequenceGroup(self._policy.causal_lm, config.sequence_parallel, timeout_s=timeout_s)
 
     def policy_logprobs(self, batch: TrainingBatch) -> Tensor:
         """Return the log-probability of every target of a row, float32 [S], without gradient. Collective."""
+        row = padded_row(batch, self._group.size)
+        own = self._group.own_slice(len(row.token_ids))
         with torch.no_grad():
-            return self._forward(
-                batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False
-            ).logprobs
+            positions = torch.arange(own.start, own.stop, device=self._device)
+            logprobs = self._forward(row, own, positions, None, with_entropy=False).logprobs
+            return self._group.gathered(logprobs)[: len(batch.token_ids)]
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
         """Run forward and backward of one micro-batch and add its gradient to the accumulated one. Collective.
@@ -115,18 +123,20 @@ class ZeroTrainer:
         Nothing is averaged here: the token weights of the batch contain every normalizer.
 
         Args:
-            batch: One row of packed sequences.
+            batch: One row of packed sequences, the same one on all ranks of a sequence group.
             counts: Token counts of the batch, for the metrics.
         """
-        # Prompt tokens have weight 0, so the output layer skips them. A dummy batch keeps one token, because ZeRO needs
-        # every parameter in the graph.
-        trained = torch.from_numpy(batch.weights).nonzero().flatten()
-        positions = (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
+        batch = padded_row(batch, self._group.size)
+        own = self._group.own_slice(len(batch.token_ids))
+        # Prompt tokens have weight 0, so the output layer skips them. A slice without trained tokens keeps one token,
+        # because ZeRO needs every parameter in the graph.
+        trained = torch.from_numpy(batch.weights[own]).nonzero().flatten()
+        positions = own.start + (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
         select, select_optional = functools.partial(_select, positions), functools.partial(_select_optional, positions)
         config = self._objective.config
         support_ids = select_optional(batch.support_ids, batch.support_size)
         policy, support, entropies = self._forward(
-            batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on
+            batch, own, positions, support_ids, with_entropy=config.entropy_bonus.is_on
         )
         sampled, weights = select(batch.behaviour_logprobs), select(batch.weights)
         # With one update per step the policy equals pi_old in its only forward pass, so recomputing pi_old is free.
@@ -285,16 +295,17 @@ class ZeroTrainer:
         return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
 
     def _forward(
-        self, batch: TrainingBatch, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool
+        self, batch: TrainingBatch, own: slice, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool
     ) -> TokenStatistics:
-        token_ids, position_ids, target_ids = (
-            torch.from_numpy(column).to(self._device, non_blocking=True)
-            for column in (batch.token_ids, batch.position_ids, batch.target_ids)
+        """Run the model on this rank's slice of a row, and the output layer on some positions of the slice."""
+        token_ids, position_ids = (
+            torch.from_numpy(column[own]).to(self._device, non_blocking=True)
+            for column in (batch.token_ids, batch.position_ids)
         )
         layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
-        targets = target_ids.index_select(0, positions)
+        targets = _select(positions, batch.target_ids)
         return TokenStatistics(
-            *self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy)
+            *self._engine(token_ids, position_ids, layout, positions - own.start, targets, support_ids, with_entropy)
         )
 
     def _add_to_totals(self, output: ObjectiveOutput, gap: Tensor, counts: BatchCounts) -> None:
@@ -303,8 +314,8 @@ class ZeroTrainer:
             loss=output.loss.detach(),
             gap_sum=gap.sum(dtype=torch.float64),
             gap_max=gap.max(),
-            counts=counts,
-            micro_batches=1,
+            counts=counts if self._group.counts else BatchCounts(),
+            micro_batches=int(self._group.counts),
         )
         if self._totals is None:
             self._totals = totals

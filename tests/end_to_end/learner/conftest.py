@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def ranks_by_number() -> Iterator[dict[int, Ranks]]:
-    """Process groups of one and of two ranks, by number of ranks."""
+    """Process groups of one, two and four ranks, by number of ranks. Processes start at the first use."""
     from .learner_ranks import Ranks  # imports DeepSpeed, which most tests of this folder do not need
 
-    ranks = {size: Ranks(size) for size in (1, 2)}
+    ranks = {size: Ranks(size) for size in (1, 2, 4)}
     yield ranks
     for group in ranks.values():
         group.close()

@@ -74,7 +74,7 @@ class Plan:
     Attributes:
         model_path: Directory of the student's initial model.
         groups: Groups by uid.
-        updates: Micro-batches of each rank, for each update.
+        updates: Micro-batches of each rank, or of each group of ranks that share them, for each update.
         config: Learner configuration.
         objective: Configuration of the objective.
         temperature: Sampling temperature of the groups.
@@ -114,7 +114,7 @@ class Plan:
 
     def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:
         rank, size = dist.get_rank(), dist.get_world_size()
-        micro_batches = self.updates[update][rank]
+        micro_batches = self.updates[update][rank // self.config.sequence_parallel]
         for number, sequences in enumerate(micro_batches):
             batch, counts = self.batch(update, sequences)
             if update in self.poisoned and rank == size - 1 and number == len(micro_batches) - 1:

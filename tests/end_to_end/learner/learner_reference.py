@@ -22,6 +22,15 @@ Sequences = Sequence[tuple[str, int]]
 ALPHA, EPS_LOW, EPS_HIGH = 0.5, 0.2, 0.28
 OBJECTIVE = {"name": "trrd", "alpha": ALPHA, "eps_low": EPS_LOW, "eps_high": EPS_HIGH}
 
+OTHER_OBJECTIVES: list[dict[str, Any]] = [
+    {"name": "grpo", "aggregation": "token_mean", "mismatch": "truncate"},
+    {"name": "kdrl", "beta": 0.5, "reference_kl": 0.2, "entropy_bonus": {"coefficient": 0.1}},
+    {"name": "kdrl", "beta": 0.5, "estimator": "full", "imitate": "response"},
+    {"name": "opd", "aggregation": "fixed_length", "fixed_length": 30},
+    {"name": "opd", "estimator": "topk", "top_k": 4},
+    {"name": "sft"},
+]
+
 
 def make_groups(
     model_path: Path | str, *, count: int, temperature: float = 1.0, seed: int = 0

@@ -72,7 +72,7 @@ class Run:
     def __init__(self, config: RunConfig, run_dir: Path, groups: dict[str, ScoredGroup]) -> None:
         self.config, self.groups = config, groups
         policy = ShardPolicy(
-            ranks=config.learner.ranks,
+            ranks=config.learner.sequence_groups,
             token_budget=config.learner.micro_batch_tokens,
             skip_equal_rewards=True,
             skip_truncated=False,

@@ -20,6 +20,7 @@ from rlad.objectives import build_objective
 
 from .learner_ranks import PLAIN, SHOW_GRADIENT, Plan, Ranks, run_plan, shared_out, start_weights
 from .learner_reference import (
+    OTHER_OBJECTIVES,
     PaddedReference,
     ReferenceTrainer,
     make_groups,
@@ -32,15 +33,6 @@ from .learner_reference import (
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 MakeModel = Callable[..., Path]
-
-OTHER_OBJECTIVES: list[dict[str, Any]] = [
-    {"name": "grpo", "aggregation": "token_mean", "mismatch": "truncate"},
-    {"name": "kdrl", "beta": 0.5, "reference_kl": 0.2, "entropy_bonus": {"coefficient": 0.1}},
-    {"name": "kdrl", "beta": 0.5, "estimator": "full", "imitate": "response"},
-    {"name": "opd", "aggregation": "fixed_length", "fixed_length": 30},
-    {"name": "opd", "estimator": "topk", "top_k": 4},
-    {"name": "sft"},
-]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 5])

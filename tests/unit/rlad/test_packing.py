@@ -1,9 +1,10 @@
-"""Packed rows: their columns, weights and counts, and the inputs that are refused."""
+"""Packed rows: their columns, weights, counts and slices, and the inputs that are refused."""
 
 from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 
 from rlad.contracts import ScoredGroup, TeacherScores
 from rlad.errors import ContractError
-from rlad.objectives import GrpoConfig, KdrlConfig, TrrdConfig
+from rlad.objectives import EopdConfig, GrpoConfig, KdrlConfig, TrrdConfig
 from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch, dummy_batch
+from rlad.sequence_parallel import head_problem, padded_row, slice_of
+from rlad.training_batch import TrainingBatch
 
 from .scored_groups import SUPPORT, scored_group
 
@@ -240,3 +243,66 @@ def test_group_without_the_scores_that_the_objective_needs_is_refused(objective:
         build_training_batch(
             {"g": scored}, [("g", 0)], normalizer=LossNormalizer(num_responses=1), rules=BatchRules(objective=objective)
         )
+
+
+def supported_row() -> TrainingBatch:
+    """Two sequences of 4 and 3 positions, with all columns of a teacher's support."""
+    scored = scored_group("g", [2, 1], prompt_tokens=2, rewards=[1, 0])
+    rules = BatchRules(objective=EopdConfig(top_k=SUPPORT))
+    normalizer = LossNormalizer(num_responses=2)
+    return build_training_batch({"g": scored}, [("g", 0), ("g", 1)], normalizer=normalizer, rules=rules)[0]
+
+
+def test_padding_is_a_sequence_of_weight_zero() -> None:
+    batch, padded = supported_row(), padded_row(supported_row(), 4)
+    assert padded.sequence_offsets.tolist() == [0, 4, 7, 8]
+    assert padded.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 0]
+    assert padded.weights.tolist() == [*batch.weights.tolist(), 0]
+    for field in fields(batch):
+        column, longer = getattr(batch, field.name), getattr(padded, field.name)
+        if isinstance(column, np.ndarray):
+            assert longer.dtype == column.dtype
+            assert longer[: len(column)].tolist() == column.tolist()
+        else:
+            assert longer == column
+    assert len(padded.support_ids) == 8 * SUPPORT
+
+
+def test_row_of_a_fitting_length_is_not_padded() -> None:
+    batch = supported_row()
+    assert padded_row(batch, 7) is batch
+    assert padded_row(batch, 1) is batch
+
+
+def test_dummy_row_has_a_position_for_each_rank() -> None:
+    padded = padded_row(dummy_batch(GrpoConfig()), 4)
+    assert (padded.sequence_offsets.tolist(), padded.position_ids.tolist()) == ([0, 1, 4], [0, 0, 1, 2])
+    assert padded.weights.tolist() == [0] * 4
+
+
+def test_slices_cover_the_row_in_the_order_of_the_ranks() -> None:
+    assert [slice_of(12, rank=rank, ranks=3) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "heads", "kv_heads", "fits"),
+    [
+        (1, 3, 1, True),
+        (4, 32, 8, True),
+        (16, 32, 8, True),  # two ranks share a key-value head
+        (12, 24, 8, False),  # 12 ranks and 8 key-value heads: neither divides the other
+        (3, 32, 8, False),
+        (64, 32, 8, False),
+        (6, 12, 2, True),
+        (2, 14, 1, True),
+    ],
+)
+def test_heads_are_divided_among_ranks(ranks: int, heads: int, kv_heads: int, fits: bool) -> None:
+    assert (head_problem(ranks, heads=heads, kv_heads=kv_heads) is None) == fits
+
+
+def test_refusal_names_the_possible_numbers() -> None:
+    assert head_problem(5, heads=12, kv_heads=4) == (
+        "learner.sequence_parallel must divide the student's 12 attention heads, and divide its 4 key-value heads or "
+        "be a multiple of them; got 5. Set it to one of 1, 2, 4, 12"
+    )

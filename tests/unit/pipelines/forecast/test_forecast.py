@@ -322,10 +322,11 @@ def test_no_neighbouring_split_is_faster_than_the_advice(
     assert found.fastest is not None
     assert found.fastest.time.seconds <= found.configured.seconds
     assert sum(found.fastest.sizes.devices(config).values()) <= found.devices
-    for pool, change in (("rollout", 1), ("rollout", -1)):
+    step = config.learner.sequence_parallel  # ranks that share rows come and go together
+    for pool, change in (("rollout", step), ("rollout", -step)):
         sizes = found.fastest.sizes
-        other = Sizes(rollout=sizes.rollout + change, scorers=sizes.scorers, learner=max(1, sizes.learner - change))
-        if other.rollout and sum(other.devices(config).values()) <= found.devices:
+        other = Sizes(rollout=sizes.rollout + change, scorers=sizes.scorers, learner=max(step, sizes.learner - change))
+        if other.rollout > 0 and sum(other.devices(config).values()) <= found.devices:
             assert step_time(costs, other, staleness=staleness).seconds >= found.fastest.time.seconds - 1e-9, pool
     assert found.ahead[2].seconds <= found.ahead[1].seconds < found.on_policy.seconds
     text = " ".join(found.sentences(price_per_hour=2.0))
@@ -335,7 +336,8 @@ def test_no_neighbouring_split_is_faster_than_the_advice(
 
 def test_splits_respect_devices_and_learner_memory(qwen: dict[str, Path]) -> None:
     config = load_run_config(
-        CONFIGS / "qwen3_8b_math_30k.yaml", [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}"]
+        CONFIGS / "qwen3_8b_math_30k.yaml",
+        [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", "learner.sequence_parallel=1"],
     )
     costs, _ = pool_costs(config, "h100", median_tokens=2000, tail=5, prompt_tokens=256, assume=None)
     ranked = splits(costs, 16, staleness=0)

@@ -62,7 +62,8 @@ def test_every_worker_has_room_and_ray_places_no_more_than_planned(
 )
 def test_ranks_share_pods_evenly_up_to_the_gpus_of_a_node(ranks: int, per_rank: int, pods: int, gpus: int) -> None:
     config = load_run_config(
-        CONFIGS / "qwen3_8b_math_30k.yaml", [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}"]
+        CONFIGS / "qwen3_8b_math_30k.yaml",
+        [f"learner.ranks={ranks}", f"learner.gpus_per_rank={per_rank}", "learner.sequence_parallel=1"],
     )
     learner = groups_of(config, gpu_memory_gib=141)["learner"]
     assert (learner.replicas, learner.gpus) == (pods, gpus)
@@ -179,7 +180,8 @@ def test_pods_of_single_workers_do_not_fit_although_the_nodes_have_as_many_gpus(
     ranks=st.sampled_from([1, 2, 4, 8, 16, 24, 32]),
 )
 def test_pods_of_any_division_fit_on_fewest_nodes(rollout: int, teachers: int, per_teacher: int, ranks: int) -> None:
-    changes = [f"rollout.workers={rollout}", f"learner.ranks={ranks}", f"teacher.replicas={teachers}"]
+    sizes = {"rollout.workers": rollout, "learner.ranks": ranks, "teacher.replicas": teachers}
+    changes = [*(f"{name}={size}" for name, size in sizes.items()), "learner.sequence_parallel=1"]
     changes += [f"teacher.gpus_per_replica={per_teacher}", f"teacher.tensor_parallel={per_teacher}"]
     unknown = ["student.path=/none", "teacher.path=/none"]
     groups = pod_groups([load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*changes, *unknown])], options())

@@ -56,17 +56,34 @@ def test_memory_of_activations_and_output_layer() -> None:
 
 
 def test_memory_of_the_shipped_learner_of_8b(qwen: dict[str, Path]) -> None:
-    """16 ranks, 32k tokens, checkpointing: 18 P / 16, 36 layers of 4,096 and the output layer of 151,936."""
+    """16 ranks, 32k tokens over 4 of them, checkpointing: 18 P / 16, 36 layers of 4,096, output layer of 151,936."""
     config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml").learner
     shape = shape_of(str(qwen["8B"]))
     assert shape is not None
     states = 18 * 8_190_735_360 / 16
-    activations = 32_768 * 4096 * (2 * 36 + 34)
+    activations = 32_768 / 4 * 4096 * (2 * 36 + 34)
     logits, head, buckets = 1024 * 151_936 * 8, 4096 * 151_936 * 8, 1.6e9
-    assert (config.ranks, config.micro_batch_tokens) == (16, 32_768)
+    assert (config.ranks, config.sequence_parallel, config.micro_batch_tokens) == (16, 4, 32_768)
     expected = (states + activations + logits + head + buckets) / GIB + 1
     assert learner_gib(shape, config) == pytest.approx(expected)
-    assert expected == pytest.approx(30.1, abs=0.05)
+    assert expected == pytest.approx(20.2, abs=0.05)
+    alone = config.model_copy(update={"sequence_parallel": 1})
+    assert learner_gib(shape, alone) == pytest.approx(expected + 3 * activations / GIB)
+
+
+def test_plan_names_the_heads_that_ranks_cannot_share(qwen: dict[str, Path], tmp_path: Path) -> None:
+    def texts(*overrides: str) -> dict[str, str]:
+        models = [f"student.path={qwen['8B']}", f"teacher.path={qwen['32B']}", *prompt_files(tmp_path)]
+        config = load_run_config(CONFIGS / "qwen3_8b_math_30k.yaml", [*models, *overrides])
+        findings = make_plan(config, Resources(cpus=1024, gpus=64), gpu_memory_gib=141).findings
+        return {finding.text: finding.level for finding in findings}
+
+    assert texts()["4 learner ranks share each micro-batch, at most 8192 tokens a rank"] == "ok"
+    refusal = (
+        "learner.sequence_parallel must divide the student's 32 attention heads, and divide its 8 key-value heads or "
+        "be a multiple of them; got 12. Set it to one of 1, 2, 4, 8, 16, 32"
+    )
+    assert texts("learner.ranks=12", "learner.sequence_parallel=12")[refusal] == "error"
 
 
 def test_memory_of_learner_with_adapters() -> None:

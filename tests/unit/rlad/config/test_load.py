@@ -249,3 +249,11 @@ def test_float32_students_on_gpu_are_refused_above_the_length_that_their_attenti
         load_run_config(CONFIGS / "smoke_gpu.yaml", [*on_gpu, "rollout.max_prompt_tokens=97"])
     load_run_config(CONFIGS / "smoke_gpu.yaml", [*on_gpu, "rollout.max_prompt_tokens=97", "student.dtype=bfloat16"])
     load_run_config(SMOKE, [*on_gpu, "rollout.max_prompt_tokens=97"])
+
+
+def test_ranks_that_do_not_form_whole_sequence_groups_are_refused() -> None:
+    config = load_run_config(SMOKE, ["learner.ranks=6", "learner.sequence_parallel=3"])
+    assert config.learner.sequence_groups == 2
+    assert load_run_config(SMOKE, ["learner.ranks=6"]).learner.sequence_groups == 6
+    with pytest.raises(ConfigError, match=r"must divide learner\.ranks.*got sequence_parallel 4 and ranks 6\. Set"):
+        load_run_config(SMOKE, ["learner.ranks=6", "learner.sequence_parallel=4"])
