@@ -98,6 +98,13 @@ class TeacherConfig(ScoringConfig):
 
     path: str = Field(description="Model reference, as `student.path`.")
     prompt_template: PromptTemplate | None = PROMPT_TEMPLATE
+    send: Literal["logprobs", "hidden_states"] = Field(
+        "logprobs",
+        description="Form of the scores. `logprobs`: log-probabilities of the sampled tokens, and of further tokens "
+        "where the objective needs them. `hidden_states`: the last hidden states in `dtype`, which the learner "
+        "multiplies by the teacher's output layer; for `objective.estimator` `full`, at any vocabulary size, with both "
+        "engines. See `docs/concepts/teachers.md`.",
+    )
 
     @property
     def label(self) -> str:
@@ -251,6 +258,15 @@ class TeacherServiceConfig(TeacherConfig):
         description="HTTP access for clients outside the Ray cluster. `{}` turns it on with defaults; null turns it "
         "off.",
     )
+
+    @model_validator(mode="after")
+    def _sends_logprobs(self) -> Self:
+        if self.send != "logprobs":
+            raise ValueError(
+                f"send must be 'logprobs' for a teacher service, because only a run that deploys its teacher knows the "
+                f"files of the teacher's output layer; got {self.send!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_no_prompt(self) -> Self:

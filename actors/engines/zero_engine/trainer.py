@@ -21,12 +21,12 @@ from actors.engines.hf_engine.packed_attention import PackedLayout
 from actors.engines.zero_engine.config import learning_rate
 from actors.engines.zero_engine.export import AdapterExport, export_model
 from actors.engines.zero_engine.lora import StudentWeight, student_weights
-from actors.engines.zero_engine.policy_model import PolicyModel, load_policy_model
+from actors.engines.zero_engine.policy_model import HeadOutput, PolicyModel, load_policy_model
 from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.learner import LearnerConfig
 from rlad.errors import EngineError, NonFiniteGradientError
 from rlad.failures import Action, Event, decide
-from rlad.logprobs import TokenStatistics
+from rlad.models.hidden_arrays import to_tensor
 from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
 from rlad.training_batch import TrainingBatch
@@ -61,6 +61,7 @@ class ZeroTrainer:
         total_updates: int,
         seed: int = 0,
         vocabulary_size: int | None = None,
+        teacher_weight: Tensor | None = None,
     ) -> None:
         """Load the student and initialize DeepSpeed. Collective.
 
@@ -75,6 +76,7 @@ class ZeroTrainer:
             seed: Seed of the adapters (`config.lora`).
             vocabulary_size: Number of token ids. Later entries of the output layer have probability 0, as in the
                 rollouts; None means that all entries are tokens.
+            teacher_weight: Output layer of a teacher that sends hidden states, [V, G]; None for others.
 
         Raises:
             ConfigError: ZeRO does not support the settings, or the student lacks a layer that needs an adapter.
@@ -97,7 +99,9 @@ class ZeroTrainer:
             lora=config.lora,
             seed=seed,
             vocabulary_size=vocabulary_size,
+            teacher_weight=teacher_weight,
         )
+        self._teacher_weight = teacher_weight
         self._engine = start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()
         self._device = torch.device(self._engine.device)
@@ -107,7 +111,7 @@ class ZeroTrainer:
         with torch.no_grad():
             return self._forward(
                 batch, torch.arange(len(batch.token_ids), device=self._device), None, with_entropy=False
-            ).logprobs
+            )[0]
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
         """Run forward and backward of one micro-batch and add its gradient to the accumulated one. Collective.
@@ -125,8 +129,12 @@ class ZeroTrainer:
         select, select_optional = functools.partial(_select, positions), functools.partial(_select_optional, positions)
         config = self._objective.config
         support_ids = select_optional(batch.support_ids, batch.support_size)
-        policy, support, entropies = self._forward(
-            batch, positions, support_ids, with_entropy=config.entropy_bonus.is_on
+        policy, support, entropies, divergences, teacher = self._forward(
+            batch,
+            positions,
+            support_ids,
+            with_entropy=config.entropy_bonus.is_on,
+            teacher_hidden=self._teacher_hidden(batch, len(positions)),
         )
         sampled, weights = select(batch.behaviour_logprobs), select(batch.weights)
         # With one update per step the policy equals pi_old in its only forward pass, so recomputing pi_old is free.
@@ -134,7 +142,7 @@ class ZeroTrainer:
         output = self._objective.packed(
             policy_logprobs=policy,
             behaviour_logprobs=behaviour,
-            teacher_logprobs=select_optional(batch.teacher_logprobs),
+            teacher_logprobs=select_optional(batch.teacher_logprobs) if teacher is None else teacher,
             advantages=select(batch.advantages),
             weights=weights,
             extras=Extras(
@@ -145,6 +153,7 @@ class ZeroTrainer:
                 support_logprobs=support,
                 teacher_support_logprobs=select_optional(batch.teacher_support_logprobs, batch.support_size),
                 teacher_tail_logprobs=select_optional(batch.teacher_tail_logprobs),
+                teacher_divergences=divergences,
                 progress=self._progress,
                 entropy_coefficient=self._entropy.coefficient,
             ),
@@ -284,18 +293,34 @@ class ZeroTrainer:
         """Progress of the run, from 0 at the first update to 1 at the last."""
         return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
 
+    def _teacher_hidden(self, batch: TrainingBatch, num_positions: int) -> Tensor | None:
+        """Return the teacher's hidden states at the trained positions, [N, G]; zeros for a dummy batch."""
+        if self._teacher_weight is None:
+            return None
+        if batch.teacher_hidden_states is None:
+            return self._teacher_weight.new_zeros((num_positions, self._teacher_weight.shape[1]), device=self._device)
+        rows = batch.teacher_hidden_states.reshape(num_positions, batch.hidden_size)
+        return to_tensor(rows).to(self._device, self._teacher_weight.dtype, non_blocking=True)
+
     def _forward(
-        self, batch: TrainingBatch, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool
-    ) -> TokenStatistics:
+        self,
+        batch: TrainingBatch,
+        positions: Tensor,
+        support_ids: Tensor | None,
+        *,
+        with_entropy: bool,
+        teacher_hidden: Tensor | None = None,
+    ) -> HeadOutput:
         token_ids, position_ids, target_ids = (
             torch.from_numpy(column).to(self._device, non_blocking=True)
             for column in (batch.token_ids, batch.position_ids, batch.target_ids)
         )
         layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
         targets = target_ids.index_select(0, positions)
-        return TokenStatistics(
-            *self._engine(token_ids, position_ids, layout, positions, targets, support_ids, with_entropy)
+        output: HeadOutput = self._engine(
+            token_ids, position_ids, layout, positions, targets, support_ids, with_entropy, teacher_hidden
         )
+        return output
 
     def _add_to_totals(self, output: ObjectiveOutput, gap: Tensor, counts: BatchCounts) -> None:
         totals = UpdateTotals(
