@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel, PositiveInt, or_null
 from rlad.config.evaluation import EvaluationConfig
-from rlad.config.hidden_states import require_use_of_hidden_states
 from rlad.config.learner import CheckpointConfig, LearnerConfig, TrainingConfig, WeightsConfig
 from rlad.config.monitoring.samples import SamplesConfig
 from rlad.config.monitoring.trackers import TensorBoardTracker, TrackingConfig
@@ -20,7 +19,7 @@ from rlad.config.objectives import ObjectiveConfig
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import OfflineConfig, RolloutConfig, VerifierPoolConfig
 from rlad.config.shared import ClusterConfig, FailureConfig, ModelConfig
-from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
+from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig, check_sends
 from rlad.contracts import TeacherSupport
 from rlad.verifiers import VerifierConfig
 
@@ -217,7 +216,7 @@ class RunConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _hidden_states_have_a_use(self) -> Self:
-        require_use_of_hidden_states(self.objective, self.teachers_by_id)
+        check_sends(self.objective, self.teachers_by_id)
         return self
 
     @model_validator(mode="after")
@@ -382,10 +381,7 @@ class RunConfig(ConfigModel):
     @property
     def hidden_state_teacher(self) -> tuple[str, TeacherConfig] | None:
         """Pool and settings of the teacher that sends hidden states; None if there is none."""
-        for pool, model in self.scoring_pools.items():
-            if model.send == "hidden_states":
-                return pool, model
-        return None
+        return next((each for each in self.scoring_pools.items() if each[1].send == "hidden_states"), None)
 
     @property
     def teacher_support(self) -> TeacherSupport:

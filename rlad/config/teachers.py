@@ -7,12 +7,14 @@ A run either deploys a teacher itself (`path`), or uses one that other runs shar
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 from rlad.config.engine_arguments import EngineArguments, require_engine_arguments
+from rlad.config.objective_options import ObjectiveSettings
 
 # Valid both as a Ray Serve application name and in a URL.
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -305,3 +307,27 @@ class TeacherServiceFile(TeacherServiceConfig):
     """A teacher service that runs share: a teacher with autoscaling bounds and a quota per client."""
 
     name: ServiceName = Field(description="Name of the service. Runs refer to it as `teacher: {service: NAME}`.")
+
+
+def check_sends(objective: ObjectiveSettings, teachers: Mapping[str, TeacherConfig | SharedTeacherConfig]) -> None:
+    """Refuse hidden states that the objective does not need, or that belong to several output layers.
+
+    Args:
+        objective: Objective of the run.
+        teachers: Teachers by id.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if not any(isinstance(each, TeacherConfig) and each.send == "hidden_states" for each in teachers.values()):
+        return
+    if objective.teacher_support != "full":
+        raise ValueError(
+            "teacher.send 'hidden_states' requires objective.estimator 'full', because other estimators need a few "
+            f"log-probabilities a token; got objective {objective.name!r}. Set teacher.send to logprobs"
+        )
+    if len(teachers) > 1:
+        raise ValueError(
+            "teacher.send 'hidden_states' requires a single teacher, because the learner holds one output layer; got "
+            f"{', '.join(teachers)}. Set send to logprobs, with engine transformers"
+        )

@@ -14,7 +14,7 @@ from rlad.models.hidden_arrays import to_array, to_tensor
 from rlad.objectives import build_objective
 from rlad.packing import BatchRules, LossNormalizer, build_training_batch, dummy_batch
 
-from .scored_groups import every_sequence, scored_group
+from ..scored_groups import every_sequence, scored_group
 
 HIDDEN = 4
 LAYER = "ab" * 32
