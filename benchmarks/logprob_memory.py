@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from rlad.errors import EngineError
+from rlad.hidden_state_distillation import distillation_statistics
 from rlad.logprobs import selected_logprobs
 
 NUM_TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 64
 """The vocabulary is Qwen3's. The hidden size is small, so that the weight's gradient does not dominate the memory."""
 SMALL_TOKENS = 512
 
-Way = Literal["chunked", "materialised"]
+Way = Literal["chunked", "materialised", "distilled"]
 _TIMEOUT_S = 300.0
 # Number of [tokens, vocabulary] tensors: logits, their log-softmax, its gradient, and a margin.
 _MATERIALISED_TENSORS = 3.3
@@ -102,8 +103,14 @@ def _problem(num_tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tenso
 
 
 def _compute(way: Way, hidden: Tensor, weight: Tensor, targets: Tensor, incoming: Tensor) -> list[Tensor]:
-    """Return the log-probabilities [N] and the gradients of the hidden states and the weight."""
-    if way == "chunked":
+    """Return the log-probabilities [N] and the gradients of the hidden states and the weight.
+
+    With `distilled`, the divergences from a teacher that is given by hidden states take the log-probabilities' place.
+    """
+    if way == "distilled":
+        teacher_hidden, teacher_weight = hidden.detach().flip(0), weight.detach().flip(0)
+        logprobs = distillation_statistics(hidden, weight, teacher_hidden, teacher_weight, targets).divergences
+    elif way == "chunked":
         logprobs = selected_logprobs(hidden, weight, targets)
     else:
         logprobs = torch.log_softmax(hidden @ weight.t(), dim=1).gather(1, targets[:, None])[:, 0]

@@ -153,9 +153,11 @@ def scoring_config(config: RunConfig, *, top_k: int) -> RunConfig:
     if top_k:
         objective = {"name": "kdrl", "estimator": "topk", "top_k": top_k, "reference_kl": 1.0}
         reference = _student_scorer(config).model_dump()
-    return RunConfig.model_validate(
-        {**config.model_dump(), "objective": objective, "reference": reference, "offline": None}
-    )
+    settings = config.model_dump()
+    for teacher in (settings["teacher"], *settings["teachers"].values()):
+        if teacher is not None:
+            teacher.pop("send", None)  # the check compares log-probabilities
+    return RunConfig.model_validate({**settings, "objective": objective, "reference": reference, "offline": None})
 
 
 def _student_scorer(config: RunConfig) -> ReferenceConfig:
@@ -163,7 +165,7 @@ def _student_scorer(config: RunConfig) -> ReferenceConfig:
     teachers = [teacher for teacher in config.teachers_by_id.values() if isinstance(teacher, TeacherConfig)]
     rollout = config.rollout
     if teachers:
-        settings = teachers[0].model_dump(exclude={"engine_args", "prompt_template"})
+        settings = teachers[0].model_dump(exclude={"engine_args", "prompt_template", "send"})
     else:
         settings = {"engine": "vllm" if rollout.temperature == 1.0 else "transformers"}
     return ReferenceConfig.model_validate(

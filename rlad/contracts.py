@@ -1,7 +1,7 @@
 """Records that move between the pools, stored as flat numpy columns.
 
 Shape letters: G responses of a group, T response tokens of the group in total, P prompt tokens, K tokens of a teacher's
-support.
+support, H size of a teacher's hidden state.
 
 A record is validated once, at construction, and frozen. `to_columns` returns a plain mapping of arrays and small
 scalars for the object store, a file, or a wire format without pickle. `from_columns` wraps such a mapping again without
@@ -9,8 +9,8 @@ copying an array. Arrays read from Ray's object store are read-only views of sha
 them.
 
 A response token costs 16 bytes: token id, behaviour log-probability, policy version and teacher log-probability, 4
-bytes each. A reference policy adds 4 bytes. A teacher's support adds 8 K + 4 bytes and is requested only if the
-objective needs it.
+bytes each. A reference policy adds 4 bytes. A teacher's support adds 8 K + 4 bytes, and its hidden states add 2 H in
+bfloat16 and 4 H in float32. Both are requested only if the objective needs them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,26 @@ from rlad.errors import ContractError
 
 Columns = dict[str, Any]
 Array = npt.NDArray[Any]
-TeacherSupport = int | Literal["full"] | None
+TeacherSupport = int | Literal["full", "hidden_states"] | None
 """Teacher scores that an objective needs besides those of the sampled tokens.
 
 None: no others. An integer K: those of the K most likely tokens. `full`: those of the whole vocabulary.
+`hidden_states`: the last hidden states, from which the learner computes all of them.
 """
+
+
+def finite_rows(hidden_states: Array) -> Array:
+    """Return which hidden states have no NaN and no infinity, bool [N].
+
+    Args:
+        hidden_states: float32 [N, H], or uint16 [N, H] with the bits of bfloat16.
+    """
+    if hidden_states.dtype == np.uint16:
+        # All exponent bits are set in NaN and infinity only.
+        is_finite: Array = ((hidden_states & 0x7F80) != 0x7F80).all(axis=1)
+    else:
+        is_finite = np.isfinite(hidden_states).all(axis=1)
+    return is_finite
 
 
 class FinishReason(enum.IntEnum):
@@ -192,17 +207,24 @@ class TeacherScores(ColumnarRecord):
     the same position. All log-probabilities are in nats, at the group's temperature. A missing score
     is NaN or infinite; it is masked later and never replaced.
 
+    Instead of log-probabilities, the record can hold the model's last hidden state at the position that predicts each
+    token, in the dtype of the model. With the output layer they give the log-probabilities of the whole vocabulary.
+
     Attributes:
         uid: Uid of the scored group.
         attempt: Attempt of the scored group.
         teacher: Fingerprint of the model's weights and tokenizer.
-        logprobs: Log-probabilities of the sampled tokens, float32 [T].
+        logprobs: Log-probabilities of the sampled tokens, float32 [T]. All NaN if hidden states are given.
         support_size: K; the vocabulary size if the support is the whole vocabulary; 0 if only sampled tokens are
             scored.
         support_ids: The K most likely tokens at each position, in any order, int32 [T * K]; None if K is 0.
         support_logprobs: Log-probabilities of `support_ids`, float32 [T * K]; None if K is 0.
         tail_logprobs: Log of the probability outside the support, -inf if the support is the whole vocabulary, float32
             [T]; None if K is 0.
+        hidden_size: H; 0 without hidden states.
+        hidden_states: Last hidden states, after the final norm, float32 [T * H], or uint16 [T * H] with the bits of
+            bfloat16; None if H is 0.
+        output_layer: SHA-256 of the output layer that belongs to the hidden states; empty without them.
     """
 
     uid: str
@@ -213,6 +235,9 @@ class TeacherScores(ColumnarRecord):
     support_ids: Array | None = None
     support_logprobs: Array | None = None
     tail_logprobs: Array | None = None
+    hidden_size: int = 0
+    hidden_states: Array | None = None
+    output_layer: str = ""
 
     def __post_init__(self) -> None:
         num_tokens = len(self._require_array("logprobs", np.float32))
@@ -232,6 +257,21 @@ class TeacherScores(ColumnarRecord):
             self._require(bool(np.all(ids >= 0)), "support_ids holds a negative token id")
             self._require_array("support_logprobs", np.float32, num_tokens * self.support_size)
             self._require_array("tail_logprobs", np.float32, num_tokens)
+        self._require(
+            (self.hidden_size > 0) == (self.hidden_states is not None) == bool(self.output_layer),
+            f"hidden_size {self.hidden_size}, hidden_states and output_layer must be given together",
+        )
+        if self.hidden_states is not None:
+            self._require(self.support_size == 0, "hidden states and a support exclude each other")
+            dtype = np.uint16 if self.hidden_states.dtype == np.uint16 else np.float32
+            self._require_array("hidden_states", dtype, num_tokens * self.hidden_size)
+
+    @property
+    def hidden_rows(self) -> Array:
+        """Hidden state of each token, float32 or uint16 [T, H]; H is 0 without hidden states."""
+        if self.hidden_states is None:
+            return np.empty((len(self.logprobs), 0), np.float32)
+        return self.hidden_states.reshape(-1, self.hidden_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

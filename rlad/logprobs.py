@@ -189,7 +189,7 @@ class _TokenStatistics(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = wide_product(grad_logits.to(weight.dtype), weight[rows]).to(hidden.dtype)
             if grad_weight is not None:
-                _add_product(grad_weight[rows], grad_logits.to(hidden.dtype).t(), hidden[chunk])
+                add_product(grad_weight[rows], grad_logits.to(hidden.dtype).t(), hidden[chunk])
             del grad_logits, factor
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None, None
 
@@ -211,7 +211,7 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()  # On the CPU, torch.mm has no half precision product with a float32 result.
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left @ right` to `total` in place, in the dtype of `total`."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)

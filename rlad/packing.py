@@ -1,6 +1,7 @@
 """Packed training rows: scored groups become the columns that the learner trains on.
 
-Shape letters: P prompt tokens, T tokens of one response, K tokens of the teacher's support.
+Shape letters: P prompt tokens, T tokens of one response, K tokens of the teacher's support, H size of the teacher's
+hidden state.
 `rlad.microbatches` decides which sequences share a row.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlad.advantages import group_advantages, imitated_responses
-from rlad.contracts import ScoredGroup, TeacherScores
+from rlad.contracts import ScoredGroup, TeacherScores, finite_rows
 from rlad.errors import ContractError
 from rlad.training_batch import TrainingBatch
 
@@ -79,10 +80,13 @@ class BatchRules:
     Attributes:
         objective: Settings that decide which columns the loss needs, and how it averages.
         truncated: `mask` gives responses that reached the token budget weight 0; `keep` trains on them.
+        output_layer: SHA-256 of the output layer by which the learner multiplies the teacher's hidden states; None if
+            the teacher sends log-probabilities.
     """
 
     objective: ObjectiveSettings
     truncated: Literal["keep", "mask"] = "keep"
+    output_layer: str | None = None
 
     def token_weight(self, normalizer: LossNormalizer, valid_tokens: int) -> float:
         """Return the weight of each token of a response with `valid_tokens` valid tokens.
@@ -145,17 +149,21 @@ def build_training_batch(
         if is_valid.any():
             rows.append(group.columns(index, is_valid, rules.token_weight(normalizer, int(is_valid.sum()))))
     support_size = max((group.support_size for group in trained.values()), default=0)
+    hidden_size = max((group.hidden_size for group in trained.values()), default=0)
     if not rows:
-        return dummy_batch(rules.objective, support_size=support_size), counts
+        return dummy_batch(rules.objective, support_size=support_size, output_layer=rules.output_layer), counts
     columns: dict[str, Any] = {
         "teacher_logprobs": None,
         **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]},
     }
     offsets = np.cumsum([0, *(len(row["token_ids"]) for row in rows)], dtype=np.int32)
-    return TrainingBatch(**columns, sequence_offsets=offsets, support_size=support_size), counts
+    sizes = {"support_size": support_size, "hidden_size": hidden_size}
+    return TrainingBatch(**columns, **sizes, sequence_offsets=offsets), counts
 
 
-def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> TrainingBatch:
+def dummy_batch(
+    objective: ObjectiveSettings, *, support_size: int = 0, output_layer: str | None = None
+) -> TrainingBatch:
     """Return a row of one token with weight 0.
 
     A rank without work runs it, so that the rank joins every collective and adds exactly zero to the gradient.
@@ -164,9 +172,11 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
         objective: Settings that decide which columns the row has.
         support_size: Size K of the teacher's support. With 0, meaning unknown, an objective that needs a support gets
             a support of one token.
+        output_layer: As in `BatchRules`. With hidden states the row has no column of the teacher.
     """
+    sends_logprobs = output_layer is None
     ids, values = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    size = (support_size or 1) if objective.teacher_support is not None else 0
+    size = (support_size or 1) if objective.teacher_support is not None and sends_logprobs else 0
     support: dict[str, Any] = {}
     if size:
         support = {
@@ -180,7 +190,7 @@ def dummy_batch(objective: ObjectiveSettings, *, support_size: int = 0) -> Train
         position_ids=ids,
         sequence_offsets=np.array([0, 1], dtype=np.int32),
         behaviour_logprobs=values,
-        teacher_logprobs=values if objective.uses_teacher else None,
+        teacher_logprobs=values if objective.uses_teacher and sends_logprobs else None,
         advantages=values,
         weights=values,
         reference_logprobs=values if objective.uses_reference else None,
@@ -207,10 +217,16 @@ class _TrainedGroup:
         self._masks_truncated = rules.truncated == "mask"
         self._teacher = self._required("teacher", scored.teacher_scores) if objective.uses_teacher else None
         self._reference = self._required("reference", scored.reference_scores) if objective.uses_reference else None
-        self.support_size = 0
+        self.support_size = self.hidden_size = 0
+        if self._teacher is not None and (self._teacher.output_layer or None) != rules.output_layer:
+            raise ContractError(
+                f"build_training_batch: the teacher scores of group {scored.group.uid} belong to output layer "
+                f"{self._teacher.output_layer or None}; the learner has {rules.output_layer}. The teacher's model "
+                "changed, or it sends something else than the run expects"
+            )
         if objective.teacher_support is not None and self._teacher is not None:
-            self.support_size = self._teacher.support_size
-            if self.support_size == 0:
+            self.support_size, self.hidden_size = self._teacher.support_size, self._teacher.hidden_size
+            if self.support_size == 0 and self.hidden_size == 0:
                 raise ContractError(
                     f"build_training_batch: the teacher scores of group {scored.group.uid} have no support, "
                     f"but the objective needs support {objective.teacher_support!r}"
@@ -282,7 +298,9 @@ class _TrainedGroup:
             "advantages": np.full(length, self._advantages[index], dtype=np.float32),
             "weights": shifted(weight),
         }
-        if self._teacher is not None:
+        if self._teacher is not None and self.hidden_size:
+            columns["teacher_hidden_states"] = self._teacher.hidden_rows[tokens][is_valid].ravel()
+        elif self._teacher is not None:
             columns["teacher_logprobs"] = shifted(self._teacher.logprobs[tokens])
         if self._reference is not None:
             columns["reference_logprobs"] = shifted(self._reference.logprobs[tokens])
@@ -303,6 +321,8 @@ class _TrainedGroup:
 
     def _is_finite(self, scores: TeacherScores, tokens: slice) -> Array:
         """Return which tokens have all the scores that the objective needs, bool [T]. A tail of -inf is a score."""
+        if self.hidden_size and scores is self._teacher:
+            return finite_rows(scores.hidden_rows[tokens])
         is_finite: Array = np.isfinite(scores.logprobs[tokens])
         if self.support_size and scores is self._teacher:
             _, logprobs, tail = _support_of(scores, tokens)

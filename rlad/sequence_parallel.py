@@ -12,9 +12,13 @@ import numpy as np
 
 from rlad.training_batch import TrainingBatch
 
+_NOT_PER_POSITION = ("sequence_offsets", "teacher_hidden_states")
+
 
 def padded_row(batch: TrainingBatch, multiple: int) -> TrainingBatch:
     """Return the row with a length that is a multiple of N. The padding is a sequence of its own with weight 0.
+
+    Hidden states of a teacher exist at trained positions only, so they get no padding.
 
     Args:
         batch: One row of packed sequences.
@@ -27,7 +31,7 @@ def padded_row(batch: TrainingBatch, multiple: int) -> TrainingBatch:
     columns: dict[str, Any] = {}
     for field in fields(batch):
         column = getattr(batch, field.name)
-        if isinstance(column, np.ndarray) and field.name != "sequence_offsets":
+        if isinstance(column, np.ndarray) and field.name not in _NOT_PER_POSITION:
             columns[field.name] = np.pad(column, (0, padding * (len(column) // size)))
     columns["position_ids"][size:] = np.arange(padding)
     offsets = np.append(batch.sequence_offsets, np.int32(size + padding))

@@ -1,6 +1,7 @@
 """Training batch: one micro-batch of the learner as a packed row.
 
-Shape letters: S positions of the row, M sequences of the row, K tokens of the teacher's support.
+Shape letters: S positions of the row, M sequences of the row, K tokens of the teacher's support, N positions with a
+positive weight, H size of the teacher's hidden state.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class TrainingBatch(ColumnarRecord):
             None without a support.
         teacher_tail_logprobs: Log of the teacher's probability outside the support, 0 where the weight is 0, -inf if
             the support is the whole vocabulary, float32 [S]; None without a support.
+        hidden_size: H; 0 without the teacher's hidden states.
+        teacher_hidden_states: Last hidden states of the teacher at the positions with a positive weight, in order,
+            float32 [N * H], or uint16 [N * H] with the bits of bfloat16; None without them. `teacher_logprobs` is None
+            with them.
     """
 
     token_ids: Array
@@ -56,6 +61,8 @@ class TrainingBatch(ColumnarRecord):
     support_ids: Array | None = None
     teacher_support_logprobs: Array | None = None
     teacher_tail_logprobs: Array | None = None
+    hidden_size: int = 0
+    teacher_hidden_states: Array | None = None
 
     def __post_init__(self) -> None:
         size = len(self._require_array("token_ids", np.int64))
@@ -83,6 +90,10 @@ class TrainingBatch(ColumnarRecord):
                 not np.isnan(self._require_array("teacher_tail_logprobs", np.float32, size)).any(),
                 "teacher_tail_logprobs holds NaN",
             )
+        if self.teacher_hidden_states is not None:
+            dtype = np.uint16 if self.teacher_hidden_states.dtype == np.uint16 else np.float32
+            num_trained = int(np.count_nonzero(self.weights > 0))
+            self._require_array("teacher_hidden_states", dtype, num_trained * self.hidden_size)
         offsets = self._require_array("sequence_offsets", np.int32)
         self._require(
             len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == size, f"sequence_offsets must run from 0 to {size}"

@@ -23,12 +23,13 @@ from actors.learner.broker_link import BrokerLink
 from actors.learner.checkpoints import checkpoints_in, newest_checkpoint
 from actors.learner.collectives import AgreedError, agree_on_success, broadcast_from_first
 from actors.learner.group_data import fetch_groups, lost_in
-from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings
+from actors.learner.settings import CHECKPOINTS, EXPORT, LearnerSettings, TeacherOutput
 from actors.learner.weight_publisher import open_weight_publisher
 from actors.messages import WeightsPublication
 from rlad.errors import DeadlineError, StopRequestedError
 from rlad.integrity.durable import move_into_place
 from rlad.models.locations import fetch_model
+from rlad.models.output_layer import OutputLayer, read_output_layer
 from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, build_training_batch
 from rlad.training_batch import TrainingBatch
@@ -53,9 +54,14 @@ class LearnerRank:
         self._rank = train.get_context().get_world_rank()
         self._checkpoints = settings.run_dir / CHECKPOINTS
         self._checkpoint_s = self._send_s = 0.0
-        self._rules = BatchRules(objective=settings.objective, truncated=settings.learner.truncated)
         torch.set_num_threads(settings.learner.threads)
         transformers.utils.logging.disable_progress_bar()
+        teacher_output = agree_on_success(lambda: _teacher_output(settings.teacher_output))
+        self._rules = BatchRules(
+            objective=settings.objective,
+            truncated=settings.learner.truncated,
+            output_layer=None if teacher_output is None else teacher_output.sha256,
+        )
         self._trainer = agree_on_success(
             lambda: ZeroTrainer(
                 model_path=str(fetch_model(settings.student)),
@@ -67,6 +73,7 @@ class LearnerRank:
                 seed=settings.seed,
                 vocabulary_size=settings.vocabulary_size,
                 timeout_s=settings.step_timeout_s,
+                teacher_weight=None if teacher_output is None else teacher_output.weight,
             )
         )
         self._broker = BrokerLink(settings.broker)
@@ -245,3 +252,10 @@ class LearnerRank:
         for old in checkpoints_in(self._checkpoints)[: -self._settings.checkpoints_to_keep]:
             if old not in registered:  # Ray Train deletes those that it has registered
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _teacher_output(settings: TeacherOutput | None) -> OutputLayer | None:
+    """Read the teacher's output layer from its files on this node."""
+    if settings is None:
+        return None
+    return read_output_layer(fetch_model(settings.model), getattr(torch, settings.dtype))

@@ -17,6 +17,19 @@ EXPORT = "export"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherOutput:
+    """Output layer of a teacher that sends hidden states.
+
+    Attributes:
+        model: Location of the teacher's model.
+        dtype: Data type of the teacher, `float32` or `bfloat16`.
+    """
+
+    model: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
     """Settings of every learner rank.
 
@@ -44,6 +57,8 @@ class LearnerSettings:
         vocabulary_size: Number of token ids. Later entries of the student's output layer have probability 0; None means
             that all entries are tokens.
         run_id: Run to whose monitor the ranks announce themselves; None for no monitor.
+        teacher_output: Model and data type of the output layer by which hidden states of the teacher are multiplied;
+            None if the teacher sends log-probabilities.
     """
 
     learner: LearnerConfig
@@ -68,6 +83,7 @@ class LearnerSettings:
     broker: ActorHandle
     vocabulary_size: int | None = None
     run_id: str | None = None
+    teacher_output: TeacherOutput | None = None
 
     @classmethod
     def of(
@@ -79,6 +95,7 @@ class LearnerSettings:
         broker: ActorHandle,
         vocabulary_size: int | None = None,
         run_id: str | None = None,
+        teacher_output: TeacherOutput | None = None,
     ) -> Self:
         """Collect the settings from a run's configuration."""
         return cls(
@@ -104,4 +121,5 @@ class LearnerSettings:
             broker=broker,
             vocabulary_size=vocabulary_size,
             run_id=run_id,
+            teacher_output=teacher_output,
         )

@@ -98,6 +98,7 @@ class TeacherServer:
             # The driver of a run's own teacher has compared the vocabularies.
             shares_ids_with=prefix_fingerprints(config.path) if max_groups_per_client else (),
         )
+        self._output_layer, self._hidden_bytes = _output_layer(config)
         self._timeout_s = config.timeout_s
         self._cache = ScoreCache(max_values=config.cache_tokens)
         self._scorer = CachedScorer(
@@ -154,13 +155,17 @@ class TeacherServer:
                 ) from error
             # Limits, score cache and engine see the group behind this prompt only.
             group = RolloutGroup.from_columns(columns).behind(prompt_ids)
-            require_scorable(group, support, vocabulary=self._identity.vocabulary)
+            require_scorable(group, support, vocabulary=self._identity.vocabulary, hidden_bytes=self._hidden_bytes)
             scores = await self._scorer.score(
                 group.prompt_ids, group.response_ids, group.response_offsets, group.temperature, support
             )
             self._activity.count(group.num_tokens)
         yield TeacherScores(
-            uid=group.uid, attempt=group.attempt, teacher=self._identity.teacher, **scores.flat_columns()
+            uid=group.uid,
+            attempt=group.attempt,
+            teacher=self._identity.teacher,
+            output_layer=self._output_layer,
+            **scores.flat_columns(),
         ).to_columns()
         yield Receipt(num_tokens=group.num_tokens, teacher=self._identity.teacher)
 
@@ -183,8 +188,28 @@ class TeacherServer:
             withdraw(self._announced.run_id)
 
 
+def _output_layer(config: TeacherConfig) -> tuple[str, int]:
+    """Return the SHA-256 of the output layer and the bytes of a hidden state; nothing if log-probabilities are sent.
+
+    Raises:
+        EngineError: Hidden states of this model are not enough to compute its log-probabilities.
+    """
+    if config.send == "logprobs":
+        return "", 0
+    import torch
+
+    from rlad.models.output_layer import read_output_layer
+
+    layer = read_output_layer(Path(config.path), getattr(torch, config.dtype))
+    return layer.sha256, layer.weight.shape[1] * layer.weight.element_size()
+
+
 def _build_scorer(config: TeacherConfig, vocabulary_size: int | None = None) -> Scorer:
     match config.engine:
+        case "vllm" if config.send == "hidden_states":
+            from actors.engines.vllm_engine.hidden_states import VllmHiddenStates
+
+            return VllmHiddenStates(config)
         case "vllm":
             from actors.engines.vllm_engine.scorer import VllmScorer
 

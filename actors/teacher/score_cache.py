@@ -12,6 +12,9 @@ from cachetools import LRUCache
 from actors.engines.scorer import Scorer, TokenScores
 from rlad.contracts import Array, TeacherSupport
 
+# Numbers in the keys for supports that are not a number of tokens.
+_SCORED = {None: 0, "full": -1, "hidden_states": -2}
+
 
 def response_keys(
     teacher: str,
@@ -32,7 +35,7 @@ def response_keys(
         response_offsets: Offsets of the responses in `response_ids`, int64 [G + 1].
     """
     name = teacher.encode()
-    scored = 0 if support is None else -1 if support == "full" else support
+    scored = support if isinstance(support, int) else _SCORED[support]
     # The lengths are hashed too, so that different (teacher, prompt, response) never give the same bytes.
     head = xxhash.xxh3_128(struct.pack("<dqqq", temperature, scored, len(name), len(prompt_ids)))
     head.update(name)
@@ -49,8 +52,8 @@ class ScoreCache:
     """Least recently used cache of response scores, bounded by the number of stored 4-byte values.
 
     Args:
-        max_values: Maximum number of stored values; 0 disables the cache. A token has one value, or 2 + 2 K values with
-            a support of K tokens.
+        max_values: Maximum number of stored values; 0 disables the cache. A token has one value, 2 + 2 K values with a
+            support of K tokens, or 1 + H / 2 with a hidden state of size H in bfloat16.
 
     Attributes:
         hits: Number of responses that were looked up and found.

@@ -18,6 +18,7 @@ from pipelines.cluster.resources import Resources, require_room
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, publishing_gib, run_pools
 from pipelines.planning.prompt_findings import source_findings
+from pipelines.planning.teacher_scores import score_size_notes
 from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ModelFiles
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
@@ -118,6 +119,7 @@ def make_plan(
         *_check_objective(config),
         *_check_models(config, student, frozen, found),
         *_check_shared_teachers(config, found),
+        *_check_score_sizes(config, frozen),
         *_check_prompts(config, found),
         *_check_verifiers(config, found),
         *_check_placement(config, available),
@@ -203,6 +205,11 @@ def _check_models(
             text=f"rollout.max_prompt_tokens + rollout.max_response_tokens is {longest}; "
             f"the student supports {student.max_tokens} tokens",
         )
+
+
+def _check_score_sizes(config: RunConfig, frozen: Mapping[str, ModelShape | None]) -> Iterator[Finding]:
+    for is_large, text in score_size_notes(config, frozen):
+        yield Finding(level="warning" if is_large else "ok", text=text)
 
 
 def _check_shared_teachers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:

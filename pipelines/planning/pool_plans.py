@@ -9,6 +9,7 @@ from actors.engines.zero_engine.config import LARGEST_REDUCE_BUCKET
 from actors.pool.placement import reward_pool_name
 from pipelines.cluster.resources import Resources, demand_by_pool, generation_demand
 from pipelines.planning.model_shape import DTYPE_BYTES, ModelShape, shape_of
+from pipelines.planning.teacher_scores import hidden_state_gib
 from pipelines.resolution.models import ModelFiles
 from rlad.config import EvaluationSuite, LearnerConfig, RunConfig
 from rlad.verifiers import reward_models
@@ -107,8 +108,22 @@ def run_pools(
         yield PoolPlan(pool=pool, workers=model.replicas, resources=demand[pool], worker_gib=memory)
     yield _verifier_plan(config)
     yield from _reward_plans(config, files)
-    memory = learner_gib(student, config.learner) if student else None
+    memory = _learner_gib(config, student, frozen)
     yield PoolPlan(pool="learner", workers=config.learner.ranks, resources=demand["learner"], worker_gib=memory)
+
+
+def _learner_gib(
+    config: RunConfig, student: ModelShape | None, frozen: Mapping[str, ModelShape | None]
+) -> float | None:
+    """Return the memory of a learner rank, in GiB; None if the size of a model that it holds is unknown."""
+    if student is None:
+        return None
+    memory = learner_gib(student, config.learner)
+    if (sender := config.hidden_state_teacher) is None:
+        return memory
+    pool, model = sender
+    shape = frozen[pool]
+    return None if shape is None else memory + hidden_state_gib(shape, model.dtype, config)
 
 
 def _rollout_plan(config: RunConfig | EvaluationSuite, student: ModelShape | None) -> PoolPlan:

@@ -91,7 +91,7 @@ class GroupSettings:
         max_abandoned_groups: Maximum number of groups that the run abandons.
         max_refills: Groups with equal verifier rewards that may be dropped and replaced in a step.
         max_staleness: Versions that a token may be older than the weights it trains.
-        teacher_support: Teacher scores that the objective requires besides the sampled tokens'.
+        teacher_support: Teacher scores that the run requests besides the sampled tokens'.
         overlong_penalty: Penalty on long responses; None without one.
     """
 
@@ -112,7 +112,7 @@ class GroupSettings:
             max_abandoned_groups=config.failures.max_abandoned_groups,
             max_refills=config.training.max_refills,
             max_staleness=config.training.max_staleness,
-            teacher_support=config.objective.teacher_support,
+            teacher_support=config.teacher_support,
             overlong_penalty=config.overlong_penalty,
         )
 

@@ -132,7 +132,11 @@ def pool_models(config: RunConfig | EvaluationSuite, models: ResolvedModels) -> 
     student, rollout = models.student.location, config.rollout
     found = [PoolModel(pool="rollout", location=student, on_gpu=rollout.gpus_per_worker > 0)]
     if isinstance(config, RunConfig):
-        found.append(PoolModel(pool="learner", location=student, on_gpu=config.learner.gpus_per_rank > 0))
+        learner_on_gpu = config.learner.gpus_per_rank > 0
+        found.append(PoolModel(pool="learner", location=student, on_gpu=learner_on_gpu))
+        if (sender := config.hidden_state_teacher) is not None:  # the learner reads the output layer
+            location = models.frozen[sender[0]].location
+            found.append(PoolModel(pool="learner", location=location, on_gpu=learner_on_gpu))
         for pool, model in models.frozen.items():
             gpus = config.frozen_models[pool].gpus_per_replica
             if pool == "teacher" and config.offline is not None:

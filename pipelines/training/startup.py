@@ -17,7 +17,7 @@ from actors.experience.batch_shards import ShardPolicy
 from actors.experience.broker import ExperienceBroker, StepReport
 from actors.health.monitor import HeartbeatMonitor
 from actors.learner.group import LearnerGroup
-from actors.learner.settings import LearnerSettings
+from actors.learner.settings import LearnerSettings, TeacherOutput
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import weight_transport
 from pipelines.cluster.live_run import record_cluster
@@ -131,10 +131,19 @@ def start_learner(run: ResolvedRun, broker: ActorHandle) -> LearnerGroup:
         broker=broker,
         vocabulary_size=None if is_support_padded else run.sampling.vocabulary_size,
         run_id=run.run_id,
+        teacher_output=_teacher_output(run),
     )
     learner = LearnerGroup(settings, run_id=run.run_id)
     learner.start()
     return learner
+
+
+def _teacher_output(run: ResolvedRun) -> TeacherOutput | None:
+    teacher = run.config.hidden_state_teacher
+    if teacher is None:
+        return None
+    pool, settings = teacher
+    return TeacherOutput(model=run.models.frozen[pool].location, dtype=settings.dtype)
 
 
 def _tracked(run: ResolvedRun, *, start_step: int) -> TrackedRun:

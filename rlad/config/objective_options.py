@@ -22,7 +22,7 @@ ESTIMATOR_DESCRIPTION = (
     "`k2` is half the squared log ratio; its expected gradient is that of the reverse KL of a token, at a fixed prefix "
     "and on-policy. `k3` is the estimator of GRPO. "
     "`topk` sums over the teacher's `top_k` likeliest tokens and one bucket for the rest. `full` sums over the "
-    "vocabulary (tiny models only). See `docs/methods.md`."
+    "vocabulary: with `teacher.send` `hidden_states` at any size. See `docs/methods.md`."
 )
 
 

@@ -19,7 +19,8 @@ from rlad.config.objectives import ObjectiveConfig
 from rlad.config.prompts import PromptSource
 from rlad.config.rollout import OfflineConfig, RolloutConfig, VerifierPoolConfig
 from rlad.config.shared import ClusterConfig, FailureConfig, ModelConfig
-from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig
+from rlad.config.teachers import AnyTeacherConfig, ReferenceConfig, SharedTeacherConfig, TeacherConfig, check_sends
+from rlad.contracts import TeacherSupport
 from rlad.verifiers import VerifierConfig
 
 # Longest sequence of a float32 learner on GPU. Its attention matrix takes 2 GB at 32 heads, several times.
@@ -200,16 +201,22 @@ class RunConfig(ConfigModel):
     def _engines_support_the_scores(self) -> Self:
         for pool, model in self.scoring_pools.items():
             section = pool.replace("teacher-", "teachers.", 1)
-            if model.engine == "vllm" and self.rollout.temperature != 1.0:
+            if model.engine == "vllm" and model.send == "logprobs" and self.rollout.temperature != 1.0:
                 raise ValueError(
                     f"{section}.engine 'vllm' scores only at temperature 1; got rollout.temperature "
                     f"{self.rollout.temperature:g}. Set rollout.temperature to 1, or {section}.engine to transformers"
                 )
-            if model.engine == "vllm" and self.objective.teacher_support == "full" and pool != "reference":
+            if model.engine == "vllm" and self.teacher_support == "full" and pool != "reference":
                 raise ValueError(
                     f"objective.estimator 'full' requires the teacher's full vocabulary, which {section}.engine 'vllm' "
-                    f"does not return. Set {section}.engine to transformers, or use estimator 'topk'"
+                    f"does not return as log-probabilities. Set {section}.send to hidden_states, or {section}.engine "
+                    "to transformers"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_states_have_a_use(self) -> Self:
+        check_sends(self.objective, self.teachers_by_id)
         return self
 
     @model_validator(mode="after")
@@ -370,6 +377,16 @@ class RunConfig(ConfigModel):
             path = self.student.path if self.reference.path is None else self.reference.path
             pools["reference"] = TeacherConfig.model_validate({**self.reference.model_dump(), "path": path})
         return pools
+
+    @property
+    def hidden_state_teacher(self) -> tuple[str, TeacherConfig] | None:
+        """Pool and settings of the teacher that sends hidden states; None if there is none."""
+        return next((each for each in self.scoring_pools.items() if each[1].send == "hidden_states"), None)
+
+    @property
+    def teacher_support(self) -> TeacherSupport:
+        """Scores that the run requests from its teachers besides those of the sampled tokens."""
+        return self.objective.teacher_support if self.hidden_state_teacher is None else "hidden_states"
 
     @property
     def shared_teachers(self) -> dict[str, SharedTeacherConfig]:

@@ -7,12 +7,14 @@ A run either deploys a teacher itself (`path`), or uses one that other runs shar
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 from rlad.config.engine_arguments import EngineArguments, require_engine_arguments
+from rlad.config.objective_options import ObjectiveSettings
 
 # Valid both as a Ray Serve application name and in a URL.
 ServiceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -98,6 +100,13 @@ class TeacherConfig(ScoringConfig):
 
     path: str = Field(description="Model reference, as `student.path`.")
     prompt_template: PromptTemplate | None = PROMPT_TEMPLATE
+    send: Literal["logprobs", "hidden_states"] = Field(
+        "logprobs",
+        description="Form of the scores. `logprobs`: log-probabilities of the sampled tokens, and of further tokens "
+        "where the objective needs them. `hidden_states`: the last hidden states in `dtype`, which the learner "
+        "multiplies by the teacher's output layer; for `objective.estimator` `full`, at any vocabulary size, with both "
+        "engines. See `docs/concepts/teachers.md`.",
+    )
 
     @property
     def label(self) -> str:
@@ -253,6 +262,15 @@ class TeacherServiceConfig(TeacherConfig):
     )
 
     @model_validator(mode="after")
+    def _sends_logprobs(self) -> Self:
+        if self.send != "logprobs":
+            raise ValueError(
+                f"send must be 'logprobs' for a teacher service, because only a run that deploys its teacher knows the "
+                f"files of the teacher's output layer; got {self.send!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_no_prompt(self) -> Self:
         if self.prompt_template is not None:
             raise ValueError(
@@ -289,3 +307,27 @@ class TeacherServiceFile(TeacherServiceConfig):
     """A teacher service that runs share: a teacher with autoscaling bounds and a quota per client."""
 
     name: ServiceName = Field(description="Name of the service. Runs refer to it as `teacher: {service: NAME}`.")
+
+
+def check_sends(objective: ObjectiveSettings, teachers: Mapping[str, TeacherConfig | SharedTeacherConfig]) -> None:
+    """Refuse hidden states that the objective does not need, or that belong to several output layers.
+
+    Args:
+        objective: Objective of the run.
+        teachers: Teachers by id.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if not any(isinstance(each, TeacherConfig) and each.send == "hidden_states" for each in teachers.values()):
+        return
+    if objective.teacher_support != "full":
+        raise ValueError(
+            "teacher.send 'hidden_states' requires objective.estimator 'full', because other estimators need a few "
+            f"log-probabilities a token; got objective {objective.name!r}. Set teacher.send to logprobs"
+        )
+    if len(teachers) > 1:
+        raise ValueError(
+            "teacher.send 'hidden_states' requires a single teacher, because the learner holds one output layer; got "
+            f"{', '.join(teachers)}. Set send to logprobs, with engine transformers"
+        )

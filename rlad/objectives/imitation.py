@@ -35,6 +35,8 @@ def imitation_loss(tokens: Tokens, estimator: Estimator) -> Tensor:
         tokens: Tokens in any shape.
         estimator: Any estimator except `k1_reward`, which is a reward and not a loss.
     """
+    if estimator == "full" and tokens.teacher_divergences is not None:
+        return imitated(tokens, tokens.teacher_divergences)
     if estimator in ("topk", "full"):
         policy, teacher = tokens.support_logprobs, tokens.teacher_support_logprobs
         tail = tokens.teacher_tail_logprobs

@@ -28,6 +28,8 @@ class Extras:
         support_logprobs: Student log-probabilities of the teacher's K tokens, [..., K], with graph.
         teacher_support_logprobs: Teacher log-probabilities of its K tokens, [..., K].
         teacher_tail_logprobs: Log of the teacher's mass outside its K tokens; -inf if they are the whole vocabulary.
+        teacher_divergences: KL(pi, pi_T) over the whole vocabulary in nats, with graph. Replaces the support columns
+            where the teacher sends hidden states.
         progress: Fraction of the run's updates that are done, in [0, 1], for coefficients that change.
         entropy_coefficient: Adaptive entropy coefficient that replaces the configured one; None keeps that.
     """
@@ -39,6 +41,7 @@ class Extras:
     support_logprobs: Tensor | None = None
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
+    teacher_divergences: Tensor | None = None
     progress: float = 0.0
     entropy_coefficient: float | None = None
 
@@ -49,8 +52,8 @@ class Tokens:
 
     All columns have one shape, in float32 or float64; support columns have an additional last dimension K. Every column
     holds 0 where `is_valid` is False, so padding, NaN and infinity reach neither loss nor gradient. Only
-    `policy_logprobs`, `entropies` and `support_logprobs` carry a graph. A column that the objective does not need is
-    None. See `Extras` for the optional columns.
+    `policy_logprobs`, `entropies`, `support_logprobs` and `teacher_divergences` carry a graph. A column that the
+    objective does not need is None. See `Extras` for the optional columns.
     """
 
     policy_logprobs: Tensor
@@ -65,6 +68,7 @@ class Tokens:
     support_logprobs: Tensor | None = None
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
+    teacher_divergences: Tensor | None = None
     progress: float = 0.0
 
 
@@ -73,6 +77,7 @@ class Needs:
     """Columns that an objective needs besides policy, behaviour and advantages.
 
     Attributes:
+        support: Teacher scores beyond those of the sampled tokens: support columns, or divergences in their place.
         owner: Name of the objective in error messages.
     """
 
@@ -146,7 +151,10 @@ def _presence(
     ):
         if is_needed:
             is_present[name] = _needed(needs, f"{name}_logprobs", column, shape).isfinite()
-    if needs.support:
+    if needs.support and extras.teacher_divergences is not None:
+        divergences = _checked("teacher_divergences", extras.teacher_divergences, shape)
+        is_present["teacher"] = is_present["teacher"] & divergences.isfinite()
+    elif needs.support:
         support, tail = _teacher_support(needs, extras, shape)
         is_present["teacher"] = (
             is_present["teacher"] & support.isfinite().all(dim=-1) & ~tail.isnan() & (tail < torch.inf)
@@ -179,7 +187,8 @@ def _masked_tokens(
 
     entropies = _needed(needs, "entropies", extras.entropies, shape) if needs.entropy else None
     is_imitated = _needed(needs, "is_imitated", extras.is_imitated, shape) & is_valid if needs.imitated else None
-    support = extras.support_logprobs if needs.support else None
+    divergences = extras.teacher_divergences if needs.support else None
+    support = extras.support_logprobs if needs.support and divergences is None else None
     return Tokens(
         policy_logprobs=masked(upcast(policy, dtype)),
         behaviour_logprobs=masked(behaviour.detach().to(dtype)),
@@ -193,6 +202,7 @@ def _masked_tokens(
         support_logprobs=None if support is None else masked(upcast(support, dtype)),
         teacher_support_logprobs=constant(extras.teacher_support_logprobs, needs.support),
         teacher_tail_logprobs=constant(extras.teacher_tail_logprobs, needs.support),
+        teacher_divergences=None if divergences is None else masked(upcast(divergences, dtype)),
         progress=extras.progress,
     )
 

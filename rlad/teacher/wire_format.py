@@ -92,7 +92,7 @@ class RequestFields(_Fields):
     uid: Annotated[str, Field(min_length=1, max_length=400)]
     attempt: Annotated[int, Field(ge=0)]
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    support: Annotated[int, Field(ge=1)] | Literal["full"] | None
+    support: Annotated[int, Field(ge=1)] | Literal["full", "hidden_states"] | None
     tokenizer: Annotated[str, Field(max_length=200)]
     client: Annotated[str, Field(max_length=200)]
 

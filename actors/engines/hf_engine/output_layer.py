@@ -6,9 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlad.errors import EngineError
-
-# Configuration keys of architectures that transform their logits after `hidden @ weight.T`.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+from rlad.models.output_layer import logit_transforms
 
 
 def plain_output_weight(causal_lm: PreTrainedModel) -> Tensor:
@@ -18,11 +16,7 @@ def plain_output_weight(causal_lm: PreTrainedModel) -> Tensor:
         EngineError: The model transforms its logits, or its output layer has a bias.
     """
     output_layer = causal_lm.get_output_embeddings()
-    transforms = {
-        name: value
-        for name in _LOGIT_TRANSFORMS
-        if (value := getattr(causal_lm.config, name, None)) not in (None, 1, 1.0)
-    }
+    transforms = logit_transforms(causal_lm.config)
     if transforms or getattr(output_layer, "bias", None) is not None:
         raise EngineError(
             "this engine requires a model whose logits are `hidden @ weight.T`; "

@@ -28,6 +28,7 @@ from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, ScoringRefusedError
 from rlad.logprobs import selected_logprobs
+from rlad.models.hidden_arrays import to_array
 from rlad.topk_logprobs import selected_and_top_logprobs
 
 # Time for the forward pass in progress to end when the engine is closed.
@@ -46,9 +47,9 @@ class _Group:
     done: Future[TokenScores] = field(default_factory=Future)
 
     @property
-    def kind(self) -> tuple[float, int]:
-        """Temperature and support size, which all sequences of a row share."""
-        return self.temperature, self.scores.support_size
+    def kind(self) -> tuple[float, int, bool]:
+        """Temperature, support size, and whether hidden states are returned, which all sequences of a row share."""
+        return self.temperature, self.scores.support_size, self.scores.hidden_states is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,9 +125,12 @@ class TransformersScorer:
                 f"a prompt with its response has {longest} tokens; "
                 f"the context of the teacher is {self._max_sequence_tokens}"
             )
-        group = _Group(
-            prompt_ids=prompt_ids, temperature=temperature, scores=TokenScores.empty(len(response_ids), size)
+        scores = (
+            TokenScores.of_hidden_states(self._empty_hidden_states(len(response_ids)))
+            if support == "hidden_states"
+            else TokenScores.empty(len(response_ids), size)
         )
+        group = _Group(prompt_ids=prompt_ids, temperature=temperature, scores=scores)
         for start, end in itertools.pairwise(response_offsets.tolist()):
             if start < end:
                 group.sequences.append(
@@ -212,9 +216,20 @@ class TransformersScorer:
             if sequence.group.remaining == 0:
                 _resolve(sequence.group.done, sequence.group.scores)
 
+    def _empty_hidden_states(self, num_tokens: int) -> Array:
+        weight = self._output_weight
+        return to_array(torch.empty((num_tokens, weight.shape[1]), dtype=weight.dtype))
+
     def _score_tokens(
-        self, hidden: torch.Tensor, target_ids: torch.Tensor, temperature: float, support: int
+        self,
+        hidden: torch.Tensor,
+        target_ids: torch.Tensor,
+        temperature: float,
+        support: int,
+        is_hidden: bool,
     ) -> TokenScores:
+        if is_hidden:
+            return TokenScores.of_hidden_states(to_array(hidden))
         if support == 0:
             logprobs = selected_logprobs(hidden, self._output_weight, target_ids, temperature=temperature)
             return TokenScores(logprobs=logprobs.cpu().numpy())

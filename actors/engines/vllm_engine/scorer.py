@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class VllmScorer:
         apply_environment(settings)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = scorer_arguments(settings, token_budget=config.token_budget, vocabulary=model.vocabulary)
+        arguments = self._arguments(settings, config.token_budget, model.vocabulary)
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
@@ -74,16 +74,7 @@ class VllmScorer:
         temperature: float,
         support: TeacherSupport = None,
     ) -> TokenScores:
-        if temperature != 1.0:
-            raise ScoringRefusedError(
-                f"the vllm teacher engine scores at temperature 1 only; the group was sampled at {temperature}: "
-                "use the transformers engine"
-            )
-        if support == "full":
-            raise ScoringRefusedError(
-                "the vllm teacher engine scores a limited number of most likely tokens, not the full vocabulary: "
-                "use the transformers engine"
-            )
+        self._require_possible(temperature, support)
         size = support_size(support, self._vocabulary)
         if self._masks:
             if self._masking is None:  # the constructor runs without an event loop
@@ -94,7 +85,30 @@ class VllmScorer:
         scores = await asyncio.gather(
             *(self._score_response(prompt, response, size) for response in responses if response)
         )
-        return TokenScores.concatenate(scores) if scores else TokenScores.empty(0, size)
+        return TokenScores.concatenate(scores) if scores else self._no_scores(size)
+
+    def _arguments(self, settings: VllmSettings, token_budget: int, vocabulary: int) -> AsyncEngineArgs:
+        return scorer_arguments(settings, token_budget=token_budget, vocabulary=vocabulary)
+
+    def _require_possible(self, temperature: float, support: TeacherSupport) -> None:
+        """Refuse what this engine does not score.
+
+        Raises:
+            ScoringRefusedError: With the reason.
+        """
+        if temperature != 1.0:
+            raise ScoringRefusedError(
+                f"the vllm teacher engine scores at temperature 1 only; the group was sampled at {temperature}: "
+                "use the transformers engine"
+            )
+        if support == "full":
+            raise ScoringRefusedError(
+                "the vllm teacher engine scores a limited number of most likely tokens, not the full vocabulary: "
+                "use the transformers engine, or teacher.send hidden_states"
+            )
+
+    def _no_scores(self, support: int) -> TokenScores:
+        return TokenScores.empty(0, support)
 
     async def _mask(self) -> None:
         await self._engine.collective_rpc(MASK, args=(self._vocabulary,))
@@ -102,15 +116,18 @@ class VllmScorer:
     async def _score_response(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
         async with self._use.shared():
             scores = await self._run(prompt, response, support)
-        if not np.isnan(scores.logprobs).any():
+        if not self._has_nan(scores):
             return scores
         self._cache_holds_nan = True
         async with self._use.alone():
             if self._cache_holds_nan:
                 await self._clear_kv_cache()
             scores = await self._run(prompt, response, support)
-            self._cache_holds_nan = bool(np.isnan(scores.logprobs).any())
+            self._cache_holds_nan = self._has_nan(scores)
         return scores
+
+    def _has_nan(self, scores: TokenScores) -> bool:
+        return bool(np.isnan(scores.logprobs).any())
 
     async def _clear_kv_cache(self) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -122,9 +139,7 @@ class VllmScorer:
 
     async def _run(self, prompt: list[int], response: list[int], support: int) -> TokenScores:
         from vllm import SamplingParams, TokensPrompt
-        from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         sampling = SamplingParams(
             temperature=0.0,
@@ -137,6 +152,16 @@ class VllmScorer:
         request = self._engine.generate(
             TokensPrompt(prompt_token_ids=prompt + response), sampling, request_id=uuid.uuid4().hex
         )
+        found = (await self._output_of(request, prompt, response)).prompt_logprobs
+        return response_scores(
+            found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary
+        )
+
+    async def _output_of(self, request: AsyncIterator[Any], prompt: list[int], response: list[int]) -> Any:
+        """Return the only output of a request."""
+        from vllm.exceptions import VLLMError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
             [output] = [output async for output in request]
         except EngineDeadError as error:
@@ -145,10 +170,7 @@ class VllmScorer:
             raise EngineError(
                 f"vLLM cannot score a prompt of {len(prompt)} and a response of {len(response)} tokens: {error}"
             ) from error
-        found = output.prompt_logprobs
-        return response_scores(
-            found.token_ids, found.logprobs, len(response), support=support, vocabulary=self._vocabulary
-        )
+        return output
 
     async def check_health(self) -> None:
         if self._engine.errored:

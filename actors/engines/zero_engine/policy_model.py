@@ -12,7 +12,12 @@ from actors.engines.hf_engine.output_layer import plain_output_weight
 from actors.engines.hf_engine.packed_attention import PACKED_ATTENTION, PackedLayout
 from actors.engines.zero_engine.lora import Adapters, add_adapters
 from rlad.config.lora import LoraConfig
+from rlad.errors import EngineError
+from rlad.hidden_state_distillation import distillation_statistics
 from rlad.logprobs import token_statistics
+
+HeadOutput = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""Log-probabilities, support, entropies, divergences from the teacher, teacher log-probabilities."""
 
 
 class _LogprobHead(nn.Module):
@@ -22,17 +27,31 @@ class _LogprobHead(nn.Module):
     """
 
     def __init__(
-        self, weight: nn.Parameter, temperature: float, chunk_tokens: int, vocabulary_size: int | None
+        self,
+        weight: nn.Parameter,
+        temperature: float,
+        chunk_tokens: int,
+        vocabulary_size: int | None,
+        teacher_weight: Tensor | None,
     ) -> None:
         super().__init__()
+        # A plain tensor: neither trained nor sharded, nor part of a checkpoint.
+        self._teacher_weight = teacher_weight
         self.weight = weight
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
         self._vocabulary_size = vocabulary_size
 
     def forward(
-        self, hidden: Tensor, target_ids: Tensor, support_ids: Tensor | None, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self,
+        hidden: Tensor,
+        target_ids: Tensor,
+        support_ids: Tensor | None,
+        with_entropy: bool,
+        teacher_hidden: Tensor | None,
+    ) -> HeadOutput:
+        if teacher_hidden is not None:
+            return self._distillation_statistics(hidden, target_ids, with_entropy, teacher_hidden)
         # A plain tuple: DeepSpeed's hooks rebuild the output of a module and cannot rebuild a named tuple.
         logprobs, support_logprobs, entropies = token_statistics(
             hidden,
@@ -44,7 +63,26 @@ class _LogprobHead(nn.Module):
             chunk_tokens=self._chunk_tokens,
             vocabulary_size=self._vocabulary_size,
         )
-        return logprobs, support_logprobs, entropies
+        return logprobs, support_logprobs, entropies, None, None
+
+    def _distillation_statistics(
+        self, hidden: Tensor, target_ids: Tensor, with_entropy: bool, teacher_hidden: Tensor
+    ) -> HeadOutput:
+        if self._teacher_weight is None:
+            raise EngineError("the batch has hidden states of the teacher, but the learner has no output layer for it")
+        self._teacher_weight = self._teacher_weight.to(hidden.device)
+        logprobs, divergences, teacher_logprobs, entropies = distillation_statistics(
+            hidden,
+            self.weight,
+            teacher_hidden,
+            self._teacher_weight,
+            target_ids,
+            with_entropy=with_entropy,
+            temperature=self._temperature,
+            chunk_tokens=self._chunk_tokens,
+            vocabulary_size=self._vocabulary_size,
+        )
+        return logprobs, None, entropies, divergences, teacher_logprobs
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # DeepSpeed excludes frozen weights from a checkpoint by their first name, which for a tied output layer is the
@@ -69,6 +107,7 @@ class PolicyModel(nn.Module):
         chunk_tokens: int,
         adapters: Adapters | None = None,
         vocabulary_size: int | None = None,
+        teacher_weight: Tensor | None = None,
     ) -> None:
         """Replace the output layer of a model.
 
@@ -78,13 +117,16 @@ class PolicyModel(nn.Module):
             chunk_tokens: Number of tokens whose logits are computed at once.
             adapters: Adapters of the model, if any.
             vocabulary_size: Number of token ids, as for `token_statistics`.
+            teacher_weight: Output layer of a teacher that sends hidden states, [V, G]; None for others.
 
         Raises:
             EngineError: The model's logits are not `hidden @ weight.T`.
         """
         super().__init__()
         weight = cast(nn.Parameter, plain_output_weight(causal_lm))
-        causal_lm.set_output_embeddings(_LogprobHead(weight, temperature, chunk_tokens, vocabulary_size))
+        causal_lm.set_output_embeddings(
+            _LogprobHead(weight, temperature, chunk_tokens, vocabulary_size, teacher_weight)
+        )
         self.causal_lm = causal_lm
         self.adapters = adapters
 
@@ -101,8 +143,9 @@ class PolicyModel(nn.Module):
         target_ids: Tensor,
         support_ids: Tensor | None = None,
         with_entropy: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Compute the statistics of selected positions at the sampling temperature, the fields of `TokenStatistics`.
+        teacher_hidden: Tensor | None = None,
+    ) -> HeadOutput:
+        """Compute the statistics of selected positions at the sampling temperature.
 
         Args:
             token_ids: Tokens of one row of packed sequences, int64 [S].
@@ -112,18 +155,20 @@ class PolicyModel(nn.Module):
             target_ids: Token predicted at each selected position, int64 [N].
             support_ids: Further tokens to compute log-probabilities of, int64 [N, K].
             with_entropy: Whether to compute entropies.
+            teacher_hidden: Last hidden states of the teacher, [N, G]; None if it sends log-probabilities.
 
         Returns:
             Log-probabilities of the targets, float32 [N]; those of the support, float32 [N, K], or None; entropies,
-            float32 [N], or None.
+            float32 [N], or None. With the teacher's hidden states also KL(pi, pi_T), float32 [N], and the teacher's
+            log-probabilities of the targets, float32 [N]; without them None.
         """
         outputs = self.causal_lm.base_model(
             input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, packed_layout=layout
         )
         hidden = outputs.last_hidden_state[0].index_select(0, positions)
         return cast(
-            "tuple[Tensor, Tensor | None, Tensor | None]",
-            self.causal_lm.get_output_embeddings()(hidden, target_ids, support_ids, with_entropy),
+            HeadOutput,
+            self.causal_lm.get_output_embeddings()(hidden, target_ids, support_ids, with_entropy, teacher_hidden),
         )
 
 
@@ -137,6 +182,7 @@ def load_policy_model(
     lora: LoraConfig | None = None,
     seed: int = 0,
     vocabulary_size: int | None = None,
+    teacher_weight: Tensor | None = None,
 ) -> PolicyModel:
     """Load a Hugging Face model directory for training.
 
@@ -151,6 +197,7 @@ def load_policy_model(
         lora: LoRA configuration. If given, only adapters are trained.
         seed: Seed of the adapters.
         vocabulary_size: Number of token ids, as for `token_statistics`.
+        teacher_weight: Output layer of a teacher that sends hidden states, [V, G]; None for others.
     """
     config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     for name in [name for name in vars(config) if "dropout" in name or name.endswith("_pdrop")]:
@@ -167,4 +214,5 @@ def load_policy_model(
         chunk_tokens=chunk_tokens,
         adapters=adapters,
         vocabulary_size=vocabulary_size,
+        teacher_weight=teacher_weight,
     ).train()

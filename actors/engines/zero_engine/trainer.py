@@ -21,12 +21,11 @@ from actors.engines.hf_engine.packed_attention import PackedLayout
 from actors.engines.zero_engine.config import learning_rate
 from actors.engines.zero_engine.export import AdapterExport, export_model
 from actors.engines.zero_engine.lora import StudentWeight, student_weights
-from actors.engines.zero_engine.policy_model import PolicyModel, load_policy_model
+from actors.engines.zero_engine.policy_model import HeadOutput, PolicyModel, load_policy_model
 from actors.engines.zero_engine.update_metrics import UpdateResult, UpdateTotals
 from rlad.config.learner import LearnerConfig
 from rlad.errors import EngineError, NonFiniteGradientError
 from rlad.failures import Action, Event, decide
-from rlad.logprobs import TokenStatistics
 from rlad.objectives import EntropyController, Extras, Objective, ObjectiveOutput, check_missing_teacher
 from rlad.packing import BatchCounts
 from rlad.sequence_parallel import padded_row
@@ -38,6 +37,7 @@ if not torch.cuda.is_available():
 # These import DeepSpeed.
 from actors.engines.zero_engine.checkpoint_files import SafeCheckpointEngine, require_intact, write_checkpoint
 from actors.engines.zero_engine.deepspeed_start import start_deepspeed
+from actors.engines.zero_engine.row_columns import selected, selected_optional, trained_hidden_states
 from actors.engines.zero_engine.sequence_parallel import SequenceGroup
 from actors.engines.zero_engine.weight_source import WeightSource
 
@@ -64,6 +64,7 @@ class ZeroTrainer:
         seed: int = 0,
         vocabulary_size: int | None = None,
         timeout_s: float | None = None,
+        teacher_weight: Tensor | None = None,
     ) -> None:
         """Load the student and initialize DeepSpeed. Collective.
 
@@ -79,6 +80,7 @@ class ZeroTrainer:
             vocabulary_size: Number of token ids. Later entries of the output layer have probability 0, as in the
                 rollouts; None means that all entries are tokens.
             timeout_s: Deadline of a collective of `config.sequence_parallel`; None for the default of the backend.
+            teacher_weight: Output layer of a teacher that sends hidden states, [V, G]; None for others.
 
         Raises:
             ConfigError: ZeRO does not support the settings, the student lacks a layer that needs an adapter, or its
@@ -102,7 +104,9 @@ class ZeroTrainer:
             lora=config.lora,
             seed=seed,
             vocabulary_size=vocabulary_size,
+            teacher_weight=teacher_weight,
         )
+        self._teacher_weight = teacher_weight
         self._engine = start_deepspeed(model, config, bfloat16=dtype == torch.bfloat16)
         self._checkpoint_engine = self._engine.checkpoint_engine = SafeCheckpointEngine()
         self._device = torch.device(self._engine.device)
@@ -114,7 +118,7 @@ class ZeroTrainer:
         own = self._group.own_slice(len(row.token_ids))
         with torch.no_grad():
             positions = torch.arange(own.start, own.stop, device=self._device)
-            logprobs = self._forward(row, own, positions, None, with_entropy=False).logprobs
+            logprobs = self._forward(row, own, positions, None, with_entropy=False)[0]
             return self._group.gathered(logprobs)[: len(batch.token_ids)]
 
     def accumulate(self, batch: TrainingBatch, counts: BatchCounts) -> None:
@@ -132,11 +136,19 @@ class ZeroTrainer:
         # because ZeRO needs every parameter in the graph.
         trained = torch.from_numpy(batch.weights[own]).nonzero().flatten()
         positions = own.start + (trained if len(trained) else torch.zeros(1, dtype=torch.int64)).to(self._device)
-        select, select_optional = functools.partial(_select, positions), functools.partial(_select_optional, positions)
+        select, select_optional = (
+            functools.partial(selected, positions),
+            functools.partial(selected_optional, positions),
+        )
         config = self._objective.config
         support_ids = select_optional(batch.support_ids, batch.support_size)
-        policy, support, entropies = self._forward(
-            batch, own, positions, support_ids, with_entropy=config.entropy_bonus.is_on
+        policy, support, entropies, divergences, teacher = self._forward(
+            batch,
+            own,
+            positions,
+            support_ids,
+            with_entropy=config.entropy_bonus.is_on,
+            teacher_hidden=trained_hidden_states(batch, own, self._teacher_weight, self._device),
         )
         sampled, weights = select(batch.behaviour_logprobs), select(batch.weights)
         # With one update per step the policy equals pi_old in its only forward pass, so recomputing pi_old is free.
@@ -144,7 +156,7 @@ class ZeroTrainer:
         output = self._objective.packed(
             policy_logprobs=policy,
             behaviour_logprobs=behaviour,
-            teacher_logprobs=select_optional(batch.teacher_logprobs),
+            teacher_logprobs=select_optional(batch.teacher_logprobs) if teacher is None else teacher,
             advantages=select(batch.advantages),
             weights=weights,
             extras=Extras(
@@ -155,6 +167,7 @@ class ZeroTrainer:
                 support_logprobs=support,
                 teacher_support_logprobs=select_optional(batch.teacher_support_logprobs, batch.support_size),
                 teacher_tail_logprobs=select_optional(batch.teacher_tail_logprobs),
+                teacher_divergences=divergences,
                 progress=self._progress,
                 entropy_coefficient=self._entropy.coefficient,
             ),
@@ -295,18 +308,27 @@ class ZeroTrainer:
         return min(1.0, self._applied_updates / max(1, self._total_updates - 1))
 
     def _forward(
-        self, batch: TrainingBatch, own: slice, positions: Tensor, support_ids: Tensor | None, *, with_entropy: bool
-    ) -> TokenStatistics:
+        self,
+        batch: TrainingBatch,
+        own: slice,
+        positions: Tensor,
+        support_ids: Tensor | None,
+        *,
+        with_entropy: bool,
+        teacher_hidden: Tensor | None = None,
+    ) -> HeadOutput:
         """Run the model on this rank's slice of a row, and the output layer on some positions of the slice."""
         token_ids, position_ids = (
             torch.from_numpy(column[own]).to(self._device, non_blocking=True)
             for column in (batch.token_ids, batch.position_ids)
         )
         layout = PackedLayout.from_offsets(batch.sequence_offsets, self._device)
-        targets = _select(positions, batch.target_ids)
-        return TokenStatistics(
-            *self._engine(token_ids, position_ids, layout, positions - own.start, targets, support_ids, with_entropy)
+        targets = selected(positions, batch.target_ids)
+        inside = positions - own.start
+        output: HeadOutput = self._engine(
+            token_ids, position_ids, layout, inside, targets, support_ids, with_entropy, teacher_hidden
         )
+        return output
 
     def _add_to_totals(self, output: ObjectiveOutput, gap: Tensor, counts: BatchCounts) -> None:
         totals = UpdateTotals(
@@ -342,25 +364,6 @@ class ZeroTrainer:
                 f"(learner.max_nonfinite_steps); the weights are those after update {self._applied_updates}. "
                 "Lower the learning rate, or check the log-probabilities of the last batch"
             )
-
-
-def _select(positions: Tensor, column: Any, width: int = 0) -> Tensor:
-    """Return a column of a batch at the given positions, on their device.
-
-    Args:
-        positions: Positions of the row, int64 [N].
-        column: NumPy array, [S], or [S * width] if `width` is not 0.
-        width: Number of entries per position; 0 for a single one without a dimension of its own.
-
-    Returns:
-        [N], or [N, width] if `width` is not 0.
-    """
-    values = torch.from_numpy(column).to(positions.device, non_blocking=True)
-    return (values.view(-1, width) if width else values).index_select(0, positions)
-
-
-def _select_optional(positions: Tensor, column: Any, width: int = 0) -> Tensor | None:
-    return None if column is None else _select(positions, column, width)
 
 
 def _copy_to_first(weights: WeightSource) -> dict[str, Tensor] | None:

@@ -62,6 +62,7 @@ _RESERVED_IN_TEACHERS = {
     "max_num_seqs": "it follows from `token_budget`",
     "max_num_batched_tokens": "it is the setting `token_budget`",
     "max_logprobs": "it is the size of the teacher's vocabulary",
+    "pooler_config": "it follows from the setting `send`",
 }
 
 

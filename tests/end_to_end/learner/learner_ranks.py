@@ -25,7 +25,7 @@ from rlad.objectives import build_objective
 from rlad.packing import BatchCounts, BatchRules, LossNormalizer, build_training_batch
 from rlad.training_batch import TrainingBatch
 
-from .learner_reference import OBJECTIVE, Sequences
+from .learner_reference import OBJECTIVE, OUTPUT_LAYER, Sequences
 
 # With this epsilon AdamW's first update is -lr * g / (|g| + 1), which shows the gradient itself and not only its sign.
 SHOW_GRADIENT = OptimizerConfig(lr=1.0, eps=1.0, max_gradient_norm=1e9)
@@ -80,6 +80,7 @@ class Plan:
         temperature: Sampling temperature of the groups.
         dtype: Data type of the weights.
         poisoned: Indices of updates whose last micro-batch on the last rank overflows.
+        teacher_weight: Output layer of the teacher, named `OUTPUT_LAYER` in the groups; None without hidden states.
     """
 
     model_path: Path
@@ -90,6 +91,7 @@ class Plan:
     temperature: float = 1.0
     dtype: torch.dtype = torch.float32
     poisoned: Sequence[int] = field(default_factory=tuple)
+    teacher_weight: Tensor | None = None
 
     def trainer(self) -> ZeroTrainer:
         return ZeroTrainer(
@@ -99,6 +101,7 @@ class Plan:
             objective=build_objective(self.objective),
             temperature=self.temperature,
             total_updates=len(self.updates),
+            teacher_weight=self.teacher_weight,
         )
 
     def batch(self, update: int, sequences: Sequences) -> tuple[TrainingBatch, BatchCounts]:
@@ -109,7 +112,10 @@ class Plan:
             self.groups,
             sequences,
             normalizer=normalizer,
-            rules=BatchRules(objective=build_objective(self.objective).config),
+            rules=BatchRules(
+                objective=build_objective(self.objective).config,
+                output_layer=None if self.teacher_weight is None else OUTPUT_LAYER,
+            ),
         )
 
     def run_update(self, trainer: ZeroTrainer, update: int) -> UpdateResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from rlad.contracts import FinishReason, RolloutGroup, ScoredGroup, TeacherScore
 from rlad.objectives import Extras, Objective
 
 Sequences = Sequence[tuple[str, int]]
+
+OUTPUT_LAYER = "0" * 64
+"""SHA-256 that stands for the output layer of groups with hidden states."""
 
 ALPHA, EPS_LOW, EPS_HIGH = 0.5, 0.2, 0.28
 OBJECTIVE = {"name": "trrd", "alpha": ALPHA, "eps_low": EPS_LOW, "eps_high": EPS_HIGH}
@@ -230,6 +233,28 @@ def with_supports(
             reference_scores=reference,
         )
     return richer
+
+
+def with_hidden_states(groups: Mapping[str, ScoredGroup]) -> dict[str, ScoredGroup]:
+    """Return the groups of `with_supports` with hidden states in place of supports.
+
+    The hidden states are the log-probabilities, so the output layer to which they belong is the identity.
+    """
+    changed = {}
+    for uid, scored in groups.items():
+        teacher = scored.teacher_scores
+        assert teacher is not None
+        hidden = TeacherScores(
+            uid=uid,
+            attempt=0,
+            teacher="t",
+            logprobs=np.full_like(teacher.logprobs, np.nan),
+            hidden_size=teacher.support_size,
+            hidden_states=teacher.support_logprobs,
+            output_layer=OUTPUT_LAYER,
+        )
+        changed[uid] = replace(scored, teacher_scores=hidden)
+    return changed
 
 
 class PaddedReference:

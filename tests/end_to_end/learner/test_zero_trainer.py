@@ -27,6 +27,7 @@ from .learner_reference import (
     relative_error,
     response_logprobs,
     sequences_of,
+    with_hidden_states,
     with_supports,
 )
 
@@ -83,6 +84,31 @@ def test_gradient_of_every_objective_matches_plain_pytorch_on_two_ranks(
     for micro_batches in (1, 4):
         plan = Plan(
             model_path, groups, [shared_out(sequences_of(groups), 2, micro_batches)], config, objective=objective
+        )
+        [([update], weights), _] = two_ranks.run(run_plan, plan)
+        assert float(update.totals.loss) == pytest.approx(expected, abs=2e-6)
+        assert relative_error(weights, reference.weights(), start_weights(model_path)) <= 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("objective", [OTHER_OBJECTIVES[2], {"name": "opd", "estimator": "full"}], ids=str)
+def test_gradient_from_hidden_states_matches_plain_pytorch_on_two_ranks(
+    make_model: MakeModel, two_ranks: Ranks, objective: dict[str, Any], stage: int
+) -> None:
+    model_path = make_model(tied=False)
+    groups = with_supports(model_path, make_groups(model_path, count=3))
+    reference = PaddedReference(model_path, SHOW_GRADIENT)
+    expected = reference.update(groups, build_objective(objective))
+    config = LearnerConfig(zero_stage=stage, optimizer=SHOW_GRADIENT, logprob_chunk_tokens=16)
+    vocabulary = start_weights(model_path)["lm_head.weight"].shape[0]
+    for micro_batches in (1, 5):  # with 5, one micro-batch is a dummy
+        plan = Plan(
+            model_path,
+            with_hidden_states(groups),
+            [shared_out(sequences_of(groups), 2, micro_batches)],
+            config,
+            objective=objective,
+            teacher_weight=torch.eye(vocabulary),
         )
         [([update], weights), _] = two_ranks.run(run_plan, plan)
         assert float(update.totals.loss) == pytest.approx(expected, abs=2e-6)

@@ -21,9 +21,10 @@ from actors.teacher.client import TeacherClient
 from actors.teacher.deployment import delete_teacher, deploy_teacher
 from actors.teacher.owner import CHECK_PERIOD_S
 from rlad.config import TeacherConfig
-from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport
+from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport, finite_rows
 from rlad.data.chat import tokenizer_fingerprint
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
+from rlad.models.output_layer import read_output_layer
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -53,7 +54,7 @@ def model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 @contextmanager
 def deployed(config: TeacherConfig) -> Iterator[TeacherClient]:
-    app_name = f"teacher-{config.engine}-{os.getpid()}"
+    app_name = f"teacher-{config.engine}-{config.send}-{os.getpid()}"
     fingerprint = tokenizer_fingerprint(config.path)
     yield asyncio.run(
         deploy_teacher(config, app_name=app_name, tokenizer_fingerprint=fingerprint, start_timeout_s=START_TIMEOUT_S)
@@ -71,6 +72,14 @@ def transformers_teacher(model: Path) -> Iterator[TeacherClient]:
 @pytest.fixture(scope="module")
 def vllm_teacher(model: Path) -> Iterator[TeacherClient]:
     with deployed(TeacherConfig(path=str(model), dtype="float32", engine="vllm", token_budget=512)) as client:
+        yield client
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def hidden_teacher(request: pytest.FixtureRequest, model: Path) -> Iterator[TeacherClient]:
+    # This token budget cuts the prefill of a response into chunks.
+    settings = {"path": str(model), "dtype": "float32", "engine": request.param, "send": "hidden_states"}
+    with deployed(TeacherConfig(**settings, token_budget=64, cpus_per_replica=0.1)) as client:
         yield client
 
 
@@ -223,6 +232,31 @@ async def test_full_vocabulary_support(
     scores = await score(vllm_teacher, whole, vocabulary)
     assert_support_is_exact(scores, whole, model, vocabulary)
     assert np.all(np.isneginf(scores.tail_logprobs))
+
+
+async def test_hidden_states_give_the_log_probabilities_of_the_vocabulary(
+    hidden_teacher: TeacherClient, model: Path
+) -> None:
+    layer = read_output_layer(model, torch.float32)
+    groups = [make_group(15, temperature=0.6), make_group(16, prompt_tokens=1), make_group(17, lengths=[0, 0])]
+    for group in groups:
+        scores = await score(hidden_teacher, group, "hidden_states")
+        assert np.isnan(scores.logprobs).all()
+        assert scores.output_layer == layer.sha256
+        logits = torch.from_numpy(scores.hidden_rows.copy()) @ layer.weight.T / group.temperature
+        np.testing.assert_allclose(
+            logits.log_softmax(dim=-1).numpy(), plain_distributions(model, group), atol=1e-5, rtol=0
+        )
+    clean = make_group(18, lengths=[9, 40])
+    response_ids = clean.response_ids.copy()
+    response_ids[3] = POISON
+    poisoned = await score(hidden_teacher, replace(clean, response_ids=response_ids), "hidden_states")
+    expected = [True] * 4 + [False] * 5 + [True] * 40
+    assert finite_rows(poisoned.hidden_rows).tolist() == expected
+    again = await score(hidden_teacher, groups[0], "hidden_states")
+    assert finite_rows(again.hidden_rows).all()
+    with pytest.raises(EngineError, match="sends hidden states .*; the request is for None"):
+        await score(hidden_teacher, clean)
 
 
 async def test_nan_scores_reach_the_caller_and_stay_in_their_sequence(teacher: TeacherClient, model: Path) -> None:

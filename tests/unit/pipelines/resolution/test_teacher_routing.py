@@ -157,7 +157,15 @@ def test_a_mixture_is_refused_if_the_objective_needs_likeliest_tokens() -> None:
         ),
         (
             {"teacher": {"path": "/t"}, "objective": FULL},
-            "full vocabulary, which teacher.engine 'vllm' does not return. Set teacher.engine",
+            "full vocabulary, which teacher.engine 'vllm' does not return as log-probabilities. Set teacher.send",
+        ),
+        (
+            {"teacher": {"path": "/t", "send": "hidden_states"}, "objective": LIKELIEST},
+            "'hidden_states' requires objective.estimator 'full', because other estimators need",
+        ),
+        (
+            {"teachers": {**TWO, "algebra": {"path": "/t", "send": "hidden_states"}}, "objective": FULL},
+            "'hidden_states' requires a single teacher, because the learner holds one output layer; got",
         ),
         ({"objective": WITH_REFERENCE}, "requires a `reference` section; got null"),
         ({"objective": {"name": "grpo"}, "reference": {}}, "uses no reference policy; got a `reference` section"),
@@ -187,7 +195,10 @@ def test_every_scoring_model_has_a_pool_and_the_reference_is_the_initial_student
     elsewhere = run_config(objective=WITH_REFERENCE, reference={"path": "/models/r"})
     assert elsewhere.scoring_pools["reference"].path == "/models/r"
     full = run_config(objective=FULL, teacher={"path": "/t", "engine": "transformers"})
-    assert full.objective.teacher_support == "full"
+    assert full.objective.teacher_support == full.teacher_support == "full"
+    hidden = run_config(objective=FULL, teacher={"path": "/t", "send": "hidden_states"}, rollout={"temperature": 0.8})
+    assert hidden.teacher_support == "hidden_states"
+    assert hidden.hidden_state_teacher == ("teacher", hidden.teacher)
 
 
 def test_a_teacher_without_a_token_of_the_student_is_refused_and_the_token_named(
