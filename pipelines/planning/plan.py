@@ -268,9 +268,14 @@ def _require_contexts(
     own = privileged_prompts(config, training.records, routes, load_tokenizer(student))
     for pool, longest in longest_prompts(config, training, routes, own).items():
         model = config.scoring_pools.get(pool)
-        if model is not None and not files.is_absent(model.path):
-            limit = config.rollout.max_response_tokens
-            require_context(pool, context_tokens(files.directory(model.path)), longest, max_response_tokens=limit)
+        if model is None:  # a shared teacher reports its context when it answers
+            continue
+        try:
+            directory = files.directory(model.path)
+        except RladError:  # reported with the models
+            continue
+        limit = config.rollout.max_response_tokens
+        require_context(pool, context_tokens(directory), longest, max_response_tokens=limit)
 
 
 def _check_tokenizer(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
