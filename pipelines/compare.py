@@ -104,10 +104,11 @@ def _results(comparison: Comparison, directory: ComparisonDirectory) -> dict[str
         condition: [_record(planned, directory.run(planned)) for planned in comparison.under(condition)]
         for condition in comparison.config.conditions
     }
-    return {
-        **{condition: _analyse(comparison, records) for condition, records in by_condition.items()},
-        WORST: _analyse(comparison, worst_runs(by_condition)),
-    }
+    found: dict[str | None, ComparisonResult] = {}
+    for condition, records in by_condition.items():
+        found[condition] = _analyse(comparison, records)
+    found[WORST] = _analyse(comparison, worst_runs(by_condition))
+    return found
 
 
 def _write(result: ComparisonResult, directory: ComparisonDirectory) -> None:
