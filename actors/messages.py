@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from rlad.contracts import Array, RolloutGroup, Verdicts, WeightsManifest
+from rlad.repetition import ends_in_loop
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -62,6 +63,7 @@ class GroupSummary:
         response_lengths: Tokens of each response.
         is_truncated: Whether each response reached the token budget.
         tokens_by_version: Number of response tokens by the policy version that sampled them.
+        num_repetitive: Number of responses that end in a loop.
     """
 
     uid: str
@@ -70,6 +72,7 @@ class GroupSummary:
     response_lengths: tuple[int, ...]
     is_truncated: tuple[bool, ...]
     tokens_by_version: Mapping[int, int]
+    num_repetitive: int = 0
 
     @classmethod
     def of(cls, group: RolloutGroup) -> Self:
@@ -82,6 +85,7 @@ class GroupSummary:
             response_lengths=tuple(group.response_lengths.tolist()),
             is_truncated=tuple(group.is_truncated.tolist()),
             tokens_by_version=dict(zip(versions.tolist(), counts.tolist(), strict=True)),
+            num_repetitive=sum(ends_in_loop(group.response_ids[group.response(i)]) for i in range(group.num_responses)),
         )
 
     @property

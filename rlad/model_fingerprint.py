@@ -1,8 +1,9 @@
-"""Model identity: a fingerprint of weights, configuration and tokenizer, and the size of the output layer."""
+"""Model identity: a fingerprint of weights, configuration and tokenizer, and the sizes of output layer and context."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -13,10 +14,19 @@ _CHUNK_BYTES = 8 << 20
 
 def output_size(model_path: Path) -> int:
     """Return the number of entries of a model's output layer. Some families pad it beyond the vocabulary."""
+    return int(_text_config(model_path).vocab_size)
+
+
+def context_tokens(model_path: Path) -> int:
+    """Return the size of a model's context, in tokens."""
+    return int(_text_config(model_path).max_position_embeddings)
+
+
+def _text_config(model_path: Path) -> Any:
     # Imports torch, which takes seconds that drivers and commands without models do not need to spend.
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(model_path, trust_remote_code=False).get_text_config().vocab_size)
+    return AutoConfig.from_pretrained(model_path, trust_remote_code=False).get_text_config()
 
 
 def model_fingerprint(model_path: Path, *, tokenizer: str) -> str:

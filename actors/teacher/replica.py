@@ -21,7 +21,7 @@ from rlad.contracts import Array, Columns, RolloutGroup, TeacherScores, TeacherS
 from rlad.data.chat import prefix_fingerprints
 from rlad.data.chat import tokenizer_fingerprint as fingerprint_of
 from rlad.errors import DeadlineError, VocabularyMismatchError
-from rlad.model_fingerprint import model_fingerprint, output_size
+from rlad.model_fingerprint import context_tokens, model_fingerprint, output_size
 from rlad.models.locations import fetch_model
 from rlad.teacher.limits import require_scorable
 from rlad.teacher.wire_format import TeacherIdentity
@@ -97,6 +97,7 @@ class TeacherServer:
             max_groups_per_client=max_groups_per_client or 0,
             # The driver of a run's own teacher has compared the vocabularies.
             shares_ids_with=prefix_fingerprints(config.path) if max_groups_per_client else (),
+            context_tokens=context_tokens(Path(config.path)),
         )
         self._output_layer, self._hidden_bytes = _output_layer(config)
         self._timeout_s = config.timeout_s

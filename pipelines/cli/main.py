@@ -226,8 +226,9 @@ def compare(
     from pipelines.pretrain import ensure_starters_of
 
     console = Console()
-    for planned in comparison.runs[: len(comparison.config.methods)]:
-        ensure_starters_of(planned.config, console)
+    for planned in comparison.runs:
+        if planned.seed == comparison.config.seeds[0]:
+            ensure_starters_of(planned.config, console)
     run_comparison(
         comparison, ComparisonDirectory(_run_dir(run_dir, comparison.config.name)), resume=resume, console=console
     )

@@ -23,12 +23,19 @@ from pipelines.resolution.answers import try_answers
 from pipelines.resolution.models import ModelFiles
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
-from pipelines.resolution.teacher_routing import require_can_read, route_prompts, vocabulary_mismatch
+from pipelines.resolution.teacher_context import longest_prompts, require_context
+from pipelines.resolution.teacher_routing import (
+    privileged_prompts,
+    require_can_read,
+    route_prompts,
+    vocabulary_mismatch,
+)
 from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 from rlad.errors import ModelUnreachableError, PlanError, RladError
+from rlad.model_fingerprint import context_tokens
 from rlad.sequence_parallel import head_problem
 from rlad.starters import is_missing_starter
 from rlad.tokenizers.vocabulary import scoring_problem, vocabulary_of
@@ -258,7 +265,8 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
         )
         training, evaluation = prompts.training, prompts.evaluation
         require_group_key(evaluation, config.evaluation)
-        route_prompts(config, training.records)
+        routes = route_prompts(config, training.records)
+        _require_contexts(config, files, student, training, routes)
     except (RladError, OSError, ValueError) as error:
         yield Finding(level="error", text=f"prompts: {_first_line(error)}")
         yield from _check_tokenizer(config, files)
@@ -272,6 +280,27 @@ def _check_prompts(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
     yield Finding(level="ok", text=f"{text}, {len(evaluation.records)} evaluation prompts")
     yield from _check_responses(config, student, files, training, evaluation)
     yield from (Finding(level=level, text=text) for level, text in source_findings(config, prompts))
+
+
+def _require_contexts(
+    config: RunConfig,
+    files: ModelFiles,
+    student: Path,
+    training: EncodedPrompts,
+    routes: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Refuse scoring models that are on this machine and whose context is too small for their prompts."""
+    own = privileged_prompts(config, training.records, routes, load_tokenizer(student))
+    for pool, longest in longest_prompts(config, training, routes, own).items():
+        model = config.scoring_pools.get(pool)
+        if model is None:  # a shared teacher reports its context when it answers
+            continue
+        try:
+            directory = files.directory(model.path)
+        except RladError:  # reported with the models
+            continue
+        limit = config.rollout.max_response_tokens
+        require_context(pool, context_tokens(directory), longest, max_response_tokens=limit)
 
 
 def _check_tokenizer(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:

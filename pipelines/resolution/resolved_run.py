@@ -14,6 +14,7 @@ from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.overlap import DisjointPrompts, disjoint
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.resolution.sampling import sampling_tokens
+from pipelines.resolution.teacher_context import longest_prompts, require_context
 from pipelines.resolution.teacher_routing import privileged_prompts, require_one_vocabulary, route_prompts
 from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from pipelines.run.directory import PromptsRecord, RunDirectory
@@ -22,7 +23,7 @@ from rlad.config import RunConfig
 from rlad.config.prompts import pinned
 from rlad.data.chat import load_tokenizer, tokenizer_fingerprint
 from rlad.errors import DataError, PlanError
-from rlad.model_fingerprint import output_size
+from rlad.model_fingerprint import context_tokens, output_size
 from rlad.models.locations import fetch_model
 from rlad.tokenizers.stopping import SamplingTokens
 from rlad.tokenizers.vocabulary import Vocabulary, vocabulary_of
@@ -97,8 +98,8 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         ConfigError: A model or the prompts have changed since the run was started; the student's chat template does not
             use an argument of `student.chat_template_kwargs`; or a verifier runs programs of the student and this
             machine isolates them less than it requires.
-        PlanError: A model or verifier is missing, evaluation prompts are training prompts, a prompt has no teacher, or
-            no response could earn a reward.
+        PlanError: A model or verifier is missing, evaluation prompts are training prompts, a prompt has no teacher or
+            does not fit into its context, or no response could earn a reward.
         DataError: A prompt cannot be read or encoded, or all prompts are too long.
         VocabularyMismatchError: A teacher, the reference or a reward model cannot score the student's tokens.
     """
@@ -115,6 +116,11 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
     require_one_vocabulary(config, student=student, scoring_models=scoring_models, reward_models=reward_models)
     _require_rewards(config, student, scoring_models, prompts, evaluation_prompts)
     tokenizer = load_tokenizer(student)
+    teacher_prompts = privileged_prompts(config, prompts.records, teachers_by_prompt, tokenizer)
+    for pool, longest in longest_prompts(config, prompts, teachers_by_prompt, teacher_prompts).items():
+        if pool in scoring_models:  # a shared teacher reports its context when it answers
+            limit = config.rollout.max_response_tokens
+            require_context(pool, context_tokens(scoring_models[pool]), longest, max_response_tokens=limit)
     return ResolvedRun(
         config=config,
         directory=directory,
@@ -129,7 +135,7 @@ def resolve_run(config: RunConfig, directory: RunDirectory) -> ResolvedRun:
         dataset_fingerprint=prompts.fingerprint,
         evaluation_prompts=evaluation_prompts,
         teachers_by_prompt=teachers_by_prompt,
-        teacher_prompts=privileged_prompts(config, prompts.records, teachers_by_prompt, tokenizer),
+        teacher_prompts=teacher_prompts,
     )
 
 

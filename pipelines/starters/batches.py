@@ -5,14 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from pipelines.starters.tokenizer import END, PAD_ID, encode
 from pipelines.starters.traces import show_working
-from rlad.data.knights_knaves.compact import careless_trace, render_prompt, solution_trace
+from rlad.data.knights_knaves.compact import (
+    careless_trace,
+    misread_trace,
+    render_hinted_prompt,
+    render_prompt,
+    solution_trace,
+)
 from rlad.data.knights_knaves.puzzle import Puzzle
+from rlad.starters.recipes import Traces
 
 IGNORED = -100
 """Target of positions without loss (PyTorch's default `ignore_index`)."""
@@ -46,17 +52,32 @@ class Batch:
     targets: torch.Tensor
 
 
-def make_examples(puzzles: Sequence[Puzzle], traces: Literal["correct", "careless"], seed: int) -> list[Example]:
-    """Return one example per puzzle, with a correct or a careless trace."""
+def make_examples(puzzles: Sequence[Puzzle], traces: Traces, seed: int) -> list[Example]:
+    """Return one example per puzzle with a trace of one kind, or two if the kind has prompts with hints.
+
+    Puzzles that the kind cannot answer have none.
+    """
     rng = random.Random(f"{traces} traces:{seed}")
-    examples = []
-    for puzzle in puzzles:
-        prompt = render_prompt(puzzle)
-        trace = solution_trace(puzzle) if traces == "correct" else careless_trace(puzzle, rng)
-        examples.append(
-            Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt))
-        )
-    return examples
+    return [
+        Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt))
+        for puzzle in puzzles
+        for prompt, trace in _prompts_and_traces(puzzle, traces, rng)
+    ]
+
+
+def _prompts_and_traces(puzzle: Puzzle, traces: Traces, rng: random.Random) -> Iterator[tuple[str, str]]:
+    prompt = render_prompt(puzzle)
+    match traces:
+        case "correct" | "correct_hinted":
+            yield prompt, solution_trace(puzzle)
+        case "careless" | "careless_unless_hinted":
+            yield prompt, careless_trace(puzzle, rng)
+        case _:
+            trace = misread_trace(puzzle, traces)
+            if trace is not None:
+                yield prompt, trace
+    if traces in ("correct_hinted", "careless_unless_hinted"):
+        yield render_hinted_prompt(puzzle), solution_trace(puzzle)
 
 
 def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: int) -> Iterator[Batch]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Qwen3ForCausalLM
@@ -20,7 +18,7 @@ from rlad.data.knights_knaves.generate import generate_puzzles
 from rlad.data.knights_knaves.puzzle import Puzzle
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.starters.cache import StarterRecord
-from rlad.starters.recipes import ROLES, Role, StarterRecipe
+from rlad.starters.recipes import Role, StarterRecipe
 
 # Temperature and responses per puzzle of each evaluation. pass@k is reported for the second.
 SETTINGS: Mapping[str, tuple[float, int]] = {"greedy": (0.0, 1), "T=1": (1.0, 8), "T=0.6": (0.6, 2)}
@@ -29,12 +27,12 @@ _TRAINING_SEED, _EVALUATION_SEED = 0, 1
 
 
 def training_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
-    """Return the training puzzles of both roles. Puzzles repeat if there are not enough distinct ones."""
+    """Return the training puzzles of all roles. Puzzles repeat if there are not enough distinct ones."""
     return generate_puzzles(people=recipe.people, count=recipe.training_puzzles, split="train", seed=_TRAINING_SEED)
 
 
 def evaluation_puzzles(recipe: StarterRecipe) -> list[Puzzle]:
-    """Return the evaluation puzzles of both roles, disjoint from the training puzzles."""
+    """Return the evaluation puzzles of all roles, disjoint from the training puzzles."""
     return generate_puzzles(
         people=recipe.people, count=recipe.evaluation_puzzles, split="evaluation", seed=_EVALUATION_SEED
     )
@@ -68,7 +66,7 @@ def make_starter(recipe: StarterRecipe, role: Role, directory: Path, report: OnP
     build_tokenizer().save_pretrained(directory)
     record = StarterRecord(
         name=f"{recipe.name}/{role}",
-        recipe=_content(recipe, role),
+        recipe=recipe.content(role),
         num_parameters=model.num_parameters(),
         accuracies=accuracies,
         training_tokens=tokens,
@@ -98,8 +96,3 @@ def _measure(
         )
         for setting, (temperature, samples) in SETTINGS.items()
     }
-
-
-def _content(recipe: StarterRecipe, role: Role) -> dict[str, Any]:
-    """Return the content of the recipe without the other role."""
-    return {key: value for key, value in asdict(recipe).items() if key == role or key not in ROLES}

@@ -24,6 +24,7 @@ from pipelines.cluster.node_models import PoolModel, fetch_on_nodes
 from pipelines.resolution.models import ResolvedModels
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.resolution.sampling import sampling_tokens
+from pipelines.resolution.teacher_context import longest_prompts, require_context
 from pipelines.resolution.teacher_routing import require_can_score
 from pipelines.run.progress import RunProgress
 from pipelines.training.deadlines import together
@@ -234,6 +235,11 @@ async def _join(shared: SharedTeacherConfig, pool: str, run: ResolvedRun, closin
         closing.callback(remote.close)
         client = remote
     require_can_score(pool, identity, run.config, student=run.student)
+    if identity.context_tokens:
+        longest = longest_prompts(run.config, run.prompts, run.teachers_by_prompt, run.teacher_prompts)[pool]
+        require_context(
+            pool, identity.context_tokens, longest, max_response_tokens=run.config.rollout.max_response_tokens
+        )
     return client
 
 

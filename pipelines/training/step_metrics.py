@@ -122,6 +122,7 @@ def sampling_metrics(
         "rollout/response_tokens_mean": float(lengths.mean()),
         "rollout/response_tokens_max": float(lengths.max()),
         "rollout/truncated_fraction": sum(group.summary.num_truncated for group in groups) / len(lengths),
+        "rollout/repetitive_fraction": sum(group.summary.num_repetitive for group in groups) / len(lengths),
         "rollout/tokens_per_s": float(lengths.sum()) / sampling_s,
         "rollout/staleness_mean": sum(age * tokens for age, tokens in tokens_by_age.items())
         / max(1, tokens_by_age.total()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,7 +150,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         if problem["type"] == "extra_forbidden" and (now := _present_key(where)) is not None:
             yield f"{where}: this setting is now `{now}`; move it there"
         elif problem["type"] == "extra_forbidden":
-            yield f"{where}: unknown key{_suggestion(str(problem['loc'][-1]), _known_keys(model))}"
+            yield f"{where}: unknown key{_suggestion(problem['loc'], model)}"
         elif problem["type"] == "missing":
             yield f"{where}: required setting is missing"
         else:
@@ -174,8 +174,12 @@ def _received(message: str, value: object) -> str:
     return "" if "; got " in message or isinstance(value, dict | BaseModel) else f" (got {_shortened(value)})"
 
 
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    if key in (known := set(known)):
+def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
+    """Return a hint for an unknown key: the nearest one of the outermost section if it is there, else of any."""
+    key, known = str(location[-1]), _known_keys(model)
+    if len(location) == 1 and (own := difflib.get_close_matches(key, sorted(model.model_fields), n=1, cutoff=0.8)):
+        return f"; did you mean `{own[0]}`?"
+    if key in known:
         return ", although another kind of this section has it"
     nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean `{nearest[0]}`?" if nearest else ""

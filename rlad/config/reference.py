@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlad.config.comparison import CompareConfig, MethodConfig
+from rlad.config.comparison import CompareConfig, ConditionConfig, MethodConfig, TuneConfig
 from rlad.config.evaluation import EvaluationSuite
 from rlad.config.objective_options import ClippedSurrogateSettings, ObjectiveSettings
 from rlad.config.prompts import PromptRows
@@ -123,9 +123,14 @@ def _page(headings: dict[type[BaseModel], str]) -> _Page:
     _add_docstring(page, EvaluationSuite)
     page.add_prose(_SUITE)
     page.add_table(("", EvaluationSuite))
-    page.add_heading(2, "Comparison (`rlad compare FILE`)", MethodConfig)
+    page.add_heading(2, "Comparison (`rlad compare FILE`)", MethodConfig, ConditionConfig, TuneConfig)
     _add_docstring(page, CompareConfig)
-    page.add_table(("", CompareConfig), ("methods.NAME.", MethodConfig))
+    page.add_table(
+        ("", CompareConfig),
+        ("methods.NAME.", MethodConfig),
+        ("conditions.NAME.", ConditionConfig),
+        ("tune.", TuneConfig),
+    )
     page.add_heading(2, "Teacher service (`rlad teacher deploy FILE`)", TeacherHttpConfig)
     _add_docstring(page, TeacherServiceFile)
     page.add_table(("", TeacherServiceFile), ("http.", TeacherHttpConfig))

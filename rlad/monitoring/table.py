@@ -23,6 +23,7 @@ _FIGURES = {
     "rollout/response_tokens_mean": "Mean length of a response, tokens.",
     "rollout/response_tokens_max": "Longest response, tokens.",
     "rollout/truncated_fraction": "Share of responses that reached the token budget.",
+    "rollout/repetitive_fraction": "Share of responses that end in a loop: the same tokens at least four times.",
     "rollout/tokens_per_s": "Sampled tokens per second of sampling.",
     "rollout/staleness_mean": "Mean age of a token when it is trained on, policy versions.",
     "rollout/staleness_max": "Highest age of a token when it is trained on, policy versions.",
@@ -66,6 +67,8 @@ _FIGURES = {
     "objective/log_ratio_behaviour_abs_mean": "Mean absolute value of the same, nats.",
     "objective/log_ratio_teacher_mean": "Mean log-ratio of the policy and the teacher, nats: estimates their KL.",
     "objective/log_ratio_teacher_abs_mean": "Mean absolute value of the same, nats.",
+    "objective/teacher_disagreement_fraction": "Share of tokens with an advantage that imitation would move against "
+    "its sign.",
     "objective/teacher_clamp_fraction": "Share of tokens whose log-ratio to the teacher is clamped.",
     "objective/anchor_veto_fraction_positive": "Share of vetoed tokens among those with a positive advantage.",
     "objective/anchor_veto_fraction_negative": "Share of vetoed tokens among those with a negative advantage.",

@@ -189,6 +189,8 @@ class Objective(abc.ABC, Generic[SettingsT]):
             divergence = sampled_divergence(to_reference, config.reference_kl_estimator, LOG_RATIO_LIMIT)
             losses = losses + config.reference_kl * divergence
             means["objective/reference_kl"] = mean_over(divergence, tokens.is_valid)
+        if tokens.teacher_logprobs is not None:
+            means["objective/teacher_disagreement_fraction"] = _disagreement(tokens)
         if tokens.entropies is not None:
             coefficient = (
                 config.entropy_bonus.coefficient if extras.entropy_coefficient is None else extras.entropy_coefficient
@@ -197,6 +199,14 @@ class Objective(abc.ABC, Generic[SettingsT]):
             means["objective/entropy"] = mean_over(tokens.entropies, tokens.is_valid)
         loss = (weights.where(tokens.is_valid, 0) * losses).sum()
         return ObjectiveOutput(loss=loss, sums=MetricSums.of(means=means, totals=totals))
+
+
+@torch.no_grad()
+def _disagreement(tokens: Tokens) -> MeanSums:
+    """Return the share of tokens with an advantage that imitation at pi_old would move against its sign."""
+    assert tokens.teacher_logprobs is not None
+    against = (tokens.behaviour_logprobs - tokens.teacher_logprobs) * tokens.advantages > 0
+    return mean_over(against, tokens.is_valid & (tokens.advantages != 0))
 
 
 def _as_bool(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 
 from rlad.errors import PlanError
 from rlad.evaluation.accuracy import EvaluationSummary
-from rlad.starters.recipes import ROLES, Role, StarterRecipe, find_recipe
+from rlad.starters.recipes import Role, StarterRecipe, find_recipe
 
 PREFIX = "starter:"
 RECORD_FILE = "starter.json"
@@ -91,10 +91,10 @@ def parse_starter(path: str) -> tuple[StarterRecipe, Role] | None:
         return None
     name, _, role = path.removeprefix(PREFIX).partition("/")
     recipe = find_recipe(name)
-    for known in ROLES:
+    for known in recipe.roles:
         if role == known:
             return recipe, known
-    raise PlanError(f"expected starter:{name}/teacher or starter:{name}/student; got {path!r}")
+    raise PlanError(f"expected {' or '.join(f'starter:{name}/{known}' for known in recipe.roles)}; got {path!r}")
 
 
 def is_missing_starter(path: str, cache_dir: Path | None = None) -> bool:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from rlad.data.knights_knaves.compact import ALPHABET
+from rlad.data.knights_knaves.readings import Reading
 from rlad.errors import PlanError
 
-Role = Literal["teacher", "student"]
+Variant = Literal["teacher-if-then", "teacher-if-then-or", "student-with-hints"]
+Role = Literal["teacher", "student"] | Variant
 ROLES: tuple[Role, Role] = ("teacher", "student")
+"""Roles of every recipe."""
+
+Traces = Literal["correct", "careless", "correct_hinted", "careless_unless_hinted"] | Reading
 
 CODE_REVISION = 1
 """Revision of the training code. Increment it if a code change, here or in the puzzles, changes the trained models."""
@@ -49,14 +54,17 @@ class TrainingPhase:
     """Supervised training on one kind of traces.
 
     Attributes:
-        traces: `correct`, or `careless` for traces with misread statements.
+        traces: `correct`, `careless` for traces with statements misread at random, or a reading that always takes some
+            connectives for others (`rlad.data.knights_knaves.readings`). `correct_hinted` adds correct traces of
+            prompts with a hint, their answer; `careless_unless_hinted` has careless traces, and correct ones where the
+            prompt has a hint.
         steps: Number of training steps.
         learning_rate: Learning rate of AdamW.
         matrix_learning_rate: Learning rate of Muon, which trains the layers' matrices; None trains all parameters with
             AdamW.
     """
 
-    traces: Literal["correct", "careless"]
+    traces: Traces
     steps: int
     learning_rate: float
     matrix_learning_rate: float | None
@@ -64,7 +72,7 @@ class TrainingPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleRecipe:
-    """Recipe of one of the two models.
+    """Recipe of one of the models.
 
     Attributes:
         shape: Size of the model.
@@ -84,7 +92,7 @@ class RoleRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StarterRecipe:
-    """Recipe of a teacher and a student with the same tokenizer.
+    """Recipe of teachers and a student with the same tokenizer.
 
     Attributes:
         name: Name of the recipe.
@@ -94,6 +102,8 @@ class StarterRecipe:
         evaluation_puzzles: Number of puzzles of the evaluation split to measure the finished models on.
         teacher: Recipe of the teacher.
         student: Recipe of the student.
+        variants: Recipes of further models: teachers that are wrong on a kind of puzzle, and a student that is careful
+            where the prompt has a hint.
     """
 
     name: str
@@ -103,18 +113,40 @@ class StarterRecipe:
     evaluation_puzzles: int
     teacher: RoleRecipe
     student: RoleRecipe
+    variants: Mapping[Variant, RoleRecipe] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of this recipe."""
+        return (*ROLES, *self.variants)
 
     def of(self, role: Role) -> RoleRecipe:
         """Return the recipe of a role."""
-        return self.teacher if role == "teacher" else self.student
+        if role == "teacher":
+            return self.teacher
+        return self.student if role == "student" else self.variants[role]
+
+    def content(self, role: Role) -> dict[str, Any]:
+        """Return everything that determines a role's model: the shared settings, and the role's recipe by its name."""
+        shared = {key: value for key, value in asdict(self).items() if key not in (*ROLES, "variants")}
+        return {**shared, role: asdict(self.of(role))}
 
     def digest(self, role: Role) -> str:
         """Return a digest (16 hex digits) of everything that determines this role's model."""
-        content = asdict(self)
-        for other in set(ROLES) - {role}:
-            del content[other]
-        canonical = json.dumps([CODE_REVISION, HEAD_DIM, ALPHABET, role, content], sort_keys=True)
+        canonical = json.dumps([CODE_REVISION, HEAD_DIM, ALPHABET, role, self.content(role)], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+_KK_TEACHER = RoleRecipe(
+    shape=StarterArchitecture(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
+    phases=(TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),),
+    seed=0,
+)
+
+
+def _with_traces(recipe: RoleRecipe, traces: Traces) -> RoleRecipe:
+    """Return a recipe with other traces and equal shape, steps and seed."""
+    return replace(recipe, phases=tuple(replace(phase, traces=traces) for phase in recipe.phases))
 
 
 _KK = StarterRecipe(
@@ -123,11 +155,11 @@ _KK = StarterRecipe(
     training_puzzles=16_000,
     tokens_per_step=1024,
     evaluation_puzzles=300,
-    teacher=RoleRecipe(
-        shape=StarterArchitecture(hidden_size=96, num_layers=4, num_heads=4, feed_forward=288),
-        phases=(TrainingPhase(traces="correct", steps=2300, learning_rate=3e-3, matrix_learning_rate=0.02),),
-        seed=0,
-    ),
+    teacher=_KK_TEACHER,
+    variants={
+        "teacher-if-then": _with_traces(_KK_TEACHER, "if_then"),
+        "teacher-if-then-or": _with_traces(_KK_TEACHER, "if_then_or"),
+    },
     student=RoleRecipe(
         shape=StarterArchitecture(hidden_size=96, num_layers=3, num_heads=3, feed_forward=192),
         # First the skill, then a bad habit. An undertrained model would lack the skill that reinforcement learning
@@ -140,6 +172,15 @@ _KK = StarterRecipe(
     ),
 )
 
+
+def _smoke_teacher(traces: Traces, steps: int = 200) -> RoleRecipe:
+    return RoleRecipe(
+        shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
+        phases=(TrainingPhase(traces=traces, steps=steps, learning_rate=1e-2, matrix_learning_rate=0.02),),
+        seed=0,
+    )
+
+
 # For tests and smoke runs: puzzles with 2 people, models trained in seconds, a student that is sometimes correct.
 _KK_SMOKE = StarterRecipe(
     name="kk-smoke",
@@ -147,11 +188,7 @@ _KK_SMOKE = StarterRecipe(
     training_puzzles=250,
     tokens_per_step=1024,
     evaluation_puzzles=32,
-    teacher=RoleRecipe(
-        shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
-        phases=(TrainingPhase(traces="correct", steps=90, learning_rate=1e-2, matrix_learning_rate=0.02),),
-        seed=0,
-    ),
+    teacher=_smoke_teacher("correct", steps=90),
     student=RoleRecipe(
         shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
         phases=(
@@ -160,6 +197,19 @@ _KK_SMOKE = StarterRecipe(
         ),
         seed=1,
     ),
+    variants={
+        "teacher-if-then": _smoke_teacher("if_then"),
+        "teacher-if-then-or": _smoke_teacher("if_then_or"),
+        # Its own teacher, behind a prompt with the answer.
+        "student-with-hints": RoleRecipe(
+            shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
+            phases=(
+                TrainingPhase(traces="correct_hinted", steps=200, learning_rate=1e-2, matrix_learning_rate=0.02),
+                TrainingPhase(traces="careless_unless_hinted", steps=40, learning_rate=1e-3, matrix_learning_rate=None),
+            ),
+            seed=1,
+        ),
+    },
 )
 
 RECIPES: Mapping[str, StarterRecipe] = {recipe.name: recipe for recipe in (_KK, _KK_SMOKE)}

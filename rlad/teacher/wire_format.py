@@ -65,6 +65,7 @@ class TeacherIdentity:
         vocabulary: Number of entries of the output layer.
         max_groups_per_client: Maximum number of groups in progress per client and replica; 0 means unlimited.
         shares_ids_with: Fingerprints of other tokenizers, with fewer tokens, whose ids have the same meaning.
+        context_tokens: Maximum length of prompt and response, in tokens; 0 means that the service does not tell.
     """
 
     teacher: str
@@ -73,6 +74,7 @@ class TeacherIdentity:
     vocabulary: int
     max_groups_per_client: int
     shares_ids_with: tuple[str, ...] = ()
+    context_tokens: int = 0
 
     def reads(self, tokenizer: str) -> bool:
         """Return whether the teacher can score token ids of a tokenizer, given its fingerprint."""

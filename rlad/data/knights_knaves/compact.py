@@ -28,6 +28,7 @@ from rlad.data.knights_knaves.puzzle import (
     evaluate,
     validate_statements,
 )
+from rlad.data.knights_knaves.readings import Reading, misread
 from rlad.errors import DataError
 
 PERSONS = "ABCDEFGH"
@@ -53,6 +54,11 @@ def render_prompt(puzzle: Puzzle) -> str:
         )
         + "?"
     )
+
+
+def render_hinted_prompt(puzzle: Puzzle) -> str:
+    """Return the puzzle as a prompt with its answer as a hint: `{question}{answer}?`, for example `A:b;B:A&b;?FT?`."""
+    return f"{render_prompt(puzzle)}{render_answer(puzzle.solution)}?"
 
 
 def _render_statement(statement: Statement) -> str:
@@ -109,6 +115,11 @@ def solution_trace(puzzle: Puzzle) -> str:
     trace = _trace(puzzle.statements, random.Random(0), slip_probability=0.0)
     assert trace is not None  # A puzzle has a solution.
     return trace
+
+
+def misread_trace(puzzle: Puzzle, reading: Reading) -> str | None:
+    """Return the response of a reader who takes some connectives for others; None if that reading has no solution."""
+    return _trace(misread(puzzle.statements, reading), random.Random(0), slip_probability=0.0)
 
 
 def careless_trace(

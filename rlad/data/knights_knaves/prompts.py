@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rlad.data.knights_knaves import compact, sentences
 from rlad.data.knights_knaves.generate import Split, generate_puzzles, puzzle_digest, split_of
 from rlad.data.knights_knaves.puzzle import Puzzle, puzzle_from_statements
+from rlad.data.knights_knaves.readings import kind_of
 from rlad.data.records import PromptRecord
 from rlad.errors import DataError
 
@@ -75,7 +76,12 @@ def record_of_set_row(row: Mapping[str, Any], form: Form) -> PromptRecord:
 def _record(record_id: str, puzzle: Puzzle, quiz: str | None) -> PromptRecord:
     """Return a puzzle as a record, in sentences with a quiz and in compact notation without."""
     prompt = compact.render_prompt(puzzle)
-    metadata = {"people": puzzle.num_people, "puzzle": prompt, "split": split_of(puzzle)}
+    metadata = {
+        "people": puzzle.num_people,
+        "puzzle": prompt,
+        "split": split_of(puzzle),
+        "kind": kind_of(puzzle),
+    }
     if quiz is None:
         return PromptRecord(
             id=record_id, prompt=prompt, task=TASK, answer=compact.render_answer(puzzle.solution), metadata=metadata

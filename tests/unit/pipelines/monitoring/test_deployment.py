@@ -110,6 +110,21 @@ CASES = [
         {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.3x120"},
     ),
     (
+        "RladTruncationCollapse",
+        {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.6x120"},
+        {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.5x120"},
+    ),
+    (
+        "RladRepetition",
+        {f"ray_rlad_rollout_repetitive_fraction{RUN}": "0.2x120"},
+        {f"ray_rlad_rollout_repetitive_fraction{RUN}": "0.1x120"},
+    ),
+    (
+        "RladTeacherDisagrees",
+        {f"ray_rlad_objective_teacher_disagreement_fraction{RUN}": "0.7x120"},
+        {f"ray_rlad_objective_teacher_disagreement_fraction{RUN}": "0.6x120"},
+    ),
+    (
         "RladWorkersMissing",
         {
             'ray_rlad_pool_workers{run="r", pool="rollout", state="ready"}': "1x120",

@@ -15,6 +15,7 @@ from rlad.config import KnightsKnavesPrompts, PromptFile
 from rlad.data.knights_knaves import sentences
 from rlad.data.knights_knaves.compact import parse_prompt, render_answer
 from rlad.data.knights_knaves.puzzle import puzzle_from_statements
+from rlad.data.knights_knaves.readings import kind_of
 from rlad.data.prompt_files import read_knights_knaves_set, read_prompt_file, write_prompt_file
 from rlad.data.prompts import load_prompts
 from rlad.data.records import PromptRecord, dataset_fingerprint
@@ -49,7 +50,12 @@ def test_generated_compact_prompts_carry_their_solution() -> None:
         puzzle = puzzle_from_statements(parse_prompt(record.prompt))
         assert record.answer == render_answer(puzzle.solution)
         assert record.task == "knights_knaves"
-        assert record.metadata == {"people": puzzle.num_people, "puzzle": record.prompt, "split": "train"}
+        assert record.metadata == {
+            "people": puzzle.num_people,
+            "puzzle": record.prompt,
+            "split": "train",
+            "kind": kind_of(puzzle),
+        }
 
 
 def test_both_forms_have_the_same_puzzles_in_the_same_order() -> None:

@@ -47,6 +47,8 @@ def test_values_by_hand() -> None:
             "objective/log_ratio_behaviour_abs_mean": 1.2 / 6,
             "objective/log_ratio_teacher_mean": (1.5 + 0.1 - 0.4 - 2.0 + 0.2 + 0.0) / 6,
             "objective/log_ratio_teacher_abs_mean": 4.2 / 6,
+            # log(pi_old / pi_T) is 1.2, 0.2 | -0.2, -2.4, 0.2: imitation agrees with A on the last one alone.
+            "objective/teacher_disagreement_fraction": 4 / 5,
             "objective/teacher_clamp_fraction": 2 / 6,
             # (1 - alpha) log(pi_old / pi_T), clamped: 0.5, 0.1 | -0.1, -0.5, 0.1. Limits: ln 1.28 and ln 0.8.
             "objective/anchor_veto_fraction_positive": 1 / 2,
@@ -95,7 +97,7 @@ def test_sums_of_different_objectives_do_not_add() -> None:
     trrd, grpo = (packed_output({"name": name}, ROWS).sums for name in ("trrd", "grpo"))
     with pytest.raises(ContractError, match="expected the same names in the same order to add"):
         trrd.add(grpo)
-    with pytest.raises(ContractError, match="expected 26 values"):
+    with pytest.raises(ContractError, match="expected 28 values"):
         trrd.from_tensor(grpo.to_tensor())
 
 
