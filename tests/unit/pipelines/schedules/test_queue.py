@@ -137,13 +137,15 @@ def test_two_ticks_with_one_slot_run_one_after_the_other(site: Site) -> None:
     second.start()
     while [entry.has_slot for entry in site.store.queue.entries()] != [True, False]:
         assert second.is_alive()
+        second.join(0.05)
     assert len(site.launcher.requests) == 1
     site.clock.now += 3
     may_end.set()
-    first.join(20)
-    second.join(20)
+    first.join(60)
+    second.join(60)
+    assert not second.is_alive()
     (waited,) = site.store.history("other")
-    assert waited.status == "finished"
+    assert waited.status == "finished", waited.reason
     assert waited.queued_s == 3
     assert site.store.queue.entries() == []
 
