@@ -141,8 +141,8 @@ def test_two_ticks_with_one_slot_run_one_after_the_other(site: Site) -> None:
     assert len(site.launcher.requests) == 1
     site.clock.now += 3
     may_end.set()
-    first.join(60)
-    second.join(60)
+    first.join(120)
+    second.join(120)
     assert not second.is_alive()
     (waited,) = site.store.history("other")
     assert waited.status == "finished", waited.reason
