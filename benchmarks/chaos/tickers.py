@@ -83,6 +83,8 @@ class Result:
 class _Runs:
     """Launcher of runs that last a moment and end as stopped runs do, without a student to register."""
 
+    job = None
+
     def __init__(self, folder: Path) -> None:
         self._folder, self._ends_at = folder, 0.0
 
@@ -91,6 +93,9 @@ class _Runs:
             file.write(f"{Path(request.arguments[1]).stem} {os.getpid()}\n")
         self._ends_at = time.monotonic() + 0.05
         return self
+
+    def adopt(self, request: RunRequest, job: str) -> _Runs:
+        raise AssertionError("these runs end with their ticker")
 
     def wait(self, timeout_s: float) -> RunExit | None:
         time.sleep(0.01)

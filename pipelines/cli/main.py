@@ -29,13 +29,13 @@ from pipelines.cli import plan as plan_cli
 from pipelines.cli import prompts as prompts_cli
 from pipelines.cli import registry as registry_cli
 from pipelines.cli import samples as samples_cli
-from pipelines.cli import schedule as schedule_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
 from pipelines.cli import verify as verify_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
 from pipelines.cli.output import redact_logs, redact_tracebacks
+from pipelines.cli.recurring import control as schedule_control
 from pipelines.init import command as init_cli
 from rlad.credentials import redact
 from rlad.errors import ConfigError, RladError, StopRequestedError
@@ -61,7 +61,7 @@ app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
 app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
-app.add_typer(schedule_cli.app)
+app.add_typer(schedule_control.app)
 app.add_typer(doctor_cli.app)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/smoke.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 import typer
 from rich.console import Console
 
-from rlad.config.schedule import TickEvent
+from rlad.config.schedule import ScheduleConfig, TickEvent
 
 if TYPE_CHECKING:
     from pipelines.schedules.execution import Ticker
+    from pipelines.schedules.launcher import RunLauncher
     from pipelines.schedules.records import Tick
     from pipelines.schedules.store import ScheduleStore
 
@@ -104,6 +106,17 @@ def add(
             show_default=False,
         ),
     ] = None,
+    job_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Dashboard of a standing Ray cluster, http://HOST:8265: runs are its jobs, and outlive the ticker.",
+            show_default=False,
+        ),
+    ] = None,
+    job_token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable of the ticker with the token of that cluster.", show_default=False),
+    ] = None,
     deadline_s: Annotated[
         float, typer.Option(help="Maximum duration of a run in seconds, over all attempts.")
     ] = 86_400,
@@ -155,7 +168,7 @@ def add(
     The evaluation prompts are frozen now. All students of the schedule are compared on them and never trained on them.
     """
     from pipelines.cli.tables.schedule import schedule_line
-    from pipelines.schedules.adding import add_schedule, schedule_settings
+    from pipelines.schedules.adding import add_schedule, job_settings, schedule_settings
 
     settings = schedule_settings(
         name,
@@ -170,6 +183,7 @@ def add(
         prompts={"pattern": prompts, "use": "new" if only_new else "all"} if prompts is not None else None,
         keep_versions=keep,
         address=address,
+        **job_settings(job_address, job_token_env),
         deadline_s=deadline_s,
         retries=retries,
         retry_wait_s=retry_wait_s,
@@ -179,7 +193,7 @@ def add(
         notify=_notify_settings(webhook_env, token_env, notify_command, notify_on),
         directory=directory or Path("runs") / name,
     )
-    with _open(store) as opened:
+    with open_store(store) as opened:
         add_schedule(opened, settings, replace=replace)
         typer.echo(schedule_line(opened.schedule(name)))
 
@@ -189,11 +203,11 @@ def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
     """List the schedules with their next and last ticks, and the invalid rows of the store."""
     from pipelines.cli.tables.schedule import broken_row_facts, print_schedules, schedule_facts
 
-    with _open(store) as opened:
+    with open_store(store) as opened:
         rows = [(found, opened.history(found.name)) for found in opened.schedules()]
         broken = opened.broken_rows()
     if as_json:
-        _print_json([*(schedule_facts(found, history) for found, history in rows), *map(broken_row_facts, broken)])
+        print_json([*(schedule_facts(found, history) for found, history in rows), *map(broken_row_facts, broken)])
     elif rows or broken:
         print_schedules(Console(), rows, broken)
     else:
@@ -205,10 +219,10 @@ def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
     """Show a schedule: state, next ticks, last ticks and settings."""
     from pipelines.cli.tables.schedule import print_schedule, schedule_facts
 
-    with _open(store) as opened:
+    with open_store(store) as opened:
         found, history = opened.schedule(name), opened.history(name)
     if as_json:
-        _print_json({**schedule_facts(found, history), "settings": found.config.model_dump(mode="json")})
+        print_json({**schedule_facts(found, history), "settings": found.config.model_dump(mode="json")})
     else:
         print_schedule(Console(), found, history)
 
@@ -217,43 +231,28 @@ def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
 def history(
     name: Name,
     last: Annotated[int, typer.Option(help="Number of ticks to show, counted from the newest.", min=1)] = 20,
+    changes: Annotated[bool, typer.Option("--changes", help="Show the changes of the schedule instead.")] = False,
     as_json: AsJson = False,
     store: StoreUrl = None,
 ) -> None:
     """Show the last ticks: runs, accuracies, promotion decisions and reasons."""
-    from pipelines.cli.tables.schedule import print_history, tick_facts
+    from pipelines.cli.tables.schedule import print_changes, print_history, tick_facts
 
-    with _open(store) as opened:
+    with open_store(store) as opened:
         opened.schedule(name)
-        ticks = opened.history(name)[-last:]
-    if as_json:
-        _print_json([tick_facts(tick) for tick in ticks])
+        ticks, changed = opened.history(name)[-last:], opened.changes.of(name)[-last:]
+    if changes:
+        print_changes(Console(), changed, as_json=as_json)
+    elif as_json:
+        print_json([tick_facts(tick) for tick in ticks])
     else:
         print_history(Console(), name, ticks)
 
 
 @app.command()
-def pause(name: Name, store: StoreUrl = None) -> None:
-    """Pause a schedule. No new runs start; an active run continues."""
-    with _open(store) as opened:
-        opened.pause(name)
-    typer.echo(f"{name} is paused; resume it with `rlad schedule resume {name}`")
-
-
-@app.command()
-def resume(name: Name, store: StoreUrl = None) -> None:
-    """Resume a paused schedule from now on. Ticks missed during the pause are skipped."""
-    from pipelines.cli.tables.schedule import schedule_line
-
-    with _open(store) as opened:
-        opened.resume(name)
-        typer.echo(schedule_line(opened.schedule(name)))
-
-
-@app.command()
 def remove(name: Name, store: StoreUrl = None) -> None:
     """Remove a schedule and its history. Run directories and the registry are kept."""
-    with _open(store) as opened:
+    with open_store(store) as opened:
         opened.remove(name)
     typer.echo(f"{name} is removed; its run directories and the registry are kept")
 
@@ -303,6 +302,16 @@ def serve(
     metrics_host: Annotated[
         str, typer.Option(help="Address that serves the metrics, without authentication.")
     ] = "127.0.0.1",
+    trigger_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of POST /schedules/NAME/trigger.", show_default="no triggers over HTTP", min=1, max=65535
+        ),
+    ] = None,
+    trigger_host: Annotated[str, typer.Option(help="Address that serves the triggers.")] = "127.0.0.1",
+    trigger_token_env: Annotated[
+        str, typer.Option(help="Environment variable with the bearer token of triggers.")
+    ] = "RLAD_TRIGGER_TOKEN",
     store: StoreUrl = None,
 ) -> None:
     """Tick every schedule at its times until SIGTERM.
@@ -311,6 +320,7 @@ def serve(
     """
     from pipelines.monitoring.schedule_metrics import serving_metrics
     from pipelines.schedules.daemon import ScheduleDaemon
+    from pipelines.schedules.http.triggers import serving_triggers
 
     def tick_all(ticker: Ticker) -> None:
         with ExitStack() as closing:
@@ -318,6 +328,9 @@ def serve(
                 closing.enter_context(
                     serving_metrics(ticker.store, clock=ticker.clock, host=metrics_host, port=metrics_port)
                 )
+            if trigger_port is not None:
+                token = os.environ.get(trigger_token_env, "")
+                closing.enter_context(serving_triggers(ticker.store, token=token, host=trigger_host, port=trigger_port))
             ScheduleDaemon(ticker, look_s=look_s).serve()
 
     for package in ("pipelines", "rlad"):
@@ -330,13 +343,13 @@ def _foreground(store: str | None, work: Callable[[Ticker], T]) -> T:
     from pipelines.schedules.execution import Ticker
     from pipelines.schedules.signals import run_until_signalled
 
-    with _open(store) as opened:
-        ticker = Ticker(store=opened)
+    with open_store(store) as opened:
+        ticker = Ticker(store=opened, job_launcher=_job_launcher)
         return run_until_signalled(lambda: work(ticker), ticker.stop)
 
 
 @contextmanager
-def _open(url: str | None) -> Iterator[ScheduleStore]:
+def open_store(url: str | None) -> Iterator[ScheduleStore]:
     from sqlalchemy.exc import DBAPIError
 
     from pipelines.schedules.store import ScheduleStore, default_url
@@ -351,6 +364,12 @@ def _open(url: str | None) -> Iterator[ScheduleStore]:
         ) from error
     finally:
         store.close()
+
+
+def _job_launcher(config: ScheduleConfig) -> RunLauncher:
+    from pipelines.jobs.scheduled import RayJobLauncher
+
+    return RayJobLauncher(config)
 
 
 def _notify_settings(
@@ -373,5 +392,5 @@ def _print_ends(ticks: Sequence[Tick]) -> None:
         typer.echo(tick_line(tick))
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ _AWAY_S = 300.0
 _POLL_S = 1.0
 # Time to read the rest of the log after a job has ended.
 _LAST_LINES_S = 15.0
+
+# Held while the environment names a cluster: a daemon follows jobs of several clusters in threads.
+_ENVIRONMENT = threading.Lock()
 
 _TOKEN_ADVICE = "set the cluster's token in RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
 
@@ -81,17 +85,18 @@ class JobClient:
         ClusterError: The cluster does not answer, or requires a token. All methods raise it, too.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, *, token: str | None = None) -> None:
         """
         Args:
             address: Address of the dashboard (`http://HOST:8265` or `HOST:8265`) or of the cluster (`HOST:6379`,
                 `ray://...`, `auto`). Default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, then the cluster that this
                 machine belongs to.
+            token: Token of the cluster; None for the one in Ray's environment variables.
         """
         given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
         self.address = redact(given)
         with self._translated(), _preferred(_located(given)):
-            self._client = _DeadlineClient()
+            self._client = _DeadlineClient(headers={"Authorization": f"Bearer {token}"} if token is not None else None)
         self.address = redact(self._client.get_address())
 
     def submit(
@@ -240,16 +245,17 @@ class _DeadlineClient(JobSubmissionClient):
 
 @contextmanager
 def _preferred(address: str) -> Iterator[None]:
-    """Set the address in the environment variable that Ray's client prefers over its argument."""
+    """Set the address in the environment variable that Ray's client prefers over its argument. One thread at a time."""
     key = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(key)
-    os.environ[key] = address
-    try:
-        yield
-    finally:
-        os.environ.pop(key)
-        if before is not None:
-            os.environ[key] = before
+    with _ENVIRONMENT:
+        before = os.environ.get(key)
+        os.environ[key] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(key)
+            if before is not None:
+                os.environ[key] = before
 
 
 def _located(address: str) -> str:

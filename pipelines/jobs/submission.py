@@ -86,16 +86,16 @@ class JobEnvironment:
                 "index in pip.conf on the nodes or with PIP_INDEX_URL in their environment, or install it there"
             )
 
-    def runtime_env(self, working_dir: Path) -> dict[str, Any]:
+    def runtime_env(self, working_dir: Path | None) -> dict[str, Any]:
         """Return the `runtime_env` dictionary.
 
         Args:
-            working_dir: Zip file of the working directory.
+            working_dir: Zip file of the working directory; None if nothing is uploaded.
         """
         environment = {**WORKER_ENVIRONMENT, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **self.variables}
-        optional = {"pip": list(self.packages), "py_executable": self.python}
+        uploaded = None if working_dir is None else str(working_dir)
+        optional = {"working_dir": uploaded, "pip": list(self.packages), "py_executable": self.python}
         return {
-            "working_dir": str(working_dir),
             "env_vars": environment,
             **{key: value for key, value in optional.items() if value},
         }
@@ -181,7 +181,7 @@ def read_submission(
 def submit(
     jobs: JobClient,
     submission: Submission,
-    directory: WorkingDirectory,
+    directory: WorkingDirectory | None,
     environment: JobEnvironment,
     *,
     job_id: str | None = None,
@@ -191,7 +191,7 @@ def submit(
     Args:
         jobs: Client of the cluster.
         submission: Run to submit.
-        directory: Working directory to upload.
+        directory: Working directory to upload; None to upload nothing.
         environment: Environment of the job.
         job_id: Job id; None for the submission's own.
 
@@ -208,9 +208,10 @@ def submit(
         return working, False
     chosen = next_id(first, [job.id for job in known])
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "working_dir.zip"
+        package = None if directory is None else Path(folder) / "working_dir.zip"
         runtime_env = environment.runtime_env(package)
-        directory.pack(package)
+        if directory is not None and package is not None:
+            directory.pack(package)
         metadata = {RUN_DIR_KEY: str(submission.run_dir), SETTINGS_KEY: submission.settings}
         try:
             jobs.submit(chosen, entrypoint=submission.entrypoint, runtime_env=runtime_env, metadata=metadata)

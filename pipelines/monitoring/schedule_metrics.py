@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from pipelines.schedules.cron import next_fire_time, parse_cron
+from pipelines.schedules.cron import scheduled_times
 from pipelines.schedules.records import Schedule, Tick
 from pipelines.schedules.store import ScheduleStore
 from rlad.config.schedule import TickEvent
@@ -60,8 +60,7 @@ class ScheduleCollector(Collector):
             families["rlad_schedule_ticks"].add_metric([name, event], numbers[event])
         families["rlad_schedule_paused"].add_metric([name], float(schedule.is_paused))
         if not schedule.is_paused:
-            cron = parse_cron(schedule.config.cron, schedule.config.timezone)
-            following = next_fire_time(cron, datetime.fromtimestamp(self._clock(), UTC))
+            following = next(scheduled_times(schedule.config, datetime.fromtimestamp(self._clock(), UTC)), None)
             if following is not None:
                 families["rlad_schedule_next_tick_timestamp_seconds"].add_metric([name], following.timestamp())
         ends = [tick.ended_at for tick in ticks if tick.ended_at is not None]

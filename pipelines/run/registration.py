@@ -89,7 +89,7 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
         parent=parent,
         base_model=_label(config.student.path, models.get("student.path")),
         teachers={
-            name: _teacher_label(teacher, models.get("teacher.path" if config.teacher else f"teachers.{name}.path"))
+            name: teacher_label(teacher, models.get("teacher.path" if config.teacher else f"teachers.{name}.path"))
             for name, teacher in config.teachers_by_id.items()
         },
         prompts_fingerprint=dataset_fingerprint(prompts),
@@ -106,7 +106,7 @@ def _label(reference: str, recorded: PinnedModel | None) -> str:
     return reference if recorded is None else recorded.label
 
 
-def _teacher_label(teacher: TeacherConfig | SharedTeacherConfig, recorded: PinnedModel | None) -> str:
+def teacher_label(teacher: TeacherConfig | SharedTeacherConfig, recorded: PinnedModel | None) -> str:
     """Return a teacher with its version, or a directory of this machine with the fingerprint of its weights."""
     if not isinstance(teacher, TeacherConfig):
         return teacher.label

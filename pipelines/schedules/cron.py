@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from rlad.config.schedule import ScheduleConfig
 from rlad.errors import ConfigError
 
 # Upper bound of `Due.coalesced`: older ticks are not enumerated.
@@ -100,13 +101,25 @@ def next_fire_times(schedule: CronSchedule, after: datetime) -> Iterator[datetim
             yield moment.astimezone(schedule.timezone)
 
 
-def due(schedule: CronSchedule, *, after: datetime, now: datetime, grace: timedelta) -> Due | None:
+def scheduled_times(config: ScheduleConfig, after: datetime) -> Iterator[datetime]:
+    """Yield the times of a schedule after `after`, from its start date to its end date, in its time zone."""
+    start, end = config.start_at, config.end_at
+    if start is not None:
+        after = max(after, start - timedelta(seconds=1))  # a time at the start date counts
+    times = next_fire_times(parse_cron(config.cron, config.timezone), after)
+    return times if end is None else takewhile(lambda time: time <= end, times)
+
+
+def due(
+    schedule: CronSchedule, *, after: datetime, now: datetime, grace: timedelta, in_order: bool = False
+) -> Due | None:
     """Return the tick that is due, or None. Several missed times are coalesced into one tick.
 
     Args:
         after: Time of the last tick.
         now: Present time.
         grace: Delay from which a tick counts as missed.
+        in_order: Return the earliest time within the grace period instead of the latest.
     """
     passed: list[datetime] = []
     for fire in next_fire_times(schedule, after):
@@ -118,6 +131,9 @@ def due(schedule: CronSchedule, *, after: datetime, now: datetime, grace: timede
             break
     if not passed:
         return None
+    if in_order:
+        earlier = sum(now - fire > grace for fire in passed[:-1])
+        return Due(scheduled_at=passed[earlier], coalesced=earlier, is_late=now - passed[earlier] > grace)
     return Due(scheduled_at=passed[-1], coalesced=len(passed) - 1, is_late=now - passed[-1] > grace)
 
 

@@ -23,8 +23,8 @@ from rlad.errors import RladError, TickInterruptedError
 
 logger = logging.getLogger(__name__)
 
-# Concurrent runs. A tick that is refused occupies a thread only briefly.
-_MAX_THREADS = 32
+# Concurrent ticks: active runs, and ticks that wait for a slot of their queue.
+_MAX_THREADS = 128
 # Concurrent ticks per schedule: its run, and later ticks that are recorded as refused.
 _MAX_TICKS_PER_SCHEDULE = 4
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import pipelines
 from actors.health.node_watch import NodeWatch, ProcessId, Sighting
 from pipelines.run.status import STOPPED_EXIT_CODE
+from rlad.errors import ScheduleError
 
 _CHILD_MODULE = "pipelines.schedules.child_process"
 _ROOT = Path(pipelines.__file__).parents[1]
@@ -25,11 +26,15 @@ class RunRequest:
     """One `rlad` command: a run, or the evaluation of one model.
 
     Attributes:
+        name: Name of the command, unique within the schedule's directory: the run id, or that of an evaluation.
+        output: Directory that the command writes.
         arguments: Arguments of the command `rlad`.
         working_dir: Directory that relative paths in the configuration start from.
         log: File that standard output and standard error are appended to.
     """
 
+    name: str
+    output: Path
     arguments: tuple[str, ...]
     working_dir: Path
     log: Path
@@ -51,6 +56,10 @@ class RunExit:
 class RunningRun(Protocol):
     """A command that was started."""
 
+    @property
+    def job(self) -> str | None:
+        """Id by which another ticker adopts the command; None if the command ends with its ticker."""
+
     def wait(self, timeout_s: float) -> RunExit | None:
         """Return the command's end, or None if it still runs after `timeout_s`."""
 
@@ -65,6 +74,9 @@ class RunLauncher(Protocol):
     """Starts commands."""
 
     def start(self, request: RunRequest) -> RunningRun: ...
+
+    def adopt(self, request: RunRequest, job: str) -> RunningRun:
+        """Return a command that another ticker started. `wait` reports if it has ended or is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +106,13 @@ class ChildProcess:
             )
         return _Child(process, request.log, start)
 
+    def adopt(self, request: RunRequest, job: str) -> RunningRun:
+        raise ScheduleError(f"{request.name} is job {job} of a cluster: set launcher.kind to ray_job to continue it")
+
 
 class _Child:
+    job = None
+
     def __init__(self, process: subprocess.Popen[bytes], log: Path, log_start: int) -> None:
         self._process, self._log, self._log_start = process, log, log_start
         self._id = ProcessId.of(process.pid, node="")

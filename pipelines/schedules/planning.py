@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from pathlib import Path
 
 import yaml
 
+from pipelines.run.registration import teacher_label
 from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, resolved_source, write_prompts
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
-from rlad.config import PromptFile, RunConfig
+from rlad.config import PromptFile, PromptSource, RunConfig
 from rlad.config.load import validated
+from rlad.data.prompts import load_prompts
+from rlad.data.records import dataset_fingerprint
 from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
 
@@ -48,6 +52,7 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
     file = directory.config(run_id)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(run.model_copy(update=changed).model_dump(mode="json"), sort_keys=False))
+    inputs = _inputs(run, prompts) if settings.run_if == "changed" else {}
     return RunPlan(
         registry=settings.registry,
         model=settings.model,
@@ -58,7 +63,18 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
         new_files=refreshed.new_files if refreshed else (),
         left_out=refreshed.left_out if refreshed else 0,
         evaluation_fingerprint=schedule.evaluation_fingerprint,
+        inputs=inputs,
     )
+
+
+def _inputs(run: RunConfig, prompts: PromptSource) -> dict[str, str]:
+    """Return the fingerprints that a run's lineage records: of prompts and teachers; and of the run's settings."""
+    settings = run.model_dump_json(exclude={"name", "seed", "prompts"})
+    return {
+        "prompts": dataset_fingerprint(load_prompts(prompts)),
+        "settings": hashlib.sha256(settings.encode()).hexdigest(),
+        **{f"teacher {name}": teacher_label(teacher, None) for name, teacher in run.teachers_by_id.items()},
+    }
 
 
 def local_copy(registry: ModelRegistry, schedule: Schedule, version: int) -> Path:

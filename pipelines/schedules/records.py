@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from rlad.config.schedule import ScheduleConfig, TickEvent
 
-TickKind = Literal["cron", "manual"]
+TickKind = Literal["cron", "manual", "trigger"]
 TickStatus = Literal["running", "finished", "stopped", "failed", "refused", "missed", "skipped"]
 
 
@@ -21,7 +21,7 @@ class Schedule:
     Attributes:
         config: Settings.
         evaluation_fingerprint: Fingerprint of the frozen evaluation prompts and their sampling settings.
-        is_paused: True if no new runs start.
+        is_paused: True if no new runs start, because this schedule or all of them are paused.
         active_since: Time at which the schedule was added or resumed; earlier times are never due.
         lease_owner: Ticker that holds the lease; None if the lease is free.
         lease_expires_at: Expiry of the lease; None if the lease is free.
@@ -124,6 +124,7 @@ class RunPlan:
         new_files: Prompt files that no finished run has trained on.
         left_out: Number of prompts left out because they are in the frozen evaluation.
         evaluation_fingerprint: Fingerprint of the frozen evaluation.
+        inputs: Fingerprints of prompts, teachers and settings, for `run_if: changed`; empty otherwise.
     """
 
     registry: str
@@ -135,6 +136,7 @@ class RunPlan:
     new_files: tuple[SeenFile, ...]
     left_out: int
     evaluation_fingerprint: str
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,21 @@ class RunOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TickJob:
+    """Job of a cluster that executes a tick's command. Another ticker adopts it.
+
+    Attributes:
+        id: Id of the job.
+        command: Name of the command: the run id, or that of an evaluation.
+        submitted_at: Time of the submission.
+    """
+
+    id: str
+    command: str
+    submitted_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """One tick of a schedule, and its run if it has one.
 
@@ -186,6 +203,8 @@ class Tick:
         plan: Decisions before the run; None before they are made.
         outcome: Result of the run; None before it is known.
         notice: Error of a failed notification; None if none failed.
+        queued_s: Time that the tick waited for a slot of its queue, in seconds.
+        job: Job of the present or last command; None without one, and after a failed attempt.
     """
 
     schedule: str
@@ -203,6 +222,8 @@ class Tick:
     plan: RunPlan | None = None
     outcome: RunOutcome | None = None
     notice: str | None = None
+    queued_s: float = 0.0
+    job: TickJob | None = None
 
     def with_id(self, number: int) -> Tick:
         return replace(self, id=number)
@@ -244,10 +265,12 @@ class CronHistory:
         last_opened: Latest time whose tick ran or was recorded as missed; None before the first one. A refused tick
             does not count, because nothing was run at its time.
         last_refused: Latest time with a refused tick; None without one.
+        triggered_at: Time of the first trigger that waits for a tick; None without one.
     """
 
     last_opened: float | None
     last_refused: float | None
+    triggered_at: float | None = None
 
 
 FindDue = Callable[[Schedule, CronHistory], NewTick | None]
@@ -257,4 +280,4 @@ FindDue = Callable[[Schedule, CronHistory], NewTick | None]
 def tick_run_id(schedule: str, scheduled_at: float, *, kind: TickKind) -> str:
     """Return the run id of a tick: `nightly-20260329T010000Z`, or `nightly-20260329T103012Z-manual`."""
     time = datetime.fromtimestamp(scheduled_at, UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{schedule}-{time}" + ("-manual" if kind == "manual" else "")
+    return f"{schedule}-{time}" + ("" if kind == "cron" else f"-{kind}")

@@ -7,6 +7,7 @@ Columns are read without SQLAlchemy's conversion of types, which fails for all r
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,51 @@ SEEN = sa.Table(
     sa.Column("sha256", sa.String(64), primary_key=True),
     sa.Column("run_id", sa.String(80), nullable=False),
 )
+# Later additions are tables of their own, which a store of an earlier version gets when it is opened.
+QUEUES = sa.Table(
+    "rlad_queues",
+    TABLES,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("slots", sa.Integer, nullable=False),
+)
+QUEUE_ENTRIES = sa.Table(
+    "rlad_queue_entries",
+    TABLES,
+    sa.Column("schedule", sa.String(40), primary_key=True),
+    sa.Column("queue", sa.String(200), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("requested_at", sa.Float(53), nullable=False),
+    sa.Column("has_slot", sa.Boolean, nullable=False),
+    sa.Column("is_job", sa.Boolean, nullable=False),
+    sa.Column("lease_token", sa.BigInteger, nullable=False),
+)
+TRIGGERS = sa.Table(
+    "rlad_triggers",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("schedule", sa.String(40), nullable=False, index=True),
+    sa.Column("requested_at", sa.Float(53), nullable=False),
+    sa.Column("key", sa.String(200)),
+    sa.Column("run_id", sa.String(80)),
+)
+CHANGES = sa.Table(
+    "rlad_schedule_changes",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("schedule", sa.String(40), nullable=False, index=True),
+    sa.Column("changed_at", sa.Float(53), nullable=False),
+    sa.Column("author", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("settings", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+)
+PAUSES = sa.Table(
+    "rlad_pause",  # holds one row while all schedules are paused
+    TABLES,
+    sa.Column("paused_at", sa.Float(53), primary_key=True),
+)
+ALL_OF_SCHEDULE = (TICKS, SEEN, QUEUE_ENTRIES, TRIGGERS, CHANGES)
+"""Tables whose rows are deleted with their schedule."""
 _TICK_JSON = TypeAdapter(Tick)
 # SQLite allows one writer at a time; other writers wait up to this long.
 _BUSY_S = 30.0
@@ -110,9 +156,11 @@ class _ScheduleColumns(BaseModel):
 def read_schedules(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> tuple[list[Schedule], list[BrokenRow]]:
     """Read the schedules that match the conditions, sorted by name."""
     schedules, broken = list[Schedule](), list[BrokenRow]()
+    are_paused = connection.execute(sa.select(PAUSES)).first() is not None
     for row in connection.execute(_unconverted(SCHEDULES).where(*where).order_by(SCHEDULES.c.name)):
         try:
-            schedules.append(_schedule_of(row))
+            found = _schedule_of(row)
+            schedules.append(replace(found, is_paused=found.is_paused or are_paused))
         except (ValueError, TypeError) as error:
             name = str(row.name)
             remedy = f"replace the schedule with `rlad schedule add {name} ... --replace`, or remove it with "
@@ -138,13 +186,15 @@ def read_ticks(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> tup
 
 
 def read_cron_history(connection: sa.Connection, name: str) -> CronHistory:
-    """Read the latest scheduled times of a schedule's cron ticks."""
+    """Read the latest scheduled times of a schedule's cron ticks, and its first waiting trigger."""
     is_refused = TICKS.c.status == "refused"
     opened = sa.func.max(sa.case((~is_refused, TICKS.c.scheduled_at)))
     refused = sa.func.max(sa.case((is_refused, TICKS.c.scheduled_at)))
     query = sa.select(opened, refused).where(TICKS.c.schedule == name, TICKS.c.kind == "cron")
     last_opened, last_refused = connection.execute(query).one()
-    return CronHistory(last_opened=last_opened, last_refused=last_refused)
+    pending = (TRIGGERS.c.schedule == name, TRIGGERS.c.run_id.is_(None))
+    triggered_at = connection.execute(sa.select(sa.func.min(TRIGGERS.c.requested_at)).where(*pending)).scalar()
+    return CronHistory(last_opened=last_opened, last_refused=last_refused, triggered_at=triggered_at)
 
 
 def tick_json(tick: Tick) -> str:

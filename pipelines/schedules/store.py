@@ -35,6 +35,7 @@ from pipelines.schedules.records import (
     TickStatus,
 )
 from pipelines.schedules.rows import (
+    ALL_OF_SCHEDULE,
     SCHEDULES,
     SEEN,
     TICKS,
@@ -44,6 +45,10 @@ from pipelines.schedules.rows import (
     read_ticks,
     tick_json,
 )
+from pipelines.schedules.state.changes import ChangeLog
+from pipelines.schedules.state.pauses import GlobalPause
+from pipelines.schedules.state.queue import RunQueue
+from pipelines.schedules.state.triggers import TriggerQueue, consume_triggers
 from rlad.config.schedule import ScheduleConfig
 from rlad.credentials import redact, require_no_secrets
 from rlad.errors import LeaseHeldError, LeaseLostError, ScheduleError
@@ -84,6 +89,11 @@ class ScheduleStore:
         except (DBAPIError, OSError) as error:
             reason = redact(str(error.orig if isinstance(error, DBAPIError) else error))
             raise ScheduleError(f"cannot open the schedule store {self._shown}: {reason}") from error
+
+        self.queue = RunQueue(self._engine, clock)
+        self.triggers = TriggerQueue(self._engine, clock)
+        self.changes = ChangeLog(self._engine, clock)
+        self.pauses = GlobalPause(self._engine, clock)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -172,8 +182,8 @@ class ScheduleStore:
                         "or stop that process"
                     )
                 connection.execute(SCHEDULES.delete().where(is_named))
-            connection.execute(TICKS.delete().where(TICKS.c.schedule == name))
-            connection.execute(SEEN.delete().where(SEEN.c.schedule == name))
+            for table in ALL_OF_SCHEDULE:
+                connection.execute(table.delete().where(table.c.schedule == name))
 
     def _change(self, name: str, **values: object) -> None:
         with self._engine.begin() as connection:
@@ -292,7 +302,9 @@ class ScheduleStore:
                 return None
             history = read_cron_history(connection, name)
             due = find_due(self._schedule(connection, name), history)
-            if due is None or (due.kind == "cron" and due.scheduled_at <= (history.last_refused or 0.0)):
+            if due is None or due.kind == "trigger":
+                return None  # a trigger waits
+            if due.kind == "cron" and due.scheduled_at <= (history.last_refused or 0.0):
                 return None
             return self._insert(connection, name, replace(due, run_id=None, status="refused", coalesced=0), reason)
 
@@ -348,6 +360,8 @@ class ScheduleStore:
     def _open_due(self, connection: sa.Connection, name: str, find_due: FindDue) -> Tick | None:
         """Insert the tick that is due. The caller's transaction has locked the schedule's row."""
         due = find_due(self._schedule(connection, name), read_cron_history(connection, name))
+        if due is not None and due.kind == "trigger":
+            consume_triggers(connection, name, due.run_id)
         return None if due is None else self._insert(connection, name, due)
 
     def _insert(self, connection: sa.Connection, name: str, new: NewTick, reason: str | None = None) -> Tick:

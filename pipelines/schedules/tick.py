@@ -56,6 +56,8 @@ BEST = "best"
 
 # Another process may move an alias during the evaluation; the decision is then made again, up to this often.
 _MAX_DECISIONS = 5
+# Delay up to which a tick counts as in time with `catch_up: skip`. CronJobs start within a minute.
+_PROMPT_S = 60.0
 # Errors that a further attempt cannot avoid.
 _FINAL_ERRORS = (ConfigError, DataError, ContractError, DeadlineError, ScheduleError)
 
@@ -121,11 +123,20 @@ def due_tick(schedule: Schedule, history: CronHistory, *, kind: TickKind, now: f
         return NewTick(kind=kind, scheduled_at=requested_at, run_id=run_id, status="running")
     if schedule.is_paused:
         return None
+    if history.triggered_at is not None:
+        run_id = tick_run_id(schedule.name, history.triggered_at, kind="trigger")
+        return NewTick(kind="trigger", scheduled_at=history.triggered_at, run_id=run_id, status="running")
+    after = max(schedule.active_since, history.last_opened or 0.0)
+    if config.start_at is not None:
+        after = max(after, config.start_at.timestamp() - 1)  # a time at the start date counts
+    end = now if config.end_at is None else min(now, config.end_at.timestamp())
+    grace_s = min(config.misfire_grace_s, _PROMPT_S) if config.catch_up == "skip" else config.misfire_grace_s
     found = due(
         parse_cron(config.cron, config.timezone),
-        after=datetime.fromtimestamp(max(schedule.active_since, history.last_opened or 0.0), UTC),
-        now=datetime.fromtimestamp(now, UTC),
-        grace=timedelta(seconds=config.misfire_grace_s),
+        after=datetime.fromtimestamp(after, UTC),
+        now=datetime.fromtimestamp(end, UTC),
+        grace=timedelta(seconds=grace_s - (now - end)),
+        in_order=config.catch_up == "all",
     )
     if found is None:
         return None
@@ -142,21 +153,25 @@ def _carry_out(work: TickExecution) -> Tick:
     """Bring a tick to its end from its present state, with the attempts that it has left, and send notifications.
 
     If another process works in the run's directory, such as the run of a frozen ticker, the tick waits for its end.
-    Continuing that run is the same attempt and not a further one.
+    Continuing that run is the same attempt and not a further one. So is adopting the job of another ticker.
     """
     was_taken = False
     while work.tick.status == "running":
         before, waited = work.tick.attempts, False
         try:
             # The other process may have ended since it was seen.
-            waited = work.wait_for_run() or was_taken
+            waited = work.tick.job is not None or work.wait_for_run() or was_taken
             if before > work.config.retries and not waited:
                 work.end("failed", work.tick.reason or f"its ticker died in each of {before} attempts")
                 break
+            if work.tick.job is None:
+                work.wait_for_slot()
             work.save(attempts=max(before, 1) if waited else before + 1)
             _attempt(work)
         except TickInterruptedError:
             work.save(attempts=before)  # a clean stop is not a failed attempt
+            if work.tick.job is None:
+                work.ticker.store.queue.free(work.schedule.name)
             raise
         except LeaseLostError:
             raise
@@ -181,6 +196,11 @@ def _attempt(work: TickExecution) -> None:
         pattern = work.config.prompts and work.config.prompts.pattern
         work.end("skipped", f"no file that matches {pattern} has prompts to train on")
         return
+    if work.tick.plan is None and plan.inputs and work.tick.kind != "manual":
+        last = next((tick.plan for tick in reversed(work.history()) if tick.status == "finished" and tick.plan), None)
+        if last is not None and last.inputs == plan.inputs:
+            work.end("skipped", "prompts, teachers and settings have not changed since the last finished run")
+            return
     work.save(plan=plan)
     _run(work)
     result = _read_result(work)
@@ -222,10 +242,13 @@ def retry_wait_s(first_s: float, attempts: int) -> float:
 
 
 def _run(work: TickExecution) -> None:
-    config = work.directory.config(work.run_id)
-    address = ["--address", work.config.address] if work.config.address else []
-    run_dir = str(work.directory.run(work.run_id))
-    work.execute(["run", str(config), "--run-dir", run_dir, "--resume", *address])
+    job = work.tick.job
+    if job is not None and job.command != work.run_id:
+        return  # the run had ended when a job evaluated the incumbent
+    config, run_dir = work.directory.config(work.run_id), work.directory.run(work.run_id)
+    address = ["--address", work.address] if work.address else []
+    command = ["run", str(config), "--run-dir", str(run_dir), "--resume", *address]
+    work.execute(command, name=work.run_id, output=run_dir)
 
 
 def _read_result(work: TickExecution) -> RunResult:
@@ -306,10 +329,12 @@ def _evaluate(work: TickExecution, registry: ModelRegistry, version: int) -> Eva
     output = work.directory.incumbent_evaluation(work.run_id, version)
     figures = output / "evaluation.json"
     if not figures.is_file():
-        shutil.rmtree(output, ignore_errors=True)  # left by an interrupted attempt
+        if work.tick.job is None or work.tick.job.command != output.name:
+            shutil.rmtree(output, ignore_errors=True)  # left by an interrupted attempt
         model, config = local_copy(registry, work.schedule, version), work.directory.config(work.run_id)
-        address = [f"cluster.address={work.config.address}"] if work.config.address else []
-        work.execute(["eval", str(model), "--config", str(config), "--output", str(output), *address])
+        address = [f"cluster.address={work.address}"] if work.address else []
+        command = ["eval", str(model), "--config", str(config), "--output", str(output), *address]
+        work.execute(command, name=output.name, output=output)
     return EvaluationSummary.from_dict(json.loads(figures.read_text())["sets"]["evaluation"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,12 +76,7 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
-    malformed = [override for override in overrides if "=" not in override]
-    if malformed:
-        raise ConfigError(
-            f"expected overrides of the form key=value, for example training.steps=10; got "
-            f"{', '.join(map(repr, malformed))}"
-        )
+    _require_pairs(overrides)
     try:
         loaded = _loaded(path)
         merged = OmegaConf.merge(_clear_replaced_teachers(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
@@ -89,6 +84,29 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {redact(str(error))}") from error
     return {str(key): value for key, value in settings.items()}
+
+
+def merged(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Merge overrides into settings, without validation.
+
+    Raises:
+        ConfigError: An override is not `key=value`, or the settings then hold a secret.
+    """
+    _require_pairs(overrides)
+    try:
+        found = OmegaConf.merge(OmegaConf.create(dict(settings)), OmegaConf.from_dotlist(list(overrides)))
+        return {str(key): value for key, value in resolved(found, where="the new settings").items()}
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+        raise ConfigError(f"the new settings are not valid: {redact(str(error))}") from error
+
+
+def _require_pairs(overrides: Sequence[str]) -> None:
+    malformed = [override for override in overrides if "=" not in override]
+    if malformed:
+        raise ConfigError(
+            f"expected overrides of the form key=value, for example training.steps=10; got "
+            f"{', '.join(map(repr, malformed))}"
+        )
 
 
 def _loaded(path: Path) -> DictConfig:

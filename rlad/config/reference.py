@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from rlad.config.comparison import CompareConfig, ConditionConfig, MethodConfig, TuneConfig
@@ -23,7 +23,13 @@ from rlad.config.evaluation import EvaluationSuite
 from rlad.config.objective_options import ClippedSurrogateSettings, ObjectiveSettings
 from rlad.config.prompts import PromptRows
 from rlad.config.run import RunConfig
-from rlad.config.schedule import NotifyConfig, PromptRefresh, ScheduleConfig
+from rlad.config.schedule import (
+    NotifyConfig,
+    ProcessLauncherConfig,
+    PromptRefresh,
+    RayJobLauncherConfig,
+    ScheduleConfig,
+)
 from rlad.config.teachers import TeacherConfig, TeacherHttpConfig, TeacherServiceFile
 
 _INTRODUCTION = """\
@@ -53,7 +59,7 @@ _SHARED_OPTIONS: dict[type[BaseModel], str] = {
     ClippedSurrogateSettings: "`objective`: options of the objectives with a clipped ratio",
     PromptRows: "`prompts`: options of `file` and `hub`",
 }
-_TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", Any: "any"}
+_TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", Any: "any", AwareDatetime: "time"}
 
 
 @dataclass(slots=True)
@@ -134,9 +140,11 @@ def _page(headings: dict[type[BaseModel], str]) -> _Page:
     page.add_heading(2, "Teacher service (`rlad teacher deploy FILE`)", TeacherHttpConfig)
     _add_docstring(page, TeacherServiceFile)
     page.add_table(("", TeacherServiceFile), ("http.", TeacherHttpConfig))
-    page.add_heading(2, "Schedule (`rlad schedule add`)", PromptRefresh, NotifyConfig)
+    launchers = (ProcessLauncherConfig, RayJobLauncherConfig)
+    page.add_heading(2, "Schedule (`rlad schedule add`)", PromptRefresh, NotifyConfig, *launchers)
     _add_docstring(page, ScheduleConfig)
-    page.add_table(("", ScheduleConfig), ("prompts.", PromptRefresh), ("notify.", NotifyConfig))
+    parts = (("", ScheduleConfig), ("prompts.", PromptRefresh), ("notify.", NotifyConfig))
+    page.add_table(*parts, ("launcher.", RayJobLauncherConfig))
     return page
 
 

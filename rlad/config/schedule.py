@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
 
 ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
 # Pattern of model names and aliases in the registry.
 RegistryName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=63)]
+QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=200)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 TickEvent = Literal["promoted", "kept", "stopped", "failed", "refused", "missed", "skipped"]
@@ -21,7 +22,7 @@ TickEvent = Literal["promoted", "kept", "stopped", "failed", "refused", "missed"
 - `failed`: the run failed.
 - `refused`: no run, because another run of the schedule is still active.
 - `missed`: no run, because the tick came too late.
-- `skipped`: no run, because no file has new prompts.
+- `skipped`: no run, because no file has new prompts, or nothing has changed since the last run (`run_if`).
 """
 
 
@@ -36,6 +37,55 @@ class PromptRefresh(ConfigModel):
         description="`all` trains on every matching file, `new` only on files that no finished run has used. A "
         "modified file counts as new. A tick without files is skipped.",
     )
+
+
+class ProcessLauncherConfig(ConfigModel):
+    """Runs are processes of the scheduler's machine, and end with the scheduler."""
+
+    kind: Literal["process"] = "process"
+
+
+class RayJobLauncherConfig(ConfigModel):
+    """Runs are jobs of a standing Ray cluster, through its job API, as with `rlad submit`.
+
+    A run continues without its scheduler, and another scheduler adopts it. The schedule's `directory` and prompt files
+    must be on storage that the schedulers and all nodes mount.
+    """
+
+    kind: Literal["ray_job"] = Field("ray_job", description="`process`, the default, has no other settings.")
+    address: str = Field(pattern=r"^https?://[^\s/@]+/?$", description="Dashboard of the cluster, `http://HOST:8265`.")
+    token_env: EnvironmentName | None = Field(
+        None, description="Environment variable of the scheduler with the cluster's token."
+    )
+    token_file: str | None = Field(
+        None,
+        description="File on the scheduler's machine with the cluster's token. Without `token_env` and `token_file`, "
+        "Ray's own variables apply (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH).",
+    )
+    upload: bool = Field(
+        True,
+        description="Upload `working_dir` with each job. With false, jobs use the packages that are installed on the "
+        "nodes, and all paths in the run's settings must be absolute.",
+    )
+    python: str | None = Field(None, description="Python interpreter on the nodes; null for `python` on their PATH.")
+    packages: list[str] = Field([], description="Packages that Ray installs with pip for each job.")
+    variables: dict[EnvironmentName, str] = Field(
+        {}, description="Environment variables of the jobs. Secrets are refused."
+    )
+    away_s: Seconds = Field(
+        300,
+        description="Time that the cluster may fail to answer, in seconds. After it the attempt has failed, and the "
+        "next one submits the run again.",
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.token_env is not None and self.token_file is not None:
+            raise ValueError("expected launcher.token_env or launcher.token_file; got both")
+        return self
+
+
+LauncherConfig = Annotated[ProcessLauncherConfig | RayJobLauncherConfig, Field(discriminator="kind")]
 
 
 class NotifyConfig(ConfigModel):
@@ -107,6 +157,29 @@ class ScheduleConfig(ConfigModel):
         description="Address of the runs' Ray cluster, `auto` or HOST:6379. The scheduler's machine must be a node of "
         "it; null starts a local cluster for each run.",
     )
+    launcher: LauncherConfig = Field(
+        ProcessLauncherConfig(), description="Where runs are executed: `process` on this machine, or `ray_job`."
+    )
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = Field(
+        0, description="Priority among the schedules of a queue; larger values run first."
+    )
+    queue: QueueName | None = Field(
+        None,
+        description="Queue that limits the runs at once (`rlad schedule limit`); null for the queue of the runs' "
+        "cluster, which has its address, or `local`.",
+    )
+    run_if: Literal["always", "changed"] = Field(
+        "always",
+        description="`changed` skips a tick if prompts, teachers and settings equal those of the last finished run. "
+        "`rlad schedule run-now` always runs.",
+    )
+    start_at: AwareDatetime | None = Field(None, description="Earliest time of a tick; null for no limit.")
+    end_at: AwareDatetime | None = Field(None, description="Latest time of a tick; null for no limit.")
+    catch_up: Literal["skip", "once", "all"] = Field(
+        "once",
+        description="Times that passed without a ticker, within `misfire_grace_s`: `once` runs the latest one, `all` "
+        "runs each of them in order, `skip` runs none that is over a minute late.",
+    )
     deadline_s: Seconds = Field(
         86_400, description="Maximum working time of a run, in seconds, summed over its attempts."
     )
@@ -126,6 +199,14 @@ class ScheduleConfig(ConfigModel):
     )
     notify: NotifyConfig = Field(NotifyConfig(), description="Notification of tick outcomes; off by default.")
 
+    @property
+    def queue_name(self) -> str:
+        """Name of the queue that the runs wait in."""
+        if self.queue is not None:
+            return self.queue
+        cluster = self.launcher.address if isinstance(self.launcher, RayJobLauncherConfig) else self.address
+        return (cluster or "local").rstrip("/")
+
     @field_validator("address")
     @classmethod
     def _address_is_not_a_client_url(cls, address: str | None) -> str | None:
@@ -135,3 +216,17 @@ class ScheduleConfig(ConfigModel):
                 f"cluster from here; got {address}"
             )
         return address
+
+    @model_validator(mode="after")
+    def _dates_are_in_order(self) -> Self:
+        if self.start_at is not None and self.end_at is not None and self.start_at > self.end_at:
+            raise ValueError(f"expected start_at before end_at; got {self.start_at} and {self.end_at}")
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_have_their_own_address(self) -> Self:
+        if self.address is not None and isinstance(self.launcher, RayJobLauncherConfig):
+            raise ValueError(
+                f"launcher.kind ray_job requires address null, because a job joins its own cluster; got {self.address}"
+            )
+        return self

@@ -12,8 +12,9 @@ import yaml
 from rich.console import Console
 
 from pipelines.cli.entries import Entry, print_entries, print_wrapped
-from pipelines.schedules.cron import next_fire_times, parse_cron
+from pipelines.schedules.cron import scheduled_times
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
+from pipelines.schedules.state.changes import ScheduleChange
 
 _NOTHING = "-"
 _BROKEN = "broken"
@@ -95,6 +96,18 @@ def print_history(console: Console, name: str, ticks: Sequence[Tick]) -> None:
         print_wrapped(console, tick_line(tick))
 
 
+def print_changes(console: Console, changes: Sequence[ScheduleChange], *, as_json: bool = False) -> None:
+    """Print one line per change of a schedule, newest last."""
+    if as_json:
+        facts = [{**asdict(change), "changed_at": _time(change.changed_at)} for change in changes]
+        console.print_json(data=facts)
+        return
+    for change in changes:
+        values = [f"{key}: {before} to {after}" for key, (before, after) in change.settings.items()]
+        parts = [_time(change.changed_at), change.action, change.author, "; ".join(values), change.reason]
+        print_wrapped(console, "  ".join(part for part in parts if part))
+
+
 def tick_line(tick: Tick) -> str:
     """Summarise a tick in one line: time, event, run, initial student, prompts, accuracies and reason."""
     parts = [_time(tick.scheduled_at), tick.event or "running"]
@@ -107,6 +120,10 @@ def tick_line(tick: Tick) -> str:
             parts.append(f"{tick.plan.num_prompts} prompts from {files}")
     if tick.attempts > 1:
         parts.append(f"{tick.attempts} attempts")
+    if tick.queued_s >= 1:
+        parts.append(f"queued {timedelta(seconds=round(tick.queued_s))}")
+    if tick.job is not None:
+        parts.append(f"job {tick.job.id}")
     if tick.spent_s:
         parts.append(f"{timedelta(seconds=round(tick.spent_s))}")
     if tick.outcome is not None:
@@ -131,7 +148,7 @@ def tick_facts(tick: Tick) -> dict[str, Any]:
 def _next_times(schedule: Schedule, count: int) -> list[str]:
     if schedule.is_paused:
         return []
-    times = next_fire_times(parse_cron(schedule.config.cron, schedule.config.timezone), datetime.now(UTC))
+    times = scheduled_times(schedule.config, datetime.now(UTC))
     return [time.isoformat(timespec="minutes") for time in islice(times, count)]
 
 

@@ -89,6 +89,9 @@ class FakeLauncher:
         self.requests.append(request)
         return FakeRun(self, request, self.scripts.pop(0) if self.scripts else self.finish)
 
+    def adopt(self, request: RunRequest, job: str) -> FakeRun:
+        raise AssertionError("runs of this launcher end with their ticker")
+
     def finish(self, request: RunRequest) -> RunExit:
         if request.arguments[0] == "eval":
             output = Path(request.arguments[request.arguments.index("--output") + 1])
@@ -121,6 +124,7 @@ class FakeRun:
     launcher: FakeLauncher
     request: RunRequest
     script: Script
+    job: str | None = None
 
     def wait(self, timeout_s: float) -> RunExit | None:
         return self.script(self.request)

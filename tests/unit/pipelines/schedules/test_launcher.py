@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[4]
 
 
 def request(folder: Path, *arguments: str) -> RunRequest:
-    return RunRequest(arguments=arguments, working_dir=folder, log=folder / "logs" / "run.log")
+    log = folder / "logs" / "run.log"
+    return RunRequest(name="run", output=folder, arguments=arguments, working_dir=folder, log=log)
 
 
 def test_failed_run_reports_its_status_and_error_line(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ TICKER = """
 import sys
 from pathlib import Path
 from pipelines.schedules.launcher import ChildProcess, RunRequest
-request = RunRequest(arguments=(), working_dir=Path.cwd(), log=Path("run.log"))
+request = RunRequest(name="run", output=Path(), arguments=(), working_dir=Path.cwd(), log=Path("run.log"))
 ChildProcess(command=(sys.executable, "stubborn.py")).start(request).wait(600)
 """
 

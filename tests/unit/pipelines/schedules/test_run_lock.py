@@ -156,7 +156,7 @@ from rlad.config import load_run_config
 from tests.unit.pipelines.schedules.conftest import FakeLauncher
 folder, *arguments = sys.argv[1:]
 run = RunDirectory(arguments[arguments.index("--run-dir") + 1])
-request = RunRequest(arguments=tuple(arguments), working_dir=Path(), log=Path())
+request = RunRequest(name="run", output=Path(), arguments=tuple(arguments), working_dir=Path(), log=Path())
 if not run.config.exists():
     with run.hold(load_run_config(arguments[1]), resume=True):
         Path(folder, "started").touch()
@@ -212,7 +212,10 @@ if not Path(mark).exists():
     os.kill(os.getpid(), signal.SIGSTOP)
 from pipelines.schedules.launcher import RunRequest
 from tests.unit.pipelines.schedules.conftest import FakeLauncher
-FakeLauncher().write_run(RunRequest(arguments=tuple(arguments), working_dir=Path(), log=Path()))
+here = Path()
+FakeLauncher().write_run(
+    RunRequest(name="run", output=here, arguments=tuple(arguments), working_dir=here, log=here)
+)
 """
 # A process that holds the directory of a run.
 HOLDER = """

@@ -38,6 +38,7 @@ from pipelines.schedules.store import ScheduleStore
 from pipelines.schedules.tick import tick
 
 class Runs:
+    job = None
     def start(self, request):
         with (folder / "started").open("a") as file:
             file.write(Path(request.arguments[1]).stem + chr(10))

@@ -1,0 +1,1 @@
+"""Commands of `rlad schedule` that control existing schedules."""

@@ -1,0 +1,1 @@
+"""Parts of the schedule store beside the schedules and their ticks: queues, triggers and changes."""
