@@ -89,7 +89,7 @@ def read_workload(path: Path, overrides: Sequence[str]) -> Workload:
         settings=shipped,
         runs=(run,),
         command=train,
-        output=("--run-dir", "--resume", f"--max-restarts={_DRIVER_RESTARTS}"),
+        output=("--run-dir", "--resume", "--max-restarts", str(_DRIVER_RESTARTS)),
     )
 
 
