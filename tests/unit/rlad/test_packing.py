@@ -22,7 +22,7 @@ from .scored_groups import SUPPORT, scored_group
 
 def test_public_signatures_are_pinned() -> None:
     assert list(inspect.signature(build_training_batch).parameters) == ["groups", "sequences", "normalizer", "rules"]
-    assert list(inspect.signature(dummy_batch).parameters) == ["objective", "support_size"]
+    assert list(inspect.signature(dummy_batch).parameters) == ["objective", "support_size", "output_layer"]
 
 
 def rules(uses_teacher: bool, truncated: Literal["keep", "mask"]) -> BatchRules:

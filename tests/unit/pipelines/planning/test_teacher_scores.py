@@ -17,20 +17,20 @@ SHAPE = ModelShape(
 )
 
 
-def full_run(*overrides: str) -> RunConfig:
+def full_run(*overrides: str, **teacher: str) -> RunConfig:
     """Return the 8K run with `opd` over the vocabulary: 32 prompts of 8 responses of 8,192 tokens."""
-    return load_run_config(
-        CONFIGS / "qwen3_1.7b_kk_8k.yaml",
-        ["objective={name: opd, estimator: full}", "training.prompts_per_step=32", "rollout.group_size=8", *overrides],
-    )
+    sizes = ("training.prompts_per_step=32", "rollout.group_size=8")
+    run = load_run_config(CONFIGS / "qwen3_1.7b_kk_8k.yaml", [*sizes, *overrides]).model_dump()
+    run["teacher"] = {**run["teacher"], **teacher}
+    return RunConfig.model_validate({**run, "objective": {"name": "opd", "estimator": "full"}})
 
 
 def test_bytes_of_a_token_and_a_step() -> None:
-    tokens = 32 * 8 * full_run("teacher.send=hidden_states").rollout.max_response_tokens
-    [(is_large, text)] = score_size_notes(full_run("teacher.send=hidden_states"), {"teacher": SHAPE})
+    tokens = 32 * 8 * full_run(send="hidden_states").rollout.max_response_tokens
+    [(is_large, text)] = score_size_notes(full_run(send="hidden_states"), {"teacher": SHAPE})
     assert is_large == (tokens * 8196 > 16 * GIB)
     assert f"8,196 bytes a token (hidden_states), at most {tokens * 8196 / GIB:.1f} GiB a step" in text
-    [(is_large, text)] = score_size_notes(full_run("teacher.engine=transformers"), {"teacher": SHAPE})
+    [(is_large, text)] = score_size_notes(full_run(engine="transformers"), {"teacher": SHAPE})
     assert is_large
     assert "1,048,584 bytes a token (logprobs)" in text
     assert text.endswith("hidden states would take 8,196 bytes a token. Set teacher.send to hidden_states")
@@ -38,8 +38,8 @@ def test_bytes_of_a_token_and_a_step() -> None:
 
 
 def test_memory_of_output_layer_states_and_logits() -> None:
-    settings = ("learner.micro_batch_tokens=16384", "learner.logprob_chunk_tokens=1024", "teacher.send=hidden_states")
-    on_gpu = full_run(*settings)
+    settings = ("learner.micro_batch_tokens=16384", "learner.logprob_chunk_tokens=1024")
+    on_gpu = full_run(*settings, send="hidden_states")
     assert on_gpu.learner.gpus_per_rank > 0
     # 1 GiB of weights, 128 MiB of states, and two tensors of 1,024 logits of 512 MiB each.
     assert hidden_state_gib(SHAPE, "bfloat16", on_gpu) == pytest.approx(1 + 0.125 + 1)
