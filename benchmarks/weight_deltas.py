@@ -33,6 +33,7 @@ from benchmarks.weights import Engine, Stage, Writer, timed
 from pipelines.run.progress import RunProgress
 from rlad.config.learner import OptimizerConfig
 from rlad.data.knights_knaves.prompts import generate_prompts
+from rlad.data.records import PromptRecord
 from rlad.weight_file import safetensors_parts
 
 _SMOLLM2 = Path("build/models/smollm2-135m-instruct")
@@ -96,6 +97,10 @@ class Trainer:
             weight.copy_(master)
 
 
+def _text(record: PromptRecord) -> str:
+    return record.prompt if isinstance(record.prompt, str) else " ".join(each["content"] for each in record.prompt)
+
+
 def _batches(directory: Path | None) -> Iterator[torch.Tensor]:
     """Yield token ids [1, T] without end: puzzles, or random ids without a tokenizer."""
     if directory is None:
@@ -106,9 +111,7 @@ def _batches(directory: Path | None) -> Iterator[torch.Tensor]:
     seed = 0
     while True:
         puzzles = generate_prompts(form="sentences", people={3: 1.0}, count=8, split="train", seed=seed)
-        ids = tokenizer(
-            " ".join(message.content for puzzle in puzzles for message in puzzle.prompt), return_tensors="pt"
-        ).input_ids
+        ids = tokenizer(" ".join(_text(puzzle) for puzzle in puzzles), return_tensors="pt").input_ids
         yield ids[:, :_TOKENS]
         seed += 1
 

@@ -168,11 +168,11 @@ def _tuned(comparison: Comparison, directory: ComparisonDirectory, console: Cons
     best = best_trials(results)
     lines = [{**each.as_dict(), "is_chosen": best[each.method, each.condition] is each} for each in results]
     write_atomically(directory.tuning, json.dumps(lines, indent=2) + "\n")
-    for (method, condition), trial in best.items():
-        values = ", ".join(f"{key}={value}" for key, value in trial.parameters.items())
+    for (method, condition), chosen in best.items():
+        values = ", ".join(f"{key}={value}" for key, value in chosen.parameters.items())
         place = method if condition is None else f"{condition}/{method}"
-        console.print(f"{place}: {values} ({trial.accuracy:.1%} on validation prompts)", highlight=False)
-    return comparison.tuned({place: trial.parameters for place, trial in best.items()})
+        console.print(f"{place}: {values} ({chosen.accuracy:.1%} on validation prompts)", highlight=False)
+    return comparison.tuned({place: chosen.parameters for place, chosen in best.items()})
 
 
 def _analyse(comparison: Comparison, records: list[RunRecord]) -> ComparisonResult:

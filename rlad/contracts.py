@@ -43,10 +43,8 @@ def finite_rows(hidden_states: Array) -> Array:
     """
     if hidden_states.dtype == np.uint16:
         # All exponent bits are set in NaN and infinity only.
-        is_finite: Array = ((hidden_states & 0x7F80) != 0x7F80).all(axis=1)
-    else:
-        is_finite = np.isfinite(hidden_states).all(axis=1)
-    return is_finite
+        return np.asarray(((hidden_states & 0x7F80) != 0x7F80).all(axis=1))
+    return np.asarray(np.isfinite(hidden_states).all(axis=1))
 
 
 class FinishReason(enum.IntEnum):

@@ -157,8 +157,8 @@ def build_training_batch(
         **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]},
     }
     offsets = np.cumsum([0, *(len(row["token_ids"]) for row in rows)], dtype=np.int32)
-    sizes = {"support_size": support_size, "hidden_size": hidden_size}
-    return TrainingBatch(**columns, **sizes, sequence_offsets=offsets), counts
+    columns |= {"support_size": support_size, "hidden_size": hidden_size}
+    return TrainingBatch(**columns, sequence_offsets=offsets), counts
 
 
 def dummy_batch(

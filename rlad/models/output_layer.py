@@ -72,7 +72,7 @@ def read_output_layer(model: Path, dtype: torch.dtype) -> OutputLayer:
             f"{list(stored.shape)}, which is quantized or of another kind. Set teacher.send to logprobs"
         )
     digest = hashlib.sha256(f"{stored.dtype} {list(stored.shape)} ".encode())
-    digest.update(stored.contiguous().view(torch.uint8).numpy())
+    digest.update(stored.contiguous().view(torch.uint8).numpy().data)
     return OutputLayer(weight=stored.to(dtype), sha256=digest.hexdigest())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -184,6 +184,7 @@ def scores_from_bytes(body: bytes) -> TeacherScores:
     Raises:
         ContractError: The body does not hold scores.
     """
+    arrays: dict[str, Any]
     fields, arrays = _unpacked(body, _ScoresFields)
     try:
         return TeacherScores(

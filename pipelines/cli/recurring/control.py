@@ -15,6 +15,8 @@ from pipelines.cli.entries import print_wrapped
 from pipelines.cli.schedule import AsJson, Name, StoreUrl, app, open_store, print_json
 from rlad.errors import ConfigError, ScheduleError
 
+__all__ = ["app"]  # with the commands below
+
 OptionalName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the schedule.", show_default=False)]
 Reason = Annotated[str | None, typer.Option(help="Reason, for the history of changes.", show_default=False)]
 
