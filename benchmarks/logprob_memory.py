@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from rlad.distributions.hidden_state_distillation import distillation_statistics
 from rlad.errors import EngineError
-from rlad.hidden_state_distillation import distillation_statistics
 from rlad.logprobs import selected_logprobs
 
 NUM_TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 64

@@ -35,7 +35,7 @@ from actors.teacher.client import TeacherClient
 from actors.teacher.serve import QUIET, short_pauses
 from actors.verifier.pool import JudgingPool
 from benchmarks.measure import JsonPath, Ratio, Result, show
-from benchmarks.sleeping_actors import (
+from benchmarks.stand_ins.sleeping_actors import (
     GROUP_SIZE,
     LENGTHS,
     SPEEDS,

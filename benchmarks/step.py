@@ -33,8 +33,8 @@ from rich.console import Console
 
 from actors.messages import SampledGroup, SampleRequest, WeightsPublication
 from actors.rollout.pool import RolloutPool
-from benchmarks.ended_worker import EndedWorker
 from benchmarks.measure import JsonPath, Paired, Pairs, Ratio, Result, show
+from benchmarks.stand_ins.ended_worker import EndedWorker
 from benchmarks.trl_step import TrlTrainer
 from benchmarks.workload import FIRST_ID, TINY, long_tailed_lengths, write_model
 from pipelines.distill import distill

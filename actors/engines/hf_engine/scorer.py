@@ -26,10 +26,10 @@ from actors.engines.hf_engine.scoring_row import scoring_row
 from actors.engines.scorer import TokenScores, support_size
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
+from rlad.distributions.topk_logprobs import selected_and_top_logprobs
 from rlad.errors import EngineError, ScoringRefusedError
 from rlad.logprobs import selected_logprobs
 from rlad.models.hidden_arrays import to_array
-from rlad.topk_logprobs import selected_and_top_logprobs
 
 # Time for the forward pass in progress to end when the engine is closed.
 _CLOSE_TIMEOUT_S = 60.0

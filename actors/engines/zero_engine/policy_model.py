@@ -12,8 +12,8 @@ from actors.engines.hf_engine.output_layer import plain_output_weight
 from actors.engines.hf_engine.packed_attention import PACKED_ATTENTION, PackedLayout
 from actors.engines.zero_engine.lora import Adapters, add_adapters
 from rlad.config.lora import LoraConfig
+from rlad.distributions.hidden_state_distillation import distillation_statistics
 from rlad.errors import EngineError
-from rlad.hidden_state_distillation import distillation_statistics
 from rlad.logprobs import token_statistics
 
 HeadOutput = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]

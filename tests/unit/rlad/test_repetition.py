@@ -14,7 +14,7 @@ from rlad.testing import make_group
 def test_last_64_tokens_with_a_period_of_at_most_16_are_a_loop(period: int) -> None:
     start, loop = np.arange(100, 130), np.resize(np.arange(period), 64)
     assert ends_in_loop(np.concatenate([start, loop]))
-    assert ends_in_loop(np.concatenate([start, loop, [99]]))  # the end of sequence behind it
+    assert ends_in_loop(np.concatenate([start, loop, [99]]))  # the end of sequence follows
     assert not ends_in_loop(np.concatenate([start, loop, [99, 98]]))
     assert not ends_in_loop(np.concatenate([start[:1], loop[:63]]))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlad.distributions.hidden_state_distillation import DistillationStatistics, distillation_statistics
 from rlad.errors import ContractError
-from rlad.hidden_state_distillation import DistillationStatistics, distillation_statistics
 
 POSITIONS, HIDDEN, TEACHER_HIDDEN, ROWS, TEACHER_ROWS, TOKENS = 9, 5, 7, 12, 14, 11
 

@@ -1,4 +1,4 @@
-"""Weights that are not the whole model are refused, whatever the transport: every engine calls this check first."""
+"""Weights that are not the whole model are refused on every transport: each engine calls this check first."""
 
 from __future__ import annotations
 

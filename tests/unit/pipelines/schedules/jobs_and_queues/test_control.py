@@ -14,7 +14,7 @@ from pipelines.schedules.http.triggers import serving_triggers
 from rlad.data.prompt_files import write_prompt_file
 from rlad.errors import ConfigError, ScheduleError
 
-from .conftest import DAY, NIGHT, Site, records
+from ..conftest import DAY, NIGHT, Site, records
 
 TOKEN = "t" * 20
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlad.distributions.topk_logprobs import selected_and_top_logprobs
 from rlad.errors import ContractError
-from rlad.topk_logprobs import selected_and_top_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 13, 8, 37
 

@@ -12,7 +12,7 @@ from pipelines.schedules.records import Tick, TickJob
 from pipelines.schedules.tick import tick
 from rlad.errors import TickInterruptedError
 
-from .conftest import NIGHT, FakeRun, Script, Site
+from ..conftest import NIGHT, FakeRun, Script, Site
 
 LAUNCHER = {"kind": "ray_job", "address": "http://ray:8265"}
 

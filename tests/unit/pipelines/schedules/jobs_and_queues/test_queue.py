@@ -14,7 +14,7 @@ from pipelines.schedules.store import ScheduleStore
 from rlad.config.schedule import ScheduleConfig
 from rlad.errors import LeaseLostError
 
-from .conftest import NIGHT, FakeClock, Site
+from ..conftest import NIGHT, FakeClock, Site
 
 JOB = {"kind": "ray_job", "address": "http://ray:8265/"}
 

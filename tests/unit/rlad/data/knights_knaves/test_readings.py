@@ -57,7 +57,7 @@ def test_training_examples_leave_out_puzzles_without_an_answer_and_show_the_work
     ]
 
 
-def test_hinted_prompts_have_correct_traces_whatever_the_others_have() -> None:
+def test_hinted_prompts_have_correct_traces_under_every_reading() -> None:
     puzzles = generate_puzzles(people={2: 1}, count=60, split="train", seed=0)
     correct = make_examples(puzzles, "correct", seed=0)
     for traces, plain in (("correct_hinted", correct), ("careless_unless_hinted", None)):

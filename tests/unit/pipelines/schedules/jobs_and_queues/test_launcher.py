@@ -14,7 +14,7 @@ import psutil
 
 from pipelines.schedules.launcher import ChildProcess, RunRequest, last_line_with
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 
 
 def request(folder: Path, *arguments: str) -> RunRequest:

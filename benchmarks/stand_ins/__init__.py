@@ -1,0 +1,1 @@
+"""Actors that stand for rollout workers and pools in benchmarks."""

@@ -1,0 +1,1 @@
+"""Distributions over next tokens: the most likely tokens, and distillation from hidden states."""
