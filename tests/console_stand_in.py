@@ -104,7 +104,7 @@ def write_run(
         telemetry.close()
     run.status.write_text(json.dumps({"status": state, "reason": reason, "updated_at": time.time()}))
     if state == "running":
-        beat = {"node": "node-1", "pid": 1, "started_at": 0.0, "late_after_s": 1e9}
+        beat = {"node": "node-1", "pid": 1, "started": 0.0, "late_after_s": 1e9}
         run.heartbeat.write_text(json.dumps(beat))
     return run
 

@@ -46,6 +46,7 @@ def render(
         "path": request.url.path,
         "version": __version__,
         "asset": asset,
+        "status": status,
     }
     return HTMLResponse(page.render(**{**shared, **values}), status)
 

@@ -15,7 +15,7 @@
   }
 
   function draw() {
-    const width = place.clientWidth, left = Math.min(190, width * 0.36), length = Math.max(shown.end_s - shown.start_s, 1e-6);
+    const width = place.clientWidth - 26, left = Math.min(190, width * 0.36), length = Math.max(shown.end_s - shown.start_s, 1e-6);
     const x = at => left + (width - left - 4) * Math.min(1, Math.max(0, (at - shown.start_s) / length));
     const pools = [...new Set(shown.lanes.map(([, pool]) => pool))];
     const picture = element("svg", { width, height: TOP + ROW * shown.lanes.length + 4, "aria-hidden": "true" });
