@@ -35,18 +35,18 @@ def test_list_has_every_run_with_its_state(visit: Visit) -> None:
     assert "damaged" in rows["broken"]["reason"]
 
 
+# The client resolves plain `..` itself, as browsers do; encoded, it reaches the console.
 @pytest.mark.parametrize(
     "name",
     [
-        "..",
-        "../audit.jsonl",
-        "smoke/../smoke",
-        "%2e%2e/x",
-        "smoke%2f..%2fsmoke",
+        "%2e%2e",
+        "%2e%2e/audit.jsonl",
+        "smoke/%2e%2e/smoke",
+        "smoke%2f%2e%2e%2fsmoke",
         "/etc",
         "smoke%00",
         "link",
-        "a\\..\\b",
+        "a%5c..%5cb",
     ],
 )
 def test_names_do_not_lead_out_of_the_directory(visit: Visit, settings: ConsoleSettings, name: str) -> None:
