@@ -89,7 +89,7 @@ class Sessions:
         """
         with self._lock:
             now = self._clock()
-            failures = self._failures.get(client, ())
+            failures = self._failures.get(client, deque())
             if len(failures) == _MAX_FAILURES and now - failures[0] < _WINDOW_S:
                 raise TooManyAttemptsError(
                     f"{_MAX_FAILURES} sign-ins from {client} failed within {_WINDOW_S:g} s: wait a minute and try again"
