@@ -78,7 +78,14 @@ $(VENV)/.trackers: $(STAMP) requirements/trackers.lock
 	  echo "W&B, MLflow and trackio are not installed: their tests will be skipped."
 	@touch $@
 
-test: $(VENV)/.reasoning-gym $(VENV)/.trackers ## all tests, real engines included
+# The accessibility check needs axe-core from the npm registry; the other browser tests run without it.
+$(VENV)/.browser: $(STAMP) requirements/browser.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/browser.lock && \
+	  { $(BIN)/python -m tools.vendor_assets --tests build/vendor || echo "axe-core is not there: accessibility is not checked."; } || \
+	  echo "playwright is not installed: the browser tests of the console will be skipped."
+	@touch $@
+
+test: $(VENV)/.reasoning-gym $(VENV)/.trackers $(VENV)/.browser ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
 	$(BIN)/python -m pytest $(PARALLEL) -m "engine and not chaos"
 

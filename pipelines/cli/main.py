@@ -36,6 +36,7 @@ from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
 from pipelines.cli.output import redact_logs, redact_tracebacks
 from pipelines.cli.recurring import control as schedule_control
+from pipelines.cli.viewing import console as console_cli
 from pipelines.init import command as init_cli
 from rlad.credentials import redact
 from rlad.errors import ConfigError, RladError, StopRequestedError
@@ -63,6 +64,7 @@ app.add_typer(registry_cli.app)
 app.add_typer(teacher_cli.app)
 app.add_typer(schedule_control.app)
 app.add_typer(doctor_cli.app)
+app.add_typer(console_cli.app)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/smoke.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from rlad.samples.log import parts
 
 # Columns that decide about the order. The others hold one entry a token.
 _ORDERING = ["reward", "log_ratio_mean"]
+
+AGREES, DISAGREES = -0.5, -2.0
+"""Log-ratios of a token, in nats: above the first the teacher agrees, at or below the second it disagrees.
+
+A factor of e^0.5 = 1.6 is within the usual difference of two models, one of e^2 = 7.4 is not.
+"""
+
+# Everything that moves the cursor of a terminal, changes its state, or reverses the direction of text. Line breaks and
+# tabs stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class SampleOrder(enum.Enum):
@@ -114,3 +125,8 @@ def log_ratios(row: dict[str, Any]) -> list[float] | None:
         return None
     pairs = zip(row["teacher_logprobs"], row["student_logprobs"], strict=True)
     return [teacher - student if math.isfinite(teacher) else math.nan for teacher, student in pairs]
+
+
+def visible(text: str) -> str:
+    """Replace control characters by their escape sequences: a response must not control a terminal or a page."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

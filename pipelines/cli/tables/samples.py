@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +11,10 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from rlad.samples.reading import log_ratios
+from rlad.samples.reading import AGREES, DISAGREES, log_ratios, visible
 
-# Teacher's log-probability less the student's, in nats: above the first the teacher agrees, below the second it
-# disagrees. A factor of e^0.5 = 1.6 is within the usual difference of two models, one of e^2 = 7.4 is not.
-AGREES, DISAGREES = -0.5, -2.0
 _QUOTES = "«»"
 _LISTED = 3
-# Everything that moves the cursor or changes the terminal's state. Line breaks and tabs stay.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def print_samples(console: Console, rows: Sequence[dict[str, Any]]) -> None:
@@ -47,11 +41,6 @@ def print_samples(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 def as_json_value(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as JSON values. Log-probabilities that are not finite are null, which JSON has."""
     return {name: _finite(value) for name, value in row.items()}
-
-
-def visible(text: str) -> str:
-    """Replace control characters by their escape sequences: a response must not control the terminal."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _print_response(console: Console, row: dict[str, Any]) -> None:

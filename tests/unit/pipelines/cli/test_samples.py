@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli.main import app
-from pipelines.cli.tables.samples import print_samples, visible
+from pipelines.cli.tables.samples import print_samples
 from rlad.contracts import ScoredGroup
 from rlad.errors import ConfigError, RunDirectoryError
 from rlad.samples.log import LoggedGroup, ResponseText, SampleLog
-from rlad.samples.reading import read_samples
+from rlad.samples.reading import read_samples, visible
 from rlad.testing.records import make_group, make_scored_group, make_teacher_scores, make_verdicts
 
 from ..console_text import WIDTH, terminal, text_of

@@ -1,0 +1,1 @@
+"""Data of the console's pages, read from files and stores. No module here imports Ray or torch."""
