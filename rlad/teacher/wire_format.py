@@ -184,11 +184,11 @@ def scores_from_bytes(body: bytes) -> TeacherScores:
     Raises:
         ContractError: The body does not hold scores.
     """
-    arrays: dict[str, Any]
     fields, arrays = _unpacked(body, _ScoresFields)
+    columns: Mapping[str, Any] = arrays
     try:
         return TeacherScores(
-            uid=fields.uid, attempt=fields.attempt, teacher=fields.teacher, support_size=fields.support_size, **arrays
+            uid=fields.uid, attempt=fields.attempt, teacher=fields.teacher, support_size=fields.support_size, **columns
         )
     except TypeError as error:
         raise ContractError(f"unexpected arrays in a teacher's scores, {sorted(arrays)}: {error}") from error
