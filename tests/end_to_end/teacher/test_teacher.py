@@ -21,15 +21,24 @@ from actors.teacher.client import TeacherClient
 from actors.teacher.deployment import delete_teacher, deploy_teacher
 from actors.teacher.owner import CHECK_PERIOD_S
 from rlad.config import TeacherConfig
-from rlad.contracts import RolloutGroup, TeacherScores, TeacherSupport, finite_rows
-from rlad.data.chat import tokenizer_fingerprint
+from rlad.contracts import RolloutGroup, finite_rows
+from rlad.data.chat import encode_prompts, load_tokenizer, tokenizer_fingerprint
+from rlad.data.records import PromptRecord
+from rlad.data.teacher_prompts import teacher_record
 from rlad.errors import DeadlineError, EngineError, VocabularyMismatchError
 from rlad.models.output_layer import read_output_layer
 
+from .reference_scores import (
+    POISON,
+    assert_support_is_exact,
+    make_group,
+    plain_distributions,
+    plain_logprobs,
+    score,
+)
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
-# The teacher's embedding of this token is NaN, which gives NaN scores without a fault.
-POISON = 28
 START_TIMEOUT_S = 540.0
 
 
@@ -89,66 +98,6 @@ def teacher(request: pytest.FixtureRequest) -> TeacherClient:
     return client
 
 
-def make_group(
-    seed: int, *, prompt_tokens: int = 12, lengths: list[int] | None = None, temperature: float = 1.0
-) -> RolloutGroup:
-    random = np.random.default_rng(seed)
-    lengths = [3, 41, 0, 1, 88, 17] if lengths is None else lengths
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    num_tokens = int(offsets[-1])
-    return RolloutGroup(
-        uid=f"d:0:{seed}",
-        attempt=seed % 3,
-        prompt_id=str(seed),
-        task="t",
-        answer="T",
-        temperature=temperature,
-        prompt_ids=random.integers(2, POISON, prompt_tokens, dtype=np.int32),
-        response_ids=random.integers(2, POISON, num_tokens, dtype=np.int32),
-        response_offsets=offsets,
-        behaviour_logprobs=np.zeros(num_tokens, np.float32),
-        policy_versions=np.zeros(num_tokens, np.int32),
-        finish_reasons=np.zeros(len(lengths), np.uint8),
-    )
-
-
-async def score(client: TeacherClient, group: RolloutGroup, support: TeacherSupport = None) -> TeacherScores:
-    scores_ref = await client.score(ray.put(group.to_columns()), num_tokens=group.num_tokens, support=support)
-    scores = TeacherScores.from_columns(await scores_ref)
-    assert (scores.uid, scores.attempt, scores.teacher) == (group.uid, group.attempt, client.teacher)
-    return scores
-
-
-def plain_logprobs(model_path: Path, group: RolloutGroup) -> np.ndarray:
-    """Return the log-probabilities of the sampled tokens, float64 [N]."""
-    return plain_distributions(model_path, group)[np.arange(group.num_tokens), group.response_ids]
-
-
-def plain_distributions(model_path: Path, group: RolloutGroup) -> np.ndarray:
-    """Return log-probabilities of the whole vocabulary, float64 [N, V], by one unpadded forward pass per response."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    rows = [np.empty((0, causal_lm.config.vocab_size))]
-    for index in range(group.num_responses):
-        ids = torch.from_numpy(
-            np.concatenate([group.prompt_ids, group.response_ids[group.response(index)]]).astype(np.int64)
-        )
-        with torch.no_grad():
-            logprobs = torch.log_softmax(causal_lm(ids[None]).logits[0].double() / group.temperature, dim=-1)
-        rows.append(logprobs[len(group.prompt_ids) - 1 : -1].numpy())
-    return np.concatenate(rows)
-
-
-def assert_support_is_exact(scores: TeacherScores, group: RolloutGroup, model: Path, size: int) -> np.ndarray:
-    """Check ids and log-probabilities of a support, and return the expected tails, float64 [N]."""
-    assert scores.support_size == size
-    rows = plain_distributions(model, group)
-    ids, logprobs = (column.reshape(-1, size) for column in (scores.support_ids, scores.support_logprobs))
-    np.testing.assert_array_equal(np.sort(ids), np.sort(np.argsort(rows)[:, rows.shape[1] - size :]))
-    np.testing.assert_allclose(logprobs, np.take_along_axis(rows, ids, 1), atol=1e-5, rtol=0)
-    np.put_along_axis(rows, ids, -np.inf, 1)
-    return np.logaddexp.reduce(rows, axis=1)
-
-
 def replica_of(client: TeacherClient) -> psutil.Process:
     [replica] = [
         each
@@ -196,6 +145,27 @@ async def test_scores_equal_a_plain_forward_pass(teacher: TeacherClient, model: 
     for group, scores in zip(groups, await asyncio.gather(*(score(teacher, group) for group in groups)), strict=True):
         assert scores.logprobs.dtype == np.float32
         np.testing.assert_allclose(scores.logprobs, plain_logprobs(model, group), atol=1e-5, rtol=0)
+
+
+async def test_scores_behind_a_template_equal_a_plain_forward_pass_on_the_templated_prompt(
+    teacher: TeacherClient, model: Path
+) -> None:
+    """One group is scored behind two templates and its own prompt at the same time, and keeps its tokens."""
+    tokenizer = load_tokenizer(model)
+    record = PromptRecord(id="kk", task="knights_knaves", prompt="A:b;B:A&b;?", answer="FT")
+    [question] = encode_prompts(tokenizer, [record], 100, {})
+    group = replace(make_group(15), prompt_ids=question)
+    templates = ("{question}{answer}?", "T:{answer};" * 9 + "{question}")
+    privileged = encode_prompts(tokenizer, [teacher_record(record, template) for template in templates], 200, {})
+    assert "".join(tokenizer.convert_ids_to_tokens(privileged[0].tolist())) == "A:b;B:A&b;?FT?"
+    prompts = [None, *privileged]
+    found = await asyncio.gather(*(score(teacher, group, None, prompt_ids) for prompt_ids in prompts))
+    supported = await score(teacher, group, 3, privileged[1])
+    for prompt_ids, scores in zip([*prompts, privileged[1]], [*found, supported], strict=True):
+        expected = plain_logprobs(model, group.behind(prompt_ids))
+        np.testing.assert_allclose(scores.logprobs, expected, atol=1e-5, rtol=0)
+    assert np.abs(found[0].logprobs - found[1].logprobs).max() > 1e-2
+    assert_support_is_exact(supported, group.behind(privileged[1]), model, 3)
 
 
 @pytest.mark.parametrize("size", [1, 5])
