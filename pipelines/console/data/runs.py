@@ -184,13 +184,14 @@ def read_settings(run: RunDirectory) -> Mapping[str, Any]:
         ValueError: The file is no configuration.
     """
     try:
-        settings = yaml.load(run.config.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        settings: Any = yaml.load(run.config.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{run.config} is damaged: {type(error).__name__}") from error
     for section in ("objective", "training"):
         if not isinstance(settings, dict) or not isinstance(settings.get(section), dict):
             raise ValueError(f"{run.config} is damaged: it has no section {section}")
-    return settings
+    found: Mapping[str, Any] = settings
+    return found
 
 
 def _modified_at(path: Path) -> float:
