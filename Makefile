@@ -7,9 +7,10 @@ PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 GPU_VENV := .venv-gpu
 
-# Tests without engines run in two processes; the tests of a file stay together. An engine uses both cores by itself.
+# Tests run in two processes; the tests of a file stay together, since they share its cluster and engines.
 # A process that dies ends the run: pytest-xdist waits for ever for the tests of one that it replaced.
-PARALLEL := -n 2 --dist loadfile --max-worker-restart 0
+# In the order of the folders the long files come first, and no process waits for the other one's last file.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean
@@ -86,7 +87,7 @@ $(VENV)/.browser: $(STAMP) requirements/browser.lock
 
 test: $(VENV)/.reasoning-gym $(VENV)/.trackers $(VENV)/.browser ## all tests, real engines included
 	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
-	$(BIN)/python -m pytest -m "engine and not chaos"
+	$(BIN)/python -m pytest $(PARALLEL) -m "engine and not chaos"
 
 chaos: $(STAMP) ## faults that take too long for `make test`: bit flips, stops, kills, long runs
 	$(BIN)/python -m benchmarks.chaos.bit_flips

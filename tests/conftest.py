@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 
+CLUSTER_TESTS = Path(__file__).parent / "cluster"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MakeModel = Callable[..., Path]
 
@@ -29,13 +30,14 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Restrict errors from warnings to the project's own modules in tests with real engines.
+    """Restrict errors from warnings to the project's own modules in tests with real engines or clusters.
 
-    The libraries of the engines warn about each other's interfaces, at times that depend on load.
+    Ray and the libraries of the engines warn about open sockets and each other's interfaces, at times that depend on
+    load.
     """
     only_ours = pytest.mark.filterwarnings("default", "error:::(rlad|actors|pipelines|benchmarks|tests)\\b")
     for item in items:
-        if item.get_closest_marker("engine"):
+        if item.get_closest_marker("engine") or CLUSTER_TESTS in item.path.parents:
             item.add_marker(only_ours)
 
 

@@ -95,12 +95,18 @@ class ArraySampler:
         self._unjudged: dict[str, SampleRequest] = {}
 
     async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
-        """Sample a group on the next worker. See `GroupPipeline`."""
-        self._turn += 1
-        name = sorted(self.workers)[self._turn % len(self.workers)]
-        summary, columns = self.workers[name].sample.remote(request, self._version)
-        self._unjudged[columns.hex()] = request
-        return SampledGroup(summary=await summary, columns=columns, worker=name)
+        """Sample a group on the next worker, and again where the worker is lost. See `GroupPipeline`."""
+        while True:
+            self._turn += 1
+            name = sorted(self.workers)[self._turn % len(self.workers)]
+            summary, columns = self.workers[name].sample.remote(request, self._version)
+            try:
+                sampled = SampledGroup(summary=await summary, columns=columns, worker=name)
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(0.1)
+                continue
+            self._unjudged[columns.hex()] = request
+            return sampled
 
     async def verify(self, columns: ColumnsRef, *, task: str, num_tokens: int) -> VerifierResult:
         """Judge a group without its columns: fetching them would copy them to the driver's node."""

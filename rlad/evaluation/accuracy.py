@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,14 @@ def majority_vote(answers: Sequence[str | None], rewards: Sequence[float]) -> fl
     return 1.0 / winners if right == most > 0 else 0.0
 
 
+@lru_cache(maxsize=4096)  # `binomtest` also computes a p-value, which takes ten times as long as the interval
+def _wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    from scipy import stats
+
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of values in [0, 1] with the ends of its 95% confidence interval.
 
@@ -196,8 +205,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if np.isin(array, (0.0, 1.0)).all():
-        interval = stats.binomtest(int(array.sum()), len(array)).proportion_ci(CONFIDENCE, method="wilson")
-        return mean, float(interval.low), float(interval.high)
+        return mean, *_wilson_interval(int(array.sum()), len(array))
     margin = (
         float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
         if len(array) > 1

@@ -8,11 +8,8 @@ number must be used exactly once. The parsed expression is computed exactly, in 
 from __future__ import annotations
 
 import ast
-import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StrictInt, ValidationError
@@ -41,14 +38,8 @@ _EXPRESSION = re.compile(r"[\d+\-*/()\s]+")
 _PLAIN_EQUATION = re.compile(r"(?:[\d+\-/()=\s]|\*(?!\*))+")
 # Maximum length of an expression: more than a puzzle needs, but too short to exceed the interpreter's recursion limit.
 _MAX_CHARACTERS = 500
-
-_BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_UNARY: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+_SIGNS = (ast.UAdd, ast.USub)
 
 
 class CountdownVerifierConfig(TaggedVerifierConfig):
@@ -97,19 +88,19 @@ class CountdownVerifier:
         if len(results) == 1 and expression.strip() == str(puzzle.target) and results[0].strip() != expression.strip():
             expression, results = results[0], []  # `42 = (3 + 4) * 6`
         tree = _parse(expression)
-        if tree is None or len(results) > 1:
+        numbers: list[int] = []
+        if tree is None or len(results) > 1 or not _collect_numbers(tree, numbers):
             return UNPARSEABLE
         if results and results[0].strip() != str(puzzle.target):
             return WRONG
         # Check the numbers first, so that only small numbers are computed.
-        if sorted(
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)
-        ) != sorted(puzzle.numbers):
+        if sorted(numbers) != sorted(puzzle.numbers):
             return WRONG
         try:
-            return CORRECT if _value(tree) == puzzle.target else WRONG
+            numerator, denominator = _value(tree)
         except ZeroDivisionError:
             return WRONG
+        return CORRECT if numerator == puzzle.target * denominator else WRONG
 
 
 def _plain(block: str) -> str:
@@ -129,28 +120,50 @@ def _plain(block: str) -> str:
 
 
 def _parse(expression: str) -> ast.expr | None:
-    """Return the syntax tree of an expression of integers, `+ - * /` and parentheses; None for any other text."""
+    """Return the syntax tree of an expression of digits, `+ - * /` and parentheses; None for any other text."""
     if len(expression) > _MAX_CHARACTERS or not _EXPRESSION.fullmatch(expression):
         return None
     try:
-        tree = ast.parse(" ".join(expression.split()), mode="eval").body
+        return ast.parse(" ".join(expression.split()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return tree if all(_is_allowed(node) for node in ast.walk(tree)) else None
 
 
-def _is_allowed(node: ast.AST) -> bool:
+def _collect_numbers(node: ast.expr, numbers: list[int]) -> bool:
+    """Append the integers of an expression to `numbers`; return whether it has nothing but integers and `+ - * /`."""
+    if isinstance(node, ast.BinOp):
+        return (
+            type(node.op) in _OPERATORS
+            and _collect_numbers(node.left, numbers)
+            and _collect_numbers(node.right, numbers)
+        )
     if isinstance(node, ast.Constant):
-        return type(node.value) is int
-    return isinstance(node, (ast.BinOp, ast.UnaryOp, *_BINARY, *_UNARY))
+        if type(node.value) is not int:
+            return False
+        numbers.append(node.value)
+        return True
+    return isinstance(node, ast.UnaryOp) and type(node.op) in _SIGNS and _collect_numbers(node.operand, numbers)
 
 
-def _value(node: ast.expr) -> Fraction:
-    match node:
-        case ast.Constant(value=int(number)):
-            return Fraction(number)
-        case ast.BinOp(left=left, op=op, right=right):
-            return _BINARY[type(op)](_value(left), _value(right))
-        case ast.UnaryOp(op=sign, operand=operand):
-            return _UNARY[type(sign)](_value(operand))
-    raise AssertionError(f"{type(node).__name__} is not allowed in an expression")
+def _value(node: ast.expr) -> tuple[int, int]:
+    """Return numerator and denominator of an expression, not reduced.
+
+    Raises:
+        ZeroDivisionError: The expression divides by zero.
+    """
+    if isinstance(node, ast.Constant):
+        assert isinstance(node.value, int)
+        return node.value, 1
+    if isinstance(node, ast.UnaryOp):
+        numerator, denominator = _value(node.operand)
+        return (-numerator if isinstance(node.op, ast.USub) else numerator), denominator
+    assert isinstance(node, ast.BinOp)
+    (a, b), (c, d) = _value(node.left), _value(node.right)
+    kind = type(node.op)
+    if kind is ast.Mult:
+        return a * c, b * d
+    if kind is ast.Div:
+        if c == 0:
+            raise ZeroDivisionError
+        return a * d, b * c
+    return (a * d + c * b if kind is ast.Add else a * d - c * b), b * d

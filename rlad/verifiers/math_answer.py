@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rlad.errors import DataError
 from rlad.verifiers.math.equivalence import are_equivalent, parse_formula, parse_prose
 from rlad.verifiers.math.extraction import FinalAnswer, final_answer, first_readings, formula_of_statement
-from rlad.verifiers.math.normalization import clean, fold_unicode, tidy
+from rlad.verifiers.math.normalization import canonical, clean, fold_unicode, tidy
 from rlad.verifiers.math.readings import (
     compare_special,
     normal_words,
@@ -29,7 +29,7 @@ from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 # Alternatives in AIME answer keys: `080 or 081 (both were accepted)`.
 _ALL_ACCEPTED = re.compile(r"(.+?)\s*\((?:both|all|any|either)\b[^()]*\baccepted\)", re.IGNORECASE)
 
-
+_INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 # Numbers in words: one of them is not the answer.
 _SEVERAL_NUMBERS = re.compile(r"\d[^\d]*(?:\b(?:and|or|to|through|plus)\b|,\s)[^\d]*\d")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![A-Za-z0-9_]|[.,]\d)")
@@ -92,11 +92,17 @@ class MathAnswerVerifier:
         if expected.words:
             return _verify_words(expected.words, final)
         given = _given_text(final)
+        given_text = ""
         if given is not None:
-            is_equal = compare_special(expected.tidy, tidy(given))
+            if _INTEGER.fullmatch(given) and _INTEGER.fullmatch(expected.text):
+                return CORRECT if int(given) == int(expected.text) else WRONG
+            tidied = tidy(given)
+            is_equal = compare_special(expected.tidy, tidied)
             if is_equal is not None:
                 return CORRECT if is_equal else WRONG
-        given_text = "" if given is None else clean(given)
+            given_text = clean(tidied)
+            if canonical(given_text) == expected.canonical:
+                return CORRECT
         parsed = parse_formula(given_text) if given is not None else _parse_text(final)
         if not parsed:
             return UNPARSEABLE
@@ -117,9 +123,10 @@ class MathAnswerVerifier:
         if words:
             return words
         given = _given_text(final)
-        if given is not None and compare_special(tidy(given), tidy(given)):
-            return without_text_commands(tidy(given))
-        text = "" if given is None else clean(given)
+        tidied = "" if given is None else tidy(given)
+        if given is not None and compare_special(tidied, tidied):
+            return without_text_commands(tidied)
+        text = clean(tidied)
         answers = _parse_text(final) if given is None else parse_formula(text)
         return canonical_answer(text, answers[0]) if answers else None
 
@@ -150,22 +157,25 @@ class _Expected:
         tidy: The answer without styling.
         words: Its words if it is text, else empty.
         text: The cleaned answer.
+        canonical: The cleaned answer without spacing and redundant braces.
         parsed: The parsed answer; empty for words, and if it cannot be parsed.
     """
 
     tidy: str
     words: str
     text: str
+    canonical: str
     parsed: tuple[Any, ...]
 
 
 @lru_cache(maxsize=256)  # all responses of a group have the same expected answer
 def _read_expected(answer: str) -> _Expected:
     answer = _without_solution(answer)
-    tidied, text = tidy(answer), clean(answer)
+    tidied = tidy(answer)
+    text = clean(tidied)
     words = words_of(tidied)
     parsed = parse_formula(text) if not words and re.search(r"\w", answer) else ()
-    return _Expected(tidy=tidied, words=words, text=text, parsed=tuple(parsed))
+    return _Expected(tidy=tidied, words=words, text=text, canonical=canonical(text), parsed=tuple(parsed))
 
 
 def _without_solution(answer: str) -> str:
@@ -189,7 +199,7 @@ def _given_text(final: FinalAnswer) -> str | None:
     text = tidy(formula)
     if "$" not in formula and (compare_special(text, text) or _SEVERAL_NUMBERS.search(text)):
         return formula
-    cleaned = clean(formula)
+    cleaned = clean(text)
     if cleaned != text and not _WORD.search(cleaned):
         return cleaned  # a value with its unit
     if re.fullmatch(r"[-+\d.,/\s]+", cleaned):

@@ -15,7 +15,7 @@ from rlad.verifiers.response_text import after_thinking, last_answer_block, last
 from rlad.verifiers.verdict import CORRECT, UNPARSEABLE, WRONG, Verdict
 
 _LATEX = re.compile(r"\\(?:text|math)\w*\s*(?=\{)|\\[ ,;!()\[\]]|[${}*_`]")
-# Statements of the answer, in English and in Chinese. The Chinese ones are searched for only in texts beyond ASCII.
+# Statements of the answer, in English and in Chinese. The Chinese ones are searched for only in texts with their words.
 _ENGLISH_STATEMENT = (
     r"\b(?:answers?|(?:correct|right|best|final)\s+(?:option|choice|letter))\b[^\n.]{0,60}?"
     r"(?:\b(?:is|are|(?:should|must|would|has\s+to)\s+be)\b|[:：=])(?:\s+(?:therefore|thus|hence|then)\b)?"
@@ -27,7 +27,7 @@ _CHINESE_STATEMENT = (
     r"(?:【\s*)?(?:最终|正确|故|最后)?答案(?:\s*】)?\s*(?:应?[是为选]|[:：])?|(?:故|应|因此|所以)选(?:择|项)?"
     r"|(?<![不若如果未除])选(?=\s*[（(\[]?[A-Z])|(?:正确|最佳)选项\s*[是为:：]"
 )
-_STATED, _STATED_BEYOND_ASCII = (
+_STATED, _STATED_IN_CHINESE = (
     re.compile(rf"(?:{statement})[\s*_:：]*(?=(?P<stated>[^\s*_:：][^\n]*))", re.IGNORECASE | re.MULTILINE)
     for statement in (_ENGLISH_STATEMENT, f"{_ENGLISH_STATEMENT}|{_CHINESE_STATEMENT}")
 )
@@ -38,10 +38,10 @@ _NAMED_CORRECT = re.compile(
     r"|(?<![\w'’])[*_(\[]{0,3}(?P<letter>[A-Z])[*_)\]]{0,3})"
     r"\s+is\s+(?:therefore\s+|thus\s+|clearly\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best)\b"
     r"|(?:^|[，。,;；\s]|所以|因此|故)选项\s*(?P<chinese>[A-Z])\s*是?(?:正确|对)(?!吗)"
-    r"|\b(?i:hence|thus|therefore|so)\s*,?\s*[*_(\[]{0,3}(?P<last>[A-Z])[*_)\]]{0,3}\s*\.?\s*$"
 )
-# Words without which `_NAMED_CORRECT`, which is slow, finds nothing.
-_NAMING = re.compile(r"correct|right|best|[正对]|[Hh]ence|[Tt]hus|[Tt]herefore|[Ss]o\b|HENCE|THUS|THEREFORE|SO\b")
+# Text without which `_NAMED_CORRECT`, which is slow, finds nothing.
+_IS_CORRECT = re.compile(r"is\s+(?:(?:therefore|thus|clearly)\s+)?(?:the\s+)?(?:only\s+)?(?:correct|right|best)\b")
+_CONCLUDING = re.compile(r"\b(?:hence|thus|therefore|so)$", re.IGNORECASE)
 _NAMED = r"(?:(?:option|choice|answer)\s+)?"
 # A letter marked as the answer, followed by nothing, or by punctuation and the option's text.
 _MARKED_LETTER = re.compile(rf"\W*(?i:{_NAMED})\(?(?P<letter>[A-Za-z])(?:\s*[)\].:\-–—．。]|[\"'”’]?\s*$|,)")
@@ -54,6 +54,9 @@ _STATED_LETTER = re.compile(
 _LETTER_ONLY = re.compile(
     r"^\W*(?:(?:option|choice|answer)s?\W+)?[A-Za-z](?:\W+(?:(?:or|and)\W+)?[A-Za-z])*\W*$|^\W*[A-Z]{2,6}\W*$"
 )
+_GOLD_IN_MARKS = re.compile(r"^\((\w)\)\.?$|^(\w)[.):]$")
+_BARE_OPTION = re.compile(r"(?:option|choice)\s+", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.;!?]\s")
 # Maximum length of a response that consists of one letter, with LaTeX and Markdown around it.
 _MAX_BARE = 80
 _LATIN = str.maketrans({code: code - 0xFEE0 for code in range(0xFF21, 0xFF5B)} | {0xFF08: "(", 0xFF09: ")"})
@@ -95,7 +98,8 @@ class MultipleChoiceVerifier:
         Raises:
             DataError: `answer` is not the letter of an option.
         """
-        gold = re.sub(r"^\((\w)\)\.?$|^(\w)[.):]$", r"\1\2", answer.strip()).upper()
+        gold = answer if len(answer) == 1 else _GOLD_IN_MARKS.sub(r"\1\2", answer.strip())
+        gold = gold.upper()
         if len(gold) != 1 or gold not in self.letters:
             raise DataError(
                 f"multiple_choice: the answer of a question must be one letter of {self.letters}, got {answer!r}"
@@ -128,10 +132,10 @@ def _chosen(text: str) -> str | None:
         if letter is not None:
             return letter
     # A box or a block without a letter holds a value, and the letter follows in words.
-    has_other_letters = any(
-        _LETTER_ONLY.match(_LATEX.sub("", marked)) for marked in (boxed, block) if marked is not None
-    )
-    return None if has_other_letters else _letter_of_statement(text, allows_bare_letter=boxed is None)
+    for marked in (boxed, block):
+        if marked is not None and _LETTER_ONLY.match(_LATEX.sub("", marked)):
+            return None
+    return _letter_of_statement(text, allows_bare_letter=boxed is None)
 
 
 def _letter_of_mark(marked: str) -> str | None:
@@ -143,24 +147,54 @@ def _letter_of_mark(marked: str) -> str | None:
 
 
 def _statements(text: str) -> list[tuple[int, str]]:
-    pattern = _STATED if text.isascii() else _STATED_BEYOND_ASCII
+    """Return position and continuation of each statement of the answer."""
+    pattern = _STATED_IN_CHINESE
+    if text.isascii() or not ("答案" in text or "选" in text):
+        pattern, lower = _STATED, text.lower()
+        # The pattern is slow, and needs one of these words.
+        if not (
+            "answer" in lower
+            or "option" in lower
+            or "choice" in lower
+            or "letter" in lower
+            or "choose" in lower
+            or "pick" in lower
+            or "select" in lower
+            or "with" in lower
+        ):
+            return []
     return [(match.start(), match["stated"]) for match in pattern.finditer(text)]
+
+
+def _named_letters(text: str) -> list[tuple[int, str]]:
+    """Return position and letter of each "option B is correct", and of "therefore B" at the end."""
+    named = []
+    if _IS_CORRECT.search(text) or "选项" in text:
+        named = [
+            (match.start(), next(group for group in match.groups() if group)) for match in _NAMED_CORRECT.finditer(text)
+        ]
+    end = text.rstrip().removesuffix(".").rstrip().rstrip("*_)]")
+    if "A" <= end[-1:] <= "Z":
+        before = end[:-1].rstrip("*_([").rstrip().removesuffix(",").rstrip()
+        word = _CONCLUDING.search(before[-10:]) if before[-2:].lower() in ("ce", "us", "re", "so") else None
+        if word is not None:
+            named.append((len(before) - len(word[0]), end[-1]))
+    return named
 
 
 def _letter_of_statement(text: str, *, allows_bare_letter: bool) -> str | None:
     """Return the letter of the last statement of the answer."""
     statements = _statements(text)
-    named = [
-        (match.start(), next(group for group in match.groups() if group))
-        for match in (_NAMED_CORRECT.finditer(text) if _NAMING.search(text) else ())
-    ]
+    named = _named_letters(text)
     if named and (not statements or named[-1][0] > statements[-1][0]):
-        return str(named[-1][1]).upper()
+        return named[-1][1].upper()
     if statements:
         return _one_letter(_STATED_LETTER, statements[-1][1])
     if not allows_bare_letter or len(text) > _MAX_BARE:
         return None
-    is_bare = len(re.sub(r"^\s*(?:option|choice)\s+", "", _LATEX.sub("", text), flags=re.IGNORECASE).strip()) <= 4
+    plain = _LATEX.sub("", text).strip()
+    option = _BARE_OPTION.match(plain)
+    is_bare = len(plain if option is None else plain[option.end() :].strip()) <= 4
     return _one_letter(_MARKED_LETTER, text) if is_bare else None
 
 
@@ -170,6 +204,6 @@ def _one_letter(pattern: re.Pattern[str], text: str) -> str | None:
     if match is None:
         return None
     letter = next(group for group in match.groups() if group).upper()
-    sentence = re.split(r"[.;!?]\s", plain, maxsplit=1)[0] if match.end() < len(plain) else plain
+    sentence = _SENTENCE_END.split(plain, maxsplit=1)[0] if match.end() < len(plain) else plain
     others = {other.upper() for other in _ANOTHER_LETTER.findall(sentence)} - {letter}
     return None if others else letter

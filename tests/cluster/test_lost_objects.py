@@ -34,7 +34,7 @@ from rlad.config import RunConfig
 STEPS, PROMPTS = 4, 4
 # More than the 100 KiB up to which Ray keeps an object in the process that owns it.
 TOKENS = 20_000
-TIMEOUT_S = 60
+TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,11 @@ def cluster() -> Iterator[Cluster]:
     node = {
         "num_cpus": 1,
         "include_dashboard": False,
-        "_system_config": {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000},
+        "_system_config": {
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 1000,
+            "health_check_failure_threshold": 15,
+        },
     }
     head = Cluster(initialize_head=True, connect=False, head_node_args=node)
     ray.init(address=head.address, log_to_driver=False, logging_level="ERROR")
@@ -124,7 +128,7 @@ async def test_groups_of_a_removed_node_are_sampled_again_for_their_step(tmp_pat
 
     def remove_node(shard: BatchShard) -> None:
         if shard.step == 0 and "spot" in sampler.workers:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + TIMEOUT_S
             while ray.get(broker.counts.remote())["scored"] < PROMPTS:  # the groups of step 1
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

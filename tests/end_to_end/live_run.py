@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,22 @@ from typing import Any
 from pipelines.run.directory import RunDirectory, read_json_lines
 
 STALL_TIMEOUT_S = 240.0
+ROOT = Path(__file__).parents[2]
+
+
+def finish_run(config: Path, *settings: str, directory: RunDirectory) -> None:
+    """Run a configuration to its end with `rlad run`. Fails if the run fails or stalls; its output is then shown."""
+    log = directory.path.with_suffix(".log")
+    command = [sys.executable, "-m", "pipelines", "run", config, *settings, "--run-dir", directory.path]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        status = LiveRun(process, directory, log).wait_for_end()
+    finally:
+        process.kill()
+        process.wait()
+        print(log.read_text()[-8000:])
+    assert status == 0
 
 
 class LiveRun:

@@ -201,6 +201,30 @@ _NO_UNITS = frozenset(
     }
     | {"beta", "gamma", "theta", "mod", "base", "from", "plus", "minus", "times"}
 )
+_CHINESE_UNIT_IN_PARENTHESES = re.compile(r"(?<=[\d}])\s*\([\u4e00-\u9fff/]+\)$")
+_ONE_POINT = re.compile(r"^\\\{\s*(\([^(){}]*\))\s*\\\}$")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_SIZED_BRACKET = re.compile(
+    r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\middle(?![A-Za-z])|\\[bB]igg?[lr]?(?![A-Za-z])"
+)
+_STARRED_POWER = re.compile(r"\s*\*\*\s*(?:\(([^()]*)\)|(-?\w+))")
+_LG = re.compile(r"\\lg(?![A-Za-z])")
+_LOG_E = re.compile(r"\\log_\{?e\}?(?![A-Za-z])")
+_CHOOSE = re.compile(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}")
+_PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
+_TEXT_ORDINAL = re.compile(r"^\\text\s*\{\s*(\d+(?:st|nd|rd|th))\s*\}$")
+_TEXT_CHINESE = re.compile(r"\\text\s*\{\s*([\u4e00-\u9fff]+)\s*\}")
+_DEGREES_FOLLOW = re.compile(r"^[+-]?[\d.,]+\s*(?:\^|deg)")
+_INTEGER = re.compile(r"-?[0-9]+")
+_SPACE = re.compile(r"\s+")
+# Forms of a command or script that differ only in writing, for `canonical`.
+_TEXT_CONTENT = re.compile(r"\\(?:text|mathrm|textbf|textrm|mathbf)\s*\{([^{}]*)\}")
+_SIZED_FRACTION = re.compile(r"\\[dtc]frac")
+_LESS_EQUAL = re.compile(r"\\(?:leqslant|leq)(?![A-Za-z])")
+_GREATER_EQUAL = re.compile(r"\\(?:geqslant|geq)(?![A-Za-z])")
+_NOT_EQUAL = re.compile(r"\\neq(?![A-Za-z])")
+_BRACED_SCRIPT = re.compile(r"([_^])\{(\w)\}")
+_SPACING = re.compile(r"\s+|\\[,;:! ]|~|\\quad|\\qquad")
 # LaTeX separators of groups of three digits; math-verify handles plain commas.
 _DIGIT_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\\[,;!: ]|\{,\}|~)\d{3})+(?!\d)")
 _INNER_SPACES = re.compile(r"(?:\\[,;:! ]|~|\\quad|\\qquad)+")
@@ -221,51 +245,59 @@ def fold_unicode(text: str) -> str:
 
 
 def clean(latex: str) -> str:
-    """Return an answer without styling, trailing punctuation and units, with its numbers in standard LaTeX."""
-    latex = tidy(latex)
-    latex = _TRIG_DEGREES.sub(lambda term: rf"{term[1]}(\frac{{{term[2]}\pi}}{{180}})", latex)
-    latex = re.sub(r"(?<=[\d}])\s*\([\u4e00-\u9fff/]+\)$", "", latex)  # a unit in parentheses
-    latex = plain_numbers(_CHINESE_LIST.sub(", ", latex))
-    latex = re.sub(r"^\\\{\s*(\([^(){}]*\))\s*\\\}$", r"\1", latex)  # one point
-    return _without_unit(latex)
+    """Return an answer of `tidy` without units, with its numbers in standard LaTeX."""
+    if "\\" in latex:
+        latex = _TRIG_DEGREES.sub(lambda term: rf"{term[1]}(\frac{{{term[2]}\pi}}{{180}})", latex)
+    if not latex.isascii():
+        latex = _CHINESE_LIST.sub(", ", _CHINESE_UNIT_IN_PARENTHESES.sub("", latex))
+    return _without_unit(_ONE_POINT.sub(r"\1", plain_numbers(latex)))
 
 
 def tidy(latex: str) -> str:
     """Return an answer without styling and trailing punctuation; its words, numbers and units stay."""
     latex = fold_unicode(latex).strip()
-    latex = re.sub(r"(?<!\\)\$", "", latex)
-    latex = re.sub(
-        r"\\left\s*(?=[\\(\[{|.])|\\right\s*(?=[\\)\]}|.])|\\middle(?![A-Za-z])|\\[bB]igg?[lr]?(?![A-Za-z])", "", latex
-    )
+    has_commands = "\\" in latex  # Most patterns need a command, and most answers have none.
+    latex = _without_styling(latex) if has_commands else latex.replace("$", "")
+    latex = _TRAILING.sub("", _LEADING.sub("", latex))
+    if has_commands:
+        latex = _OPERATOR_NAME.sub(r"\1", latex)
+        latex = _UPRIGHT_EXPONENT.sub("e", latex)
+        latex = _UPRIGHT_LETTER.sub(r" \1", latex)
+        latex = _UPRIGHT_FUNCTION.sub(r"\\\1 ", latex)
+        latex = _SIZES.sub(" ", latex).replace(r"\#", "")
+    latex = latex.replace("{:}", ":")
+    if "sqrt" in latex:
+        latex = _PLAIN_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", latex)
+    if "**" in latex:
+        latex = _STARRED_POWER.sub(lambda power: f"^{{{power[1] or power[2]}}}", latex)
+    if "pi" in latex:
+        latex = _PLAIN_PI.sub(r"\\pi ", latex)
+    return _whole_braces(_with_standard_commands(latex) if has_commands else latex).strip()
+
+
+def _without_styling(latex: str) -> str:
+    latex = _SIZED_BRACKET.sub("", _DOLLAR.sub("", latex))
     latex = latex.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}").replace(r"\degree", r"^\circ ")
-    latex = _SPACES.sub("", latex)
-    latex = _COLOR.sub("", latex)
+    latex = _COLOR.sub("", _SPACES.sub("", latex))
     for _ in range(3):
         latex, replaced = _STYLES.subn(r"\1", latex)
         if not replaced:
             break
-    latex = _LEADING.sub("", latex)
-    latex = _TRAILING.sub("", latex)
-    latex = _OPERATOR_NAME.sub(r"\1", latex)
-    latex = _UPRIGHT_EXPONENT.sub("e", latex)
-    latex = _UPRIGHT_LETTER.sub(r" \1", latex)
-    latex = _UPRIGHT_FUNCTION.sub(r"\\\1 ", latex)
-    latex = _SIZES.sub(" ", latex)
-    latex = latex.replace(r"\#", "").replace("{:}", ":")
-    latex = _PLAIN_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", latex)
-    latex = re.sub(r"\s*\*\*\s*(?:\(([^()]*)\)|(-?\w+))", lambda power: f"^{{{power[1] or power[2]}}}", latex)
-    latex = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", latex)
-    latex = re.sub(r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln ", latex)
-    latex = re.sub(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}", latex)
-    latex = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", latex).replace(r"\colon", ":")
-    latex = re.sub(r"\\varnothing", r"\\emptyset", latex)
-    latex = _TEXT_LEAD.sub("", latex)
-    latex = _TEXT_NAME.sub("", latex)
-    return _whole_braces(latex).strip()
+    return latex
+
+
+def _with_standard_commands(latex: str) -> str:
+    latex = _LG.sub(r"\\log_{10}", latex)
+    latex = _LOG_E.sub(r"\\ln ", latex)
+    latex = _CHOOSE.sub(r"\\binom{\1}{\2}", latex)
+    latex = latex.replace(r"\colon", ":").replace(r"\varnothing", r"\emptyset")
+    return _TEXT_NAME.sub("", _TEXT_LEAD.sub("", latex))
 
 
 def plain_numbers(latex: str) -> str:
     """Replace e-notation, powers of ten, recurring decimals and ordinals by forms that the parser reads."""
+    if _INTEGER.fullmatch(latex):
+        return latex
     if _MAGNITUDE_WORD.search(latex):
         latex = _MAGNITUDE.sub(_scaled, _MAGNITUDE_TEXT.sub(r" \1", latex)).strip()
     latex = _MIXED.sub(r"\1\\frac{\2 \\cdot \4 + \3}{\4}", latex)
@@ -276,7 +308,7 @@ def plain_numbers(latex: str) -> str:
     latex = _DOTTED.sub(
         lambda number: _fraction(number[1], number[2], number[3] + (number[4] or "") + (number[5] or "")), latex
     )
-    return _ORDINAL.sub(r"\1", re.sub(r"^\\text\s*\{\s*(\d+(?:st|nd|rd|th))\s*\}$", r"\1", latex))
+    return _ORDINAL.sub(r"\1", _TEXT_ORDINAL.sub(r"\1", latex))
 
 
 def _scaled(number: re.Match[str]) -> str:
@@ -304,18 +336,20 @@ def _fraction(whole: str, fixed: str, repeated: str) -> str:
 
 def _without_unit(latex: str) -> str:
     """Return a value without a unit that is written outside of `\\text`, or after it in Chinese."""
-    plain = re.sub(
-        r"\s+", " ", _INNER_SPACES.sub(" ", _DIGIT_GROUPS.sub(lambda number: re.sub(r"\D", "", number[0]), latex))
-    ).strip()
+    if _INTEGER.fullmatch(latex):
+        return latex
+    plain = _DIGIT_GROUPS.sub(lambda number: re.sub(r"\D", "", number[0]), latex)
+    plain = _SPACE.sub(" ", _INNER_SPACES.sub(" ", plain)).strip()
     plain = _CURRENCY.sub("", _UNIT_FRACTION.sub("", plain))
-    plain = _DEGREES.sub("", plain) if re.match(r"^[+-]?[\d.,]+\s*(?:\^|deg)", plain) else plain
-    match = _CHINESE_UNIT.match(re.sub(r"\\text\s*\{\s*([\u4e00-\u9fff]+)\s*\}", r"\1", plain))
-    if match:
-        return match["value"]
+    plain = _DEGREES.sub("", plain) if _DEGREES_FOLLOW.match(plain) else plain
+    if not plain.isascii():
+        match = _CHINESE_UNIT.match(_TEXT_CHINESE.sub(r"\1", plain))
+        if match:
+            return match["value"]
     match = _BARE_UNIT.match(plain)
     if match and not _NO_UNITS & set(re.findall(r"[a-z]+", match["unit"])):
         return match["value"]
-    return latex if plain == re.sub(r"\s+", " ", latex).strip() else plain
+    return latex if plain == _SPACE.sub(" ", latex).strip() else plain
 
 
 def _whole_braces(latex: str) -> str:
@@ -332,10 +366,10 @@ def _whole_braces(latex: str) -> str:
 
 def canonical(latex: str) -> str:
     """Return a text that is equal for answers that differ only in spacing and redundant braces."""
-    latex = re.sub(r"\\(?:text|mathrm|textbf|textrm|mathbf)\s*\{([^{}]*)\}", r"\1", latex)
-    latex = re.sub(r"\\[dtc]frac", r"\\frac", latex)
-    latex = re.sub(r"\\(?:leqslant|leq)(?![A-Za-z])", r"\\le", latex)
-    latex = re.sub(r"\\(?:geqslant|geq)(?![A-Za-z])", r"\\ge", latex)
-    latex = re.sub(r"\\neq(?![A-Za-z])", r"\\ne", latex).replace(r"\mid", "|")
-    latex = re.sub(r"([_^])\{(\w)\}", r"\1\2", latex)
-    return re.sub(r"\s+|\\[,;:! ]|~|\\quad|\\qquad", "", latex)
+    if "\\" in latex:
+        latex = _TEXT_CONTENT.sub(r"\1", latex)
+        latex = _SIZED_FRACTION.sub(r"\\frac", latex)
+        latex = _LESS_EQUAL.sub(r"\\le", latex)
+        latex = _GREATER_EQUAL.sub(r"\\ge", latex)
+        latex = _NOT_EQUAL.sub(r"\\ne", latex).replace(r"\mid", "|")
+    return _SPACING.sub("", _BRACED_SCRIPT.sub(r"\1\2", latex))

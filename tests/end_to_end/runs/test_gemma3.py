@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.run.directory import RunDirectory, read_json_lines
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+from ..live_run import finish_run
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 # Plain vLLM, without any code of rlad, prints the log-probability of each token of a prompt but the first.
@@ -52,11 +54,7 @@ def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "objective={name: trrd, entropy_bonus: {coefficient: 0.1}}",
         "rollout.max_response_tokens=40",
     ]
-    command = [sys.executable, "-m", "pipelines", "run", str(CONFIGS / "smoke_cpu.yaml"), *settings]
-    finished = subprocess.run(
-        [*command, "--run-dir", str(directory.path)], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
+    finish_run(CONFIGS / "smoke_cpu.yaml", *settings, directory=directory)
     return directory
 
 
@@ -74,7 +72,7 @@ def test_plain_vllm_and_plain_transformers_load_the_export_alike(run: RunDirecto
         [sys.executable, "-c", PLAIN_VLLM, str(run.export), json.dumps(prompt)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         env={**os.environ, **IN_ONE_PROCESS},
     )

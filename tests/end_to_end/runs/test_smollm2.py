@@ -14,7 +14,9 @@ from examples.real_models.arithmetic import make_records
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.data.prompt_files import write_prompt_file
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+from ..live_run import finish_run
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "build" / "models" / "smollm2-135m-instruct"
@@ -45,10 +47,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "training={steps: 2, prompts_per_step: 8}",
     ]
     directory = RunDirectory(folder / "run")
-    config = ROOT / "configs" / "smollm2_arithmetic_cpu.yaml"
-    command = [sys.executable, "-m", "pipelines", "run", str(config), *settings, "--run-dir", str(directory.path)]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-    assert finished.returncode == 0, finished.stderr
+    finish_run(ROOT / "configs" / "smollm2_arithmetic_cpu.yaml", *settings, directory=directory)
     return directory
 
 

@@ -6,13 +6,13 @@ policy. The run therefore also covers several scoring pools.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.run.directory import RunDirectory, read_json_lines
+
+from ..live_run import finish_run
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -35,9 +35,7 @@ SETTINGS = [
 
 def test_log_ratio_of_teachers_equal_to_the_student_is_engine_noise(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "self")
-    command = [sys.executable, "-m", "pipelines", "run", str(SMOKE), *SETTINGS, "--run-dir", str(run.path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
-    assert result.returncode == 0, result.stderr
+    finish_run(SMOKE, *SETTINGS, directory=run)
     [step] = read_json_lines(run.metrics)
     assert step["teacher/plain_tokens"] == step["teacher/paged_tokens"] == step["rollout/response_tokens"] > 0
     assert step["learner/missing_teacher_tokens"] == step["learner/missing_reference_tokens"] == 0
