@@ -44,7 +44,7 @@ def render(
         "notices": notices,
         "has_users": bool(console.settings.users),
         "path": request.url.path,
-        "version": __version__,
+        "rlad_version": __version__,
         "asset": asset,
         "status": status,
     }

@@ -190,8 +190,8 @@ def read_settings(run: RunDirectory) -> Mapping[str, Any]:
     for section in ("objective", "training"):
         if not isinstance(settings, dict) or not isinstance(settings.get(section), dict):
             raise ValueError(f"{run.config} is damaged: it has no section {section}")
-    read: dict[str, Any] = settings
-    return read
+    found: Mapping[str, Any] = settings
+    return found
 
 
 def _modified_at(path: Path) -> float:
