@@ -90,6 +90,6 @@ def open_tun(name: str) -> int:
 
 
 if __name__ == "__main__":
-    devices = [open_tun(name) for name in sys.argv[1:3]]
+    left, right = (open_tun(name) for name in sys.argv[1:3])
     print("ready", flush=True)
-    relay(*devices, sys.stdin.fileno())
+    relay(left, right, sys.stdin.fileno())
