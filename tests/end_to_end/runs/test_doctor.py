@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pipelines", "doctor", "--json"]
-    command += ["--work-dir", str(tmp_path_factory.mktemp("doctor"))]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("doctor")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pipelines", "doctor", "--json", "--work-dir", str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert finished.stdout, finished.stderr
     found: dict[str, Any] = json.loads(finished.stdout)
     assert finished.returncode == (1 if found["status"] == "error" else 0)
@@ -44,6 +48,6 @@ def test_memory_and_speed_are_measured(report: dict[str, Any]) -> None:
     assert links["error"] is None
 
 
-def test_nothing_is_left_in_the_working_directory(report: dict[str, Any], tmp_path_factory: Any) -> None:
-    (folder,) = Path(tmp_path_factory.getbasetemp()).glob("doctor*")
+@pytest.mark.usefixtures("report")
+def test_nothing_is_left_in_the_working_directory(folder: Path) -> None:
     assert list(folder.iterdir()) == []
