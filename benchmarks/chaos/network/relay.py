@@ -90,12 +90,6 @@ def open_tun(name: str) -> int:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    one, other = (open_tun(name) for name in sys.argv[1:3])
-    print("ready", flush=True)
-    relay(one, other, sys.stdin.fileno())
-=======
     left, right = (open_tun(name) for name in sys.argv[1:3])
     print("ready", flush=True)
     relay(left, right, sys.stdin.fileno())
->>>>>>> netns
