@@ -117,14 +117,16 @@ async def test_run_continues_when_its_broker_is_killed_in_mid_step(tmp_path: Pat
 
 async def test_groups_of_a_removed_node_are_sampled_again_for_their_step(tmp_path: Path, cluster: Cluster) -> None:
     """Half of the groups of step 1 lie on the node when it vanishes, while step 0 is trained."""
-    node = cluster.add_node(num_cpus=1, resources={"spot": 1})
     # The groups of a step are one shard.
     config = run_config(
         "training.max_staleness=1", f"learner.micro_batch_tokens={PROMPTS * GROUP_SIZE * (TOKENS + 100)}"
     )
     ledger = tmp_path / "ledger.sqlite"
-    broker = start_broker(ledger, config)
-    sampler = ArraySampler({"head": start_worker(), "spot": start_worker(resources={"spot": 1})})
+    broker, head_worker = start_broker(ledger, config), start_worker()
+    # They must not be placed on the node that is removed.
+    ray.get([broker.pid.remote(), head_worker.__ray_ready__.remote()], timeout=TIMEOUT_S)
+    node = cluster.add_node(num_cpus=1, resources={"spot": 1})
+    sampler = ArraySampler({"head": head_worker, "spot": start_worker(resources={"spot": 1})})
 
     def remove_node(shard: BatchShard) -> None:
         if shard.step == 0 and "spot" in sampler.workers:

@@ -90,7 +90,7 @@ def test_packed_row_matches_logprobs_and_gradients_of_separate_forward_passes(
     row = torch.cat(sequences)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     # All positions are selected. The targets are arbitrary tokens.
-    logprobs, _, _ = policy(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
+    logprobs, *_ = policy(row, positions, layout_of(LENGTHS), torch.arange(len(row)), row.flip(0))
     logprobs.backward(torch.cat(cotangents))
 
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")

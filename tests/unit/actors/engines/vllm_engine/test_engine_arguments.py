@@ -42,7 +42,8 @@ def test_known_names_are_those_of_the_installed_vllm() -> None:
 
 def test_every_argument_that_is_not_reserved_is_accepted() -> None:
     for scores in (False, True):
-        free = ENGINE_ARGUMENTS - RESERVED.keys() - {"max_num_seqs", "max_num_batched_tokens", "max_logprobs"}
+        kept = {"max_num_seqs", "max_num_batched_tokens", "max_logprobs", *(["pooler_config"] if scores else [])}
+        free = ENGINE_ARGUMENTS - RESERVED.keys() - kept
         require_engine_arguments({name: 1 for name in free if not name.startswith("data_parallel_")}, scores=scores)
     require_engine_arguments({"max_num_batched_tokens": 64, "max_logprobs": 3}, scores=False)
 
