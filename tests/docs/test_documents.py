@@ -15,7 +15,9 @@ from pipelines.cli.main import app
 from .documents import ROOT, anchors, links, markdown_files, shell_blocks
 
 MARKDOWN = markdown_files()
-REASONS = re.compile(r"needs (a GPU|Kubernetes|a cluster|a running daemon)|takes longer than CI allows(: covered by `make \w+`)?")
+REASONS = re.compile(
+    r"needs (a GPU|Kubernetes|a cluster|a running daemon)|takes longer than CI allows(: covered by `make \w+`)?"
+)
 
 
 def relative(path: Path) -> str:
