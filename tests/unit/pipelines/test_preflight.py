@@ -35,6 +35,7 @@ def config_file(make_model: Callable[..., Path], tmp_path: Path) -> Path:
         "objective": {"name": "trrd"},
         "prompts": {"source": "file", "path": str(tmp_path / "train.jsonl")},
         "verifiers": {"m": {"name": "math_answer"}},
+        "rollout": {"max_response_tokens": 64},
         "training": {"steps": 1, "prompts_per_step": 2},
         "evaluation": {"prompts": {"source": "file", "path": str(tmp_path / "evaluation.jsonl")}},
         "cluster": {"address": "nowhere"},

@@ -60,9 +60,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(uid=uids, step=steps)
     def issue(self, uid: str, step: int) -> None:
         known = self.groups.get(uid)
-        if self.expect(
-            known is None or known.state == GroupState.RETURNED, self.ledger.issue, step, [(uid, f"prompt of {uid}")]
-        ):
+        # A driver repeats the call if the broker was lost before it answered.
+        is_repeated = known is not None and (known.step, known.state) == (step, GroupState.ISSUED)
+        allowed = known is None or known.state == GroupState.RETURNED or is_repeated
+        if self.expect(allowed, self.ledger.issue, step, [(uid, f"prompt of {uid}")]):
             self.groups[uid] = Group(step, known.attempt if known else 0, GroupState.ISSUED)
 
     @rule(uid=uids)
