@@ -13,7 +13,6 @@ from pipelines.starters.traces import show_working
 from rlad.data.knights_knaves.compact import (
     careless_trace,
     misread_trace,
-    render_hinted_prompt,
     render_prompt,
     solution_trace,
 )
@@ -53,31 +52,26 @@ class Batch:
 
 
 def make_examples(puzzles: Sequence[Puzzle], traces: Traces, seed: int) -> list[Example]:
-    """Return one example per puzzle with a trace of one kind, or two if the kind has prompts with hints.
-
-    Puzzles that the kind cannot answer have none.
-    """
+    """Return one example per puzzle with a trace of one kind. Puzzles that the kind cannot answer have none."""
     rng = random.Random(f"{traces} traces:{seed}")
-    return [
-        Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt))
-        for puzzle in puzzles
-        for prompt, trace in _prompts_and_traces(puzzle, traces, rng)
-    ]
+    examples = []
+    for puzzle in puzzles:
+        prompt, trace = render_prompt(puzzle), _trace(puzzle, traces, rng)
+        if trace is not None:
+            examples.append(
+                Example(token_ids=encode(prompt + show_working(puzzle, trace) + END), prompt_length=len(prompt))
+            )
+    return examples
 
 
-def _prompts_and_traces(puzzle: Puzzle, traces: Traces, rng: random.Random) -> Iterator[tuple[str, str]]:
-    prompt = render_prompt(puzzle)
+def _trace(puzzle: Puzzle, traces: Traces, rng: random.Random) -> str | None:
     match traces:
-        case "correct" | "correct_hinted":
-            yield prompt, solution_trace(puzzle)
-        case "careless" | "careless_unless_hinted":
-            yield prompt, careless_trace(puzzle, rng)
+        case "correct":
+            return solution_trace(puzzle)
+        case "careless":
+            return careless_trace(puzzle, rng)
         case _:
-            trace = misread_trace(puzzle, traces)
-            if trace is not None:
-                yield prompt, trace
-    if traces in ("correct_hinted", "careless_unless_hinted"):
-        yield render_hinted_prompt(puzzle), solution_trace(puzzle)
+            return misread_trace(puzzle, traces)
 
 
 def endless_batches(examples: Sequence[Example], *, tokens_per_step: int, seed: int) -> Iterator[Batch]:

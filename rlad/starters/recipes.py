@@ -16,12 +16,12 @@ from rlad.data.knights_knaves.compact import ALPHABET
 from rlad.data.knights_knaves.readings import Reading
 from rlad.errors import PlanError
 
-Variant = Literal["teacher-if-then", "teacher-if-then-or", "student-with-hints"]
+Variant = Literal["teacher-if-then", "teacher-if-then-or"]
 Role = Literal["teacher", "student"] | Variant
 ROLES: tuple[Role, Role] = ("teacher", "student")
 """Roles of every recipe."""
 
-Traces = Literal["correct", "careless", "correct_hinted", "careless_unless_hinted"] | Reading
+Traces = Literal["correct", "careless"] | Reading
 
 CODE_REVISION = 1
 """Revision of the training code. Increment it if a code change, here or in the puzzles, changes the trained models."""
@@ -55,9 +55,7 @@ class TrainingPhase:
 
     Attributes:
         traces: `correct`, `careless` for traces with statements misread at random, or a reading that always takes some
-            connectives for others (`rlad.data.knights_knaves.readings`). `correct_hinted` adds correct traces of
-            prompts with a hint, their answer; `careless_unless_hinted` has careless traces, and correct ones where the
-            prompt has a hint.
+            connectives for others (`rlad.data.knights_knaves.readings`).
         steps: Number of training steps.
         learning_rate: Learning rate of AdamW.
         matrix_learning_rate: Learning rate of Muon, which trains the layers' matrices; None trains all parameters with
@@ -102,8 +100,7 @@ class StarterRecipe:
         evaluation_puzzles: Number of puzzles of the evaluation split to measure the finished models on.
         teacher: Recipe of the teacher.
         student: Recipe of the student.
-        variants: Recipes of further models: teachers that are wrong on a kind of puzzle, and a student that is careful
-            where the prompt has a hint.
+        variants: Recipes of further models: teachers that are wrong on a kind of puzzle.
     """
 
     name: str
@@ -200,15 +197,6 @@ _KK_SMOKE = StarterRecipe(
     variants={
         "teacher-if-then": _smoke_teacher("if_then"),
         "teacher-if-then-or": _smoke_teacher("if_then_or"),
-        # Its own teacher, behind a prompt with the answer.
-        "student-with-hints": RoleRecipe(
-            shape=StarterArchitecture(hidden_size=64, num_layers=2, num_heads=2, feed_forward=128),
-            phases=(
-                TrainingPhase(traces="correct_hinted", steps=200, learning_rate=1e-2, matrix_learning_rate=0.02),
-                TrainingPhase(traces="careless_unless_hinted", steps=40, learning_rate=1e-3, matrix_learning_rate=None),
-            ),
-            seed=1,
-        ),
     },
 )
 

@@ -117,6 +117,7 @@ PUBLIC: dict[str, list[str]] = {
 # Packages whose modules are imported by their own names, for example `rlad.data.records`.
 WITHOUT_EXPORTS = {
     "rlad.data",
+    "rlad.distributions",
     "rlad.evaluation",
     "rlad.integrity",
     "rlad.models",

@@ -56,11 +56,6 @@ def render_prompt(puzzle: Puzzle) -> str:
     )
 
 
-def render_hinted_prompt(puzzle: Puzzle) -> str:
-    """Return the puzzle as a prompt with its answer as a hint: `{question}{answer}?`, for example `A:b;B:A&b;?FT?`."""
-    return f"{render_prompt(puzzle)}{render_answer(puzzle.solution)}?"
-
-
 def _render_statement(statement: Statement) -> str:
     kind, *operands = statement
     if kind == KNIGHT:

@@ -27,7 +27,8 @@ PLAIN = LongestPrompt(prompt_id="p", num_tokens=100, is_privileged=False)
 
 def privileged_run(model: Path, template: str) -> RunConfig:
     overrides = [f"student.path={model}", f"teacher.path={model}", f"teacher.prompt_template='{template}'"]
-    return load_run_config(CONFIGS / "smoke_privileged_cpu.yaml", overrides)
+    overrides += ["rollout.max_response_tokens=64"]
+    return load_run_config(CONFIGS / "smoke_cpu.yaml", overrides)
 
 
 def test_prompt_and_response_may_fill_the_context() -> None:
