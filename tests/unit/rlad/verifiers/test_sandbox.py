@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rlad.verifiers.sandbox import SandboxLimits, SandboxResult, run_sandboxed
+from tests.processes import still_alive
 
 LIMITS = SandboxLimits(wall_s=20, cpu_s=2, memory_mib=256, file_mib=1, processes=8)
 # All mechanisms that the kernel permits, only Landlock, and none.
@@ -207,8 +208,7 @@ def test_processes_of_a_program_die_with_it_even_in_their_own_session(wait: str,
     assert (result.stdout, result.ended) == ("left behind\n", ended)
     own = seen - before
     assert len(own) >= 3  # the parent of the run, the program, and the process that it left behind
-    _, alive = psutil.wait_procs(own, timeout=10)
-    assert alive == []
+    assert still_alive(own, 10) == []
 
 
 def test_program_dies_with_its_caller() -> None:
@@ -222,9 +222,8 @@ def test_program_dies_with_its_caller() -> None:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    gone, alive = psutil.wait_procs(programs, timeout=10)
-    assert len(gone) == 3  # the sandbox, the parent of the run, and the program
-    assert not alive
+    assert len(programs) == 3  # the sandbox, the parent of the run, and the program
+    assert still_alive(programs, 10) == []
 
 
 def test_landlock_restricts_files_to_the_programs_own(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.schedules.launcher import ChildProcess, RunRequest, last_line_with
+from tests.processes import still_alive
 
 ROOT = Path(__file__).parents[5]
 
@@ -75,7 +76,7 @@ def started_pids(folder: Path, timeout_s: float = 60) -> list[int]:
 
 def are_gone(pids: Sequence[int]) -> bool:
     alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    return not psutil.wait_procs(alive, timeout=10)[1]
+    return not still_alive(alive, 10)
 
 
 def test_run_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
