@@ -30,11 +30,12 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Restrict errors from warnings to the project's own modules in tests with real engines or clusters.
+    """Begin with long tests, and restrict errors from warnings to the project's modules in tests with engines or Ray.
 
-    Ray and the libraries of the engines warn about open sockets and each other's interfaces, at times that depend on
-    load.
+    A long test at the end would keep one process waiting for the other. Ray and the libraries of the engines warn about
+    open sockets and each other's interfaces, at times that depend on load.
     """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     only_ours = pytest.mark.filterwarnings("default", "error:::(rlad|actors|pipelines|benchmarks|tests)\\b")
     for item in items:
         if item.get_closest_marker("engine") or CLUSTER_TESTS in item.path.parents:

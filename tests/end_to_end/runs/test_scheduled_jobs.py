@@ -36,7 +36,7 @@ from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.records import PromptRecord
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))

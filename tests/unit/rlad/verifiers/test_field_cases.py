@@ -100,6 +100,7 @@ def summary(judged: list[JudgedCase]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not _FILE.exists(), reason=f"no collection of cases at {_FILE}")
 def test_reported_answers_get_the_expected_outcome() -> None:
     judged = judge_cases(_FILE)
