@@ -122,7 +122,7 @@ def test_pages_fit_the_screen_and_axe_finds_nothing_serious(browser: Any, addres
     assert ours == []
 
 
-def test_charts_are_drawn_and_page_is_ready_within_a_second(browser: Any, address: str) -> None:
+def test_charts_are_drawn_and_keys_move_the_timeline(browser: Any, address: str) -> None:
     page = signed_in(browser, address, "vera")
     page.goto(f"{address}/runs/kk-distill")
     page.wait_for_selector(".plot canvas")
