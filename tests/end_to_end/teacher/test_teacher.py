@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -116,7 +117,8 @@ async def engine_of(client: TeacherClient) -> psutil.Process:
                 if f"ServeReplica:{client.app_name}" in " ".join(process.info["cmdline"] or []):
                     with suppress(psutil.NoSuchProcess):
                         for child in process.children(recursive=True):
-                            if "EngineCore" in " ".join(child.cmdline()):
+                            # It does not always get its title, and then is the only spawned child.
+                            if re.search("EngineCore|spawn_main", " ".join(child.cmdline())):
                                 return child
             await asyncio.sleep(0.1)
 
