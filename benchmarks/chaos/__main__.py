@@ -63,7 +63,6 @@ PARTS = (
     ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
     ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
     ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
-    ChaosPart(name="removed_node", shows="a run continues when a node with live objects is removed"),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
     ChaosPart(name="mutants", shows="each named mutant fails a test"),
