@@ -50,7 +50,7 @@ def pause(
     store: StoreUrl = None,
 ) -> None:
     """Pause a schedule, or all. No new runs start; an active run continues."""
-    _require_one(name, everything)
+    _require_one(name, everything, reason)
     with open_store(store) as opened:
         if name is None:
             opened.pauses.begin()
@@ -71,7 +71,7 @@ def resume(
     """Resume a paused schedule, or all, from now on. Ticks missed during the pause are skipped."""
     from pipelines.cli.tables.schedule import schedule_line
 
-    _require_one(name, everything)
+    _require_one(name, everything, reason)
     with open_store(store) as opened:
         if name is None:
             opened.pauses.end()
@@ -162,6 +162,8 @@ def _author() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def _require_one(name: str | None, everything: bool) -> None:
+def _require_one(name: str | None, everything: bool, reason: str | None) -> None:
     if (name is None) != everything:
         raise ConfigError("expected the name of a schedule, or --all")
+    if everything and reason is not None:
+        raise ConfigError("--all has no history for a --reason: leave it out")
