@@ -19,7 +19,7 @@ from pipelines.run.directory import RunDirectory
 from rlad.config import RunConfig
 from rlad.config.monitoring.cost import CostConfig
 from rlad.errors import ConfigError, StopRequestedError
-from rlad.monitoring.cost import ReservedHours, RunCost, shown
+from rlad.monitoring.cost import ReservedHours, RunCost
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,13 @@ class CostMeter:
         """Record the cost at the end of a step. Return its figures."""
         self._read()
         self._record()
-        cost, shares = self.cost, self._settings.budget_shares(self.cost)
+        cost = self.cost
+        shares = [use.share for use in self._settings.budget_uses(cost).values()]
         return {
             "cost/gpu_hours": cost.gpu_hours,
             "cost/cpu_hours": cost.cpu_hours,
             **({} if cost.amount is None else {"cost/amount": cost.amount}),
-            **({"cost/budget_share": max(shares.values())} if shares else {}),
+            **({"cost/budget_share": max(shares)} if shares else {}),
         }
 
     async def _keep_reading(self) -> None:
@@ -148,16 +149,15 @@ class CostMeter:
 
     def _warn(self) -> None:
         """Warn once of each limit whose warning share is reached. A changed limit is warned of again."""
-        settings, cost = self._settings, self.cost
-        limits = settings.budget.limits()
+        share = self._settings.budget.warn_at
         reached = {
-            name: limits[name]
-            for name, share in settings.budget_shares(cost).items()
-            if share >= settings.budget.warn_at and self._warned_of.get(name) != limits[name]
+            name: use.limit
+            for name, use in self._settings.budget_uses(self.cost).items()
+            if use.share >= share and self._warned_of.get(name) != use.limit
         }
         if reached:
             self._warned_of |= reached
-            used = _used_limits(settings, cost, share=settings.budget.warn_at)
+            used = _used_limits(self._settings, self.cost, share=share)
             logger.warning("budget=nearly_used used=%s", used)
             self._on_warning(f"the budget is nearly used: {used}. The run ends with a checkpoint when it is used up")
             self._record()
@@ -217,10 +217,5 @@ def require_budget(config: RunConfig, run: RunDirectory) -> None:
 
 def _used_limits(settings: CostConfig, cost: RunCost, *, share: float) -> str:
     """Describe the limits of which at least this share is used; empty if there are none."""
-    used = {"gpu_hours": cost.gpu_hours, "cpu_hours": cost.cpu_hours, "amount": cost.amount or 0.0}
-    limits, found = settings.budget.limits(), settings.budget_shares(cost)
-    return ", ".join(
-        f"cost.budget.{name} {shown(used[name])} of {shown(limits[name])}"
-        for name, part in found.items()
-        if part >= share
-    )
+    uses = settings.budget_uses(cost).items()
+    return ", ".join(f"cost.budget.{name} {use}" for name, use in uses if use.share >= share)

@@ -51,6 +51,27 @@ class RunCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitUse:
+    """Use of one limit of a budget.
+
+    Attributes:
+        used: Used hours or amount.
+        limit: The limit, positive.
+    """
+
+    used: float
+    limit: float
+
+    @property
+    def share(self) -> float:
+        """Used share, 1 at the limit."""
+        return self.used / self.limit
+
+    def __str__(self) -> str:
+        return f"{shown(self.used)} of {shown(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TotalCost:
     """Cost of several runs.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from rlad.config.base import ConfigModel, or_null
-from rlad.monitoring.cost import ReservedHours, RunCost
+from rlad.monitoring.cost import LimitUse, ReservedHours, RunCost
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -82,7 +82,7 @@ class CostConfig(ConfigModel):
             currency=self.currency if self.is_priced else None,
         )
 
-    def budget_shares(self, cost: RunCost) -> dict[str, float]:
-        """Return the used share of each limit, by setting."""
+    def budget_uses(self, cost: RunCost) -> dict[str, LimitUse]:
+        """Return the use of each limit that is set, by setting."""
         used = {"gpu_hours": cost.gpu_hours, "cpu_hours": cost.cpu_hours, "amount": cost.amount or 0.0}
-        return {name: used[name] / limit for name, limit in self.budget.limits().items()}
+        return {name: LimitUse(used=used[name], limit=limit) for name, limit in self.budget.limits().items()}

@@ -39,8 +39,9 @@ def test_small_costs_keep_two_digits_and_runs_without_gpus_show_none() -> None:
 
 def test_shares_of_the_limits_by_hand() -> None:
     settings = CostConfig(price_per_gpu_hour=2, budget={"gpu_hours": 28, "amount": 56})  # type: ignore[arg-type]
-    shares = settings.budget_shares(settings.cost_of(HOURS))
-    assert shares == {"gpu_hours": pytest.approx(0.5), "amount": pytest.approx(0.5)}
+    uses = settings.budget_uses(settings.cost_of(HOURS))
+    assert {name: use.share for name, use in uses.items()} == {"gpu_hours": 0.5, "amount": 0.5}
+    assert str(uses["amount"]) == "28.00 of 56.00"
 
 
 def test_amounts_of_different_currencies_are_not_added() -> None:
