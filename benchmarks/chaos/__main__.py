@@ -65,6 +65,11 @@ PARTS = (
     ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
+    ChaosPart(
+        name="monitoring",
+        shows="Prometheus has every metric of a live run, and an alert fires",
+        arguments=("-m", "benchmarks.monitoring"),
+    ),
     ChaosPart(name="mutants", shows="each named mutant fails a test"),
     ChaosPart(
         name="tests",
