@@ -193,6 +193,7 @@ def site(folder: Path) -> Iterator[Site]:
         registry = ["--registry", str(folder / "registry"), "--directory", str(folder / "runs")]
         store = ["--store", found.store]
         found.rlad("schedule", "add", SCHEDULE, SMOKE, *_SCHEDULED, "--cron", "0 2 1 1 *", *registry, *store)
+        found.rlad("schedule", "limit", "local", "--slots", "1", *store)
         stack.enter_context(
             found.background("daemon", "schedule", "serve", "--metrics-port", str(schedule_port), *store)
         )

@@ -160,6 +160,13 @@ _SCHEDULES = [
         unit="percentunit",
     ),
     Panel(title="Paused", queries={"{{schedule}}": name("rlad_schedule_paused")}),
+    Panel(
+        title="Queues",
+        queries={
+            "{{queue}} {{state}}": name("rlad_schedule_queue_ticks"),
+            "{{queue}} slots": name("rlad_schedule_queue_slots"),
+        },
+    ),
     Panel(title="Invalid rows", queries={"rows": name("rlad_schedule_broken_rows")}),
 ]
 
