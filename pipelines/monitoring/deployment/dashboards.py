@@ -133,7 +133,8 @@ _TEACHERS = [
     ),
     Panel(
         title="Groups in progress",
-        queries={"{{application}}": name("ray_serve_num_ongoing_requests_at_replicas")},
+        # Each process that sends requests counts its own.
+        queries={"{{application}}": f"sum by (application) ({name('ray_serve_num_ongoing_requests_at_replicas')})"},
     ),
     Panel(
         title="Use of replicas",
