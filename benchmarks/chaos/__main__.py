@@ -63,6 +63,11 @@ PARTS = (
     ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
     ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
     ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
+    ChaosPart(
+        name="removed_node",
+        shows="a run survives the loss of the node with its responses and scores",
+        arguments=("-m", "benchmarks.chaos.network.removed_node"),
+    ),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
     ChaosPart(
