@@ -194,8 +194,10 @@ def main(
     """Inject the faults that take too long for the tests, and print what came of each part."""
     console = Console()
     if list_parts:
+        listed = Table.grid(padding=(0, 2))
         for part in PARTS:
-            console.print(f"{part.name:16} {part.shows}", highlight=False)
+            listed.add_row(part.name, part.shows)
+        console.print(listed)
         return
     names = [part.name for part in PARTS]
     if unknown := sorted(set(only or ()) - set(names)):
