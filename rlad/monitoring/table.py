@@ -30,6 +30,7 @@ _FIGURES = {
     "rollout/dropped_groups": "Groups with equal rewards that were replaced.",
     "rollout/abandoned_groups": "Groups that failed on every attempt and were replaced.",
     "rollout/retried_groups": "Groups that were issued more than once.",
+    "rollout/slow_workers": "Rollout workers that were given up for their speed since the driver started.",
     "traces/response_tokens": "Tokens of the traces of the step.",
     "traces/response_tokens_mean": "Mean length of a trace, tokens.",
     "traces/response_tokens_max": "Longest trace, tokens.",
