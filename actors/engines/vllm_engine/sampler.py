@@ -27,7 +27,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from actors.engines.vllm_engine.generation_meter import GenerationMeter
-from actors.engines.vllm_engine.settings import MASK, VllmSettings, engine_args
+from actors.engines.vllm_engine.settings import MASK, VllmSettings, engine_args, ray_metrics
 from rlad.contracts import Array, FinishReason, GenerationProgress, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
 from rlad.tokenizers.stopping import StopRules
@@ -63,9 +63,8 @@ class VllmSampler:
         """
         self._meter = GenerationMeter()
         try:
-            self._engine = AsyncLLM.from_engine_args(
-                sampler_arguments(settings), stat_loggers=[lambda *_: _IterationLogger(self._end_iteration)]
-            )
+            loggers = [lambda *_: _IterationLogger(self._end_iteration), *ray_metrics()]
+            self._engine = AsyncLLM.from_engine_args(sampler_arguments(settings), stat_loggers=loggers)
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start with the model at {settings.model_path}: {error} "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engines.scorer import TokenScores, support_size
-from actors.engines.vllm_engine.settings import MASK, VllmSettings, apply_environment, engine_args
+from actors.engines.vllm_engine.settings import MASK, VllmSettings, apply_environment, engine_args, ray_metrics
 from rlad.config import TeacherConfig
 from rlad.contracts import Array, TeacherSupport
 from rlad.errors import EngineError, ScoringRefusedError, WorkerLostError
@@ -60,7 +60,7 @@ class VllmScorer:
 
         arguments = self._arguments(settings, config.token_budget, model.vocabulary)
         try:
-            self._engine = AsyncLLM.from_engine_args(arguments)
+            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=ray_metrics() or None)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"vLLM does not start with the model at {config.path}: {error}") from error
         self._use = _EngineUse()

@@ -15,6 +15,7 @@ from rlad.tokenizers.stopping import NO_STOP_RULES, StopRules
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 GIB = 1 << 30
 MASK = "mask_padding"
@@ -132,6 +133,17 @@ def engine_args(settings: VllmSettings, **specific: Any) -> AsyncEngineArgs:
     }
     # The configuration refuses arguments that are determined here, except `enforce_eager`.
     return AsyncEngineArgs(**{**_merged(defaults, settings.arguments), **ours})
+
+
+def ray_metrics() -> list[type[PrometheusStatLogger]]:
+    """Return vLLM's logger that passes its metrics to Ray (`ray_vllm_...`), in a process of a Ray cluster."""
+    import ray
+
+    if not ray.is_initialized():
+        return []
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]
 
 
 def _gpu_defaults(settings: VllmSettings) -> dict[str, Any]:

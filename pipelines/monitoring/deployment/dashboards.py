@@ -99,6 +99,26 @@ _POOLS = [
         queries={"{{ip}}": f"{name('ray_node_mem_used')} / {name('ray_node_mem_total')}"},
         unit="percentunit",
     ),
+    Panel(
+        title="Sequences in vLLM",
+        queries={
+            "{{model_name}} running": f"sum by (model_name) ({name('ray_vllm_num_requests_running')})",
+            "{{model_name}} waiting": f"sum by (model_name) ({name('ray_vllm_num_requests_waiting')})",
+        },
+    ),
+    Panel(
+        title="KV cache in use",
+        queries={"{{model_name}}": f"max by (model_name) ({name('ray_vllm_kv_cache_usage_perc')})"},
+        unit="percentunit",
+    ),
+    Panel(
+        title="Duration of a request in vLLM, 95%",
+        queries={
+            "{{model_name}}": "histogram_quantile(0.95, sum by (model_name, le) "
+            f"(rate({name('ray_vllm_e2e_request_latency_seconds')}_bucket[5m])))"
+        },
+        unit="s",
+    ),
 ]
 _TEACHERS = [
     Panel(

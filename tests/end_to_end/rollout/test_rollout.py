@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
 import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors.rollout.pool import RolloutPool
 from actors.weights.publish import publish
@@ -26,6 +29,7 @@ from .rollout_reference import EOS, PROMPT, endless_prompt, largest_gap, load_po
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
 
 GROUP_TIMEOUT_S = 8.0
+METRICS_PATIENCE_S = 300.0  # Ray passes metrics on every ten seconds; on a loaded machine an export may fail
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +173,21 @@ async def test_prompts_that_do_not_fit_into_one_batch_are_sampled_with_their_see
     )
     for summary in sampled:
         assert largest_gap(policy, RolloutGroup.from_columns(await summary.columns)) <= 1e-4
+
+
+async def test_metrics_of_vllm_are_at_the_metrics_endpoint_of_ray(pool: RolloutPool, model: Path) -> None:
+    sampled_tokens = sum((await pool.sample(request())).summary.response_lengths)
+    port, deadline, found = ray.nodes()[0]["MetricsExportPort"], time.monotonic() + METRICS_PATIENCE_S, 0.0
+    async with httpx.AsyncClient(timeout=30) as client:
+        while found < sampled_tokens and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+            samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
+            found = sum(each.value for each in samples if each.name == "ray_vllm_generation_tokens_total")
+    assert found >= sampled_tokens
+    assert {each.labels["model_name"] for each in samples if each.name == "ray_vllm_num_requests_running"} == {
+        str(model)
+    }
 
 
 async def test_refusal_of_a_long_request_names_the_setting_to_raise(pool: RolloutPool) -> None:

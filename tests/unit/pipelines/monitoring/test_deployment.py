@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -49,11 +50,18 @@ def test_every_metric_of_a_dashboard_or_alert_exists(name: str) -> None:
     assert found - known == set()
 
 
-def test_metrics_of_ray_are_those_of_the_installed_version() -> None:
-    folder = Path(ray.__file__).parent
-    sources = [*(folder / "serve" / "_private").glob("*.py"), *(folder / "dashboard/modules/reporter").glob("*.py")]
+def test_metrics_of_ray_and_vllm_are_those_of_the_installed_versions() -> None:
+    folder, vllm = Path(ray.__file__).parent, importlib.util.find_spec("vllm")  # found without being imported
+    assert vllm is not None
+    assert vllm.origin is not None
+    sources = [
+        *(folder / "serve" / "_private").glob("*.py"),
+        *(folder / "dashboard/modules/reporter").glob("*.py"),
+        Path(vllm.origin).parent / "v1" / "metrics" / "loggers.py",
+    ]
     code = "\n".join(path.read_text() for path in sources)
-    assert {name for name in RAY_METRICS if f'"{name.removeprefix("ray_")}"' not in code} == set()
+    names = {name: name.removeprefix("ray_").replace("vllm_", "vllm:", 1) for name in RAY_METRICS}
+    assert {name for name, own in names.items() if f'"{own}"' not in code} == set()
 
 
 def test_dashboards_are_complete() -> None:
