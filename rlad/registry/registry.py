@@ -4,7 +4,7 @@
     kk-student/
       models/KEY-NONCE/...           files of an export/, as transformers and vLLM load them
       versions/000003.json           manifest of a version, written after its last file
-      changes/000007.json            move of an alias or retirement, with the state after it
+      changes/000007.json            change of an alias, a note, a request or a retirement, with the state after it
 
 Files are never overwritten. Manifests and changes are numbered and created conditionally (`ModelStore.create`), so all
 writers agree on one order without locks, on any store. A writer reads the newest change, decides, and writes the next
@@ -23,18 +23,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from rlad.errors import AliasConflictError, ModelNotFoundError, RegistryError
+from rlad.errors import AliasConflictError, ApprovalRequiredError, ModelNotFoundError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.registry.change_log import ChangeLog, alias_moved, numbers_in, rollback_target, utc_now, versions_retired
+from rlad.registry.changes import AliasChange, LineState, LogEntry
 from rlad.registry.files import fetch_model, in_parallel, require_intact, upload_model
 from rlad.registry.store import ModelStore, open_store
 from rlad.registry.versions import (
     LATEST,
     PRODUCTION,
-    AliasChange,
     Lineage,
-    LineState,
-    LogEntry,
     ModelVersion,
     VersionDifference,
     difference,
@@ -191,6 +189,7 @@ class ModelRegistry:
 
         Raises:
             AliasConflictError: The alias is not at the expected version.
+            ApprovalRequiredError: The alias is `production`, and the model requires approval.
             ModelNotFoundError: There is no such version.
         """
         self.get(name, version)
@@ -207,7 +206,14 @@ class ModelRegistry:
                 raise ModelNotFoundError(
                     f"{name}@{version} was retired in the registry at {self.uri}, so it cannot become {alias}"
                 )
-            return alias_moved(state, alias, version, kind="set", reason=reason) if present != version else None
+            if present == version:
+                return None
+            if alias == PRODUCTION and state.is_approval_required:
+                raise ApprovalRequiredError(
+                    f"{name} in {self.uri} requires approval: request the promotion of {name}@{version}, and let "
+                    "another person approve it (`rlad registry request`, `rlad registry approve`)"
+                )
+            return alias_moved(state, alias, version, kind="set", reason=reason)
 
         self._log(name).append(decide)
 
@@ -277,7 +283,7 @@ class ModelRegistry:
     def retain(self, name: str, keep: int) -> list[int]:
         """Retire all but the newest `keep` versions, and delete their files.
 
-        Versions with an alias and the target of a rollback are kept, too.
+        Versions with an alias or an open promotion request and the target of a rollback are kept, too.
 
         Returns:
             The versions retired by this call.
@@ -289,7 +295,8 @@ class ModelRegistry:
         def decide(state: LineState) -> LogEntry | None:
             nonlocal retired
             live = [number for number in numbers_in(self.store, f"{name}/versions") if number not in state.retired]
-            kept = {*live[-keep:], *state.aliases.values(), self._rollback_target(log, state)}
+            requested = {request.version for request in state.requests}
+            kept = {*live[-keep:], *state.aliases.values(), *requested, self._rollback_target(log, state)}
             retired = [number for number in live if number not in kept]
             return versions_retired(state, retired) if retired else None
 

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from pipelines.console.settings import ConsoleSettings
 from pipelines.run.directory import RunDirectory
 from rlad.errors import RunDirectoryError
+from rlad.registry.governance import ModelGovernance
 from rlad.registry.registry import ModelRegistry
 from tests.console_stand_in import MODEL, RecordedRequests
 
@@ -87,6 +88,33 @@ def test_version_is_approved_then_promoted_then_rolled_back(visit: Visit, settin
     assert "is in production again" in act(operator, f"/registry/{MODEL}/2/roll-back", reason="slow")
     assert registry.aliases(MODEL)["production"] == 1
     assert [each["outcome"] for each in entries(settings)] == ["requested", "refused", *["requested", "done"] * 3]
+
+
+def test_promotion_of_a_guarded_model_is_requested_and_approved_by_another_user(
+    visit: Visit, settings: ConsoleSettings
+) -> None:
+    registry = ModelRegistry.open(settings.registry)
+    governed = ModelGovernance(registry=registry, name=MODEL)
+    governed.require_approval(True, reason="serves users")
+    governed.annotate(2, tags={"quality": "gold"}, description="no long answers")
+    approver, operator = visit("anna"), visit("otto")
+    assert "no open request" in act(approver, f"/registry/{MODEL}/2/approve", reason="reviewed", expected="")
+    page = act(operator, f"/registry/{MODEL}/2/promote", reason="better", expected="1")
+    assert "waits for the approval of another person" in page
+    assert "Promotion requested by otto" in page
+    assert "quality=gold" in page
+    assert "no long answers" in operator.get(f"/registry/{MODEL}/2").text
+    assert registry.aliases(MODEL) == {"production": 1}
+    assert "is not promoted" in act(approver, f"/registry/{MODEL}/2/refuse", reason="unsafe")
+    act(approver, f"/registry/{MODEL}/3/promote", reason="better", expected="1")
+    assert "SelfApprovalError" in act(approver, f"/registry/{MODEL}/3/approve", reason="mine")
+    assert registry.aliases(MODEL) == {"production": 1}
+    act(operator, f"/registry/{MODEL}/2/promote", reason="better, too", expected="1")
+    page = act(approver, f"/registry/{MODEL}/2/approve", reason="reviewed")
+    assert "and in production" in page
+    assert "requested by otto, approved by anna" in page
+    assert registry.aliases(MODEL) == {"production": 2}
+    assert visit("otto").post(f"/registry/{MODEL}/2/refuse", data={"reason": "x"}).status_code == 403
 
 
 def test_stale_page_does_not_promote_or_roll_back(visit: Visit, settings: ConsoleSettings) -> None:
