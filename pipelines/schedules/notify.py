@@ -59,7 +59,8 @@ def message_of(tick: Tick, *, model: str) -> dict[str, Any]:
 
 def _sentence(tick: Tick, model: str) -> str:
     if tick.outcome is not None and tick.status == "finished":
-        result = "is in production now" if tick.outcome.is_promoted else "was not promoted"
+        waits = "waits for approval" if tick.outcome.is_requested else "was not promoted"
+        result = "is in production now" if tick.outcome.is_promoted else waits
         return f"{tick.schedule}: {model}@{tick.outcome.version} {result}: {tick.outcome.reason}"
     return f"{tick.schedule}: {tick.event}" + (f": {tick.reason}" if tick.reason else "")
 
