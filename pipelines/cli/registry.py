@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -185,6 +186,7 @@ def add(
             f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on "
             f"{version.evaluation.overall.prompts} prompts"
         )
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -209,6 +211,7 @@ def promote(
     previous = _version_or_none(expected) if expected is not None else opened.aliases(version.name).get(alias)
     opened.set_alias(version.name, alias, version.version, expected=previous, reason=reason)
     print_move(version.name, alias, previous, version.version, as_json=as_json)
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -224,6 +227,7 @@ def rollback(
     opened = open_registry(uri)
     previous = opened.aliases(name).get(PRODUCTION)
     print_move(name, PRODUCTION, previous, opened.rollback(name, reason=reason), as_json=as_json)
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -303,6 +307,14 @@ def _version_or_none(text: str) -> int | None:
     if text != "none" and not text.isdecimal():
         raise typer.BadParameter(f"--expected requires a version number or `none`; got {text!r}")
     return None if text == "none" else int(text)
+
+
+def notify_webhooks(uri: str) -> None:
+    """Send the events of a change that is complete and printed to the webhooks of the registry."""
+    from pipelines.webhooks.delivery import deliver_quietly
+
+    sys.stdout.flush()
+    deliver_quietly(uri)
 
 
 def resolved(opened: ModelRegistry, reference: str) -> ModelVersion:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.background import BackgroundTask
 
 from pipelines.console.access import (
     SESSION_COOKIE,
@@ -21,6 +22,7 @@ from pipelines.console.access import (
 from pipelines.console.audit import Actor
 from pipelines.console.problems import NotFoundError, message_of
 from pipelines.console.users import Role
+from pipelines.webhooks.delivery import deliver_quietly
 from rlad.errors import AccessError, ConfigError, RladError
 
 router = APIRouter()
@@ -150,7 +152,9 @@ def _move(
     if name not in console.models.names():
         raise NotFoundError(f"no model {name[:80]!r} in the registry")
     target, details = f"{name}@{version}", {"reason": reason[:500]}
-    return _carry_out(console, visitor, action, target, details, act, back=f"/registry/{quote(name)}")
+    response = _carry_out(console, visitor, action, target, details, act, back=f"/registry/{quote(name)}")
+    response.background = BackgroundTask(deliver_quietly, console.models.uri)
+    return response
 
 
 def _carry_out(

@@ -29,6 +29,7 @@ from pipelines.schedules.notify import notify
 from pipelines.schedules.planning import plan_run
 from pipelines.schedules.promotion.decision import decide_promotion
 from pipelines.schedules.records import CronHistory, NewTick, RunPlan, Schedule, Tick, TickKind, tick_run_id
+from pipelines.webhooks.delivery import deliver_quietly
 from rlad.errors import (
     ConfigError,
     ContractError,
@@ -176,6 +177,8 @@ def _carry_out(work: TickExecution) -> Tick:
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):
         work.save(notice=failure)
+    if work.tick.outcome is not None:
+        deliver_quietly(work.config.registry)
     return work.tick
 
 

@@ -4,7 +4,7 @@
     kk-student/
       models/KEY-NONCE/...           files of an export/, as transformers and vLLM load them
       versions/000003.json           manifest of a version, written after its last file
-      changes/000007.json            change of an alias, a note, a request or a retirement, with the state after it
+      changes/000007.json            change (alias, notes, request, retirement, ...) with the state after it
 
 Files are never overwritten. Manifests and changes are numbered and created conditionally (`ModelStore.create`), so all
 writers agree on one order without locks, on any store. A writer reads the newest change, decides, and writes the next
@@ -95,7 +95,7 @@ class ModelRegistry:
         numbers = numbers_in(self.store, f"{name}/versions")
         retired = self._log(name).state().retired
         return in_parallel(
-            lambda number: self._manifest(name, number), [number for number in numbers if number not in retired]
+            lambda number: self.manifest(name, number), [number for number in numbers if number not in retired]
         )
 
     def get(self, name: str, ref: int | str) -> ModelVersion:
@@ -119,7 +119,7 @@ class ModelRegistry:
         if number not in live:
             why = "was retired" if number in state.retired else "does not exist"
             raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.uri}; versions: {_ranges(live)}")
-        return self._manifest(name, number)
+        return self.manifest(name, number)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the version of each alias of a model."""
@@ -156,7 +156,7 @@ class ModelRegistry:
         """
         self._require_layout(require_name(name, "model"))
         numbers = numbers_in(self.store, f"{name}/versions")
-        for known in in_parallel(lambda number: self._manifest(name, number), numbers):
+        for known in in_parallel(lambda number: self.manifest(name, number), numbers):
             if known.idempotency_key == idempotency_key:
                 return self._require_live(known)
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", idempotency_key).strip(".-")[:60]
@@ -210,8 +210,7 @@ class ModelRegistry:
                 return None
             if alias == PRODUCTION and state.is_approval_required:
                 raise ApprovalRequiredError(
-                    f"{name} in {self.uri} requires approval: request the promotion of {name}@{version}, and let "
-                    "another person approve it (`rlad registry request`, `rlad registry approve`)"
+                    f"{name} in {self.uri} requires approval: use `rlad registry request {name}@{version}`"
                 )
             return alias_moved(state, alias, version, kind="set", reason=reason)
 
@@ -315,7 +314,7 @@ class ModelRegistry:
         # Listed before the versions, so that an upload whose manifest is written in between counts as a version.
         live = {version.directory.rpartition("/")[2] for version in self.versions(name)}
         retired = self._log(name).state().retired
-        gone = {self._manifest(name, number).directory.rpartition("/")[2] for number in retired}
+        gone = {self.manifest(name, number).directory.rpartition("/")[2] for number in retired}
         for directory in sorted(directories - live):
             path = f"{name}/models/{directory}"
             if directory in gone or self._is_abandoned(path):
@@ -362,13 +361,14 @@ class ModelRegistry:
         while True:  # terminates: each iteration skips a version added by another writer
             if self.store.create(_manifest_path(version.name, version.version), to_json(version)):
                 return version
-            other = self._manifest(version.name, version.version)
+            other = self.manifest(version.name, version.version)
             if other.idempotency_key == version.idempotency_key:
                 self.store.delete_directory(version.directory)
                 return self._require_live(other)
             version = replace(version, version=version.version + 1, created_at=utc_now())
 
-    def _manifest(self, name: str, number: int) -> ModelVersion:
+    def manifest(self, name: str, number: int) -> ModelVersion:
+        """Return a version by its number, also a retired one."""
         path = _manifest_path(name, number)
         content = self.store.read(path)
         if content is None:

@@ -15,6 +15,7 @@ from pipelines.cli.registry import (
     Reference,
     RegistryUri,
     app,
+    notify_webhooks,
     open_registry,
     print_json,
     print_move,
@@ -58,6 +59,7 @@ def request(reference: Reference, by: By, reason: Reason, uri: RegistryUri = DEF
         print_json({"reference": version.reference, "expected": expected, "requester": by})
     else:
         typer.echo(f"{version.reference} waits for approval: rlad registry approve {version.reference}")
+    notify_webhooks(uri)
 
 
 @app.command(name="requests")
@@ -88,6 +90,7 @@ def approve(reference: Reference, by: By, reason: Reason, uri: RegistryUri = DEF
     previous = governance.registry.aliases(version.name).get(PRODUCTION)
     governance.approve(version.version, approver=by, reason=reason)
     print_move(version.name, PRODUCTION, previous, version.version, as_json=as_json)
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -99,6 +102,7 @@ def refuse(reference: Reference, by: By, reason: Reason, uri: RegistryUri = DEFA
         print_json({"reference": version.reference, "refused_by": by})
     else:
         typer.echo(f"{version.reference} is not promoted")
+    notify_webhooks(uri)
 
 
 def _opened(uri: str, reference: str) -> tuple[ModelGovernance, ModelVersion]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.cli.governance import approvals, notes
+from pipelines.cli.governance import approvals, notes, webhooks
 from pipelines.cli.registry import app
 
-__all__ = ["app", "approvals", "notes"]
+__all__ = ["app", "approvals", "notes", "webhooks"]

@@ -15,6 +15,7 @@ from pipelines.run.directory import RunDirectory
 from rlad.errors import RunDirectoryError
 from rlad.registry.governance import ModelGovernance
 from rlad.registry.registry import ModelRegistry
+from rlad.registry.webhooks import Webhooks
 from tests.console_stand_in import MODEL, RecordedRequests
 
 from .conftest import csrf_of
@@ -115,6 +116,19 @@ def test_promotion_of_a_guarded_model_is_requested_and_approved_by_another_user(
     assert "requested by otto, approved by anna" in page
     assert registry.aliases(MODEL) == {"production": 2}
     assert visit("otto").post(f"/registry/{MODEL}/2/refuse", data={"reason": "x"}).status_code == 403
+
+
+def test_promotion_in_the_console_is_sent_to_webhooks(
+    visit: Visit, settings: ConsoleSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks = Webhooks(registry=ModelRegistry.open(settings.registry))
+    webhooks.add("ops", url_env="HOOK_URL", secret_env="HOOK_SECRET")
+    monkeypatch.setenv("HOOK_URL", "ftp://127.0.0.1/hook")  # fails at once
+    monkeypatch.setenv("HOOK_SECRET", "0123456789abcdef")
+    act(visit("anna"), f"/registry/{MODEL}/2/approve", reason="reviewed", expected="")
+    assert "is in production" in act(visit("otto"), f"/registry/{MODEL}/2/promote", reason="better", expected="1")
+    (hook,) = webhooks.hooks()
+    assert [event.kind for event, _ in webhooks.undelivered(hook)[1]] == ["promoted"]
 
 
 def test_stale_page_does_not_promote_or_roll_back(visit: Visit, settings: ConsoleSettings) -> None:

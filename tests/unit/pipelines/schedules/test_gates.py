@@ -16,6 +16,7 @@ from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.data.records import PromptRecord
 from rlad.errors import ConfigError, DataError
 from rlad.registry.governance import ModelGovernance
+from rlad.registry.webhooks import Webhooks
 
 from .conftest import DAY, NIGHT, Site, records
 
@@ -177,3 +178,19 @@ def test_better_student_of_a_later_run_replaces_the_open_request(site: Site) -> 
         assert site.tick_at(NIGHT + day * DAY, before=0.5, after=after).event == "requested"
     assert [request.version for request in ModelGovernance(registry=site.registry, name="kk").requests()] == [3]
     assert [version.version for version in site.registry.versions("kk")] == [3]
+
+
+def test_promotion_of_a_tick_is_sent_to_webhooks_whose_failure_changes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks = Webhooks(registry=site.registry)
+    webhooks.add("ops", url_env="HOOK_URL", secret_env="HOOK_SECRET")
+    monkeypatch.setenv("HOOK_URL", "ftp://127.0.0.1/hook")  # fails at once
+    monkeypatch.setenv("HOOK_SECRET", "0123456789abcdef")
+    assert site.tick_at(NIGHT).event == "promoted"
+    (hook,) = webhooks.hooks()
+    pending, failed = webhooks.undelivered(hook)
+    assert [event.kind for event in pending] == ["promoted"]  # waits behind the failed one
+    assert [(event.kind, failure.error) for event, failure in failed] == [
+        ("registered", "webhook ops does not answer: UnsupportedProtocol")
+    ]
