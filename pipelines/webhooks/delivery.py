@@ -80,7 +80,7 @@ def deliver_quietly(uri: str, *, first_wait_s: float = 1.0) -> None:
     """
     try:
         reports = deliver(ModelRegistry.open(uri), first_wait_s=first_wait_s)
-    except Exception as error:  # whatever it is, the change is complete and must not appear to have failed
+    except Exception as error:  # noqa: BLE001 - the change is complete, and must not appear to have failed
         logger.warning("webhooks_failed error=%s: %s", type(error).__name__, redact(str(error)))
         return
     for report in reports:
