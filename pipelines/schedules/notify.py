@@ -47,10 +47,15 @@ def message_of(tick: Tick, *, model: str) -> dict[str, Any]:
         "reason": tick.reason,
         "model": model,
         "outcome": outcome,
+        "cost": asdict(tick.cost) if tick.cost is not None else None,
     }
 
 
 def _sentence(tick: Tick, model: str) -> str:
+    return _result(tick, model) + (f" (cost: {tick.cost})" if tick.cost is not None else "")
+
+
+def _result(tick: Tick, model: str) -> str:
     if tick.outcome is not None and tick.status == "finished":
         waits = "waits for approval" if tick.outcome.is_requested else "was not promoted"
         result = "is in production now" if tick.outcome.is_promoted else waits

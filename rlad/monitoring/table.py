@@ -83,6 +83,10 @@ _FIGURES = {
     "objective/mismatch_mean": "Mean correction of the difference between sampler and learner.",
     "objective/mismatch_cut_fraction": "Share of tokens whose correction is cut.",
     "objective/negative_log_likelihood": "Mean negative log-likelihood of the traces, nats per token.",
+    "cost/gpu_hours": "GPU-hours that the run's pools have reserved since its start, over all attempts.",
+    "cost/cpu_hours": "CPU-hours that the run's pools have reserved since its start, over all attempts.",
+    "cost/amount": "Amount of these hours at the prices of `cost`, in `cost.currency`.",
+    "cost/budget_share": "Used share of the limit of `cost.budget` that is used most, 1 at the limit.",
     "evaluation/accuracy": "Accuracy of the last evaluation (mean@k), between 0 and 1.",
 }
 _BY_PASS = (

@@ -58,6 +58,9 @@ _RUN = [
     _curves("Response length, tokens", "rlad_rollout_response_tokens_mean", "rlad_rollout_response_tokens_max"),
     _curves("Groups with equal rewards", "rlad_reward_equal_groups_fraction", unit="percentunit"),
     _curves("Left out of verification", "rlad_verifier_left_out_fraction", unit="percentunit"),
+    _curves("Reserved hours", "rlad_cost_gpu_hours", "rlad_cost_cpu_hours"),
+    _curves("Amount at the prices of the run", "rlad_cost_amount"),
+    _curves("Used budget", "rlad_cost_budget_share", unit="percentunit"),
 ]
 _POOLS = [
     _curves("Step", "rlad_time_step_s", unit="s"),

@@ -105,6 +105,11 @@ CASES = [
         {f"ray_rlad_evaluation_accuracy{RUN}": "0.8x60 0.75x60"},
     ),
     (
+        "RladBudgetNearlyUsed",
+        {f"ray_rlad_cost_budget_share{RUN}": "0.5x60 0.8x60"},
+        {f"ray_rlad_cost_budget_share{RUN}": "0.5x60 0.79x60"},
+    ),
+    (
         "RladTruncationRising",
         {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.05x100 0.3x20"},
         {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.3x120"},
