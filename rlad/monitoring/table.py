@@ -79,7 +79,7 @@ _FIGURES = {
     "objective/teacher_kl": "Mean divergence of the policy and the teacher, nats.",
     "objective/imitated_fraction": "Share of tokens with a distillation term.",
     "objective/reference_kl": "Mean KL of the policy and the reference policy, nats.",
-    "objective/entropy": "Mean entropy of the policy, nats per token.",
+    "objective/entropy": "Mean entropy of the policy, nats per token, if `objective.entropy_bonus` is on.",
     "objective/mismatch_mean": "Mean correction of the difference between sampler and learner.",
     "objective/mismatch_cut_fraction": "Share of tokens whose correction is cut.",
     "objective/negative_log_likelihood": "Mean negative log-likelihood of the traces, nats per token.",
@@ -160,10 +160,11 @@ _RUN = (
         "answer, -1 after it was lost or removed.",
     ),
     Metric(
-        name="rlad_worker_lost_processes",
+        name="rlad_pool_lost_processes",
         kind="gauge",
-        labels=("run", "worker"),
-        description="Processes of the worker's pool or service that were lost since the run started.",
+        labels=("run", "pool"),
+        description="Processes of a pool or service, such as `rollout` or `broker`, that were lost since the run "
+        "started.",
     ),
     Metric(
         name="rlad_tracker_lost_calls",

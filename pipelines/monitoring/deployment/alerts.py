@@ -195,10 +195,10 @@ POOL_ALERTS = (
     ),
     Alert(
         title="RladWorkerLost",
-        expression=f"delta({name('rlad_worker_lost_processes')}[10m]) > 0",
+        expression=f"delta({name('rlad_pool_lost_processes')}[10m]) > 0",
         lasts="0m",
         severity="info",
-        summary="A process of run {{ $labels.run }} was lost and replaced: {{ $labels.worker }}.",
+        summary="A process of run {{ $labels.run }} was lost and replaced: {{ $labels.pool }}.",
         remedy="Look at the node's memory, and at its log of preemptions.",
     ),
 )

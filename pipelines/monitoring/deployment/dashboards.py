@@ -90,7 +90,7 @@ _POOLS = [
         },
     ),
     Panel(title="Processes", queries={"{{worker}} {{run}}": _of_run("rlad_worker_up")}),
-    Panel(title="Lost processes", queries={"{{worker}} {{run}}": _of_run("rlad_worker_lost_processes")}),
+    Panel(title="Lost processes", queries={"{{pool}} {{run}}": _of_run("rlad_pool_lost_processes")}),
     _curves("Staleness, versions", "rlad_rollout_staleness_mean", "rlad_rollout_staleness_max"),
     Panel(title="GPU", queries={"{{ip}} {{GpuIndex}}": name("ray_node_gpus_utilization")}, unit="percent"),
     Panel(title="CPU", queries={"{{ip}}": name("ray_node_cpu_utilization")}, unit="percent"),

@@ -147,8 +147,8 @@ CASES = [
     ),
     (
         "RladWorkerLost",
-        {'ray_rlad_worker_lost_processes{run="r", worker="rollout-0"}': "0x117 1x3"},
-        {'ray_rlad_worker_lost_processes{run="r", worker="rollout-0"}': "1x120"},
+        {'ray_rlad_pool_lost_processes{run="r", pool="rollout"}': "0x117 1x3"},
+        {'ray_rlad_pool_lost_processes{run="r", pool="rollout"}': "1x120"},
     ),
     (
         "RladTeacherSaturated",
