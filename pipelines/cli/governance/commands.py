@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.cli.governance import approvals, following, notes, serving, webhooks
+from pipelines.cli.governance import approvals, exports, following, notes, serving, webhooks
 from pipelines.cli.registry import app
 
-__all__ = ["app", "approvals", "following", "notes", "serving", "webhooks"]
+__all__ = ["app", "approvals", "exports", "following", "notes", "serving", "webhooks"]

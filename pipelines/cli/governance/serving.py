@@ -102,9 +102,9 @@ def serving_arguments(version: ModelVersion, reference: str, *, max_model_len: i
         arguments += ["--generation-config", "vllm", "--override-generation-config", json.dumps(sampling)]
     if rollout.get("tensor_parallel", 1) > 1:
         arguments += ["--tensor-parallel-size", str(rollout["tensor_parallel"])]
-    lengths = [rollout.get(key) for key in ("max_prompt_tokens", "max_response_tokens")]
-    if max_model_len is None and None not in lengths:
-        max_model_len = sum(lengths)
+    prompt, response = rollout.get("max_prompt_tokens"), rollout.get("max_response_tokens")
+    if max_model_len is None and prompt is not None and response is not None:
+        max_model_len = prompt + response
     return arguments if max_model_len is None else [*arguments, "--max-model-len", str(max_model_len)]
 
 
