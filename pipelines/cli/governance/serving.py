@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def serve(
 ) -> None:
     """Serve a version by vLLM's OpenAI-compatible server, with the settings that it was trained and evaluated with.
 
-    The version is verified, and is not followed when its alias moves. Further arguments go to `vllm serve`.
+    The version is verified, and is not followed when its alias moves. Further arguments go to vLLM.
     """
     if host not in _LOOPBACK and not os.environ.get(_KEY_VARIABLE):
         raise ConfigError(
@@ -58,7 +59,8 @@ def serve(
     version = resolved(opened, reference)
     path = opened.verified_path(version.name, version.version, into)
     command = [
-        *("vllm", "serve", str(path), "--host", host, "--port", str(port)),
+        *_server(),
+        *("--model", str(path), "--host", host, "--port", str(port)),
         *serving_arguments(version, reference, max_model_len=max_model_len),
         *context.args,
     ]
@@ -69,16 +71,28 @@ def serve(
     if only_print:
         typer.echo(shlex.join(command))
         return
-    program = shutil.which("vllm") or str(Path(sys.executable).with_name("vllm"))
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    os.execve(sys.executable, command, environment)
+
+
+def _server() -> list[str]:
+    """Return the command of the server in this environment.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    if find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed in this environment: install the extra `gpu` or `cpu` of rlad")
     try:
-        os.execve(program, command, environment)
-    except OSError as error:
-        raise ConfigError(f"cannot run {program}: {error.strerror}; install vLLM in this environment") from error
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        # `vllm serve` looks for this distribution and fails in the CPU build, which has another name.
+        return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 
 
 def serving_arguments(version: ModelVersion, reference: str, *, max_model_len: int | None) -> list[str]:
-    """Return the arguments of `vllm serve` that depend on the version.
+    """Return the arguments of the server that depend on the version.
 
     Args:
         version: The version.

