@@ -26,7 +26,7 @@ _KEY_VARIABLE = "VLLM_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_extra_args": True})
 def serve(
     context: typer.Context,
     reference: Reference,
@@ -48,13 +48,15 @@ def serve(
 ) -> None:
     """Serve a version by vLLM's OpenAI-compatible server, with the settings that it was trained and evaluated with.
 
-    The version is verified, and is not followed when its alias moves. Further arguments go to vLLM.
+    The version is verified, and is not followed when its alias moves. Arguments after `--` go to vLLM.
     """
     if host not in _LOOPBACK and not os.environ.get(_KEY_VARIABLE):
         raise ConfigError(
             f"--host {host} is open to other machines: set {_KEY_VARIABLE} to the key that clients must send, or "
             "listen on loopback behind a proxy"
         )
+    if any(argument.partition("=")[0] == "--host" for argument in context.args):
+        raise ConfigError("--host belongs before --: rlad checks that an address of other machines has a key")
     opened = open_registry(uri)
     version = resolved(opened, reference)
     path = opened.verified_path(version.name, version.version, into)

@@ -53,7 +53,7 @@ def server(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [*command, "--enforce-eager"], cwd=folder, env=os.environ | variables, stdout=output, stderr=output
+            [*command, "--", "--enforce-eager"], cwd=folder, env=os.environ | variables, stdout=output, stderr=output
         ) as process,
     ):
         try:

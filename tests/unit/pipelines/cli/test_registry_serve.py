@@ -43,7 +43,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRegistry:
 
 
 def printed(*arguments: str) -> list[str]:
-    result = CliRunner().invoke(app, ["registry", "serve", *arguments, "--print"])
+    result = CliRunner().invoke(app, ["registry", "serve", "--print", *arguments])
     if isinstance(result.exception, RladError):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -55,7 +55,7 @@ def after_model(command: list[str]) -> list[str]:
 
 
 def test_command_has_type_length_and_names_of_the_version(registry: ModelRegistry) -> None:
-    command = printed(f"{MODEL}@production", "--tensor-parallel-size", "1")
+    command = printed(f"{MODEL}@production", "--", "--tensor-parallel-size", "1")
     path = registry.local_path(registry.get(MODEL, 1))
     assert command[:1] == [sys.executable]
     assert after_model(command) == [
@@ -67,6 +67,12 @@ def test_command_has_type_length_and_names_of_the_version(registry: ModelRegistr
         *("--tensor-parallel-size", "2", "--max-model-len", "256"),
         *("--tensor-parallel-size", "1"),
     ]
+
+
+def test_unknown_option_before_the_dashes_is_refused(registry: ModelRegistry) -> None:
+    result = CliRunner().invoke(app, ["registry", "serve", f"{MODEL}@1", "--print", "--prot", "9000"])
+    assert result.exit_code == 2
+    assert "--prot" in result.output
 
 
 def test_stops_for_which_vllm_has_no_argument_are_named(registry: ModelRegistry) -> None:
@@ -85,6 +91,9 @@ def test_version_without_a_configuration_has_the_defaults_of_vllm(registry: Mode
 def test_address_of_other_machines_requires_a_key(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="set VLLM_API_KEY"):
         printed(f"{MODEL}@1", "--host", "0.0.0.0")
+    for arguments in (["--host", "0.0.0.0"], ["--host=0.0.0.0"]):
+        with pytest.raises(ConfigError, match="--host belongs before"):
+            printed(f"{MODEL}@1", "--", *arguments)
     monkeypatch.setenv("VLLM_API_KEY", "s3cret-key")
     command = printed(f"{MODEL}@1", "--host", "0.0.0.0")
     assert after_model(command)[1:3] == ["--host", "0.0.0.0"]
