@@ -374,3 +374,18 @@ class WeightsManifest:
                 "WeightsManifest: expected version >= 0, a checksum and num_bytes > 0; "
                 f"got version {self.version}, checksum {self.checksum!r}, num_bytes {self.num_bytes}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationProgress:
+    """Generation of one rollout worker since it started. Time in which its weights are updated does not count.
+
+    Attributes:
+        tokens: Response tokens, those of unfinished responses included.
+        busy_s: Seconds during which it decoded at least one sequence.
+        sequence_s: The same, summed over the sequences that it decoded at once.
+    """
+
+    tokens: int
+    busy_s: float
+    sequence_s: float

@@ -19,6 +19,8 @@ class Event(StrEnum):
 
     HEARTBEAT_MISSED = auto()
     """A process did not run when its node's watch looked at it."""
+    WORKER_SLOW = auto()
+    """A rollout worker generated far fewer tokens than the pool's median."""
     CALL_LOST = auto()
     """A call lost its worker, its replica or its connection."""
     CALL_REFUSED = auto()
@@ -82,6 +84,7 @@ class Response:
 RESPONSES: Mapping[Event, Response] = MappingProxyType(
     {
         Event.HEARTBEAT_MISSED: Response(within=Action.WAIT, beyond=Action.REPLACE),
+        Event.WORKER_SLOW: Response(within=Action.WAIT, beyond=Action.REPLACE),
         Event.CALL_LOST: Response(within=Action.RETRY, beyond=Action.REISSUE),
         Event.CALL_REFUSED: Response(within=Action.RETRY, beyond=Action.RETRY),
         Event.CALL_LATE: Response(within=Action.REISSUE, beyond=Action.REISSUE),
@@ -104,8 +107,8 @@ def decide(event: Event, *, happened: float = 1, budget: float = 0) -> Action:
 
     Args:
         event: What happened.
-        happened: Number of times that it has happened, this one included.
-        budget: Number of times that it may happen.
+        happened: Number of times that it has happened, this one included; of a slow worker, the seconds measured.
+        budget: Number of times that it may happen, or the seconds that it may last.
     """
     response = RESPONSES[event]
     return response.within if happened <= budget else response.beyond

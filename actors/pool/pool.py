@@ -2,9 +2,9 @@
 
 A pool belongs to the driver's event loop and owns the actor handles. An actor becomes *ready* once it is up and
 prepared; only ready actors get work. An actor that dies or becomes unreachable is removed at once and replaced in the
-background while the restart budget lasts; its callers get `WorkerLostError` and may submit the work again. So does a
-worker whose process was stopped, once the monitor has noticed it. When a pool shrinks, surplus workers drain: they
-finish their leases before they are killed.
+background while the restart budget lasts; its callers get `WorkerLostError` and may submit the work again. The same
+happens to a worker whose process was stopped, and to one that is given up for its speed. When a pool shrinks, surplus
+workers drain: they finish their leases before they are killed.
 
 Worker states are in `actors.pool.workers`, the rules for replacement in `rlad.failures`.
 """
@@ -274,6 +274,12 @@ class ActorPool:
         reason = "" if self._last_failure is None else f"; last failure: {reason_of(self._last_failure)}"
         return PoolExhaustedError(f"no {self._name} worker is left and the restart budget is spent{reason}")
 
+    def give_up(self, name: str, reason: str) -> None:
+        """Replace a ready worker that answers its calls, but is too slow. Its callers get `WorkerLostError`."""
+        worker = self._workers.get(name)
+        if worker is not None and worker.state is WorkerState.READY:
+            self._lose(worker, WorkerLostError(reason))
+
     def _lose(self, worker: Worker, error: Exception) -> None:
         """Give up a worker that failed its caller. Only the first of several callers has an effect."""
         event = _LOSS_EVENTS.get(worker.state)
@@ -287,10 +293,8 @@ class ActorPool:
         self._act_on(event)
 
     def _log_loss(self, worker: Worker, state: str, reason: str) -> None:
-        left = self._restarts_left
-        logger.warning(
-            "pool=%s worker=%s state=%s restarts_left=%d reason=%s", self._name, worker.name, state, left, reason
-        )
+        message = "pool=%s worker=%s state=%s restarts_left=%d reason=%s"
+        logger.warning(message, self._name, worker.name, state, self._restarts_left, reason)
 
     def _act_on(self, event: Event) -> None:
         """Apply the decision of the failure policy."""

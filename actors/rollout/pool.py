@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,9 +20,11 @@ from actors.health.monitor import HeartbeatMonitor
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, WeightsPublication
 from actors.pool.pool import ActorPool, PoolState
 from actors.pool.routing import queue_capacity
+from actors.pool.speed import SlowWorker, watch_speeds
 from actors.rollout.worker import RolloutWorker
 from actors.weights.transports import ObjectStoreTransport, WeightTransport, WeightUpdate
-from rlad.config import RolloutConfig
+from rlad.config import FailureConfig, RolloutConfig
+from rlad.contracts import GenerationProgress
 from rlad.errors import DeadlineError, EngineError, RladError, WeightsLostError, WeightsMismatchError, WorkerLostError
 from rlad.tokenizers.stopping import SamplingTokens
 
@@ -83,6 +86,9 @@ class RolloutPool:
 
     By default strictly on-policy: weights change only while no group is in flight, so all tokens of a group are sampled
     by one policy version.
+
+    Attributes:
+        num_slow: Number of workers that were given up because they were slow.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class RolloutPool:
         tokens: SamplingTokens = SamplingTokens(),  # noqa: B008  # frozen
         worker: type = RolloutWorker,
         monitor: HeartbeatMonitor | None = None,
+        failures: FailureConfig | None = None,
     ) -> None:
         """
         Args:
@@ -117,6 +124,7 @@ class RolloutPool:
                 end-of-sequence tokens end a response, and every id may be sampled.
             worker: Actor class with the methods of `RolloutWorker`.
             monitor: Ends workers whose process, or whose engine's, was stopped.
+            failures: Settings by which workers that are much slower than the others are replaced; None replaces none.
         """
         self._config = config
         self._transport = transport or ObjectStoreTransport()
@@ -144,6 +152,9 @@ class RolloutPool:
             monitor=monitor,
             has_engine=True,
         )
+        self._failures = failures
+        self._watching: asyncio.Task[None] | None = None
+        self.num_slow = 0
 
     async def start(self) -> None:
         """Start all workers.
@@ -152,6 +163,9 @@ class RolloutPool:
             PoolExhaustedError, DeadlineError: Some workers did not start; the message names them and the reasons.
         """
         await self._pool.start()
+        if self._failures is not None:
+            read = partial(self._read_progress, self._failures.heartbeat_s)
+            self._watching = watch_speeds(self._failures, read=read, give_up=self._give_up)
 
     def state(self) -> PoolState:
         """Return the number of workers by state."""
@@ -235,6 +249,9 @@ class RolloutPool:
 
     async def close(self) -> None:
         """Shut down all workers. May be called twice, and after a failed start."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching}, timeout=_CLOSE_TIMEOUT_S)
         # A worker that does not close is killed next. Its folder is removed when another run starts on the node.
         with suppress(RladError):
             await self._pool.for_each(lambda worker: _within(_CLOSE_TIMEOUT_S, worker.close.remote(), "close"))
@@ -279,6 +296,22 @@ class RolloutPool:
                 else f"{what}: {error}"
             )
             raise WorkerLostError(reason) from error
+
+    async def _read_progress(self, timeout_s: float) -> dict[str, GenerationProgress | None]:
+        """Return the progress of every ready worker; None of one that did not answer in time."""
+
+        async def ask(worker: ActorHandle) -> tuple[str, GenerationProgress | None]:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    return self._pool.worker_name(worker), await worker.progress.remote()
+            return self._pool.worker_name(worker), None
+
+        return dict(await self._pool.for_each(ask))
+
+    def _give_up(self, slow: SlowWorker) -> None:
+        if slow.name in self._pool.workers():  # it may have been lost meanwhile
+            self.num_slow += 1
+            self._pool.give_up(slow.name, slow.reason)
 
     async def _sample_on(
         self, worker: ActorHandle, name: str, request: SampleRequest

@@ -15,7 +15,7 @@ from actors.engines.vllm_engine.settings import VllmSettings, apply_environment
 from actors.messages import GroupSummary, SampleRequest, WeightsPublication
 from actors.weights.node_file import NodeWeights, require_shared_memory
 from actors.weights.published_file import hold_published
-from rlad.contracts import Columns, RolloutGroup, WeightsManifest
+from rlad.contracts import Columns, GenerationProgress, RolloutGroup, WeightsManifest
 from rlad.errors import WeightsMismatchError
 from rlad.models.locations import fetch_model
 from rlad.weight_file import weight_bytes
@@ -155,6 +155,10 @@ class RolloutWorker:
     async def version(self) -> int | None:
         """Return the policy version that the engine process holds. An answer also shows that the process is alive."""
         return await self._sampler.version()
+
+    async def progress(self) -> GenerationProgress:
+        """Return what the engine has generated since it started."""
+        return self._sampler.progress()
 
     async def close(self) -> None:
         """Shut down the engine and remove the worker's files from the node."""

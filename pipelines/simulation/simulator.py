@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,15 @@ from actors.experience.broker import ExperienceBroker
 from actors.experience.group import ColumnsRef
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierResult, WeightsPublication
 from actors.pool.routing import Router, queue_capacity
+from actors.pool.speed import SlowWorker, watch_speeds
 from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
 from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig
-from rlad.contracts import Array, Outcome, TeacherSupport, Verdicts
+from rlad.contracts import Array, GenerationProgress, Outcome, TeacherSupport, Verdicts
 from rlad.errors import WorkerLostError
+from rlad.failures import Action, Event, decide_for_pool
 from rlad.testing.virtual_time import run_in_virtual_time
 
 
@@ -36,6 +40,20 @@ class Failures:
     """
 
     mean_between_s: float
+    restart_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowWorkers:
+    """Rollout workers that are slower than the others. They are replaced by the rules and the settings of a real run.
+
+    Attributes:
+        factors: How many times slower a worker is, by its number. Replacements continue the numbers of the first
+            workers.
+        restart_s: Time until a replacement serves, seconds.
+    """
+
+    factors: Mapping[int, float]
     restart_s: float
 
 
@@ -69,31 +87,44 @@ class SimulatedRun:
 
 
 def simulate(
-    config: RunConfig, *, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None = None
+    config: RunConfig,
+    *,
+    lengths: Lengths,
+    speeds: Speeds,
+    sizes: PoolSizes,
+    failures: Failures | None = None,
+    slow: SlowWorkers | None = None,
 ) -> SimulatedRun:
     """Simulate a run in virtual time.
 
     Args:
-        config: Its training, rollout, learner and objective settings determine the schedule. Its models and prompts are
-            not read.
+        config: Its training, rollout, learner, objective and failure settings determine the schedule. Its models and
+            prompts are not read.
         lengths: Distribution of the response lengths.
         speeds: Speeds of the pools.
         sizes: Sizes of the pools, instead of the configuration's.
         failures: Losses of rollout workers; none by default.
+        slow: Slow rollout workers. By default none is slow and speeds are not compared.
     """
     with tempfile.TemporaryDirectory(prefix="rlad-simulation-") as folder:
-        return run_in_virtual_time(_simulate(config, Path(folder), lengths, speeds, sizes, failures))
+        return run_in_virtual_time(_simulate(config, Path(folder), lengths, speeds, sizes, failures, slow))
 
 
 async def _simulate(
-    config: RunConfig, folder: Path, lengths: Lengths, speeds: Speeds, sizes: PoolSizes, failures: Failures | None
+    config: RunConfig,
+    folder: Path,
+    lengths: Lengths,
+    speeds: Speeds,
+    sizes: PoolSizes,
+    failures: Failures | None,
+    slow: SlowWorkers | None,
 ) -> SimulatedRun:
     loop = asyncio.get_running_loop()
     prompts = stand_in_prompts(config.training.prompts_per_step * 4)
     broker = InProcess(
         ExperienceBroker(str(folder / "ledger.sqlite"), stand_in_shard_policy(config), config.rollout.group_size)
     )
-    rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures)
+    rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures, slow)
     verifiers = SimulatedVerifiers(speeds, sizes.verifier, lengths.group_size)
     teacher = SimulatedTeacher(speeds, sizes.teacher) if sizes.teacher else None
     learner = StandInLearner(broker, lengths, speeds)
@@ -145,23 +176,35 @@ class SimulatedRollout:
     """Rollout pool: the real router over engines that only take time."""
 
     def __init__(
-        self, config: RunConfig, lengths: Lengths, speeds: Speeds, workers: int, failures: Failures | None
+        self,
+        config: RunConfig,
+        lengths: Lengths,
+        speeds: Speeds,
+        workers: int,
+        failures: Failures | None,
+        slow: SlowWorkers | None = None,
     ) -> None:
-        self._lengths, self._speeds, self._failures = lengths, speeds, failures
+        self._lengths, self._speeds, self._failures, self._slow = lengths, speeds, failures, slow
         self._router = Router(
             capacity=queue_capacity(config.rollout.model_copy(update={"max_sequences": speeds.slots}))
         )
         self._engines: dict[str, DecodingSlots] = {}
         self._lost: dict[str, asyncio.Future[None]] = {}
-        self._lives: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._random = np.random.default_rng(lengths.seed)
         self._version = 0
+        self._target, self._restarts_left = workers, config.rollout.max_restarts
+        self._num_starting = 0
+        self._numbers = itertools.count(workers)
         self.slot_s = 0.0
         self.num_lost = 0
         for number in range(workers):
-            self._admit(f"rollout-{number}")
+            self._admit(number)
             if failures is not None:
-                self._lives.append(asyncio.create_task(self._live(f"rollout-{number}", failures)))
+                self._tasks.append(asyncio.create_task(self._live(number, failures)))
+        if slow is not None:  # not otherwise, since a timer that never ends hides a deadlock
+            give_up = partial(self._give_up, restart_s=slow.restart_s)
+            self._tasks.append(watch_speeds(config.failures, read=self._read_progress, give_up=give_up))
 
     async def sample(self, request: SampleRequest, *, priority: int) -> SampledGroup:
         name = await self._router.enqueue(request.max_total_tokens, priority=priority)
@@ -187,11 +230,13 @@ class SimulatedRollout:
         self._version = publication.manifest.version
 
     def close(self) -> None:
-        for life in self._lives:
-            life.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    def _admit(self, name: str) -> None:
-        self._engines[name] = DecodingSlots(self._speeds)
+    def _admit(self, number: int) -> None:
+        name = f"rollout-{number}"
+        factor = self._slow.factors.get(number, 1.0) if self._slow is not None else 1.0
+        self._engines[name] = DecodingSlots(replace(self._speeds, token_s=factor * self._speeds.token_s))
         self._lost[name] = asyncio.get_running_loop().create_future()
         self._router.admit(name)
 
@@ -206,14 +251,39 @@ class SimulatedRollout:
         finally:
             decoding.cancel()
 
-    async def _live(self, name: str, failures: Failures) -> None:
+    def _lose(self, name: str) -> None:
+        self.num_lost += 1
+        self._router.remove(name)
+        self._lost[name].set_result(None)
+
+    async def _live(self, number: int, failures: Failures) -> None:
         while True:
             await asyncio.sleep(float(self._random.exponential(failures.mean_between_s)))
-            self.num_lost += 1
-            self._router.remove(name)
-            self._lost[name].set_result(None)
+            self._lose(f"rollout-{number}")
             await asyncio.sleep(failures.restart_s)
-            self._admit(name)
+            self._admit(number)
+
+    async def _read_progress(self) -> dict[str, GenerationProgress]:
+        return {name: engine.progress() for name, engine in self._engines.items() if not self._lost[name].done()}
+
+    def _give_up(self, slow: SlowWorker, *, restart_s: float) -> None:
+        self._lose(slow.name)
+        decision = decide_for_pool(
+            Event.WORKER_LOST,
+            ready=len(self._router),
+            starting=self._num_starting,
+            target=self._target,
+            restarts_left=self._restarts_left,
+        )
+        self._restarts_left = decision.restarts_left
+        if decision.action is Action.REPLACE:
+            self._num_starting += 1
+            self._tasks.append(asyncio.create_task(self._start_replacement(restart_s)))
+
+    async def _start_replacement(self, restart_s: float) -> None:
+        await asyncio.sleep(restart_s)
+        self._num_starting -= 1
+        self._admit(next(self._numbers))
 
 
 class SimulatedVerifiers:

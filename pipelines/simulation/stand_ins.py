@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from actors.engines.vllm_engine.generation_meter import GenerationMeter
 from actors.experience.broker import StepReport
 from actors.messages import WeightsPublication
 from pipelines.simulation.workload import Lengths, Speeds
-from rlad.contracts import WeightsManifest
+from rlad.contracts import GenerationProgress, WeightsManifest
 from rlad.errors import BrokerRestartedError
 
 _RESTART_PAUSE_S = 0.2
@@ -32,6 +33,8 @@ class DecodingSlots:
         self._speeds = speeds
         self._free = asyncio.Semaphore(speeds.slots)
         self._free_since = [0.0] * speeds.slots  # a heap, with an entry for each free slot
+        self._running = 0
+        self._meter = GenerationMeter(lambda: asyncio.get_running_loop().time())
 
     async def decode(self, lengths: tuple[int, ...]) -> None:
         """Return when the longest response is finished."""
@@ -40,14 +43,25 @@ class DecodingSlots:
         asked_at = asyncio.get_running_loop().time()
         await asyncio.gather(*(self._decode_one(length, asked_at) for length in lengths))
 
+    def progress(self) -> GenerationProgress:
+        """Return what the slots have generated. Every busy slot generates at the same speed."""
+        measured = self._meter.progress()
+        return replace(measured, tokens=int(measured.sequence_s / self._speeds.token_s))
+
     async def _decode_one(self, length: int, asked_at: float) -> None:
         clock = asyncio.get_running_loop().time
         async with self._free:
             ends_at = max(asked_at, heapq.heappop(self._free_since)) + length * self._speeds.token_s
+            self._run(1)
             try:
                 await asyncio.sleep(ends_at - clock())
             finally:
+                self._run(-1)
                 heapq.heappush(self._free_since, min(ends_at, clock()))  # earlier, if it was cancelled
+
+    def _run(self, change: int) -> None:
+        self._running += change
+        self._meter.record(tokens=0, running=self._running)
 
 
 class Server:

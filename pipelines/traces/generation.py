@@ -125,6 +125,7 @@ async def _generate(run: ResolvedRun, missing: list[int], traces: TraceFolder, p
         label_selector=selector_of(config.cluster, "teacher"),
         tokens=sampling_tokens(load_tokenizer(run.student), run.frozen_models["teacher"], config),
         monitor=monitor,
+        failures=config.failures,
     )
     verifiers = VerdictPools(
         config.verifier_pool,

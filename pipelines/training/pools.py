@@ -186,6 +186,7 @@ def _rollout_pool(
         transport=transport,
         tokens=sampling,
         monitor=monitor,
+        failures=config.failures,
     )
 
 

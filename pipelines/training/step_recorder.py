@@ -69,7 +69,7 @@ class StepRecorder:
             EngineError: Rollout engine and learner disagree.
         """
         metrics = self._source.metrics(trained) | await self._utilization.idle_shares(trained.report.metrics)
-        metrics |= self._cost.record_step()
+        metrics |= self._cost.record_step() | {"rollout/slow_workers": float(self._pools.rollout.num_slow)}
         self._telemetry.record_step(trained.number + 1, metrics)
         if self._samples is not None:
             self._samples.write_step(trained.number, [group.summary.uid for group in trained.groups])

@@ -27,6 +27,7 @@ _MOVED = {
     "learner.step_timeout_s": "failures.step_timeout_s",
 }
 """Former settings, by their former keys."""
+_TEACHER_KINDS = ("path", "service", "url")
 
 
 def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -97,7 +98,7 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
     _require_pairs(overrides)
     try:
         loaded = _loaded(path)
-        merged = OmegaConf.merge(_clear_replaced_teachers(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(_clear_replaced_kinds(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
         settings = resolved(merged, where=str(path))
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {redact(str(error))}") from error
@@ -112,7 +113,8 @@ def merged(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """
     _require_pairs(overrides)
     try:
-        found = OmegaConf.merge(OmegaConf.create(dict(settings)), OmegaConf.from_dotlist(list(overrides)))
+        before = _clear_replaced_kinds(OmegaConf.create(dict(settings)), overrides)
+        found = OmegaConf.merge(before, OmegaConf.from_dotlist(list(overrides)))
         return {str(key): value for key, value in resolved(found, where="the new settings").items()}
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
         raise ConfigError(f"the new settings are not valid: {redact(str(error))}") from error
@@ -151,20 +153,28 @@ def resolved(settings: Any, *, where: str) -> Any:
     return plain
 
 
-def _clear_replaced_teachers(settings: Any, overrides: Sequence[str]) -> Any:
-    """Clear teacher sections that overrides turn into shared teachers (`teacher.service=NAME`).
+def _clear_replaced_kinds(settings: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Clear sections that overrides turn into another kind: `prompts.source=file`, `teacher={service: NAME}`.
 
-    The file's engine settings would be unknown keys of a shared teacher.
+    The keys of the file's kind would be unknown keys of the new one.
     """
     for override in overrides:
-        section, _, key = override.partition("=")[0].rpartition(".")
-        if (
-            key in ("service", "url")
-            and section.split(".")[0] in ("teacher", "teachers")
-            and OmegaConf.select(settings, section) is not None
-        ):
+        place, _, text = override.partition("=")
+        given = yaml.safe_load(text)
+        section = place
+        if not isinstance(given, dict):
+            section, _, key = place.rpartition(".")
+            given = {key: given}
+        present = OmegaConf.select(settings, section) if section else None
+        if isinstance(present, DictConfig) and _is_another_kind(section, present, given):
             OmegaConf.update(settings, section, {}, merge=False)
     return settings
+
+
+def _is_another_kind(section: str, present: DictConfig, given: Mapping[str, Any]) -> bool:
+    if section.split(".")[0] in ("teacher", "teachers"):
+        return any(given.get(kind) is not None and kind not in present for kind in _TEACHER_KINDS)
+    return "source" in given and "source" in present and given["source"] != present["source"]
 
 
 def validated(model: type[ModelT], settings: object, *, where: str) -> ModelT:

@@ -67,6 +67,18 @@ class FailureConfig(ConfigModel):
     missed_heartbeats: PositiveInt = Field(
         3, description="Number of looks in a row at which a process must be stopped to be killed and replaced."
     )
+    slow_worker_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2,
+        description="A rollout worker is killed and replaced, within `rollout.max_restarts`, if its generation speed "
+        "falls below this fraction of the median of its pool, of at least three workers. Two speeds must be below: "
+        "tokens per second, and tokens per second and sequence. 0 replaces none, for example for GPUs of very "
+        "different speed.",
+    )
+    slow_worker_window_s: Seconds = Field(
+        60,
+        description="Seconds of generation over which a worker's speed is measured, and before which a worker is not "
+        "replaced. Time without responses to generate and weight updates do not count.",
+    )
     max_group_attempts: PositiveInt = Field(
         4, description="How often a group is issued before it is abandoned. Each attempt may use other workers."
     )

@@ -30,6 +30,7 @@ _FIGURES = {
     "rollout/dropped_groups": "Groups with equal rewards that were replaced.",
     "rollout/abandoned_groups": "Groups that failed on every attempt and were replaced.",
     "rollout/retried_groups": "Groups that were issued more than once.",
+    "rollout/slow_workers": "Rollout workers that were given up for their speed since the driver started.",
     "traces/response_tokens": "Tokens of the traces of the step.",
     "traces/response_tokens_mean": "Mean length of a trace, tokens.",
     "traces/response_tokens_max": "Longest trace, tokens.",
@@ -246,6 +247,20 @@ _SCHEDULE = (
         kind="gauge",
         labels=("schedule",),
         description="Accuracy of the student of the last finished tick, between 0 and 1.",
+        source="schedule",
+    ),
+    Metric(
+        name="rlad_schedule_queue_slots",
+        kind="gauge",
+        labels=("queue",),
+        description="Maximum number of runs at once of a queue with a limit.",
+        source="schedule",
+    ),
+    Metric(
+        name="rlad_schedule_queue_ticks",
+        kind="gauge",
+        labels=("queue", "state"),
+        description="Ticks of a queue with a limit, by state: `running` or `waiting`.",
         source="schedule",
     ),
     Metric(

@@ -6,7 +6,7 @@ Import this module only after calling `settings.apply_environment`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,12 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
+from actors.engines.vllm_engine.generation_meter import GenerationMeter
 from actors.engines.vllm_engine.settings import MASK, VllmSettings, engine_args
-from rlad.contracts import Array, FinishReason, WeightsManifest
+from rlad.contracts import Array, FinishReason, GenerationProgress, WeightsManifest
 from rlad.errors import EngineError, WeightsMismatchError, WorkerLostError
 from rlad.tokenizers.stopping import StopRules
 
@@ -58,8 +61,11 @@ class VllmSampler:
         Raises:
             EngineError: The engine does not start.
         """
+        self._meter = GenerationMeter()
         try:
-            self._engine = AsyncLLM.from_engine_args(sampler_arguments(settings))
+            self._engine = AsyncLLM.from_engine_args(
+                sampler_arguments(settings), stat_loggers=[lambda *_: _IterationLogger(self._end_iteration)]
+            )
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start with the model at {settings.model_path}: {error} "
@@ -172,7 +178,8 @@ class VllmSampler:
         self._settled.clear()
         try:
             async with _engine_errors(), self._paused():
-                await self._load(update_info, manifest, before)
+                with self._meter.paused():
+                    await self._load(update_info, manifest, before)
         finally:
             self._settled.set()
         return manifest
@@ -182,6 +189,10 @@ class VllmSampler:
         async with _engine_errors():
             version = int(await self._engine.get_weight_version())
         return version if self._version is not None else None
+
+    def progress(self) -> GenerationProgress:
+        """Return what the engine has generated since it started."""
+        return self._meter.progress()
 
     async def close(self) -> None:
         """End the engine's process."""
@@ -236,6 +247,33 @@ class VllmSampler:
             yield
         finally:
             self._in_flight -= 1
+            if self._in_flight == 0:
+                self._end_iteration(tokens=0, running=0)  # an aborted request ends without an iteration
+
+    def _end_iteration(self, tokens: int, running: int) -> None:
+        # The engine may still count a request that this process has aborted.
+        self._meter.record(tokens=tokens, running=running if self._in_flight else 0)
+
+
+class _IterationLogger(StatLoggerBase):
+    """Reports the generated tokens and the running sequences of each iteration. vLLM calls it."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats is not None:
+            tokens = iteration_stats.num_generation_tokens if iteration_stats is not None else 0
+            self._report(tokens, scheduler_stats.num_running_reqs)
+
+    def log_engine_initialized(self) -> None:
+        pass
 
 
 @asynccontextmanager

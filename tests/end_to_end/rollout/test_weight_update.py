@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 import ray
 import torch
+from ray.exceptions import RayError
 
 from actors.engines.vllm_engine.settings import VllmSettings
 from actors.messages import WeightsPublication
@@ -124,6 +126,28 @@ async def test_untied_weights_are_loaded(engines: Engines, make_model) -> None:
     assert group.policy_versions.tolist() == [1] * group.num_tokens
     assert largest_gap(new, group) <= 1e-4
     assert largest_gap(old, group) > 0.1
+
+
+async def test_progress_counts_every_token_and_no_time_without_requests(engines: Engines, make_model) -> None:
+    worker = engines.untied
+    before = await worker.progress.remote()
+    groups = await asyncio.gather(*(sample(worker, uid=f"progress-{index}", num_responses=4) for index in range(3)))
+    after = await worker.progress.remote()
+    assert after.tokens - before.tokens == sum(group.num_tokens for group in groups)
+    busy_s, sequence_s = after.busy_s - before.busy_s, after.sequence_s - before.sequence_s
+    assert 0 < busy_s < sequence_s < 12 * busy_s, "it decoded between 1 and 12 sequences at once"
+
+    cut, columns = worker.sample.remote(request(uid="progress-cut", num_responses=64))
+    async with asyncio.timeout(60):
+        while (await worker.progress.remote()).tokens == after.tokens:
+            await asyncio.sleep(0.01)
+    ray.cancel(cut)
+    for ref in (cut, columns):
+        with suppress(RayError):
+            await ref
+    idle = await worker.progress.remote()
+    await worker.update_weights.remote(publish(load_policy(make_model(tied=False, seed=1)).state_dict(), 1))
+    assert (await worker.progress.remote()).busy_s == idle.busy_s, "neither idle time nor a weight update counts"
 
 
 async def test_overwriting_the_weight_file_does_not_change_the_loaded_model(engines: Engines, make_model) -> None:

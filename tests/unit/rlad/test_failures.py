@@ -19,6 +19,7 @@ POOL_EVENTS = (LOST, DRAINED_LOST, FAILED, GROW, CANCEL)
     ("event", "within", "beyond"),
     [
         (Event.HEARTBEAT_MISSED, Action.WAIT, REPLACE),
+        (Event.WORKER_SLOW, Action.WAIT, REPLACE),
         (Event.CALL_LOST, Action.RETRY, Action.REISSUE),
         (Event.CALL_REFUSED, Action.RETRY, Action.RETRY),
         (Event.CALL_LATE, Action.REISSUE, Action.REISSUE),

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlad.config import load_evaluation_suite, load_run_config
+from rlad.config.load import merged, read_settings
+from rlad.config.prompts import KnightsKnavesPrompts, PromptFile
+from rlad.config.teachers import TeacherConfig
 from rlad.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[4] / "configs"
@@ -50,6 +54,38 @@ def test_invalid_suite_setting_is_reported_with_a_fix() -> None:
         load_evaluation_suite(CONFIGS / "eval_math.yaml", ["sets.aime24.sample=4"])
     with pytest.raises(ConfigError, match="without duplicates"):
         load_evaluation_suite(CONFIGS / "eval_math.yaml", ["sets.aime24.group_by=[task, task]"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["prompts={source: file, path: /p.jsonl}"], ["prompts.path=/p.jsonl", "prompts.source=file"]],
+)
+def test_override_of_another_kind_replaces_the_section(overrides: list[str]) -> None:
+    prompts = load_run_config(SMOKE, overrides).prompts
+    assert isinstance(prompts, PromptFile)
+    assert prompts.path == "/p.jsonl"
+    assert merged(load_run_config(SMOKE).model_dump(mode="json"), overrides)["prompts"] == {
+        "source": "file",
+        "path": "/p.jsonl",
+    }
+
+
+def test_override_of_the_same_kind_keeps_the_other_settings_of_the_section() -> None:
+    before, after = (
+        load_run_config(SMOKE, overrides).prompts for overrides in ([], ["prompts={source: knights_knaves, count: 8}"])
+    )
+    assert isinstance(after, KnightsKnavesPrompts)
+    assert after == before.model_copy(update={"count": 8})
+
+
+def test_shared_teacher_and_own_teacher_replace_each_other(tmp_path: Path) -> None:
+    shared = "teacher={service: kk, timeout_s: 9}"
+    assert load_run_config(SMOKE, [shared]).model_dump()["teacher"]["service"] == "kk"
+    path = tmp_path / "shared.yaml"
+    path.write_text(yaml.safe_dump(read_settings(SMOKE, [shared])))
+    own = load_run_config(path, ["teacher.path=/model"]).teacher
+    assert isinstance(own, TeacherConfig)
+    assert own.path == "/model"
 
 
 def test_overrides_take_precedence_and_keep_their_types() -> None:
