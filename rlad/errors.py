@@ -132,6 +132,14 @@ class AliasConflictError(RegistryError):
     """Alias that another client moved concurrently. The caller reads the alias again before it decides."""
 
 
+class ApprovalRequiredError(RegistryError):
+    """Promotion of a model that requires the approval of a person."""
+
+
+class SelfApprovalError(RegistryError):
+    """Approval of a promotion by its own requester."""
+
+
 class CorruptModelError(RegistryError):
     """Model file that is missing or differs in size or checksum from what was registered."""
 

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests import hub_uploads
+
 Kind = Literal["model", "dataset"]
 _API = re.compile(
     r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)"
-    r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<folder>.+))?)?"
+    r"(?:/(?P<what>refs|(?:revision|tree|paths-info)(?=/))(?:/(?P<revision>[^/]+)(?:/(?P<folder>.+))?)?)?"
 )
 _RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _LFS = (".safetensors", ".parquet", ".bin")
@@ -57,12 +59,14 @@ class Repository:
         token: Token that may read it; None: everyone may.
         gated: Whether a reader without the right token learns that the repository exists, as with gated models.
         branches: Commit of each branch or tag.
+        tags: Commit of each tag that a client made.
         commits: Files of each commit.
     """
 
     token: str | None = None
     gated: bool = False
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
 
 
@@ -72,12 +76,18 @@ class HubStandIn:
     Attributes:
         requests: All requests so far.
         repositories: Repositories by kind and id.
+        objects: Uploaded files by SHA-256.
+        visibility: `private` or `public`, of repositories that a client made.
+        writer: Token that may write.
         breaks: Remaining bytes after which the next download of a file (by name) is cut off, one use each.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.repositories: dict[tuple[Kind, str], Repository] = {}
+        self.objects: dict[str, bytes] = {}
+        self.visibility: dict[str, str] = {}
+        self.writer = "writer"
         self.breaks: dict[str, list[int]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -173,13 +183,34 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        self._answer(self._body())
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
         authorization = self.headers.get("Authorization", "")
         token = authorization.removeprefix("Bearer ") or None
         self.hub.requests.append(Request(method=self.command, path=path, range=self.headers.get("Range"), token=token))
+        if hub_uploads.is_upload(self.command, path):
+            # The store of large files knows its clients by the address that it gave them.
+            if token != self.hub.writer and not path.startswith("/lfs/"):
+                self._refuse(401 if token is None else 403, "")
+                return
+            status, value = hub_uploads.answer(self.hub, path, body)
+            self._send_json(value, status)
+            return
         # Branch names may contain slashes, which clients quote: the quoted path is matched.
         quoted = urlsplit(self.path).path
         if match := _API.fullmatch(quoted):
@@ -202,8 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
             if is_content:  # of a gated repository, everyone may see the list of files
                 self._refuse(401 if token is None else 403, "GatedRepo")
                 return
+        if not is_content and match["what"] == "refs":
+            self._send_json(_refs(repository))
+            return
         revision = unquote(match["revision"] or "main")
-        commit = repository.branches.get(revision, revision)
+        commit = repository.branches.get(revision) or repository.tags.get(revision, revision)
         if commit not in repository.commits:
             self._refuse(404, "RevisionNotFound")
             return
@@ -224,7 +258,13 @@ class _Handler(BaseHTTPRequestHandler):
             gated: str | bool = "manual" if repository.gated else False
             self._send_json(
                 {"_id": commit[:24], "id": name, "author": owner, "sha": commit, "siblings": siblings, "tags": []}
-                | {"private": False, "gated": gated, "disabled": False, "downloads": 0, "likes": 0}
+                | {
+                    "private": self.hub.visibility.get(name) == "private",
+                    "gated": gated,
+                    "disabled": False,
+                    "downloads": 0,
+                    "likes": 0,
+                }
             )
 
     def _send_file(self, files: Mapping[str, bytes], path: str, commit: str) -> None:
@@ -258,9 +298,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(part)
 
-    def _send_json(self, value: Any) -> None:
+    def _send_json(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -275,6 +315,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _refs(repository: Repository) -> dict[str, Any]:
+    kinds = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}
+    found = {
+        kind: [{"name": name, "ref": f"refs/{ref}/{name}", "targetCommit": commit} for name, commit in commits.items()]
+        for kind, (ref, commits) in kinds.items()
+    }
+    return {**found, "converts": [], "pullRequests": []}
 
 
 def _tree(files: Mapping[str, bytes], folder: str, *, recursive: bool) -> list[dict[str, Any]]:

@@ -27,13 +27,13 @@ from pipelines.cli import deploy as deploy_cli
 from pipelines.cli import jobs as jobs_cli
 from pipelines.cli import plan as plan_cli
 from pipelines.cli import prompts as prompts_cli
-from pipelines.cli import registry as registry_cli
 from pipelines.cli import samples as samples_cli
 from pipelines.cli import simulate as simulate_cli
 from pipelines.cli import teacher as teacher_cli
 from pipelines.cli import verify as verify_cli
 from pipelines.cli.arguments import ConfigFile, Overrides
 from pipelines.cli.checks import doctor as doctor_cli
+from pipelines.cli.governance import commands as registry_commands
 from pipelines.cli.output import redact_logs, redact_tracebacks
 from pipelines.cli.recurring import control as schedule_control
 from pipelines.cli.viewing import console as console_cli
@@ -60,7 +60,7 @@ app.add_typer(prompts_cli.app)
 app.add_typer(verify_cli.app)
 app.add_typer(simulate_cli.app)
 app.add_typer(deploy_cli.app)
-app.add_typer(registry_cli.app)
+app.add_typer(registry_commands.app)
 app.add_typer(teacher_cli.app)
 app.add_typer(schedule_control.app)
 app.add_typer(doctor_cli.app)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from rlad.registry.registry import ModelRegistry
+    from rlad.registry.versions import ModelVersion
 
 app = typer.Typer(name="registry", help="Manage the models in a registry.", no_args_is_help=True)
 
@@ -43,22 +45,41 @@ def list_models(
     name: Annotated[
         str | None, typer.Argument(help="Name of the model; default: all models.", show_default=False)
     ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag",
+            metavar="KEY[=VALUE]",
+            help="List only versions with this tag; repeatable, all must match.",
+            show_default=False,
+        ),
+    ] = None,
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions of each model with aliases and accuracy, newest first."""
+    """List the versions of each model with aliases, accuracy and tags, newest first."""
     from pipelines.cli.tables.registry import versions_table
     from rlad.errors import ModelNotFoundError
+    from rlad.registry.governance import ModelGovernance
 
-    opened = _open(uri)
+    opened = open_registry(uri)
     names = opened.names()
     if name is not None and name not in names:
         raise ModelNotFoundError(
             f"no model {name!r} in the registry at {opened.uri}; models: {', '.join(names) or 'none'}"
         )
+    chosen = [name] if name is not None else names
+    notes = {model: ModelGovernance(registry=opened, name=model).notes() for model in chosen}
+    tags_of = {model: {version: found.tags for version, found in notes[model].items()} for model in chosen}
     models = {
-        model: (opened.versions(model), opened.aliases(model)) for model in ([name] if name is not None else names)
+        model: (
+            [each for each in opened.versions(model) if _has_tags(tags_of[model].get(each.version, {}), tags or [])],
+            opened.aliases(model),
+        )
+        for model in chosen
     }
+    if tags:
+        models = {model: found for model, found in models.items() if found[0]}
     if as_json:
         rows = [
             {
@@ -69,14 +90,17 @@ def list_models(
                 "parent": version.lineage.parent,
                 "bytes": version.num_bytes,
                 "created_at": version.created_at,
+                "tags": tags_of[version.name].get(version.version, {}),
             }
             for versions, aliases in models.values()
             for version in reversed(versions)
         ]
-        _print_json(rows)
+        print_json(rows)
     elif models:
         for model, (versions, aliases) in models.items():
-            Console().print(versions_table(model, versions, aliases))
+            Console().print(versions_table(model, versions, aliases, tags_of[model]))
+    elif tags:
+        typer.echo(f"no version in the registry at {opened.uri} has the tags {', '.join(tags)}")
     else:
         typer.echo(f"no models in the registry at {opened.uri}; add one with `rlad registry add NAME RUN`")
 
@@ -90,15 +114,18 @@ def show(
     uri: RegistryUri = DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Show a version: lineage, files, accuracy, and the history of the model's aliases."""
+    """Show a version: notes, lineage, files, accuracy, and the history of the model."""
     from pipelines.cli.tables.registry import history_table, print_version
+    from rlad.registry.changes import AliasChange
+    from rlad.registry.governance import ModelGovernance
     from rlad.registry.versions import LATEST, PRODUCTION, parse_reference
 
-    opened = _open(uri)
+    opened = open_registry(uri)
     name, ref = parse_reference(reference)
     aliases = opened.aliases(name)
     version = opened.get(name, ref or (PRODUCTION if PRODUCTION in aliases else LATEST))
-    history, path = opened.history(name), opened.local_path(version)
+    governance, path = ModelGovernance(registry=opened, name=name), opened.local_path(version)
+    changes, notes = governance.changes(), governance.notes().get(version.version)
     if as_json:
         fields = {
             "reference": version.reference,
@@ -106,14 +133,30 @@ def show(
             **asdict(version),
             "evaluation": version.evaluation.as_dict(),
         }
-        _print_json({**fields, "aliases": aliases, "history": [asdict(change) for change in history]})
+        print_json(
+            {
+                **fields,
+                "tags": notes.tags if notes is not None else {},
+                "description": notes.description if notes is not None else "",
+                "aliases": aliases,
+                "is_approval_required": governance.is_approval_required,
+                "requests": [asdict(each) for each in governance.requests()],
+                "history": [asdict(change) for change in changes if isinstance(change, AliasChange)],
+                "changes": [asdict(change) for change in changes],
+            }
+        )
         return
     console = Console()
     print_version(
-        console, version, aliases=[alias for alias, number in aliases.items() if number == version.version], path=path
+        console,
+        version,
+        aliases=[alias for alias, number in aliases.items() if number == version.version],
+        path=path,
+        notes=notes,
+        requests=[each for each in governance.requests() if each.version == version.version],
     )
-    if history:
-        console.print(history_table(history))
+    if changes:
+        console.print(history_table(changes))
 
 
 @app.command()
@@ -134,15 +177,16 @@ def add(
     from pipelines.run.directory import RunDirectory
     from pipelines.run.registration import register_run
 
-    opened = _open(uri)
+    opened = open_registry(uri)
     version = register_run(opened, name, RunDirectory(run), parent=parent)
     if as_json:
-        _print_json({"reference": version.reference, "created_at": version.created_at})
+        print_json({"reference": version.reference, "created_at": version.created_at})
     else:
         typer.echo(
             f"{version.reference} in {opened.uri}: {version.evaluation.overall.mean:.1%} on "
             f"{version.evaluation.overall.prompts} prompts"
         )
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -162,14 +206,12 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Move an alias (default: production) to a version."""
-    from rlad.registry.versions import LATEST, parse_reference
-
-    opened = _open(uri)
-    name, ref = parse_reference(reference)
-    version = opened.get(name, ref or LATEST)
-    previous = _version_or_none(expected) if expected is not None else opened.aliases(name).get(alias)
-    opened.set_alias(name, alias, version.version, expected=previous, reason=reason)
-    _print_move(name, alias, previous, version.version, as_json=as_json)
+    opened = open_registry(uri)
+    version = resolved(opened, reference)
+    previous = _version_or_none(expected) if expected is not None else opened.aliases(version.name).get(alias)
+    opened.set_alias(version.name, alias, version.version, expected=previous, reason=reason)
+    print_move(version.name, alias, previous, version.version, as_json=as_json)
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -182,9 +224,10 @@ def rollback(
     """Move production back to the previous version. Repeat to go back further."""
     from rlad.registry.versions import PRODUCTION
 
-    opened = _open(uri)
+    opened = open_registry(uri)
     previous = opened.aliases(name).get(PRODUCTION)
-    _print_move(name, PRODUCTION, previous, opened.rollback(name, reason=reason), as_json=as_json)
+    print_move(name, PRODUCTION, previous, opened.rollback(name, reason=reason), as_json=as_json)
+    notify_webhooks(uri)
 
 
 @app.command()
@@ -200,12 +243,12 @@ def diff(
     from pipelines.cli.tables.registry import print_difference
     from rlad.registry.versions import LATEST, difference, parse_reference
 
-    opened = _open(uri)
+    opened = open_registry(uri)
     name, ref = parse_reference(a)
     other_name, other_ref = parse_reference(b) if "@" in b else (name, b)
     found = difference(opened.get(name, ref or LATEST), opened.get(other_name, other_ref or LATEST))
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         print_difference(Console(), found)
 
@@ -221,14 +264,11 @@ def fetch(
 
     Transformers and vLLM can load the directory.
     """
-    from rlad.registry.versions import LATEST, parse_reference
-
-    opened = _open(uri)
-    name, ref = parse_reference(reference)
-    version = opened.get(name, ref or LATEST)
-    path = opened.fetch(name, version.version, into)
+    opened = open_registry(uri)
+    version = resolved(opened, reference)
+    path = opened.fetch(version.name, version.version, into)
     if as_json:
-        _print_json({"reference": version.reference, "path": str(path)})
+        print_json({"reference": version.reference, "path": str(path)})
     else:
         typer.echo(path)
 
@@ -244,17 +284,23 @@ def retain(
 
     Versions with an alias and the target of a rollback are kept.
     """
-    retired = _open(uri).retain(name, keep)
+    retired = open_registry(uri).retain(name, keep)
     if as_json:
-        _print_json({"retired": retired})
+        print_json({"retired": retired})
     else:
         typer.echo(f"retired: {', '.join(f'{name}@{version}' for version in retired) or 'none'}")
 
 
-def _open(uri: str) -> ModelRegistry:
+def open_registry(uri: str) -> ModelRegistry:
+    """Open the registry at a URI."""
     from rlad.registry.registry import ModelRegistry
 
     return ModelRegistry.open(uri)
+
+
+def _has_tags(tags: Mapping[str, str], wanted: Sequence[str]) -> bool:
+    pairs = [text.partition("=") for text in wanted]
+    return all(key in tags and (not separator or tags[key] == value) for key, separator, value in pairs)
 
 
 def _version_or_none(text: str) -> int | None:
@@ -263,9 +309,26 @@ def _version_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def _print_move(name: str, alias: str, previous: int | None, version: int, *, as_json: bool) -> None:
+def notify_webhooks(uri: str) -> None:
+    """Send the events of a change that is complete and printed to the webhooks of the registry."""
+    from pipelines.webhooks.delivery import deliver_quietly
+
+    sys.stdout.flush()
+    deliver_quietly(uri)
+
+
+def resolved(opened: ModelRegistry, reference: str) -> ModelVersion:
+    """Return the version that a reference of the command line names; the newest one for a name alone."""
+    from rlad.registry.versions import LATEST, parse_reference
+
+    name, ref = parse_reference(reference)
+    return opened.get(name, ref or LATEST)
+
+
+def print_move(name: str, alias: str, previous: int | None, version: int, *, as_json: bool) -> None:
+    """Print the move of an alias."""
     if as_json:
-        _print_json({"name": name, "alias": alias, "previous": previous, "version": version})
+        print_json({"name": name, "alias": alias, "previous": previous, "version": version})
     elif previous == version:
         typer.echo(f"{alias} of {name} is already at version {version}")
     else:
@@ -274,5 +337,6 @@ def _print_move(name: str, alias: str, previous: int | None, version: int, *, as
         )
 
 
-def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
+def print_json(value: Mapping[str, Any] | list[Any]) -> None:
+    """Print a value as JSON."""
     typer.echo(json.dumps(value))

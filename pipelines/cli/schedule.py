@@ -98,6 +98,16 @@ def add(
     only_new: Annotated[
         bool, typer.Option("--only-new", help="Train only on files that no finished run has trained on.")
     ] = False,
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with the settings `gates` and `gate_verifiers`: prompt sets that a student must pass, too.",
+            show_default=False,
+        ),
+    ] = None,
+    require_approval: Annotated[
+        bool, typer.Option("--require-approval", help="Request promotions; a person approves them.")
+    ] = False,
     keep: Annotated[int, typer.Option(help="Number of versions to keep, in addition to versions with an alias.")] = 5,
     address: Annotated[
         str | None,
@@ -168,7 +178,7 @@ def add(
     The evaluation prompts are frozen now. All students of the schedule are compared on them and never trained on them.
     """
     from pipelines.cli.tables.schedule import schedule_line
-    from pipelines.schedules.adding import add_schedule, job_settings, schedule_settings
+    from pipelines.schedules.adding import add_schedule, gate_settings, job_settings, notify_settings, schedule_settings
 
     settings = schedule_settings(
         name,
@@ -180,6 +190,8 @@ def add(
         model=model or name.lower(),
         start_from=None if start_from == "config" else start_from,
         margin=margin,
+        **gate_settings(gates),
+        require_approval=require_approval,
         prompts={"pattern": prompts, "use": "new" if only_new else "all"} if prompts is not None else None,
         keep_versions=keep,
         address=address,
@@ -190,7 +202,7 @@ def add(
         misfire_grace_s=misfire_grace_s,
         lease_s=lease_s,
         vary_seed=not same_seed,
-        notify=_notify_settings(webhook_env, token_env, notify_command, notify_on),
+        notify=notify_settings(webhook_env, token_env, notify_command, notify_on),
         directory=directory or Path("runs") / name,
     )
     with open_store(store) as opened:
@@ -268,7 +280,7 @@ def run_now(name: Name, store: StoreUrl = None) -> None:
 
     ended = _foreground(store, lambda ticker: tick(name, ticker, kind="manual"))
     _print_ends(ended)
-    if not ended or ended[-1].event not in ("promoted", "kept"):
+    if not ended or ended[-1].event not in ("promoted", "requested", "kept"):
         raise typer.Exit(1)
 
 
@@ -371,19 +383,6 @@ def _job_launcher(config: ScheduleConfig) -> RunLauncher:
     from pipelines.jobs.scheduled import RayJobLauncher
 
     return RayJobLauncher(config)
-
-
-def _notify_settings(
-    webhook_env: str | None, token_env: str | None, command: str | None, events: Sequence[str] | None
-) -> dict[str, object]:
-    import shlex
-
-    settings: dict[str, object] = {
-        "webhook_env": webhook_env,
-        "token_env": token_env,
-        "command": shlex.split(command or ""),
-    }
-    return {**settings, "events": list(events)} if events else settings
 
 
 def _print_ends(ticks: Sequence[Tick]) -> None:

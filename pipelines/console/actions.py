@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.background import BackgroundTask
 
 from pipelines.console.access import (
     SESSION_COOKIE,
@@ -21,6 +22,7 @@ from pipelines.console.access import (
 from pipelines.console.audit import Actor
 from pipelines.console.problems import NotFoundError, message_of
 from pipelines.console.users import Role
+from pipelines.webhooks.delivery import deliver_quietly
 from rlad.errors import AccessError, ConfigError, RladError
 
 router = APIRouter()
@@ -94,24 +96,34 @@ def scale(name: str, form: Form, visitor: Operator, console: TheConsole) -> Resp
 
 @router.post("/registry/{name}/{version}/approve")
 def approve(name: str, version: int, form: Form, visitor: Approver, console: TheConsole) -> Response:
-    """Approve a version for promotion."""
+    """Approve a version for promotion, or carry out the promotion that another person requested."""
     reason = _reason(form, visitor)
 
     def act() -> str:
-        console.models.approve(name, version, expected=_expected(form), reason=reason)
-        return f"{name}@{version} is approved"
+        return console.models.approve(name, version, expected=_expected(form), reason=reason, user=visitor.user.name)
 
     return _move(console, visitor, "approve version", name, version, reason, act)
 
 
-@router.post("/registry/{name}/{version}/promote")
-def promote(name: str, version: int, form: Form, visitor: Operator, console: TheConsole) -> Response:
-    """Put the approved version into production."""
+@router.post("/registry/{name}/{version}/refuse")
+def refuse(name: str, version: int, form: Form, visitor: Approver, console: TheConsole) -> Response:
+    """Refuse the promotion of a version that was requested."""
     reason = _reason(form, visitor)
 
     def act() -> str:
-        console.models.promote(name, version, expected=_expected(form), reason=reason)
-        return f"{name}@{version} is in production"
+        console.models.refuse(name, version, reason=reason, user=visitor.user.name)
+        return f"{name}@{version} is not promoted"
+
+    return _move(console, visitor, "refuse version", name, version, reason, act)
+
+
+@router.post("/registry/{name}/{version}/promote")
+def promote(name: str, version: int, form: Form, visitor: Operator, console: TheConsole) -> Response:
+    """Put the approved version into production, or request its promotion if the model requires approval."""
+    reason = _reason(form, visitor)
+
+    def act() -> str:
+        return console.models.promote(name, version, expected=_expected(form), reason=reason, user=visitor.user.name)
 
     return _move(console, visitor, "promote version", name, version, reason, act)
 
@@ -140,7 +152,9 @@ def _move(
     if name not in console.models.names():
         raise NotFoundError(f"no model {name[:80]!r} in the registry")
     target, details = f"{name}@{version}", {"reason": reason[:500]}
-    return _carry_out(console, visitor, action, target, details, act, back=f"/registry/{quote(name)}")
+    response = _carry_out(console, visitor, action, target, details, act, back=f"/registry/{quote(name)}")
+    response.background = BackgroundTask(deliver_quietly, console.models.uri)
+    return response
 
 
 def _carry_out(

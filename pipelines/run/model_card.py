@@ -20,16 +20,13 @@ def write_model_card(run: RunDirectory, *, before: EvaluationSummary, after: Eva
         pipeline_tag="text-generation",
         tags=["rlad", "distillation", config.objective.name],
     )
-    evaluation, training = config.evaluation, config.training
-    steps, updates = _count(training.steps, "step"), _count(training.total_updates_per_step, "update")
+    evaluation = config.evaluation
     text = f"""---
 {metadata.to_yaml()}
 ---
 # {config.name}
 
-`{_student(run, config)}`, trained by rlad {__version__} with objective {_objective(config)}{_teacher(config)}: {steps}
-with {_batch(config)} and {updates} per step, learning rate
-{config.learner.optimizer.lr:g}{_adapters(config)}.
+`{_student(run, config)}`, trained by rlad {__version__} {training_method(config)}.
 
 Accuracy (mean@{after.overall.samples}) on {after.overall.prompts} held-out prompts at temperature
 {evaluation.temperature:g} and top-p {evaluation.top_p:g}:
@@ -43,6 +40,16 @@ All settings are in the run's `config.yaml`.
     write_atomically(run.export / "README.md", str(ModelCard(text)))
     if (run.export / MANIFEST).is_file():
         add_to_manifest(run.export, "README.md")
+
+
+def training_method(config: RunConfig) -> str:
+    """Return the objective, teacher, steps, batch and learning rate of a run, as the end of a sentence."""
+    training = config.training
+    steps, updates = _count(training.steps, "step"), _count(training.total_updates_per_step, "update")
+    return (
+        f"with objective {_objective(config)}{_teacher(config)}: {steps} with {_batch(config)} and {updates} per step, "
+        f"learning rate {config.learner.optimizer.lr:g}{_adapters(config)}"
+    )
 
 
 def _student(run: RunDirectory, config: RunConfig) -> str:

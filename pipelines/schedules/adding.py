@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipelines.schedules.cron import next_fire_time, parse_cron
-from pipelines.schedules.prompts import freeze_evaluation
+from pipelines.schedules.prompts import freeze_evaluation, require_valid_gates
 from pipelines.schedules.state.changes import changed_settings
 from pipelines.schedules.store import ScheduleStore
 from rlad.config import RunConfig, load_run_config
-from rlad.config.load import merged, validated
+from rlad.config.load import merged, read_settings, validated
 from rlad.config.schedule import ScheduleConfig
 from rlad.credentials import require_no_secrets
 from rlad.errors import ConfigError, ScheduleError
@@ -21,7 +22,7 @@ from rlad.registry.registry import ModelRegistry
 # Settings that an unfinished run does not depend on.
 _TIMING = frozenset(
     {"cron", "timezone", "start_at", "end_at", "catch_up", "misfire_grace_s", "priority", "run_if", "margin"}
-    | {"keep_versions", "notify"}
+    | {"keep_versions", "notify", "require_approval"}
 )
 
 
@@ -44,6 +45,32 @@ def schedule_settings(
     }
     require_no_secrets(found, where=f"schedule {name}")
     return validated(ScheduleConfig, found, where=f"schedule {name}")
+
+
+def gate_settings(file: Path | None) -> dict[str, Any]:
+    """Return the settings `gates` and `gate_verifiers` of a YAML file; empty without a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or has other settings.
+    """
+    if file is None:
+        return {}
+    settings = read_settings(file)
+    if unknown := settings.keys() - {"gates", "gate_verifiers"}:
+        raise ConfigError(f"{file}: expected gates and gate_verifiers; got {', '.join(sorted(map(str, unknown)))}")
+    return dict(settings)
+
+
+def notify_settings(
+    webhook_env: str | None, token_env: str | None, command: str | None, events: Sequence[str] | None
+) -> dict[str, object]:
+    """Return the settings `notify` of the command line; `events` None or empty means all."""
+    settings: dict[str, object] = {
+        "webhook_env": webhook_env,
+        "token_env": token_env,
+        "command": shlex.split(command or ""),
+    }
+    return {**settings, "events": list(events)} if events else settings
 
 
 def job_settings(address: str | None, token_env: str | None) -> dict[str, Any]:
@@ -90,6 +117,8 @@ def edit_schedule(
             f"schedule {name} has an unfinished run, {unfinished[0].run_id}, which {', '.join(sorted(affecting))} "
             "would change: wait until the run ends"
         )
+    if any(key.partition(".")[0] in ("gates", "gate_verifiers", "run", "prompts") for key in changed):
+        require_valid_gates(config, run)
     is_other_set = any(key.startswith("run.evaluation") for key in changed) or "directory" in changed
     fingerprint = freeze_evaluation(config, run) if is_other_set else schedule.evaluation_fingerprint
     store.add(config, evaluation_fingerprint=fingerprint, replace=True)
@@ -121,4 +150,5 @@ def add_schedule(store: ScheduleStore, config: ScheduleConfig, *, replace: bool 
     _require_valid_times(config)
     ModelRegistry.open(config.registry)
     run = validated(RunConfig, config.run, where=f"the run of schedule {config.name}")
+    require_valid_gates(config, run)
     store.add(config, evaluation_fingerprint=freeze_evaluation(config, run), replace=replace)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
-
 from pipelines.schedules.records import Tick
+from pipelines.webhooks.posting import POST_ERRORS, described, post
 from rlad.config.schedule import NotifyConfig
 from rlad.credentials import redact
 from rlad.errors import ScheduleError
-
-_ATTEMPTS = 3
-# httpx logs every URL that it calls, and a webhook's URL is a secret.
-logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def notify(settings: NotifyConfig, tick: Tick, *, model: str) -> str | None:
@@ -36,7 +29,7 @@ def notify(settings: NotifyConfig, tick: Tick, *, model: str) -> str | None:
         if is_configured:
             try:
                 send(settings, message)
-            except (httpx.HTTPError, httpx.InvalidURL, OSError, subprocess.SubprocessError, ScheduleError) as error:
+            except (*POST_ERRORS, OSError, subprocess.SubprocessError, ScheduleError) as error:
                 failures.append(_without_secrets(settings, error))
     return "; ".join(failures) or None
 
@@ -64,7 +57,8 @@ def _sentence(tick: Tick, model: str) -> str:
 
 def _result(tick: Tick, model: str) -> str:
     if tick.outcome is not None and tick.status == "finished":
-        result = "is in production now" if tick.outcome.is_promoted else "was not promoted"
+        waits = "waits for approval" if tick.outcome.is_requested else "was not promoted"
+        result = "is in production now" if tick.outcome.is_promoted else waits
         return f"{tick.schedule}: {model}@{tick.outcome.version} {result}: {tick.outcome.reason}"
     return f"{tick.schedule}: {tick.event}" + (f": {tick.reason}" if tick.reason else "")
 
@@ -75,21 +69,7 @@ def _post(settings: NotifyConfig, message: dict[str, Any]) -> None:
     headers = (
         {"Authorization": f"Bearer {_from_environment(settings.token_env)}"} if settings.token_env is not None else {}
     )
-    for attempt in Retrying(
-        retry=retry_if_exception(_is_transient),
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_exponential_jitter(initial=1, max=10, jitter=1),
-        reraise=True,
-    ):
-        with attempt:
-            httpx.post(url, json=message, headers=headers, timeout=settings.timeout_s).raise_for_status()
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Return False for requests that can never be sent: a line break in the token, or an unsupported URL scheme."""
-    return isinstance(error, httpx.HTTPError) and not isinstance(
-        error, httpx.LocalProtocolError | httpx.UnsupportedProtocol
-    )
+    post(url, json.dumps(message).encode(), lambda: headers, timeout_s=settings.timeout_s)
 
 
 def _run(settings: NotifyConfig, message: dict[str, Any]) -> None:
@@ -116,8 +96,6 @@ def _from_environment(name: str) -> str:
 
 def _without_secrets(settings: NotifyConfig, error: Exception) -> str:
     """Describe an error without secrets, such as the webhook's URL, which HTTP errors contain."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return f"webhook {settings.webhook_env} answered with status {error.response.status_code}"
-    if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-        return f"webhook {settings.webhook_env} does not answer: {type(error).__name__}"
+    if isinstance(error, POST_ERRORS):
+        return described(error, str(settings.webhook_env))
     return redact(str(error))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import yaml
 
 from pipelines.run.registration import teacher_label
-from pipelines.schedules.prompts import frozen_evaluation, refresh_prompts, resolved_source, write_prompts
+from pipelines.schedules.prompts import (
+    frozen_evaluation,
+    load_gate_prompts,
+    refresh_prompts,
+    resolved_source,
+    write_prompts,
+)
 from pipelines.schedules.records import RunPlan, Schedule, SeenFile
 from rlad.config import PromptFile, PromptSource, RunConfig
 from rlad.config.load import validated
@@ -37,7 +44,8 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
     student, parent = _choose_student(schedule, run)
     prompts, refreshed = resolved_source(run.prompts, settings.working_dir), None
     if settings.prompts is not None:
-        refreshed = refresh_prompts(settings, run, evaluation, seen)
+        gates = [load_gate_prompts(gate, settings.working_dir) for gate in settings.gates.values()]
+        refreshed = refresh_prompts(settings, run, chain(evaluation, *gates), seen)
         if refreshed is None:
             return None
         prompts = write_prompts(refreshed.records, directory.prompts(run_id))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pipelines.schedules.records import Schedule, ScheduleDirectory, SeenFile
 from rlad.config import EvaluationConfig, PromptFile, PromptMixture, PromptSource, RunConfig
-from rlad.config.schedule import ScheduleConfig
+from rlad.config.schedule import GateConfig, ScheduleConfig
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.data.prompts import load_prompts
 from rlad.data.records import PromptRecord, dataset_fingerprint, question_key
 from rlad.data.sources.object_store import is_object_uri
-from rlad.errors import DataError, ScheduleError
+from rlad.errors import ConfigError, DataError, ScheduleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class RefreshedPrompts:
         records: Prompt records.
         files: Files that the records were read from.
         new_files: Files that no finished run has trained on.
-        left_out: Number of prompts left out because they are in the frozen evaluation.
+        left_out: Number of prompts left out because they are in the frozen evaluation or in a gate.
     """
 
     records: list[PromptRecord]
@@ -80,6 +80,35 @@ def frozen_evaluation(schedule: Schedule, run: RunConfig) -> list[PromptRecord]:
     if is_lost:
         _write(records, frozen)
     return records
+
+
+def load_gate_prompts(gate: GateConfig, working_dir: str) -> list[PromptRecord]:
+    """Return the prompts of a gate."""
+    return load_prompts(resolved_source(gate.prompts, working_dir))
+
+
+def require_valid_gates(config: ScheduleConfig, run: RunConfig) -> None:
+    """Check that the gates of a schedule can be evaluated, and that its fixed training prompts are in none of them.
+
+    Raises:
+        ConfigError: A task of a gate has no verifier.
+        DataError: The prompts of a gate cannot be read, or are training prompts.
+    """
+    if not config.gates:
+        return
+    is_fixed = config.prompts is None
+    training = load_prompts(resolved_source(run.prompts, config.working_dir)) if is_fixed else []
+    trained = set(map(question_key, training))
+    for name, gate in config.gates.items():
+        records = load_gate_prompts(gate, config.working_dir)
+        tasks = {record.task for record in records} - run.verifiers.keys() - config.gate_verifiers.keys()
+        if tasks:
+            raise ConfigError(
+                f"gate {name} has prompts of the tasks {', '.join(sorted(tasks))}, which have no verifier: add them "
+                "to gate_verifiers"
+            )
+        if both := sum(question_key(record) in trained for record in records):
+            raise DataError(f"gate {name}: {both} of its {len(records)} prompts are training prompts of the run")
 
 
 def refresh_prompts(

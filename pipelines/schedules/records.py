@@ -90,6 +90,16 @@ class ScheduleDirectory:
     def log(self, run_id: str) -> Path:
         return self.path / "logs" / f"{run_id}.log"
 
+    def gates_config(self, run_id: str) -> Path:
+        return self.path / "configs" / f"{run_id}-gates.yaml"
+
+    def gate_prompts(self, run_id: str, gate: str) -> Path:
+        return self.path / "prompts" / f"{run_id}-gate-{gate}.jsonl"
+
+    def gates(self, run_id: str, version: int | None) -> Path:
+        """Results of the gates: of the run's student, or of a registry version."""
+        return self.path / "evaluations" / f"{run_id}-gates{'' if version is None else f'-of-{version}'}"
+
     def incumbent_evaluation(self, run_id: str, version: int) -> Path:
         return self.path / "evaluations" / f"{run_id}-against-{version}"
 
@@ -123,7 +133,7 @@ class RunPlan:
         num_prompts: Number of training prompts; None without a prompt pattern.
         files: Number of prompt files.
         new_files: Prompt files that no finished run has trained on.
-        left_out: Number of prompts left out because they are in the frozen evaluation.
+        left_out: Number of prompts left out because they are in the frozen evaluation or in a gate.
         evaluation_fingerprint: Fingerprint of the frozen evaluation.
         inputs: Fingerprints of prompts, teachers and settings, for `run_if: changed`; empty otherwise.
     """
@@ -141,6 +151,31 @@ class RunPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateOutcome:
+    """Result of a student on one gate.
+
+    Attributes:
+        name: Name of the gate.
+        is_passed: Whether the student passed.
+        reason: Reason of the result, one sentence with the figures.
+        accuracy: Accuracy (mean@k) of the student.
+        incumbent_accuracy: Accuracy of the version in production; None if it was not evaluated.
+        prompts: Number of prompts of the gate with a judged response of the student.
+        difference: `accuracy` minus that of the incumbent on the same prompts; None if it was not compared.
+        interval: 95% confidence interval of the difference; None if it was not compared, or has a single prompt.
+    """
+
+    name: str
+    is_passed: bool
+    reason: str
+    accuracy: float
+    incumbent_accuracy: float | None
+    prompts: int
+    difference: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
     """Result of a tick's run: the registered version and the promotion decision.
 
@@ -155,6 +190,8 @@ class RunOutcome:
         difference: Candidate accuracy minus incumbent accuracy; None without an incumbent.
         interval: 95% confidence interval of the difference; None without an incumbent.
         given_up: Versions removed by retention.
+        is_requested: True if the promotion was requested, and waits for the approval of a person.
+        gates: Results on the gates; empty if the student was not better, or there are no gates.
     """
 
     before: float
@@ -167,6 +204,8 @@ class RunOutcome:
     difference: float | None
     interval: tuple[float, float] | None
     given_up: tuple[int, ...] = ()
+    is_requested: bool = False
+    gates: tuple[GateOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +276,8 @@ class Tick:
         if self.status == "running":
             return None
         if self.status == "finished":
+            if self.outcome is not None and self.outcome.is_requested:
+                return "requested"
             return "promoted" if self.outcome is not None and self.outcome.is_promoted else "kept"
         return self.status
 

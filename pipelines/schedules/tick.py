@@ -12,14 +12,12 @@ writes nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from pipelines.run.directory import RunDirectory
 from pipelines.run.registration import register_run
@@ -28,10 +26,11 @@ from pipelines.schedules.cron import due, parse_cron
 from pipelines.schedules.execution import Ticker, TickExecution
 from pipelines.schedules.lease import hold_lease
 from pipelines.schedules.notify import notify
-from pipelines.schedules.planning import local_copy, plan_run
-from pipelines.schedules.records import CronHistory, NewTick, RunOutcome, RunPlan, Schedule, Tick, TickKind, tick_run_id
+from pipelines.schedules.planning import plan_run
+from pipelines.schedules.promotion.decision import decide_promotion
+from pipelines.schedules.records import CronHistory, NewTick, RunPlan, Schedule, Tick, TickKind, tick_run_id
+from pipelines.webhooks.delivery import deliver_quietly
 from rlad.errors import (
-    AliasConflictError,
     ConfigError,
     ContractError,
     DataError,
@@ -44,18 +43,10 @@ from rlad.errors import (
     StopRequestedError,
     TickInterruptedError,
 )
-from rlad.evaluation.accuracy import EvaluationSummary
-from rlad.evaluation.promotion import decide
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import PRODUCTION, ModelVersion
 
 logger = logging.getLogger(__name__)
 
-BEST = "best"
-"""Alias of the version with the highest accuracy on the frozen evaluation."""
-
-# Another process may move an alias during the evaluation; the decision is then made again, up to this often.
-_MAX_DECISIONS = 5
 # Delay up to which a tick counts as in time with `catch_up: skip`. CronJobs start within a minute.
 _PROMPT_S = 60.0
 # Errors that a further attempt cannot avoid.
@@ -186,6 +177,8 @@ def _carry_out(work: TickExecution) -> Tick:
             _retry_or_fail(work, error)
     if failure := notify(work.config.notify, work.tick, model=work.config.model):
         work.save(notice=failure)
+    if work.tick.outcome is not None:
+        deliver_quietly(work.config.registry)
     return work.tick
 
 
@@ -208,7 +201,7 @@ def _attempt(work: TickExecution) -> None:
     work.held.require()  # the registry does not check the lease
     parent = f"{work.config.model}@{plan.parent}" if plan.parent is not None else None
     version = register_run(registry, work.config.model, result.run, parent=parent)
-    outcome = _decide(work, registry, plan, version, result)
+    outcome = decide_promotion(work, registry, plan, version, result)
     given_up = registry.retain(work.config.model, work.config.keep_versions)
     work.save(outcome=replace(outcome, given_up=tuple(given_up)))
     _remove_old_students(work, plan)
@@ -257,107 +250,6 @@ def _read_result(work: TickExecution) -> RunResult:
     if result is None:
         raise RunFailedError(f"the run's process succeeded, but {run.path} does not hold a finished run")
     return result
-
-
-# The decision
-
-
-def _decide(
-    work: TickExecution, registry: ModelRegistry, plan: RunPlan, version: ModelVersion, result: RunResult
-) -> RunOutcome:
-    """Compare the student with the version in production, and promote it if it is better."""
-    for _ in range(_MAX_DECISIONS):
-        production = registry.aliases(version.name).get(PRODUCTION)
-        earlier = work.tick.outcome
-        if earlier is not None and earlier.is_promoted and production == version.version:
-            return earlier  # an earlier attempt died after the promotion
-        incumbent, source = _evaluation_of(work, registry, plan, production, result)
-        decision = decide(result.after, incumbent, margin=work.config.margin)
-        outcome = RunOutcome(
-            before=result.before.overall.mean,
-            after=result.after.overall.mean,
-            version=version.version,
-            incumbent=production,
-            incumbent_source=source,
-            is_promoted=decision.promote,
-            reason=decision.reason,
-            difference=decision.difference,
-            interval=decision.interval,
-        )
-        work.save(outcome=outcome)  # before the alias moves, so that the reason of a promotion is never lost
-        work.held.require()
-        try:
-            if decision.promote:
-                registry.promote(
-                    version.name, version.version, expected=production, reason=f"{work.run_id}: {decision.reason}"
-                )
-            _update_best(registry, version)
-        except AliasConflictError as error:
-            logger.warning("alias_moved schedule=%s error=%s", work.schedule.name, error)
-            continue
-        return outcome
-    raise RunFailedError(
-        f"another process moved the aliases of {version.name} {_MAX_DECISIONS} times during the decision on "
-        f"{version.reference}"
-    )
-
-
-def _evaluation_of(
-    work: TickExecution, registry: ModelRegistry, plan: RunPlan, production: int | None, result: RunResult
-) -> tuple[EvaluationSummary | None, Any]:
-    """Return the incumbent's evaluation on the same frozen prompts, and where it comes from.
-
-    The sources, in order: the start of this run, the end of the incumbent's own run, an evaluation made now.
-    """
-    if production is None:
-        return None, None
-    if production == plan.parent:
-        return result.before, "the run's start"
-    for other in work.ticker.store.finished():
-        known = other.plan
-        is_comparable = known is not None and (known.registry, known.model, known.evaluation_fingerprint) == (
-            plan.registry,
-            plan.model,
-            plan.evaluation_fingerprint,
-        )
-        if is_comparable and other.outcome is not None and other.outcome.version == production:
-            return registry.get(plan.model, production).evaluation, "its own run"
-    return _evaluate(work, registry, production), "evaluated now"
-
-
-def _evaluate(work: TickExecution, registry: ModelRegistry, version: int) -> EvaluationSummary:
-    output = work.directory.incumbent_evaluation(work.run_id, version)
-    figures = output / "evaluation.json"
-    if not figures.is_file():
-        if work.tick.job is None or work.tick.job.command != output.name:
-            shutil.rmtree(output, ignore_errors=True)  # left by an interrupted attempt
-        model, config = local_copy(registry, work.schedule, version), work.directory.config(work.run_id)
-        address = [f"cluster.address={work.address}"] if work.address else []
-        command = ["eval", str(model), "--config", str(config), "--output", str(output), *address]
-        work.execute(command, name=output.name, output=output)
-    return EvaluationSummary.from_dict(json.loads(figures.read_text())["sets"]["evaluation"])
-
-
-def _update_best(registry: ModelRegistry, version: ModelVersion) -> None:
-    """Point the alias `best` at the version if its accuracy is the highest.
-
-    The point estimates are compared, without a confidence interval: `best` serves retention and inspection, not users.
-    """
-    best = registry.aliases(version.name).get(BEST)
-    if best is not None:
-        known = registry.get(version.name, best).evaluation
-        if (
-            known.prompts.keys() == version.evaluation.prompts.keys()
-            and known.overall.mean >= version.evaluation.overall.mean
-        ):
-            return
-    registry.set_alias(
-        version.name,
-        BEST,
-        version.version,
-        expected=best,
-        reason=f"{version.evaluation.overall.mean:.1%} on the frozen evaluation",
-    )
 
 
 def _remove_old_students(work: TickExecution, plan: RunPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import omegaconf
@@ -12,10 +13,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from rlad.config.evaluation import EvaluationSuite
+from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
 from rlad.config.run import RunConfig
 from rlad.credentials import is_secret_name, redact, require_no_secret_references, require_no_secrets
 from rlad.errors import ConfigError
+from rlad.verifiers import VerifierConfig
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -55,14 +57,30 @@ def load_evaluation_suite(path: Path | str, overrides: Sequence[str] = ()) -> Ev
     if "sets" in settings:
         return validated(EvaluationSuite, settings, where=str(path))
     run = validated(RunConfig, settings, where=str(path))
+    return suite_of(run, {"evaluation": run.evaluation})
+
+
+def suite_of(
+    run: RunConfig,
+    sets: Mapping[str, EvaluationConfig],
+    *,
+    more_verifiers: Mapping[str, VerifierConfig] = MappingProxyType({}),
+) -> EvaluationSuite:
+    """Return a suite with the student, verifiers and engines of a run.
+
+    Args:
+        run: Configuration of the run.
+        sets: Prompt sets by name.
+        more_verifiers: Verifiers of tasks that the run does not have, by task.
+    """
     return EvaluationSuite(
         name=run.name,
         seed=run.seed,
         student=run.student,
-        verifiers=run.verifiers,
+        verifiers={**more_verifiers, **run.verifiers},
         verifier_pool=run.verifier_pool,
         rollout=run.rollout,
-        sets={"evaluation": run.evaluation},
+        sets=dict(sets),
         failures=run.failures,
         cluster=run.cluster,
     )

@@ -24,6 +24,7 @@ from rlad.config.objective_options import ClippedSurrogateSettings, ObjectiveSet
 from rlad.config.prompts import PromptRows
 from rlad.config.run import RunConfig
 from rlad.config.schedule import (
+    GateConfig,
     NotifyConfig,
     ProcessLauncherConfig,
     PromptRefresh,
@@ -141,10 +142,11 @@ def _page(headings: dict[type[BaseModel], str]) -> _Page:
     _add_docstring(page, TeacherServiceFile)
     page.add_table(("", TeacherServiceFile), ("http.", TeacherHttpConfig))
     launchers = (ProcessLauncherConfig, RayJobLauncherConfig)
-    page.add_heading(2, "Schedule (`rlad schedule add`)", PromptRefresh, NotifyConfig, *launchers)
+    page.add_heading(2, "Schedule (`rlad schedule add`)", PromptRefresh, NotifyConfig, GateConfig, *launchers)
     _add_docstring(page, ScheduleConfig)
     parts = (("", ScheduleConfig), ("prompts.", PromptRefresh), ("notify.", NotifyConfig))
-    page.add_table(*parts, ("launcher.", RayJobLauncherConfig))
+    gates = ("gates.GATE.", GateConfig)
+    page.add_table(*parts, gates, ("launcher.", RayJobLauncherConfig))
     return page
 
 

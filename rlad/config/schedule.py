@@ -7,17 +7,22 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
+from rlad.config.evaluation import EvaluationConfig
+from rlad.config.prompts import PromptSource
+from rlad.verifiers import VerifierConfig
 
 ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
 # Pattern of model names and aliases in the registry.
 RegistryName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=63)]
 QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=200)]
+GateName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-TickEvent = Literal["promoted", "kept", "stopped", "failed", "refused", "missed", "skipped"]
+TickEvent = Literal["promoted", "requested", "kept", "stopped", "failed", "refused", "missed", "skipped"]
 """Outcome of a tick.
 
 - `promoted`, `kept`: the run finished, and its student was or was not promoted.
+- `requested`: the run finished, and the promotion of its student waits for the approval of a person.
 - `stopped`: the run was stopped by `rlad stop`.
 - `failed`: the run failed.
 - `refused`: no run, because another run of the schedule is still active.
@@ -115,6 +120,31 @@ class NotifyConfig(ConfigModel):
         return self
 
 
+class GateConfig(EvaluationConfig):
+    """Prompt set that a better student must also pass to be promoted. `every_steps` and `overlap` are ignored.
+
+    At least one rule is required. With both, both must hold.
+    """
+
+    max_loss: Fraction | None = Field(
+        None,
+        description="Maximum loss against the version in production, in mean@k accuracy: the 95% confidence interval "
+        "of the difference, paired by prompt, must not reach below minus this. Null does not compare.",
+    )
+    min_accuracy: Fraction | None = Field(None, description="Minimum mean@k accuracy; null for no minimum.")
+
+    @model_validator(mode="after")
+    def _has_a_rule(self) -> Self:
+        if self.max_loss is None and self.min_accuracy is None:
+            raise ValueError("a gate requires max_loss, min_accuracy, or both")
+        return self
+
+    def evaluation(self, prompts: PromptSource) -> EvaluationConfig:
+        """Return the settings of the evaluation, on the given prompts."""
+        settings = self.model_dump(exclude={"prompts", "max_loss", "min_accuracy"})
+        return EvaluationConfig(prompts=prompts, **settings)
+
+
 class ScheduleConfig(ConfigModel):
     """A stored schedule. `rlad schedule add` has an option for most settings; `rlad schedule show` prints all."""
 
@@ -148,6 +178,19 @@ class ScheduleConfig(ConfigModel):
         0.0,
         description="Improvement over the production version, in mean@k accuracy, that a student must exceed to "
         "be promoted. It must also be significant.",
+    )
+    gates: dict[GateName, GateConfig] = Field(
+        {},
+        description="Prompt sets by name that a student must pass in addition. They are evaluated for students that "
+        "are better by the margin, and one failed gate refuses the promotion.",
+    )
+    gate_verifiers: dict[str, VerifierConfig] = Field(
+        {}, description="Verifiers of tasks that only gates have, in addition to `run.verifiers`, by task."
+    )
+    require_approval: bool = Field(
+        False,
+        description="Request promotions instead of making them: a person approves with `rlad registry approve`. "
+        "A model can require this for all its promotions (`rlad registry require-approval`).",
     )
     keep_versions: PositiveInt = Field(
         5, description="Number of most recent model versions to keep, in addition to versions with an alias."
@@ -216,6 +259,13 @@ class ScheduleConfig(ConfigModel):
                 f"cluster from here; got {address}"
             )
         return address
+
+    @model_validator(mode="after")
+    def _gate_verifiers_are_additional(self) -> Self:
+        known = self.run.get("verifiers")
+        if isinstance(known, dict) and (both := sorted(known.keys() & self.gate_verifiers.keys())):
+            raise ValueError(f"gate_verifiers must not have the tasks of run.verifiers; got {', '.join(both)} in both")
+        return self
 
     @model_validator(mode="after")
     def _dates_are_in_order(self) -> Self:

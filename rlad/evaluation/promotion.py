@@ -13,6 +13,9 @@ from rlad.errors import ContractError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.evaluation.comparison import paired_t
 
+# Means of equal rewards differ by rounding.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionDecision:
@@ -73,6 +76,69 @@ def decide(candidate: EvaluationSummary, incumbent: EvaluationSummary | None, *,
     return PromotionDecision(
         promote=False, reason=f"{verdict} ({evidence})", difference=difference, interval=(low, high)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateDecision:
+    """Decision of one gate with its evidence.
+
+    Attributes:
+        is_passed: Whether the candidate passed.
+        reason: One sentence for the record.
+        difference: mean@k of the candidate minus that of the incumbent, in [-1, 1]; None if they were not compared.
+        interval: 95% confidence interval of `difference`; None if they were not compared, or have a single prompt.
+    """
+
+    is_passed: bool
+    reason: str
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def check_gate(
+    candidate: EvaluationSummary,
+    incumbent: EvaluationSummary | None,
+    *,
+    max_loss: float | None,
+    min_accuracy: float | None,
+) -> GateDecision:
+    """Check a candidate on a gate's prompts.
+
+    The test against the incumbent is one of non-inferiority: a loss above `max_loss` must be outside the 95% interval
+    of the paired difference. A gate with few prompts therefore fails rather than passes.
+
+    Args:
+        candidate: Evaluation of the candidate.
+        incumbent: Evaluation of the production version on the same prompts; None if nothing is in production yet,
+            which passes `max_loss`.
+        max_loss: Maximum loss in mean@k, at least 0; None does not compare.
+        min_accuracy: Minimum mean@k, in [0, 1]; None for no minimum.
+
+    Raises:
+        ContractError: The evaluations have different prompts, or no results by prompt.
+    """
+    accuracy, prompts = candidate.overall.mean, candidate.overall.prompts
+    facts, problems = [f"{_percent(accuracy)} on {prompts} prompts"], list[str]()
+    if min_accuracy is not None and accuracy < min_accuracy - _ROUNDING:
+        problems.append(f"below the minimum of {_percent(min_accuracy)}")
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    if max_loss is not None and incumbent is not None:
+        pairs = _pairs(candidate, incumbent)
+        difference = sum(pairs) / len(pairs)
+        if len(pairs) < 2:
+            problems.append("a single prompt gives no confidence interval")
+        else:
+            low, high, _ = paired_t(pairs)
+            interval = (low, high)
+            facts.append(
+                f"against {_percent(incumbent.overall.mean)}: {_points(difference)} points, 95% interval "
+                f"{_points(low)} to {_points(high)}"
+            )
+            if low < -max_loss - _ROUNDING:
+                problems.append(f"a loss of more than {100 * max_loss:g} points is not excluded")
+    reason = f"{'; '.join(problems)} ({', '.join(facts)})" if problems else ", ".join(facts)
+    return GateDecision(is_passed=not problems, reason=reason, difference=difference, interval=interval)
 
 
 def _pairs(candidate: EvaluationSummary, incumbent: EvaluationSummary) -> list[float]:

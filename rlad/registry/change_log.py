@@ -12,12 +12,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from rlad.errors import RegistryError
+from rlad.registry.changes import AliasChange, Change, LineState, LogEntry, Retirement
 from rlad.registry.files import in_parallel
 from rlad.registry.store import ModelStore
-from rlad.registry.versions import AliasChange, LineState, LogEntry, Retirement, from_json, to_json
+from rlad.registry.versions import PRODUCTION, from_json, to_json
 
 # An attempt fails only if another writer's change succeeded.
 _ATTEMPTS = 200
@@ -33,11 +34,11 @@ class ChangeLog:
     def state(self) -> LineState:
         """Return the current state."""
         numbers = numbers_in(self.store, self._directory)
-        return self._entry(numbers[-1]).state if numbers else LineState()
+        return self.entry(numbers[-1]).state if numbers else LineState()
 
     def entries(self) -> list[LogEntry]:
         """Return all entries, oldest first."""
-        return in_parallel(self._entry, numbers_in(self.store, self._directory))
+        return in_parallel(self.entry, numbers_in(self.store, self._directory))
 
     def append(self, decide: Callable[[LineState], LogEntry | None]) -> None:
         """Append the entry that `decide` returns for the current state.
@@ -58,7 +59,8 @@ class ChangeLog:
             f"{_ATTEMPTS} times. Try again later"
         )
 
-    def _entry(self, number: int) -> LogEntry:
+    def entry(self, number: int) -> LogEntry:
+        """Return the entry with a number."""
         content = self.store.read(self._path(number))
         if content is None:
             raise RegistryError(
@@ -86,9 +88,16 @@ def numbers_in(store: ModelStore, directory: str) -> list[int]:
 
 
 def alias_moved(
-    state: LineState, alias: str, version: int, *, kind: Literal["set", "rollback"], reason: str
+    state: LineState,
+    alias: str,
+    version: int,
+    *,
+    kind: Literal["set", "rollback"],
+    reason: str,
+    requested_by: str | None = None,
+    approved_by: str | None = None,
 ) -> LogEntry:
-    """Return the entry that follows `state` and moves an alias."""
+    """Return the entry that follows `state` and moves an alias. A move of `production` closes the open requests."""
     change = AliasChange(
         sequence=state.sequence + 1,
         kind=kind,
@@ -96,16 +105,20 @@ def alias_moved(
         previous=state.aliases.get(alias),
         version=version,
         reason=reason,
-        by=_author(),
+        by=author(),
         at=utc_now(),
+        requested_by=requested_by,
+        approved_by=approved_by,
     )
-    return _entry_after(state, change, replace(state, aliases={**state.aliases, alias: version}))
+    requests = () if alias == PRODUCTION else state.requests
+    return entry_after(state, change, aliases={**state.aliases, alias: version}, requests=requests)
 
 
 def versions_retired(state: LineState, versions: Sequence[int]) -> LogEntry:
     """Return the entry that follows `state` and retires versions."""
-    change = Retirement(sequence=state.sequence + 1, versions=tuple(versions), by=_author(), at=utc_now())
-    return _entry_after(state, change, replace(state, retired=tuple(sorted({*state.retired, *versions}))))
+    change = Retirement(sequence=state.sequence + 1, versions=tuple(versions), by=author(), at=utc_now())
+    notes = {version: number for version, number in state.notes.items() if version not in versions}
+    return entry_after(state, change, retired=tuple(sorted({*state.retired, *versions})), notes=notes)
 
 
 def rollback_target(changes: Sequence[AliasChange], retired: Sequence[int]) -> int | None:
@@ -134,11 +147,15 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _entry_after(state: LineState, change: AliasChange | Retirement, after: LineState) -> LogEntry:
-    return LogEntry(entry_id=uuid.uuid4().hex, change=change, state=replace(after, sequence=state.sequence + 1))
+def entry_after(state: LineState, change: Change, **after: Any) -> LogEntry:
+    """Return the entry that follows `state` and changes the given fields of it."""
+    return LogEntry(
+        entry_id=uuid.uuid4().hex, change=change, state=replace(state, sequence=state.sequence + 1, **after)
+    )
 
 
-def _author() -> str:
+def author() -> str:
+    """Return the user and the machine of this process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # containers may run under a user id without a name

@@ -4,7 +4,7 @@
     kk-student/
       models/KEY-NONCE/...           files of an export/, as transformers and vLLM load them
       versions/000003.json           manifest of a version, written after its last file
-      changes/000007.json            move of an alias or retirement, with the state after it
+      changes/000007.json            change (alias, notes, request, retirement, ...) with the state after it
 
 Files are never overwritten. Manifests and changes are numbered and created conditionally (`ModelStore.create`), so all
 writers agree on one order without locks, on any store. A writer reads the newest change, decides, and writes the next
@@ -23,18 +23,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from rlad.errors import AliasConflictError, ModelNotFoundError, RegistryError
+from rlad.errors import AliasConflictError, ApprovalRequiredError, ModelNotFoundError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.registry.change_log import ChangeLog, alias_moved, numbers_in, rollback_target, utc_now, versions_retired
+from rlad.registry.changes import AliasChange, LineState, LogEntry
 from rlad.registry.files import fetch_model, in_parallel, require_intact, upload_model
 from rlad.registry.store import ModelStore, open_store
 from rlad.registry.versions import (
     LATEST,
     PRODUCTION,
-    AliasChange,
     Lineage,
-    LineState,
-    LogEntry,
     ModelVersion,
     VersionDifference,
     difference,
@@ -97,7 +95,7 @@ class ModelRegistry:
         numbers = numbers_in(self.store, f"{name}/versions")
         retired = self._log(name).state().retired
         return in_parallel(
-            lambda number: self._manifest(name, number), [number for number in numbers if number not in retired]
+            lambda number: self.manifest(name, number), [number for number in numbers if number not in retired]
         )
 
     def get(self, name: str, ref: int | str) -> ModelVersion:
@@ -121,7 +119,7 @@ class ModelRegistry:
         if number not in live:
             why = "was retired" if number in state.retired else "does not exist"
             raise ModelNotFoundError(f"{name}@{number} {why} in the registry at {self.uri}; versions: {_ranges(live)}")
-        return self._manifest(name, number)
+        return self.manifest(name, number)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the version of each alias of a model."""
@@ -158,7 +156,7 @@ class ModelRegistry:
         """
         self._require_layout(require_name(name, "model"))
         numbers = numbers_in(self.store, f"{name}/versions")
-        for known in in_parallel(lambda number: self._manifest(name, number), numbers):
+        for known in in_parallel(lambda number: self.manifest(name, number), numbers):
             if known.idempotency_key == idempotency_key:
                 return self._require_live(known)
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", idempotency_key).strip(".-")[:60]
@@ -191,6 +189,7 @@ class ModelRegistry:
 
         Raises:
             AliasConflictError: The alias is not at the expected version.
+            ApprovalRequiredError: The alias is `production`, and the model requires approval.
             ModelNotFoundError: There is no such version.
         """
         self.get(name, version)
@@ -207,7 +206,13 @@ class ModelRegistry:
                 raise ModelNotFoundError(
                     f"{name}@{version} was retired in the registry at {self.uri}, so it cannot become {alias}"
                 )
-            return alias_moved(state, alias, version, kind="set", reason=reason) if present != version else None
+            if present == version:
+                return None
+            if alias == PRODUCTION and state.is_approval_required:
+                raise ApprovalRequiredError(
+                    f"{name} in {self.uri} requires approval: use `rlad registry request {name}@{version}`"
+                )
+            return alias_moved(state, alias, version, kind="set", reason=reason)
 
         self._log(name).append(decide)
 
@@ -277,7 +282,7 @@ class ModelRegistry:
     def retain(self, name: str, keep: int) -> list[int]:
         """Retire all but the newest `keep` versions, and delete their files.
 
-        Versions with an alias and the target of a rollback are kept, too.
+        Versions with an alias or an open promotion request and the target of a rollback are kept, too.
 
         Returns:
             The versions retired by this call.
@@ -289,7 +294,8 @@ class ModelRegistry:
         def decide(state: LineState) -> LogEntry | None:
             nonlocal retired
             live = [number for number in numbers_in(self.store, f"{name}/versions") if number not in state.retired]
-            kept = {*live[-keep:], *state.aliases.values(), self._rollback_target(log, state)}
+            requested = {request.version for request in state.requests}
+            kept = {*live[-keep:], *state.aliases.values(), *requested, self._rollback_target(log, state)}
             retired = [number for number in live if number not in kept]
             return versions_retired(state, retired) if retired else None
 
@@ -308,7 +314,7 @@ class ModelRegistry:
         # Listed before the versions, so that an upload whose manifest is written in between counts as a version.
         live = {version.directory.rpartition("/")[2] for version in self.versions(name)}
         retired = self._log(name).state().retired
-        gone = {self._manifest(name, number).directory.rpartition("/")[2] for number in retired}
+        gone = {self.manifest(name, number).directory.rpartition("/")[2] for number in retired}
         for directory in sorted(directories - live):
             path = f"{name}/models/{directory}"
             if directory in gone or self._is_abandoned(path):
@@ -355,13 +361,14 @@ class ModelRegistry:
         while True:  # terminates: each iteration skips a version added by another writer
             if self.store.create(_manifest_path(version.name, version.version), to_json(version)):
                 return version
-            other = self._manifest(version.name, version.version)
+            other = self.manifest(version.name, version.version)
             if other.idempotency_key == version.idempotency_key:
                 self.store.delete_directory(version.directory)
                 return self._require_live(other)
             version = replace(version, version=version.version + 1, created_at=utc_now())
 
-    def _manifest(self, name: str, number: int) -> ModelVersion:
+    def manifest(self, name: str, number: int) -> ModelVersion:
+        """Return a version by its number, also a retired one."""
         path = _manifest_path(name, number)
         content = self.store.read(path)
         if content is None:

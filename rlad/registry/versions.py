@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -124,72 +124,6 @@ class ModelVersion:
     def num_bytes(self) -> int:
         """Total size of the files, in bytes."""
         return sum(file.bytes for file in self.files)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AliasChange:
-    """Move of an alias.
-
-    Attributes:
-        sequence: Number of the change in the model's change log.
-        kind: `set` or `rollback`. A rollback undoes the last `set`, which determines the next rollback's target.
-        alias: Name of the alias.
-        previous: Version before the move; None if the alias did not exist.
-        version: Version after the move.
-        reason: Reason, as free text.
-        by: User and machine.
-        at: Time, UTC, ISO 8601.
-    """
-
-    sequence: int
-    kind: Literal["set", "rollback"]
-    alias: str
-    previous: int | None
-    version: int
-    reason: str
-    by: str
-    at: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retirement:
-    """Retirement of versions. Retired versions cannot be used any more, and their files may be deleted."""
-
-    sequence: int
-    versions: tuple[int, ...]
-    by: str
-    at: str
-    kind: Literal["retire"] = "retire"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineState:
-    """State of a model after a change.
-
-    Attributes:
-        sequence: Number of the change; 0 before the first.
-        aliases: Version by alias.
-        retired: Retired versions.
-    """
-
-    sequence: int = 0
-    aliases: Mapping[str, int] = field(default_factory=dict)
-    retired: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
-    """Entry of the change log: a change and the state after it.
-
-    Attributes:
-        entry_id: Random id, by which a writer recognizes its own entry.
-        change: The change.
-        state: State after the change.
-    """
-
-    entry_id: str
-    change: AliasChange | Retirement
-    state: LineState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,7 @@ def rlad_calls(command: str) -> list[list[str]]:
 def unknown_option(words: list[str]) -> str | None:
     """Return the first command or option that rlad does not have."""
     command = typer.main.get_command(app)
-    rest = list(words)
+    rest = words[: words.index("--")] if "--" in words else list(words)  # what follows goes to another program
     while hasattr(command, "commands") and rest:
         name = rest.pop(0)
         if name.startswith("-"):  # an option of the group, such as `rlad doctor --address auto`

@@ -12,8 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli.entries import Entry, print_entries
 from pipelines.run.progress import evaluation_table
-from rlad.registry.versions import AliasChange, ModelVersion, VersionDifference
+from rlad.registry.changes import (
+    AliasChange,
+    ApprovalRule,
+    Change,
+    PromotionRefusal,
+    PromotionRequest,
+    VersionNotes,
+)
+from rlad.registry.versions import ModelVersion, VersionDifference
 
 _MISSING = "-"
 _SHOWN_SHA256 = 12
@@ -22,8 +31,13 @@ _SHOWN_SHA256 = 12
 _MAX_ALIAS_WIDTH = 18
 
 
-def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> Table:
-    """Return a table of a model's versions, newest first."""
+def versions_table(
+    name: str,
+    versions: Sequence[ModelVersion],
+    aliases: Mapping[str, int],
+    tags: Mapping[int, Mapping[str, str]] | None = None,
+) -> Table:
+    """Return a table of a model's versions, newest first. A version's tags, if it has any, are in a row below it."""
     table = Table(title=name, title_justify="left")
     table.add_column("version", justify="right", no_wrap=True)
     table.add_column("aliases", no_wrap=True, overflow="ellipsis", max_width=_MAX_ALIAS_WIDTH)
@@ -40,11 +54,21 @@ def versions_table(name: str, versions: Sequence[ModelVersion], aliases: Mapping
             Text(version.lineage.parent or version.lineage.base_model, no_wrap=True, overflow="ellipsis"),
             _time(version.created_at),
         )
+        for key, value in (tags or {}).get(version.version, {}).items():
+            table.add_row("", "", "", Text(f"{key}={value}", no_wrap=True, overflow="ellipsis"), "")
     return table
 
 
-def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[str], path: Path | None) -> None:
-    """Print the lineage, files and accuracy of a version."""
+def print_version(
+    console: Console,
+    version: ModelVersion,
+    *,
+    aliases: Sequence[str],
+    path: Path | None,
+    notes: VersionNotes | None = None,
+    requests: Sequence[PromotionRequest] = (),
+) -> None:
+    """Print the notes, lineage, files and accuracy of a version, and its open promotion requests."""
     lineage = version.lineage
     commit = f", commit {lineage.git_commit}" if lineage.git_commit else ""
     facts = {
@@ -63,6 +87,12 @@ def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[
     }
     if path is not None:
         facts["path"] = str(path)
+    if notes is not None and notes.tags:
+        facts["tags"] = ", ".join(f"{key}={value}" for key, value in notes.tags.items())
+    if notes is not None and notes.description:
+        facts["description"] = notes.description
+    if requests:
+        facts["waits for approval"] = "; ".join(f"requested by {each.requester}: {each.reason}" for each in requests)
     console.print(f"[bold]{escape(version.reference)}[/]")
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -71,19 +101,49 @@ def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[
     console.print(evaluation_table("Accuracy", version.evaluation, group_by="group"))
 
 
-def history_table(history: Sequence[AliasChange]) -> Table:
-    """Return a table of alias moves, oldest first."""
-    table = Table(title="Aliases", title_justify="left")
+def history_table(changes: Sequence[Change]) -> Table:
+    """Return a table of a model's changes, oldest first."""
+    table = Table(title="History", title_justify="left")
     table.add_column("when (UTC)", no_wrap=True)
-    table.add_column("alias", no_wrap=True, overflow="ellipsis", max_width=_MAX_ALIAS_WIDTH)
+    table.add_column("what", no_wrap=True, overflow="ellipsis", max_width=_MAX_ALIAS_WIDTH)
     table.add_column("change", no_wrap=True)
     table.add_column("reason")
-    for change in history:
-        kind = " (rollback)" if change.kind == "rollback" else ""
-        versions = f"{_text(change.previous)} -> {change.version}{kind}"
-        reason = f"{escape(change.reason)}\n[dim]by {escape(change.by)}[/]"
-        table.add_row(_time(change.at), change.alias, versions, reason)
+    for change in changes:
+        what, effect, reason, person = _described(change)
+        by = f"{person} ({change.by})" if person else change.by
+        table.add_row(_time(change.at), what, effect, f"{escape(reason)}\n[dim]by {escape(by)}[/]".lstrip())
     return table
+
+
+def print_requests(console: Console, requests: Mapping[str, Sequence[PromotionRequest]]) -> None:
+    """Print the open promotion requests by model."""
+    entries = [
+        Entry(
+            cells=(f"{name}@{each.version}", _text(each.expected), each.requester, _time(each.at)), details=each.reason
+        )
+        for name, own in requests.items()
+        for each in own
+    ]
+    print_entries(console, ("version", "production", "requested by", "when (UTC)"), entries)
+
+
+def _described(change: Change) -> tuple[str, str, str, str | None]:
+    """Return the subject of a change, its effect, its reason, and the person who made it if one is named."""
+    if isinstance(change, AliasChange):
+        kind = " (rollback)" if change.kind == "rollback" else ""
+        approved = f"; requested by {change.requested_by}" if change.requested_by else ""
+        effect = f"{_text(change.previous)} -> {change.version}{kind}"
+        return change.alias, effect, f"{change.reason}{approved}", change.approved_by
+    if isinstance(change, PromotionRequest):
+        return "request", f"{_text(change.expected)} -> {change.version}", change.reason, change.requester
+    if isinstance(change, PromotionRefusal):
+        return "refusal", str(change.version), change.reason, change.refused_by
+    if isinstance(change, ApprovalRule):
+        return "approval", "required" if change.is_required else "not required", change.reason, None
+    if isinstance(change, VersionNotes):
+        tags = ", ".join(f"{key}={value}" for key, value in change.tags.items())
+        return "notes", str(change.version), "; ".join(filter(None, (tags, change.description))), None
+    return "retired", f"{len(change.versions)} versions", ", ".join(map(str, change.versions)), None
 
 
 def print_difference(console: Console, difference: VersionDifference) -> None:

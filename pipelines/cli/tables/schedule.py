@@ -156,6 +156,9 @@ def tick_line(tick: Tick) -> str:
         parts.append(f"cost {tick.cost}")
     if tick.outcome is not None:
         parts.append(f"version {tick.outcome.version}: {tick.outcome.before:.1%} to {tick.outcome.after:.1%}")
+        parts += [
+            f"gate {gate.name} {'passed' if gate.is_passed else 'failed'}: {gate.reason}" for gate in tick.outcome.gates
+        ]
     reason = tick.reason or (tick.outcome.reason if tick.outcome is not None else None)
     if reason:
         parts.append(reason)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from pipelines.console.problems import ForbiddenError, NotFoundError
 from rlad.errors import AliasConflictError
+from rlad.registry.changes import AliasChange, PromotionRequest, VersionNotes
+from rlad.registry.governance import ModelGovernance
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import PRODUCTION, AliasChange, ModelVersion, VersionDifference, difference
+from rlad.registry.versions import PRODUCTION, ModelVersion, VersionDifference, difference
 
 APPROVED = "approved"
 """Alias of the version that the console may promote."""
@@ -23,12 +25,22 @@ class ModelView:
         versions: Versions, newest first.
         aliases: Version by alias.
         history: Moves of the aliases, newest first.
+        notes: Tags and descriptions by version.
+        requests: Open promotion requests.
+        is_approval_required: Whether production moves only with the approval of another person.
     """
 
     name: str
     versions: Sequence[ModelVersion]
     aliases: Mapping[str, int]
     history: Sequence[AliasChange]
+    notes: Mapping[int, VersionNotes]
+    requests: Sequence[PromotionRequest]
+    is_approval_required: bool
+
+    def requests_for(self, number: int) -> list[PromotionRequest]:
+        """Return the open requests to promote a version."""
+        return [each for each in self.requests if each.version == number]
 
     def aliases_of(self, number: int) -> list[str]:
         """Return the aliases of a version."""
@@ -85,11 +97,15 @@ class Models:
         registry = self._open()
         if name not in registry.names():
             raise NotFoundError(f"no model {name[:80]!r} in the registry at {registry.uri}")
+        governance = ModelGovernance(registry=registry, name=name)
         return ModelView(
             name=name,
             versions=registry.versions(name)[::-1],
             aliases=registry.aliases(name),
             history=registry.history(name)[::-1],
+            notes=governance.notes(),
+            requests=governance.requests(),
+            is_approval_required=governance.is_approval_required,
         )
 
     def differences(self, name: str, a: int, b: int) -> VersionDifference:
@@ -101,17 +117,39 @@ class Models:
         registry = self._open()
         return difference(registry.get(name, a), registry.get(name, b))
 
-    def approve(self, name: str, version: int, *, expected: int | None, reason: str) -> None:
-        """Move the alias `approved` to a version. The console promotes only this version.
+    def approve(self, name: str, version: int, *, expected: int | None, reason: str, user: str) -> str:
+        """Approve a version, and return the effect.
+
+        An open request to promote the version is carried out: production moves. Without one, the alias `approved`
+        moves, and the console promotes only this version.
 
         Raises:
+            SelfApprovalError: The user requested the promotion.
             AliasConflictError: Another approval came first.
             ModelNotFoundError: There is no such version.
+            RegistryError: The model requires approval, and there is no open request for the version.
         """
-        self._open().set_alias(name, APPROVED, version, expected=expected, reason=reason)
+        registry = self._open()
+        governance = ModelGovernance(registry=registry, name=name)
+        requests = [each for each in governance.requests() if each.version == version]
+        if not requests and not governance.is_approval_required:
+            registry.set_alias(name, APPROVED, version, expected=expected, reason=reason)
+            return f"{name}@{version} is approved"
+        governance.approve(version, approver=user, reason=reason)
+        return f"{name}@{version} is approved, and in production"
 
-    def promote(self, name: str, version: int, *, expected: int | None, reason: str) -> None:
-        """Move the alias `production` to the approved version.
+    def refuse(self, name: str, version: int, *, reason: str, user: str) -> None:
+        """Close the open requests to promote a version.
+
+        Raises:
+            RegistryError: There is no open request for the version.
+        """
+        ModelGovernance(registry=self._open(), name=name).refuse(version, by=user, reason=reason)
+
+    def promote(self, name: str, version: int, *, expected: int | None, reason: str, user: str) -> str:
+        """Move the alias `production` to the approved version, and return the effect.
+
+        For a model that requires approval, the promotion is requested instead.
 
         Raises:
             ForbiddenError: The version is not approved.
@@ -119,11 +157,16 @@ class Models:
             ModelNotFoundError: There is no such version.
         """
         registry = self._open()
+        governance = ModelGovernance(registry=registry, name=name)
+        if governance.is_approval_required:
+            governance.request(version, expected=expected, reason=reason, requester=user)
+            return f"{name}@{version} waits for the approval of another person"
         if registry.aliases(name).get(APPROVED) != version:
             raise ForbiddenError(
                 f"{name}@{version} is not approved: a user with the role approve has to approve it first"
             )
         registry.promote(name, version, expected=expected, reason=reason)
+        return f"{name}@{version} is in production"
 
     def roll_back(self, name: str, *, expected: int, reason: str) -> int:
         """Move the alias `production` back to the version before, and return it.

@@ -26,7 +26,8 @@ from rlad.errors import ConfigError, ContractError, CorruptFileError, DataError,
 from rlad.integrity.manifest import MANIFEST, verify, write_manifest
 from rlad.integrity.seals import SEALS, Seals
 from rlad.ledger import Ledger
-from rlad.registry.versions import LogEntry, ModelVersion, from_json
+from rlad.registry.changes import LogEntry
+from rlad.registry.versions import ModelVersion, from_json
 from rlad.teacher.wire_format import scores_from_bytes
 from rlad.verifiers import build_verifier
 

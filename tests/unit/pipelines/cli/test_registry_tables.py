@@ -11,7 +11,8 @@ from rich.console import Console
 
 from pipelines.cli.tables.registry import history_table, print_difference, print_version, versions_table
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
-from rlad.registry.versions import AliasChange, Lineage, ModelFile, ModelVersion, difference
+from rlad.registry.changes import AliasChange
+from rlad.registry.versions import Lineage, ModelFile, ModelVersion, difference
 
 RUN_DIR = "/mnt/shared/experiments/team/runs/nightly-20260131T020000Z-with-a-long-name"
 TEACHER = "/mnt/shared/models/Qwen3-8B-Instruct-2507 (0123456789abcdef)"

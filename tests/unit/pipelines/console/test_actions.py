@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from pipelines.console.settings import ConsoleSettings
 from pipelines.run.directory import RunDirectory
 from rlad.errors import RunDirectoryError
+from rlad.registry.governance import ModelGovernance
 from rlad.registry.registry import ModelRegistry
+from rlad.registry.webhooks import Webhooks
 from tests.console_stand_in import MODEL, RecordedRequests
 
 from .conftest import csrf_of
@@ -87,6 +89,46 @@ def test_version_is_approved_then_promoted_then_rolled_back(visit: Visit, settin
     assert "is in production again" in act(operator, f"/registry/{MODEL}/2/roll-back", reason="slow")
     assert registry.aliases(MODEL)["production"] == 1
     assert [each["outcome"] for each in entries(settings)] == ["requested", "refused", *["requested", "done"] * 3]
+
+
+def test_promotion_of_a_guarded_model_is_requested_and_approved_by_another_user(
+    visit: Visit, settings: ConsoleSettings
+) -> None:
+    registry = ModelRegistry.open(settings.registry)
+    governed = ModelGovernance(registry=registry, name=MODEL)
+    governed.require_approval(True, reason="serves users")
+    governed.annotate(2, tags={"quality": "gold"}, description="no long answers")
+    approver, operator = visit("anna"), visit("otto")
+    assert "no open request" in act(approver, f"/registry/{MODEL}/2/approve", reason="reviewed", expected="")
+    page = act(operator, f"/registry/{MODEL}/2/promote", reason="better", expected="1")
+    assert "waits for the approval of another person" in page
+    assert "Promotion requested by otto" in page
+    assert "quality=gold" in page
+    assert "no long answers" in operator.get(f"/registry/{MODEL}/2").text
+    assert registry.aliases(MODEL) == {"production": 1}
+    assert "is not promoted" in act(approver, f"/registry/{MODEL}/2/refuse", reason="unsafe")
+    act(approver, f"/registry/{MODEL}/3/promote", reason="better", expected="1")
+    assert "SelfApprovalError" in act(approver, f"/registry/{MODEL}/3/approve", reason="mine")
+    assert registry.aliases(MODEL) == {"production": 1}
+    act(operator, f"/registry/{MODEL}/2/promote", reason="better, too", expected="1")
+    page = act(approver, f"/registry/{MODEL}/2/approve", reason="reviewed")
+    assert "and in production" in page
+    assert "requested by otto, approved by anna" in page
+    assert registry.aliases(MODEL) == {"production": 2}
+    assert visit("otto").post(f"/registry/{MODEL}/2/refuse", data={"reason": "x"}).status_code == 403
+
+
+def test_promotion_in_the_console_is_sent_to_webhooks(
+    visit: Visit, settings: ConsoleSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks = Webhooks(registry=ModelRegistry.open(settings.registry))
+    webhooks.add("ops", url_env="HOOK_URL", secret_env="HOOK_SECRET")
+    monkeypatch.setenv("HOOK_URL", "ftp://127.0.0.1/hook")  # fails at once
+    monkeypatch.setenv("HOOK_SECRET", "0123456789abcdef")
+    act(visit("anna"), f"/registry/{MODEL}/2/approve", reason="reviewed", expected="")
+    assert "is in production" in act(visit("otto"), f"/registry/{MODEL}/2/promote", reason="better", expected="1")
+    (hook,) = webhooks.hooks()
+    assert [event.kind for event, _ in webhooks.undelivered(hook)[1]] == ["promoted"]
 
 
 def test_stale_page_does_not_promote_or_roll_back(visit: Visit, settings: ConsoleSettings) -> None:

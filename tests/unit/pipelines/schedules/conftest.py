@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from pipelines.run.directory import RunDirectory
 from pipelines.schedules.adding import add_schedule
@@ -84,6 +85,8 @@ class FakeLauncher:
     scripts: list[Script] = field(default_factory=list)
     requests: list[RunRequest] = field(default_factory=list)
     stopped: int = 0
+    shares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Accuracies on further sets of an evaluation, by set: of the run's own export, and of other models."""
 
     def start(self, request: RunRequest) -> FakeRun:
         self.requests.append(request)
@@ -96,9 +99,12 @@ class FakeLauncher:
         if request.arguments[0] == "eval":
             output = Path(request.arguments[request.arguments.index("--output") + 1])
             output.mkdir(parents=True)
-            (output / "evaluation.json").write_text(
-                json.dumps({"sets": {"evaluation": accuracy(self.after).as_dict()}})
-            )
+            settings = yaml.safe_load(Path(request.arguments[request.arguments.index("--config") + 1]).read_text())
+            is_own = request.arguments[1].endswith("/export")
+            sets = {
+                name: accuracy(self.shares[name][0 if is_own else 1]).as_dict() for name in settings.get("sets", {})
+            } or {"evaluation": accuracy(self.after).as_dict()}
+            (output / "evaluation.json").write_text(json.dumps({"sets": sets}))
         else:
             self.write_run(request)
         return RunExit(status=0, reason=None)

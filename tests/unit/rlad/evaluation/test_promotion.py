@@ -8,7 +8,7 @@ import pytest
 
 from rlad.errors import ContractError
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
-from rlad.evaluation.promotion import decide
+from rlad.evaluation.promotion import GateDecision, check_gate, decide
 
 
 def evaluation(rewards: Sequence[float], *, first: int = 0) -> EvaluationSummary:
@@ -114,3 +114,56 @@ def test_interval_that_touches_zero_does_not_promote() -> None:
     decision = decide(evaluation([1.0, 0.0]), evaluation([0.0, 0.0]), margin=0.1)
     assert decision.promote is False
     assert decision.reason.startswith("better by more than the margin, but not significantly (")
+
+
+def gate(candidate: Sequence[float], incumbent: Sequence[float] | None = None, **rule: float | None) -> GateDecision:
+    present = evaluation(incumbent) if incumbent is not None else None
+    return check_gate(evaluation(candidate), present, **{"max_loss": None, "min_accuracy": None, **rule})
+
+
+def test_gate_passes_only_if_the_interval_excludes_a_greater_loss() -> None:
+    # 20 pairs, one of them -1: mean -0.05, standard error 0.05, t(0.975, 19) = 2.0930: lower limit -0.15465.
+    worse = [0.0] + [1.0] * 19
+    passed = gate(worse, [1.0] * 20, max_loss=0.155)
+    assert passed.is_passed
+    assert passed.difference == pytest.approx(-0.05)
+    assert passed.interval == pytest.approx((-0.15465, 0.05465), abs=1e-4)
+    assert "95.0% on 20 prompts, against 100.0%: -5.0 points, 95% interval -15.5 to +5.5" in passed.reason
+    failed = gate(worse, [1.0] * 20, max_loss=0.154)
+    assert not failed.is_passed
+    assert "a loss of more than 15.4 points is not excluded" in failed.reason
+
+
+def test_equal_results_lose_nothing() -> None:
+    assert gate([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], max_loss=0.0).is_passed
+    assert not gate([1.0, 0.0, 1.0], [1.0, 1.0, 1.0], max_loss=0.0).is_passed
+
+
+def test_gate_with_a_minimum_accepts_it_exactly() -> None:
+    nine = [1.0] * 9 + [0.0]
+    assert gate(nine, min_accuracy=0.9).is_passed
+    failed = gate(nine, min_accuracy=0.91)
+    assert (failed.is_passed, failed.difference) == (False, None)
+    assert "below the minimum of 91.0% (90.0% on 10 prompts)" in failed.reason
+
+
+def test_both_rules_of_a_gate_must_hold() -> None:
+    for first, second in ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5)):
+        found = gate([1.0, 0.0] * 8, [1.0, 0.0] * 7 + [1.0, 1.0], max_loss=first, min_accuracy=second)
+        assert found.is_passed == (first == 0.5)
+    assert not gate([1.0, 0.0] * 8, [1.0, 0.0] * 8, max_loss=0.5, min_accuracy=0.6).is_passed
+
+
+def test_gate_without_an_incumbent_has_only_its_minimum() -> None:
+    assert gate([1.0, 0.0], max_loss=0.0).is_passed
+    assert not gate([1.0, 0.0], max_loss=0.0, min_accuracy=0.6).is_passed
+
+
+def test_gate_without_an_interval_fails() -> None:
+    assert "single prompt" in gate([1.0], [1.0], max_loss=0.1).reason
+    assert not gate([1.0], [1.0], max_loss=0.1).is_passed
+
+
+def test_gate_refuses_evaluations_on_different_prompts() -> None:
+    with pytest.raises(ContractError, match="same prompts"):
+        check_gate(evaluation([1.0] * 3), evaluation([1.0] * 3, first=1), max_loss=0.1, min_accuracy=None)

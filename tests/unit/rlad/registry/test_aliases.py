@@ -11,8 +11,9 @@ import pytest
 
 from rlad.errors import AliasConflictError, ModelNotFoundError, RegistryError
 from rlad.registry.change_log import rollback_target
+from rlad.registry.changes import AliasChange
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import AliasChange, ModelVersion
+from rlad.registry.versions import ModelVersion
 
 NAME = "kk-student"
 

@@ -1,0 +1,1 @@
+"""Commands of `rlad registry` that govern a model: notes, approvals, webhooks and serving."""

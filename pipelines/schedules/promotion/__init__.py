@@ -1,0 +1,1 @@
+"""Promotion decision of a tick: comparison with the version in production, gates, and approval."""

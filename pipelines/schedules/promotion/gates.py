@@ -1,0 +1,104 @@
+"""Gates of a promotion: further prompt sets that a better student must pass, evaluated as by `rlad eval`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipelines.run.result import RunResult
+from pipelines.schedules.execution import TickExecution
+from pipelines.schedules.planning import local_copy
+from pipelines.schedules.prompts import load_gate_prompts, write_prompts
+from pipelines.schedules.records import GateOutcome
+from rlad.config import RunConfig
+from rlad.config.load import suite_of, validated
+from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.evaluation.promotion import check_gate
+from rlad.integrity.durable import write_atomically
+from rlad.registry.registry import ModelRegistry
+
+
+def check_gates(
+    work: TickExecution, registry: ModelRegistry, production: int | None, result: RunResult
+) -> tuple[GateOutcome, ...]:
+    """Evaluate the student of a tick on all gates, and the version in production if a gate compares with it.
+
+    Both are evaluated on the same prompts, which are written once for each run.
+    """
+    gates = work.config.gates
+    if not gates:
+        return ()
+    suite = _suite(work)
+    candidate = evaluate_version(work, result.run.export, suite, work.directory.gates(work.run_id, None))
+    compares = production is not None and any(gate.max_loss is not None for gate in gates.values())
+    incumbent: dict[str, EvaluationSummary] = {}
+    if compares and production is not None:
+        model = local_copy(registry, work.schedule, production)
+        incumbent = evaluate_version(work, model, suite, work.directory.gates(work.run_id, production))
+    outcomes = []
+    for name, gate in gates.items():
+        present = incumbent.get(name)
+        found = check_gate(candidate[name], present, max_loss=gate.max_loss, min_accuracy=gate.min_accuracy)
+        outcomes.append(
+            GateOutcome(
+                name=name,
+                is_passed=found.is_passed,
+                reason=found.reason,
+                accuracy=candidate[name].overall.mean,
+                incumbent_accuracy=present.overall.mean if present is not None else None,
+                prompts=candidate[name].overall.prompts,
+                difference=found.difference,
+                interval=found.interval,
+            )
+        )
+    return tuple(outcomes)
+
+
+def reason_with_gates(reason: str, gates: Sequence[GateOutcome]) -> str:
+    """Return the reason of a decision with the gates that failed, or those that passed."""
+    if failed := [f"gate {gate.name} failed: {gate.reason}" for gate in gates if not gate.is_passed]:
+        return f"{'; '.join(failed)}; otherwise {reason}"
+    return f"{reason}; passed {', '.join(gate.name for gate in gates)}" if gates else reason
+
+
+def evaluate_version(work: TickExecution, model: Path, config: Path, output: Path) -> dict[str, EvaluationSummary]:
+    """Evaluate a model by `rlad eval`, and return the results by set. An earlier attempt's results are used again.
+
+    Args:
+        work: The tick.
+        model: Directory of the model.
+        config: Configuration of a run or a suite.
+        output: Directory of the results; its name is that of the command.
+    """
+    figures = output / "evaluation.json"
+    if not figures.is_file():
+        if work.tick.job is None or work.tick.job.command != output.name:
+            shutil.rmtree(output, ignore_errors=True)  # left by an interrupted attempt
+        address = [f"cluster.address={work.address}"] if work.address else []
+        command = ["eval", str(model), "--config", str(config), "--output", str(output), *address]
+        work.execute(command, name=output.name, output=output)
+    sets = json.loads(figures.read_text())["sets"]
+    return {name: EvaluationSummary.from_dict(summary) for name, summary in sets.items()}
+
+
+def _suite(work: TickExecution) -> Path:
+    """Write the evaluation suite of the gates with their prompts, unless an earlier attempt of the run did."""
+    file = work.directory.gates_config(work.run_id)
+    if not file.is_file():
+        run = validated(RunConfig, work.config.run, where=f"the run of schedule {work.schedule.name}")
+        sets = {
+            name: gate.evaluation(
+                write_prompts(
+                    load_gate_prompts(gate, work.config.working_dir), work.directory.gate_prompts(work.run_id, name)
+                )
+            )
+            for name, gate in work.config.gates.items()
+        }
+        suite = suite_of(run, sets, more_verifiers=work.config.gate_verifiers)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False))
+    return file

@@ -1,0 +1,1 @@
+"""HTTP requests to webhooks: with retries, signed, and without secrets in errors."""
