@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# Bounds the time of a simulation: this many groups take a few seconds.
-_MAX_GROUPS = 1500
+# Bound the time of a simulation without --steps: this many groups take a few seconds.
+_STEPS, _MAX_GROUPS = 20, 1500
 _SPEEDS_PANEL = "Measured speeds (override those of --device)"
 
 
@@ -61,8 +61,9 @@ def simulate(
     prompt_tokens: PromptTokens = None,
     assume: Assume = None,
     steps: Annotated[
-        int, typer.Option(metavar="N", help="Steps to simulate. Reduced if a step has many groups.", min=1)
-    ] = 20,
+        int | None,
+        typer.Option(metavar="N", help="Steps to simulate.", min=1, show_default="20, fewer if a step has many groups"),
+    ] = None,
     failures_per_day: Annotated[
         float,
         typer.Option(metavar="N", help="Failures of all workers. Only those of rollout workers are simulated.", min=0),
@@ -118,7 +119,7 @@ def simulate(
             settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
         )
     console, errors = Console(), Console(stderr=True)
-    simulated_steps = bounded_steps(settings, steps)
+    simulated_steps = bounded_steps(settings, _STEPS) if steps is None else min(steps, settings.training.steps)
     done = []
     for sizes in track(
         sizes_to_simulate(settings, costs, gpus, splits),

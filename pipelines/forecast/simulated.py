@@ -21,23 +21,35 @@ class SimulatedSplit:
     Attributes:
         sizes: Workers of each pool.
         devices: Devices of all pools.
+        staleness: Number of steps by which rollout works ahead.
         speeds: Speeds that were simulated.
         run: Result of the simulator.
     """
 
     sizes: Sizes
     devices: float
+    staleness: int
     speeds: Speeds
     run: SimulatedRun
 
     @property
     def step_s(self) -> float:
-        """Mean seconds per step, from the end of the first step to the end of the last.
+        """Mean seconds per step, over the last whole waves after the first step.
 
-        Steps that work ahead complete in waves, so single steps are not representative.
+        The first k + 1 steps are opened together, so steps that work ahead by k end in waves of k + 1. A part of a wave
+        is not representative.
         """
         times = [step.times.weights_at for step in self.run.steps]
-        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else self.run.makespan_s
+        intervals, wave = len(times) - 1, self.staleness + 1
+        if not intervals:
+            return self.run.makespan_s
+        counted = intervals // wave * wave or intervals
+        return (times[-1] - times[-1 - counted]) / counted
+
+    @property
+    def efficiency(self) -> float:
+        """Share of a step in which the pool with the most work is busy: 1 where all other work and waits are hidden."""
+        return self.run.work.most / len(self.run.steps) / self.step_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -61,6 +73,7 @@ class SimulatedSplit:
             "makespan_s": self.run.makespan_s,
             "makespan_over_bound": self.run.makespan_over_bound,
             "step_s": self.step_s,
+            "efficiency": self.efficiency,
             "tokens_per_s": self.tokens_per_s,
             "bound_by": self.bound_by,
             "busy": self.run.busy,
@@ -151,4 +164,6 @@ def simulate_split(
         ),
         failures=failures,
     )
-    return SimulatedSplit(sizes=sizes, devices=devices, speeds=speeds, run=run)
+    return SimulatedSplit(
+        sizes=sizes, devices=devices, staleness=config.training.max_staleness, speeds=speeds, run=run
+    )
