@@ -66,7 +66,7 @@ def simulate(
     ] = None,
     failures_per_day: Annotated[
         float,
-        typer.Option(metavar="N", help="Failures of all workers. Only those of rollout workers are simulated.", min=0),
+        typer.Option(metavar="N", help="Failures of all workers, spread evenly over their GPUs.", min=0),
     ] = 0.0,
     restart_s: Annotated[
         float, typer.Option(metavar="S", help="Seconds until the replacement of a lost worker serves.", min=0)
