@@ -7,10 +7,14 @@ PACKAGES := $(VENV)/.packages
 STAMP  := $(VENV)/.installed
 GPU_VENV := .venv-gpu
 
-# Tests run in two processes; the tests of a file stay together, since they share its cluster and engines.
+# Tests run in several processes; the tests of a file stay together, since they share its cluster and engines.
 # A process that dies ends the run: pytest-xdist waits for ever for the tests of one that it replaced.
 # In the order of the folders the long files come first, and no process waits for the other one's last file.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PARALLEL := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Some of the first kind wait, so a third process has the time of two cores; two runs of engines use both cores.
+# Only these folders have tests of the second kind (tests/conftest.py), and only they import the engines.
+FAST_TESTS := -n 3 $(PARALLEL) -m "not engine" --ignore tests/end_to_end
+ENGINE_TESTS := -n 2 $(PARALLEL) -m "engine and not chaos" tests/docs tests/end_to_end
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean
@@ -25,8 +29,10 @@ $(PACKAGES): $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit("rlad needs Python 3.11 or newer; name one: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	@test ! -L $(VENV) || { echo "$(VENV) is a link to another checkout's environment: run make setup there, or remove the link."; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r $(LOCK) || { \
+	$(BIN)/pip install -qq --disable-pip-version-check --no-compile --no-deps -r $(LOCK) || { \
 	  echo "If pip found no torch+cpu: PyTorch's CPU builds are on PyTorch's own index; set PIP_EXTRA_INDEX_URL to it and run make again."; exit 1; }
+# Compiled on all cores, which pip does not do. Files that are no Python, such as templates, are left out.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(STAMP): $(PACKAGES) pyproject.toml
@@ -86,8 +92,8 @@ $(VENV)/.browser: $(STAMP) requirements/browser.lock
 	@touch $@
 
 test: $(VENV)/.reasoning-gym $(VENV)/.trackers $(VENV)/.browser ## all tests, real engines included
-	$(BIN)/python -m pytest $(PARALLEL) -m "not engine"
-	$(BIN)/python -m pytest $(PARALLEL) -m "engine and not chaos"
+	$(BIN)/python -m pytest $(FAST_TESTS)
+	$(BIN)/python -m pytest $(ENGINE_TESTS)
 
 # In a folder of its own: its pytest plugin would be in every test.
 $(VENV)/.schemathesis: $(STAMP) requirements/schemathesis.lock
@@ -107,7 +113,7 @@ lint: $(STAMP) ## check code style, formatting, types, import layers, language a
 	$(BIN)/python -m tools.check_waits
 
 check: lint $(VENV)/.reasoning-gym $(VENV)/.trackers ## lint, and run the tests that start no engine
-	$(BIN)/python -m pytest $(PARALLEL) -m "not engine" -q
+	$(BIN)/python -m pytest $(FAST_TESTS) -q
 
 format: $(STAMP) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .

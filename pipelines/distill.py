@@ -22,12 +22,14 @@ from actors.health.monitor import HeartbeatMonitor
 from pipelines.cluster.connection import connected, labelled_resources
 from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.cluster.owner import owned
-from pipelines.cluster.resources import require_labelled_room, require_room
+from pipelines.cluster.resources import demand_by_pool, require_labelled_room, require_room
 from pipelines.environment.requirements import require_packages
+from pipelines.monitoring.cost_meter import CostMeter, require_budget
 from pipelines.monitoring.trackers.opening import require_trackers
 from pipelines.reports.run_report import write_report
 from pipelines.resolution.resolved_run import ResolvedRun, resolve_run
 from pipelines.resolution.run_inputs import input_fingerprints
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory
 from pipelines.run.downloads import fetch_here
 from pipelines.run.heartbeat import beating
@@ -67,9 +69,12 @@ def distill(config: RunConfig, directory: RunDirectory, *, resume: bool, console
         with directory.hold(config, resume=resume):
             _write_documents(result)
     else:
+        require_budget(config, directory)
         result = _train_on_cluster(resolve_run(config, directory), console, resume=resume)
     columns = {"before": result.before, "after": result.after}
     console.print(accuracy_table("Accuracy of the student", columns, group_by=config.evaluation.group_label))
+    if (cost := read_cost(directory)) is not None:
+        console.print(f"cost:    {cost.total}", soft_wrap=True, highlight=False)
     console.print(f"student: {directory.export}\nreport:  {directory.report}", soft_wrap=True, highlight=False)
     return result
 
@@ -122,11 +127,14 @@ def _write_documents(result: RunResult) -> None:
 async def _train(run: ResolvedRun, progress: RunProgress, console: Console) -> None:
     """Train the student: broker and learner first, then the pools while the learner loads, then the steps."""
     run.directory.record_prompts(run.prompts_record)
-    traces = await prepare_traces(run, progress, console) if run.config.offline is not None else None
-    training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
-    monitor = heartbeat_monitor(run.config, run.run_id)
-    async with monitor.running():
-        await _train_on(run, training_set, traces, monitor, progress, console)
+    cost = CostMeter(run.config, run.directory, on_warning=progress.warn)
+    async with cost.running():
+        traces = await prepare_traces(run, progress, console, cost) if run.config.offline is not None else None
+        training_set = _training_set(run) if traces is None else trace_training_set(traces, run.prompts)
+        monitor = heartbeat_monitor(run.config, run.run_id)
+        async with monitor.running():
+            with cost.reserving(demand_by_pool(run.config)):
+                await _train_on(run, training_set, traces, monitor, progress, console, cost)
 
 
 async def _train_on(
@@ -136,6 +144,7 @@ async def _train_on(
     monitor: HeartbeatMonitor,
     progress: RunProgress,
     console: Console,
+    cost: CostMeter,
 ) -> None:
     """Train on a training set. Any failure of a part ends the others."""
     broker = start_broker(run, group_size=training_set.group_size)
@@ -144,7 +153,7 @@ async def _train_on(
     early_end = EarlyEnd(client, grace_period_s=run.config.checkpoints.grace_period_s)
     try:
         await run_unless_failed(
-            _train_with(run, broker, client, monitor, training_set, traces, progress, early_end),
+            _train_with(run, broker, client, monitor, training_set, traces, progress, early_end, cost),
             watched=together(
                 learner.wait(),  # unlimited wait: the steps of the run have deadlines
                 early_end.on_sigterm(),
@@ -170,9 +179,10 @@ async def _train_with(
     traces: TrainingTraces | None,
     progress: RunProgress,
     early_end: EarlyEnd,
+    cost: CostMeter,
 ) -> None:
     """Open the services, run all steps, and finish the run."""
-    async with open_services(run, broker, client, progress, monitor) as services:
+    async with open_services(run, broker, client, progress, monitor, cost) as services:
         scheduler = PromptScheduler(training_set, seed=run.config.seed, used=services.used_uids)
         source = _group_source(run, services, scheduler, traces)
         evaluation = ScheduledEvaluation(run, services.pools, services.telemetry, progress)

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 
-CLUSTER_TESTS = Path(__file__).parent / "cluster"
+TESTS = Path(__file__).parent
+CLUSTER_TESTS = TESTS / "cluster"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MakeModel = Callable[..., Path]
 
@@ -36,10 +37,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     open sockets and each other's interfaces, at times that depend on load.
     """
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    _refuse_tests_that_no_command_runs(items)
     only_ours = pytest.mark.filterwarnings("default", "error:::(rlad|actors|pipelines|benchmarks|tests)\\b")
     for item in items:
         if item.get_closest_marker("engine") or CLUSTER_TESTS in item.path.parents:
             item.add_marker(only_ours)
+
+
+def _refuse_tests_that_no_command_runs(items: list[pytest.Item]) -> None:
+    """Refuse tests with engines outside of the folders that `make test` collects for them, and others in theirs."""
+    for item in items:
+        is_engine, is_chaos = (item.get_closest_marker(name) is not None for name in ("engine", "chaos"))
+        folder = item.path.relative_to(TESTS).parts[0]
+        if is_engine and not is_chaos and folder not in ("docs", "end_to_end"):
+            raise pytest.UsageError(f"{item.nodeid} starts an engine: it belongs into tests/end_to_end")
+        if folder == "end_to_end" and not is_engine:
+            raise pytest.UsageError(f"{item.nodeid} needs the mark `engine`, as every test of its folder")
 
 
 class _FailuresAtOnce:

@@ -14,15 +14,18 @@ import numpy as np
 
 from pipelines.console.settings import ConsoleSettings
 from pipelines.console.users import Role, User, Users
+from pipelines.run.cost import write_cost
 from pipelines.run.directory import RunDirectory
 from pipelines.run.telemetry import Telemetry
 from pipelines.schedules.records import RunOutcome
 from pipelines.schedules.store import ScheduleStore
 from rlad.config import load_run_config
+from rlad.config.monitoring.cost import CostConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.contracts import ScoredGroup
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.ledger import Ledger
+from rlad.monitoring.cost import ReservedHours, RunCost
 from rlad.registry.registry import ModelRegistry
 from rlad.registry.versions import Lineage
 from rlad.samples.log import LoggedGroup, ResponseText, SampleLog
@@ -177,6 +180,8 @@ def write_registry(uri: str, folder: Path) -> ModelRegistry:
             rlad_version="0.1.0",
             git_commit=None,
             created_at=f"2026-11-0{number}T02:00:00+00:00",
+            # The first version is one of a run that recorded no cost.
+            cost=RunCost(gpu_hours=8.0 * number, cpu_hours=16.0, amount=20.0, currency="EUR") if number > 1 else None,
         )
         registry.add(
             MODEL,
@@ -233,6 +238,7 @@ def write_schedule(url: str, folder: Path) -> None:
                 attempts=1,
                 outcome=outcome,
                 reason="node lost" if status == "failed" else None,
+                cost=RunCost(gpu_hours=8.0 + day, cpu_hours=16.0, amount=20.0, currency="EUR") if day else None,
             ),
         )
     store.release(lease)
@@ -256,7 +262,9 @@ def write_all(folder: Path) -> ConsoleSettings:
         reason="verifier pool lost more workers than its budget of 3 allows",
         alpha=0.9,
     )
-    write_run(root, "smoke", steps=6, total=6, seed=4, state="stopped", reason="stopped on request")
+    stopped = write_run(root, "smoke", steps=6, total=6, seed=4, state="stopped", reason="stopped on request")
+    hours = {"rollout": ReservedHours(cpu=1.5), "learner": ReservedHours(cpu=0.5)}
+    write_cost(stopped, CostConfig(price_per_cpu_hour=0.25, currency="EUR"), hours, attempts=2, warned_of={})
     broken = root / "broken"
     broken.mkdir()
     (broken / "config.yaml").write_text("objective: [")

@@ -43,12 +43,14 @@ class ActorHealth:
 
     Attributes:
         name: Name of the worker or service.
+        role: Name of its pool, or of the service.
         state: `alive`, `stopped`, or `unknown` while its node's watch does not answer.
         seen_s: Seconds since the process was last seen alive.
         restarts: Number of processes of the same pool or service that were lost.
     """
 
     name: str
+    role: str
     state: str
     seen_s: float
     restarts: int
@@ -144,6 +146,7 @@ class HeartbeatMonitor:
         return tuple(
             ActorHealth(
                 name=watched.name,
+                role=watched.role,
                 state="unknown" if watched.is_unknown else "stopped" if watched.missed else "alive",
                 seen_s=now - watched.seen_at,
                 restarts=self._losses[watched.role],

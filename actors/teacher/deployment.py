@@ -214,7 +214,7 @@ class TeacherReplicas:
         """Return the number of replicas as of the last status of Serve."""
         return PoolState(
             target=self._target,
-            ready=self._running,
+            ready=min(self._running, self._target),
             starting=max(0, self._target - self._running),
             draining=max(0, self._running - self._target),
         )

@@ -12,6 +12,7 @@ from rlad.monitoring.table import metric
 
 # Other paths share one label, so that clients cannot make labels.
 _ROUTES = {"/v1/score", "/v1/teacher", "/healthz", "/metrics"}
+_SCORE_STATUSES = ("200", "429", "500", "503", "504")
 # Scoring takes milliseconds for short groups of a small teacher, and minutes in a queue.
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -25,6 +26,9 @@ class GatewayMetrics:
         self._seconds = self._new(Histogram, "rlad_teacher_request_seconds", buckets=_BUCKETS)
         self._in_progress = self._new(Gauge, "rlad_teacher_requests_in_progress")
         self._tokens = self._new(Counter, "rlad_teacher_scored_tokens_total")
+        # A counter that begins above 0 has no rate, so the first refusals and failures would not be seen.
+        for status in _SCORE_STATUSES:
+            self._requests.labels(route="/v1/score", status=status)
 
     def count_tokens(self, number: int) -> None:
         """Count the tokens of a scored group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -18,10 +19,11 @@ from rlad.ledger import Ledger
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke_cpu.yaml"
 TIMEOUT_S = 420.0
-# Roles with a part of their process titles.
+# Roles with a pattern that their process titles match.
+_ENGINE = "engine of a rollout worker"
 ROLES: Mapping[str, str] = {
     "rollout worker": "RolloutWorker",
-    "engine of a rollout worker": "EngineCore",
+    _ENGINE: "EngineCore|spawn_main",  # It does not always get its title. Other roles have spawned children too.
     "verifier": "VerifierWorker",
     "teacher replica": "ServeReplica",
     "learner rank": "TrainWorker",
@@ -88,11 +90,13 @@ class SmokeRun:
     def processes(self, role: str) -> list[psutil.Process]:
         """Return the live processes of a role, oldest first."""
         found = []
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.Error):
-                    if ROLES[role] in " ".join(process.cmdline()) and not has_ended(process):
-                        found.append(process)
+        parents = [each.pid for each in self.processes("rollout worker")] if role == _ENGINE else [self._process.pid]
+        for parent in parents:
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(parent).children(recursive=True):
+                    with suppress(psutil.Error):
+                        if re.search(ROLES[role], " ".join(process.cmdline())) and not has_ended(process):
+                            found.append(process)
         return found
 
     def resume_if_ended(self) -> None:

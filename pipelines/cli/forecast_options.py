@@ -59,7 +59,7 @@ PricePerGpuHour = Annotated[
     typer.Option(
         "--price-per-gpu-hour",
         metavar="PRICE",
-        help="Price of one GPU per hour. Adds the cost of a step.",
+        help="Price of one GPU per hour. Adds the cost of a step. Default: cost.price_per_gpu_hour.",
         min=0,
         show_default=False,
         rich_help_panel=PANEL,

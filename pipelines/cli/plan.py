@@ -105,7 +105,8 @@ def plan(
         except PlanError as error:  # a run without a forecast can still be valid
             print_lines(console, [f"[yellow]no forecast[/]: {error}"])
         else:
-            _print_forecast(forecast(costs, lengths), console, price_per_hour=price_per_gpu_hour)
+            price = settings.cost.price_per_gpu_hour if price_per_gpu_hour is None else price_per_gpu_hour
+            _print_forecast(forecast(costs, lengths), console, price_per_hour=price)
     if made.has_errors:
         raise typer.Exit(1)
 

@@ -235,18 +235,18 @@ def history(
     as_json: AsJson = False,
     store: StoreUrl = None,
 ) -> None:
-    """Show the last ticks: runs, accuracies, promotion decisions and reasons."""
-    from pipelines.cli.tables.schedule import print_changes, print_history, tick_facts
+    """Show the last ticks: runs, accuracies, promotion decisions, reasons, and costs with their total."""
+    from pipelines.cli.tables.schedule import history_facts, print_changes, print_history
 
     with open_store(store) as opened:
         opened.schedule(name)
-        ticks, changed = opened.history(name)[-last:], opened.changes.of(name)[-last:]
+        ticks, changed = opened.history(name), opened.changes.of(name)[-last:]
     if changes:
         print_changes(Console(), changed, as_json=as_json)
     elif as_json:
-        print_json([tick_facts(tick) for tick in ticks])
+        print_json(history_facts(ticks)[-last:])
     else:
-        print_history(Console(), name, ticks)
+        print_history(Console(), name, ticks, last=last)
 
 
 @app.command()

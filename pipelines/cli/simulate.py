@@ -101,6 +101,7 @@ def simulate(
     from rlad.config import load_run_config
 
     settings = load_run_config(config, overrides or [])
+    price = settings.cost.price_per_gpu_hour if price_per_gpu_hour is None else price_per_gpu_hour
     options_ms = {
         "token_s": token_ms,
         "teacher_token_s": teacher_token_ms,
@@ -144,9 +145,9 @@ def simulate(
     if as_json:
         if costs is not None and costs.from_table:
             errors.print(_table_sentence(costs), soft_wrap=True, highlight=False)
-        typer.echo(json.dumps([split.as_dict(price_per_hour=price_per_gpu_hour) for split in done]))
+        typer.echo(json.dumps([split.as_dict(price_per_hour=price) for split in done]))
         return
-    print_splits(done, console, price_per_hour=price_per_gpu_hour)
+    print_splits(done, console, price_per_hour=price)
     print_lines(console, _sentences(settings, costs, lengths, done))
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from actors.controller import NAMESPACE, Request, RunState, ask, find_controller
 from actors.health.monitor import ActorHealth
 from pipelines.run.bottleneck import pool_sizes
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.heartbeat import read_heartbeat
 from pipelines.run.progress import step_lines
@@ -115,6 +116,7 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
         )
         if recorded is not None and recorded.reason is not None and ended.phase == recorded.status:
             console.print(f"  {recorded.reason}", soft_wrap=True, highlight=False, markup=False)
+        _print_cost(run, console)
         return
     console.print(
         f"{run.path}: {state.phase}, {state.step} of {state.total_steps} steps", soft_wrap=True, highlight=False
@@ -129,6 +131,7 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     if state.metrics:
         sizes = pool_sizes(run.read_config(), {name: pool.target for name, pool in state.pools.items()})
         console.print("\n".join(step_lines(state.metrics, None, sizes)), highlight=False)
+    _print_cost(run, console)
     table = Table()
     for column in ("pool", "target", "ready", "starting", "draining"):
         table.add_column(column, justify="left" if column == "pool" else "right")
@@ -137,6 +140,11 @@ def print_status(run: RunDirectory, state: RunState | None, console: Console) ->
     console.print(table)
     if state.actors:
         console.print(_actor_table(state.actors))
+
+
+def _print_cost(run: RunDirectory, console: Console) -> None:
+    if (cost := read_cost(run)) is not None:
+        console.print(f"cost: {cost.total}", soft_wrap=True, highlight=False)
 
 
 def _actor_table(actors: Sequence[ActorHealth]) -> Table:

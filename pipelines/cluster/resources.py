@@ -40,6 +40,17 @@ def demand_by_pool(config: RunConfig) -> dict[str, Resources]:
     }
 
 
+def planned_workers(config: RunConfig) -> dict[str, int]:
+    """Return the number of workers of each pool during training, as configured."""
+    return {
+        "rollout": config.rollout.workers,
+        "learner": config.learner.ranks,
+        "verifier": config.verifier_pool.workers,
+        **{reward_pool_name(task): model.workers for task, model in reward_models(config.verifiers).items()},
+        **{pool: model.replicas for pool, model in config.scoring_pools.items()},
+    }
+
+
 def generation_demand(config: RunConfig) -> dict[str, Resources]:
     """Return the resources of each pool while an offline run generates traces; empty for other runs.
 

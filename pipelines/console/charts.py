@@ -50,6 +50,10 @@ CHARTS = (
         ],
     ),
     Chart(title="Gradient norm before clipping", lines=[("learner/gradient_norm", "gradient norm")]),
+    Chart(
+        title="Reserved hours since the start",
+        lines=[("cost/gpu_hours", "GPU-hours"), ("cost/cpu_hours", "CPU-hours")],
+    ),
     Chart(title="Sampled tokens per second", lines=[("rollout/tokens_per_s", "tokens/s")]),
 )
 """Charts in the order of the page. A run shows those of which it recorded a metric."""

@@ -63,7 +63,8 @@ class RunMetrics:
             self._set("rlad_worker_up", _GONE, worker=worker)
         for worker, actor in listed.items():
             self._set("rlad_worker_up", actor.state == "alive", worker=worker)
-            self._set("rlad_worker_lost_processes", actor.restarts, worker=worker)
+            # By pool: a worker that replaces a lost one has a name of its own, and its series has no former value.
+            self._set("rlad_pool_lost_processes", actor.restarts, pool=actor.role)
         self._workers |= listed.keys()
 
     def record_losses(self, trackers: Mapping[str, DeliveryCounts], *, left_out_samples: int) -> None:

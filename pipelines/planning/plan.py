@@ -15,6 +15,7 @@ from rich.table import Table
 from actors.pool.placement import reward_pool_name
 from pipelines.cluster.connection import connected, local_resources
 from pipelines.cluster.resources import Resources, require_room
+from pipelines.monitoring.cost_meter import require_reachable_limits
 from pipelines.planning.model_shape import ModelShape, shape_of
 from pipelines.planning.pool_plans import GIB, PoolPlan, gpu_memory_problems, publishing_gib, run_pools
 from pipelines.planning.prompt_findings import source_findings
@@ -34,7 +35,7 @@ from pipelines.resolution.tokenizer_findings import tokenizer_findings
 from rlad.config import LearnerConfig, RunConfig
 from rlad.config.objectives import TrrdConfig
 from rlad.data.chat import load_tokenizer, template_fingerprint, tokenizer_fingerprint
-from rlad.errors import ModelUnreachableError, PlanError, RladError
+from rlad.errors import ConfigError, ModelUnreachableError, PlanError, RladError
 from rlad.model_fingerprint import context_tokens
 from rlad.sequence_parallel import head_problem
 from rlad.starters import is_missing_starter
@@ -353,7 +354,8 @@ def _check_verifiers(config: RunConfig, files: ModelFiles) -> Iterator[Finding]:
 def _check_placement(config: RunConfig, available: Resources) -> Iterator[Finding]:
     try:
         require_room(config, available, "the cluster")
-    except PlanError as error:
+        require_reachable_limits(config)
+    except (PlanError, ConfigError) as error:
         yield Finding(level="error", text=str(error))
     else:
         yield Finding(level="ok", text=f"the pools fit on {available.cpus:g} CPUs and {available.gpus:g} GPUs")

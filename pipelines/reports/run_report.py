@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 
 from pipelines.reports.figures import COLOURS, new_figure, render_page, svg
 from pipelines.run.bottleneck import bottleneck_of_run, pool_sizes
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.errors import RunDirectoryError
 from rlad.integrity.durable import write_atomically
 from rlad.ledger import Ledger
+from rlad.monitoring.cost import shown
 
 _STAGES = ("generate", "score", "learn", "weights")
 
@@ -24,6 +26,7 @@ def write_report(run: RunDirectory) -> None:
 
     Raises:
         RunDirectoryError: The directory holds no run, or the run has recorded neither steps nor evaluations.
+        CorruptFileError: A record of the run is damaged.
     """
     config = run.read_config()
     steps, evaluations = read_json_lines(run.metrics), read_json_lines(run.evaluations)
@@ -49,6 +52,8 @@ def write_report(run: RunDirectory) -> None:
         bottleneck=bottleneck_of_run(steps, pool_sizes(config)),
         idle=_idle_shares(steps),
         counts=counts,
+        cost=read_cost(run),
+        shown=shown,
     )
     write_atomically(run.report, page)
 

@@ -23,7 +23,7 @@ from rlad.models.locations import PinnedModel
 
 _LOCK = ".lock"
 # Sections that may change when a run is continued: they decide where it runs, not what it computes.
-_MAY_CHANGE_ON_RESUME = {"cluster", "failures", "samples", "tracking", "verifier_pool", "weights"}
+_MAY_CHANGE_ON_RESUME = {"cluster", "cost", "failures", "samples", "tracking", "verifier_pool", "weights"}
 _DAMAGED = "Restore it from a backup, or start another run; the checkpoints and the export have manifests of their own"
 
 
@@ -71,6 +71,7 @@ class RunDirectory:
     seals = property(lambda self: Seals(self.path))
     prompts = property(lambda self: self.path / "prompts.json")
     heartbeat = property(lambda self: self.path / "heartbeat.json")
+    cost = property(lambda self: self.path / "cost.json")
 
     def require_usable(self, config: RunConfig, *, resume: bool) -> None:
         """Check that `hold` would succeed now, without creating or changing anything.

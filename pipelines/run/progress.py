@@ -100,6 +100,10 @@ class RunProgress:
             line = step_line(metrics, accuracy, workers)
             self._console.print(f"step {step}/{self._total}  {line}", highlight=False, soft_wrap=True)
 
+    def warn(self, message: str) -> None:
+        """Show a warning above the progress."""
+        self._console.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True, highlight=False)
+
 
 class PhaseProgress:
     """Handle that advances the bar of a phase."""

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.result import finished_result, run_id_of
 from rlad import __version__
@@ -80,7 +81,7 @@ def register_run(
 
 def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> Lineage:
     """Return the lineage of a run's student. Reads the training prompts and the weights of local teachers."""
-    recorded, models = run.recorded_prompts(), run.read_models()
+    recorded, models, cost = run.recorded_prompts(), run.read_models(), read_cost(run)
     prompts = load_prompts(pinned(config.prompts, recorded.versions if recorded is not None else {}))
     return Lineage(
         run_id=run_id_of(config, run),
@@ -98,6 +99,7 @@ def lineage_of(config: RunConfig, run: RunDirectory, *, parent: str | None) -> L
         rlad_version=__version__,
         git_commit=_git_commit(Path(__file__).parents[2]),
         created_at=utc_now(),
+        cost=None if cost is None else cost.total,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from actors.health.node_watch import NodeWatch, ProcessId, Sighting
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory
 from pipelines.run.heartbeat import read_heartbeat
 from pipelines.run.status import STOPPED_EXIT_CODE
@@ -25,6 +26,7 @@ from rlad.config import FailureConfig
 from rlad.config.schedule import ScheduleConfig
 from rlad.credentials import redact
 from rlad.errors import (
+    CorruptFileError,
     DeadlineError,
     LeaseLostError,
     RunDirectoryError,
@@ -33,6 +35,7 @@ from rlad.errors import (
     StopRequestedError,
     TickInterruptedError,
 )
+from rlad.monitoring.cost import RunCost
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +120,28 @@ class TickExecution:
         self.tick = self.ticker.store.save(self.held.lease, replace(self.tick, **redacted))
 
     def end(self, status: TickStatus, reason: str | None) -> None:
-        """Write the tick's end. A finished tick marks its new prompt files as trained on."""
+        """Write the tick's end with the cost of its run. A finished tick marks its new prompt files as trained on."""
         seen = self.tick.plan.new_files if status == "finished" and self.tick.plan is not None else ()
-        ended = replace(self.tick, status=status, reason=reason and redact(reason), ended_at=self.ticker.clock())
+        ended = replace(
+            self.tick,
+            status=status,
+            reason=reason and redact(reason),
+            ended_at=self.ticker.clock(),
+            cost=self._recorded_cost(),
+        )
         self.tick = self.ticker.store.save(self.held.lease, ended, seen=seen)
         self.ticker.store.queue.free(self.schedule.name)
         logger.info(
             "tick_ended schedule=%s run=%s event=%s reason=%s", ended.schedule, ended.run_id, ended.event, ended.reason
         )
+
+    def _recorded_cost(self) -> RunCost | None:
+        try:
+            found = read_cost(RunDirectory(self.directory.run(self.run_id)))
+        except (CorruptFileError, OSError) as error:
+            logger.warning("cost=unknown run=%s reason=%s", self.run_id, error)
+            return None
+        return None if found is None else found.total
 
     def history(self) -> list[Tick]:
         """Return the ticks of the schedule, oldest first."""

@@ -54,10 +54,15 @@ def message_of(tick: Tick, *, model: str) -> dict[str, Any]:
         "reason": tick.reason,
         "model": model,
         "outcome": outcome,
+        "cost": asdict(tick.cost) if tick.cost is not None else None,
     }
 
 
 def _sentence(tick: Tick, model: str) -> str:
+    return _result(tick, model) + (f" (cost: {tick.cost})" if tick.cost is not None else "")
+
+
+def _result(tick: Tick, model: str) -> str:
     if tick.outcome is not None and tick.status == "finished":
         result = "is in production now" if tick.outcome.is_promoted else "was not promoted"
         return f"{tick.schedule}: {model}@{tick.outcome.version} {result}: {tick.outcome.reason}"

@@ -69,7 +69,7 @@ def plan_run(schedule: Schedule, run_id: str, seen: set[SeenFile]) -> RunPlan | 
 
 def _inputs(run: RunConfig, prompts: PromptSource) -> dict[str, str]:
     """Return the fingerprints that a run's lineage records: of prompts and teachers; and of the run's settings."""
-    settings = run.model_dump_json(exclude={"name", "seed", "prompts"})
+    settings = run.model_dump_json(exclude={"name", "seed", "prompts", "cost"})
     return {
         "prompts": dataset_fingerprint(load_prompts(prompts)),
         "settings": hashlib.sha256(settings.encode()).hexdigest(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlad.config.schedule import ScheduleConfig, TickEvent
+from rlad.monitoring.cost import RunCost
 
 TickKind = Literal["cron", "manual", "trigger"]
 TickStatus = Literal["running", "finished", "stopped", "failed", "refused", "missed", "skipped"]
@@ -205,6 +206,7 @@ class Tick:
         notice: Error of a failed notification; None if none failed.
         queued_s: Time that the tick waited for a slot of its queue, in seconds.
         job: Job of the present or last command; None without one, and after a failed attempt.
+        cost: Cost of the run as of the end of its last attempt; None if it recorded none.
     """
 
     schedule: str
@@ -224,6 +226,7 @@ class Tick:
     notice: str | None = None
     queued_s: float = 0.0
     job: TickJob | None = None
+    cost: RunCost | None = None
 
     def with_id(self, number: int) -> Tick:
         return replace(self, id=number)

@@ -22,10 +22,12 @@ from actors.pool.placement import selector_of
 from actors.rollout.pool import RolloutPool
 from actors.verifier.reward_pool import VerdictPools
 from actors.verifier.worker import tagged_verifiers
+from pipelines.cluster.resources import generation_demand
+from pipelines.monitoring.cost_meter import CostMeter
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.resolution.sampling import sampling_tokens
 from pipelines.run.progress import PhaseProgress, RunProgress
-from pipelines.training.deadlines import together
+from pipelines.training.deadlines import run_unless_failed, together
 from pipelines.training.evaluation import sample_and_judge
 from pipelines.training.pools import heartbeat_monitor
 from rlad.config import OfflineConfig, RunConfig, TeacherConfig
@@ -82,10 +84,11 @@ def provenance_of(run: ResolvedRun) -> TraceProvenance:
     )
 
 
-async def generate_traces(run: ResolvedRun, folder: Path, progress: RunProgress) -> TraceManifest:
+async def generate_traces(run: ResolvedRun, folder: Path, progress: RunProgress, cost: CostMeter) -> TraceManifest:
     """Fill a folder with traces, after the last part that it holds. Requires a connected cluster.
 
     Raises:
+        StopRequestedError: The budget of the run is used up. The parts written so far stay.
         RunDirectoryError: The folder holds traces of another teacher or other settings.
         RladError: The error that ended the generation. The parts written so far stay.
     """
@@ -100,7 +103,8 @@ async def generate_traces(run: ResolvedRun, folder: Path, progress: RunProgress)
     ]
     if missing:
         try:
-            await _generate(run, missing, traces, progress)
+            with cost.reserving(generation_demand(run.config)):
+                await run_unless_failed(_generate(run, missing, traces, progress), watched=cost.wait_exhausted())
         finally:
             traces.flush()  # keep finished traces also after an error
     return traces.finish()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.monitoring.cost_meter import CostMeter
 from pipelines.resolution.resolved_run import ResolvedRun
 from pipelines.run.progress import RunProgress
 from pipelines.traces.generation import generate_traces, offline_settings
@@ -45,7 +46,7 @@ def reused_traces(run: ResolvedRun, folder: Path) -> TraceManifest:
     return manifest
 
 
-async def prepare_traces(run: ResolvedRun, progress: RunProgress, console: Console) -> TrainingTraces:
+async def prepare_traces(run: ResolvedRun, progress: RunProgress, console: Console, cost: CostMeter) -> TrainingTraces:
     """Open the run's own copy of its traces. Generates and copies them first if there is none.
 
     Raises:
@@ -54,7 +55,7 @@ async def prepare_traces(run: ResolvedRun, progress: RunProgress, console: Conso
     """
     offline, target, folder = offline_settings(run.config), run.directory.training_traces, _folder(run)
     if not target.exists():
-        manifest = TraceManifest.read(folder) or await generate_traces(run, folder, progress)
+        manifest = TraceManifest.read(folder) or await generate_traces(run, folder, progress, cost)
         console.print(_summary(manifest, folder), highlight=False, soft_wrap=True)
         if manifest.counts.accepted == 0:
             raise PlanError(

@@ -21,6 +21,7 @@ from actors.learner.settings import LearnerSettings, TeacherOutput
 from actors.pool.placement import HEAD_POOL, selector_of
 from actors.weights.transports import weight_transport
 from pipelines.cluster.live_run import record_cluster
+from pipelines.monitoring.cost_meter import CostMeter
 from pipelines.monitoring.run_metrics import RunMetrics
 from pipelines.monitoring.trackers.opening import Trackers, open_trackers
 from pipelines.monitoring.trackers.tracker import TrackedRun
@@ -53,6 +54,7 @@ class Services:
         samples: Logs sampled groups; None if the run logs none.
         trackers: The trackers, which `telemetry` serves.
         metrics: Metrics for Prometheus.
+        cost: Measures the cost of the run.
     """
 
     broker: BrokerClient
@@ -64,6 +66,7 @@ class Services:
     samples: SampleLogger | None
     trackers: Trackers
     metrics: RunMetrics
+    cost: CostMeter
 
 
 def start_broker(run: ResolvedRun, *, group_size: int) -> ActorHandle:
@@ -158,7 +161,12 @@ def _tracked(run: ResolvedRun, *, start_step: int) -> TrackedRun:
 
 @asynccontextmanager
 async def open_services(
-    run: ResolvedRun, broker: ActorHandle, client: BrokerClient, progress: RunProgress, monitor: HeartbeatMonitor
+    run: ResolvedRun,
+    broker: ActorHandle,
+    client: BrokerClient,
+    progress: RunProgress,
+    monitor: HeartbeatMonitor,
+    cost: CostMeter,
 ) -> AsyncIterator[Services]:
     """Start pools and controller, and wait for the learner. Everything is closed at the end of the block.
 
@@ -167,6 +175,8 @@ async def open_services(
         broker: Handle of the broker.
         client: The driver's client of the broker.
         progress: Shows the start.
+        monitor: Watches the processes.
+        cost: Counts the workers of the pools.
 
     Raises:
         RladError: A pool or the learner did not start, or a teacher differs from the one that the run started with.
@@ -179,6 +189,7 @@ async def open_services(
             pools = await closing.enter_async_context(
                 open_pools(run, transport=transport, owner=broker, monitor=monitor)
             )
+            cost.follow(pools.scalable)
             run.directory.record_teachers({name: each.teacher for name, each in pools.teachers.items()})
             started = await client.wait_started(deadline_s=config.cluster.start_timeout_s)
         controller = start_controller(
@@ -208,4 +219,5 @@ async def open_services(
             samples=samples,
             trackers=trackers,
             metrics=metrics,
+            cost=cost,
         )

@@ -34,12 +34,12 @@ async def run_step_loop(
         source: Produces the groups.
         evaluation: Evaluates the policy when that is due.
         progress: Shows the steps.
-        early_end: Ends the run with a checkpoint when a request asks it to stop.
+        early_end: Ends the run with a checkpoint when a request asks it to stop, or its budget is used up.
 
     Raises:
         DeadlineError: The learner did not export the student in time.
-        StopRequestedError: A request asked the run to stop, and the learner wrote no checkpoint in time. If it writes
-            one, its own end cancels this call.
+        StopRequestedError: The run is to end early, and the learner wrote no checkpoint in time. If it writes one, its
+            own end cancels this call.
         RladError: The first error of any part; everything in progress is cancelled.
     """
     config, pools = run.config, services.pools
@@ -62,11 +62,14 @@ async def run_step_loop(
         control=services.control,
         progress=progress,
         source=source,
+        cost=services.cost,
     )
     async with pipeline.open(services.started):
         for step in range(services.started.version, config.training.steps):
             if services.control.is_stopping:
                 await early_end.checkpoint_and_stop("stopped on request")
+            if (reason := services.cost.exhausted) is not None:
+                await early_end.checkpoint_and_stop(reason)
             await evaluation.evaluate_if_due(step)
             trained = await pipeline.train_step(step)
             await recorder.record(trained, accuracy=evaluation.accuracy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipelines.monitoring.cost_meter import CostMeter
 from pipelines.monitoring.run_metrics import RunMetrics
 from pipelines.monitoring.trackers.opening import Trackers
 from pipelines.run.logprob_gap import LogprobGapLimit
@@ -35,6 +36,7 @@ class StepRecorder:
         control: RunControl,
         progress: RunProgress,
         source: GroupSource,
+        cost: CostMeter,
     ) -> None:
         """
         Args:
@@ -47,9 +49,10 @@ class StepRecorder:
             control: Gets the run's present state.
             progress: Shows the step.
             source: Computes the metrics of a step's groups.
+            cost: Measures the cost of the run.
         """
         self._pools, self._telemetry, self._control, self._progress = pools, telemetry, control, progress
-        self._source, self._samples = source, samples
+        self._source, self._samples, self._cost = source, samples, cost
         self._trackers, self._metrics = trackers, metrics
         self._utilization = UtilizationMeter(pools)
         self._autoscaler = RolloutAutoscaler(config.rollout)
@@ -66,6 +69,7 @@ class StepRecorder:
             EngineError: Rollout engine and learner disagree.
         """
         metrics = self._source.metrics(trained) | await self._utilization.idle_shares(trained.report.metrics)
+        metrics |= self._cost.record_step()
         self._telemetry.record_step(trained.number + 1, metrics)
         if self._samples is not None:
             self._samples.write_step(trained.number, [group.summary.uid for group in trained.groups])

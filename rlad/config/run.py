@@ -13,6 +13,7 @@ from rlad.advantages import OverlongPenalty
 from rlad.config.base import ConfigModel, PositiveInt, or_null
 from rlad.config.evaluation import EvaluationConfig
 from rlad.config.learner import CheckpointConfig, LearnerConfig, TrainingConfig, WeightsConfig
+from rlad.config.monitoring.cost import CostConfig
 from rlad.config.monitoring.samples import SamplesConfig
 from rlad.config.monitoring.trackers import TensorBoardTracker, TrackingConfig
 from rlad.config.objectives import ObjectiveConfig
@@ -94,6 +95,7 @@ class RunConfig(ConfigModel):
         [TensorBoardTracker()],
         description="Experiment trackers: names, such as `[tensorboard, wandb]`, or sections with settings.",
     )
+    cost: CostConfig = Field(CostConfig(), description="Prices and budget.")
     failures: FailureConfig = Field(FailureConfig(), description="Failure handling.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="Ray cluster.")
 

@@ -1,1 +1,1 @@
-"""The table of Prometheus metrics."""
+"""The table of Prometheus metrics, and the cost of runs."""

@@ -79,10 +79,14 @@ _FIGURES = {
     "objective/teacher_kl": "Mean divergence of the policy and the teacher, nats.",
     "objective/imitated_fraction": "Share of tokens with a distillation term.",
     "objective/reference_kl": "Mean KL of the policy and the reference policy, nats.",
-    "objective/entropy": "Mean entropy of the policy, nats per token.",
+    "objective/entropy": "Mean entropy of the policy, nats per token, if `objective.entropy_bonus` is on.",
     "objective/mismatch_mean": "Mean correction of the difference between sampler and learner.",
     "objective/mismatch_cut_fraction": "Share of tokens whose correction is cut.",
     "objective/negative_log_likelihood": "Mean negative log-likelihood of the traces, nats per token.",
+    "cost/gpu_hours": "GPU-hours that the run's pools have reserved since its start, over all attempts.",
+    "cost/cpu_hours": "CPU-hours that the run's pools have reserved since its start, over all attempts.",
+    "cost/amount": "Amount of these hours at the prices of `cost`, in `cost.currency`.",
+    "cost/budget_share": "Used share of the limit of `cost.budget` that is used most, 1 at the limit.",
     "evaluation/accuracy": "Accuracy of the last evaluation (mean@k), between 0 and 1.",
 }
 _BY_PASS = (
@@ -156,10 +160,11 @@ _RUN = (
         "answer, -1 after it was lost or removed.",
     ),
     Metric(
-        name="rlad_worker_lost_processes",
+        name="rlad_pool_lost_processes",
         kind="gauge",
-        labels=("run", "worker"),
-        description="Processes of the worker's pool or service that were lost since the run started.",
+        labels=("run", "pool"),
+        description="Processes of a pool or service, such as `rollout` or `broker`, that were lost since the run "
+        "started.",
     ),
     Metric(
         name="rlad_tracker_lost_calls",

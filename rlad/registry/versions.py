@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlad.errors import ContractError, CorruptModelError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.monitoring.cost import RunCost
 
 PRODUCTION = "production"
 LATEST = "latest"
@@ -62,6 +63,7 @@ class Lineage:
         rlad_version: Version of rlad that registered the model.
         git_commit: Commit of the code that registered the model; None outside a git checkout.
         created_at: Creation time of this record, UTC, ISO 8601.
+        cost: Cost of the run; None if the run recorded none, as in earlier versions of rlad.
     """
 
     run_id: str
@@ -76,6 +78,7 @@ class Lineage:
     rlad_version: str
     git_commit: str | None
     created_at: str
+    cost: RunCost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,10 @@ def scraped() -> Values:
 
 def state(*workers: str) -> RunState:
     pool = PoolState(target=2, ready=1, starting=1, draining=0)
-    health = tuple(ActorHealth(name=name, state="alive", seen_s=0.0, restarts=1) for name in workers)
+    # A new process has the count of its pool: one was lost for each number before its own.
+    health = tuple(
+        ActorHealth(name=name, role="rollout", state="alive", seen_s=0.0, restarts=int(name[-1])) for name in workers
+    )
     return RunState(
         phase="running", step=3, total_steps=9, pools={"rollout": pool}, metrics={}, updated_at=1.0, actors=health
     )
@@ -41,8 +44,8 @@ def state(*workers: str) -> RunState:
 
 def test_figures_and_state_are_scraped_with_their_labels() -> None:
     metrics = RunMetrics("r", total_steps=9, trained_steps=2)
-    metrics.record_state(state("rollout-0", "rollout-1"))
     metrics.record_state(state("rollout-0"))
+    metrics.record_state(state("rollout-1"))
     counts = DeliveryCounts(delivered=5, dropped=2, failed=1, unsent=0)
     metrics.record_losses({"wandb": counts}, left_out_samples=4)
     figures = {"reward/mean": 0.5, "reward/mean_math": 0.25, "objective/of a user": 7.0, "learner/loss": float("nan")}
@@ -56,9 +59,9 @@ def test_figures_and_state_are_scraped_with_their_labels() -> None:
         ("ray_rlad_run_total_steps", (run,)): 9.0,
         ("ray_rlad_pool_workers", (("pool", "rollout"), run, ("state", "ready"))): 1.0,
         ("ray_rlad_pool_workers", (("pool", "rollout"), run, ("state", "target"))): 2.0,
-        ("ray_rlad_worker_up", (run, ("worker", "rollout-0"))): 1.0,
-        ("ray_rlad_worker_up", (run, ("worker", "rollout-1"))): -1.0,
-        ("ray_rlad_worker_lost_processes", (run, ("worker", "rollout-0"))): 1.0,
+        ("ray_rlad_worker_up", (run, ("worker", "rollout-0"))): -1.0,
+        ("ray_rlad_worker_up", (run, ("worker", "rollout-1"))): 1.0,
+        ("ray_rlad_pool_lost_processes", (run, ("pool", "rollout"))): 1.0,
         ("ray_rlad_tracker_lost_calls", (("reason", "dropped"), run, ("tracker", "wandb"))): 2.0,
         ("ray_rlad_samples_left_out_groups", (run,)): 4.0,
     }

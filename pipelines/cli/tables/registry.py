@@ -56,6 +56,7 @@ def print_version(console: Console, version: ModelVersion, *, aliases: Sequence[
         **{_teacher_label(name): teacher for name, teacher in lineage.teachers.items()},
         "prompts": f"{lineage.num_prompts} (fingerprint {lineage.prompts_fingerprint})",
         "steps": str(lineage.steps),
+        "cost of the run": _MISSING if lineage.cost is None else str(lineage.cost),
         "code": f"rlad {lineage.rlad_version}{commit}",
         "configuration": f"SHA-256 {lineage.config_sha256[:_SHOWN_SHA256]}",
         "files": f"{len(version.files)}, {decimal(version.num_bytes)}",

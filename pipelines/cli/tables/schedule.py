@@ -15,6 +15,7 @@ from pipelines.cli.entries import Entry, print_entries, print_wrapped
 from pipelines.schedules.cron import scheduled_times
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
 from pipelines.schedules.state.changes import ScheduleChange
+from rlad.monitoring.cost import TotalCost, total_cost
 
 _NOTHING = "-"
 _BROKEN = "broken"
@@ -83,17 +84,19 @@ def print_schedule(console: Console, schedule: Schedule, history: Sequence[Tick]
         ("frozen evaluation", str(schedule.directory.evaluation(schedule.evaluation_fingerprint))),
     ):
         print_wrapped(console, f"{label:<17} {value}", indent=" " * 18)
-    print_history(console, schedule.name, history[-_NUM_SHOWN:])
+    print_history(console, schedule.name, history, last=_NUM_SHOWN)
     settings = schedule.config.model_dump(mode="json")
     console.print(yaml.safe_dump(settings, sort_keys=False), highlight=False, soft_wrap=True, markup=False)
 
 
-def print_history(console: Console, name: str, ticks: Sequence[Tick]) -> None:
-    """Print one line per tick, newest last."""
+def print_history(console: Console, name: str, ticks: Sequence[Tick], *, last: int | None = None) -> None:
+    """Print one line for each of the last ticks, newest last, and the cost of the runs of all ticks."""
     if not ticks:
         console.print(f"schedule {name} has not ticked yet", highlight=False, soft_wrap=True)
-    for tick in ticks:
+    for tick in ticks[-last:] if last is not None else ticks:
         print_wrapped(console, tick_line(tick))
+    if (total := total_cost_of(ticks)).runs:
+        print_wrapped(console, f"cost of {total.runs} {'run' if total.runs == 1 else 'runs'}: {total}")
 
 
 def print_changes(console: Console, changes: Sequence[ScheduleChange], *, as_json: bool = False) -> None:
@@ -126,6 +129,8 @@ def tick_line(tick: Tick) -> str:
         parts.append(f"job {tick.job.id}")
     if tick.spent_s:
         parts.append(f"{timedelta(seconds=round(tick.spent_s))}")
+    if tick.cost is not None:
+        parts.append(f"cost {tick.cost}")
     if tick.outcome is not None:
         parts.append(f"version {tick.outcome.version}: {tick.outcome.before:.1%} to {tick.outcome.after:.1%}")
     reason = tick.reason or (tick.outcome.reason if tick.outcome is not None else None)
@@ -134,6 +139,19 @@ def tick_line(tick: Tick) -> str:
     if tick.notice:
         parts.append(f"notification failed: {tick.notice}")
     return "  ".join(parts)
+
+
+def total_cost_of(ticks: Sequence[Tick]) -> TotalCost:
+    """Return the cost of the ticks' runs, as far as they recorded one."""
+    return total_cost(tick.cost for tick in ticks if tick.cost is not None)
+
+
+def history_facts(ticks: Sequence[Tick]) -> list[dict[str, Any]]:
+    """Return all ticks as JSON, each with the total cost of the schedule up to it."""
+    return [
+        {**tick_facts(tick), "total_cost": asdict(total_cost_of(ticks[:number]))}
+        for number, tick in enumerate(ticks, 1)
+    ]
 
 
 def tick_facts(tick: Tick) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import yaml
 
 from pipelines.console.data.curves import CurveCache, Curves
 from pipelines.console.problems import NotFoundError, message_of
+from pipelines.run.cost import read_cost
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.heartbeat import read_heartbeat
 from pipelines.run.status import RunStatus, read_status
 from rlad.errors import RladError
+from rlad.monitoring.cost import RunCost
 
 # Runs of comparisons and schedules lie at most this many folders below the directory.
 _DEPTH = 4
@@ -43,6 +45,7 @@ class RunSummary:
         accuracy_before: Accuracy of the first evaluation; None without one.
         step_s: Median time of the last steps, seconds; None before the first.
         updated_at: Time of the last record, seconds since the epoch.
+        cost: Cost over all attempts; None if the run recorded none.
     """
 
     name: str
@@ -56,6 +59,7 @@ class RunSummary:
     accuracy_before: float | None = None
     step_s: float | None = None
     updated_at: float = 0.0
+    cost: RunCost | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -143,7 +147,7 @@ class Runs:
                 ]
 
     def _summary(self, name: str, run: RunDirectory) -> RunSummary:
-        config, curves = read_settings(run), self.curves(run)
+        config, curves, cost = read_settings(run), self.curves(run), read_cost(run)
         state, reason = state_of(run)
         evaluations = read_json_lines(run.evaluations)
         rewards, times = curves.last("reward/mean", _RECENT_STEPS), curves.last("time/step_s", _RECENT_STEPS)
@@ -160,6 +164,7 @@ class Runs:
             accuracy_before=float(evaluations[0]["overall"]["mean"]) if evaluations else None,
             step_s=statistics.median(times) if times else None,
             updated_at=max(changed),
+            cost=None if cost is None else cost.total,
         )
 
 

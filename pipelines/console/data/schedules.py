@@ -15,6 +15,7 @@ from pipelines.schedules.cron import next_fire_times, parse_cron
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
 from pipelines.schedules.store import ScheduleStore
 from rlad.errors import ScheduleError
+from rlad.monitoring.cost import TotalCost, total_cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,11 @@ class ScheduleView:
     state: str
     next: Sequence[datetime]
     history: Sequence[Tick]
+
+    @property
+    def cost(self) -> TotalCost:
+        """Cost of the runs of all ticks, as far as they recorded one."""
+        return total_cost(tick.cost for tick in self.history if tick.cost is not None)
 
 
 class Schedules:

@@ -69,6 +69,14 @@ RUN_ALERTS = (
         remedy="Look at reward, KL and samples (`rlad samples RUN --worst`).",
     ),
     Alert(
+        title="RladBudgetNearlyUsed",
+        expression=f"{name('rlad_cost_budget_share')} >= 0.8",
+        lasts="1m",
+        severity="warning",
+        summary="Run {{ $labels.run }} has used {{ $value | humanizePercentage }} of its budget.",
+        remedy="At 100% it ends with a checkpoint. Continue it with --resume and a larger `cost.budget`.",
+    ),
+    Alert(
         title="RladPolicyMovesFast",
         expression=f"{name('rlad_objective_log_ratio_behaviour_abs_mean')} > 0.5",
         lasts="10m",
@@ -187,10 +195,10 @@ POOL_ALERTS = (
     ),
     Alert(
         title="RladWorkerLost",
-        expression=f"delta({name('rlad_worker_lost_processes')}[10m]) > 0",
+        expression=f"delta({name('rlad_pool_lost_processes')}[10m]) > 0",
         lasts="0m",
         severity="info",
-        summary="A process of run {{ $labels.run }} was lost and replaced: {{ $labels.worker }}.",
+        summary="A process of run {{ $labels.run }} was lost and replaced: {{ $labels.pool }}.",
         remedy="Look at the node's memory, and at its log of preemptions.",
     ),
 )

@@ -58,6 +58,9 @@ _RUN = [
     _curves("Response length, tokens", "rlad_rollout_response_tokens_mean", "rlad_rollout_response_tokens_max"),
     _curves("Groups with equal rewards", "rlad_reward_equal_groups_fraction", unit="percentunit"),
     _curves("Left out of verification", "rlad_verifier_left_out_fraction", unit="percentunit"),
+    _curves("Reserved hours", "rlad_cost_gpu_hours", "rlad_cost_cpu_hours"),
+    _curves("Amount at the prices of the run", "rlad_cost_amount"),
+    _curves("Used budget", "rlad_cost_budget_share", unit="percentunit"),
 ]
 _POOLS = [
     _curves("Step", "rlad_time_step_s", unit="s"),
@@ -87,7 +90,7 @@ _POOLS = [
         },
     ),
     Panel(title="Processes", queries={"{{worker}} {{run}}": _of_run("rlad_worker_up")}),
-    Panel(title="Lost processes", queries={"{{worker}} {{run}}": _of_run("rlad_worker_lost_processes")}),
+    Panel(title="Lost processes", queries={"{{pool}} {{run}}": _of_run("rlad_pool_lost_processes")}),
     _curves("Staleness, versions", "rlad_rollout_staleness_mean", "rlad_rollout_staleness_max"),
     Panel(title="GPU", queries={"{{ip}} {{GpuIndex}}": name("ray_node_gpus_utilization")}, unit="percent"),
     Panel(title="CPU", queries={"{{ip}}": name("ray_node_cpu_utilization")}, unit="percent"),

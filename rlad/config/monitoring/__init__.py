@@ -1,1 +1,1 @@
-"""Configuration of the sample log and the trackers."""
+"""Configuration of the sample log, the trackers and the cost."""

@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))
 RLAD = [sys.executable, "-m", "pipelines"]
 SMOKE = "configs/smoke_cpu.yaml"
-SHORT = ["evaluation.every_steps=0", "evaluation.prompts.count=4", "checkpoints.every_steps=1"]
+# Without a teacher, which every run would start.
+SHORT = ["objective.name=grpo", "teacher=null", "checkpoints.every_steps=1"]
+SHORT += ["evaluation.every_steps=0", "evaluation.prompts.count=4"]
+STEPS = 16
 DEADLINE_S = 1200
 
 
@@ -202,7 +205,7 @@ def test_submitter_of_a_failing_run_gets_the_error(cluster: RayCluster, tmp_path
 
 def test_submitted_run_is_found_stopped_and_continued(cluster: RayCluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    settings = ["training.steps=16", "--run-dir", str(run.path)]
+    settings = [f"training.steps={STEPS}", "--run-dir", str(run.path)]
     submitted = cluster.submit(*settings)
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.split()[1]
@@ -213,23 +216,23 @@ def test_submitted_run_is_found_stopped_and_continued(cluster: RayCluster, tmp_p
     stopped = cluster.rlad("stop", job_id)
     assert (stopped.returncode, stopped.stdout) == (0, f"job {job_id} stopped\n"), stopped.stderr
     log = cluster.rlad("logs", job_id).stdout
-    assert "step 2/16" in log
+    assert f"step 2/{STEPS}" in log
     assert "interrupted: checkpoints are kept" in log
     assert "Traceback" not in log
     assert "SIGTERM received" not in log, "Ray's own handler would abort the run before its pools are shut down"
     assert "\x1b" not in log, "a log must not contain terminal escapes"
     steps_before = len(read_json_lines(run.metrics))
-    assert 2 <= steps_before < 16
+    assert 2 <= steps_before < STEPS
 
     continued = cluster.submit(*settings, "--follow")
     assert continued.returncode == 0, continued.stderr
     assert f"job {job_id}-2 submitted" in continued.stdout
-    assert "step 16/16" in continued.stdout
-    assert "step 1/16" not in continued.stdout
+    assert f"step {STEPS}/{STEPS}" in continued.stdout
+    assert f"step 1/{STEPS}" not in continued.stdout
     assert continued.stdout.endswith(f"job {job_id}-2 succeeded\n")
     assert (run.export / "model.safetensors").is_file()
     ledger = json.loads(cluster.call([*RLAD, "ledger", str(run.path), "--json"]).stdout)
-    assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, 16)
+    assert (ledger["lost"], ledger["duplicated"], ledger["trained_steps"]) == (0, 0, STEPS)
     statuses = {
         job["id"]: job["status"]
         for job in json.loads(cluster.rlad("list", "--json").stdout)

@@ -212,7 +212,8 @@ def test_card_and_report_name_the_traces(finished: Finished) -> None:
 
 def test_traces_are_reused_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "again")
-    reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", "teacher=null", "training.steps=1", "seed=1"]
+    short = ["teacher=null", "training.steps=1", "evaluation.prompts.count=2", "seed=1"]
+    reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", *short]
     result = rlad("run", SMOKE, *reuse, "--run-dir", run.path)
     assert result.returncode == 0, result.stderr
     assert not run.traces.exists()

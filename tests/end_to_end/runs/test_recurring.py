@@ -30,7 +30,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000)]  # the first test w
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 STEPS, LEASE_S = 3, 20
-SHORT = ["evaluation.every_steps=0", "evaluation.samples=4", "checkpoints.every_steps=1", "training.prompts_per_step=4"]
+# Without a teacher: these tests are about schedules, and every run would start one.
+SHORT = ["objective.name=grpo", "teacher=null", "training.prompts_per_step=4", "checkpoints.every_steps=1"]
+SHORT += ["evaluation.every_steps=0", "evaluation.samples=4"]
 MODEL = "kk-student"
 # Runs in its own process, since Ray reads the token when a process starts. It ends when its standard input is closed.
 CLUSTER = """

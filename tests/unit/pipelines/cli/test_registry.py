@@ -11,15 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli.main import app
+from pipelines.run.cost import write_cost
 from pipelines.run.directory import RunDirectory
 from pipelines.run.registration import register_run
 from pipelines.run.result import run_id_of
 from rlad.config import RunConfig, load_run_config
+from rlad.config.monitoring.cost import CostConfig
 from rlad.config.prompts import PromptFile
 from rlad.data.prompts import load_prompts
 from rlad.data.records import dataset_fingerprint
 from rlad.errors import AliasConflictError, DataError, ModelNotFoundError, RegistryError, RladError, RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
+from rlad.monitoring.cost import ReservedHours
 from rlad.registry.registry import ModelRegistry
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
@@ -101,6 +104,13 @@ def test_finished_run_is_registered_once_with_its_lineage(config: RunConfig, run
     assert version.metrics == {"step": 2.0, "reward/mean": 0.5}
     assert version.config == config.model_dump(mode="json")
     assert [file.path for file in version.files] == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_version_shows_the_cost_of_its_run(run: RunDirectory, uri: str) -> None:
+    write_cost(run, CostConfig(price_per_cpu_hour=0.5), {"rollout": ReservedHours(cpu=3)}, attempts=1, warned_of={})
+    register_run(ModelRegistry.open(uri), "kk-student", run)
+    assert "cost of the run  3.00 CPU-hours, 1.50 USD" in rlad("show", "kk-student")
+    assert rlad_json("show", "kk-student")["lineage"]["cost"]["amount"] == 1.5
 
 
 def test_local_teacher_is_recorded_with_its_fingerprint(make_model: Any, tmp_path: Path, uri: str) -> None:

@@ -180,7 +180,8 @@ def test_output_names_the_fastest_split_and_the_assumptions(models: list[str]) -
         "3",
     ]
     result = CliRunner(env={"COLUMNS": "80"}).invoke(
-        app, ["simulate", str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, *arguments, "--price-per-gpu-hour", "2"]
+        app,
+        ["simulate", str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, "cost.price_per_gpu_hour=2", *arguments],
     )
     assert result.exit_code == 0, result.output
     assert "fastest: rollout.workers=" in result.stdout

@@ -154,6 +154,21 @@ def test_pages_show_lineage_differences_and_history(visit: Visit) -> None:
     assert [event in schedule for event in ("promoted", "kept", "failed")] == [True] * 3
 
 
+def test_pages_of_run_version_and_schedule_show_the_cost(visit: Visit) -> None:
+    client = visit("vera")
+    run = client.get("/runs/smoke").text
+    assert "<span>cost</span><b>0.50 EUR</b><small>2.00 CPU-hours</small>" in run
+    assert "<span>cost</span>" not in client.get("/runs/kk-distill").text
+    assert "24.00 GPU-hours, 16.00 CPU-hours, 20.00 EUR" in client.get(f"/registry/{MODEL}/3").text
+    assert "<dt>Cost of the run</dt><dd>–</dd>" in client.get(f"/registry/{MODEL}/1").text
+    schedule = client.get("/schedules/nightly").text
+    assert "<td>9.00 GPU-hours, 16.00 CPU-hours, 20.00 EUR</td>" in schedule
+    assert "<dd>19.00 GPU-hours, 32.00 CPU-hours, 40.00 EUR in 2 runs</dd>" in schedule
+    rows = {row["name"]: row["cost"] for row in client.get("/api/runs").json()}
+    assert rows["smoke"] == {"gpu_hours": 0.0, "cpu_hours": 2.0, "amount": 0.5, "currency": "EUR"}
+    assert rows["kk-distill"] is None
+
+
 def test_comparison_names_every_run_and_offers_their_metrics(visit: Visit) -> None:
     page = visit("vera").get("/compare?run=smoke&run=sweep/alpha-0.1&metric=learner/loss").text
     assert 'data-metric="learner/loss"' in page

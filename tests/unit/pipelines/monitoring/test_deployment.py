@@ -105,6 +105,11 @@ CASES = [
         {f"ray_rlad_evaluation_accuracy{RUN}": "0.8x60 0.75x60"},
     ),
     (
+        "RladBudgetNearlyUsed",
+        {f"ray_rlad_cost_budget_share{RUN}": "0.5x60 0.8x60"},
+        {f"ray_rlad_cost_budget_share{RUN}": "0.5x60 0.79x60"},
+    ),
+    (
         "RladTruncationRising",
         {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.05x100 0.3x20"},
         {f"ray_rlad_rollout_truncated_fraction{RUN}": "0.3x120"},
@@ -142,8 +147,8 @@ CASES = [
     ),
     (
         "RladWorkerLost",
-        {'ray_rlad_worker_lost_processes{run="r", worker="rollout-0"}': "0x117 1x3"},
-        {'ray_rlad_worker_lost_processes{run="r", worker="rollout-0"}': "1x120"},
+        {'ray_rlad_pool_lost_processes{run="r", pool="rollout"}': "0x117 1x3"},
+        {'ray_rlad_pool_lost_processes{run="r", pool="rollout"}': "1x120"},
     ),
     (
         "RladTeacherSaturated",

@@ -79,6 +79,14 @@ def test_too_small_cluster_is_refused_with_the_demand_of_each_pool(qwen: dict[st
     assert "need 8 (rollout 4, learner 2, teacher 2), the cluster has 4" in problem
 
 
+def test_a_budget_that_is_never_reached_is_an_error(qwen: dict[str, Path]) -> None:
+    models = [f"student.path={qwen['0.6B']}", f"teacher.path={qwen['8B']}", "prompts.count=64", BYTES]
+    settings = ["cost.price_per_gpu_hour=0", "cost.budget.amount=100"]
+    config = load_run_config(CONFIGS / "qwen3_0.6b_kk_2k.yaml", [*models, *settings])
+    (problem,) = errors(make_plan(config, Resources(cpus=256, gpus=8), gpu_memory_gib=80))
+    assert problem.startswith("cost.budget.amount is never reached")
+
+
 def test_offline_run_needs_room_for_generation_or_training_not_both_at_once(
     qwen: dict[str, Path],
 ) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.reports.run_report import write_report
+from pipelines.run.cost import write_cost
 from pipelines.run.directory import RunDirectory, read_json_lines
 from pipelines.run.telemetry import Telemetry
 from rlad.config import load_run_config
+from rlad.config.monitoring.cost import CostConfig
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
 from rlad.ledger import Ledger
+from rlad.monitoring.cost import ReservedHours
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 
@@ -75,6 +78,20 @@ def test_resuming_drops_records_after_the_checkpoint(run: RunDirectory) -> None:
     record(run, 3, 6)
     assert [line["step"] for line in read_json_lines(run.metrics)] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in read_json_lines(run.evaluations)] == [0, 6]
+
+
+def test_report_has_the_cost_by_pool(run: RunDirectory) -> None:
+    record(run, 0, 2)
+    write_report(run)
+    assert "<h2>Cost</h2>" not in run.report.read_text()  # of a run of an earlier version
+    hours = {"rollout": ReservedHours(gpu=6, cpu=12), "learner": ReservedHours(gpu=4, cpu=0.02)}
+    write_cost(run, CostConfig(price_per_gpu_hour=2, currency="EUR"), hours, attempts=2, warned_of={})
+    write_report(run)
+    page = run.report.read_text()
+    assert "<tr><td>rollout</td><td>6.00</td><td>12.00</td></tr>" in page
+    assert "<tr><td>learner</td><td>4.00</td><td>0.02</td></tr>" in page
+    assert "<td>all</td><td>10.00</td><td>12.02</td>" in page
+    assert "over 2 attempts: 20.00 EUR. Shared teachers are not included." in page
 
 
 def test_timeline_is_a_chrome_trace_of_begin_and_end_pairs(run: RunDirectory) -> None:

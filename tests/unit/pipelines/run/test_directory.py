@@ -47,6 +47,14 @@ def test_a_run_is_not_continued_with_other_settings(config: RunConfig, tmp_path:
         pass
 
 
+def test_a_run_is_continued_with_another_budget(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.hold(config, resume=False):
+        pass
+    with run.hold(load_run_config(SMOKE, ["cost.budget.cpu_hours=5"]), resume=True):
+        pass
+
+
 def test_a_directory_with_other_files_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunDirectoryError, match="holds no run"), RunDirectory(tmp_path).hold(config, resume=True):

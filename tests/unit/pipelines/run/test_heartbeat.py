@@ -67,9 +67,15 @@ def test_file_that_is_no_heartbeat_is_none(run: RunDirectory) -> None:
 
 def test_status_lists_the_health_of_every_process_in_80_columns(run: RunDirectory) -> None:
     actors = (
-        ActorHealth(name="broker", state="alive", seen_s=0.4, restarts=0),
-        ActorHealth(name="rollout-17", state="stopped", seen_s=19.6, restarts=2),
-        ActorHealth(name="teacher-of-mathematics-abcdefgh-" + "i" * 20, state="unknown", seen_s=3.0, restarts=1),
+        ActorHealth(name="broker", role="broker", state="alive", seen_s=0.4, restarts=0),
+        ActorHealth(name="rollout-17", role="rollout", state="stopped", seen_s=19.6, restarts=2),
+        ActorHealth(
+            name="teacher-of-mathematics-abcdefgh-" + "i" * 20,
+            role="teacher-of-mathematics",
+            state="unknown",
+            seen_s=3.0,
+            restarts=1,
+        ),
     )
     lines = status_of(run, replace(NOW, actors=actors), width=80).splitlines()
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "s ago" in line]

@@ -9,10 +9,13 @@ import pytest
 from rich.console import Console
 
 from pipelines.cluster.live_run import ended_state, print_status
+from pipelines.run.cost import write_cost
 from pipelines.run.directory import RunDirectory
 from pipelines.run.status import RunStatus, read_status, recording_status
 from rlad.config import load_run_config
+from rlad.config.monitoring.cost import CostConfig
 from rlad.errors import EngineError, StopRequestedError
+from rlad.monitoring.cost import ReservedHours
 
 SMOKE = Path(__file__).parents[4] / "configs" / "smoke_cpu.yaml"
 
@@ -30,6 +33,13 @@ def status_text(run: RunDirectory) -> str:
     with console.capture() as captured:
         print_status(run, None, console)
     return captured.get()
+
+
+def test_status_has_the_cost_if_the_run_recorded_one(run: RunDirectory) -> None:
+    assert "cost:" not in status_text(run)
+    hours = {"rollout": ReservedHours(gpu=8, cpu=4)}
+    write_cost(run, CostConfig(price_per_gpu_hour=2), hours, attempts=1, warned_of={})
+    assert "cost: 8.00 GPU-hours, 4.00 CPU-hours, 16.00 USD" in status_text(run)
 
 
 @pytest.mark.parametrize(

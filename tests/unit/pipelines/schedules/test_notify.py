@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from pipelines.schedules.notify import message_of, notify
 from pipelines.schedules.records import RunOutcome, Tick
 from rlad.config.schedule import NotifyConfig
+from rlad.monitoring.cost import RunCost
 
 TICK = Tick(
     schedule="nightly",
@@ -91,6 +92,14 @@ def test_webhook_receives_the_message_and_the_token(settings: NotifyConfig, rece
     assert (body["outcome"]["version"], body["outcome"]["interval"]) == (4, [0.1, 0.4])
 
 
+def test_message_has_the_cost_of_the_run() -> None:
+    cost = RunCost(gpu_hours=12.5, cpu_hours=20, amount=31.25, currency="EUR")
+    message = message_of(replace(TICK, cost=cost), model="kk")
+    assert message["text"].endswith("(cost: 12.50 GPU-hours, 20.00 CPU-hours, 31.25 EUR)")
+    assert message["cost"] == {"gpu_hours": 12.5, "cpu_hours": 20, "amount": 31.25, "currency": "EUR"}
+    assert message_of(TICK, model="kk")["cost"] is None
+
+
 def test_only_configured_events_are_sent(settings: NotifyConfig, receiver: Receiver) -> None:
     assert notify(settings.model_copy(update={"events": ["failed"]}), TICK, model="kk") is None
     assert receiver.requests == []
@@ -146,6 +155,4 @@ def test_command_past_its_deadline_is_killed() -> None:
     ],
 )
 def test_event_without_a_student_is_summarised_in_one_line(status: Any, reason: str | None, text: str) -> None:
-    from dataclasses import replace
-
     assert message_of(replace(TICK, status=status, reason=reason, outcome=None), model="kk")["text"] == text

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
+from rich.console import Console
 
+from pipelines.cli.tables.schedule import history_facts, print_history
+from pipelines.run.cost import write_cost
+from pipelines.run.directory import RunDirectory
+from pipelines.run.status import STOPPED_EXIT_CODE
 from pipelines.schedules.launcher import RunExit, RunRequest
 from pipelines.schedules.records import Lease, Tick
+from pipelines.schedules.rows import tick_json
+from rlad.config.monitoring.cost import CostConfig
 from rlad.data.prompt_files import read_prompt_file, write_prompt_file
 from rlad.errors import ScheduleError
+from rlad.monitoring.cost import ReservedHours, RunCost
 
 from .conftest import DAY, NIGHT, Site, failed_exit, records
 
@@ -53,6 +63,53 @@ def test_run_gets_its_configuration_and_evaluates_on_the_frozen_prompts(site: Si
     assert frozen == str(directory / f"evaluation-{site.store.schedule('nightly').evaluation_fingerprint}.jsonl")
     assert [record.id for record in read_prompt_file(frozen)] == [f"e{index}" for index in range(20)]
     assert settings["name"] == "nightly-20260511T020000Z"
+
+
+def test_every_ended_tick_has_the_cost_that_its_run_recorded(site: Site) -> None:
+    def spend(request: RunRequest, gpu_hours: float) -> None:
+        run = RunDirectory(request.output)
+        run.path.mkdir(parents=True, exist_ok=True)
+        pools = {"rollout": ReservedHours(gpu=gpu_hours, cpu=1)}
+        write_cost(run, CostConfig(price_per_gpu_hour=2), pools, attempts=1, warned_of={})
+
+    def finish(request: RunRequest) -> RunExit:
+        ended = site.launcher.finish(request)
+        spend(request, 10)
+        return ended
+
+    def stop(request: RunRequest) -> RunExit:
+        spend(request, 3)
+        return RunExit(status=STOPPED_EXIT_CODE, reason="the budget is used up")
+
+    site.launcher.scripts = [finish, stop]
+    finished, stopped = site.tick_at(NIGHT), site.tick_at(NIGHT + DAY)
+    earlier = site.tick_at(NIGHT + 2 * DAY)  # its run records no cost, as runs of earlier versions
+    assert finished.cost == RunCost(gpu_hours=10, cpu_hours=1, amount=20, currency="USD")
+    assert (stopped.event, stopped.reason) == ("stopped", "the budget is used up")
+    assert stopped.cost == RunCost(gpu_hours=3, cpu_hours=1, amount=6, currency="USD")
+    assert earlier.cost is None
+    assert site.registry.get("kk", 1).lineage.cost == finished.cost
+    facts = history_facts(site.store.history("nightly"))
+    assert [tick["total_cost"]["amounts"] for tick in facts] == [{"USD": 20}, {"USD": 26}, {"USD": 26}]
+    output = io.StringIO()
+    print_history(Console(file=output, width=400), "nightly", site.store.history("nightly"), last=1)
+    assert output.getvalue().splitlines()[-1] == "cost of 2 runs: 13.00 GPU-hours, 2.00 CPU-hours, 26.00 USD"
+
+
+def test_record_of_an_earlier_version_has_no_cost(site: Site) -> None:
+    site.tick_at(NIGHT)
+    (written,) = site.store.history("nightly")
+    old = json.loads(tick_json(written))
+    del old["cost"]
+    assert TypeAdapter(Tick).validate_python(old).cost is None
+
+
+def test_a_new_price_is_no_reason_to_run(site: Site) -> None:
+    site.add(run_if="changed")
+    assert site.tick_at(NIGHT).event == "promoted"
+    settings = site.settings().run
+    site.add(run_if="changed", run={**settings, "cost": {"price_per_cpu_hour": 1.0}})
+    assert site.tick_at(NIGHT + DAY).event == "skipped"
 
 
 def test_runs_differ_in_seed_unless_vary_seed_is_off(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlad.errors import ContractError, ModelNotFoundError, RegistryError
 from rlad.evaluation.accuracy import EvaluationSummary
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import Lineage, ModelFile, ModelVersion
+from rlad.registry.versions import Lineage, ModelFile, ModelVersion, from_json, to_json
 
 NAME = "kk-student"
 SETTINGS = {"seed": 1, "objective": {"name": "trrd", "alpha": 0.5}}
@@ -145,6 +146,17 @@ def test_manifest_with_path_outside_its_directory_is_rejected(
         with pytest.raises(RegistryError, match=rf"000001\.json in .* is not a valid ModelVersion .*{message}"):
             local.fetch(NAME, 1, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_version_of_an_earlier_version_of_rlad_has_no_cost(
+    add: Callable[..., ModelVersion], local: ModelRegistry, model: Path
+) -> None:
+    version = add(local, "a", model)
+    manifest = json.loads(to_json(version))
+    del manifest["lineage"]["cost"], manifest["sha256"]
+    old = json.dumps(manifest, indent=2).encode()
+    assert from_json(ModelVersion, old, "an old manifest") == version
+    assert version.lineage.cost is None
 
 
 def test_diff_contains_only_changed_values(

@@ -62,7 +62,7 @@ def build_verifiers() -> dict[str, Verifier]:
 
 def judge_cases(path: Path, kinds: tuple[str, ...] = ()) -> list[JudgedCase]:
     """Return the cases of a file with their outcomes."""
-    judge = Judge(build_verifiers, timeout_s=10)
+    judge = Judge(build_verifiers, timeout_s=5)
     judge.judge("math", [r"\boxed{1}"], "1")  # Start the process outside of the measured time.
     judged = []
     for line in path.read_text(encoding="utf-8").splitlines():

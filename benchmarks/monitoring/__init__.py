@@ -1,0 +1,1 @@
+"""A live run under a real Prometheus: `python -m benchmarks.monitoring`."""
