@@ -224,6 +224,10 @@ def _sentences(
 ) -> list[str]:
     best = min(done, key=lambda split: split.step_s)
     found = [f"fastest: {' '.join(best.sizes.overrides())}"] if len(done) > 1 else []
+    busiest = best.run.work.bottleneck
+    found.append(
+        f"efficiency: {best.efficiency:.2f}, the time of the pool with the most work ({busiest}) over the step's"
+    )
     in_flight = (config.training.max_staleness + 1) * config.training.prompts_per_step
     if (workers := max(split.sizes.rollout for split in done)) > in_flight:
         found.append(

@@ -86,9 +86,8 @@ def test_lost_workers_are_replaced_and_cost_time() -> None:
     arguments = [SMOKE, *SPEEDS, *EQUAL_LENGTHS, "training.steps=10", "rollout.workers=3", "--restart-s", "1"]
     [undisturbed] = simulated_json(*arguments)
     [disturbed] = simulated_json(*arguments, "--failures-per-day", "40000")
-    assert all(disturbed["lost"].values())  # type: ignore[attr-defined]
     assert disturbed["lost"].keys() == {"rollout", "teacher", "learner"}  # type: ignore[attr-defined]
-    assert disturbed["lost_workers"] == sum(disturbed["lost"].values())  # type: ignore[attr-defined]
+    assert disturbed["lost_workers"] == sum(disturbed["lost"].values()) > 0  # type: ignore[attr-defined]
     assert disturbed["makespan_s"] > undisturbed["makespan_s"]  # type: ignore[operator]
 
 

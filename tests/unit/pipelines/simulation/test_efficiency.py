@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import Qwen3Config
 
+from actors.experience.broker import StepReport
 from pipelines.cli.forecast_options import pool_costs
-from pipelines.forecast.simulated import DAY_S, simulate_split, speeds_of
+from pipelines.forecast.simulated import DAY_S, SimulatedSplit, simulate_split, speeds_of
 from pipelines.forecast.sizes import splits
+from pipelines.forecast.step import Sizes
+from pipelines.simulation.simulator import SimulatedRun
+from pipelines.simulation.workload import PoolWork, Speeds
+from pipelines.training.step_metrics import StepTimes
+from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import load_run_config
 
 CONFIGS = Path(__file__).parents[4] / "configs"
@@ -60,3 +67,29 @@ def test_long_tails_and_failures_cost_at_most_a_tenth_of_256_gpus(tmp_path: Path
     lost_s = (disturbed.run.makespan_s - undisturbed.run.makespan_s) / disturbed.run.lost_workers
     assert 0 < lost_s < lengths.longest * speeds_of(costs, best.sizes).token_s  # at most the longest response again
     assert undisturbed.efficiency * (1 - FAILURES_PER_DAY * lost_s / DAY_S) >= 0.9
+
+
+def test_a_step_is_the_mean_over_whole_waves() -> None:
+    """Steps two ahead end in waves of three. Of seven intervals the last six are two waves."""
+    ends = [100.0, 110.0, 120.0, 200.0, 210.0, 220.0, 300.0, 310.0]
+    steps = [
+        TrainedStep(
+            number=number,
+            groups=[],
+            num_abandoned=0,
+            times=StepTimes(started_at=0.0, trained_at=end, weights_at=end),
+            report=StepReport(version=number + 1, publications=[], metrics={}),
+        )
+        for number, end in enumerate(ends)
+    ]
+    work = PoolWork(rollout=80.0, teacher=160.0, verifier=1.0, learner=120.0, longest_response=500.0)
+    run = SimulatedRun(makespan_s=310.0, work=work, busy={}, steps=steps, lost={})
+    speeds = Speeds(
+        token_s=1.0, slots=1, teacher_token_s=1.0, verdict_s=1.0, learner_token_s=1.0, update_s=1.0, weights_s=1.0
+    )
+    sizes = Sizes(rollout=1, scorers={}, learner=1)
+    split = SimulatedSplit(sizes=sizes, devices=8, staleness=2, speeds=speeds, run=run)
+    assert split.step_s == pytest.approx((310 - 110) / 6)
+    assert split.efficiency == pytest.approx(160 / 8 / (200 / 6))
+    assert replace(split, staleness=0).step_s == pytest.approx(210 / 7)
+    assert replace(split, staleness=9).step_s == pytest.approx(210 / 7)  # no whole wave

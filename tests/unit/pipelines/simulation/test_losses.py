@@ -113,7 +113,7 @@ def test_a_run_that_loses_its_learner_trains_the_same_groups_later() -> None:
 
 
 def test_failures_of_a_run_are_spread_evenly_over_its_gpus() -> None:
-    """24 GPUs and 24 failures a day: one a day for each GPU, which has a worker, half of one, or a part of the ranks."""
+    """24 GPUs with 24 failures a day: each GPU has one a day. A worker has 2 GPUs, a replica 4, and the learner 8."""
     config = load_run_config(
         CONFIGS / "qwen3_8b_math_30k.yaml",
         ["rollout.gpus_per_worker=2", "teacher.gpus_per_replica=4", "learner.sequence_parallel=1"],
