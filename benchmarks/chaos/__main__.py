@@ -63,8 +63,18 @@ PARTS = (
     ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
     ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
     ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
+    ChaosPart(
+        name="removed_node",
+        shows="a run survives the loss of the node with its responses and scores",
+        arguments=("-m", "benchmarks.chaos.network.removed_node"),
+    ),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
+    ChaosPart(
+        name="monitoring",
+        shows="Prometheus has every metric of a live run, and an alert fires",
+        arguments=("-m", "benchmarks.monitoring"),
+    ),
     ChaosPart(name="mutants", shows="each named mutant fails a test"),
     ChaosPart(
         name="tests",
@@ -184,8 +194,10 @@ def main(
     """Inject the faults that take too long for the tests, and print what came of each part."""
     console = Console()
     if list_parts:
+        listed = Table.grid(padding=(0, 2))
         for part in PARTS:
-            console.print(f"{part.name:16} {part.shows}", highlight=False)
+            listed.add_row(part.name, part.shows)
+        console.print(listed)
         return
     names = [part.name for part in PARTS]
     if unknown := sorted(set(only or ()) - set(names)):

@@ -159,7 +159,7 @@ async def measure(steps: int, folder: Path) -> Result:
     for actor in (broker, *workers.values()):
         ray.kill(actor)
     del broker, workers, learner, actor
-    await _until_released(references)
+    await _until_released(references, before.descriptors)
     return Result(
         growths=[Growth.of(role, found) for role, found in usages.items()],
         counts=Counts.of(folder / "ledger.sqlite"),
@@ -188,10 +188,15 @@ async def _process_of(broker: ActorHandle) -> psutil.Process:
         return psutil.Process(await broker.pid.remote())
 
 
-async def _until_released(references: int) -> None:
-    """Wait until Ray has released the objects of the run. Gives up after a time; the result tells what is left."""
-    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
-    while held_references() > references and time.monotonic() < deadline:
+async def _until_released(references: int, descriptors: int) -> None:
+    """Wait until Ray has released the objects of the run, and closed its connections to the killed actors.
+
+    Gives up after a time; the result tells what is left.
+    """
+    process, deadline = psutil.Process(), time.monotonic() + _ANSWER_TIMEOUT_S
+    while time.monotonic() < deadline and (
+        held_references() > references or process.num_fds() > descriptors + _MAX_DESCRIPTORS
+    ):
         await asyncio.sleep(0.1)
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pipelines.reports.figures import new_figure, write_png
 
 _COLUMNS, _WIDTH, _ROW_HEIGHT = 3, 12.0, 2.3
 _MAX_LEGEND = 8
+_COLORS = 64  # a third of the size of a picture with all colours, and no visible difference
 Series = Sequence[Mapping[str, Any]]
 
 
@@ -73,6 +76,9 @@ def draw(dashboard: Path, answer: Callable[[str], Series], path: Path, *, start:
         for axes in grid[-1]:
             axes.set_xlabel("seconds")
         write_png(figure, path)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def _name(legend: str, labels: Mapping[str, str]) -> str:

@@ -127,7 +127,8 @@ class Site:
     def run_arguments(self, steps: int) -> list[str]:
         """Return the command of a run whose teacher is the service, and that has every figure of the dashboards.
 
-        It has two tasks, a reference policy and an entropy bonus, without which some figures do not exist.
+        It has two tasks, a reference policy, an entropy bonus, a price and a budget, without which some figures do not
+        exist.
         """
         prompts = generate_prompts(form="compact", people={2: 1}, count=64, split="train", seed=0)
         half = [replace(each, task="puzzles") for each in prompts[32:]]
@@ -139,6 +140,7 @@ class Site:
             *("run", str(self.folder / "run.yaml"), "--address", self.address, "--run-dir", str(self.run.path)),
             "verifiers.puzzles={name: knights_knaves, form: compact}",
             "objective.entropy_bonus.coefficient=0.0001",
+            "cost={price_per_cpu_hour: 0.05, budget: {amount: 10}}",
             f"training.steps={steps}",
             "training.max_staleness=1",
             "checkpoints.every_steps=20",
@@ -191,6 +193,7 @@ def site(folder: Path) -> Iterator[Site]:
         registry = ["--registry", str(folder / "registry"), "--directory", str(folder / "runs")]
         store = ["--store", found.store]
         found.rlad("schedule", "add", SCHEDULE, SMOKE, *_SCHEDULED, "--cron", "0 2 1 1 *", *registry, *store)
+        found.rlad("schedule", "limit", "local", "--slots", "1", *store)
         stack.enter_context(
             found.background("daemon", "schedule", "serve", "--metrics-port", str(schedule_port), *store)
         )

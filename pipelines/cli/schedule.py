@@ -205,11 +205,12 @@ def list_schedules(as_json: AsJson = False, store: StoreUrl = None) -> None:
 
     with open_store(store) as opened:
         rows = [(found, opened.history(found.name)) for found in opened.schedules()]
-        broken = opened.broken_rows()
+        broken, queued = opened.broken_rows(), opened.queue.entries()
     if as_json:
-        print_json([*(schedule_facts(found, history) for found, history in rows), *map(broken_row_facts, broken)])
+        facts = [schedule_facts(found, history, queued) for found, history in rows]
+        print_json([*facts, *map(broken_row_facts, broken)])
     elif rows or broken:
-        print_schedules(Console(), rows, broken)
+        print_schedules(Console(), rows, broken, queued)
     else:
         typer.echo("no schedules; add one with `rlad schedule add NAME CONFIG --cron '0 2 * * *'`")
 
@@ -220,11 +221,11 @@ def show(name: Name, as_json: AsJson = False, store: StoreUrl = None) -> None:
     from pipelines.cli.tables.schedule import print_schedule, schedule_facts
 
     with open_store(store) as opened:
-        found, history = opened.schedule(name), opened.history(name)
+        found, history, queued = opened.schedule(name), opened.history(name), opened.queue.entries()
     if as_json:
-        print_json({**schedule_facts(found, history), "settings": found.config.model_dump(mode="json")})
+        print_json({**schedule_facts(found, history, queued), "settings": found.config.model_dump(mode="json")})
     else:
-        print_schedule(Console(), found, history)
+        print_schedule(Console(), found, history, queued)
 
 
 @app.command()

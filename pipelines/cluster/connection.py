@@ -16,6 +16,7 @@ import ray
 from tenacity import RetryError, Retrying, before_sleep_log, retry_if_exception, stop_after_attempt
 
 from actors.pool.placement import POOL_LABEL
+from pipelines.cluster.authentication import require_same_authentication, token_remedy
 from pipelines.cluster.job_environment import DRIVER, DRIVER_VARIABLE, job_runtime_env
 from pipelines.cluster.resources import Resources
 from rlad.config import ClusterConfig
@@ -72,7 +73,8 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         The cluster's resources.
 
     Raises:
-        PlanError: No cluster answers at the address, or the local one does not start.
+        PlanError: No cluster answers at the address, it uses a token and this process does not or the reverse, or the
+            local cluster does not start.
     """
     if ray.is_initialized():
         yield _total_resources()
@@ -87,8 +89,11 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
             # Explicitly local: without an address Ray would join the cluster that was started last on this machine.
             _start_local(config, runtime_env)
         else:
-            ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+            _join(config, runtime_env)
     except (ConnectionError, ValueError) as error:
+        address = config.address or os.environ.get("RAY_ADDRESS", "")
+        if ":" in address and (remedy := token_remedy(address)) is not None:
+            raise PlanError(f"the Ray cluster at {address} refuses this process: {remedy}") from error
         raise PlanError(
             f"no Ray cluster answers at {config.address or 'this machine'}: {str(error).rstrip('. ')}. {_REMEDY}"
         ) from error
@@ -97,6 +102,15 @@ def connected(config: ClusterConfig) -> Iterator[Resources]:
         yield _total_resources()
     finally:
         ray.shutdown()
+
+
+def _join(config: ClusterConfig, runtime_env: dict[str, Any]) -> None:
+    ray.init(address=config.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        require_same_authentication()
+    except PlanError:
+        ray.shutdown()
+        raise
 
 
 def _is_slow_start(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from pipelines.console.data.curves import Curves
 from pipelines.console.data.models import APPROVED
 from pipelines.console.data.runs import RunSummary, read_settings
 from pipelines.console.data.samples import COLOURINGS, Colouring, logged_steps, read_responses
+from pipelines.console.data.teachers import teachers_of
 from pipelines.console.problems import ForbiddenError, message_of
 from pipelines.console.rendering import render
 from pipelines.console.users import Role
@@ -164,6 +165,13 @@ def run(request: Request, name: str, visitor: Viewer, console: TheConsole) -> Re
     if summary.state != "damaged":
         values = _run_values(console, found, summary)
     return render(request, "run.html", visitor=visitor, run=summary, path_on_disk=str(found.path), **values)
+
+
+@router.get("/teachers")
+def teachers(request: Request, visitor: Viewer, console: TheConsole) -> Response:
+    """List the teachers of all runs."""
+    found, root = teachers_of(console.runs), str(console.runs.root)
+    return render(request, "teachers.html", visitor=visitor, teachers=found, root=root)
 
 
 @router.get("/schedules")

@@ -51,6 +51,7 @@ class ScheduleCollector(Collector):
         for schedule in schedules:
             self._add(families, schedule, self._store.history(schedule.name))
         families["rlad_schedule_broken_rows"].add_metric([], len(self._store.broken_rows()))
+        self._add_queues(families)
         return iter(families.values())
 
     def _add(self, families: dict[str, GaugeMetricFamily], schedule: Schedule, ticks: list[Tick]) -> None:
@@ -69,6 +70,14 @@ class ScheduleCollector(Collector):
         accuracies = [tick.outcome.after for tick in ticks if tick.status == "finished" and tick.outcome is not None]
         if accuracies:
             families["rlad_schedule_last_accuracy"].add_metric([name], accuracies[-1])
+
+    def _add_queues(self, families: dict[str, GaugeMetricFamily]) -> None:
+        entries = self._store.queue.entries()
+        for queue, slots in self._store.queue.limits().items():
+            running = [entry.has_slot for entry in entries if entry.queue == queue]
+            families["rlad_schedule_queue_slots"].add_metric([queue], slots)
+            families["rlad_schedule_queue_ticks"].add_metric([queue, "running"], sum(running))
+            families["rlad_schedule_queue_ticks"].add_metric([queue, "waiting"], len(running) - sum(running))
 
     def _families(self) -> dict[str, GaugeMetricFamily]:
         return {each.name: _family(each) for each in METRICS if each.source == "schedule"}

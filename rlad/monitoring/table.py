@@ -249,6 +249,20 @@ _SCHEDULE = (
         source="schedule",
     ),
     Metric(
+        name="rlad_schedule_queue_slots",
+        kind="gauge",
+        labels=("queue",),
+        description="Maximum number of runs at once of a queue with a limit.",
+        source="schedule",
+    ),
+    Metric(
+        name="rlad_schedule_queue_ticks",
+        kind="gauge",
+        labels=("queue", "state"),
+        description="Ticks of a queue with a limit, by state: `running` or `waiting`.",
+        source="schedule",
+    ),
+    Metric(
         name="rlad_schedule_broken_rows",
         kind="gauge",
         labels=(),

@@ -14,7 +14,7 @@ from actors.pool.pool import PoolState
 from pipelines.monitoring.run_metrics import RunMetrics
 from pipelines.monitoring.trackers.delivery import DeliveryCounts
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0  # on a loaded machine Ray gives up exports, and repeats them later
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 

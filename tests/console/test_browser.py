@@ -33,6 +33,7 @@ PAGES = {
     "samples": "/runs/kk-distill/samples?step=60",
     "timeline": "/runs/kk-distill/timeline",
     "compare": "/compare?run=sweep/alpha-0.1&run=sweep/alpha-0.9&run=kk-distill",
+    "teachers": "/teachers",
     "schedules": "/schedules",
     "schedule": "/schedules/nightly",
     "registry": "/registry",
@@ -117,7 +118,7 @@ def test_pages_fit_the_screen_and_axe_finds_nothing_serious(browser: Any, addres
             found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
             serious = [each for each in found if each["impact"] in ("serious", "critical")]
             assert [(each["id"], each["nodes"][0]["html"][:120]) for each in serious] == [], name
-        if FIGURES and name in ("runs", "run", "samples", "timeline", "compare", "model"):
+        if FIGURES and name in ("runs", "run", "samples", "timeline", "compare", "teachers", "model"):
             Path(FIGURES).mkdir(parents=True, exist_ok=True)
             page.screenshot(path=f"{FIGURES}/{name}-{size}-{scheme}.png")
     ours = [fault for fault in page.faults if "404" not in fault]  # of the missing page

@@ -15,6 +15,7 @@ from pipelines.cli.entries import Entry, print_entries, print_wrapped
 from pipelines.schedules.cron import scheduled_times
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
 from pipelines.schedules.state.changes import ScheduleChange
+from pipelines.schedules.state.queue import QueueEntry
 from rlad.monitoring.cost import TotalCost, total_cost
 
 _NOTHING = "-"
@@ -29,16 +30,21 @@ def schedule_line(schedule: Schedule) -> str:
 
 
 def print_schedules(
-    console: Console, rows: Sequence[tuple[Schedule, Sequence[Tick]]], broken: Sequence[BrokenRow] = ()
+    console: Console,
+    rows: Sequence[tuple[Schedule, Sequence[Tick]]],
+    broken: Sequence[BrokenRow] = (),
+    queued: Sequence[QueueEntry] = (),
 ) -> None:
-    """Print all schedules: state, name and next tick of each, then cron fields, model and last tick.
+    """Print all schedules: state, name and next tick of each, then queue, cron fields, model and last tick.
 
     Each invalid row follows, with its schedule, its problem and the remedy.
     """
     entries = []
     for schedule, history in rows:
-        config, facts = schedule.config, schedule_facts(schedule, history)
+        config, facts = schedule.config, schedule_facts(schedule, history, queued)
         details = f"cron {config.cron} ({config.timezone}), model {config.model}, last tick: {_last(history)}"
+        if (place := facts["queue_place"]) is not None:
+            details = f"place {place} in the queue {facts['queue']}, {details}"
         cells = (facts["state"], config.name, (facts["next"] or [_NOTHING])[0])
         entries.append(Entry(cells=cells, details=details))
     entries += [Entry(cells=(_BROKEN, row.schedule, _NOTHING), details=row.message) for row in broken]
@@ -50,12 +56,23 @@ def broken_row_facts(row: BrokenRow) -> dict[str, Any]:
     return {"name": row.schedule, "state": _BROKEN, "next": [], **asdict(row)}
 
 
-def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any]:
-    """Return a schedule as JSON."""
+def schedule_facts(schedule: Schedule, history: Sequence[Tick], queued: Sequence[QueueEntry] = ()) -> dict[str, Any]:
+    """Return a schedule as JSON.
+
+    Args:
+        schedule: The schedule.
+        history: Its ticks, oldest first.
+        queued: Ticks of all schedules that have a slot of a queue or wait for one, in the order in which they run.
+    """
     config, running = schedule.config, [tick for tick in history if tick.status == "running"]
+    waiting = [entry.schedule for entry in queued if entry.queue == config.queue_name and not entry.has_slot]
+    place = waiting.index(config.name) + 1 if config.name in waiting else None
     # A running tick without a valid lease is unfinished: its ticker died, and the next one continues it.
     is_held = schedule.lease_expires_at is not None and schedule.lease_expires_at > datetime.now(UTC).timestamp()
-    state = "running" if is_held else "unfinished" if running else "paused" if schedule.is_paused else "waiting"
+    if place is not None:
+        state = "queued"
+    else:
+        state = "running" if is_held else "unfinished" if running else "paused" if schedule.is_paused else "waiting"
     ended = [tick for tick in history if tick.status != "running"]
     return {
         "name": config.name,
@@ -63,6 +80,8 @@ def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any
         "timezone": config.timezone,
         "state": state,
         "is_paused": schedule.is_paused,
+        "queue": config.queue_name,
+        "queue_place": place,
         "next": _next_times(schedule, _NUM_SHOWN),
         "model": config.model,
         "registry": config.registry,
@@ -73,11 +92,15 @@ def schedule_facts(schedule: Schedule, history: Sequence[Tick]) -> dict[str, Any
     }
 
 
-def print_schedule(console: Console, schedule: Schedule, history: Sequence[Tick]) -> None:
+def print_schedule(
+    console: Console, schedule: Schedule, history: Sequence[Tick], queued: Sequence[QueueEntry] = ()
+) -> None:
     """Print a schedule's state, last ticks and settings."""
-    facts = schedule_facts(schedule, history)
+    facts = schedule_facts(schedule, history, queued)
+    place = "" if facts["queue_place"] is None else f", place {facts['queue_place']}"
     for label, value in (
         ("state", facts["state"]),
+        ("queue", facts["queue"] + place),
         ("next", ", ".join(facts["next"]) or _NOTHING),
         ("model", f"{facts['model']} in {facts['registry']}"),
         ("runs", facts["directory"]),

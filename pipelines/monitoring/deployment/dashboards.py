@@ -133,7 +133,8 @@ _TEACHERS = [
     ),
     Panel(
         title="Groups in progress",
-        queries={"{{application}}": name("ray_serve_num_ongoing_requests_at_replicas")},
+        # Each process that sends requests counts its own.
+        queries={"{{application}}": f"sum by (application) ({name('ray_serve_num_ongoing_requests_at_replicas')})"},
     ),
     Panel(
         title="Use of replicas",
@@ -160,6 +161,13 @@ _SCHEDULES = [
         unit="percentunit",
     ),
     Panel(title="Paused", queries={"{{schedule}}": name("rlad_schedule_paused")}),
+    Panel(
+        title="Queues",
+        queries={
+            "{{queue}} {{state}}": name("rlad_schedule_queue_ticks"),
+            "{{queue}} slots": name("rlad_schedule_queue_slots"),
+        },
+    ),
     Panel(title="Invalid rows", queries={"rows": name("rlad_schedule_broken_rows")}),
 ]
 

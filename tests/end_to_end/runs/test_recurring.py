@@ -120,9 +120,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def run_schedules(site: Site, address: str) -> None:
-    cluster_and_lease = ["--address", address, "--lease-s", str(LEASE_S), "--retry-wait-s", "1", "--model", MODEL]
+    common = ["--address", address, "--retry-wait-s", "1", "--model", MODEL]
+    short_lease = ["--lease-s", str(LEASE_S)]  # of the schedule whose run is killed: the next ticker waits for its end
     every_minute = ["--cron", "* * * * *", "--timezone", "Europe/Berlin", "--prompts", "prompts/*.jsonl"]
-    added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *cluster_and_lease)
+    added = site.rlad("add", "nightly", SMOKE, *SHORT, f"training.steps={STEPS}", *every_minute, *common, *short_lease)
     assert added.returncode == 0, added.stderr
     with serving(site, look_s=3600):  # only the timer can start the tick
         first_run_by_the_daemon(site)
@@ -130,7 +131,7 @@ def run_schedules(site: Site, address: str) -> None:
     with serving(site, look_s=1):
         second_run_killed_and_continued(site)
     ruin = ["learner.optimizer.lr=0.05", "training.steps=1", "--cron", "0 2 * * *", "--start-from", "config"]
-    assert site.rlad("add", "ruin", SMOKE, *SHORT, *ruin, *cluster_and_lease).returncode == 0
+    assert site.rlad("add", "ruin", SMOKE, *SHORT, *ruin, *common).returncode == 0
     ruined = site.rlad("run-now", "ruin")
     assert ruined.returncode == 0, ruined.stdout + ruined.stderr
 

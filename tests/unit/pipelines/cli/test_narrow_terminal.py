@@ -11,11 +11,12 @@ from rich.console import Console
 from actors.controller import RunState
 from actors.pool.pool import PoolState
 from pipelines.cli.jobs import print_jobs
-from pipelines.cli.tables.schedule import print_history, print_schedules
+from pipelines.cli.tables.schedule import print_history, print_schedules, schedule_facts
 from pipelines.cluster.live_run import print_status
 from pipelines.jobs.client import Job
 from pipelines.run.directory import RunDirectory
 from pipelines.schedules.records import RunOutcome, RunPlan, Schedule, Tick
+from pipelines.schedules.state.queue import QueueEntry
 from rlad.config.schedule import ScheduleConfig
 
 WIDTH = 80
@@ -118,6 +119,21 @@ def test_schedule_list_is_readable() -> None:
     config = SCHEDULE.config
     assert_readable(output.getvalue(), "waiting", config.name, config.timezone, config.model, "promoted")
     assert output.getvalue().splitlines()[1].startswith(f"waiting  {config.name}")
+
+
+def test_schedule_list_shows_the_place_in_the_queue() -> None:
+    def entry(name: str, *, has_slot: bool, queue: str = "local") -> QueueEntry:
+        return QueueEntry(schedule=name, queue=queue, priority=0, requested_at=0.0, has_slot=has_slot)
+
+    own = SCHEDULE.config.name
+    before = [entry("elsewhere", queue="http://ray:8265", has_slot=False), entry("first", has_slot=True)]
+    queued = [*before, entry("second", has_slot=False), entry(own, has_slot=False)]
+    console, output = terminal()
+    print_schedules(console, [(SCHEDULE, [TICK])], queued=queued)
+    assert output.getvalue().splitlines()[1].startswith(f"queued  {own}")
+    assert_readable(output.getvalue(), "place", "2", "queue", "local,")
+    running = schedule_facts(SCHEDULE, [TICK], [entry(own, has_slot=True)])
+    assert (running["state"], running["queue"], running["queue_place"]) == ("waiting", "local", None)
 
 
 def test_schedule_history_is_readable() -> None:

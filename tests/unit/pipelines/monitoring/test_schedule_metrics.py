@@ -64,10 +64,13 @@ def run_tick(store: ScheduleStore, clock: Clock, *, after: float, is_promoted: b
 
 
 def scraped(port: int) -> dict[tuple[str, ...], float]:
-    """Return the values by name, schedule and event."""
+    """Return the values by name, schedule or queue, and event or state."""
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     return {
-        (sample.name, *(sample.labels[key] for key in ("schedule", "event") if key in sample.labels)): sample.value
+        (
+            sample.name,
+            *(sample.labels[key] for key in ("schedule", "queue", "event", "state") if key in sample.labels),
+        ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -96,6 +99,22 @@ def test_metrics_follow_the_store(store: ScheduleStore, clock: Clock) -> None:
     assert (second["rlad_schedule_paused", "nightly"], paused["rlad_schedule_paused", "nightly"]) == (0, 1)
     assert ("rlad_schedule_next_tick_timestamp_seconds", "nightly") not in paused
     assert second["rlad_schedule_broken_rows",] == 0
+
+
+def test_queues_with_a_limit_have_their_slots_and_ticks(store: ScheduleStore, clock: Clock) -> None:
+    other = store.schedule("nightly").config.model_copy(update={"name": "other"})
+    store.add(other, evaluation_fingerprint="f1")
+    with serving_metrics(store, clock=clock, host="127.0.0.1", port=0) as port:
+        assert not [key for key in scraped(port) if key[0].startswith("rlad_schedule_queue")]
+        store.queue.limit("local", 1)
+        empty = scraped(port)
+        for name in ("nightly", "other"):
+            store.queue.take(store.acquire(name, "me", 3600), store.schedule(name).config, requested_at=clock.now)
+        full = scraped(port)
+    ticks = "rlad_schedule_queue_ticks"
+    assert empty["rlad_schedule_queue_slots", "local"] == 1
+    assert (empty[ticks, "local", "running"], empty[ticks, "local", "waiting"]) == (0, 0)
+    assert (full[ticks, "local", "running"], full[ticks, "local", "waiting"]) == (1, 1)
 
 
 def test_port_in_use_is_refused(store: ScheduleStore, clock: Clock) -> None:
