@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# Bounds the time of a simulation: this many groups take a few seconds.
-_MAX_GROUPS = 1500
+# Bound the time of a simulation without --steps: this many groups take a few seconds.
+_STEPS, _MAX_GROUPS = 20, 1500
 _SPEEDS_PANEL = "Measured speeds (override those of --device)"
 
 
@@ -61,11 +61,12 @@ def simulate(
     prompt_tokens: PromptTokens = None,
     assume: Assume = None,
     steps: Annotated[
-        int, typer.Option(metavar="N", help="Steps to simulate. Reduced if a step has many groups.", min=1)
-    ] = 20,
+        int | None,
+        typer.Option(metavar="N", help="Steps to simulate.", min=1, show_default="20, fewer if a step has many groups"),
+    ] = None,
     failures_per_day: Annotated[
         float,
-        typer.Option(metavar="N", help="Failures of all workers. Only those of rollout workers are simulated.", min=0),
+        typer.Option(metavar="N", help="Failures of all workers, spread evenly over their GPUs.", min=0),
     ] = 0.0,
     restart_s: Annotated[
         float, typer.Option(metavar="S", help="Seconds until the replacement of a lost worker serves.", min=0)
@@ -119,7 +120,7 @@ def simulate(
             settings, device, median_tokens=median_tokens, tail=tail, prompt_tokens=prompt_tokens, assume=assume
         )
     console, errors = Console(), Console(stderr=True)
-    simulated_steps = bounded_steps(settings, steps)
+    simulated_steps = bounded_steps(settings, _STEPS) if steps is None else min(steps, settings.training.steps)
     done = []
     for sizes in track(
         sizes_to_simulate(settings, costs, gpus, splits),
@@ -223,6 +224,10 @@ def _sentences(
 ) -> list[str]:
     best = min(done, key=lambda split: split.step_s)
     found = [f"fastest: {' '.join(best.sizes.overrides())}"] if len(done) > 1 else []
+    busiest = best.run.work.bottleneck
+    found.append(
+        f"efficiency: {best.efficiency:.2f}, the time of the pool with the most work ({busiest}) over the step's"
+    )
     in_flight = (config.training.max_staleness + 1) * config.training.prompts_per_step
     if (workers := max(split.sizes.rollout for split in done)) > in_flight:
         found.append(

@@ -35,8 +35,8 @@ class Decoding:
         slots: Concurrent responses of mean context length that fit in a worker's cache.
         sequences: Concurrent responses of a worker: at the start of a strictly on-policy step, otherwise the mean.
         longest_s: Time of the longest response at this concurrency.
-        groups_done_s: float64 [groups], ascending. Times at which the groups of a strictly on-policy step are complete;
-            empty if rollout works ahead.
+        groups_done_s: float64 [groups], ascending. Times at which the groups of a step are complete, after they were
+            issued together.
     """
 
     seconds: float
@@ -139,7 +139,7 @@ class PoolCosts:
             slots=int(slots),
             sequences=sequences,
             longest_s=token_s * longest,
-            groups_done_s=np.array([]),
+            groups_done_s=token_s * self.work.longest_of_groups + self._prefill_s(1),
         )
 
     def scoring(self, pool: str, replicas: int) -> Scoring:

@@ -21,23 +21,35 @@ class SimulatedSplit:
     Attributes:
         sizes: Workers of each pool.
         devices: Devices of all pools.
+        staleness: Number of steps by which rollout works ahead.
         speeds: Speeds that were simulated.
         run: Result of the simulator.
     """
 
     sizes: Sizes
     devices: float
+    staleness: int
     speeds: Speeds
     run: SimulatedRun
 
     @property
     def step_s(self) -> float:
-        """Mean seconds per step, from the end of the first step to the end of the last.
+        """Mean seconds per step, over the last whole waves after the first step.
 
-        Steps that work ahead complete in waves, so single steps are not representative.
+        The first k + 1 steps are opened together, so steps that work ahead by k end in waves of k + 1. A part of a wave
+        is not representative.
         """
         times = [step.times.weights_at for step in self.run.steps]
-        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else self.run.makespan_s
+        intervals, wave = len(times) - 1, self.staleness + 1
+        if not intervals:
+            return self.run.makespan_s
+        counted = intervals // wave * wave or intervals
+        return (times[-1] - times[-1 - counted]) / counted
+
+    @property
+    def efficiency(self) -> float:
+        """Share of a step in which the pool with the most work is busy: 1 where all other work and waits are hidden."""
+        return self.run.work.most / len(self.run.steps) / self.step_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -61,10 +73,12 @@ class SimulatedSplit:
             "makespan_s": self.run.makespan_s,
             "makespan_over_bound": self.run.makespan_over_bound,
             "step_s": self.step_s,
+            "efficiency": self.efficiency,
             "tokens_per_s": self.tokens_per_s,
             "bound_by": self.bound_by,
             "busy": self.run.busy,
             "lost_workers": self.run.lost_workers,
+            "lost": self.run.lost,
         }
         if price_per_hour is not None:
             figures["cost_per_step"] = cost_of_step(self.step_s, self.devices, price_per_hour=price_per_hour)
@@ -118,23 +132,14 @@ def simulate_split(
         lengths: Distribution of response lengths.
         speeds: Speeds of the engines.
         teachers: Replicas of the scoring pool; 0 for none.
-        failures_per_day: Failures of the whole run, spread evenly over its devices. Only failures of rollout workers
-            are simulated.
-        restart_s: Seconds until the replacement of a lost worker serves.
+        failures_per_day: Failures of the whole run, spread evenly over its devices. A failure ends the worker of the
+            device, or all ranks of the learner.
+        restart_s: Seconds until the replacement of a lost worker serves, or the learner's ranks train again.
         steps: Number of steps.
     """
-    by_pool = sizes.devices(config)
-    devices = sum(by_pool.values())
-    whole, rollout = (
-        (devices, by_pool["rollout"])
-        if devices
-        else (float(sizes.rollout + teachers + sizes.learner), float(sizes.rollout))
-    )
     failures = None
     if failures_per_day:
-        failures = Failures(
-            mean_between_s=DAY_S * sizes.rollout / (failures_per_day * rollout / whole), restart_s=restart_s
-        )
+        failures = failures_of(config, sizes, teachers=teachers, per_day=failures_per_day, restart_s=restart_s)
     verifier = config.verifier_pool
     bounded = config.model_copy(
         update={
@@ -151,4 +156,28 @@ def simulate_split(
         ),
         failures=failures,
     )
-    return SimulatedSplit(sizes=sizes, devices=devices, speeds=speeds, run=run)
+    return SimulatedSplit(
+        sizes=sizes,
+        devices=sum(sizes.devices(config).values()),
+        staleness=config.training.max_staleness,
+        speeds=speeds,
+        run=run,
+    )
+
+
+def failures_of(config: RunConfig, sizes: Sizes, *, teachers: int, per_day: float, restart_s: float) -> Failures:
+    """Return the failures of each pool if those of the run are spread evenly over its devices.
+
+    A run on CPU has them spread over its workers. The failures of all scoring pools are those of the simulated one.
+    """
+    by_pool = sizes.devices(config)
+    if not sum(by_pool.values()):
+        by_pool = {"rollout": float(sizes.rollout), "teacher": float(teachers), "learner": float(sizes.learner)}
+    scoring = sum(devices for pool, devices in by_pool.items() if pool not in ("rollout", "learner"))
+    device_s = DAY_S * sum(by_pool.values()) / per_day
+    return Failures(
+        mean_between_s=device_s * sizes.rollout / by_pool["rollout"],
+        restart_s=restart_s,
+        teacher_between_s=device_s * teachers / scoring if teachers else None,
+        learner_between_s=device_s / by_pool["learner"],
+    )

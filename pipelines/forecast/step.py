@@ -104,9 +104,8 @@ def combined(
         return _on_policy(
             costs.config, decoding, [judging, *scoring.values()], learning, busy, after_s=updates_s + weights_s
         )
-    last_group_s = max(judging.group_s, *(each.group_s for each in scoring.values()), 0.0)
-    later_passes_s = (1 - 1 / costs.config.training.passes) * learning.seconds
-    way_s = decoding.longest_s + last_group_s + learning.last_part_s + later_passes_s + updates_s + weights_s
+    _, learned_s = _scored_and_learned(costs.config, decoding, [judging, *scoring.values()], learning)
+    way_s = learned_s + updates_s + weights_s
     waits = busy | {LONGEST_RESPONSE: way_s / (staleness + 1)}
     bound_by = max(waits, key=waits.__getitem__)
     return StepTime(seconds=waits[bound_by], busy=busy, bound_by=bound_by, exposed_s=0.0, decoding=decoding)
@@ -135,22 +134,11 @@ def _on_policy(
         after_s: Seconds of optimizer steps and weight update, after everything else.
     """
     pools = ["verifier", *(pool for pool in busy if pool not in ("rollout", "verifier", "learner"))]
-    done = {
-        pool: served(decoding.groups_done_s, each.seconds, each.group_s)
-        for pool, each in zip(pools, scoring, strict=True)
-    }
-    scored_s = np.maximum.reduce(list(done.values()))
-    last_s = float(scored_s[-1])
-    # A mean over tokens needs the token count of all groups, so training starts after the last one.
-    learned_s = last_s + learning.seconds
-    if config.objective.aggregation != "token_mean":
-        # The first update trains while groups arrive. Later updates wait for its last group, so they are exposed.
-        later_updates = 1 - 1 / config.training.total_updates_per_step
-        in_turn_s = float(served(scored_s, learning.seconds, 0.0)[-1])
-        learned_s = max(last_s + learning.last_part_s + later_updates * learning.seconds, in_turn_s)
+    done, learned_s = _scored_and_learned(config, decoding, scoring, learning)
+    last_s = max(float(each_s[-1]) for each_s in done)
     waits = {
         "rollout": decoding.seconds,
-        max(done, key=lambda pool: float(done[pool][-1])): last_s - decoding.seconds,
+        max(zip(pools, done, strict=True), key=lambda each: float(each[1][-1]))[0]: last_s - decoding.seconds,
         "learner": learned_s + after_s - last_s,
     }
     seconds = learned_s + after_s
@@ -161,6 +149,25 @@ def _on_policy(
         exposed_s=seconds - decoding.seconds,
         decoding=decoding,
     )
+
+
+def _scored_and_learned(
+    config: RunConfig, decoding: Decoding, scoring: Sequence[Scoring], learning: Learning
+) -> tuple[list[Array], float]:
+    """Return the times at which each scoring pool completes the groups of a step, and the end of the step's training.
+
+    All times count from the moment at which the groups were issued. Every pool serves this step alone.
+    """
+    done = [served(decoding.groups_done_s, each.seconds, each.group_s) for each in scoring]
+    scored_s = np.maximum.reduce(done)
+    last_s = float(scored_s[-1])
+    # A mean over tokens needs the token count of all groups, so training starts after the last one.
+    if config.objective.aggregation == "token_mean":
+        return done, last_s + learning.seconds
+    # The first update trains while groups arrive. Later updates wait for its last group, so they are exposed.
+    later_updates = 1 - 1 / config.training.total_updates_per_step
+    in_turn_s = float(served(scored_s, learning.seconds, 0.0)[-1])
+    return done, max(last_s + learning.last_part_s + later_updates * learning.seconds, in_turn_s)
 
 
 def served(arrivals_s: Array, seconds: float, each_s: float) -> Array:

@@ -20,11 +20,12 @@ from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierR
 from actors.pool.routing import Router, queue_capacity
 from actors.pool.speed import SlowWorker, watch_speeds
 from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
-from pipelines.simulation.stand_ins import DecodingSlots, InProcess, Server, StandInLearner
+from pipelines.simulation.losses import LosableLearner, Losses, SimulatedTeacher, exponential_lifetimes
+from pipelines.simulation.stand_ins import DecodingSlots, InProcess, StandInLearner
 from pipelines.simulation.workload import Lengths, PoolSizes, PoolWork, Speeds, work_of
 from pipelines.training.step_pipeline import TrainedStep
 from rlad.config import RunConfig
-from rlad.contracts import Array, GenerationProgress, Outcome, TeacherSupport, Verdicts
+from rlad.contracts import GenerationProgress, Outcome, Verdicts
 from rlad.errors import WorkerLostError
 from rlad.failures import Action, Event, decide_for_pool
 from rlad.testing.virtual_time import run_in_virtual_time
@@ -32,15 +33,34 @@ from rlad.testing.virtual_time import run_in_virtual_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
-    """Losses of rollout workers, each independent of the others.
+    """Losses of workers, each independent of the others.
 
     Attributes:
-        mean_between_s: Mean lifetime of a worker, seconds.
-        restart_s: Time until its replacement serves, seconds.
+        mean_between_s: Mean lifetime of a rollout worker, seconds.
+        restart_s: Time until the replacement of a lost worker serves, seconds.
+        teacher_between_s: Mean lifetime of a teacher replica, seconds; None if none is lost.
+        learner_between_s: Mean time between two losses of learner ranks, seconds; None if none is lost. The learner
+            restarts from its newest checkpoint.
     """
 
     mean_between_s: float
     restart_s: float
+    teacher_between_s: float | None = None
+    learner_between_s: float | None = None
+
+    def of_teacher(self, replicas: int, seed: int) -> list[Losses]:
+        """Return the losses of each teacher replica; empty if none is lost."""
+        if self.teacher_between_s is None:
+            return []
+        # Stream 1 is the learner's.
+        return [self._losses(self.teacher_between_s, (seed, 2 + number)) for number in range(replicas)]
+
+    def of_learner(self, seed: int) -> Losses | None:
+        """Return the losses of the learner; None if it is never lost."""
+        return None if self.learner_between_s is None else self._losses(self.learner_between_s, (seed, 1))
+
+    def _losses(self, mean_s: float, seed: tuple[int, int]) -> Losses:
+        return Losses(lifetimes_s=exponential_lifetimes(mean_s, seed=seed), restart_s=self.restart_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +86,19 @@ class SimulatedRun:
         work: Work of each pool, which gives the lower bound of any schedule.
         busy: Share of the makespan during which each pool worked.
         steps: The trained steps.
-        lost_workers: Number of workers that were lost.
+        lost: Number of workers of each pool that were lost.
     """
 
     makespan_s: float
     work: PoolWork
     busy: dict[str, float]
     steps: list[TrainedStep]
-    lost_workers: int
+    lost: dict[str, int]
+
+    @property
+    def lost_workers(self) -> int:
+        """Number of workers that were lost."""
+        return sum(self.lost.values())
 
     @property
     def makespan_over_bound(self) -> float:
@@ -103,7 +128,7 @@ def simulate(
         lengths: Distribution of the response lengths.
         speeds: Speeds of the pools.
         sizes: Sizes of the pools, instead of the configuration's.
-        failures: Losses of rollout workers; none by default.
+        failures: Losses of workers; none by default.
         slow: Slow rollout workers. By default none is slow and speeds are not compared.
     """
     with tempfile.TemporaryDirectory(prefix="rlad-simulation-") as folder:
@@ -126,15 +151,19 @@ async def _simulate(
     )
     rollout = SimulatedRollout(config, lengths, speeds, sizes.rollout, failures, slow)
     verifiers = SimulatedVerifiers(speeds, sizes.verifier, lengths.group_size)
-    teacher = SimulatedTeacher(speeds, sizes.teacher) if sizes.teacher else None
-    learner = StandInLearner(broker, lengths, speeds)
-    learning = asyncio.create_task(learner.run(config.training.steps))
+    teacher_losses = failures.of_teacher(sizes.teacher, lengths.seed) if failures is not None else []
+    teacher = SimulatedTeacher(speeds, sizes.teacher, teacher_losses) if sizes.teacher else None
+    learner = StandInLearner(broker, lengths, speeds, checkpoint_steps=config.checkpoints.every_steps)
+    restarting = LosableLearner(learner, failures.of_learner(lengths.seed) if failures is not None else None)
+    learning = asyncio.create_task(restarting.run(config.training.steps))
     started_at = loop.time()
     pools = StandInPools(rollout=rollout, verifiers=verifiers, teacher=teacher, update_weights=rollout.update_weights)
     try:
         steps = await run_steps(config, prompts, pools, broker, clock=loop.time)
     finally:
         rollout.close()
+        if teacher is not None:
+            teacher.close()
         learning.cancel()
         with suppress(asyncio.CancelledError):
             await learning
@@ -156,7 +185,11 @@ async def _simulate(
             "learner": learner.trained_s / makespan_s,
         },
         steps=steps,
-        lost_workers=rollout.num_lost,
+        lost={
+            "rollout": rollout.num_lost,
+            **({"teacher": teacher.num_lost} if teacher is not None else {}),
+            "learner": restarting.num_lost,
+        },
     )
 
 
@@ -197,7 +230,7 @@ class SimulatedRollout:
         self._num_starting = 0
         self._numbers = itertools.count(workers)
         self.slot_s = 0.0
-        self.num_lost = 0
+        self.num_lost = self.num_slow = 0
         for number in range(workers):
             self._admit(number)
             if failures is not None:
@@ -267,6 +300,7 @@ class SimulatedRollout:
         return {name: engine.progress() for name, engine in self._engines.items() if not self._lost[name].done()}
 
     def _give_up(self, slow: SlowWorker, *, restart_s: float) -> None:
+        self.num_slow += 1
         self._lose(slow.name)
         decision = decide_for_pool(
             Event.WORKER_LOST,
@@ -299,33 +333,6 @@ class SimulatedVerifiers:
             await asyncio.sleep(self._speeds.verdict_s)
         self.busy_s += self._speeds.verdict_s
         return stand_in_result(self._group_size, elapsed_s=self._speeds.verdict_s)
-
-
-class SimulatedTeacher:
-    """Teacher replicas. Each scores one group at a time."""
-
-    def __init__(self, speeds: Speeds, replicas: int) -> None:
-        self._speeds = speeds
-        self._router = Router()
-        self._replicas = {f"teacher-{number}": Server() for number in range(replicas)}
-        for name in self._replicas:
-            self._router.admit(name)
-        self.busy_s = 0.0
-
-    async def score(
-        self,
-        group_ref: ColumnsRef,
-        *,
-        num_tokens: int,
-        support: TeacherSupport = None,
-        prompt_ids: Array | None = None,
-    ) -> ColumnsRef:
-        name = await self._router.enqueue(num_tokens)
-        try:
-            await self._replicas[name].work(num_tokens * self._speeds.teacher_token_s)
-        finally:
-            self._router.release(name, num_tokens)
-        self.busy_s += num_tokens * self._speeds.teacher_token_s
 
 
 @lru_cache

@@ -78,14 +78,17 @@ class Server:
 class StandInLearner:
     """Claims batch shards as the learner's ranks do, takes the time to train on them, and publishes empty weights."""
 
-    def __init__(self, broker: Any, lengths: Lengths, speeds: Speeds) -> None:
+    def __init__(self, broker: Any, lengths: Lengths, speeds: Speeds, *, checkpoint_steps: int = 1) -> None:
         """
         Args:
             broker: Handle of an `ExperienceBroker`, whose methods have an awaitable `remote`.
             lengths: Distribution of the response lengths.
             speeds: Speeds of the pools.
+            checkpoint_steps: Steps between two checkpoints.
         """
         self._broker, self._lengths, self._speeds = broker, lengths, speeds
+        self._checkpoint_steps = checkpoint_steps
+        self.committed = 0
         self._reports: list[StepReport] = []
         self.trained_s = self.waited_s = 0.0
 
@@ -111,7 +114,9 @@ class StandInLearner:
                 self.trained_s += clock() - claimed
                 index, is_done = index + 1, shard.ends_step
             await self._report("finish_step", step + 1, step, [publication(step + 1)], {})
-            await self._call("commit", step + 1)  # no step is kept, since a stand-in never restarts
+            if (step + 1) % self._checkpoint_steps == 0 or step + 1 == steps:
+                await self._call("commit", step + 1)
+                self.committed = step + 1
 
     async def _report(self, method: str, version: int, *arguments: Any) -> None:
         await self._call(method, *arguments)

@@ -106,7 +106,12 @@ class PoolWork:
     @property
     def bound(self) -> float:
         """Lower bound of any schedule: the time of the pool with the most work, if all other work is hidden."""
-        return max(self.rollout, self.teacher, self.verifier, self.learner, self.longest_response)
+        return max(self.most, self.longest_response)
+
+    @property
+    def most(self) -> float:
+        """Work of the pool with the most work."""
+        return max(self.rollout, self.teacher, self.verifier, self.learner)
 
     @property
     def bottleneck(self) -> str:

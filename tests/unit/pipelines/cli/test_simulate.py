@@ -86,7 +86,8 @@ def test_lost_workers_are_replaced_and_cost_time() -> None:
     arguments = [SMOKE, *SPEEDS, *EQUAL_LENGTHS, "training.steps=10", "rollout.workers=3", "--restart-s", "1"]
     [undisturbed] = simulated_json(*arguments)
     [disturbed] = simulated_json(*arguments, "--failures-per-day", "40000")
-    assert disturbed["lost_workers"] > 0  # type: ignore[operator]
+    assert disturbed["lost"].keys() == {"rollout", "teacher", "learner"}  # type: ignore[attr-defined]
+    assert disturbed["lost_workers"] == sum(disturbed["lost"].values()) > 0  # type: ignore[attr-defined]
     assert disturbed["makespan_s"] > undisturbed["makespan_s"]  # type: ignore[operator]
 
 
@@ -164,7 +165,7 @@ def test_gpus_are_divided_in_several_ways(models: list[str]) -> None:
         sizes_to_simulate(config, costs, 2, 4)
 
 
-def test_output_names_the_fastest_split_and_the_assumptions(models: list[str]) -> None:
+def test_output_names_the_fastest_split_its_efficiency_and_the_assumptions(models: list[str]) -> None:
     arguments = [
         "training.max_staleness=1",
         "training.prompts_per_step=4",
@@ -177,12 +178,12 @@ def test_output_names_the_fastest_split_and_the_assumptions(models: list[str]) -
         "--steps",
         "3",
     ]
-    result = CliRunner(env={"COLUMNS": "80"}).invoke(
-        app,
-        ["simulate", str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, "cost.price_per_gpu_hour=2", *arguments],
-    )
+    arguments = [str(CONFIGS / "qwen3_0.6b_kk_2k.yaml"), *models, "cost.price_per_gpu_hour=2", *arguments]
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["simulate", *arguments])
     assert result.exit_code == 0, result.output
-    assert "fastest: rollout.workers=" in result.stdout
+    fastest = min(simulated_json(*arguments), key=lambda split: float(split["step_s"]))  # type: ignore[arg-type]
+    assert f"fastest: rollout.workers={fastest['rollout_workers']} " in result.stdout
+    assert f"efficiency: {fastest['efficiency']:.2f}, the time of the pool with the most work" in result.stdout
     assert "median of 512 tokens, 99th percentile 10 times the median, cut at 2048 tokens" in result.stdout
     assert {"cost", "per step"} <= cells_of(result.stdout)
 

@@ -296,6 +296,19 @@ def test_step_that_works_ahead_is_bound_by_the_slowest_pool(costs: PoolCosts) ->
     assert step_time(costs, many, staleness=1).bound_by == LONGEST_RESPONSE
 
 
+def test_groups_that_end_with_the_longest_responses_wait_for_the_teacher_while_working_ahead(costs: PoolCosts) -> None:
+    """All responses have the same length, so the teacher and the learner begin when the longest response has ended."""
+    found = step_time(costs, Sizes(rollout=1, scorers={"teacher": 2}, learner=64), staleness=1)
+    scoring, learning = costs.scoring("teacher", 2), costs.learning(64)
+    prefill = (2 * STUDENT * 50 + 2 * 28 * 2048 * 50**2) / 1e14
+    # Two replicas score four groups. One starts every half of a group's time, so the last ends after 2.5 times that.
+    last_scored = costs.ahead(1, staleness=1).longest_s + prefill + 2.5 * scoring.group_s
+    way = last_scored + learning.seconds + learning.update_s + costs.weights_s(69)
+    assert way / 2 > max(found.busy.values())
+    assert found.bound_by == LONGEST_RESPONSE
+    assert found.seconds == pytest.approx(way / 2)
+
+
 def test_cost_counts_idle_devices() -> None:
     assert cost_of_step(90, 8, price_per_hour=2.5) == pytest.approx(0.5)
 

@@ -16,11 +16,11 @@ import pytest
 from actors.experience.broker import ExperienceBroker
 from actors.messages import SampledGroup, SampleRequest, VerifierResult
 from pipelines.simulation.harness import StandInPools, group_uids, run_steps, stand_in_prompts
+from pipelines.simulation.losses import SimulatedTeacher
 from pipelines.simulation.simulator import (
     Failures,
     SimulatedRollout,
     SimulatedRun,
-    SimulatedTeacher,
     SimulatedVerifiers,
     simulate,
     stand_in_result,

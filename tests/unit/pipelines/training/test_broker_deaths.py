@@ -16,9 +16,9 @@ from ray.exceptions import ActorUnavailableError
 from actors.experience.broker import ExperienceBroker
 from actors.messages import VerifierResult, WeightsPublication
 from pipelines.simulation.harness import StandInPools, run_steps, stand_in_prompts
+from pipelines.simulation.losses import SimulatedTeacher
 from pipelines.simulation.simulator import (
     SimulatedRollout,
-    SimulatedTeacher,
     SimulatedVerifiers,
     stand_in_result,
     stand_in_shard_policy,
