@@ -61,8 +61,8 @@ def serve(
     version = resolved(opened, reference)
     path = opened.verified_path(version.name, version.version, into)
     command = [
-        *_server(),
-        *("--model", str(path), "--host", host, "--port", str(port)),
+        *_server(path),
+        *("--host", host, "--port", str(port)),
         *serving_arguments(version, reference, max_model_len=max_model_len),
         *context.args,
     ]
@@ -77,8 +77,8 @@ def serve(
     os.execve(sys.executable, command, environment)
 
 
-def _server() -> list[str]:
-    """Return the command of the server in this environment.
+def _server(model: Path) -> list[str]:
+    """Return the command that serves a model in this environment.
 
     Raises:
         ConfigError: vLLM is not installed.
@@ -89,8 +89,8 @@ def _server() -> list[str]:
         metadata.version("vllm")
     except metadata.PackageNotFoundError:
         # `vllm serve` looks for this distribution and fails in the CPU build, which has another name.
-        return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
 
 
 def serving_arguments(version: ModelVersion, reference: str, *, max_model_len: int | None) -> list[str]:

