@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from actors.experience.group import ColumnsRef
 from actors.messages import GroupSummary, SampledGroup, SampleRequest, VerifierResult, WeightsPublication
 from pipelines.simulation.harness import StandInPools
-from rlad.contracts import FinishReason, RolloutGroup, TeacherScores, TeacherSupport
+from rlad.contracts import Array, FinishReason, RolloutGroup, TeacherScores, TeacherSupport
 from rlad.errors import WeightsLostError
 from rlad.testing.records import make_verdicts
 
@@ -92,7 +92,14 @@ class SeededEngine:
         sums = [int(group.response_ids[group.response(index)].sum()) for index in range(group.num_responses)]
         return VerifierResult(verdicts=make_verdicts(group, [float(total % 2) for total in sums]), elapsed_s=0.0)
 
-    async def score(self, group_ref: ColumnsRef, *, num_tokens: int, support: TeacherSupport = None) -> ObjectRef:
+    async def score(
+        self,
+        group_ref: ColumnsRef,
+        *,
+        num_tokens: int,
+        support: TeacherSupport = None,
+        prompt_ids: Array | None = None,
+    ) -> ObjectRef:
         group = await self._group(group_ref)
         with torch.no_grad():
             scores = [
