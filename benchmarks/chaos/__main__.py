@@ -1,14 +1,16 @@
-"""All parts of `make chaos`, one after another, with a table of their results.
+"""All parts of `make chaos`, several at once, with a table of their results.
 
-python -m benchmarks.chaos [--list] [--only NAME]...
+python -m benchmarks.chaos [--list] [--jobs N] [--only NAME]...
 
-A part that fails does not keep the others from running. The output of each part is in a file of its own. The exit
-status is 1 if a part has failed. What a part leaves running is killed.
+Most parts wait much of their time, for starts of engines and for deadlines. A part that fails does not keep the others
+from running. The output of each part is in a file of its own. The exit status is 1 if a part has failed. What a part
+leaves running is killed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import signal
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -56,17 +59,13 @@ class ChaosPart:
         return [sys.executable, *(self.arguments or ("-m", f"benchmarks.chaos.{self.name}"))]
 
 
+# The long ones first, so that no part is left alone at the end.
 PARTS = (
-    ChaosPart(name="bit_flips", shows="a flipped bit in any kind of file is noticed"),
-    ChaosPart(name="long_run", shows="500 steps leave nothing behind"),
-    ChaosPart(name="small_store", shows="2 GiB of groups pass a small object store"),
-    ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
-    ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
-    ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
     ChaosPart(
-        name="removed_node",
-        shows="a run survives the loss of the node with its responses and scores",
-        arguments=("-m", "benchmarks.chaos.network.removed_node"),
+        name="tests",
+        shows="the tests with the mark `chaos`: kills in live runs, exact resume",
+        arguments=("-m", "pytest", "-m", "chaos", "-q", "--durations=0", "tests/cluster", "tests/end_to_end"),
+        timeout_s=1800.0,
     ),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
@@ -75,13 +74,18 @@ PARTS = (
         shows="Prometheus has every metric of a live run, and an alert fires",
         arguments=("-m", "benchmarks.monitoring"),
     ),
-    ChaosPart(name="mutants", shows="each named mutant fails a test"),
+    ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
     ChaosPart(
-        name="tests",
-        shows="the tests with the mark `chaos`: kills in live runs, exact resume",
-        arguments=("-m", "pytest", "-m", "chaos", "-q", "--durations=0"),
-        timeout_s=1800.0,
+        name="removed_node",
+        shows="a run survives the loss of the node with its responses and scores",
+        arguments=("-m", "benchmarks.chaos.network.removed_node"),
     ),
+    ChaosPart(name="mutants", shows="each named mutant fails a test"),
+    ChaosPart(name="two_nodes", shows="a run survives a partition, packet loss and latency"),
+    ChaosPart(name="long_run", shows="500 steps leave nothing behind"),
+    ChaosPart(name="small_store", shows="2 GiB of groups pass a small object store"),
+    ChaosPart(name="bit_flips", shows="a flipped bit in any kind of file is noticed"),
+    ChaosPart(name="teacher_openapi", shows="a teacher's HTTP side holds against generated requests"),
 )
 
 
@@ -127,12 +131,13 @@ class Result:
 
 
 def run_part(part: ChaosPart, logs: Path) -> Result:
-    """Run a part, and kill what it leaves.
+    """Run a part, and kill what it leaves: every descendant of this process, which runs nothing else.
 
     Args:
         part: The part.
         logs: Folder for its output, which exists.
     """
+    _adopt_orphans()
     log, began, cpu_before = logs / f"{part.name}.log", time.monotonic(), _cpu_s()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -154,41 +159,58 @@ def run_part(part: ChaosPart, logs: Path) -> Result:
 _OUTCOMES = {0: Outcome.PASSED, SKIPPED: Outcome.SKIPPED}
 
 
-def run_parts(parts: Sequence[ChaosPart], logs: Path, console: Console) -> list[Result]:
-    """Run parts one after another, also after failures. Kills every descendant of this process.
+def run_parts(parts: Sequence[ChaosPart], logs: Path, console: Console, *, jobs: int) -> list[Result]:
+    """Run parts, also after failures, each in a process of its own. Kills every descendant of this process.
 
     Args:
-        parts: The parts.
+        parts: The parts, in the order in which they begin.
         logs: Folder for their output.
-        console: Where the beginning of each part, and the end of the output of failed ones, is printed.
+        console: Where the end of each part is printed, with the end of its output if it has failed.
+        jobs: Number of parts at once.
     """
     logs.mkdir(parents=True, exist_ok=True)
     _adopt_orphans()
-    results = []
-    for part in parts:
-        console.print(f"{part.name}: {part.shows}; output in {logs / part.name}.log", highlight=False, soft_wrap=True)
-        result = run_part(part, logs)
-        results.append(result)
-        if result.is_failed:
-            console.print("\n".join(result.tail(_TAIL_LINES)), markup=False, highlight=False)
-    return results
+    console.print(f"{len(parts)} parts, {jobs} at once; their output is in {logs}/", highlight=False, soft_wrap=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as executor:
+        try:
+            running = [executor.submit(run_part, part, logs) for part in parts]
+            for ended in as_completed(running):
+                _print_end(ended.result(), console)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            _end_descendants()
+            raise
+    return [each.result() for each in running]
 
 
-def show(results: Sequence[Result], console: Console) -> None:
-    """Print the table of results."""
+def _print_end(result: Result, console: Console) -> None:
+    console.print(f"{result.part.name} {result.outcome} after {result.elapsed_s:.0f} s", highlight=False)
+    if result.is_failed:
+        console.print("\n".join(result.tail(_TAIL_LINES)), markup=False, highlight=False)
+
+
+def show(results: Sequence[Result], console: Console, *, elapsed_s: float) -> None:
+    """Print the table of results.
+
+    Args:
+        results: The results.
+        console: Where it is printed.
+        elapsed_s: Duration of all parts together, seconds.
+    """
     table = Table("part", "result", "seconds", "CPU seconds", "")
     for each in results:
         note = each.last_line if each.outcome is Outcome.SKIPPED else each.part.shows
         table.add_row(each.part.name, each.outcome, f"{each.elapsed_s:.0f}", f"{each.cpu_s:.0f}", note)
-    total = [sum(each.elapsed_s for each in results), sum(each.cpu_s for each in results)]
     table.add_section()
-    table.add_row("all", "", *(f"{seconds:.0f}" for seconds in total), "")
+    table.add_row("all", "", f"{elapsed_s:.0f}", f"{sum(each.cpu_s for each in results):.0f}", "")
     console.print(table)
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Name of a part to run; may be repeated.")] = None,
     list_parts: Annotated[bool, typer.Option("--list", help="Print the parts and exit.")] = False,
+    jobs: Annotated[int, typer.Option(help="Number of parts at once.", min=1)] = 2,
     logs: Annotated[Path, typer.Option(help="Folder for the output of the parts.")] = Path("build/chaos"),
 ) -> None:
     """Inject the faults that take too long for the tests, and print what came of each part."""
@@ -203,8 +225,9 @@ def main(
     if unknown := sorted(set(only or ()) - set(names)):
         raise typer.BadParameter(f"no part is named {', '.join(unknown)}; parts are: {', '.join(names)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    results = run_parts([part for part in PARTS if not only or part.name in only], logs, console)
-    show(results, console)
+    began = time.monotonic()
+    results = run_parts([part for part in PARTS if not only or part.name in only], logs, console, jobs=jobs)
+    show(results, console, elapsed_s=time.monotonic() - began)
     raise typer.Exit(int(any(each.is_failed for each in results)))
 
 

@@ -33,8 +33,8 @@ parts = [
     for name, code in codes.items()
 ]
 console = Console(width=120)
-results = run_parts(parts, Path(sys.argv[1]), console)
-show(results, console)
+results = run_parts(parts, Path(sys.argv[1]), console, jobs=2)
+show(results, console, elapsed_s=1.0)
 print([(each.part.name, str(each.outcome), each.is_failed) for each in results])
 print([each.cpu_s > 0.02 for each in results if each.part.name == "passing"])
 """
