@@ -44,7 +44,7 @@ def registered(uri: str, *models: Path) -> ModelRegistry:
     """Return a registry with these models as the versions of `kk`; the first is in production."""
     registry = ModelRegistry.open(uri)
     result = PromptResult(prompt_id="p", groups=("2",), rewards=(1.0,), response_tokens=(3,), num_truncated=0)
-    fields = dict.fromkeys(Lineage.__slots__, "") | {"num_prompts": 1, "steps": 1, "teachers": {}}
+    fields = dict.fromkeys(Lineage.__slots__, "") | {"num_prompts": 1, "steps": 1, "teachers": {}, "cost": None}
     for number, directory in enumerate(models):
         registry.add(
             "kk",
