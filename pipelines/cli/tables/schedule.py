@@ -16,6 +16,7 @@ from pipelines.schedules.cron import scheduled_times
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
 from pipelines.schedules.state.changes import ScheduleChange
 from pipelines.schedules.state.queue import QueueEntry
+from pipelines.schedules.state.standing import standing_of
 from rlad.monitoring.cost import TotalCost, total_cost
 
 _NOTHING = "-"
@@ -65,23 +66,16 @@ def schedule_facts(schedule: Schedule, history: Sequence[Tick], queued: Sequence
         queued: Ticks of all schedules that have a slot of a queue or wait for one, in the order in which they run.
     """
     config, running = schedule.config, [tick for tick in history if tick.status == "running"]
-    waiting = [entry.schedule for entry in queued if entry.queue == config.queue_name and not entry.has_slot]
-    place = waiting.index(config.name) + 1 if config.name in waiting else None
-    # A running tick without a valid lease is unfinished: its ticker died, and the next one continues it.
-    is_held = schedule.lease_expires_at is not None and schedule.lease_expires_at > datetime.now(UTC).timestamp()
-    if place is not None:
-        state = "queued"
-    else:
-        state = "running" if is_held else "unfinished" if running else "paused" if schedule.is_paused else "waiting"
+    standing = standing_of(schedule, history, queued, now=datetime.now(UTC).timestamp())
     ended = [tick for tick in history if tick.status != "running"]
     return {
         "name": config.name,
         "cron": config.cron,
         "timezone": config.timezone,
-        "state": state,
+        "state": standing.state,
         "is_paused": schedule.is_paused,
         "queue": config.queue_name,
-        "queue_place": place,
+        "queue_place": standing.queue_place,
         "next": _next_times(schedule, _NUM_SHOWN),
         "model": config.model,
         "registry": config.registry,

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from pipelines.console.problems import NotFoundError
 from pipelines.schedules.cron import next_fire_times, parse_cron
 from pipelines.schedules.records import BrokenRow, Schedule, Tick
+from pipelines.schedules.state.standing import standing_of
 from pipelines.schedules.store import ScheduleStore
 from rlad.errors import ScheduleError
 from rlad.monitoring.cost import TotalCost, total_cost
@@ -24,7 +25,7 @@ class ScheduleView:
 
     Attributes:
         schedule: The schedule.
-        state: `running`, `unfinished` (its ticker died), `paused` or `waiting`.
+        state: State, as in `Standing`.
         next: Next scheduled times in the schedule's time zone; empty while it is paused.
         history: Ticks, newest first.
     """
@@ -86,13 +87,11 @@ class Schedules:
 
 def _view(store: ScheduleStore, schedule: Schedule, num_next: int) -> ScheduleView:
     history, now = store.history(schedule.name), datetime.now(UTC)
-    is_held = schedule.lease_expires_at is not None and schedule.lease_expires_at > now.timestamp()
-    is_open = any(tick.status == "running" for tick in history)
-    state = "running" if is_held else "unfinished" if is_open else "paused" if schedule.is_paused else "waiting"
+    standing = standing_of(schedule, history, store.queue.entries(), now=now.timestamp())
     times = next_fire_times(parse_cron(schedule.config.cron, schedule.config.timezone), now)
     return ScheduleView(
         schedule=schedule,
-        state=state,
+        state=standing.state,
         next=[] if schedule.is_paused else list(islice(times, num_next)),
         history=history[::-1],
     )

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from rlad.evaluation.accuracy import PromptResult, summarise
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import Lineage
+from tests.registry_records import EVALUATION, LINEAGE
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -94,22 +93,7 @@ def post(url: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def _register(registry: Path, export: Path) -> None:
     opened = ModelRegistry.open(str(registry))
-    lineage = Lineage(
-        run_id="r",
-        run_dir="/r",
-        config_sha256="c",
-        parent=None,
-        base_model="m",
-        teachers={},
-        prompts_fingerprint="p",
-        num_prompts=1,
-        steps=1,
-        rlad_version="0",
-        git_commit=None,
-        created_at="2026-01-31T02:00:00+00:00",
-    )
-    result = PromptResult(prompt_id="p", groups=("2",), rewards=(1.0,), response_tokens=(3,), num_truncated=0)
-    opened.add(MODEL, export, lineage=lineage, evaluation=summarise([result]), idempotency_key="a", config=CONFIG)
+    opened.add(MODEL, export, lineage=LINEAGE, evaluation=EVALUATION, idempotency_key="a", config=CONFIG)
     opened.promote(MODEL, 1, expected=None, reason="the first")
 
 

@@ -10,30 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rlad.errors import AliasConflictError, CorruptModelError, ModelNotFoundError, RegistryError
-from rlad.evaluation.accuracy import PromptResult, summarise
 from rlad.registry.registry import ModelRegistry
-from rlad.registry.versions import Lineage
+from tests.registry_records import EVALUATION, LINEAGE
 
 from .memory_folder import memory_folder
 
 NAME = "kk-student"
-EVALUATION = summarise(
-    [PromptResult(prompt_id="p", groups=("2",), rewards=(1.0,), response_tokens=(3,), num_truncated=0)]
-)
-LINEAGE = Lineage(
-    run_id="r",
-    run_dir="/r",
-    config_sha256="c",
-    parent=None,
-    base_model="m",
-    teachers={},
-    prompts_fingerprint="p",
-    num_prompts=1,
-    steps=1,
-    rlad_version="0",
-    git_commit=None,
-    created_at="2026-01-31T02:00:00+00:00",
-)
 versions, aliases, writers = st.integers(1, 6), st.sampled_from(["production", "best"]), st.sampled_from([0, 1])
 
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from pipelines.cli.main import app
 from rlad.errors import ConfigError, CorruptModelError, RladError
 from rlad.registry.registry import ModelRegistry
+from tests.registry_records import EVALUATION, LINEAGE
 
-from .test_registry_governance import EVALUATION, LINEAGE, MODEL
+from .test_registry_governance import MODEL
 
 ROOT = Path(__file__).parents[4]
 CONFIG = {

@@ -11,10 +11,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pipelines.console.data.curves import CurveCache
+from pipelines.console.data.schedules import Schedules
 from pipelines.console.data.timeline import Timelines
 from pipelines.console.settings import ConsoleSettings
 from pipelines.run.directory import RunDirectory
 from pipelines.run.telemetry import Telemetry
+from pipelines.schedules.store import ScheduleStore
 from rlad.errors import CorruptFileError
 from tests.console_stand_in import HOSTILE, MODEL
 
@@ -33,6 +35,27 @@ def test_list_has_every_run_with_its_state(visit: Visit) -> None:
     assert (rows["kk-distill"]["step"], rows["kk-distill"]["total_steps"]) == (60, 100)
     assert rows["kk-distill"]["accuracy"] == pytest.approx(27 / 40)
     assert "damaged" in rows["broken"]["reason"]
+
+
+def test_schedule_that_waits_for_a_slot_is_queued(settings: ConsoleSettings) -> None:
+    store = ScheduleStore(settings.schedules)
+    schedule = store.schedule("nightly")
+    first = store.acquire("nightly", "ticker", 60)
+    try:
+        store.queue.limit("local", 1)
+        store.add(schedule.config.model_copy(update={"name": "other"}), evaluation_fingerprint="f" * 16)
+        assert store.queue.take(first, schedule.config, requested_at=0.0)
+        other = store.acquire("other", "ticker", 60)
+        assert not store.queue.take(other, store.schedule("other").config, requested_at=0.0)
+        assert [Schedules(settings.schedules).one(name).state for name in ("nightly", "other")] == ["running", "queued"]
+        store.queue.free("other")
+        store.release(other)
+        store.remove("other")
+    finally:
+        store.queue.limit("local", None)
+        store.queue.free("nightly")
+        store.release(first)
+        store.close()
 
 
 # The client resolves plain `..` itself, as browsers do; encoded, it reaches the console.
