@@ -190,10 +190,9 @@ class TraceFolder:
         with storage_errors(partial):
             pq.write_table(table, partial, compression="zstd")
         sync_file(partial)
-        digest = sha256_of(partial)
+        self._digests[name] = sha256_of(partial)
+        write_manifest(self._path, self._digests)  # first: a part that is not listed would be generated again
         move_into_place(partial, self._path / name)
-        self._digests[name] = digest
-        write_manifest(self._path, self._digests)
         self._record(tallies, seconds)
         self._next_part += 1
         self._pending.clear()

@@ -124,6 +124,26 @@ for position in itertools.count():
     assert finished == set(range(len(finished)))
 
 
+@pytest.mark.parametrize(("is_moved", "finished"), [(False, {0}), (True, {0, 1})])
+def test_part_is_kept_as_soon_as_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_moved: bool, finished: set[int]
+) -> None:
+    """The writer ends directly before or after it renames the second part."""
+    folder = TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1)
+    folder.add(prompt(0, (R, W, W), (0,)))
+
+    def end(source: Path, target: Path) -> None:
+        if is_moved:
+            source.rename(target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rlad.data.trace_files.move_into_place", end)
+        with pytest.raises(KeyboardInterrupt):
+            folder.add(prompt(1, (R, W, W), (0,)))
+    assert TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1).finished == finished
+
+
 def test_folder_with_another_provenance_is_refused(tmp_path: Path) -> None:
     TraceFolder(tmp_path, PROVENANCE, prompts_per_part=1).add(prompt(0, (R, W, W), (0,)))
     other = dataclasses.replace(PROVENANCE, teacher="u" * 32, temperature=1.0)
