@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -71,9 +71,10 @@ _TOKENS = re.compile("|".join(f"({shape})" for shape in _SHAPES.values()), re.DO
 _KINDS = tuple(_SHAPES)
 
 # User information of a URL: everything up to the last `@`. A password may hold any character; a port is none.
+# The length of a password has a limit, so that the time for a text without blanks does not grow with its square.
 _USER_INFO = re.compile(
     r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:/{1,2})"
-    r"(?:[^\s:/?#@\[\"'<>]*:(?!\d{1,5}[/?#])[^\s\"'<>]*@|(?<=http://)[^\s:/?#@\"'<>]+@|(?<=https://)[^\s:/?#@\"'<>]+@)"
+    r"(?:[^\s:/?#@\[\"'<>]*:(?!\d{1,5}[/?#])[^\s\"'<>]{0,4096}@|(?<=http://)[^\s:/?#@\"'<>]+@|(?<=https://)[^\s:/?#@\"'<>]+@)"
 )
 _PARAMETER = re.compile(r"(?P<before>[?&;](?P<name>[A-Za-z0-9_.-]+)=)(?P<value>[^\s&;#\"'<>]+)")
 _SIGNATURES = frozenset({"SIG", "SIGNATURE", "KEY", "CODE", "X_AMZ_SIGNATURE", "X_AMZ_CREDENTIAL", "X_GOOG_SIGNATURE"})
@@ -112,13 +113,17 @@ def token_in(text: str) -> str | None:
 
 def secret_in(text: str) -> str | None:
     """Describe the first credential in a value, without showing it; None if there is none."""
+    return _secret_in(text, _secret_variables())
+
+
+def _secret_in(text: str, variables: Sequence[tuple[str, str]]) -> str | None:
     if (kind := token_in(text)) is not None:
         return f"a {kind}" if kind[0] not in "AEIOU" else f"an {kind}"
     if _USER_INFO.search(text):
         return "a URL with credentials"
     if any(_is_secret_parameter(match) for match in _PARAMETER.finditer(text)):
         return "a URL with a credential in its query"
-    return next((f"the value of {name}" for name, value in _secret_variables() if value in text), None)
+    return next((f"the value of {name}" for name, value in variables if value in text), None)
 
 
 def redact(text: str) -> str:
@@ -147,7 +152,7 @@ def require_no_secrets(settings: Any, *, where: str) -> None:
     Raises:
         ConfigError: A setting has the name of a secret and a text as its value, or its value looks like a credential.
     """
-    problems = [f"  {problem}" for problem in _secrets_of(settings, "")]
+    problems = [f"  {problem}" for problem in _secrets_of(settings, _secret_variables())]
     if problems:
         raise ConfigError("\n".join([f"{where}: settings are stored and must not hold secrets:", *problems]))
 
@@ -162,11 +167,12 @@ def require_no_secret_references(settings: Any, *, where: str) -> None:
     Raises:
         ConfigError: A setting refers to such a variable.
     """
+    variables = _secret_variables()
     problems = [
         f"  {key or 'the configuration'}: refers to the environment variable {name}; {_REMEDY}"
-        for key, value in _texts(settings, "")
+        for key, value in _texts(settings, "", variables)
         for name in _ENVIRONMENT.findall(value)
-        if is_secret_name(name) or secret_in(os.environ.get(name, "")) is not None
+        if is_secret_name(name) or _secret_in(os.environ.get(name, ""), variables) is not None
     ]
     if problems:
         raise ConfigError("\n".join([f"{where}: settings are stored and must not hold secrets:", *problems]))
@@ -179,30 +185,33 @@ _REMEDY = (
 )
 
 
-def _secrets_of(settings: Any, key: str) -> Iterator[str]:
-    for place, text in _texts(settings, key):
+def _secrets_of(settings: Any, variables: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for place, text in _texts(settings, "", variables):
         if is_secret_name(place) and text:
             yield f"{place}: has the name of a secret; {_REMEDY}"
-        elif (found := secret_in(text)) is not None:
+        elif (found := _secret_in(text, variables)) is not None:
             yield f"{redact(place) or 'the value'}: is or contains {found}; {_REMEDY}"
 
 
-def _texts(settings: Any, key: str) -> Iterator[tuple[str, str]]:
+def _texts(settings: Any, key: str, variables: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Yield the dotted key and value of every text in nested settings. Keys that are not settings count as values."""
     if isinstance(settings, Mapping):
         for name, value in settings.items():
-            if isinstance(name, str) and secret_in(name) is not None:
+            if isinstance(name, str) and _secret_in(name, variables) is not None:
                 yield key, name
-            yield from _texts(value, f"{key}.{name}" if key else str(name))
+            yield from _texts(value, f"{key}.{name}" if key else str(name), variables)
     elif isinstance(settings, str):
         yield key, settings
     elif isinstance(settings, list | tuple | set | frozenset):
         for value in settings:
-            yield from _texts(value, key)
+            yield from _texts(value, key, variables)
 
 
 def _secret_variables() -> list[tuple[str, str]]:
-    """Return the environment variables that hold secrets. Short and simple values are left out: they are words."""
+    """Return the environment variables that hold secrets. Short and simple values are left out: they are words.
+
+    This reads the whole environment: a check of many texts calls it once.
+    """
     found = [
         (name, value)
         for name, value in os.environ.items()
