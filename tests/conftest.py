@@ -31,17 +31,30 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with long tests, and restrict errors from warnings to the project's modules in tests with engines or Ray.
+    """Order the tests, and restrict errors from warnings to the project's modules in tests with engines or Ray.
 
-    A long test at the end would keep one process waiting for the other. Ray and the libraries of the engines warn about
-    open sockets and each other's interfaces, at times that depend on load.
+    Ray and the libraries of the engines warn about open sockets and each other's interfaces, at times that depend on
+    load.
     """
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    _order(items)
     _refuse_tests_that_no_command_runs(items)
     only_ours = pytest.mark.filterwarnings("default", "error:::(rlad|actors|pipelines|benchmarks|tests)\\b")
     for item in items:
         if item.get_closest_marker("engine") or CLUSTER_TESTS in item.path.parents:
             item.add_marker(only_ours)
+
+
+def _order(items: list[pytest.Item]) -> None:
+    """Begin with long tests, and spread the files that start a cluster evenly among the others.
+
+    A long test at the end would keep one process waiting for the other. Tests with a cluster wait much of their time,
+    which the tests of another process then use.
+    """
+    files = list(dict.fromkeys(item.path for item in items))
+    with_cluster = [file for file in files if CLUSTER_TESTS in file.parents]
+    others = [file for file in files if CLUSTER_TESTS not in file.parents]
+    place = {file: index / len(group) for group in (with_cluster, others) for index, file in enumerate(group)}
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, place[item.path]))
 
 
 def _refuse_tests_that_no_command_runs(items: list[pytest.Item]) -> None:

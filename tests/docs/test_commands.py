@@ -89,8 +89,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
             "HOME": str(home),
             "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
-            # Starter models are shared with the session; everything else of the user is not.
+            # Starter models, and what vLLM knows of their classes, are shared with the session; nothing else is.
             "RLAD_CACHE": str(starters_folder().parent),
+            "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm")),
             "RAY_TMPDIR": ray_folder,
             "RAY_USAGE_STATS_ENABLED": "0",
         }

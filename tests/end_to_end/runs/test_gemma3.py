@@ -1,5 +1,9 @@
 """A run with the Gemma 3 architecture: alternating attention windows, norms of queries and keys, a padded tied output.
 
+Its teachers are the initial student: sampler, both teacher engines, reference policy and learner agree on
+log-probabilities. The two teachers, one per engine, score every group, and their mixture equals the student again. The
+run therefore also covers several scoring pools.
+
 The weights are random, so that the test is short. With `RLAD_GEMMA3` set to a model directory that
 `python -m examples.real_models.fetch gemma3 DIR` has written, the same test runs with Gemma 3 270M.
 """
@@ -43,27 +47,35 @@ def gemma(gemma3_model: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "gemma3")
+    same = f"path: {gemma}, dtype: float32, cpus_per_replica: 0.25"
     settings = [
         f"student.path={gemma}",
-        f"teacher.path={gemma}",
+        "teacher=null",
+        f"teachers.plain={{{same}, engine: transformers}}",
+        f"teachers.paged={{{same}, engine: vllm, token_budget: 2048}}",
+        "teacher_routes.knights_knaves={plain: 1, paged: 3}",
+        "reference={dtype: float32, engine: transformers, cpus_per_replica: 0.25}",
+        "cluster.num_cpus=3",
         "prompts.count=8",
         "evaluation.prompts.count=4",
         "evaluation.every_steps=0",
         "training={steps: 1, prompts_per_step: 4, updates_per_step: 1}",
         # Responses of random weights earn no reward, and the teacher is the student, so the entropy moves the weights.
-        "objective={name: trrd, entropy_bonus: {coefficient: 0.1}}",
+        "objective={name: trrd, reference_kl: 0.01, entropy_bonus: {coefficient: 0.1}}",
         "rollout.max_response_tokens=40",
     ]
     finish_run(CONFIGS / "smoke_cpu.yaml", *settings, directory=directory)
     return directory
 
 
-def test_sampler_teacher_and_learner_agree(run: RunDirectory) -> None:
+def test_sampler_teachers_reference_and_learner_agree(run: RunDirectory) -> None:
     (step,) = read_json_lines(run.metrics)
-    assert step["teacher/teacher_tokens"] == step["rollout/response_tokens"] > 0
+    assert step["teacher/plain_tokens"] == step["teacher/paged_tokens"] == step["rollout/response_tokens"] > 0
+    assert step["learner/missing_teacher_tokens"] == step["learner/missing_reference_tokens"] == 0
     assert step["rollout/response_tokens_mean"] > 16, "no response is longer than the window"
     assert step["learner/logprob_gap_max"] <= 1e-3
-    assert step["objective/log_ratio_teacher_abs_mean"] <= 1e-4
+    assert 0 <= step["objective/log_ratio_teacher_abs_mean"] <= 1e-4
+    assert abs(step["objective/reference_kl"]) <= 1e-6
 
 
 def test_plain_vllm_and_plain_transformers_load_the_export_alike(run: RunDirectory, gemma: Path) -> None:

@@ -1,4 +1,4 @@
-"""Offline distillation from the command line: killed during generation, continued, its traces reused."""
+"""Offline distillation from the command line: killed, continued; a comparison then trains on its traces."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from pipelines.compare import ComparisonDirectory
 from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts
 from pipelines.run.directory import RunDirectory, read_json_lines
 from rlad.contracts import Outcome
@@ -36,6 +37,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke_cpu.yaml"
 PROMPTS, STEPS, SIZE, SAMPLES = 64, 8, 8, 4
+COMPARED_STEPS = 2
+METHODS = ["trrd", "sft"]
 SETTINGS = [
     "objective.name=sft",
     f"offline.traces_per_prompt={SAMPLES}",
@@ -210,20 +213,95 @@ def test_card_and_report_name_the_traces(finished: Finished) -> None:
     assert "Trace length (tokens)" in finished.run.report.read_text()
 
 
-def test_traces_are_reused_without_the_teacher(finished: Finished, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "again")
-    short = ["teacher=null", "training.steps=1", "evaluation.prompts.count=2", "seed=1"]
-    reuse = [*SETTINGS, f"offline.traces={finished.run.traces}", *short]
-    result = rlad("run", SMOKE, *reuse, "--run-dir", run.path)
-    assert result.returncode == 0, result.stderr
-    assert not run.traces.exists()
-    assert TrainingTraces(run.training_traces).fingerprint == TrainingTraces(finished.run.training_traces).fingerprint
-    assert read_json_lines(run.metrics)[-1]["step"] == 1
-
-
 def test_traces_of_other_prompts_are_refused_before_anything_starts(finished: Finished, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"offline.traces={finished.run.traces}", "prompts.seed=5", "--run-dir", tmp_path / "other"]
     result = rlad("run", SMOKE, *arguments, timeout_s=300)
     assert result.returncode == 1
     assert "do not match this run: expected dataset" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A comparison of reinforcement learning, continued with a method that trains on the traces of `finished`.
+
+    Attributes:
+        config: Configuration file.
+        directory: Directory of the comparison.
+        metrics_before: Metrics file of the first method before the comparison was continued.
+        output: Output of the continued comparison.
+    """
+
+    config: Path
+    directory: ComparisonDirectory
+    metrics_before: bytes
+    output: str
+
+
+@pytest.fixture(scope="module")
+def compared(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    folder = tmp_path_factory.mktemp("comparison")
+    config = folder / "compare.yaml"
+    reuse = f"{{traces: {finished.run.traces}, traces_per_prompt: {SAMPLES}, max_accepted_per_prompt: 1}}"
+    config.write_text(
+        f"name: smoke\nbase: {SMOKE}\n"
+        f"overrides: {{training.steps: {COMPARED_STEPS}, evaluation.every_steps: 1}}\n"
+        "methods:\n"
+        "  trrd: {}\n"
+        f"  sft: {{overrides: {{objective: {{name: sft}}, teacher: null, offline: {reuse}}}}}\n"
+    )
+    directory = ComparisonDirectory(folder / "runs")
+    first = rlad("compare", config, "--methods", "trrd", "--run-dir", directory.path)
+    assert first.returncode == 0, first.stderr
+    before = RunDirectory(directory.path / "trrd-seed0").metrics.read_bytes()
+    continued = rlad("compare", config, "--run-dir", directory.path, "--resume")
+    assert continued.returncode == 0, continued.stderr
+    return Compared(config=config, directory=directory, metrics_before=before, output=continued.stdout)
+
+
+def test_traces_are_reused_without_the_teacher(finished: Finished, compared: Compared) -> None:
+    run = RunDirectory(compared.directory.path / "sft-seed0")
+    assert not run.traces.exists()
+    assert TrainingTraces(run.training_traces).fingerprint == TrainingTraces(finished.run.training_traces).fingerprint
+
+
+def test_every_compared_run_is_trained_and_the_start_is_evaluated_once(compared: Compared) -> None:
+    directory = compared.directory
+    trrd, sft = runs = [RunDirectory(directory.path / f"{method}-seed0") for method in METHODS]
+    for run in runs:
+        assert [line["step"] for line in read_json_lines(run.metrics)] == list(range(1, COMPARED_STEPS + 1))
+        assert [line["step"] for line in read_json_lines(run.evaluations)] == list(range(COMPARED_STEPS + 1))
+        assert run.export.is_dir()
+        ledger = rlad("ledger", run.path)
+        assert ledger.returncode == 0, ledger.stdout
+    assert read_json_lines(sft.evaluations)[0] == {**read_json_lines(trrd.evaluations)[0], "taken_from": "trrd-seed0"}
+    assert [run.read_config().objective.name for run in runs] == METHODS
+
+
+def test_compared_results_agree_with_the_recorded_runs(compared: Compared) -> None:
+    directory = compared.directory
+    figures = json.loads(directory.figures.read_text())
+    final = {
+        method: read_json_lines(RunDirectory(directory.path / f"{method}-seed0").evaluations)[-1]["overall"]["mean"]
+        for method in METHODS
+    }
+    assert {method: figures["accuracy"][method]["all"]["mean"] for method in final} == pytest.approx(final)
+    assert {each["method"]: each["difference"] for each in figures["differences"]} == pytest.approx(
+        {"sft": final["sft"] - final["trrd"]}
+    )
+    assert {each["verdict"] for each in figures["differences"]} == {"one seed"}
+    assert figures["costs"]["trrd"]["teacher_tokens"] > 0
+    assert "sft against trrd" in compared.output
+    assert directory.page.stat().st_size > 10_000
+
+
+def test_resumed_comparison_trains_only_missing_runs(compared: Compared) -> None:
+    assert "2 runs, 1 already finished" in compared.output
+    assert RunDirectory(compared.directory.path / "trrd-seed0").metrics.read_bytes() == compared.metrics_before
+
+
+def test_used_directory_of_a_comparison_is_refused_without_resume(compared: Compared) -> None:
+    result = rlad("compare", compared.config, "--run-dir", compared.directory.path, timeout_s=300)
+    assert result.returncode == 1
+    assert "--resume" in result.stderr
     assert "Traceback" not in result.stderr
