@@ -14,10 +14,10 @@ PARALLEL := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Some of the first kind wait, so a third process has the time of two cores; two runs of engines use both cores.
 # Only these folders have tests of the second kind (tests/conftest.py), and only they import the engines.
 FAST_TESTS := -n 3 $(PARALLEL) -m "not engine" --ignore tests/end_to_end
-ENGINE_TESTS := -n 2 $(PARALLEL) -m "engine and not chaos" tests/docs tests/end_to_end
+ENGINE_TESTS := -n 2 $(PARALLEL) -m "engine and not chaos and not slow" tests/docs tests/end_to_end
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos lint check format reference docs manifests lock clean
+.PHONY: help setup setup-gpu demo smoke smollm2 smollm2-demo test chaos slow lint check format reference docs manifests lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,6 +103,10 @@ $(VENV)/.schemathesis: $(STAMP) requirements/schemathesis.lock
 
 chaos: $(VENV)/.schemathesis ## faults that take too long for `make test`: bit flips, networks, stops, kills, long runs
 	$(BIN)/python -m benchmarks.chaos
+
+slow: $(STAMP) ## whole runs that take too long for `make test`: scaling, shared teachers, labelled nodes, Prometheus
+	$(BIN)/python -m pytest -n 2 $(PARALLEL) -m slow tests/end_to_end
+	$(BIN)/python -m benchmarks.monitoring
 
 lint: $(STAMP) ## check code style, formatting, types, import layers, language and waits
 	$(BIN)/ruff check .

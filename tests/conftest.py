@@ -60,10 +60,14 @@ def _order(items: list[pytest.Item]) -> None:
 def _refuse_tests_that_no_command_runs(items: list[pytest.Item]) -> None:
     """Refuse tests with engines outside of the folders that `make test` collects for them, and others in theirs."""
     for item in items:
-        is_engine, is_chaos = (item.get_closest_marker(name) is not None for name in ("engine", "chaos"))
+        is_engine, is_chaos, is_slow = (
+            item.get_closest_marker(name) is not None for name in ("engine", "chaos", "slow")
+        )
         folder = item.path.relative_to(TESTS).parts[0]
         if is_engine and not is_chaos and folder not in ("docs", "end_to_end"):
             raise pytest.UsageError(f"{item.nodeid} starts an engine: it belongs into tests/end_to_end")
+        if is_slow and folder != "end_to_end":
+            raise pytest.UsageError(f"{item.nodeid} has the mark `slow`: it belongs into tests/end_to_end")
         if folder == "end_to_end" and not is_engine:
             raise pytest.UsageError(f"{item.nodeid} needs the mark `engine`, as every test of its folder")
 

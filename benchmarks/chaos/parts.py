@@ -62,11 +62,6 @@ PARTS = (
     ),
     ChaosPart(name="stopped_roles", shows="each role is stopped and replaced"),
     ChaosPart(name="random_kills", shows="a run survives a random kill every 5 s for 3 minutes"),
-    ChaosPart(
-        name="monitoring",
-        shows="Prometheus has every metric of a live run, and an alert fires",
-        arguments=("-m", "benchmarks.monitoring"),
-    ),
     ChaosPart(name="tickers", shows="three tickers run each due time once, under kills and stops"),
     ChaosPart(
         name="removed_node",

@@ -14,6 +14,8 @@ from typing import Any
 from pipelines.run.directory import RunDirectory, read_json_lines
 
 STALL_TIMEOUT_S = 240.0
+# A look at the files of a run costs milliseconds, and a run that starts needs both cores.
+_POLL_S = 0.25
 ROOT = Path(__file__).parents[2]
 
 
@@ -92,7 +94,7 @@ class LiveRun:
             assert stalled_s < self._stall_timeout_s, (
                 f"no progress for {stalled_s:.0f} s while waiting for {what}; step {self.steps()} is finished"
             )
-            time.sleep(0.05)
+            time.sleep(_POLL_S)
 
     def _state(self) -> dict[Path, int]:
         """Return the size of each file and folder. SQLite's shared memory is left out, because readers write to it."""

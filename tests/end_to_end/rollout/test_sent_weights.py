@@ -173,7 +173,7 @@ def test_engine_has_no_version_after_a_partial_first_transfer(
     assert version_of(worker) is None
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_engines_hold_the_learners_weights_when_workers_join_and_processes_are_killed(tmp_path: Path) -> None:
     """Kill a worker and a learner rank of a run that updates weights during generation.
 

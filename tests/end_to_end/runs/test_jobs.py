@@ -241,7 +241,7 @@ def test_submitted_run_is_found_stopped_and_continued(cluster: RayCluster, tmp_p
     assert statuses == {job_id: "stopped", f"{job_id}-2": "succeeded"}
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_plain_ray_job_submit_finishes(cluster: RayCluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     plain = cluster.ray_job_submit("training.steps=1", "--run-dir", run.path)

@@ -70,7 +70,7 @@ def test_pool_with_too_small_labelled_nodes_is_refused_before_the_start(cluster:
     assert pools_of_actors() == {}
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_every_pool_runs_on_the_node_with_its_label(cluster: Cluster, tmp_path: Path) -> None:
     settings = load_run_config(SMOKE, [*SHORT, "cluster.pool_labels=true"])
     ensure_starters_of(settings, Console(quiet=True))

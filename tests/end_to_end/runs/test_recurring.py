@@ -96,7 +96,7 @@ def wait_for(event: str, done: Callable[[], bool], timeout_s: float = 900) -> No
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, f"{event} did not happen within {timeout_s} s"
-        time.sleep(0.1)
+        time.sleep(0.5)  # a look opens the database
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def pools_of(run: RunDirectory) -> dict[str, int]:
     return {name: pool["ready"] for name, pool in status_of(run).items()}
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_live_run_scales_up_survives_a_kill_scales_down_and_stops_without_losing_a_group(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     overrides = [

@@ -39,6 +39,9 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     settings = [
         f"student.path={model}",
         f"teacher.path={model}",
+        # A CPU without arithmetic in bfloat16 needs about a second for each token of a batch.
+        "student.dtype=float32",
+        "teacher.dtype=float32",
         f"prompts.path={folder}/arithmetic.jsonl",
         f"evaluation.prompts.path={folder}/arithmetic.jsonl",
         "evaluation.every_steps=0",
@@ -57,8 +60,8 @@ def test_the_teacher_scores_what_the_student_samples(run: RunDirectory) -> None:
     """Teacher and student have the same weights in the first step, so their scores differ by rounding alone."""
     first, second = read_json_lines(run.metrics)
     assert first["teacher/teacher_tokens"] > 100
-    assert 0 < first["objective/log_ratio_teacher_abs_mean"] < 0.1
-    assert first["learner/logprob_gap_mean"] < 0.1
+    assert 0 < first["objective/log_ratio_teacher_abs_mean"] < 1e-3
+    assert first["learner/logprob_gap_mean"] < 1e-3
     assert second["learner/gradient_norm"] > 0
 
 

@@ -325,7 +325,7 @@ async def kill_a_busy_replica(tokenizer: str, runs: list[StartedRun]) -> None:
     await asyncio.gather(*flood)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_two_runs_share_a_service_and_survive_a_killed_replica(
     address: str, url: str, tokenizer: str, token_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
