@@ -99,26 +99,26 @@ def run(
     ] = 0,
 ) -> None:
     """Train a student as CONFIG describes."""
+    from pipelines.run.directory import RunDirectory
     from rlad.config import load_run_config
 
     overrides = [*(overrides or []), *([f"cluster.address={address}"] if address else [])]
     settings = load_run_config(config, overrides)
+    directory = RunDirectory(_run_dir(run_dir, settings.name))
+    directory.require_usable(settings, resume=resume)  # before the imports of the driver, which take seconds
     if max_restarts:
         from pipelines.jobs.supervisor import supervise
-        from pipelines.run.directory import RunDirectory
 
-        where = _run_dir(run_dir, settings.name)
-        options = ["--run-dir", str(where), *(["--resume"] if resume else [])]
+        options = ["--run-dir", str(directory.path), *(["--resume"] if resume else [])]
         command = [sys.executable, "-m", "pipelines", "run", str(config), *overrides, *options]
-        status = supervise(command, RunDirectory(where), max_restarts=max_restarts, failures=settings.failures)
+        status = supervise(command, directory, max_restarts=max_restarts, failures=settings.failures)
         raise typer.Exit(status)
     from pipelines.distill import distill
     from pipelines.pretrain import ensure_starters_of
-    from pipelines.run.directory import RunDirectory
 
     console = Console()
     ensure_starters_of(settings, console)
-    distill(settings, RunDirectory(_run_dir(run_dir, settings.name)), resume=resume, console=console)
+    distill(settings, directory, resume=resume, console=console)
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -121,6 +121,29 @@ def test_unreachable_address_is_an_error_without_traceback(tmp_path: Path) -> No
     assert "Traceback" not in result.stderr
 
 
+def test_existing_run_is_refused_before_the_driver_and_its_libraries_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: other\n")
+    program = """
+import sys
+from pipelines.cli.main import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "transformers"} & sys.modules.keys()))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "run", SMOKE, "--run-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "--resume" in ended.stderr
+    assert ended.stdout == "[]\n"
+
+
 def test_ledger_status_is_1_after_a_duplicate(rlad: Rlad, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.issue(0, [("a", "prompt")])
