@@ -19,6 +19,8 @@ from rlad.ledger import Ledger
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke_cpu.yaml"
 TIMEOUT_S = 420.0
+# A look goes through all processes of the machine.
+_POLL_S = 0.2
 # Roles with a pattern that their process titles match.
 _ENGINE = "engine of a rollout worker"
 ROLES: Mapping[str, str] = {
@@ -159,7 +161,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = TIM
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.05)
+        time.sleep(_POLL_S)
 
 
 def has_ended(process: psutil.Process) -> bool:
