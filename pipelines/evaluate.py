@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from actors.messages import SampledGroup, VerifierResult
 from pipelines.cluster.connection import connected
 from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.environment.requirements import require_packages
+from pipelines.latency import measure_latency
 from pipelines.resolution.models import ResolvedModels, resolve_models
 from pipelines.resolution.prompts import prepare_prompts, require_group_key
 from pipelines.run.downloads import fetch_here
@@ -26,6 +28,7 @@ from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.evaluation.latency import Latency
 from rlad.integrity.durable import write_atomically
 
 
@@ -83,7 +86,8 @@ def evaluate_model(
 
     Args:
         suite: Evaluation sets, and the model as `student`.
-        output: Directory for `evaluation.json` (results) and `responses-SET.jsonl` (text and reward of each response).
+        output: Directory for `evaluation.json` (results, and the latency of the sets that measure it) and
+            `responses-SET.jsonl` (text and reward of each response).
 
     Returns:
         Results by the name of the set.
@@ -101,6 +105,7 @@ def evaluate_model(
     for name, settings in suite.sets.items():
         require_group_key(prompts[name], settings)
     summaries: dict[str, EvaluationSummary] = {}
+    latencies: dict[str, Latency] = {}
 
     async def run() -> None:
         async with AsyncExitStack() as closing:
@@ -127,6 +132,19 @@ def evaluate_model(
                         on_prompt=phase.advance,
                         on_responses=responses.add if responses is not None else None,
                     )
+                if settings.latency is None:
+                    continue
+                with progress.phase(f"measuring the latency on {name}", total=settings.latency.requests) as phase:
+                    latencies[name] = await measure_latency(
+                        rollout,
+                        prompts[name],
+                        settings,
+                        settings.latency,
+                        suite.rollout,
+                        seed=suite.seed,
+                        label=name,
+                        on_response=phase.advance,
+                    )
 
     is_local = starts_local_cluster(suite.cluster)
     if is_local:
@@ -139,18 +157,25 @@ def evaluate_model(
         console.print(
             evaluation_table(f"{suite.student.path} on {name}", summary, group_by=suite.sets[name].group_label)
         )
+    for name, latency in latencies.items():
+        console.print(f"latency on {name}: {latency}", soft_wrap=True, highlight=False)
     if output is not None:
-        _write_results(output, suite, models, summaries)
+        _write_results(output, suite, models, summaries, latencies)
     return summaries
 
 
 def _write_results(
-    output: Path, suite: EvaluationSuite, models: ResolvedModels, summaries: dict[str, EvaluationSummary]
+    output: Path,
+    suite: EvaluationSuite,
+    models: ResolvedModels,
+    summaries: dict[str, EvaluationSummary],
+    latencies: dict[str, Latency],
 ) -> None:
     results = {
         "model": suite.student.path,
         "model_version": models.student.version,
         "sets": {name: summary.as_dict() for name, summary in summaries.items()},
+        "latency": {name: asdict(latency) for name, latency in latencies.items()},
         "settings": suite.model_dump(mode="json"),
     }
     write_atomically(output / "evaluation.json", json.dumps(results, indent=2) + "\n")

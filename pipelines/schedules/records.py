@@ -163,6 +163,8 @@ class GateOutcome:
         prompts: Number of prompts of the gate with a judged response of the student.
         difference: `accuracy` minus that of the incumbent on the same prompts; None if it was not compared.
         interval: 95% confidence interval of the difference; None if it was not compared, or has a single prompt.
+        latency_s: 95th percentile of the time of a whole response, seconds; None if it was not measured.
+        incumbent_latency_s: That of the version in production; None if it was not measured.
     """
 
     name: str
@@ -173,6 +175,8 @@ class GateOutcome:
     prompts: int
     difference: float | None
     interval: tuple[float, float] | None
+    latency_s: float | None = None
+    incumbent_latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Unknown keys are errors; the message names the closest known key.
 """
 
-from rlad.config.evaluation import EvaluationConfig, EvaluationSuite
+from rlad.config.evaluation import EvaluationConfig, EvaluationSuite, LatencyConfig
 from rlad.config.learner import CheckpointConfig, LearnerConfig, OptimizerConfig, TrainingConfig
 from rlad.config.load import load_evaluation_suite, load_run_config
 from rlad.config.lora import LoraConfig
@@ -40,6 +40,7 @@ __all__ = [
     "GeneratorConfig",
     "HubPrompts",
     "KnightsKnavesPrompts",
+    "LatencyConfig",
     "LearnerConfig",
     "LoraConfig",
     "MixturePart",

@@ -15,6 +15,13 @@ from rlad.errors import ConfigError
 from rlad.verifiers import VerifierConfig
 
 
+class LatencyConfig(ConfigModel):
+    """Measurement of the latency: a short run after the evaluation of a set, on its prompts."""
+
+    requests: PositiveInt = Field(64, description="Number of responses.")
+    concurrency: PositiveInt = Field(8, description="Requests at once on each rollout worker.")
+
+
 class EvaluationConfig(ConfigModel):
     """Evaluation of the student on a fixed set of prompts."""
 
@@ -38,6 +45,12 @@ class EvaluationConfig(ConfigModel):
         "refuse",
         description="Treatment of evaluation prompts that are also training prompts, by the text of their question: "
         "refuse the run, or leave them out of the training or of the evaluation. `rlad eval` ignores it.",
+    )
+
+    latency: LatencyConfig | None = Field(
+        None,
+        description="Measurement of the time of whole responses, at a fixed number of requests at once; `{}` takes "
+        "the defaults, null does not measure. Only `rlad eval` measures it.",
     )
 
     @field_validator("prompts")

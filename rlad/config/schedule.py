@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt, Seconds
-from rlad.config.evaluation import EvaluationConfig
+from rlad.config.evaluation import EvaluationConfig, LatencyConfig
 from rlad.config.prompts import PromptSource
 from rlad.verifiers import VerifierConfig
 
@@ -120,10 +120,13 @@ class NotifyConfig(ConfigModel):
         return self
 
 
+_GATE_RULES = ("max_loss", "min_accuracy", "max_latency_s", "max_latency_growth")
+
+
 class GateConfig(EvaluationConfig):
     """Prompt set that a better student must also pass to be promoted. `every_steps` and `overlap` are ignored.
 
-    At least one rule is required. With both, both must hold.
+    At least one rule is required. With several, all must hold.
     """
 
     max_loss: Fraction | None = Field(
@@ -132,17 +135,38 @@ class GateConfig(EvaluationConfig):
         "of the difference, paired by prompt, must not reach below minus this. Null does not compare.",
     )
     min_accuracy: Fraction | None = Field(None, description="Minimum mean@k accuracy; null for no minimum.")
+    max_latency_s: Seconds | None = Field(
+        None,
+        description="Maximum 95th percentile of the time of a whole response, in seconds, measured as `latency` says; "
+        "null for no maximum.",
+    )
+    max_latency_growth: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Maximum growth of that percentile against the version in production, as a share of it: 0.2 "
+        "allows 20% more. Null does not compare.",
+    )
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> Self:
-        if self.max_loss is None and self.min_accuracy is None:
-            raise ValueError("a gate requires max_loss, min_accuracy, or both")
+        if all(getattr(self, rule) is None for rule in _GATE_RULES):
+            raise ValueError(f"a gate requires at least one of {', '.join(_GATE_RULES)}")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether a rule compares with the version in production."""
+        return self.max_loss is not None or self.max_latency_growth is not None
+
+    @property
+    def limits_latency(self) -> bool:
+        """Whether a rule requires the latency."""
+        return self.max_latency_s is not None or self.max_latency_growth is not None
 
     def evaluation(self, prompts: PromptSource) -> EvaluationConfig:
         """Return the settings of the evaluation, on the given prompts."""
-        settings = self.model_dump(exclude={"prompts", "max_loss", "min_accuracy"})
-        return EvaluationConfig(prompts=prompts, **settings)
+        settings = self.model_dump(exclude={"prompts", "latency", *_GATE_RULES})
+        latency = (self.latency or LatencyConfig()) if self.limits_latency else None
+        return EvaluationConfig(prompts=prompts, latency=latency, **settings)
 
 
 class ScheduleConfig(ConfigModel):

@@ -23,6 +23,7 @@ PUBLIC: dict[str, list[str]] = {
         "GeneratorConfig",
         "HubPrompts",
         "KnightsKnavesPrompts",
+        "LatencyConfig",
         "LearnerConfig",
         "LoraConfig",
         "MixturePart",

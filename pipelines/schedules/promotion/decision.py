@@ -97,13 +97,13 @@ def _evaluation_of(
         )
         if is_comparable and other.outcome is not None and other.outcome.version == production:
             return registry.get(plan.model, production).evaluation, "its own run"
-    summaries = evaluate_version(
+    evaluated = evaluate_version(
         work,
         local_copy(registry, work.schedule, production),
         work.directory.config(work.run_id),
         work.directory.incumbent_evaluation(work.run_id, production),
     )
-    return summaries["evaluation"], "evaluated now"
+    return evaluated.accuracy["evaluation"], "evaluated now"
 
 
 def _update_best(registry: ModelRegistry, version: ModelVersion) -> None:

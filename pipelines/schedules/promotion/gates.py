@@ -1,10 +1,11 @@
-"""Gates of a promotion: further prompt sets that a better student must pass, evaluated as by `rlad eval`."""
+"""Gates of a promotion: further prompt sets that a better student must pass, evaluated by `rlad eval`."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,10 @@ from pipelines.schedules.prompts import load_gate_prompts, write_prompts
 from pipelines.schedules.records import GateOutcome
 from rlad.config import RunConfig
 from rlad.config.load import suite_of, validated
+from rlad.config.schedule import GateConfig
+from rlad.errors import RunFailedError
 from rlad.evaluation.accuracy import EvaluationSummary
+from rlad.evaluation.latency import Latency, check_latency
 from rlad.evaluation.promotion import check_gate
 from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
@@ -34,28 +38,35 @@ def check_gates(
         return ()
     suite = _suite(work)
     candidate = evaluate_version(work, result.run.export, suite, work.directory.gates(work.run_id, None))
-    compares = production is not None and any(gate.max_loss is not None for gate in gates.values())
-    incumbent: dict[str, EvaluationSummary] = {}
-    if compares and production is not None:
+    incumbent = Evaluated(accuracy={}, latency={})
+    if production is not None and any(gate.compares for gate in gates.values()):
         model = local_copy(registry, work.schedule, production)
         incumbent = evaluate_version(work, model, suite, work.directory.gates(work.run_id, production))
-    outcomes = []
-    for name, gate in gates.items():
-        present = incumbent.get(name)
-        found = check_gate(candidate[name], present, max_loss=gate.max_loss, min_accuracy=gate.min_accuracy)
-        outcomes.append(
-            GateOutcome(
-                name=name,
-                is_passed=found.is_passed,
-                reason=found.reason,
-                accuracy=candidate[name].overall.mean,
-                incumbent_accuracy=present.overall.mean if present is not None else None,
-                prompts=candidate[name].overall.prompts,
-                difference=found.difference,
-                interval=found.interval,
-            )
-        )
-    return tuple(outcomes)
+    return tuple(_outcome(name, gate, candidate, incumbent) for name, gate in gates.items())
+
+
+def _outcome(name: str, gate: GateConfig, candidate: Evaluated, incumbent: Evaluated) -> GateOutcome:
+    accuracy, present = candidate.accuracy[name], incumbent.accuracy.get(name)
+    found = check_gate(accuracy, present, max_loss=gate.max_loss, min_accuracy=gate.min_accuracy)
+    is_passed, reason = found.is_passed, found.reason
+    latency, present_latency = candidate.latency.get(name), incumbent.latency.get(name)
+    if gate.limits_latency:
+        if latency is None:
+            raise RunFailedError(f"the evaluation of gate {name} has no latency: it was made by an earlier version")
+        speed = check_latency(latency, present_latency, max_s=gate.max_latency_s, max_growth=gate.max_latency_growth)
+        is_passed, reason = is_passed and speed.is_passed, f"{reason}; {speed.reason}"
+    return GateOutcome(
+        name=name,
+        is_passed=is_passed,
+        reason=reason,
+        accuracy=accuracy.overall.mean,
+        incumbent_accuracy=present.overall.mean if present is not None else None,
+        prompts=accuracy.overall.prompts,
+        difference=found.difference,
+        interval=found.interval,
+        latency_s=latency.p95_s if latency is not None else None,
+        incumbent_latency_s=present_latency.p95_s if present_latency is not None else None,
+    )
 
 
 def reason_with_gates(reason: str, gates: Sequence[GateOutcome]) -> str:
@@ -65,8 +76,21 @@ def reason_with_gates(reason: str, gates: Sequence[GateOutcome]) -> str:
     return f"{reason}; passed {', '.join(gate.name for gate in gates)}" if gates else reason
 
 
-def evaluate_version(work: TickExecution, model: Path, config: Path, output: Path) -> dict[str, EvaluationSummary]:
-    """Evaluate a model by `rlad eval`, and return the results by set. An earlier attempt's results are used again.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Results of `rlad eval`.
+
+    Attributes:
+        accuracy: Accuracy by set.
+        latency: Latency by set, of the sets that measure it.
+    """
+
+    accuracy: Mapping[str, EvaluationSummary]
+    latency: Mapping[str, Latency]
+
+
+def evaluate_version(work: TickExecution, model: Path, config: Path, output: Path) -> Evaluated:
+    """Evaluate a model by `rlad eval`. An earlier attempt's results are used again.
 
     Args:
         work: The tick.
@@ -81,8 +105,11 @@ def evaluate_version(work: TickExecution, model: Path, config: Path, output: Pat
         address = [f"cluster.address={work.address}"] if work.address else []
         command = ["eval", str(model), "--config", str(config), "--output", str(output), *address]
         work.execute(command, name=output.name, output=output)
-    sets = json.loads(figures.read_text())["sets"]
-    return {name: EvaluationSummary.from_dict(summary) for name, summary in sets.items()}
+    results = json.loads(figures.read_text())
+    return Evaluated(
+        accuracy={name: EvaluationSummary.from_dict(summary) for name, summary in results["sets"].items()},
+        latency={name: Latency(**latency) for name, latency in results.get("latency", {}).items()},
+    )
 
 
 def _suite(work: TickExecution) -> Path:

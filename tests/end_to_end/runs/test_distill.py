@@ -129,9 +129,16 @@ def test_the_student_changed_and_loads_with_plain_transformers(run: RunDirectory
 def test_the_student_loads_with_plain_vllm_and_is_evaluated(run: RunDirectory, tmp_path: Path) -> None:
     output = tmp_path / "evaluation"
     settings = ["evaluation.samples=4", "evaluation.group_by=[task, people]"]
+    settings += ["evaluation.latency={requests: 30, concurrency: 4}"]
     result = rlad("eval", run.export, "--config", CONFIGS / "smoke_cpu.yaml", *settings, "--output", output)
     assert result.returncode == 0, result.stderr
-    summary = EvaluationSummary.from_dict(json.loads((output / "evaluation.json").read_text())["sets"]["evaluation"])
+    figures = json.loads((output / "evaluation.json").read_text())
+    latency = figures["latency"]["evaluation"]
+    assert (latency["requests"], latency["concurrency"]) == (30, 4)
+    assert 0 < latency["median_s"] <= latency["p95_s"]
+    assert 1 < latency["response_tokens"] <= 48
+    assert "latency on evaluation: p95" in result.stdout
+    summary = EvaluationSummary.from_dict(figures["sets"]["evaluation"])
     lines = read_json_lines(output / "responses-evaluation.jsonl")
     by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rlad.config.schedule import ScheduleConfig
 from rlad.data.prompt_files import write_prompt_file
 from rlad.data.records import PromptRecord
 from rlad.evaluation.accuracy import EvaluationSummary, PromptResult, summarise
+from rlad.evaluation.latency import Latency
 from rlad.integrity.durable import write_atomically
 from rlad.registry.registry import ModelRegistry
 
@@ -72,6 +73,10 @@ class FakeClock:
         return self.now
 
 
+def latency_of(p95_s: float) -> Latency:
+    return Latency(requests=64, concurrency=8, median_s=p95_s / 2, p95_s=p95_s, response_tokens=20.0, tokens_per_s=80.0)
+
+
 Script = Callable[[RunRequest], RunExit | None]
 """Behaviour of a fake run on each wait. None means that it still runs."""
 
@@ -87,6 +92,8 @@ class FakeLauncher:
     stopped: int = 0
     shares: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Accuracies on further sets of an evaluation, by set: of the run's own export, and of other models."""
+    p95_s: tuple[float, float] = (1.0, 1.0)
+    """Latency on the sets that measure it, seconds: of the run's own export, and of other models."""
 
     def start(self, request: RunRequest) -> FakeRun:
         self.requests.append(request)
@@ -104,7 +111,12 @@ class FakeLauncher:
             sets = {
                 name: accuracy(self.shares[name][0 if is_own else 1]).as_dict() for name in settings.get("sets", {})
             } or {"evaluation": accuracy(self.after).as_dict()}
-            (output / "evaluation.json").write_text(json.dumps({"sets": sets}))
+            latency = {
+                name: asdict(latency_of(self.p95_s[0 if is_own else 1]))
+                for name, each in settings.get("sets", {}).items()
+                if each["latency"] is not None
+            }
+            (output / "evaluation.json").write_text(json.dumps({"sets": sets, "latency": latency}))
         else:
             self.write_run(request)
         return RunExit(status=0, reason=None)

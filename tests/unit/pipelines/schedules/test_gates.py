@@ -121,7 +121,7 @@ def test_prompts_of_gates_are_left_out_of_the_training(gated: Site) -> None:
 
 
 def test_gate_without_a_rule_a_verifier_or_prompts_of_its_own_is_refused(gated: Site) -> None:
-    with pytest.raises(ValueError, match="max_loss, min_accuracy, or both"):
+    with pytest.raises(ValueError, match="at least one of max_loss, min_accuracy"):
         gated.settings(gates={"old": {"prompts": OLD["prompts"]}})
     with pytest.raises(ValueError, match="got knights_knaves in both"):
         gated.settings(gate_verifiers={"knights_knaves": PUZZLES})
@@ -138,6 +138,27 @@ def test_gate_without_a_rule_a_verifier_or_prompts_of_its_own_is_refused(gated: 
     fixed = {**run, "prompts": {"source": "file", "path": "old.jsonl"}}
     with pytest.raises(DataError, match="gate old: 20 of its 20 prompts are training prompts"):
         gated.add(run=fixed, gates={"old": OLD})
+
+
+def test_slow_student_fails_the_gates_that_limit_the_latency(gated: Site) -> None:
+    absolute = {**SAFETY, "max_latency_s": 1.5}
+    relative = {"prompts": OLD["prompts"], "max_latency_growth": 0.2, "latency": {"requests": 5}}
+    gated.launcher.shares = {"absolute": (1.0, 1.0), "relative": (1.0, 1.0)}
+    gated.add(gates={"absolute": absolute, "relative": relative})
+    for day, p95_s, passed in ((1, 1.2, [True, True]), (2, 1.3, [True, False]), (3, 1.6, [False, False])):
+        gated.launcher.p95_s = (p95_s, 1.0)
+        ended = gated.tick_at(NIGHT + day * DAY, before=0.6, after=0.9)
+        assert ended.outcome is not None
+        assert [gate.is_passed for gate in ended.outcome.gates] == passed
+        assert [gate.latency_s for gate in ended.outcome.gates] == [p95_s] * 2
+        assert ended.outcome.gates[1].incumbent_latency_s == 1.0
+        assert ended.event == ("promoted" if all(passed) else "kept")
+    assert "gate absolute failed: 100.0% on 20 prompts; slower than the maximum of 1.5 s" in ended.outcome.reason
+    assert "slower by more than 20%" in ended.outcome.reason
+    request = gated.launcher.requests[-1]
+    suite = load_evaluation_suite(request.arguments[request.arguments.index("--config") + 1])
+    measured = [suite.sets[name].latency for name in ("absolute", "relative")]
+    assert [(each.requests, each.concurrency) for each in measured if each is not None] == [(64, 8), (5, 8)]
 
 
 def test_gates_are_read_from_a_file_that_has_nothing_else(tmp_path: Path) -> None:
