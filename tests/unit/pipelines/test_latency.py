@@ -68,7 +68,7 @@ def measured(rollout: SlowRollout, *, requests: int, concurrency: int) -> Latenc
     return run_in_virtual_time(measurement)
 
 
-def test_requests_repeat_the_prompts_with_so_many_at_once_on_each_worker() -> None:
+def test_requests_repeat_the_prompts_and_their_number_at_once_is_kept_for_each_worker() -> None:
     rollout = SlowRollout()
     found = measured(rollout, requests=12, concurrency=2)
     assert rollout.most_at_once == 4
