@@ -7,6 +7,7 @@ refused before anything is loaded.
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import secrets
 import shutil
@@ -29,6 +30,8 @@ from rlad.integrity.manifest import digests_of, files_below, read_manifest, veri
 
 # Classes other than tensors and plain values in DeepSpeed's checkpoints. Their constructors store numbers.
 _ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
+# Early releases of Python 3.11 (Debian has 3.11.2) pickle an enum member as a call of `getattr`, which is refused.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 _REMEDY = (
     "Delete the directory of this checkpoint: --resume continues from an older one, or from the start if there is none"
 )

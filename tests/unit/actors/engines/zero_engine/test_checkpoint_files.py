@@ -15,6 +15,7 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch.distributed as dist
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from actors.engines.zero_engine.checkpoint_files import SafeCheckpointEngine, require_intact, write_checkpoint
 from actors.learner.checkpoints import drop_unusable_list, newest_checkpoint
@@ -55,6 +56,17 @@ def test_an_intact_checkpoint_is_loaded(checkpoint: Path) -> None:
     state = SafeCheckpointEngine().load(str(checkpoint / "zero" / "model_states.pt"))
     assert state["step"] == 3
     assert torch.equal(state["module"], torch.arange(200.0))
+
+
+def test_a_stage_is_written_so_that_it_is_loaded_under_every_release_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11.2 pickles enum members as this replacement does."""
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, protocol: (getattr, (type(stage), stage.name)))
+    engine, path = SafeCheckpointEngine(), tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    write_checkpoint(engine, tmp_path, lambda: engine.save({"zero_stage": ZeroStageEnum.weights}, str(path)))
+    require_intact(tmp_path)
+    assert engine.load(str(path)) == {"zero_stage": ZeroStageEnum.weights}
 
 
 def test_a_planted_pickle_is_refused_and_does_not_run_even_with_a_matching_manifest(
