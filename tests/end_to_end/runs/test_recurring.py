@@ -236,8 +236,8 @@ def test_worse_student_is_not_promoted(site: Site) -> None:
     assert (second.event, outcome.version) == ("kept", 2)
     assert outcome.difference is not None
     assert outcome.difference < 0
-    # The frozen evaluation is the same, so the incumbent need not be evaluated again.
-    assert (outcome.incumbent, outcome.incumbent_source) == (1, "its own run")
+    # The run started from the incumbent, which therefore need not be evaluated again.
+    assert (outcome.incumbent, outcome.incumbent_source) == (1, "the run's start")
     aliases = site.registry.aliases(MODEL)
     assert (aliases["production"], aliases["best"]) == (1, 1)
 
