@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator, model_validator
 
 from rlad.config.base import ConfigModel, Fraction, PositiveInt
-from rlad.config.load import read_settings, resolved, validated
+from rlad.config.load import read_settings, resolved, validated, with_overrides
 from rlad.config.prompts import PromptSource
 from rlad.config.run import RunConfig
 from rlad.errors import ConfigError
@@ -346,7 +346,6 @@ def _run_config(
     try:
         for key, value in changes:
             OmegaConf.update(settings, key, value, merge=False)
-        merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides)))
-        return validated(RunConfig, resolved(merged, where=where), where=where)
+        return validated(RunConfig, resolved(with_overrides(settings, overrides), where=where), where=where)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error}") from error

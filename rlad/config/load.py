@@ -97,9 +97,7 @@ def read_settings(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, 
         raise ConfigError(f"no configuration file at {path}")
     _require_pairs(overrides)
     try:
-        loaded = _loaded(path)
-        merged = OmegaConf.merge(_clear_replaced_kinds(loaded, overrides), OmegaConf.from_dotlist(list(overrides)))
-        settings = resolved(merged, where=str(path))
+        settings = resolved(with_overrides(_loaded(path), overrides), where=str(path))
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {redact(str(error))}") from error
     return {str(key): value for key, value in settings.items()}
@@ -111,13 +109,21 @@ def merged(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     Raises:
         ConfigError: An override is not `key=value`, or the settings then hold a secret.
     """
-    _require_pairs(overrides)
     try:
-        before = _clear_replaced_kinds(OmegaConf.create(dict(settings)), overrides)
-        found = OmegaConf.merge(before, OmegaConf.from_dotlist(list(overrides)))
+        found = with_overrides(OmegaConf.create(dict(settings)), overrides)
         return {str(key): value for key, value in resolved(found, where="the new settings").items()}
     except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
         raise ConfigError(f"the new settings are not valid: {redact(str(error))}") from error
+
+
+def with_overrides(settings: DictConfig, overrides: Sequence[str]) -> Any:
+    """Return settings with overrides merged into them, not yet resolved. May change `settings`.
+
+    Raises:
+        ConfigError: An override is not `key=value`.
+    """
+    _require_pairs(overrides)
+    return OmegaConf.merge(_clear_replaced_kinds(settings, overrides), OmegaConf.from_dotlist(list(overrides)))
 
 
 def _require_pairs(overrides: Sequence[str]) -> None:

@@ -52,6 +52,14 @@ def test_arguments_select_methods_seeds_and_overrides(tmp_path: Path) -> None:
     assert {run.config.training.steps for run in comparison.runs} == {1}
 
 
+def test_override_of_another_kind_replaces_the_section_of_every_method(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("")
+    comparison = load_comparison(write(tmp_path), [f"prompts={{source: file, path: {tmp_path}/prompts.jsonl}}"])
+    assert {run.config.prompts.model_dump()["source"] for run in comparison.runs} == {"file"}
+    with pytest.raises(ConfigError, match="expected overrides of the form key=value"):
+        load_comparison(write(tmp_path), ["training.steps"])
+
+
 def test_base_can_be_a_file_or_inline_settings(tmp_path: Path) -> None:
     text = (CONFIGS / "smoke_cpu.yaml").read_text()
     (tmp_path / "base.yaml").write_text(text)
