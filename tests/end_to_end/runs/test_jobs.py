@@ -30,7 +30,7 @@ SMOKE = "configs/smoke_cpu.yaml"
 # Without a teacher, which every run would start.
 SHORT = ["objective.name=grpo", "teacher=null", "checkpoints.every_steps=1"]
 SHORT += ["evaluation.every_steps=0", "evaluation.prompts.count=4"]
-STEPS = 12
+STEPS = 16
 DEADLINE_S = 1200
 
 
