@@ -13,17 +13,19 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.messages import SampledGroup, VerifierResult
+from actors.rollout.pool import RolloutPool
+from actors.verifier.reward_pool import VerdictPools
 from pipelines.cluster.connection import connected
 from pipelines.cluster.node_models import starts_local_cluster
 from pipelines.environment.requirements import require_packages
 from pipelines.latency import measure_latency
 from pipelines.resolution.models import ResolvedModels, resolve_models
-from pipelines.resolution.prompts import prepare_prompts, require_group_key
+from pipelines.resolution.prompts import EncodedPrompts, prepare_prompts, require_group_key
 from pipelines.run.downloads import fetch_here
 from pipelines.run.progress import RunProgress, evaluation_table
 from pipelines.training.evaluation import evaluate_set
 from pipelines.training.pools import fetch_for_pools, open_evaluation_pools
-from rlad.config import EvaluationSuite
+from rlad.config import EvaluationSuite, LatencyConfig
 from rlad.contracts import Outcome
 from rlad.data.records import PromptRecord
 from rlad.errors import RunDirectoryError
@@ -116,35 +118,9 @@ def evaluate_model(
             if output is not None:  # not before the engines run, so that a failed start leaves nothing behind
                 await asyncio.to_thread(output.mkdir, parents=True, exist_ok=True)
             for name, settings in suite.sets.items():
-                records = prompts[name].records
-                file = (
-                    ResponseFile(output / f"responses-{name}.jsonl", records) if output is not None else nullcontext()
-                )
-                with file as responses, progress.phase(f"evaluating on {name}", total=len(records)) as phase:
-                    summaries[name] = await evaluate_set(
-                        rollout,
-                        verifiers,
-                        prompts[name],
-                        settings,
-                        suite.rollout,
-                        seed=suite.seed,
-                        label=name,
-                        on_prompt=phase.advance,
-                        on_responses=responses.add if responses is not None else None,
-                    )
-                if settings.latency is None:
-                    continue
-                with progress.phase(f"measuring the latency on {name}", total=settings.latency.requests) as phase:
-                    latencies[name] = await measure_latency(
-                        rollout,
-                        prompts[name],
-                        settings,
-                        settings.latency,
-                        suite.rollout,
-                        seed=suite.seed,
-                        label=name,
-                        on_response=phase.advance,
-                    )
+                summaries[name] = await _accuracy(suite, name, prompts[name], rollout, verifiers, output, progress)
+                if settings.latency is not None:
+                    latencies[name] = await _latency(suite, name, prompts[name], settings.latency, rollout, progress)
 
     is_local = starts_local_cluster(suite.cluster)
     if is_local:
@@ -162,6 +138,53 @@ def evaluate_model(
     if output is not None:
         _write_results(output, suite, models, summaries, latencies)
     return summaries
+
+
+async def _accuracy(
+    suite: EvaluationSuite,
+    name: str,
+    prompts: EncodedPrompts,
+    rollout: RolloutPool,
+    verifiers: VerdictPools,
+    output: Path | None,
+    progress: RunProgress,
+) -> EvaluationSummary:
+    """Evaluate one set, and write its responses if there is an output directory."""
+    records = prompts.records
+    file = ResponseFile(output / f"responses-{name}.jsonl", records) if output is not None else nullcontext()
+    with file as responses, progress.phase(f"evaluating on {name}", total=len(records)) as phase:
+        return await evaluate_set(
+            rollout,
+            verifiers,
+            prompts,
+            suite.sets[name],
+            suite.rollout,
+            seed=suite.seed,
+            label=name,
+            on_prompt=phase.advance,
+            on_responses=responses.add if responses is not None else None,
+        )
+
+
+async def _latency(
+    suite: EvaluationSuite,
+    name: str,
+    prompts: EncodedPrompts,
+    latency: LatencyConfig,
+    rollout: RolloutPool,
+    progress: RunProgress,
+) -> Latency:
+    with progress.phase(f"measuring the latency on {name}", total=latency.requests) as phase:
+        return await measure_latency(
+            rollout,
+            prompts,
+            suite.sets[name],
+            latency,
+            suite.rollout,
+            seed=suite.seed,
+            label=name,
+            on_response=phase.advance,
+        )
 
 
 def _write_results(

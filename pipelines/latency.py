@@ -6,18 +6,13 @@ import asyncio
 from collections.abc import Callable
 from itertools import cycle, islice
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
-
 from actors.messages import SampleRequest
 from actors.rollout.pool import RolloutPool
 from pipelines.resolution.prompts import EncodedPrompts
 from pipelines.training.deadlines import together
+from pipelines.training.evaluation import again_if_worker_lost, evaluation_request
 from rlad.config import EvaluationConfig, LatencyConfig, RolloutConfig
-from rlad.errors import DeadlineError, WorkerLostError
 from rlad.evaluation.latency import Latency, summarise_latency
-
-# Attempts for a request whose worker was lost.
-_ATTEMPTS = 3
 
 
 async def measure_latency(
@@ -49,20 +44,8 @@ async def measure_latency(
     in_flight = asyncio.Semaphore(latency.concurrency * engines.workers)
 
     async def respond(number: int, index: int) -> tuple[float, int]:
-        record = prompts.records[index]
-        request = SampleRequest(
-            uid=f"latency:{label}:{number}",
-            attempt=0,
-            prompt_id=record.id,
-            task=record.task,
-            answer=record.answer,
-            prompt_ids=prompts.token_ids[index],
-            num_responses=1,
-            max_response_tokens=settings.max_response_tokens or engines.max_response_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=seed,
-        )
+        uid = f"latency:{label}:{number}"
+        request = evaluation_request(prompts, index, settings, engines, uid=uid, responses=1, seed=seed)
         async with in_flight:
             found = await _timed(rollout, request)
         on_response()
@@ -77,9 +60,7 @@ async def measure_latency(
     return summarise_latency(seconds, tokens, elapsed_s=elapsed_s, concurrency=latency.concurrency)
 
 
-@retry(
-    retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True
-)
+@again_if_worker_lost
 async def _timed(rollout: RolloutPool, request: SampleRequest) -> tuple[float, int]:
     """Return the time of a response, seconds, and its number of tokens. A lost worker costs no time."""
     clock = asyncio.get_running_loop().time

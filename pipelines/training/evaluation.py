@@ -94,19 +94,8 @@ async def evaluate_set(
 
     async def evaluate_prompt(index: int) -> PromptResult:
         record = prompts.records[index]
-        request = SampleRequest(
-            uid=f"evaluation:{label}:{record.id}",
-            attempt=0,
-            prompt_id=record.id,
-            task=record.task,
-            answer=record.answer,
-            prompt_ids=prompts.token_ids[index],
-            num_responses=settings.samples,
-            max_response_tokens=settings.max_response_tokens or engines.max_response_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=seed,
-        )
+        uid = f"evaluation:{label}:{record.id}"
+        request = evaluation_request(prompts, index, settings, engines, uid=uid, responses=settings.samples, seed=seed)
         async with in_flight:
             sampled, verified = await sample_and_judge(rollout, verifiers, request, with_texts=with_texts)
         if on_responses is not None:
@@ -125,9 +114,40 @@ async def evaluate_set(
     return summarise(await together(*(evaluate_prompt(index) for index in range(len(prompts.records)))))
 
 
-@retry(
+def evaluation_request(
+    prompts: EncodedPrompts,
+    index: int,
+    settings: EvaluationConfig,
+    engines: RolloutConfig,
+    *,
+    uid: str,
+    responses: int,
+    seed: int,
+) -> SampleRequest:
+    """Return the request for a number of responses to a prompt of a set, with the set's settings of sampling."""
+    record = prompts.records[index]
+    return SampleRequest(
+        uid=uid,
+        attempt=0,
+        prompt_id=record.id,
+        task=record.task,
+        answer=record.answer,
+        prompt_ids=prompts.token_ids[index],
+        num_responses=responses,
+        max_response_tokens=settings.max_response_tokens or engines.max_response_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed,
+    )
+
+
+again_if_worker_lost = retry(
     retry=retry_if_exception_type((WorkerLostError, DeadlineError)), stop=stop_after_attempt(_ATTEMPTS), reraise=True
 )
+"""Decorator that repeats a request whose worker was lost."""
+
+
+@again_if_worker_lost
 async def sample_and_judge(
     rollout: RolloutPool, verifiers: VerdictPools, request: SampleRequest, *, with_texts: bool = False
 ) -> tuple[SampledGroup, VerifierResult]:

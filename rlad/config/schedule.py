@@ -165,7 +165,7 @@ class GateConfig(EvaluationConfig):
     def evaluation(self, prompts: PromptSource) -> EvaluationConfig:
         """Return the settings of the evaluation, on the given prompts."""
         settings = self.model_dump(exclude={"prompts", "latency", *_GATE_RULES})
-        latency = (self.latency or LatencyConfig()) if self.limits_latency else None
+        latency = self.latency or (LatencyConfig() if self.limits_latency else None)
         return EvaluationConfig(prompts=prompts, latency=latency, **settings)
 
 

@@ -42,6 +42,12 @@ def check_gates(
     if production is not None and any(gate.compares for gate in gates.values()):
         model = local_copy(registry, work.schedule, production)
         incumbent = evaluate_version(work, model, suite, work.directory.gates(work.run_id, production))
+    unmeasured = [name for name, gate in gates.items() if gate.limits_latency and name not in candidate.latency]
+    if unmeasured:
+        raise RunFailedError(
+            f"the evaluation of the gates has no latency of {', '.join(unmeasured)}, whose rules were added after it: "
+            f"remove {suite} and {work.directory.gates(work.run_id, None)}"
+        )
     return tuple(_outcome(name, gate, candidate, incumbent) for name, gate in gates.items())
 
 
@@ -50,9 +56,7 @@ def _outcome(name: str, gate: GateConfig, candidate: Evaluated, incumbent: Evalu
     found = check_gate(accuracy, present, max_loss=gate.max_loss, min_accuracy=gate.min_accuracy)
     is_passed, reason = found.is_passed, found.reason
     latency, present_latency = candidate.latency.get(name), incumbent.latency.get(name)
-    if gate.limits_latency:
-        if latency is None:
-            raise RunFailedError(f"the evaluation of gate {name} has no latency: it was made by an earlier version")
+    if latency is not None:
         speed = check_latency(latency, present_latency, max_s=gate.max_latency_s, max_growth=gate.max_latency_growth)
         is_passed, reason = is_passed and speed.is_passed, f"{reason}; {speed.reason}"
     return GateOutcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,21 @@ def test_slow_student_fails_the_gates_that_limit_the_latency(gated: Site) -> Non
     suite = load_evaluation_suite(request.arguments[request.arguments.index("--config") + 1])
     measured = [suite.sets[name].latency for name in ("absolute", "relative")]
     assert [(each.requests, each.concurrency) for each in measured if each is not None] == [(64, 8), (5, 8)]
+
+
+def test_limit_that_is_newer_than_the_evaluation_is_an_error_with_the_remedy(gated: Site) -> None:
+    def finish_without_latency(request: RunRequest) -> RunExit:
+        ended = gated.launcher.finish(request)
+        figures = Path(request.arguments[request.arguments.index("--output") + 1]) / "evaluation.json"
+        figures.write_text(json.dumps({"sets": json.loads(figures.read_text())["sets"]}))
+        return ended
+
+    gated.add(gates={"safety": {**SAFETY, "max_latency_s": 1.5}})
+    gated.launcher.scripts = [gated.launcher.finish, finish_without_latency]
+    ended = gated.tick_at(NIGHT + DAY, before=0.6, after=0.9)
+    assert ended.event == "failed"
+    assert "has no latency of safety" in str(ended.reason)
+    assert "remove " in str(ended.reason)
 
 
 def test_gates_are_read_from_a_file_that_has_nothing_else(tmp_path: Path) -> None:
